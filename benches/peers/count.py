@@ -1,0 +1,211 @@
+#!/usr/bin/env python3
+"""What an echo server costs in exact numbers: instructions, system calls, bytes, wake-ups.
+
+Instructions and system calls are counted in two runs that differ only in the number of messages;
+the difference of the counts over the difference of the messages leaves out starting, connecting,
+closing and ending.
+"""
+
+import argparse
+import contextlib
+import re
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from harness import BenchError, Server, prepare, run_load
+
+DEFAULT_SERVER = "target/release/examples/echo --listen {addr} --max-connections 15000"
+
+MESSAGES_FEW = 2_000
+MESSAGES_MANY = 12_000
+LOADS = {
+    "echo, 64 connections": ["--conns", 64, "--size", 64],
+    "echo, 1 connection": ["--conns", 1, "--size", 64],
+    "churned connection": ["--conns", 64, "--size", 64, "--churn"],
+}
+
+IDLE_CONNECTIONS = 10_000
+IDLE_SECONDS = 10
+IDLE_SETTLE_S = 1
+CLIENT_TIMEOUT_S = 10
+TRACER_TIMEOUT_S = 10
+
+
+def main():
+    options = parse_options()
+    prepare()
+    parts = {
+        "instructions": count_instructions,
+        "syscalls": count_syscalls,
+        "memory": weigh_connections,
+        "idle": watch_idle,
+    }
+    chosen = [name for name in parts if getattr(options, name)]
+    for name in chosen or parts:
+        parts[name](options.server)
+
+
+def parse_options():
+    parser = argparse.ArgumentParser(
+        description="Counts what an echo server costs. Without a selection, all parts are run."
+    )
+    parser.add_argument(
+        "--server",
+        default=DEFAULT_SERVER,
+        metavar="COMMAND",
+        help=f"{{addr}} stands for the address to listen on (default: {DEFAULT_SERVER})",
+    )
+    parser.add_argument(
+        "--instructions", action="store_true", help="user instructions, under callgrind"
+    )
+    parser.add_argument("--syscalls", action="store_true", help="system calls, under strace")
+    parser.add_argument(
+        "--memory", action="store_true", help=f"bytes for each of {IDLE_CONNECTIONS:,} connections"
+    )
+    parser.add_argument(
+        "--idle",
+        action="store_true",
+        help=f"CPU time and wake-ups with {IDLE_CONNECTIONS:,} silent connections",
+    )
+    return parser.parse_args()
+
+
+def count_instructions(command):
+    print("user instructions per")
+    for title, load in LOADS.items():
+        few, many = (
+            instructions_of_run(command, [*load, "--messages", messages])
+            for messages in (MESSAGES_FEW, MESSAGES_MANY)
+        )
+        print_count(title, (many - few) / (MESSAGES_MANY - MESSAGES_FEW))
+
+
+def instructions_of_run(command, load):
+    with tempfile.TemporaryDirectory() as directory:
+        out = Path(directory) / "callgrind.out"
+        wrapper = ["valgrind", "-q", "--tool=callgrind", f"--callgrind-out-file={out}"]
+        with Server(command, wrapper) as server:
+            run_load(server, *load)
+        totals = re.search(r"^totals: (\d+)", out.read_text(), re.MULTILINE)
+    if not totals:
+        raise BenchError("callgrind left no totals")
+    return int(totals[1])
+
+
+def count_syscalls(command):
+    print("system calls per")
+    for title, load in LOADS.items():
+        few, many = (
+            syscalls_of_run(command, [*load, "--messages", messages])
+            for messages in (MESSAGES_FEW, MESSAGES_MANY)
+        )
+        per_message = {
+            name: (many[name] - few.get(name, 0)) / (MESSAGES_MANY - MESSAGES_FEW)
+            for name in many
+        }
+        total = per_message.pop("total")
+        calls = sorted(per_message.items(), key=lambda item: -item[1])
+        detail = ", ".join(f"{name} {count:.2f}" for name, count in calls if count >= 0.005)
+        print_count(title, total, f"  ({detail})")
+
+
+def syscalls_of_run(command, load):
+    """Returns the calls of each kind and their total, all threads together."""
+    with tempfile.TemporaryDirectory() as directory:
+        out = Path(directory) / "strace.out"
+        # -D: the tracer is the grandchild, so that the process id stays that of the server.
+        with Server(command, ["strace", "-D", "-f", "-c", "-o", str(out)]) as server:
+            run_load(server, *load)
+        give_up = time.monotonic() + TRACER_TIMEOUT_S
+        while time.monotonic() < give_up:
+            # Columns: share, seconds, microseconds a call, calls, errors (may be blank), name.
+            lines = out.read_text().splitlines() if out.exists() else []
+            rows = [fields for line in lines if len(fields := line.split()) in (5, 6)]
+            calls = {row[-1]: int(row[3]) for row in rows if row[3].isdigit()}
+            if "total" in calls:
+                return calls
+            time.sleep(0.01)
+    raise BenchError("strace left no totals")
+
+
+def weigh_connections(command):
+    print(f"bytes of resident memory per connection, {IDLE_CONNECTIONS:,} connections")
+    with Server(command) as server:
+        # One connection's whole life first, so that code touched for the first time is not
+        # charged to the connections.
+        with connected(server, 1) as first:
+            echo_on_each(first, 64)
+            echo_on_each(first, 16 * 1024)
+        server.settle()
+        before = server.resident_bytes()
+
+        def weigh(title):
+            server.settle()
+            print_count(title, (server.resident_bytes() - before) / IDLE_CONNECTIONS)
+
+        with connected(server, IDLE_CONNECTIONS) as connections:
+            weigh("silent")
+            echo_on_each(connections, 64)
+            weigh("after a 64 B echo")
+            echo_on_each(connections, 16 * 1024)
+            weigh("after a 16 KiB echo")
+        weigh("after all closed")
+
+
+def watch_idle(command):
+    print(f"{IDLE_CONNECTIONS:,} idle connections, watched for {IDLE_SECONDS} s")
+    with Server(command) as server, connected(server, IDLE_CONNECTIONS) as connections:
+        # An echo each, so that deadlines armed by traffic are running too.
+        echo_on_each(connections, 64)
+        time.sleep(IDLE_SETTLE_S)
+        cpu_before_ns, wakeups_before = server.cpu_ns(), server.wakeups()
+        time.sleep(IDLE_SECONDS)
+        cpu_ns, wakeups = server.cpu_ns() - cpu_before_ns, server.wakeups() - wakeups_before
+    print_count("CPU ms per second", cpu_ns / 1e6 / IDLE_SECONDS)
+    print_count("wake-ups per second", wakeups / IDLE_SECONDS)
+
+
+@contextlib.contextmanager
+def connected(server, count):
+    """Opens connections, and resets them at the end, which leaves no port in TIME_WAIT."""
+    host, port = server.address.rsplit(":", 1)
+    with contextlib.ExitStack() as closing:
+        connections = []
+        for _ in range(count):
+            connection = socket.create_connection((host, int(port)), CLIENT_TIMEOUT_S)
+            linger = struct.pack("ii", 1, 0)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            connections.append(closing.enter_context(connection))
+        yield connections
+
+
+def echo_on_each(connections, size):
+    message = bytes(i % 251 for i in range(size))
+    for connection in connections:
+        connection.sendall(message)
+        reply = bytearray()
+        while len(reply) < size:
+            chunk = connection.recv(size - len(reply))
+            if not chunk:
+                raise BenchError("the server closed a connection instead of echoing")
+            reply += chunk
+        if reply != message:
+            raise BenchError("other bytes came back than were sent")
+
+
+def print_count(title, count, detail=""):
+    print(f"  {title:<22}{count:>12,.2f}{detail}", flush=True)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (BenchError, OSError, subprocess.CalledProcessError) as error:
+        sys.exit(f"count.py: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,206 @@
+/*
+ * The baseline: the least an echo server can do and still be correct.
+ *
+ * One thread, level-triggered epoll, one recv and one send per message, no deadlines and no
+ * limits. A reply the socket does not take whole is kept, and nothing more is read from that
+ * connection until it is gone, so a peer that never reads costs at most one buffer.
+ *
+ *     epoll 127.0.0.1:0
+ *
+ * prints "listening on ADDR" once it accepts, and exits 0 on SIGTERM or SIGINT.
+ */
+
+#define _GNU_SOURCE
+#include "common.h"
+
+#include <errno.h>
+#include <netinet/tcp.h>
+#include <signal.h>
+#include <stdint.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+enum {
+    BUFFER_BYTES = 64 * 1024,
+    EVENTS_PER_TURN = 1024,
+    DESCRIPTORS_MAX = 1 << 20, /* indexes `rests`; pages never touched take no memory */
+};
+
+/* The part of a reply that the socket has not taken yet. */
+struct rest {
+    char *bytes; /* NULL: nothing is owed, the connection waits for input */
+    size_t sent;
+    size_t len;
+};
+
+static char buffer[BUFFER_BYTES];
+static struct rest rests[DESCRIPTORS_MAX];
+static int epoll;
+static int listener;
+static bool accept_paused;
+
+static void listen_on(struct sockaddr_in address);
+static void accept_all(void);
+static void echo(int fd);
+static void keep_rest(int fd, const char *bytes, size_t len);
+static void send_rest(int fd);
+static void close_connection(int fd);
+static void control(int operation, int fd, uint32_t events);
+static void handle_termination(int signal);
+static void die(const char *what);
+
+int main(int argc, char **argv)
+{
+    struct sockaddr_in address;
+    if (argc != 2 || !parse_address(argv[1], &address)) {
+        fprintf(stderr, "usage: epoll IPV4:PORT\n");
+        return 2;
+    }
+    signal(SIGTERM, handle_termination);
+    signal(SIGINT, handle_termination);
+    raise_descriptor_limit();
+    if ((epoll = epoll_create1(EPOLL_CLOEXEC)) < 0)
+        die("epoll_create1");
+    listen_on(address);
+
+    static struct epoll_event events[EVENTS_PER_TURN];
+    for (;;) {
+        int ready = epoll_wait(epoll, events, EVENTS_PER_TURN, -1);
+        if (ready < 0 && errno != EINTR)
+            die("epoll_wait");
+        for (int i = 0; i < ready; i++) {
+            int fd = events[i].data.fd;
+            if (fd == listener)
+                accept_all();
+            else if (rests[fd].bytes)
+                send_rest(fd);
+            else
+                echo(fd);
+        }
+    }
+}
+
+static void listen_on(struct sockaddr_in address)
+{
+    const int on = 1;
+    socklen_t len = sizeof address;
+    listener = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    if (listener < 0)
+        die("socket");
+    if (setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on))
+        die("SO_REUSEADDR");
+    /* Linux hands the option down to every accepted socket: one call instead of one each. */
+    if (setsockopt(listener, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on))
+        die("TCP_NODELAY");
+    if (bind(listener, (struct sockaddr *)&address, len))
+        die("bind");
+    if (listen(listener, SOMAXCONN))
+        die("listen");
+    control(EPOLL_CTL_ADD, listener, EPOLLIN);
+
+    char host[INET_ADDRSTRLEN];
+    if (getsockname(listener, (struct sockaddr *)&address, &len))
+        die("getsockname");
+    inet_ntop(AF_INET, &address.sin_addr, host, sizeof host);
+    printf("listening on %s:%d\n", host, ntohs(address.sin_port));
+    fflush(stdout);
+}
+
+static void accept_all(void)
+{
+    for (;;) {
+        int fd = accept4(listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+        if (fd >= DESCRIPTORS_MAX) {
+            close(fd);
+        } else if (fd >= 0) {
+            control(EPOLL_CTL_ADD, fd, EPOLLIN);
+        } else if (errno == EAGAIN) {
+            return;
+        } else if (errno == EMFILE) {
+            /* The listener would wake every turn, being level-triggered; a close resumes it. */
+            control(EPOLL_CTL_MOD, listener, 0);
+            accept_paused = true;
+            return;
+        } else if (errno != ECONNABORTED && errno != EINTR) {
+            die("accept4");
+        }
+    }
+}
+
+static void echo(int fd)
+{
+    ssize_t received = recv(fd, buffer, BUFFER_BYTES, 0);
+    if (received > 0) {
+        ssize_t sent = send(fd, buffer, received, MSG_NOSIGNAL);
+        if (sent == received)
+            return;
+        if (sent >= 0)
+            keep_rest(fd, buffer + sent, received - sent);
+        else if (errno == EAGAIN || errno == EINTR)
+            keep_rest(fd, buffer, received);
+        else
+            close_connection(fd);
+    } else if (received == 0 || (errno != EAGAIN && errno != EINTR)) {
+        close_connection(fd);
+    }
+}
+
+static void keep_rest(int fd, const char *bytes, size_t len)
+{
+    char *copy = malloc(len);
+    if (!copy) {
+        close_connection(fd);
+        return;
+    }
+    memcpy(copy, bytes, len);
+    rests[fd] = (struct rest){ .bytes = copy, .len = len };
+    control(EPOLL_CTL_MOD, fd, EPOLLOUT);
+}
+
+static void send_rest(int fd)
+{
+    struct rest *rest = &rests[fd];
+    ssize_t sent = send(fd, rest->bytes + rest->sent, rest->len - rest->sent, MSG_NOSIGNAL);
+    if (sent < 0) {
+        if (errno != EAGAIN && errno != EINTR)
+            close_connection(fd);
+        return;
+    }
+    rest->sent += sent;
+    if (rest->sent == rest->len) {
+        free(rest->bytes);
+        rest->bytes = NULL;
+        control(EPOLL_CTL_MOD, fd, EPOLLIN);
+    }
+}
+
+static void close_connection(int fd)
+{
+    free(rests[fd].bytes);
+    rests[fd].bytes = NULL;
+    close(fd);
+    if (accept_paused) {
+        accept_paused = false;
+        control(EPOLL_CTL_MOD, listener, EPOLLIN);
+    }
+}
+
+static void control(int operation, int fd, uint32_t events)
+{
+    struct epoll_event event = { .events = events, .data.fd = fd };
+    if (epoll_ctl(epoll, operation, fd, &event))
+        die("epoll_ctl");
+}
+
+static void handle_termination(int signal)
+{
+    (void)signal;
+    _exit(0);
+}
+
+static void die(const char *what)
+{
+    perror(what);
+    exit(1);
+}

@@ -1,0 +1,157 @@
+//! What the example servers share: options, logging, and an orderly end on a signal.
+
+use std::fmt::Write as _;
+use std::process::exit;
+use std::str::FromStr;
+use std::time::Duration;
+use std::{fmt, io, thread};
+
+use clap::{Args, Parser};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use tracing_subscriber::EnvFilter;
+use wheelhouse::{Address, Config, Handle, Handler, Reactor};
+
+/// The options of a server. What is not given keeps the default of the library.
+#[derive(Args, Debug)]
+pub(crate) struct ServerArgs {
+    /// Where to listen: IP:PORT, [IPV6]:PORT or unix:PATH; port 0 takes a free one
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7000")]
+    pub(crate) listen: Address,
+
+    /// Connections at once, at least 1
+    #[arg(long, value_name = "N", value_parser = positive)]
+    max_connections: Option<usize>,
+
+    /// From accept to the first byte
+    #[arg(long, value_name = "DURATION")]
+    first_byte_timeout: Option<Patience>,
+
+    /// From the first byte of a request to its last
+    #[arg(long, value_name = "DURATION")]
+    request_timeout: Option<Patience>,
+
+    /// Between two bytes of a request
+    #[arg(long, value_name = "DURATION")]
+    read_timeout: Option<Patience>,
+
+    /// For queued output that does not move
+    #[arg(long, value_name = "DURATION")]
+    write_timeout: Option<Patience>,
+
+    /// Between two requests
+    #[arg(long, value_name = "DURATION")]
+    idle_timeout: Option<Patience>,
+
+    /// After our FIN, for the peer's, in all
+    #[arg(long, value_name = "DURATION")]
+    linger_timeout: Option<Patience>,
+}
+
+impl ServerArgs {
+    /// The library's defaults with what was given put in.
+    pub(crate) fn config(&self) -> Config {
+        let mut config = Config::default();
+        let timeouts = &mut config.timeouts;
+        for (given, timeout) in [
+            (self.first_byte_timeout, &mut timeouts.first_byte),
+            (self.request_timeout, &mut timeouts.request),
+            (self.read_timeout, &mut timeouts.read),
+            (self.write_timeout, &mut timeouts.write),
+            (self.idle_timeout, &mut timeouts.idle),
+            (self.linger_timeout, &mut timeouts.linger),
+        ] {
+            if let Some(Patience(given)) = given {
+                *timeout = given;
+            }
+        }
+        if self.max_connections.is_some() {
+            config.limits.max_connections = self.max_connections;
+        }
+        config
+    }
+}
+
+fn positive(text: &str) -> Result<usize, &'static str> {
+    match text.parse() {
+        Ok(0) | Err(_) => Err("a whole number from 1 on is needed"),
+        Ok(number) => Ok(number),
+    }
+}
+
+/// A duration longer than zero, or `off`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Patience(pub(crate) Option<Duration>);
+
+impl FromStr for Patience {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text == "off" {
+            return Ok(Self(None));
+        }
+        match humantime::parse_duration(text) {
+            Ok(duration) if duration > Duration::ZERO => Ok(Self(Some(duration))),
+            _ => Err("a duration longer than 0 such as 500ms or 30s is needed, or off"),
+        }
+    }
+}
+
+/// Parses the command line. What is wrong with it is said in one line, with exit code 2.
+pub(crate) fn parse<T: Parser>() -> T {
+    T::try_parse().unwrap_or_else(|error| {
+        if !error.use_stderr() {
+            error.exit();
+        }
+        // clap puts the option and the values allowed first and advice in later paragraphs.
+        let text = error.to_string();
+        let first = text.lines().take_while(|line| !line.trim().is_empty());
+        let mut line = String::new();
+        for part in first {
+            let _ = write!(
+                line,
+                "{}{}",
+                if line.is_empty() { "" } else { " " },
+                part.trim()
+            );
+        }
+        eprintln!("{line}; see --help");
+        exit(2)
+    })
+}
+
+/// Logs to stderr what `RUST_LOG` asks for; warnings by default.
+pub(crate) fn log() {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .init();
+}
+
+/// Shuts the reactor down when a signal asks for the end; a second one ends it at once.
+pub(crate) fn shut_down_on_signals<H: Handler + 'static>(handle: Handle<H>) -> io::Result<()> {
+    let mut signals = Signals::new([SIGINT, SIGTERM])?;
+    thread::spawn(move || signals.forever().for_each(|_| handle.shutdown()));
+    Ok(())
+}
+
+/// Serves until a signal, and then prints how the connections ended.
+pub(crate) fn serve<H: Handler + 'static>(args: &ServerArgs, handler: H) {
+    let served = Reactor::new(args.config()).and_then(|mut reactor| {
+        let listener = reactor.listen(args.listen.clone())?;
+        shut_down_on_signals(reactor.handle())?;
+        println!("listening on {}", reactor.local_addr(listener));
+        Ok(reactor.run(handler)?)
+    });
+    match served {
+        Ok((_, report)) => println!("{report}"),
+        Err(error) => fail(error),
+    }
+}
+
+/// Says in one line what went wrong, with exit code 1.
+pub(crate) fn fail(error: impl fmt::Display) -> ! {
+    eprintln!("error: {error}");
+    exit(1)
+}

@@ -1,0 +1,36 @@
+//! Sends back what it is sent, with every deadline and limit armed.
+
+mod common;
+
+use bytes::BytesMut;
+use clap::Parser;
+use wheelhouse::{Conn, Handler};
+
+/// An echo server
+#[derive(Parser)]
+#[command(version)]
+struct Args {
+    #[command(flatten)]
+    server: common::ServerArgs,
+}
+
+struct Echo;
+
+impl Handler for Echo {
+    type Session = ();
+
+    fn on_open(&mut self, _: &mut Conn<'_>) -> Option<()> {
+        Some(())
+    }
+
+    fn on_data(&mut self, conn: &mut Conn<'_>, _: &mut (), input: &mut BytesMut) {
+        conn.write(input);
+        input.clear();
+    }
+}
+
+fn main() {
+    let args: Args = common::parse();
+    common::log();
+    common::serve(&args.server, Echo);
+}

@@ -1,0 +1,190 @@
+//! Where a listener binds and whom a connection talks to.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+/// The address of a socket: an IP address with a port, or a Unix-domain path.
+///
+/// ```
+/// use wheelhouse::Address;
+///
+/// let v6: Address = "[::1]:7000".parse()?;
+/// let unix: Address = "unix:/run/echo.sock".parse()?;
+/// assert_eq!(v6.to_string(), "[::1]:7000");
+/// assert_eq!(unix.to_string(), "unix:/run/echo.sock");
+/// # Ok::<(), wheelhouse::AddressError>(())
+/// ```
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+#[non_exhaustive]
+pub enum Address {
+    /// An IPv4 or IPv6 address and a port; port 0 asks the kernel for a free one.
+    Ip(SocketAddr),
+    /// A Unix-domain socket bound to a path.
+    Unix(PathBuf),
+    /// A Unix-domain socket without a name, as most clients of one are.
+    Unnamed,
+}
+
+impl Address {
+    /// The IP address and port, if this is one.
+    pub const fn ip(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Ip(addr) => Some(*addr),
+            Self::Unix(_) | Self::Unnamed => None,
+        }
+    }
+
+    /// The path, if this is a bound Unix-domain socket.
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Self::Unix(path) => Some(path),
+            Self::Ip(_) | Self::Unnamed => None,
+        }
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ip(addr) => addr.fmt(f),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+            Self::Unnamed => f.write_str("unix:"),
+        }
+    }
+}
+
+impl From<SocketAddr> for Address {
+    fn from(addr: SocketAddr) -> Self {
+        Self::Ip(addr)
+    }
+}
+
+impl FromStr for Address {
+    type Err = AddressError;
+
+    fn from_str(text: &str) -> Result<Self, AddressError> {
+        match text.strip_prefix("unix:") {
+            Some("") => Err(AddressError),
+            Some(path) => Ok(Self::Unix(path.into())),
+            None => text.parse().map(Self::Ip).map_err(|_| AddressError),
+        }
+    }
+}
+
+/// A text that is no [`Address`].
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct AddressError;
+
+impl fmt::Display for AddressError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an address is IP:PORT, [IPV6]:PORT or unix:PATH")
+    }
+}
+
+impl std::error::Error for AddressError {}
+
+/// What a connection dials: an [`Address`], or the name of a host and a port.
+///
+/// A name is looked up off the loop's thread; its addresses are tried in the order the resolver
+/// gives, each within [`Timeouts::connect_attempt`](crate::Timeouts::connect_attempt) and all of
+/// it, the look-up included, within [`Timeouts::connect`](crate::Timeouts::connect).
+///
+/// ```
+/// use wheelhouse::Target;
+///
+/// assert!(matches!("127.0.0.1:7000".parse()?, Target::Address(_)));
+/// assert!(matches!("localhost:7000".parse()?, Target::Name { port: 7000, .. }));
+/// # Ok::<(), wheelhouse::AddressError>(())
+/// ```
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+#[non_exhaustive]
+pub enum Target {
+    /// An address to dial as it is.
+    Address(Address),
+    /// A host to look up first.
+    Name {
+        /// The host's name.
+        host: String,
+        /// The port to dial on each of its addresses.
+        port: u16,
+    },
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Address(address) => address.fmt(f),
+            Self::Name { host, port } => write!(f, "{host}:{port}"),
+        }
+    }
+}
+
+impl From<Address> for Target {
+    fn from(address: Address) -> Self {
+        Self::Address(address)
+    }
+}
+
+impl From<SocketAddr> for Target {
+    fn from(addr: SocketAddr) -> Self {
+        Self::Address(addr.into())
+    }
+}
+
+impl FromStr for Target {
+    type Err = AddressError;
+
+    fn from_str(text: &str) -> Result<Self, AddressError> {
+        if let Ok(address) = text.parse() {
+            return Ok(Self::Address(address));
+        }
+        let (host, port) = text.rsplit_once(':').ok_or(AddressError)?;
+        if host.is_empty() || host.contains([':', '[', ']', '/']) {
+            return Err(AddressError);
+        }
+        let port = port.parse().map_err(|_| AddressError)?;
+        Ok(Self::Name {
+            host: host.into(),
+            port,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_that_is_no_address_is_refused() {
+        for text in [
+            "",
+            "7000",
+            "unix:",
+            "127.0.0.1",
+            "::1:7000:",
+            "1.2.3.4:70000",
+        ] {
+            assert_eq!(text.parse::<Address>(), Err(AddressError), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_target_is_an_address_before_it_is_a_name() {
+        assert_eq!(
+            "[::1]:1".parse(),
+            Ok(Target::Address("[::1]:1".parse().unwrap()))
+        );
+        assert_eq!(
+            "a.b:80".parse(),
+            Ok(Target::Name {
+                host: "a.b".into(),
+                port: 80
+            })
+        );
+        for text in ["host", ":80", "host:", "host:x", "::1:80", "a/b:1"] {
+            assert_eq!(text.parse::<Target>(), Err(AddressError), "{text}");
+        }
+    }
+}

@@ -1,0 +1,386 @@
+//! The seam between the reactor and the world.
+//!
+//! Everything that is not determined by the program itself comes through [`Backend`]: sockets and
+//! their readiness, two clocks, randomness, wake-ups from other threads and the look-up of names.
+//! [`Os`] is the operating system; a simulated host implements the same trait over memory and a
+//! virtual clock, and the reactor cannot tell the difference.
+
+mod lookup;
+mod os;
+mod sys;
+
+use std::io::{self, IoSlice};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::BytesMut;
+
+pub use self::os::{Os, OsListener, OsStream};
+use crate::address::Address;
+use crate::config::{ListenConfig, SocketOptions};
+use crate::core::table::{ConnId, ListenerId};
+use crate::time::Instant;
+
+/// The world as one reactor sees it.
+///
+/// All calls come from the reactor's thread and none may block except [`wait`](Backend::wait).
+///
+/// # Readiness
+///
+/// It is edge-triggered, as mio promises it: after an event for a socket there need be no other
+/// until a call on that socket returned [`WouldBlock`](io::ErrorKind::WouldBlock), or, where
+/// [`SHORT_IO_DRAINS`](Backend::SHORT_IO_DRAINS), until a read or write was short. Events may be
+/// spurious, merged, split, or arrive for a socket that has been closed; hints may be missing. The
+/// reactor registers each socket once, for reading and writing.
+pub trait Backend {
+    /// A socket that accepts.
+    type Listener;
+    /// A socket that carries bytes. Dropping it closes it.
+    type Stream;
+
+    /// Whether a read that did not fill its buffer has drained the socket, and a write that was not
+    /// taken whole has filled it, so that the next call need not be made to learn it.
+    const SHORT_IO_DRAINS: bool;
+
+    /// The time. It never goes back.
+    fn now(&mut self) -> Instant;
+
+    /// The time of the last clock tick of the system: some milliseconds behind
+    /// [`now`](Backend::now) and much cheaper.
+    fn coarse_now(&mut self) -> Instant;
+
+    /// Unpredictable bits.
+    fn entropy(&mut self) -> u64;
+
+    /// Waits until something is ready, a waker wakes, or `timeout` has passed (`None`: for ever),
+    /// and puts what happened in place of the contents of `events`.
+    ///
+    /// # Errors
+    ///
+    /// [`Interrupted`](io::ErrorKind::Interrupted) if a signal arrived; the reactor waits again.
+    fn wait(&mut self, events: &mut Events, timeout: Option<Duration>) -> io::Result<()>;
+
+    /// What other threads end a [`wait`](Backend::wait) with, now or the next one.
+    fn waker(&mut self) -> Arc<dyn Wake>;
+
+    /// How many descriptors the process may have open.
+    fn descriptor_limit(&mut self) -> usize;
+
+    /// Opens a listener; `options` are those of the connections it accepts.
+    ///
+    /// # Errors
+    ///
+    /// Whatever the system says.
+    fn bind(
+        &mut self,
+        address: &Address,
+        listen: &ListenConfig,
+        options: &SocketOptions,
+    ) -> io::Result<Self::Listener>;
+
+    /// Takes over a listening socket made elsewhere, such as one inherited from a service manager.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidInput`](io::ErrorKind::InvalidInput) if it is no listening stream socket.
+    fn adopt(&mut self, fd: OwnedFd, options: &SocketOptions) -> io::Result<Self::Listener>;
+
+    /// Where a listener listens.
+    ///
+    /// # Errors
+    ///
+    /// Whatever the system says.
+    fn listener_addr(&mut self, listener: &Self::Listener) -> io::Result<Address>;
+
+    /// Registers a listener under `token`.
+    ///
+    /// # Errors
+    ///
+    /// Whatever the system says.
+    fn register_listener(&mut self, listener: &mut Self::Listener, token: Token) -> io::Result<()>;
+
+    /// Asks for another event if connections are waiting: after a failed accept an edge-triggered
+    /// listener reports nothing of its own accord.
+    ///
+    /// # Errors
+    ///
+    /// Whatever the system says.
+    fn reregister_listener(
+        &mut self,
+        listener: &mut Self::Listener,
+        token: Token,
+    ) -> io::Result<()>;
+
+    /// Takes one connection off the backlog.
+    ///
+    /// # Errors
+    ///
+    /// [`WouldBlock`](io::ErrorKind::WouldBlock) at its end; the `errno` of accept(2) otherwise,
+    /// which decides what the reactor does next.
+    fn accept(&mut self, listener: &mut Self::Listener) -> io::Result<(Self::Stream, Address)>;
+
+    /// Begins to dial. The stream becomes writable when it is decided.
+    ///
+    /// # Errors
+    ///
+    /// If it is decided already, against us.
+    fn connect(&mut self, address: &Address, options: &SocketOptions) -> io::Result<Self::Stream>;
+
+    /// Registers a stream under `token`, for reading and writing.
+    ///
+    /// # Errors
+    ///
+    /// Whatever the system says.
+    fn register(&mut self, stream: &mut Self::Stream, token: Token) -> io::Result<()>;
+
+    /// Whether a dialled stream is connected by now.
+    ///
+    /// # Errors
+    ///
+    /// Why it never will be.
+    fn is_connected(&mut self, stream: &mut Self::Stream) -> io::Result<bool>;
+
+    /// The local end of a stream.
+    ///
+    /// # Errors
+    ///
+    /// Whatever the system says.
+    fn local_addr(&mut self, stream: &Self::Stream) -> io::Result<Address>;
+
+    /// The error that an event hinted at, cleared by asking.
+    ///
+    /// # Errors
+    ///
+    /// Whatever the system says.
+    fn take_error(&mut self, stream: &mut Self::Stream) -> io::Result<Option<io::Error>>;
+
+    /// Reads at most `max` bytes behind those in `buffer`, into capacity that is there already, and
+    /// returns how many; zero means the peer's FIN.
+    ///
+    /// # Errors
+    ///
+    /// [`WouldBlock`](io::ErrorKind::WouldBlock) if there is nothing; whatever the system says
+    /// otherwise.
+    fn read(
+        &mut self,
+        stream: &mut Self::Stream,
+        buffer: &mut BytesMut,
+        max: usize,
+    ) -> io::Result<usize>;
+
+    /// Writes what the socket takes of `bytes` and returns how many that were. A peer that is gone
+    /// raises no signal.
+    ///
+    /// # Errors
+    ///
+    /// [`WouldBlock`](io::ErrorKind::WouldBlock) if it takes none; whatever the system says
+    /// otherwise.
+    fn write(&mut self, stream: &mut Self::Stream, bytes: &[u8]) -> io::Result<usize>;
+
+    /// As [`write`](Backend::write), from several slices in order.
+    ///
+    /// # Errors
+    ///
+    /// As [`write`](Backend::write).
+    fn write_vectored(
+        &mut self,
+        stream: &mut Self::Stream,
+        slices: &[IoSlice<'_>],
+    ) -> io::Result<usize>;
+
+    /// How many written bytes have not been acknowledged by the peer yet, where the system can say:
+    /// without it a byte counts as gone once it is written.
+    fn unsent(&mut self, stream: &Self::Stream) -> Option<u64>;
+
+    /// Sends a FIN behind what is written; reading goes on.
+    ///
+    /// # Errors
+    ///
+    /// Whatever the system says.
+    fn finish(&mut self, stream: &mut Self::Stream) -> io::Result<()>;
+
+    /// Closes a stream, with a reset if `reset`. Events for it may still be in the current batch.
+    fn close(&mut self, stream: Self::Stream, reset: bool);
+
+    /// Closes a listener.
+    fn close_listener(&mut self, listener: Self::Listener);
+
+    /// Begins to look up `host`; an event under `token` says when
+    /// [`resolved`](Backend::resolved) has the answer.
+    ///
+    /// # Errors
+    ///
+    /// If it could not begin.
+    fn resolve(&mut self, host: &str, port: u16, token: Token) -> io::Result<()>;
+
+    /// The answer to the look-up under `token`, best address first, once and not after the next
+    /// [`wait`](Backend::wait).
+    fn resolved(&mut self, token: Token) -> Option<io::Result<Vec<Address>>>;
+}
+
+/// Ends a [`Backend::wait`] from another thread.
+pub trait Wake: Send + Sync {
+    /// Ends the current wait, or the next one if none is under way.
+    ///
+    /// # Errors
+    ///
+    /// If it could not.
+    fn wake(&self) -> io::Result<()>;
+}
+
+/// What an event is about: a connection, a listener, or a waker.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct Token(u64);
+
+/// Above the generations that connections have.
+const LISTENERS: u64 = u64::MAX << 24;
+
+/// What a token stands for.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Source {
+    Conn(ConnId),
+    Listener(ListenerId),
+    Waker,
+}
+
+impl Token {
+    /// The token of wake-ups.
+    pub const WAKER: Self = Self(u64::MAX);
+
+    pub(crate) const fn of_conn(id: ConnId) -> Self {
+        Self(id.to_bits())
+    }
+
+    pub(crate) const fn of_listener(id: ListenerId) -> Self {
+        Self(LISTENERS | id.0 as u64)
+    }
+
+    #[inline]
+    pub(crate) const fn source(self) -> Source {
+        if self.0 < LISTENERS {
+            Source::Conn(ConnId::from_bits(self.0))
+        } else if self.0 == Self::WAKER.0 {
+            Source::Waker
+        } else {
+            Source::Listener(ListenerId((self.0 & !LISTENERS) as u32))
+        }
+    }
+
+    const fn to_mio(self) -> mio::Token {
+        mio::Token(self.0 as usize)
+    }
+
+    const fn of_mio(token: mio::Token) -> Self {
+        Self(token.0 as u64)
+    }
+}
+
+const _: () = assert!(usize::BITS == 64, "a token carries a whole connection id");
+
+/// What a socket is ready for; several hold at once.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Readiness(u8);
+
+impl Readiness {
+    /// Bytes, a FIN or an error can be read, or a connection accepted.
+    pub const READABLE: Self = Self(1);
+    /// Bytes can be written, or a dialled stream is decided.
+    pub const WRITABLE: Self = Self(2);
+    /// A hint: the peer sent its FIN.
+    pub const HANGUP: Self = Self(4);
+    /// A hint: the socket has an error.
+    pub const ERROR: Self = Self(8);
+
+    /// Both of them.
+    #[must_use]
+    pub const fn and(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// Whether any of `other` is in.
+    #[inline]
+    pub const fn has(self, other: Self) -> bool {
+        self.0 & other.0 != 0
+    }
+}
+
+/// One thing that happened.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Event {
+    /// To what.
+    pub token: Token,
+    /// What.
+    pub ready: Readiness,
+}
+
+/// What happened during one wait, at most `capacity` things.
+#[derive(Debug)]
+pub struct Events {
+    list: Vec<Event>,
+    capacity: usize,
+}
+
+impl Events {
+    /// Room for `capacity` events.
+    pub fn with_capacity(capacity: usize) -> Self {
+        Self {
+            list: Vec::with_capacity(capacity),
+            capacity,
+        }
+    }
+
+    /// Forgets all.
+    pub fn clear(&mut self) {
+        self.list.clear();
+    }
+
+    /// Adds one.
+    ///
+    /// # Panics
+    ///
+    /// In debug builds, if it is full.
+    #[inline]
+    pub fn push(&mut self, event: Event) {
+        debug_assert!(!self.is_full(), "more events than the batch has room for");
+        self.list.push(event);
+    }
+
+    /// Whether there may be more where these came from.
+    pub const fn is_full(&self) -> bool {
+        self.list.len() >= self.capacity
+    }
+
+    /// How many there are.
+    pub const fn len(&self) -> usize {
+        self.list.len()
+    }
+
+    /// Whether nothing happened.
+    pub const fn is_empty(&self) -> bool {
+        self.list.is_empty()
+    }
+
+    /// The event at `index`.
+    #[inline]
+    pub(crate) fn get(&self, index: usize) -> Option<Event> {
+        self.list.get(index).copied()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_tell_connections_listeners_and_the_waker_apart() {
+        let conn = ConnId::new(5, (1 << 40) - 2);
+        assert_eq!(Token::of_conn(conn).source(), Source::Conn(conn));
+        let listener = ListenerId(7);
+        assert_eq!(
+            Token::of_listener(listener).source(),
+            Source::Listener(listener)
+        );
+        assert_eq!(Token::WAKER.source(), Source::Waker);
+    }
+}

@@ -1,0 +1,586 @@
+//! The operating system: epoll or kqueue through mio, options through socket2.
+
+use std::collections::hash_map::RandomState;
+use std::fs;
+use std::hash::{BuildHasher, Hasher};
+use std::io::{self, IoSlice};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use mio::{Interest, Registry};
+use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
+use tracing::debug;
+
+use super::lookup::Lookups;
+use super::{Backend, Event, Events, Readiness, Token, Wake, sys};
+use crate::address::Address;
+use crate::config::{ListenConfig, SocketOptions};
+use crate::time::Instant;
+
+/// The operating system's sockets and clocks.
+///
+/// On Linux the options of an accepted connection are set once, on its listener, which hands them
+/// on; elsewhere they are set on each. Where the system cannot say how much of the output the peer
+/// has acknowledged (Linux, Apple's systems, FreeBSD and DragonFly can), a byte counts as gone once
+/// the kernel took it. Where there is no coarse clock (all but Linux) the precise one serves.
+#[derive(Debug)]
+pub struct Os {
+    poll: mio::Poll,
+    events: mio::Events,
+    waker: Arc<mio::Waker>,
+    lookups: Lookups,
+    /// The reading of the monotonic clock that is this backend's epoch.
+    epoch: u64,
+    random: RandomState,
+    drawn: u64,
+}
+
+/// Events taken from the system in one wait.
+pub(crate) const EVENTS_PER_WAIT: usize = 1_024;
+
+impl Os {
+    /// Opens a poll and a waker.
+    ///
+    /// # Errors
+    ///
+    /// If the process has no descriptors left for them.
+    pub fn new() -> io::Result<Self> {
+        let poll = mio::Poll::new()?;
+        let waker = Arc::new(mio::Waker::new(poll.registry(), Token::WAKER.to_mio())?);
+        Ok(Self {
+            poll,
+            events: mio::Events::with_capacity(EVENTS_PER_WAIT),
+            lookups: Lookups::new(Arc::clone(&waker)),
+            waker,
+            // A reading of the coarse clock after this one of the precise clock may lie before it.
+            epoch: sys::nanos(sys::Clock::Coarse),
+            random: RandomState::new(),
+            drawn: 0,
+        })
+    }
+}
+
+/// A listening TCP or Unix-domain socket.
+#[derive(Debug)]
+pub struct OsListener(Listener);
+
+#[derive(Debug)]
+enum Listener {
+    Tcp(mio::net::TcpListener, TcpOptions),
+    Unix(
+        mio::net::UnixListener,
+        #[expect(dead_code, reason = "removes the file")] Option<BoundPath>,
+    ),
+}
+
+/// The options that connections accepted from a listener get, where it cannot hand them on.
+#[derive(Debug)]
+struct TcpOptions(#[cfg_attr(target_os = "linux", allow(dead_code))] SocketOptions);
+
+/// The file of a Unix-domain listener, removed with it unless somebody put another in its place.
+#[derive(Debug)]
+struct BoundPath {
+    path: PathBuf,
+    device: u64,
+    inode: u64,
+}
+
+impl Drop for BoundPath {
+    fn drop(&mut self) {
+        let ours = fs::symlink_metadata(&self.path)
+            .is_ok_and(|file| file.dev() == self.device && file.ino() == self.inode);
+        if ours && let Err(error) = fs::remove_file(&self.path) {
+            debug!(path = %self.path.display(), %error, "cannot remove the socket's file");
+        }
+    }
+}
+
+/// A TCP or Unix-domain socket that carries bytes.
+#[derive(Debug)]
+pub struct OsStream(Stream);
+
+#[derive(Debug)]
+enum Stream {
+    Tcp(mio::net::TcpStream),
+    Unix(mio::net::UnixStream),
+}
+
+/// Runs `$call` on the stream inside `$stream`, whatever its kind.
+macro_rules! on_stream {
+    ($stream:expr, $inner:ident => $call:expr) => {
+        match $stream {
+            Stream::Tcp($inner) => $call,
+            Stream::Unix($inner) => $call,
+        }
+    };
+}
+
+impl AsFd for OsStream {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        on_stream!(&self.0, stream => stream.as_fd())
+    }
+}
+
+impl OsStream {
+    fn source(&mut self) -> &mut dyn mio::event::Source {
+        on_stream!(&mut self.0, stream => stream)
+    }
+
+    /// Runs a call on the descriptor through mio, which must see that it would have blocked: its
+    /// poll backend watches a socket again only then.
+    #[inline]
+    fn try_io<T>(&self, call: impl FnOnce(BorrowedFd<'_>) -> io::Result<T>) -> io::Result<T> {
+        on_stream!(&self.0, stream => stream.try_io(|| call(stream.as_fd())))
+    }
+}
+
+impl OsListener {
+    fn source(&mut self) -> &mut dyn mio::event::Source {
+        match &mut self.0 {
+            Listener::Tcp(listener, _) => listener,
+            Listener::Unix(listener, _) => listener,
+        }
+    }
+}
+
+impl Wake for mio::Waker {
+    fn wake(&self) -> io::Result<()> {
+        Self::wake(self)
+    }
+}
+
+const BOTH: Interest = Interest::READABLE.add(Interest::WRITABLE);
+
+impl Backend for Os {
+    type Listener = OsListener;
+    type Stream = OsStream;
+
+    /// mio names epoll and kqueue as systems where this holds; its poll backend must see each call
+    /// that would block.
+    const SHORT_IO_DRAINS: bool = !cfg!(mio_unsupported_force_poll_poll);
+
+    #[inline]
+    fn now(&mut self) -> Instant {
+        Instant::from_nanos(sys::nanos(sys::Clock::Precise).saturating_sub(self.epoch))
+    }
+
+    #[inline]
+    fn coarse_now(&mut self) -> Instant {
+        Instant::from_nanos(sys::nanos(sys::Clock::Coarse).saturating_sub(self.epoch))
+    }
+
+    fn entropy(&mut self) -> u64 {
+        self.drawn = self.drawn.wrapping_add(1);
+        let mut hasher = self.random.build_hasher();
+        hasher.write_u64(self.drawn);
+        hasher.finish()
+    }
+
+    #[inline]
+    fn wait(&mut self, events: &mut Events, timeout: Option<Duration>) -> io::Result<()> {
+        events.clear();
+        self.poll.poll(&mut self.events, timeout)?;
+        for event in &self.events {
+            events.push(Event {
+                token: Token::of_mio(event.token()),
+                ready: readiness(event),
+            });
+        }
+        self.lookups.announce(events);
+        Ok(())
+    }
+
+    fn waker(&mut self) -> Arc<dyn Wake> {
+        Arc::clone(&self.waker) as Arc<dyn Wake>
+    }
+
+    fn descriptor_limit(&mut self) -> usize {
+        usize::try_from(sys::descriptor_limit()).unwrap_or(usize::MAX)
+    }
+
+    fn bind(
+        &mut self,
+        address: &Address,
+        listen: &ListenConfig,
+        options: &SocketOptions,
+    ) -> io::Result<OsListener> {
+        let backlog = i32::try_from(listen.backlog).unwrap_or(i32::MAX);
+        match address {
+            Address::Ip(addr) => {
+                let socket = Socket::new(
+                    Domain::for_address(*addr),
+                    stream_type(),
+                    Some(Protocol::TCP),
+                )?;
+                // A restarted server may bind while connections of the one before linger.
+                socket.set_reuse_address(true)?;
+                socket.bind(&SockAddr::from(*addr))?;
+                socket.listen(backlog)?;
+                Ok(tcp_listener(socket, options))
+            }
+            Address::Unix(path) => {
+                let socket = Socket::new(Domain::UNIX, stream_type(), None)?;
+                bind_path(&socket, path)?;
+                let bound = fs::symlink_metadata(path).ok().map(|file| BoundPath {
+                    path: path.clone(),
+                    device: file.dev(),
+                    inode: file.ino(),
+                });
+                socket.listen(backlog)?;
+                let listener = mio::net::UnixListener::from_std(OwnedFd::from(socket).into());
+                Ok(OsListener(Listener::Unix(listener, bound)))
+            }
+            Address::Unnamed => Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "an unnamed address cannot be listened on",
+            )),
+        }
+    }
+
+    fn adopt(&mut self, fd: OwnedFd, options: &SocketOptions) -> io::Result<OsListener> {
+        let socket = Socket::from(fd);
+        let listens = cfg!(target_vendor = "apple") || is_listener(&socket)?;
+        if socket.r#type()? != Type::STREAM || !listens {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "the descriptor is no listening stream socket",
+            ));
+        }
+        socket.set_cloexec(true)?;
+        socket.set_nonblocking(true)?;
+        if socket.local_addr()?.is_unix() {
+            let listener = mio::net::UnixListener::from_std(OwnedFd::from(socket).into());
+            // Whoever made the file removes it.
+            Ok(OsListener(Listener::Unix(listener, None)))
+        } else {
+            Ok(tcp_listener(socket, options))
+        }
+    }
+
+    fn listener_addr(&mut self, listener: &OsListener) -> io::Result<Address> {
+        match &listener.0 {
+            Listener::Tcp(listener, _) => listener.local_addr().map(Address::Ip),
+            Listener::Unix(listener, _) => unix_address(listener.local_addr()),
+        }
+    }
+
+    fn register_listener(&mut self, listener: &mut OsListener, token: Token) -> io::Result<()> {
+        listener
+            .source()
+            .register(self.poll.registry(), token.to_mio(), Interest::READABLE)
+    }
+
+    fn reregister_listener(&mut self, listener: &mut OsListener, token: Token) -> io::Result<()> {
+        listener
+            .source()
+            .reregister(self.poll.registry(), token.to_mio(), Interest::READABLE)
+    }
+
+    fn accept(&mut self, listener: &mut OsListener) -> io::Result<(OsStream, Address)> {
+        match &mut listener.0 {
+            Listener::Tcp(listener, options) => {
+                let (stream, peer) = listener.accept()?;
+                options.hand_on(&stream);
+                Ok((OsStream(Stream::Tcp(stream)), Address::Ip(peer)))
+            }
+            Listener::Unix(listener, _) => {
+                let (stream, peer) = listener.accept()?;
+                set_nosigpipe(SockRef::from(&stream));
+                Ok((OsStream(Stream::Unix(stream)), unix_address(Ok(peer))?))
+            }
+        }
+    }
+
+    fn connect(&mut self, address: &Address, options: &SocketOptions) -> io::Result<OsStream> {
+        match address {
+            Address::Ip(addr) => {
+                let socket = Socket::new(
+                    Domain::for_address(*addr),
+                    stream_type(),
+                    Some(Protocol::TCP),
+                )?;
+                set_options(&socket, options);
+                begin_connect(&socket, &SockAddr::from(*addr))?;
+                let stream = mio::net::TcpStream::from_std(OwnedFd::from(socket).into());
+                Ok(OsStream(Stream::Tcp(stream)))
+            }
+            Address::Unix(path) => {
+                let socket = Socket::new(Domain::UNIX, stream_type(), None)?;
+                begin_connect(&socket, &SockAddr::unix(path)?)?;
+                let stream = mio::net::UnixStream::from_std(OwnedFd::from(socket).into());
+                Ok(OsStream(Stream::Unix(stream)))
+            }
+            Address::Unnamed => Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "an unnamed address cannot be dialled",
+            )),
+        }
+    }
+
+    fn register(&mut self, stream: &mut OsStream, token: Token) -> io::Result<()> {
+        stream
+            .source()
+            .register(self.poll.registry(), token.to_mio(), BOTH)
+    }
+
+    fn is_connected(&mut self, stream: &mut OsStream) -> io::Result<bool> {
+        // connect(2): SO_ERROR tells the outcome, but only once there is one; until then the peer
+        // has no name.
+        if let Some(error) = self.take_error(stream)? {
+            return Err(error);
+        }
+        let connected = on_stream!(&stream.0, stream => SockRef::from(stream).peer_addr());
+        match connected {
+            Ok(_) if is_connected_to_itself(stream) => {
+                Err(io::Error::from_raw_os_error(libc::ECONNREFUSED))
+            }
+            Ok(_) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn local_addr(&mut self, stream: &OsStream) -> io::Result<Address> {
+        match &stream.0 {
+            Stream::Tcp(stream) => stream.local_addr().map(Address::Ip),
+            Stream::Unix(stream) => unix_address(stream.local_addr()),
+        }
+    }
+
+    fn take_error(&mut self, stream: &mut OsStream) -> io::Result<Option<io::Error>> {
+        on_stream!(&mut stream.0, stream => stream.take_error())
+    }
+
+    #[inline]
+    fn read(
+        &mut self,
+        stream: &mut OsStream,
+        buffer: &mut BytesMut,
+        max: usize,
+    ) -> io::Result<usize> {
+        stream.try_io(|fd| sys::recv(fd, buffer, max))
+    }
+
+    #[inline]
+    fn write(&mut self, stream: &mut OsStream, bytes: &[u8]) -> io::Result<usize> {
+        stream.try_io(|fd| sys::send(fd, bytes))
+    }
+
+    fn write_vectored(
+        &mut self,
+        stream: &mut OsStream,
+        slices: &[IoSlice<'_>],
+    ) -> io::Result<usize> {
+        stream.try_io(|fd| sys::send_vectored(fd, slices))
+    }
+
+    fn unsent(&mut self, stream: &OsStream) -> Option<u64> {
+        sys::unsent(stream.as_fd())
+    }
+
+    fn finish(&mut self, stream: &mut OsStream) -> io::Result<()> {
+        on_stream!(&mut stream.0, stream => stream.shutdown(std::net::Shutdown::Write))
+    }
+
+    fn close(&mut self, stream: OsStream, reset: bool) {
+        if reset && let Stream::Tcp(stream) = &stream.0 {
+            // socket(7): with a linger of zero, close discards what is queued and resets.
+            ignore(
+                SockRef::from(stream).set_linger(Some(Duration::ZERO)),
+                "SO_LINGER",
+            );
+        }
+        // Closing the only descriptor of a socket takes it out of epoll and kqueue; mio's poll
+        // backend does so when the stream is dropped.
+        drop(stream);
+    }
+
+    fn close_listener(&mut self, mut listener: OsListener) {
+        let registry: &Registry = self.poll.registry();
+        // Another process may share the socket, so closing ours does not take it out.
+        ignore(listener.source().deregister(registry), "deregister");
+    }
+
+    fn resolve(&mut self, host: &str, port: u16, token: Token) -> io::Result<()> {
+        self.lookups.begin(host.to_owned(), port, token)
+    }
+
+    fn resolved(&mut self, token: Token) -> Option<io::Result<Vec<Address>>> {
+        self.lookups.take(token)
+    }
+}
+
+/// Ready when the reactor has something to do, for use inside another loop. (mio's poll backend has
+/// no such descriptor.)
+#[cfg(not(mio_unsupported_force_poll_poll))]
+impl AsFd for Os {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        sys::poll_fd(&self.poll)
+    }
+}
+
+#[inline]
+fn readiness(event: &mio::event::Event) -> Readiness {
+    let mut ready = Readiness::default();
+    if event.is_readable() {
+        ready = ready.and(Readiness::READABLE);
+    }
+    if event.is_writable() {
+        ready = ready.and(Readiness::WRITABLE);
+    }
+    // Hang-ups and errors are learnt by reading; a dialled stream learns its fate by "writable".
+    if event.is_read_closed() {
+        ready = ready.and(Readiness::READABLE).and(Readiness::HANGUP);
+    }
+    if event.is_error() {
+        ready = ready
+            .and(Readiness::READABLE)
+            .and(Readiness::WRITABLE)
+            .and(Readiness::HANGUP)
+            .and(Readiness::ERROR);
+    }
+    ready
+}
+
+/// A stream socket that no child inherits and no call on waits for.
+fn stream_type() -> Type {
+    #[cfg(not(target_vendor = "apple"))]
+    return Type::STREAM.cloexec().nonblocking();
+    #[cfg(target_vendor = "apple")]
+    return Type::STREAM;
+}
+
+fn begin_connect(socket: &Socket, addr: &SockAddr) -> io::Result<()> {
+    #[cfg(target_vendor = "apple")]
+    {
+        socket.set_cloexec(true)?;
+        socket.set_nonblocking(true)?;
+    }
+    set_nosigpipe(SockRef::from(socket));
+    match socket.connect(addr) {
+        Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => Ok(()),
+        other => other,
+    }
+}
+
+fn tcp_listener(socket: Socket, options: &SocketOptions) -> OsListener {
+    #[cfg(target_vendor = "apple")]
+    {
+        ignore(socket.set_cloexec(true), "FD_CLOEXEC");
+        ignore(socket.set_nonblocking(true), "O_NONBLOCK");
+    }
+    set_options(&socket, options);
+    let listener = mio::net::TcpListener::from_std(OwnedFd::from(socket).into());
+    OsListener(Listener::Tcp(listener, TcpOptions(options.clone())))
+}
+
+impl TcpOptions {
+    /// Sets the options on an accepted connection, where the listener could not hand them on.
+    #[inline]
+    fn hand_on(&self, stream: &mio::net::TcpStream) {
+        // tcp(7): an accepted socket has the options of its listener.
+        #[cfg(target_os = "linux")]
+        let _ = stream;
+        #[cfg(not(target_os = "linux"))]
+        {
+            set_nosigpipe(SockRef::from(stream));
+            set_options(&SockRef::from(stream), &self.0);
+        }
+    }
+}
+
+/// Sets options on a TCP socket. A connection is better off without one than not at all.
+fn set_options(socket: &Socket, options: &SocketOptions) {
+    if options.nodelay {
+        ignore(socket.set_tcp_nodelay(true), "TCP_NODELAY");
+    }
+    if let Some(keepalive) = &options.keepalive {
+        let parameters = socket2::TcpKeepalive::new().with_time(keepalive.idle);
+        #[cfg(not(target_os = "openbsd"))]
+        let parameters = parameters
+            .with_interval(keepalive.interval)
+            .with_retries(keepalive.retries);
+        ignore(socket.set_tcp_keepalive(&parameters), "SO_KEEPALIVE");
+    }
+    #[cfg(target_os = "linux")]
+    {
+        if let Some(timeout) = options.user_timeout {
+            ignore(
+                socket.set_tcp_user_timeout(Some(timeout)),
+                "TCP_USER_TIMEOUT",
+            );
+        }
+        if let Some(bytes) = options.notsent_lowat {
+            ignore(socket.set_tcp_notsent_lowat(bytes), "TCP_NOTSENT_LOWAT");
+        }
+    }
+}
+
+/// Where send(2) cannot be told to raise no signal, the socket is.
+fn set_nosigpipe(socket: SockRef<'_>) {
+    #[cfg(target_vendor = "apple")]
+    ignore(socket.set_nosigpipe(true), "SO_NOSIGPIPE");
+    #[cfg(not(target_vendor = "apple"))]
+    let _ = socket;
+}
+
+fn ignore(result: io::Result<()>, what: &'static str) {
+    if let Err(error) = result {
+        debug!(%error, what, "socket call failed");
+    }
+}
+
+/// A socket that dialled a free port in the range of ephemeral ones may meet itself (RFC 9293,
+/// 3.5, simultaneous open).
+fn is_connected_to_itself(stream: &OsStream) -> bool {
+    match &stream.0 {
+        Stream::Tcp(stream) => match (stream.local_addr(), stream.peer_addr()) {
+            (Ok(local), Ok(peer)) => local == peer,
+            _ => false,
+        },
+        Stream::Unix(_) => false,
+    }
+}
+
+#[cfg(not(target_vendor = "apple"))]
+fn is_listener(socket: &Socket) -> io::Result<bool> {
+    socket.is_listener()
+}
+
+/// Darwin has no SO_ACCEPTCONN to ask.
+#[cfg(target_vendor = "apple")]
+fn is_listener(_socket: &Socket) -> io::Result<bool> {
+    Ok(true)
+}
+
+fn unix_address(addr: io::Result<std::os::unix::net::SocketAddr>) -> io::Result<Address> {
+    let addr = addr?;
+    Ok(addr
+        .as_pathname()
+        .map_or(Address::Unnamed, |path| Address::Unix(path.into())))
+}
+
+/// Binds a Unix-domain socket, in place of one that a dead process left behind.
+fn bind_path(socket: &Socket, path: &Path) -> io::Result<()> {
+    let addr = SockAddr::unix(path)?;
+    match socket.bind(&addr) {
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse && is_stale(path, &addr) => {
+            fs::remove_file(path)?;
+            socket.bind(&addr)
+        }
+        other => other,
+    }
+}
+
+/// Whether nobody listens on the socket at `path`.
+fn is_stale(path: &Path, addr: &SockAddr) -> bool {
+    let is_socket = fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket());
+    is_socket
+        && Socket::new(Domain::UNIX, stream_type(), None)
+            .and_then(|probe| probe.connect(addr))
+            .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
+}

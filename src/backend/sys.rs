@@ -1,0 +1,168 @@
+//! The few calls that neither mio, socket2 nor std makes in the way the loop needs them: the only
+//! file with `unsafe`.
+
+#![allow(unsafe_code)]
+
+use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use bytes::{BufMut, BytesMut};
+use libc::c_int;
+
+/// No signal when the peer is gone, where send(2) can be told; elsewhere the socket is
+/// (`SO_NOSIGPIPE`).
+#[cfg(not(target_vendor = "apple"))]
+const SEND_FLAGS: c_int = libc::MSG_NOSIGNAL;
+#[cfg(target_vendor = "apple")]
+const SEND_FLAGS: c_int = 0;
+
+/// Turns the result of a call that returns a count or -1 into a [`Result`].
+fn count(result: isize) -> io::Result<usize> {
+    usize::try_from(result).map_err(|_| io::Error::last_os_error())
+}
+
+/// Turns the result of a call that returns 0 or -1 into a [`Result`].
+fn done(result: c_int) -> io::Result<()> {
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// recv(2) into at most `max` bytes of the spare capacity of `buffer`, which is not zeroed first.
+pub(super) fn recv(fd: BorrowedFd<'_>, buffer: &mut BytesMut, max: usize) -> io::Result<usize> {
+    let spare = buffer.spare_capacity_mut();
+    let len = spare.len().min(max);
+    // SAFETY: `spare` is writable for `len` bytes, and the kernel writes no more than that.
+    let received = unsafe { libc::recv(fd.as_raw_fd(), spare.as_mut_ptr().cast(), len, 0) };
+    let received = count(received)?;
+    // SAFETY: the kernel initialised the first `received` bytes of the spare capacity.
+    unsafe { buffer.advance_mut(received) };
+    Ok(received)
+}
+
+/// send(2) without a signal.
+pub(super) fn send(fd: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
+    // SAFETY: `bytes` is readable for its length.
+    count(unsafe {
+        libc::send(
+            fd.as_raw_fd(),
+            bytes.as_ptr().cast(),
+            bytes.len(),
+            SEND_FLAGS,
+        )
+    })
+}
+
+/// sendmsg(2) without a signal: std's vectored write is writev(2), which raises one.
+pub(super) fn send_vectored(fd: BorrowedFd<'_>, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+    // SAFETY: all-zero is a valid `msghdr`: no name, no slices, no control data.
+    let mut message: libc::msghdr = unsafe { MaybeUninit::zeroed().assume_init() };
+    message.msg_iov = slices.as_ptr().cast_mut().cast();
+    message.msg_iovlen = slices.len() as _;
+    // SAFETY: `IoSlice` has the layout of `iovec`, the slices outlive the call, and sendmsg only
+    // reads through them.
+    count(unsafe { libc::sendmsg(fd.as_raw_fd(), &raw const message, SEND_FLAGS) })
+}
+
+/// Written bytes that the peer has not acknowledged: SIOCOUTQ, see tcp(7) and unix(7).
+#[cfg(any(target_os = "android", target_os = "linux"))]
+pub(super) fn unsent(fd: BorrowedFd<'_>) -> Option<u64> {
+    let mut queued: c_int = 0;
+    // SAFETY: SIOCOUTQ (the same number as TIOCOUTQ) writes one int.
+    let result = unsafe { libc::ioctl(fd.as_raw_fd(), libc::TIOCOUTQ, &raw mut queued) };
+    done(result).ok()?;
+    u64::try_from(queued).ok()
+}
+
+/// Written bytes that the peer has not acknowledged: SO_NWRITE.
+#[cfg(target_vendor = "apple")]
+pub(super) fn unsent(fd: BorrowedFd<'_>) -> Option<u64> {
+    let mut queued: c_int = 0;
+    let mut len = size_of::<c_int>() as libc::socklen_t;
+    // SAFETY: SO_NWRITE writes one int, for which there is room.
+    let result = unsafe {
+        libc::getsockopt(
+            fd.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_NWRITE,
+            (&raw mut queued).cast(),
+            &raw mut len,
+        )
+    };
+    done(result).ok()?;
+    u64::try_from(queued).ok()
+}
+
+/// Written bytes that the peer has not acknowledged: FIONWRITE.
+#[cfg(any(target_os = "freebsd", target_os = "dragonfly"))]
+pub(super) fn unsent(fd: BorrowedFd<'_>) -> Option<u64> {
+    /// `_IOR('f', 119, int)` of sys/filio.h.
+    const FIONWRITE: libc::c_ulong = 0x4004_6677;
+    let mut queued: c_int = 0;
+    // SAFETY: FIONWRITE writes one int.
+    let result = unsafe { libc::ioctl(fd.as_raw_fd(), FIONWRITE, &raw mut queued) };
+    done(result).ok()?;
+    u64::try_from(queued).ok()
+}
+
+/// Not known here: a byte counts as gone once the kernel took it.
+#[cfg(not(any(
+    target_os = "android",
+    target_os = "linux",
+    target_vendor = "apple",
+    target_os = "freebsd",
+    target_os = "dragonfly"
+)))]
+pub(super) fn unsent(_fd: BorrowedFd<'_>) -> Option<u64> {
+    None
+}
+
+/// Which monotonic clock to read.
+#[derive(Clone, Copy)]
+pub(super) enum Clock {
+    Precise,
+    Coarse,
+}
+
+/// Nanoseconds of a monotonic clock with an arbitrary start; both clocks share it.
+pub(super) fn nanos(clock: Clock) -> u64 {
+    let id = match clock {
+        Clock::Precise => libc::CLOCK_MONOTONIC,
+        #[cfg(any(target_os = "android", target_os = "linux"))]
+        Clock::Coarse => libc::CLOCK_MONOTONIC_COARSE,
+        #[cfg(not(any(target_os = "android", target_os = "linux")))]
+        Clock::Coarse => libc::CLOCK_MONOTONIC,
+    };
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: `time` is writable, and the call cannot fail for a clock that exists.
+    unsafe { libc::clock_gettime(id, &raw mut time) };
+    (time.tv_sec as u64)
+        .wrapping_mul(1_000_000_000)
+        .wrapping_add(time.tv_nsec as u64)
+}
+
+/// The soft limit of RLIMIT_NOFILE.
+pub(super) fn descriptor_limit() -> u64 {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: `limit` is writable.
+    match done(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) }) {
+        Ok(()) => limit.rlim_cur as u64,
+        Err(_) => 1_024,
+    }
+}
+
+/// The descriptor of a poll, which mio only gives as a number.
+#[cfg(not(mio_unsupported_force_poll_poll))]
+pub(super) fn poll_fd(poll: &mio::Poll) -> BorrowedFd<'_> {
+    // SAFETY: the descriptor belongs to `poll`, which is borrowed for as long as the result lives.
+    unsafe { BorrowedFd::borrow_raw(poll.as_raw_fd()) }
+}

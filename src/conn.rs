@@ -1,0 +1,310 @@
+//! One connection as a callback sees it.
+
+use std::fmt;
+
+use bytes::Bytes;
+
+use crate::address::{Address, Target};
+use crate::config::Timeouts;
+use crate::context::{Context, Shared};
+use crate::core::deadlines::{Deadline, Periods};
+use crate::core::lifecycle::State;
+use crate::core::table::{ConnId, Flags, Origin, Profile, Record};
+use crate::error::{CloseReason, ConnectError};
+use crate::time::Instant;
+
+/// What a callback may ask of one connection.
+///
+/// It is a cursor: nothing here makes a system call or runs a callback. What is asked is recorded
+/// and done when the callback has returned; a connection reached through
+/// [`other`](Conn::other) is seen to at the end of the turn.
+pub struct Conn<'a> {
+    cx: Context<'a>,
+    id: ConnId,
+}
+
+impl fmt::Debug for Conn<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Conn")
+            .field("id", &self.id)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What it is.
+impl<'a> Conn<'a> {
+    pub(crate) fn new(shared: &'a mut Shared, id: ConnId) -> Self {
+        Self {
+            cx: Context { shared },
+            id,
+        }
+    }
+
+    fn record(&self) -> &Record {
+        self.cx
+            .shared
+            .table
+            .get(self.id)
+            .expect("a cursor outlives no record")
+    }
+
+    #[inline]
+    fn record_mut(&mut self) -> &mut Record {
+        self.cx.shared.table.at(self.id.index())
+    }
+
+    /// Its name, valid for as long as it lives and never reused.
+    pub const fn id(&self) -> ConnId {
+        self.id
+    }
+
+    /// How it came about.
+    pub fn origin(&self) -> Origin {
+        self.record().origin
+    }
+
+    /// The connection that dialled it by [`Conn::connect`].
+    pub fn owner(&self) -> Option<ConnId> {
+        self.record().owner
+    }
+
+    /// Where it is in its life.
+    pub fn state(&self) -> State {
+        self.record().state()
+    }
+
+    /// Whether its end has begun or was asked for: from then on writes are dropped.
+    pub fn is_closing(&self) -> bool {
+        let record = self.record();
+        !record.state().is_open() || record.asked.is_some()
+    }
+
+    /// The remote end. For a name that is being looked up it is
+    /// [`Unnamed`](Address::Unnamed) still.
+    pub fn peer_addr(&self) -> &Address {
+        &self.record().peer
+    }
+
+    /// The local end; `None` for a dialled connection until it is connected.
+    pub fn local_addr(&self) -> Option<&Address> {
+        let record = self.record();
+        match (&record.local, record.origin) {
+            (Some(address), _) => Some(address),
+            (None, Origin::Accepted(listener)) => {
+                self.cx.shared.listening_on.get(listener.0 as usize)
+            }
+            (None, Origin::Connect) => None,
+        }
+    }
+
+    /// The time of this turn.
+    pub fn now(&self) -> Instant {
+        self.cx.shared.now
+    }
+
+    /// The whole loop.
+    pub const fn cx(&mut self) -> &mut Context<'a> {
+        &mut self.cx
+    }
+
+    /// Another connection, unless it is gone.
+    pub fn other(&mut self, id: ConnId) -> Option<Conn<'_>> {
+        self.cx.conn(id)
+    }
+}
+
+/// Writing.
+impl Conn<'_> {
+    /// Queues a copy of `bytes`.
+    ///
+    /// It never fails. Once [`Limits::output_max`](crate::Limits::output_max) bytes are queued a
+    /// further write aborts the connection with [`OutputLimit`](CloseReason::OutputLimit); after
+    /// [`close`](Conn::close), [`abort`](Conn::abort) or [`finish`](Conn::finish) bytes are dropped
+    /// and counted as unsent.
+    #[inline]
+    pub fn write(&mut self, bytes: &[u8]) {
+        self.cx.shared.write(self.id, bytes);
+    }
+
+    /// Queues `bytes`, shared if they are many (4 KiB) and copied if they are few; otherwise as
+    /// [`write`](Conn::write).
+    pub fn write_bytes(&mut self, bytes: impl Into<Bytes>) {
+        self.cx.shared.write_bytes(self.id, bytes.into());
+    }
+
+    /// Queues formatted text, by `write!(conn, "{}", ..)`, without a `Result` to discard.
+    ///
+    /// # Panics
+    ///
+    /// If an implementation of [`Display`](fmt::Display) or the like returns an error.
+    pub fn write_fmt(&mut self, text: fmt::Arguments<'_>) {
+        struct Sink<'a, 'b>(&'a mut Conn<'b>);
+        impl fmt::Write for Sink<'_, '_> {
+            fn write_str(&mut self, text: &str) -> fmt::Result {
+                self.0.write(text.as_bytes());
+                Ok(())
+            }
+        }
+        fmt::write(&mut Sink(self), text).expect("a formatting trait returned an error");
+    }
+
+    /// Bytes queued and not taken by the kernel.
+    pub fn queued(&mut self) -> usize {
+        self.cx.shared.queued(self.id)
+    }
+
+    /// Whether more than the high watermark was queued, and since then never as little as the low
+    /// one. A congested connection is not read.
+    pub fn is_congested(&self) -> bool {
+        self.record().flags.has(Flags::CONGESTED)
+    }
+
+    /// Sends a FIN once the queue is flushed, and goes on reading. Later writes are dropped.
+    pub fn finish(&mut self) {
+        self.record_mut()
+            .flags
+            .insert(Flags::FINISH.and(Flags::ASKED));
+    }
+}
+
+/// Reading.
+impl Conn<'_> {
+    /// Leaves input in the socket until [`resume_reading`](Conn::resume_reading), the peer's FIN
+    /// included; a reset still acts at once. Meanwhile no deadline blames the peer, and
+    /// [`Timeouts::response`] bounds the pause.
+    pub fn pause_reading(&mut self) {
+        self.record_mut().flags.insert(Flags::PAUSED);
+    }
+
+    /// Ends a pause. [`on_data`](crate::Handler::on_data) follows in the next turn if input is
+    /// left.
+    pub fn resume_reading(&mut self) {
+        let flags = &mut self.record_mut().flags;
+        if flags.take(Flags::PAUSED) {
+            flags.insert(Flags::DATA_DUE);
+        }
+    }
+
+    /// Says that what [`on_data`](crate::Handler::on_data) consumed was only part of a request: the
+    /// connection does not go idle, and the request's deadline runs on.
+    pub fn await_input(&mut self) {
+        self.record_mut().flags.insert(Flags::AWAITS_INPUT);
+    }
+
+    /// Asks for [`on_data`](crate::Handler::on_data) with what is left in the next turn, after all
+    /// others had theirs.
+    pub fn yield_now(&mut self) {
+        self.record_mut().flags.insert(Flags::DATA_DUE);
+    }
+
+    /// Reads this connection no faster than `sink` drains: not while `sink` is congested, and
+    /// again when it has drained or is gone. A later call replaces an earlier one.
+    pub fn feeds(&mut self, sink: ConnId) {
+        self.cx.shared.feed(self.id, sink);
+    }
+}
+
+/// Requests.
+impl Conn<'_> {
+    /// Begins a request: the peer's whose reply comes later, or ours on a dialled connection.
+    /// Until [`end_request`](Conn::end_request) the connection is active and its reply is owed.
+    pub fn begin_request(&mut self) {
+        let record = self.record_mut();
+        record.owed = record.owed.saturating_add(1);
+        record.flags.insert(Flags::COUNTS_REQUESTS);
+    }
+
+    /// Ends a request begun before: its reply is written, or has arrived.
+    ///
+    /// # Panics
+    ///
+    /// In debug builds, if none was begun.
+    pub fn end_request(&mut self) {
+        let record = self.record_mut();
+        debug_assert!(record.owed > 0, "end_request without begin_request");
+        record.owed = record.owed.saturating_sub(1);
+        record.requests = record.requests.saturating_add(1);
+        self.cx.shared.counters.requests.add(1);
+    }
+
+    /// Requests begun and not ended.
+    pub fn in_flight(&self) -> u32 {
+        self.record().owed
+    }
+
+    /// Whether the connection may stay open after the reply to the current request: not once the
+    /// peer sent its FIN, the greatest age is reached, this request is the last of
+    /// [`Limits::requests_max`](crate::Limits::requests_max), or a shutdown began. A protocol that
+    /// can announce the end (`Connection: close`) asks before it writes that reply.
+    pub fn keep_alive(&self) -> bool {
+        let record = self.record();
+        !self.is_closing()
+            && !record.flags.has(Flags::EOF.and(Flags::RETIRING))
+            && record.requests.saturating_add(1) < self.cx.shared.bounds.requests_max
+            && !self.cx.is_shutting_down()
+    }
+}
+
+/// Time.
+impl Conn<'_> {
+    /// Asks for [`on_timer`](crate::Handler::on_timer) at `at`: never early, at most one tick
+    /// (10 ms) and the turn at hand late. It replaces a time set before; one in the past is the
+    /// next turn's. A connection that is closing has no timer.
+    pub fn set_timer(&mut self, at: Instant) {
+        let record = self.record_mut();
+        record.clocks.set(Deadline::Timer, at);
+        record.flags.insert(Flags::HAS_TIMER.and(Flags::REARM));
+    }
+
+    /// Forgets the timer.
+    pub fn clear_timer(&mut self) {
+        self.record_mut().flags.remove(Flags::HAS_TIMER);
+    }
+
+    /// Gives this connection timeouts of its own, from now on and counted from when each began. A
+    /// lifetime that is set already stays. Costs 120 bytes.
+    ///
+    /// # Panics
+    ///
+    /// If one of them is zero.
+    pub fn set_timeouts(&mut self, timeouts: &Timeouts) {
+        if let Err(error) = timeouts.refuse_zero() {
+            panic!("{error}");
+        }
+        let record = self.record_mut();
+        record.profile = Profile::Own(Box::new(Periods::new(timeouts)));
+        record.flags.insert(Flags::REARM);
+    }
+
+    /// Makes this a tunnel: bytes pass through, there are no requests, and
+    /// [`Timeouts::tunnel`] takes the place of the deadlines for first byte, request, read,
+    /// response and idle. The peer's FIN ends only its own direction.
+    pub fn tunnel(&mut self) {
+        self.record_mut().flags.insert(Flags::TUNNEL);
+    }
+}
+
+/// Ending and beginning.
+impl Conn<'_> {
+    /// Ends the connection: what is queued is flushed, then comes the FIN, then the peer's last
+    /// bytes are discarded so that they cannot turn our close into a reset that would destroy
+    /// what was flushed.
+    pub fn close(&mut self) {
+        self.record_mut().ask(CloseReason::Local);
+    }
+
+    /// Ends the connection with a reset; what is queued is dropped.
+    pub fn abort(&mut self) {
+        self.record_mut().ask(CloseReason::Abort);
+    }
+
+    /// Dials `target`; the new connection's [`owner`](Conn::owner) is this one. As
+    /// [`Context::connect`].
+    ///
+    /// # Errors
+    ///
+    /// If there are too many connections, or the reactor is shutting down.
+    pub fn connect(&mut self, target: impl Into<Target>) -> Result<ConnId, ConnectError> {
+        self.cx.shared.dial(target.into(), Some(self.id))
+    }
+}

@@ -1,0 +1,513 @@
+//! The whole loop as a callback sees it, and the state behind that view.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use slab::Slab;
+
+use crate::address::{Address, Target};
+use crate::config::{Config, Watermarks};
+use crate::conn::Conn;
+use crate::core::deadlines::Periods;
+use crate::core::lifecycle::State;
+use crate::core::output::Output;
+use crate::core::ready::Ready;
+use crate::core::stats::{Counters, Stats};
+use crate::core::table::{Birth, ConnId, Dial, Flags, Origin, Profile, Record, Table};
+use crate::core::wheel::{Key, Wheel};
+use crate::error::{CloseReason, ConnectError};
+use crate::time::Instant;
+
+/// The wheel's resolution.
+pub(crate) const TICK: Duration = Duration::from_millis(10);
+const TICK_NANOS: u64 = TICK.as_nanos() as u64;
+
+/// How much a callback may write before it moves from the loop's buffer to the connection.
+const SCRATCH_MAX: usize = 64 * 1024;
+
+/// The whole loop, from inside a callback or before the first turn.
+///
+/// Like [`Conn`] it only records what is wanted; the reactor acts afterwards.
+pub struct Context<'a> {
+    pub(crate) shared: &'a mut Shared,
+}
+
+impl fmt::Debug for Context<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Context")
+            .field("now", &self.now())
+            .field("len", &self.len())
+            .finish()
+    }
+}
+
+impl Context<'_> {
+    /// The time of this turn. After a callback that took long it is read again.
+    pub fn now(&self) -> Instant {
+        self.shared.now
+    }
+
+    /// How many connections there are, those being dialled or closed included.
+    pub fn len(&self) -> usize {
+        self.shared.table.len()
+    }
+
+    /// Whether there are no connections.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The counters so far.
+    pub fn stats(&self) -> Stats {
+        self.shared.counters.snapshot()
+    }
+
+    /// The connection of `id`, unless it is gone.
+    ///
+    /// Another connection than the one whose callback runs is reached for I/O, never for its
+    /// session; what is asked of it happens at the end of the turn.
+    pub fn conn(&mut self, id: ConnId) -> Option<Conn<'_>> {
+        self.shared
+            .table
+            .get(id)
+            .filter(|record| record.state() != State::Closed)?;
+        self.shared.touch(id);
+        Some(Conn::new(self.shared, id))
+    }
+
+    /// All connections. They are collected first, so that each may be reached while the list is
+    /// walked.
+    pub fn ids(&self) -> Vec<ConnId> {
+        self.shared.table.ids().collect()
+    }
+
+    /// Dials `target`. [`Handler::on_open`](crate::Handler::on_open) follows in the next turn, and
+    /// tells the connection by its id; then
+    /// [`on_connected`](crate::Handler::on_connected), or the end with
+    /// [`ConnectFailed`](CloseReason::ConnectFailed).
+    ///
+    /// # Errors
+    ///
+    /// If there are too many connections, or the reactor is shutting down.
+    pub fn connect(&mut self, target: impl Into<Target>) -> Result<ConnId, ConnectError> {
+        self.shared.dial(target.into(), None)
+    }
+
+    /// Asks for [`Handler::on_alarm`](crate::Handler::on_alarm) at `at`: never early, at most one
+    /// tick (10 ms) and the turn at hand late. A time in the past is the next turn's,
+    /// [`Instant::FAR_FUTURE`] never comes. One alarm costs 48 bytes.
+    pub fn set_alarm(&mut self, at: Instant) -> AlarmId {
+        self.shared.set_alarm(at, Purpose::Application)
+    }
+
+    /// Forgets an alarm; one that has come or was cancelled before is ignored.
+    pub fn cancel_alarm(&mut self, alarm: AlarmId) {
+        self.shared.cancel_alarm(alarm);
+    }
+
+    /// Closes the listeners and every connection, as [`Handle::shutdown`](crate::Handle::shutdown)
+    /// does.
+    pub fn shutdown(&mut self) {
+        self.shared.shutdowns_asked = self.shared.shutdowns_asked.saturating_add(1);
+    }
+
+    /// Whether a shutdown began or was asked for.
+    pub fn is_shutting_down(&self) -> bool {
+        self.shared.shutdowns_asked > 0
+    }
+}
+
+/// The name of an alarm, never reused.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct AlarmId {
+    index: u32,
+    serial: u64,
+}
+
+/// A timer of the whole loop.
+#[derive(Debug)]
+pub(crate) struct Alarm {
+    serial: u64,
+    at: Instant,
+    pub(crate) purpose: Purpose,
+}
+
+/// Whom an alarm is for.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Purpose {
+    Application,
+    /// Accepting is tried again after the system ran out of something.
+    AcceptAgain,
+    /// A shutdown has lasted long enough.
+    HardStop,
+}
+
+/// Settings that every write consults.
+#[derive(Debug)]
+pub(crate) struct Bounds {
+    pub(crate) watermarks: Watermarks,
+    pub(crate) input_max: usize,
+    pub(crate) output_max: usize,
+    pub(crate) requests_max: u64,
+    pub(crate) flush_rate: u64,
+}
+
+/// All state of the loop that a callback can reach: records and queues, but no sockets, sessions
+/// or unread input.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) now: Instant,
+    pub(crate) table: Table,
+    pub(crate) wheel: Wheel,
+    pub(crate) ready: Ready,
+    /// Connections that callbacks of others, or of the loop, reached.
+    pub(crate) dirty: Vec<ConnId>,
+    /// Connections to be dialled.
+    pub(crate) births: Vec<ConnId>,
+    /// Connections whose records are to be released at the end of the turn.
+    pub(crate) reaped: Vec<ConnId>,
+    pub(crate) counters: Arc<Counters>,
+    pub(crate) bounds: Bounds,
+    /// The timeouts of dialled connections first, then those of each listener.
+    pub(crate) profiles: Vec<Periods>,
+    /// Where each listener listens.
+    pub(crate) listening_on: Vec<Address>,
+    pub(crate) shutdowns_asked: u32,
+    /// What the callback that runs has written to its own connection.
+    pub(crate) scratch: Vec<u8>,
+    /// The connection whose writes go to `scratch`: the one in hand, unless it has output queued.
+    pub(crate) scratch_owner: Option<ConnId>,
+    pub(crate) in_hand: Option<ConnId>,
+    /// How much other connections had queued when the callback that runs reached them.
+    journal: Vec<(ConnId, usize)>,
+    alarms: Slab<Alarm>,
+    alarms_set: u64,
+    /// Which connections feed a sink.
+    feeders: BTreeMap<ConnId, Vec<ConnId>>,
+}
+
+impl Shared {
+    pub(crate) fn new(config: &Config, capacity: usize, now: Instant) -> Self {
+        Self {
+            now,
+            table: Table::new(capacity),
+            wheel: Wheel::new(),
+            ready: Ready::default(),
+            dirty: Vec::new(),
+            births: Vec::new(),
+            reaped: Vec::new(),
+            counters: Arc::default(),
+            bounds: Bounds {
+                watermarks: config.watermarks,
+                input_max: config.limits.input_max,
+                output_max: config.limits.output_max,
+                requests_max: config.limits.requests_max.unwrap_or(u64::MAX),
+                flush_rate: config.limits.flush_rate,
+            },
+            profiles: vec![Periods::new(&config.timeouts)],
+            listening_on: Vec::new(),
+            shutdowns_asked: 0,
+            scratch: Vec::new(),
+            scratch_owner: None,
+            in_hand: None,
+            journal: Vec::new(),
+            alarms: Slab::new(),
+            alarms_set: 0,
+            feeders: BTreeMap::new(),
+        }
+    }
+
+    /// Lends the connection to a callback: from here on what it writes gathers in one place.
+    #[inline]
+    pub(crate) fn enter(&mut self, id: ConnId) {
+        debug_assert!(self.scratch.is_empty());
+        self.in_hand = Some(id);
+        let drained = self.table.at(id.index()).output.is_empty();
+        self.scratch_owner = drained.then_some(id);
+        self.journal.clear();
+    }
+
+    /// Notes that the running callback reached `id`: it is settled at the end of the turn, and if
+    /// the callback panics what it writes from here on is taken back.
+    pub(crate) fn touch(&mut self, id: ConnId) {
+        if self.in_hand == Some(id) {
+            return;
+        }
+        self.mark_dirty(id);
+        let queued = self.table.at(id.index()).output.len();
+        self.journal.push((id, queued));
+    }
+
+    /// Takes back what the callback in hand wrote, to its own connection and to others.
+    pub(crate) fn roll_back(&mut self, births: usize) {
+        let mut lost = self.scratch.len();
+        self.scratch.clear();
+        while let Some((id, queued)) = self.journal.pop() {
+            if let Some(record) = self.table.get_mut(id) {
+                lost += record.output.len().saturating_sub(queued);
+                record.output.truncate(queued);
+            }
+        }
+        self.counters.unsent.add(lost as u64);
+        for id in self.births.split_off(births) {
+            self.table.remove(id);
+        }
+    }
+
+    pub(crate) fn begin_journal(&mut self) {
+        self.journal.clear();
+    }
+
+    pub(crate) fn mark_dirty(&mut self, id: ConnId) {
+        if let Some(record) = self.table.get_mut(id)
+            && !record.flags.has(Flags::DIRTY)
+        {
+            record.flags.insert(Flags::DIRTY);
+            self.dirty.push(id);
+        }
+    }
+
+    /// Bytes written to a connection that the kernel has not taken.
+    #[inline]
+    pub(crate) fn queued(&mut self, id: ConnId) -> usize {
+        let queued = self.table.at(id.index()).output.len();
+        if self.scratch_owner == Some(id) {
+            queued + self.scratch.len()
+        } else {
+            queued
+        }
+    }
+
+    #[inline]
+    pub(crate) fn write(&mut self, id: ConnId, bytes: &[u8]) {
+        if !self.may_write(id, bytes.len()) {
+            return;
+        }
+        if self.scratch_owner == Some(id) && self.scratch.len() + bytes.len() <= SCRATCH_MAX {
+            self.scratch.extend_from_slice(bytes);
+        } else {
+            self.output_behind_scratch(id).push_copy(bytes);
+        }
+    }
+
+    pub(crate) fn write_bytes(&mut self, id: ConnId, bytes: bytes::Bytes) {
+        if !Output::shares(bytes.len()) {
+            self.write(id, &bytes);
+        } else if self.may_write(id, bytes.len()) {
+            self.output_behind_scratch(id).push(bytes);
+        }
+    }
+
+    /// Whether a connection takes `len` more bytes; notes it if they make it congested.
+    #[inline]
+    fn may_write(&mut self, id: ConnId, len: usize) -> bool {
+        let queued = self.queued(id);
+        let record = self.table.at(id.index());
+        if !record.takes_writes() || queued >= self.bounds.output_max {
+            if record.takes_writes() {
+                record.ask(CloseReason::OutputLimit);
+            }
+            record.dropped = record.dropped.wrapping_add(len as u64);
+            self.counters.unsent.add(len as u64);
+            return false;
+        }
+        record.flags.insert(Flags::WROTE);
+        if queued.saturating_add(len) > self.bounds.watermarks.high()
+            && !record.flags.has(Flags::CONGESTED)
+        {
+            record.flags.insert(Flags::CONGESTED);
+            if record.flags.has(Flags::IS_SINK) {
+                self.hold_feeders(id);
+            }
+        }
+        true
+    }
+
+    /// The connection's own queue, with what it wrote so far in front.
+    fn output_behind_scratch(&mut self, id: ConnId) -> &mut Output {
+        let record = self.table.at(id.index());
+        if self.scratch_owner == Some(id) {
+            record.output.push_copy(&self.scratch);
+            self.scratch.clear();
+            self.scratch_owner = None;
+        }
+        &mut record.output
+    }
+
+    pub(crate) fn dial(
+        &mut self,
+        target: Target,
+        owner: Option<ConnId>,
+    ) -> Result<ConnId, ConnectError> {
+        if self.shutdowns_asked > 0 {
+            return Err(ConnectError::ShuttingDown);
+        }
+        let peer = match &target {
+            Target::Address(address) => address.clone(),
+            Target::Name { .. } => Address::Unnamed,
+        };
+        let birth = Birth {
+            origin: Origin::Connect,
+            peer,
+            owner,
+            profile: 0,
+            now: self.now,
+        };
+        let record = self.table.insert(birth).map_err(|_| ConnectError::Full)?;
+        record.dial = Some(Box::new(Dial {
+            target,
+            addresses: Vec::new(),
+            failure: None,
+        }));
+        let id = record.id;
+        self.births.push(id);
+        self.counters.dialled.add(1);
+        Ok(id)
+    }
+
+    /// Lets `id` be read no faster than `sink` drains.
+    pub(crate) fn feed(&mut self, id: ConnId, sink: ConnId) {
+        self.stop_feeding(id);
+        let Some(record) = self.table.get_mut(sink) else {
+            return;
+        };
+        record.flags.insert(Flags::IS_SINK);
+        let congested = record.flags.has(Flags::CONGESTED);
+        self.feeders.entry(sink).or_default().push(id);
+        let record = self.table.at(id.index());
+        record.sink = Some(sink);
+        record.flags.set(Flags::SINK_HELD, congested);
+    }
+
+    /// Ends what [`Shared::feed`] began.
+    pub(crate) fn stop_feeding(&mut self, id: ConnId) {
+        let record = self.table.at(id.index());
+        record.flags.remove(Flags::SINK_HELD);
+        let Some(sink) = record.sink.take() else {
+            return;
+        };
+        if let Some(feeders) = self.feeders.get_mut(&sink) {
+            feeders.retain(|feeder| *feeder != id);
+            if feeders.is_empty() {
+                self.feeders.remove(&sink);
+                if let Some(record) = self.table.get_mut(sink) {
+                    record.flags.remove(Flags::IS_SINK);
+                }
+            }
+        }
+    }
+
+    fn hold_feeders(&mut self, sink: ConnId) {
+        for feeder in self.feeders.get(&sink).into_iter().flatten() {
+            if let Some(record) = self.table.get_mut(*feeder) {
+                record.flags.insert(Flags::SINK_HELD);
+            }
+        }
+        self.settle_feeders(sink);
+    }
+
+    /// The sink drained or died: those who feed it are read again.
+    pub(crate) fn release_feeders(&mut self, sink: ConnId) {
+        for feeder in self.feeders.get(&sink).into_iter().flatten() {
+            if let Some(record) = self.table.get_mut(*feeder) {
+                record.flags.remove(Flags::SINK_HELD);
+                record.flags.insert(Flags::DATA_DUE);
+            }
+        }
+        self.settle_feeders(sink);
+    }
+
+    /// Lets the feeders' deadlines follow what was just changed about them.
+    fn settle_feeders(&mut self, sink: ConnId) {
+        for index in 0.. {
+            let Some(feeder) = self
+                .feeders
+                .get(&sink)
+                .and_then(|feeders| feeders.get(index))
+            else {
+                return;
+            };
+            self.mark_dirty(*feeder);
+        }
+    }
+
+    /// The timeouts of a connection.
+    pub(crate) fn periods<'a>(profiles: &'a [Periods], record: &'a Record) -> &'a Periods {
+        match &record.profile {
+            Profile::Shared(profile) => &profiles[*profile as usize],
+            Profile::Own(periods) => periods,
+        }
+    }
+
+    /// Lets the wheel come up for a connection by `at`.
+    #[inline]
+    pub(crate) fn arm(&mut self, id: ConnId, at: Instant) {
+        if at < Instant::FAR_FUTURE {
+            self.wheel
+                .schedule_by(Key::Conn(id.index() as u32), self.tick_of(at));
+        }
+    }
+
+    /// The first tick that is not before `at`, and not before the next one: what is armed while
+    /// deadlines are served waits for another turn.
+    fn tick_of(&self, at: Instant) -> u64 {
+        at.as_nanos()
+            .div_ceil(TICK_NANOS)
+            .max(self.tick().saturating_add(1))
+    }
+
+    /// The latest tick that has come.
+    #[inline]
+    pub(crate) fn tick(&self) -> u64 {
+        self.now.as_nanos() / TICK_NANOS
+    }
+
+    /// How long until the wheel comes up.
+    #[inline]
+    pub(crate) fn until_next_tick(&self) -> Option<Duration> {
+        let tick = self.wheel.next_tick()?;
+        let at = Instant::from_nanos(tick.saturating_mul(TICK_NANOS));
+        Some(at.duration_since(self.now))
+    }
+
+    pub(crate) fn set_alarm(&mut self, at: Instant, purpose: Purpose) -> AlarmId {
+        self.alarms_set += 1;
+        let serial = self.alarms_set;
+        let index = self.alarms.insert(Alarm {
+            serial,
+            at,
+            purpose,
+        }) as u32;
+        if at < Instant::FAR_FUTURE {
+            self.wheel.schedule(Key::Alarm(index), self.tick_of(at));
+        }
+        AlarmId { index, serial }
+    }
+
+    pub(crate) fn cancel_alarm(&mut self, alarm: AlarmId) {
+        let index = alarm.index as usize;
+        if self
+            .alarms
+            .get(index)
+            .is_some_and(|set| set.serial == alarm.serial)
+        {
+            self.alarms.remove(index);
+            self.wheel.cancel(Key::Alarm(alarm.index));
+        }
+    }
+
+    /// Takes out the alarm that came up.
+    pub(crate) fn take_alarm(&mut self, index: u32) -> (AlarmId, Purpose) {
+        let alarm = self.alarms.remove(index as usize);
+        debug_assert!(alarm.at <= self.now, "an alarm comes up early");
+        (
+            AlarmId {
+                index,
+                serial: alarm.serial,
+            },
+            alarm.purpose,
+        )
+    }
+}

@@ -1,0 +1,599 @@
+//! Which deadlines run for a connection, and when the earliest is due.
+//!
+//! Traffic only stores when it happened; a deadline moves by itself, because it is computed from
+//! that when its wheel entry comes up. The wheel is told only of deadlines that begin to run.
+
+use crate::config::Timeouts;
+use crate::core::lifecycle::State;
+use crate::error::Timeout;
+use crate::time::{Instant, nanos};
+
+/// What a connection can be late with. In this order they are looked at when several are due.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[repr(u8)]
+pub(crate) enum Deadline {
+    Connect,
+    ConnectAttempt,
+    FirstByte,
+    Request,
+    Read,
+    Response,
+    Write,
+    Idle,
+    HalfClosed,
+    Flush,
+    Linger,
+    LingerRead,
+    Tunnel,
+    Lifetime,
+    Timer,
+    /// Not a deadline of its own: the next look at what is left of the output.
+    Look,
+}
+
+/// The time from the first refused write to the first look at what left since.
+const FIRST_LOOK: u64 = 10_000_000;
+
+impl Deadline {
+    pub(crate) const ALL: [Self; 16] = [
+        Self::Connect,
+        Self::ConnectAttempt,
+        Self::FirstByte,
+        Self::Request,
+        Self::Read,
+        Self::Response,
+        Self::Write,
+        Self::Idle,
+        Self::HalfClosed,
+        Self::Flush,
+        Self::Linger,
+        Self::LingerRead,
+        Self::Tunnel,
+        Self::Lifetime,
+        Self::Timer,
+        Self::Look,
+    ];
+
+    /// The reason it gives a connection that it ends, if it ends one.
+    pub(crate) const fn timeout(self) -> Option<Timeout> {
+        match self {
+            Self::Connect | Self::ConnectAttempt => Some(Timeout::Connect),
+            Self::FirstByte => Some(Timeout::FirstByte),
+            Self::Request => Some(Timeout::Request),
+            Self::Read => Some(Timeout::Read),
+            Self::Response => Some(Timeout::Response),
+            Self::Write => Some(Timeout::Write),
+            Self::Idle => Some(Timeout::Idle),
+            Self::HalfClosed => Some(Timeout::HalfClosed),
+            Self::Flush => Some(Timeout::Flush),
+            Self::Tunnel => Some(Timeout::Tunnel),
+            Self::Lifetime => Some(Timeout::Lifetime),
+            Self::Linger | Self::LingerRead | Self::Look | Self::Timer => None,
+        }
+    }
+
+    /// Whether input that waits in the socket would put it off.
+    pub(crate) const fn waits_for_input(self) -> bool {
+        matches!(
+            self,
+            Self::FirstByte
+                | Self::Request
+                | Self::Read
+                | Self::Idle
+                | Self::HalfClosed
+                | Self::LingerRead
+                | Self::Tunnel
+        )
+    }
+}
+
+/// A set of deadlines.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(crate) struct Set(u16);
+
+impl Set {
+    pub(crate) const EMPTY: Self = Self(0);
+
+    #[must_use]
+    pub(crate) const fn with(self, deadline: Deadline, condition: bool) -> Self {
+        Self(self.0 | ((condition as u16) << deadline as u8))
+    }
+
+    pub(crate) const fn contains(self, deadline: Deadline) -> bool {
+        self.0 & (1 << deadline as u8) != 0
+    }
+
+    pub(crate) const fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    const fn without(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
+    }
+
+    fn iter(self) -> impl Iterator<Item = Deadline> {
+        let mut bits = self.0;
+        std::iter::from_fn(move || {
+            let lowest = bits.trailing_zeros() as usize;
+            bits &= bits.wrapping_sub(1);
+            Deadline::ALL.get(lowest).copied()
+        })
+    }
+}
+
+/// All that the choice of deadlines depends on.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct Facts {
+    pub(crate) state: State,
+    pub(crate) inbound: bool,
+    /// A byte has been read.
+    pub(crate) received: bool,
+    /// Part of a request is here.
+    pub(crate) receiving: bool,
+    /// Requests that wait for a reply: the peer's for ours, or ours for the peer's.
+    pub(crate) owed: bool,
+    /// Output is queued.
+    pub(crate) queued: bool,
+    /// The application does not want to read.
+    pub(crate) paused: bool,
+    /// Too much output is queued to read more.
+    pub(crate) congested: bool,
+    /// The peer's FIN has been read.
+    pub(crate) eof: bool,
+    /// Our FIN has been sent.
+    pub(crate) fin: bool,
+    pub(crate) tunnel: bool,
+    pub(crate) lifetime: bool,
+    pub(crate) timer: bool,
+}
+
+impl Facts {
+    /// Whether no request is active: nothing is arriving, owed or waiting to leave.
+    ///
+    /// An inbound connection that never said a word is not at rest, it is late with its first
+    /// byte; a tunnel knows no requests.
+    #[inline]
+    pub(crate) const fn at_rest(self) -> bool {
+        !self.receiving
+            && !self.owed
+            && !self.queued
+            && !self.tunnel
+            && (self.received || !self.inbound)
+    }
+
+    /// The deadlines that run. For every open or closing connection at least one of them is finite
+    /// with the default timeouts, unless it is about to change state.
+    #[inline]
+    pub(crate) const fn running(self) -> Set {
+        let timer = Set::EMPTY.with(Deadline::Timer, self.timer);
+        match self.state {
+            State::Connecting => timer
+                .with(Deadline::Connect, !self.inbound)
+                .with(Deadline::ConnectAttempt, !self.inbound),
+            State::Connected | State::Idle => self.running_open(timer),
+            State::Closing if self.queued => Set::EMPTY
+                .with(Deadline::Write, true)
+                .with(Deadline::Look, true)
+                .with(Deadline::Flush, true),
+            State::Closing => Set::EMPTY
+                .with(Deadline::Linger, self.fin)
+                .with(Deadline::LingerRead, self.fin),
+            State::Closed => Set::EMPTY,
+        }
+    }
+
+    const fn running_open(self, set: Set) -> Set {
+        let reads = !self.paused && !self.congested && !self.eof && !self.tunnel;
+        let waits_for_us = self.paused || (self.owed && self.inbound);
+        set.with(Deadline::FirstByte, reads && self.inbound && !self.received)
+            .with(Deadline::Request, reads && self.receiving)
+            .with(
+                Deadline::Read,
+                reads && (self.receiving || (self.owed && !self.inbound)),
+            )
+            .with(
+                Deadline::Response,
+                waits_for_us && !self.queued && !self.tunnel,
+            )
+            .with(Deadline::Write, self.queued)
+            .with(Deadline::Look, self.queued)
+            .with(
+                Deadline::Idle,
+                matches!(self.state, State::Idle) && !self.paused,
+            )
+            // While the application owes a reply the peer can do nothing to move on.
+            .with(
+                Deadline::HalfClosed,
+                (self.eof || self.fin) && !self.queued && !waits_for_us,
+            )
+            .with(Deadline::Tunnel, self.tunnel)
+            .with(Deadline::Lifetime, self.lifetime)
+    }
+}
+
+/// Timeouts in nanoseconds, by deadline; `u64::MAX` is off.
+#[derive(Clone, Debug)]
+pub(crate) struct Periods {
+    of: [u64; Deadline::ALL.len()],
+    lifetime: u64,
+}
+
+impl Periods {
+    pub(crate) fn new(timeouts: &Timeouts) -> Self {
+        let of = Deadline::ALL.map(|deadline| match deadline {
+            Deadline::Connect => period(timeouts.connect),
+            Deadline::ConnectAttempt => period(timeouts.connect_attempt),
+            Deadline::FirstByte => period(timeouts.first_byte),
+            Deadline::Request => period(timeouts.request),
+            Deadline::Read => period(timeouts.read),
+            Deadline::Response => period(timeouts.response),
+            Deadline::Write => period(timeouts.write),
+            Deadline::Idle => period(timeouts.idle),
+            Deadline::HalfClosed => period(timeouts.half_closed),
+            Deadline::Flush => period(timeouts.flush),
+            Deadline::Linger => period(timeouts.linger),
+            Deadline::LingerRead => period(timeouts.linger_read),
+            Deadline::Tunnel => period(timeouts.tunnel),
+            // The clocks of these say when they are due, not since when they run.
+            Deadline::Lifetime | Deadline::Timer => 0,
+            // Without a write deadline nobody wants to know.
+            Deadline::Look => timeouts.write.map_or(u64::MAX, |_| 0),
+        });
+        Self {
+            of,
+            lifetime: period(timeouts.lifetime),
+        }
+    }
+
+    pub(crate) const fn of(&self, deadline: Deadline) -> u64 {
+        self.of[deadline as usize]
+    }
+
+    /// The greatest age, shortened by up to a quarter: how much of it `random` says. `None` if it
+    /// is off.
+    pub(crate) fn lifetime(&self, random: u64) -> Option<u64> {
+        let longest = (self.lifetime < u64::MAX).then_some(self.lifetime)?;
+        let cut = u128::from(longest / 4) * u128::from(random) >> 64;
+        Some(longest - cut as u64)
+    }
+}
+
+fn period(timeout: Option<std::time::Duration>) -> u64 {
+    timeout.map_or(u64::MAX, nanos)
+}
+
+/// Since when each deadline of one connection runs.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Clocks {
+    running: Set,
+    /// The request deadline stands still: its clock holds the nanoseconds it had run.
+    request_held: bool,
+    since: [Instant; Deadline::ALL.len()],
+}
+
+impl Clocks {
+    /// Lets exactly `facts.running()` run from here on and returns those that began to.
+    #[inline]
+    pub(crate) fn update(&mut self, facts: Facts, now: Instant) -> Set {
+        let running = facts.running();
+        if running == self.running {
+            return Set::EMPTY;
+        }
+        self.change(running, facts.receiving, now)
+    }
+
+    fn change(&mut self, running: Set, receiving: bool, now: Instant) -> Set {
+        let began = running.without(self.running);
+        let ended = self.running.without(running);
+        for deadline in began.iter() {
+            match deadline {
+                Deadline::Lifetime | Deadline::Timer => {}
+                Deadline::Look => self.since[Deadline::Look as usize] = now.after(FIRST_LOOK),
+                Deadline::Request if self.request_held => {
+                    let elapsed = self.since[Deadline::Request as usize].as_nanos();
+                    let since = now.as_nanos().saturating_sub(elapsed);
+                    self.since[Deadline::Request as usize] = Instant::from_nanos(since);
+                }
+                _ => self.since[deadline as usize] = now,
+            }
+        }
+        // A request that we do not read cannot arrive: its clock stands still meanwhile.
+        if ended.contains(Deadline::Request) && receiving {
+            let elapsed = now.nanos_since(self.since[Deadline::Request as usize]);
+            self.since[Deadline::Request as usize] = Instant::from_nanos(elapsed);
+            self.request_held = true;
+        } else if !receiving || running.contains(Deadline::Request) {
+            self.request_held = false;
+        }
+        self.running = running;
+        began
+    }
+
+    /// Notes that bytes came in.
+    #[inline]
+    pub(crate) fn touch_read(&mut self, now: Instant) {
+        self.set(Deadline::Read, now);
+        self.set(Deadline::HalfClosed, now);
+        self.set(Deadline::LingerRead, now);
+        self.set(Deadline::Tunnel, now);
+    }
+
+    /// Notes that the kernel took bytes.
+    #[inline]
+    pub(crate) fn touch_write(&mut self, now: Instant) {
+        self.set(Deadline::Idle, now);
+        self.set(Deadline::HalfClosed, now);
+        self.set(Deadline::Tunnel, now);
+    }
+
+    /// Lets `deadline` run since `instant`; for lifetime, timer and look, until it.
+    #[inline]
+    pub(crate) const fn set(&mut self, deadline: Deadline, instant: Instant) {
+        self.since[deadline as usize] = instant;
+    }
+
+    /// Puts the next look at queued output off: by an eighth of how long it has been queued, not
+    /// less than a tick and not more than an eighth of the write timeout. So progress that ends
+    /// soon is dated to the tick, and a reader that is slow for long costs little.
+    pub(crate) fn look_again(&mut self, queued_at: Instant, periods: &Periods, now: Instant) {
+        let longest = (periods.of(Deadline::Write) / 8).max(FIRST_LOOK);
+        let pause = (now.nanos_since(queued_at) / 8).clamp(FIRST_LOOK, longest);
+        self.set(Deadline::Look, now.after(pause));
+    }
+
+    /// Gives `deadline` more time.
+    pub(crate) const fn extend(&mut self, deadline: Deadline, nanos: u64) {
+        self.since[deadline as usize] = self.since[deadline as usize].after(nanos);
+    }
+
+    /// The next request begins: its clock starts anew.
+    pub(crate) const fn restart_request(&mut self, now: Instant) {
+        self.since[Deadline::Request as usize] = now;
+        self.request_held = false;
+    }
+
+    pub(crate) const fn due(&self, deadline: Deadline, periods: &Periods) -> Instant {
+        self.since[deadline as usize].after(periods.of(deadline))
+    }
+
+    #[cfg(test)]
+    pub(crate) const fn runs(&self, deadline: Deadline) -> bool {
+        self.running.contains(deadline)
+    }
+
+    /// The earliest of those in `set`.
+    pub(crate) fn earliest(&self, set: Set, periods: &Periods) -> Option<Instant> {
+        set.iter()
+            .map(|deadline| self.due(deadline, periods))
+            .filter(|due| *due < Instant::FAR_FUTURE)
+            .min()
+    }
+
+    /// The earliest of those that run.
+    pub(crate) fn next(&self, periods: &Periods) -> Option<Instant> {
+        self.earliest(self.running, periods)
+    }
+
+    /// The first in their order that is due at `now`.
+    pub(crate) fn first_due(&self, periods: &Periods, now: Instant) -> Option<Deadline> {
+        self.running
+            .iter()
+            .find(|deadline| self.due(*deadline, periods) <= now)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    const STATES: [State; 5] = [
+        State::Connecting,
+        State::Connected,
+        State::Idle,
+        State::Closing,
+        State::Closed,
+    ];
+
+    /// Every combination of facts.
+    fn all_facts() -> impl Iterator<Item = Facts> {
+        STATES.into_iter().flat_map(|state| {
+            (0..1_u32 << 12).map(move |bits| {
+                let bit = |index: u32| bits & (1 << index) != 0;
+                Facts {
+                    state,
+                    inbound: bit(0),
+                    received: bit(1),
+                    receiving: bit(2),
+                    owed: bit(3),
+                    queued: bit(4),
+                    paused: bit(5),
+                    congested: bit(6),
+                    eof: bit(7),
+                    fin: bit(8),
+                    tunnel: bit(9),
+                    lifetime: bit(10),
+                    timer: bit(11),
+                }
+            })
+        })
+    }
+
+    /// What the reactor never lets stand at the end of a turn.
+    fn is_settled(facts: &Facts) -> bool {
+        let open = matches!(facts.state, State::Connected | State::Idle);
+        let consistent = (!facts.receiving || facts.received)
+            && (!facts.congested || facts.queued)
+            && (facts.state != State::Connecting || !facts.inbound)
+            && (facts.state != State::Closing || facts.queued || facts.fin);
+        let rests = facts.state == State::Idle;
+        // The peer's EOF closes an inbound connection that owes nothing, and any outbound one.
+        let ends = facts.eof && !facts.tunnel && (!facts.inbound || (!facts.owed && !facts.queued));
+        consistent && (!open || (rests == facts.at_rest() && !ends))
+    }
+
+    #[test]
+    fn every_settled_connection_has_a_finite_deadline_by_default() {
+        let periods = Periods::new(&Timeouts::default());
+        let mut clocks = Clocks::default();
+        let mut settled = 0;
+        for facts in all_facts().filter(is_settled) {
+            let finite = Facts {
+                timer: false,
+                lifetime: false,
+                ..facts
+            };
+            clocks.update(finite, Instant::EPOCH);
+            let next = clocks.next(&periods);
+            assert_eq!(next.is_some(), facts.state != State::Closed, "{facts:?}");
+            settled += 1;
+        }
+        assert!(settled > 1_000, "{settled}");
+    }
+
+    #[test]
+    fn each_deadline_runs_only_where_it_may() {
+        for facts in all_facts() {
+            let set = facts.running();
+            let open = matches!(facts.state, State::Connected | State::Idle);
+            let has = |deadline| set.contains(deadline);
+            let reading = !facts.paused && !facts.congested && !facts.eof;
+            assert!(!has(Deadline::Connect) || facts.state == State::Connecting);
+            assert!(!has(Deadline::FirstByte) || (open && reading && !facts.received));
+            assert!(!has(Deadline::Request) || (open && reading && facts.receiving));
+            assert!(!has(Deadline::Read) || (open && reading));
+            assert!(!has(Deadline::Response) || (open && !facts.queued));
+            assert!(!has(Deadline::Write) || facts.queued);
+            assert_eq!(has(Deadline::Write), has(Deadline::Look));
+            assert!(!has(Deadline::Idle) || facts.state == State::Idle);
+            assert!(!has(Deadline::HalfClosed) || (open && (facts.eof || facts.fin)));
+            assert!(!has(Deadline::Flush) || (facts.state == State::Closing && facts.queued));
+            assert!(!has(Deadline::Linger) || (facts.state == State::Closing && facts.fin));
+            assert!(!has(Deadline::Timer) || facts.timer);
+            if facts.tunnel && open {
+                for instead in [
+                    Deadline::Request,
+                    Deadline::Read,
+                    Deadline::Response,
+                    Deadline::FirstByte,
+                ] {
+                    assert!(!has(instead), "{facts:?}");
+                }
+                assert!(has(Deadline::Tunnel));
+            }
+            if !open {
+                assert!(!has(Deadline::Lifetime) && !has(Deadline::Tunnel));
+            }
+            assert_eq!(set.is_empty(), Deadline::ALL.into_iter().all(|d| !has(d)));
+        }
+    }
+
+    #[test]
+    fn a_tie_of_request_and_read_is_the_requests() {
+        let position = |deadline| Deadline::ALL.iter().position(|d| *d == deadline);
+        assert!(position(Deadline::Request) < position(Deadline::Read));
+        for (index, deadline) in Deadline::ALL.into_iter().enumerate() {
+            assert_eq!(deadline as usize, index);
+        }
+    }
+
+    const RECEIVING: Facts = Facts {
+        state: State::Connected,
+        inbound: true,
+        received: true,
+        receiving: true,
+        owed: false,
+        queued: false,
+        paused: false,
+        congested: false,
+        eof: false,
+        fin: false,
+        tunnel: false,
+        lifetime: false,
+        timer: false,
+    };
+
+    fn at(seconds: u64) -> Instant {
+        Instant::EPOCH + Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn a_dribble_extends_read_but_not_request() {
+        let periods = Periods::new(&Timeouts::default());
+        let mut clocks = Clocks::default();
+        clocks.update(RECEIVING, at(100));
+        for second in 101..129 {
+            clocks.touch_read(at(second));
+            clocks.update(RECEIVING, at(second));
+        }
+        assert_eq!(clocks.due(Deadline::Request, &periods), at(130));
+        assert_eq!(clocks.due(Deadline::Read, &periods), at(158));
+        assert_eq!(clocks.first_due(&periods, at(129)), None);
+        assert_eq!(clocks.first_due(&periods, at(130)), Some(Deadline::Request));
+    }
+
+    #[test]
+    fn the_request_clock_stands_still_while_reading_is_held() {
+        let periods = Periods::new(&Timeouts::default());
+        let mut clocks = Clocks::default();
+        clocks.update(RECEIVING, at(100));
+        clocks.update(
+            Facts {
+                paused: true,
+                ..RECEIVING
+            },
+            at(110),
+        );
+        assert!(!clocks.runs(Deadline::Request));
+        clocks.update(RECEIVING, at(500));
+        assert_eq!(
+            clocks.due(Deadline::Request, &periods),
+            at(520),
+            "20 s were left"
+        );
+        clocks.update(
+            Facts {
+                paused: true,
+                ..RECEIVING
+            },
+            at(505),
+        );
+        clocks.update(
+            Facts {
+                receiving: false,
+                paused: true,
+                ..RECEIVING
+            },
+            at(506),
+        );
+        clocks.update(RECEIVING, at(600));
+        assert_eq!(
+            clocks.due(Deadline::Request, &periods),
+            at(630),
+            "a new request"
+        );
+    }
+
+    #[test]
+    fn a_lifetime_loses_up_to_a_quarter() {
+        let mut timeouts = Timeouts::default();
+        assert_eq!(Periods::new(&timeouts).lifetime(0), None);
+        timeouts.lifetime = Some(Duration::from_nanos(400));
+        let periods = Periods::new(&timeouts);
+        assert_eq!(periods.lifetime(0), Some(400));
+        assert_eq!(periods.lifetime(u64::MAX / 2), Some(351));
+        assert_eq!(periods.lifetime(u64::MAX), Some(301));
+    }
+
+    #[test]
+    fn off_is_never_due() {
+        let mut timeouts = Timeouts::default();
+        timeouts.request = None;
+        timeouts.read = None;
+        let periods = Periods::new(&timeouts);
+        let mut clocks = Clocks::default();
+        clocks.update(RECEIVING, at(1));
+        assert_eq!(clocks.next(&periods), None);
+        assert_eq!(clocks.first_due(&periods, at(1_000_000)), None);
+    }
+}

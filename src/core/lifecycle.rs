@@ -1,0 +1,186 @@
+//! The five states of a connection and what ends it: pure functions, asked by the reactor.
+
+use crate::error::{CloseReason, Timeout};
+
+/// Where a connection is in its life. It only moves along the arrows:
+///
+/// ```text
+///             connect ok / accepted           no active request
+/// Connecting ----------------------> Connected <-----------------> Idle
+///      |                                 |       new request         |
+///      +---------- any: error, deadline, limit, close() ------------+
+///                                        v
+///                                     Closing ----------> Closed
+/// ```
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+#[repr(u8)]
+pub enum State {
+    /// Being dialled, or accepted and not yet announced as connected.
+    Connecting,
+    /// Open with an active request, or open and never heard of yet.
+    Connected,
+    /// Open without an active request: kept alive.
+    Idle,
+    /// Ending: output is flushed, the peer's last bytes are discarded.
+    Closing,
+    /// Ended.
+    Closed,
+}
+
+impl State {
+    /// Whether the application may still exchange data: not closing, not closed.
+    pub const fn is_open(self) -> bool {
+        matches!(self, Self::Connecting | Self::Connected | Self::Idle)
+    }
+
+    /// The state after `step`, or `None` if no arrow of that name leaves this state.
+    pub(crate) const fn after(self, step: Step) -> Option<Self> {
+        match (self, step) {
+            (Self::Connecting, Step::Establish) => Some(Self::Connected),
+            (Self::Connected, Step::Rest) => Some(Self::Idle),
+            (Self::Idle, Step::Wake) => Some(Self::Connected),
+            (Self::Connecting | Self::Connected | Self::Idle, Step::Close) => Some(Self::Closing),
+            (Self::Closing, Step::Release) => Some(Self::Closed),
+            _ => None,
+        }
+    }
+}
+
+/// The arrows between the states.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Step {
+    /// The connection stands.
+    Establish,
+    /// The last active request is done.
+    Rest,
+    /// A new request begins.
+    Wake,
+    /// The end begins.
+    Close,
+    /// Nothing is left to flush or to wait for.
+    Release,
+}
+
+/// How a connection ends, once its reason is known.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Ending {
+    /// Flush what is queued; then, where that helps, FIN and linger; then close.
+    Flush,
+    /// Drop what is queued, which is nothing, and close.
+    Close,
+    /// Drop what is queued and close: the peer is beyond reach.
+    Drop,
+    /// Drop what is queued and reset.
+    Reset,
+}
+
+impl Ending {
+    /// The ending that a reason calls for.
+    pub(crate) const fn of(reason: CloseReason) -> Self {
+        match reason {
+            CloseReason::Local
+            | CloseReason::MaxRequests
+            | CloseReason::PeerEof
+            | CloseReason::Shutdown
+            | CloseReason::Timeout(
+                Timeout::FirstByte
+                | Timeout::HalfClosed
+                | Timeout::Lifetime
+                | Timeout::Read
+                | Timeout::Request
+                | Timeout::Response,
+            ) => Self::Flush,
+            CloseReason::Timeout(Timeout::Idle | Timeout::Tunnel) => Self::Close,
+            CloseReason::ConnectFailed(_)
+            | CloseReason::Io(_)
+            | CloseReason::PeerReset
+            | CloseReason::Timeout(Timeout::Connect) => Self::Drop,
+            CloseReason::Abort
+            | CloseReason::HandlerPanic
+            | CloseReason::HardStop
+            | CloseReason::InputLimit
+            | CloseReason::OutputLimit
+            | CloseReason::Timeout(Timeout::Flush | Timeout::Write) => Self::Reset,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STATES: [State; 5] = [
+        State::Connecting,
+        State::Connected,
+        State::Idle,
+        State::Closing,
+        State::Closed,
+    ];
+    const STEPS: [Step; 5] = [
+        Step::Establish,
+        Step::Rest,
+        Step::Wake,
+        Step::Close,
+        Step::Release,
+    ];
+
+    #[test]
+    fn the_arrows_are_exactly_these() {
+        let mut arrows = Vec::new();
+        for state in STATES {
+            for step in STEPS {
+                if let Some(after) = state.after(step) {
+                    arrows.push((state, step, after));
+                }
+            }
+        }
+        assert_eq!(
+            arrows,
+            [
+                (State::Connecting, Step::Establish, State::Connected),
+                (State::Connecting, Step::Close, State::Closing),
+                (State::Connected, Step::Rest, State::Idle),
+                (State::Connected, Step::Close, State::Closing),
+                (State::Idle, Step::Wake, State::Connected),
+                (State::Idle, Step::Close, State::Closing),
+                (State::Closing, Step::Release, State::Closed),
+            ]
+        );
+    }
+
+    #[test]
+    fn every_walk_ends_closed_and_passes_closing_once() {
+        // Depth-first over all walks of eight steps: Closing is entered once, and only
+        // Closed follows it.
+        fn walk(state: State, closings: u32, depth: u32) {
+            assert!(closings <= 1);
+            assert_eq!(closings == 1, !state.is_open());
+            if depth == 0 {
+                return;
+            }
+            for step in STEPS {
+                if let Some(after) = state.after(step) {
+                    walk(
+                        after,
+                        closings + u32::from(after == State::Closing),
+                        depth - 1,
+                    );
+                }
+            }
+        }
+        walk(State::Connecting, 0, 8);
+    }
+
+    #[test]
+    fn every_reason_has_an_ending() {
+        let count = |ending| {
+            (0..CloseReason::COUNT)
+                .filter(|index| Ending::of(CloseReason::of_index(*index)) == ending)
+                .count()
+        };
+        assert_eq!(count(Ending::Flush), 10);
+        assert_eq!(count(Ending::Close), 2);
+        assert_eq!(count(Ending::Drop), 4);
+        assert_eq!(count(Ending::Reset), 7);
+    }
+}

@@ -1,0 +1,9 @@
+//! Decisions: plain data and functions, without system calls, clocks, randomness or I/O errors.
+
+pub(crate) mod deadlines;
+pub(crate) mod lifecycle;
+pub(crate) mod output;
+pub(crate) mod ready;
+pub(crate) mod stats;
+pub(crate) mod table;
+pub(crate) mod wheel;

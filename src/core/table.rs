@@ -1,0 +1,568 @@
+//! Connection records over a slab, and the ids that outlive them.
+
+use std::fmt;
+
+use slab::Slab;
+
+use crate::address::{Address, Target};
+use crate::core::deadlines::{Clocks, Facts, Periods};
+use crate::core::lifecycle::{State, Step};
+use crate::core::output::Output;
+use crate::error::{CloseReason, OsError};
+use crate::time::Instant;
+
+/// The name of a connection, never reused: once it is closed its id resolves to `None`, not to
+/// whoever got its place.
+///
+/// It packs a place in the table (24 bits) and the place's generation (40 bits): a place would have
+/// to be filled a million times a second for twelve days before a name came back.
+#[derive(Clone, Copy, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct ConnId(u64);
+
+const INDEX_BITS: u32 = 24;
+const GENERATION_MAX: u64 = (1 << (64 - INDEX_BITS)) - 1;
+
+/// The most connections a table can hold.
+pub(crate) const CAPACITY_MAX: usize = 1 << INDEX_BITS;
+
+impl ConnId {
+    pub(crate) const fn new(index: u32, generation: u64) -> Self {
+        Self(generation << INDEX_BITS | index as u64)
+    }
+
+    pub(crate) const fn from_bits(bits: u64) -> Self {
+        Self(bits)
+    }
+
+    pub(crate) const fn to_bits(self) -> u64 {
+        self.0
+    }
+
+    pub(crate) const fn index(self) -> usize {
+        (self.0 & (CAPACITY_MAX as u64 - 1)) as usize
+    }
+
+    pub(crate) const fn generation(self) -> u64 {
+        self.0 >> INDEX_BITS
+    }
+}
+
+impl fmt::Debug for ConnId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// The place and its generation, as in `17.3`.
+impl fmt::Display for ConnId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.index(), self.generation())
+    }
+}
+
+/// The name of a listener, for as long as its reactor lives.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct ListenerId(pub(crate) u32);
+
+/// How a connection came about.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+#[non_exhaustive]
+pub enum Origin {
+    /// A peer dialled this listener.
+    Accepted(ListenerId),
+    /// [`Conn::connect`](crate::Conn::connect) or [`Context::connect`](crate::Context::connect)
+    /// dialled the peer.
+    Connect,
+}
+
+impl Origin {
+    pub(crate) const fn is_inbound(self) -> bool {
+        matches!(self, Self::Accepted(_))
+    }
+}
+
+/// Bits of a record that are true or false.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(crate) struct Flags(u32);
+
+macro_rules! flags {
+    ($($(#[$doc:meta])* $name:ident = $bit:literal;)*) => {
+        impl Flags {
+            $($(#[$doc])* pub(crate) const $name: Self = Self(1 << $bit);)*
+        }
+    };
+}
+
+flags! {
+    /// The socket may have bytes, a FIN or an error for us.
+    READ_READY = 0;
+    /// The socket may take bytes.
+    WRITE_READY = 1;
+    /// An event said that the peer is gone: a short read has not drained the socket, the FIN or
+    /// the error is still to be read.
+    HANGUP = 2;
+    /// The peer's FIN has been read.
+    EOF = 3;
+    /// Our FIN has been sent.
+    FIN = 4;
+    /// A byte has been read.
+    RECEIVED = 5;
+    /// A byte has been written by the handler.
+    WROTE = 6;
+    /// Part of a request is here.
+    RECEIVING = 7;
+    /// The handler paused reading.
+    PAUSED = 8;
+    /// More than the high watermark is queued, and since then never less than the low one.
+    CONGESTED = 9;
+    /// The connection is not read because the sink it feeds is congested or gone.
+    SINK_HELD = 10;
+    /// Others feed this connection.
+    IS_SINK = 11;
+    /// The handler said that what it consumed was part of a request.
+    AWAITS_INPUT = 12;
+    /// `on_data` is due without new bytes: the handler yielded, or reading resumed.
+    DATA_DUE = 13;
+    /// `on_drained` is due.
+    DRAINED = 14;
+    /// The handler wants our FIN sent after the queue.
+    FINISH = 15;
+    /// The handler counts requests itself.
+    COUNTS_REQUESTS = 16;
+    /// The application passes bytes through.
+    TUNNEL = 17;
+    /// The connection is in the ready queue.
+    QUEUED_READY = 18;
+    /// The connection is in the list of those that callbacks of others asked something of.
+    DIRTY = 19;
+    /// A callback asked for something that must be acted on when it returns.
+    ASKED = 20;
+    /// A deadline was set or changed by hand.
+    REARM = 21;
+    /// The greatest age is reached; the next request boundary ends the connection.
+    RETIRING = 22;
+    /// The lifetime has a clock.
+    HAS_LIFETIME = 23;
+    /// The application set a timer.
+    HAS_TIMER = 24;
+    /// The connection is in the list of those whose record is to be released.
+    REAPED = 25;
+    /// The connection ends with a FIN and reads on until the peer's.
+    LINGERING = 26;
+    /// The socket is to be reset rather than closed.
+    RESET = 27;
+    /// `on_closing` runs, and may write a last reply.
+    LAST_WORDS = 28;
+    /// A write failed; what the peer had sent before is still to be read.
+    BROKEN = 29;
+}
+
+impl Flags {
+    #[inline]
+    pub(crate) const fn has(self, flags: Self) -> bool {
+        self.0 & flags.0 != 0
+    }
+
+    #[inline]
+    pub(crate) const fn insert(&mut self, flags: Self) {
+        self.0 |= flags.0;
+    }
+
+    #[inline]
+    pub(crate) const fn remove(&mut self, flags: Self) {
+        self.0 &= !flags.0;
+    }
+
+    pub(crate) const fn set(&mut self, flags: Self, on: bool) {
+        if on {
+            self.insert(flags);
+        } else {
+            self.remove(flags);
+        }
+    }
+
+    /// Removes and says whether it was there.
+    pub(crate) const fn take(&mut self, flags: Self) -> bool {
+        let had = self.has(flags);
+        self.remove(flags);
+        had
+    }
+
+    #[must_use]
+    pub(crate) const fn and(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+}
+
+/// The deadlines' settings that apply to a record: one of the profiles of the listeners, or its
+/// own.
+#[derive(Debug)]
+pub(crate) enum Profile {
+    Shared(u32),
+    Own(Box<Periods>),
+}
+
+/// How far dialling has come.
+#[derive(Debug)]
+pub(crate) struct Dial {
+    pub(crate) target: Target,
+    /// Addresses yet to be tried, the next one last.
+    pub(crate) addresses: Vec<Address>,
+    /// Why the latest attempt failed.
+    pub(crate) failure: Option<OsError>,
+}
+
+/// What the reactor knows of one connection, its socket, session and unread input aside.
+#[derive(Debug)]
+pub(crate) struct Record {
+    pub(crate) id: ConnId,
+    pub(crate) flags: Flags,
+    state: State,
+    /// Requests begun and not ended.
+    pub(crate) owed: u32,
+    pub(crate) output: Output,
+    pub(crate) clocks: Clocks,
+    pub(crate) profile: Profile,
+    pub(crate) bytes_in: u64,
+    /// Bytes the kernel took.
+    pub(crate) bytes_out: u64,
+    /// Of `bytes_out`, what had left the kernel's queue when last looked at.
+    pub(crate) left: u64,
+    /// Of `bytes_out`, what had left when the minimum rate was last reckoned.
+    pub(crate) left_at_flush: u64,
+    /// Requests ended, or callbacks that consumed where the handler counts none.
+    pub(crate) requests: u64,
+    /// Bytes the handler wrote that will never be taken.
+    pub(crate) dropped: u64,
+    pub(crate) opened_at: Instant,
+    /// When output last became queued.
+    pub(crate) queued_at: Instant,
+    pub(crate) peer: Address,
+    /// The local address, where it is not the listener's.
+    pub(crate) local: Option<Box<Address>>,
+    pub(crate) origin: Origin,
+    pub(crate) owner: Option<ConnId>,
+    /// What this connection feeds.
+    pub(crate) sink: Option<ConnId>,
+    pub(crate) dial: Option<Box<Dial>>,
+    /// The end a callback asked for, until it is acted on.
+    pub(crate) asked: Option<CloseReason>,
+    /// What a failed write said of the peer.
+    pub(crate) broken: Option<CloseReason>,
+    /// Why it ends, set when the end begins.
+    pub(crate) reason: Option<CloseReason>,
+}
+
+impl Record {
+    pub(crate) const fn state(&self) -> State {
+        self.state
+    }
+
+    /// Moves along an arrow of the lifecycle; the only place where a state changes.
+    ///
+    /// # Panics
+    ///
+    /// In debug builds, if no such arrow leaves the state. In release builds nothing moves.
+    #[inline]
+    pub(crate) fn step(&mut self, step: Step) {
+        let after = self.state.after(step);
+        debug_assert!(
+            after.is_some(),
+            "{}: {step:?} from {:?}",
+            self.id,
+            self.state
+        );
+        self.state = after.unwrap_or(self.state);
+    }
+
+    /// What the choice of deadlines depends on.
+    #[inline]
+    pub(crate) const fn facts(&self) -> Facts {
+        let flags = self.flags;
+        Facts {
+            state: self.state,
+            inbound: self.origin.is_inbound(),
+            received: flags.has(Flags::RECEIVED),
+            receiving: flags.has(Flags::RECEIVING),
+            owed: self.owed > 0,
+            queued: !self.output.is_empty(),
+            paused: flags.has(Flags::PAUSED.and(Flags::SINK_HELD)),
+            congested: flags.has(Flags::CONGESTED),
+            eof: flags.has(Flags::EOF),
+            fin: flags.has(Flags::FIN),
+            tunnel: flags.has(Flags::TUNNEL),
+            lifetime: flags.has(Flags::HAS_LIFETIME),
+            timer: flags.has(Flags::HAS_TIMER),
+        }
+    }
+
+    /// Whether input is left in the socket on purpose.
+    #[inline]
+    pub(crate) const fn is_held(&self) -> bool {
+        const HELD: Flags = Flags::PAUSED.and(Flags::SINK_HELD).and(Flags::CONGESTED);
+        self.flags.has(HELD)
+    }
+
+    /// Whether there is something to do for this connection that no event will announce.
+    #[inline]
+    pub(crate) const fn has_work(&self) -> bool {
+        let flags = self.flags;
+        match self.state {
+            // A dialled connection waits for its socket to be writable, which is an event.
+            State::Connecting | State::Closed => false,
+            State::Connected | State::Idle => {
+                (flags.has(Flags::READ_READY) && !self.is_held() && !flags.has(Flags::EOF))
+                    || (flags.has(Flags::WRITE_READY) && !self.output.is_empty())
+                    || flags.has(Flags::DRAINED)
+                    || (flags.has(Flags::DATA_DUE) && !self.is_held())
+            }
+            State::Closing => {
+                (flags.has(Flags::READ_READY) && !flags.has(Flags::EOF))
+                    || (flags.has(Flags::WRITE_READY) && !self.output.is_empty())
+            }
+        }
+    }
+
+    /// Whether writes are taken: before the end was asked for.
+    pub(crate) const fn takes_writes(&self) -> bool {
+        let open = self.state.is_open() || self.flags.has(Flags::LAST_WORDS);
+        open && self.asked.is_none() && !self.flags.has(FINISHED)
+    }
+
+    /// Asks for an end. A later request counts only if it is to drop what the earlier would have
+    /// flushed.
+    pub(crate) fn ask(&mut self, reason: CloseReason) {
+        use crate::core::lifecycle::Ending;
+        if self.asked.is_none_or(|asked| {
+            Ending::of(asked) == Ending::Flush && Ending::of(reason) == Ending::Reset
+        }) {
+            self.asked = Some(reason);
+        }
+        self.flags.insert(Flags::ASKED);
+    }
+}
+
+const FINISHED: Flags = Flags::FINISH.and(Flags::FIN);
+
+/// What a record starts from.
+pub(crate) struct Birth {
+    pub(crate) origin: Origin,
+    pub(crate) peer: Address,
+    pub(crate) owner: Option<ConnId>,
+    pub(crate) profile: u32,
+    pub(crate) now: Instant,
+}
+
+/// The records of all connections, at most `capacity`.
+#[derive(Debug)]
+pub(crate) struct Table {
+    records: Slab<Record>,
+    /// The generation of each place, counted up when it is filled.
+    generations: Vec<u64>,
+    capacity: usize,
+}
+
+impl Table {
+    pub(crate) fn new(capacity: usize) -> Self {
+        assert!(capacity <= CAPACITY_MAX, "an index fits in 24 bits");
+        Self {
+            records: Slab::new(),
+            generations: Vec::new(),
+            capacity,
+        }
+    }
+
+    pub(crate) const fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.records.len()
+    }
+
+    pub(crate) fn is_full(&self) -> bool {
+        self.records.len() >= self.capacity
+    }
+
+    /// Adds a record, or gives `birth` back when the table is full.
+    pub(crate) fn insert(&mut self, birth: Birth) -> Result<&mut Record, Birth> {
+        if self.is_full() {
+            return Err(birth);
+        }
+        let entry = self.records.vacant_entry();
+        let index = entry.key();
+        if index == self.generations.len() {
+            self.generations.push(0);
+        }
+        let generation = &mut self.generations[index];
+        // The last generation is the backend's, for listeners and wake-ups.
+        *generation = if *generation + 1 >= GENERATION_MAX {
+            1
+        } else {
+            *generation + 1
+        };
+        let Birth {
+            origin,
+            peer,
+            owner,
+            profile,
+            now,
+        } = birth;
+        Ok(entry.insert(Record {
+            id: ConnId::new(index as u32, *generation),
+            flags: Flags::default(),
+            state: State::Connecting,
+            owed: 0,
+            output: Output::default(),
+            clocks: Clocks::default(),
+            profile: Profile::Shared(profile),
+            bytes_in: 0,
+            bytes_out: 0,
+            left: 0,
+            left_at_flush: 0,
+            requests: 0,
+            dropped: 0,
+            opened_at: now,
+            queued_at: now,
+            peer,
+            local: None,
+            origin,
+            owner,
+            sink: None,
+            dial: None,
+            asked: None,
+            broken: None,
+            reason: None,
+        }))
+    }
+
+    /// The record of `id`, unless that connection is gone.
+    #[inline]
+    pub(crate) fn get(&self, id: ConnId) -> Option<&Record> {
+        self.records
+            .get(id.index())
+            .filter(|record| record.id == id)
+    }
+
+    /// The record of `id`, unless that connection is gone.
+    #[inline]
+    pub(crate) fn get_mut(&mut self, id: ConnId) -> Option<&mut Record> {
+        self.records
+            .get_mut(id.index())
+            .filter(|record| record.id == id)
+    }
+
+    /// The record in a place that is known to be filled.
+    ///
+    /// # Panics
+    ///
+    /// If it is not.
+    #[inline]
+    pub(crate) fn at(&mut self, index: usize) -> &mut Record {
+        &mut self.records[index]
+    }
+
+    /// Takes the record of `id` out; its place may be filled again.
+    pub(crate) fn remove(&mut self, id: ConnId) -> Option<Record> {
+        self.get(id)?;
+        Some(self.records.remove(id.index()))
+    }
+
+    /// All ids, in the order of their places.
+    pub(crate) fn ids(&self) -> impl Iterator<Item = ConnId> {
+        self.records.iter().map(|(_, record)| record.id)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeMap;
+
+    fn birth() -> Birth {
+        Birth {
+            origin: Origin::Connect,
+            peer: Address::Unnamed,
+            owner: None,
+            profile: 0,
+            now: Instant::EPOCH,
+        }
+    }
+
+    #[test]
+    fn an_id_packs_and_unpacks() {
+        let id = ConnId::new(CAPACITY_MAX as u32 - 1, GENERATION_MAX);
+        assert_eq!(id.index(), CAPACITY_MAX - 1);
+        assert_eq!(id.generation(), GENERATION_MAX);
+        assert_eq!(ConnId::new(17, 3).to_string(), "17.3");
+    }
+
+    #[test]
+    fn a_full_table_gives_the_birth_back() {
+        let mut table = Table::new(1);
+        table.insert(birth()).unwrap();
+        assert!(table.insert(birth()).is_err());
+    }
+
+    #[test]
+    fn generations_wrap_before_the_reserved_one() {
+        let mut table = Table::new(1);
+        let id = table.insert(birth()).unwrap().id;
+        table.remove(id);
+        table.generations[0] = GENERATION_MAX - 2;
+        let id = table.insert(birth()).unwrap().id;
+        assert_eq!(id.generation(), GENERATION_MAX - 1);
+        table.remove(id);
+        assert_eq!(table.insert(birth()).unwrap().id.generation(), 1);
+    }
+
+    #[test]
+    fn abort_overrides_close_and_nothing_overrides_abort() {
+        let mut table = Table::new(1);
+        let record = table.insert(birth()).unwrap();
+        record.ask(CloseReason::Local);
+        record.ask(CloseReason::Abort);
+        assert_eq!(record.asked, Some(CloseReason::Abort));
+        record.ask(CloseReason::OutputLimit);
+        record.ask(CloseReason::Local);
+        assert_eq!(record.asked, Some(CloseReason::Abort));
+    }
+
+    #[test]
+    fn a_record_stays_small() {
+        // The record is most of what an idle connection costs.
+        assert!(size_of::<Record>() <= 400, "{}", size_of::<Record>());
+    }
+
+    proptest! {
+        #[test]
+        fn agrees_with_a_map(ops in proptest::collection::vec(any::<(bool, u8)>(), 0..300)) {
+            let mut table = Table::new(20);
+            let mut model: BTreeMap<ConnId, u64> = BTreeMap::new();
+            let mut dead = Vec::new();
+            for (step, (add, pick)) in ops.into_iter().enumerate() {
+                if add {
+                    match table.insert(birth()) {
+                        Ok(record) => {
+                            record.bytes_in = step as u64;
+                            prop_assert_eq!(model.insert(record.id, step as u64), None);
+                        }
+                        Err(_) => prop_assert_eq!(model.len(), 20),
+                    }
+                } else if let Some(id) = model.keys().nth(pick as usize % 20).copied() {
+                    let record = table.remove(id).unwrap();
+                    prop_assert_eq!(model.remove(&id), Some(record.bytes_in));
+                    dead.push(id);
+                }
+                prop_assert_eq!(table.len(), model.len());
+                for (id, value) in &model {
+                    prop_assert_eq!(table.get(*id).unwrap().bytes_in, *value);
+                }
+                for id in &dead {
+                    prop_assert!(table.get(*id).is_none() && table.get_mut(*id).is_none());
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,130 @@
+//! What an application plugs in.
+
+use bytes::BytesMut;
+
+use crate::conn::Conn;
+use crate::context::{AlarmId, Context};
+use crate::error::{CloseReason, Closed};
+
+/// A protocol: its callbacks are the transitions of a connection's life.
+///
+/// One value serves all connections of a reactor. What they share lives in `self`, what one of them
+/// needs in its [`Session`](Handler::Session). Two methods make an echo server; every other has a
+/// default that is safe to keep.
+///
+/// # Order
+///
+/// Every session enters once, by [`on_open`](Handler::on_open), and leaves once, by
+/// [`on_closed`](Handler::on_closed); [`on_closing`](Handler::on_closing) comes before that, also
+/// once. In between, [`on_connected`](Handler::on_connected) comes first and once,
+/// [`on_idle`](Handler::on_idle) and [`on_active`](Handler::on_active) alternate, and
+/// [`on_eof`](Handler::on_eof) comes at most once, after which there is no
+/// [`on_data`](Handler::on_data) with new bytes.
+///
+/// # What a callback may do
+///
+/// Anything that does not block. It records what it wants on the [`Conn`], and the reactor acts
+/// when it has returned: no callback runs inside another and none makes a system call. A callback
+/// that takes long delays every other connection; work that takes long belongs on another thread,
+/// which answers through a [`Handle`](crate::Handle).
+///
+/// # Panics
+///
+/// A panic in a callback of a connection discards what that callback queued and aborts the
+/// connection with [`HandlerPanic`](CloseReason::HandlerPanic); the others go on. A panic in a
+/// callback of the whole loop ([`on_closed`](Handler::on_closed) is one of a connection) stops the
+/// reactor, and so do three panics within 10 s: shared state may be half-changed. With
+/// `panic = "abort"` none of this can happen.
+///
+/// # Examples
+///
+/// ```
+/// use bytes::BytesMut;
+/// use wheelhouse::{Conn, Handler};
+///
+/// struct Echo;
+///
+/// impl Handler for Echo {
+///     type Session = ();
+///
+///     fn on_open(&mut self, _: &mut Conn<'_>) -> Option<()> {
+///         Some(())
+///     }
+///
+///     fn on_data(&mut self, conn: &mut Conn<'_>, _: &mut (), input: &mut BytesMut) {
+///         conn.write(input);
+///         input.clear();
+///     }
+/// }
+/// ```
+#[allow(unused_variables)]
+pub trait Handler: Sized {
+    /// What the application keeps per connection; an enum where connections have different roles.
+    type Session;
+
+    /// A connection begins: accepted or being dialled, as [`Conn::origin`] tells. Called once per
+    /// connection, before anything else; `None` refuses it, and no other callback follows.
+    fn on_open(&mut self, conn: &mut Conn<'_>) -> Option<Self::Session>;
+
+    /// There is input. `input` holds everything unread; what the handler wants no more it takes
+    /// off the front (`advance`, `split_to`, `clear`), what it leaves comes again with more behind
+    /// it.
+    ///
+    /// Called when bytes arrive, and without new ones after [`Conn::yield_now`], when reading
+    /// resumes, and after [`on_drained`](Handler::on_drained), if input is left. A handler that has
+    /// many requests at hand should stop when [`Conn::is_congested`] and will be called again.
+    /// Input left over begins a request whose deadline runs; a handler that took it all in and
+    /// waits for more of the same request says so by [`Conn::await_input`].
+    ///
+    /// Bytes split off `input` share the loop's buffer: right for passing on, wrong for keeping,
+    /// as ten bytes would keep 64 KiB alive. Copy what is kept.
+    fn on_data(&mut self, conn: &mut Conn<'_>, session: &mut Self::Session, input: &mut BytesMut);
+
+    /// [`Connecting`](crate::State::Connecting) → [`Connected`](crate::State::Connected): for an
+    /// accepted connection right after [`on_open`](Handler::on_open), for a dialled one when the
+    /// peer answered. Called once.
+    fn on_connected(&mut self, conn: &mut Conn<'_>, session: &mut Self::Session) {}
+
+    /// [`Connected`](crate::State::Connected) → [`Idle`](crate::State::Idle): no request is active,
+    /// and everything written has left.
+    fn on_idle(&mut self, conn: &mut Conn<'_>, session: &mut Self::Session) {}
+
+    /// [`Idle`](crate::State::Idle) → [`Connected`](crate::State::Connected): a request begins.
+    /// For one that the peer begins, this comes before its [`on_data`](Handler::on_data).
+    fn on_active(&mut self, conn: &mut Conn<'_>, session: &mut Self::Session) {}
+
+    /// Any state → [`Closing`](crate::State::Closing), for `reason`. Where the reason lets queued
+    /// output be flushed, a last reply may be written here; elsewhere writes are dropped.
+    fn on_closing(
+        &mut self,
+        conn: &mut Conn<'_>,
+        session: &mut Self::Session,
+        reason: &CloseReason,
+    ) {
+    }
+
+    /// [`Closing`](crate::State::Closing) → [`Closed`](crate::State::Closed): the session is given
+    /// back, and the connection's id resolves to nothing from now on.
+    fn on_closed(&mut self, cx: &mut Context<'_>, closed: Closed, session: Self::Session) {}
+
+    /// The peer sent its FIN, and [`on_data`](Handler::on_data) has seen all there was before it;
+    /// `input` is what it left.
+    ///
+    /// When it returns the reactor closes the connection with [`PeerEof`](CloseReason::PeerEof): an
+    /// inbound one once nothing is owed ([`Conn::begin_request`]) and output is flushed, a dialled
+    /// one at once, a tunnel once our own FIN is sent too.
+    fn on_eof(&mut self, conn: &mut Conn<'_>, session: &mut Self::Session, input: &mut BytesMut) {}
+
+    /// A congested connection's output fell to the low watermark: the moment to write more.
+    /// [`on_data`](Handler::on_data) follows if input was left.
+    fn on_drained(&mut self, conn: &mut Conn<'_>, session: &mut Self::Session) {}
+
+    /// The time of [`Conn::set_timer`] has come.
+    fn on_timer(&mut self, conn: &mut Conn<'_>, session: &mut Self::Session) {}
+
+    /// The time of [`Context::set_alarm`] has come.
+    fn on_alarm(&mut self, cx: &mut Context<'_>, alarm: AlarmId) {}
+
+    /// A shutdown began: listeners are closed, and every connection is about to be. Called once.
+    fn on_shutdown(&mut self, cx: &mut Context<'_>) {}
+}

@@ -1,0 +1,214 @@
+//! What happens when the wheel comes up.
+
+use std::time::Duration;
+
+use super::Reactor;
+use crate::backend::Backend;
+use crate::context::{Purpose, Shared};
+use crate::core::deadlines::Deadline;
+use crate::core::lifecycle::State;
+use crate::core::table::{ConnId, Flags};
+use crate::core::wheel::Key;
+use crate::error::{CloseReason, Timeout};
+use crate::handler::Handler;
+
+/// Wheel entries looked at in one turn: however many fall on one tick, I/O goes on.
+const EXPIRIES_PER_TURN: usize = 4_096;
+
+/// A loop that is this many ticks late polls again before it blames anybody.
+const LATE_TICKS: u64 = 10;
+
+/// Waits in a row that may put deadlines off because they returned a full batch. Beyond that every
+/// deadline that input would put off looks for it itself.
+const PUT_OFF_MAX: u32 = 4;
+
+/// How long a connection past its lifetime may go on without coming to a request boundary.
+const RETIREMENT: Duration = Duration::from_secs(30);
+
+impl<H: Handler, B: Backend> Reactor<H, B> {
+    /// Serves the deadlines that are due, unless there may be input that beats them.
+    pub(super) fn expire_deadlines(&mut self, handler: &mut H) {
+        let tick = self.shared.tick();
+        let Some(due) = self.shared.wheel.next_tick().filter(|due| *due <= tick) else {
+            self.put_off = 0;
+            return;
+        };
+        let late = tick - due >= LATE_TICKS && self.put_off == 0;
+        if late || (self.events.is_full() && self.put_off < PUT_OFF_MAX) {
+            self.put_off += 1;
+            return;
+        }
+        self.put_off = 0;
+        let mut budget = EXPIRIES_PER_TURN;
+        while let Some(key) = self.shared.wheel.expire(tick, &mut budget) {
+            match key {
+                Key::Conn(index) => {
+                    let id = self.shared.table.at(index as usize).id;
+                    self.expire(handler, id);
+                }
+                Key::Alarm(index) => self.ring(handler, index),
+            }
+        }
+    }
+
+    fn ring(&mut self, handler: &mut H, index: u32) {
+        match self.shared.take_alarm(index) {
+            (alarm, Purpose::Application) => self.call_loop(|cx| handler.on_alarm(cx, alarm)),
+            (_, Purpose::AcceptAgain) => self.resume_accepting(),
+            (_, Purpose::HardStop) => self.hard_stop(),
+        }
+    }
+
+    /// The entry of a connection came up: some of its deadlines may be due, and it is armed for
+    /// the next one.
+    fn expire(&mut self, handler: &mut H, id: ConnId) {
+        // Each deadline is served at most once; what it moves into the past waits for a tick.
+        for _ in Deadline::ALL {
+            let Some(deadline) = self.first_due(id) else {
+                break;
+            };
+            if deadline.waits_for_input() {
+                self.last_chance(handler, id);
+                if self.first_due(id) != Some(deadline) {
+                    continue;
+                }
+            }
+            self.handle_deadline(handler, id, deadline);
+            self.settle(handler, id);
+        }
+        let Shared {
+            table, profiles, ..
+        } = &mut self.shared;
+        let record = table.at(id.index());
+        if let Some(at) = record.clocks.next(Shared::periods(profiles, record)) {
+            self.shared.arm(id, at);
+        }
+    }
+
+    fn first_due(&mut self, id: ConnId) -> Option<Deadline> {
+        let Shared {
+            table,
+            profiles,
+            now,
+            ..
+        } = &mut self.shared;
+        let record = table.at(id.index());
+        if record.flags.has(Flags::REAPED) {
+            return None;
+        }
+        record
+            .clocks
+            .first_due(Shared::periods(profiles, record), *now)
+    }
+
+    /// Input that waits in the socket beats a deadline that waits for input: it is read once.
+    fn last_chance(&mut self, handler: &mut H, id: ConnId) {
+        let record = self.shared.table.at(id.index());
+        record.flags.insert(Flags::READ_READY);
+        self.serve(handler, id);
+    }
+
+    fn handle_deadline(&mut self, handler: &mut H, id: ConnId, deadline: Deadline) {
+        match deadline {
+            Deadline::Timer => {
+                self.shared
+                    .table
+                    .at(id.index())
+                    .flags
+                    .remove(Flags::HAS_TIMER);
+                self.call(id, |conn, session| handler.on_timer(conn, session));
+            }
+            Deadline::Look => {
+                self.look(id);
+            }
+            Deadline::Write => {
+                if !self.look(id) {
+                    self.end(handler, id, Timeout::Write);
+                }
+            }
+            Deadline::Flush => {
+                if !self.reckon_flush(id) {
+                    self.end(handler, id, Timeout::Flush);
+                }
+            }
+            Deadline::Linger | Deadline::LingerRead => {
+                self.shared.counters.linger_expired.add(1);
+                self.release(id);
+            }
+            Deadline::Lifetime => self.retire(handler, id),
+            Deadline::ConnectAttempt => self.give_up_attempt(handler, id),
+            Deadline::Connect
+            | Deadline::FirstByte
+            | Deadline::HalfClosed
+            | Deadline::Idle
+            | Deadline::Read
+            | Deadline::Request
+            | Deadline::Response
+            | Deadline::Tunnel => {
+                if let Some(timeout) = deadline.timeout() {
+                    self.end(handler, id, timeout);
+                }
+            }
+        }
+    }
+
+    /// Ends a connection for a deadline, from wherever it is.
+    fn end(&mut self, handler: &mut H, id: ConnId, timeout: Timeout) {
+        if self.shared.table.at(id.index()).state() == State::Closing {
+            self.drop_output_and_release(id, true);
+        } else {
+            self.begin_closing(handler, id, CloseReason::Timeout(timeout));
+        }
+    }
+
+    /// Looks whether queued output has moved: what the kernel took says nothing, and neither does
+    /// a writable event, which waits for a large part of a large queue to drain. What left does.
+    fn look(&mut self, id: ConnId) -> bool {
+        let left = self.left(id);
+        let Shared {
+            table,
+            profiles,
+            now,
+            ..
+        } = &mut self.shared;
+        let record = table.at(id.index());
+        let moved = left > record.left;
+        if moved {
+            record.left = left;
+            record.clocks.set(Deadline::Write, *now);
+        }
+        let queued_at = record.queued_at;
+        let periods = match &record.profile {
+            crate::core::table::Profile::Shared(profile) => &profiles[*profile as usize],
+            crate::core::table::Profile::Own(periods) => periods,
+        };
+        record.clocks.look_again(queued_at, periods, *now);
+        moved
+    }
+
+    /// Whether the last output leaves at the minimum rate: every byte that left buys its time.
+    fn reckon_flush(&mut self, id: ConnId) -> bool {
+        let left = self.left(id);
+        let rate = self.shared.bounds.flush_rate;
+        let record = self.shared.table.at(id.index());
+        let moved = left.saturating_sub(record.left_at_flush);
+        record.left_at_flush = left.max(record.left_at_flush);
+        record
+            .clocks
+            .extend(Deadline::Flush, moved.saturating_mul(1_000_000_000) / rate);
+        moved > 0
+    }
+
+    /// The greatest age is reached: the next request boundary ends the connection, or the end of
+    /// the retirement.
+    fn retire(&mut self, handler: &mut H, id: ConnId) {
+        let now = self.shared.now;
+        let record = self.shared.table.at(id.index());
+        if record.flags.has(Flags::RETIRING) {
+            self.end(handler, id, Timeout::Lifetime);
+        } else {
+            record.flags.insert(Flags::RETIRING);
+            record.clocks.set(Deadline::Lifetime, now + RETIREMENT);
+        }
+    }
+}

@@ -1,0 +1,182 @@
+//! Dialling: the look-up of a name, one address after the other, and the outcome.
+
+use std::io::{self, ErrorKind};
+
+use tracing::debug;
+
+use super::Reactor;
+use crate::address::{Address, Target};
+use crate::backend::{Backend, Token};
+use crate::core::deadlines::Deadline;
+use crate::core::lifecycle::State;
+use crate::core::table::{ConnId, Dial, Flags};
+use crate::error::CloseReason;
+use crate::handler::Handler;
+
+impl<H: Handler, B: Backend> Reactor<H, B> {
+    /// Opens the connections that callbacks asked for. Those that these ask for wait a turn.
+    pub(super) fn begin_dials(&mut self, handler: &mut H) {
+        if self.shared.births.is_empty() {
+            return;
+        }
+        for id in std::mem::take(&mut self.shared.births) {
+            self.make_columns(id);
+            if !self.call_open(handler, id) {
+                self.discard(id);
+                continue;
+            }
+            if self.shared.table.at(id.index()).asked.is_none() {
+                self.begin_dial(handler, id);
+            }
+            self.settle(handler, id);
+        }
+    }
+
+    fn begin_dial(&mut self, handler: &mut H, id: ConnId) {
+        let record = self.shared.table.at(id.index());
+        let Some(Dial {
+            target,
+            addresses,
+            failure,
+        }) = record.dial.as_deref_mut()
+        else {
+            return;
+        };
+        match target {
+            Target::Address(address) => {
+                addresses.push(address.clone());
+                self.dial_next(handler, id);
+            }
+            Target::Name { host, port } => {
+                if let Err(error) = self.backend.resolve(host, *port, Token::of_conn(id)) {
+                    *failure = Some(error.into());
+                    self.dial_next(handler, id);
+                }
+            }
+        }
+    }
+
+    /// Sees what became of a look-up or an attempt.
+    pub(super) fn progress_dial(&mut self, handler: &mut H, id: ConnId) {
+        let record = self.shared.table.at(id.index());
+        let Some(stream) = self.streams[id.index()].as_mut() else {
+            return self.take_answer(handler, id);
+        };
+        if !record.flags.has(Flags::WRITE_READY) {
+            return;
+        }
+        match self.backend.is_connected(stream) {
+            Ok(true) => {
+                record.local = self.backend.local_addr(stream).ok().map(Box::new);
+                record.dial = None;
+                self.establish(handler, id);
+                self.serve(handler, id);
+            }
+            // A spurious event; the attempt goes on.
+            Ok(false) => {
+                record
+                    .flags
+                    .remove(Flags::WRITE_READY.and(Flags::READ_READY).and(Flags::HANGUP));
+            }
+            Err(error) => {
+                self.note_failure(id, error);
+                self.dial_next(handler, id);
+            }
+        }
+    }
+
+    fn take_answer(&mut self, handler: &mut H, id: ConnId) {
+        let Some(answer) = self.backend.resolved(Token::of_conn(id)) else {
+            return;
+        };
+        match answer {
+            Ok(mut found) => {
+                found.reverse();
+                if let Some(dial) = &mut self.shared.table.at(id.index()).dial {
+                    dial.addresses = found;
+                }
+            }
+            Err(error) => self.note_failure(id, error),
+        }
+        self.dial_next(handler, id);
+    }
+
+    /// The time for one attempt is over.
+    pub(super) fn give_up_attempt(&mut self, handler: &mut H, id: ConnId) {
+        // A look-up is no attempt: only the total bounds it.
+        if self.streams[id.index()].is_none() {
+            return self
+                .shared
+                .table
+                .at(id.index())
+                .clocks
+                .set(Deadline::ConnectAttempt, self.shared.now);
+        }
+        self.note_failure(id, ErrorKind::TimedOut.into());
+        self.dial_next(handler, id);
+    }
+
+    fn note_failure(&mut self, id: ConnId, error: io::Error) {
+        let record = self.shared.table.at(id.index());
+        debug!(%id, peer = %record.peer, %error, "an attempt to connect failed");
+        if let Some(dial) = &mut record.dial {
+            dial.failure = Some(error.into());
+        }
+    }
+
+    /// Dials the next address, or ends the connection when there is none.
+    fn dial_next(&mut self, handler: &mut H, id: ConnId) {
+        if let Some(stream) = self.streams[id.index()].take() {
+            self.backend.close(stream, true);
+            self.resume_accepting();
+        }
+        loop {
+            let now = self.shared.now;
+            let record = self.shared.table.at(id.index());
+            debug_assert_eq!(record.state(), State::Connecting);
+            record
+                .flags
+                .remove(Flags::WRITE_READY.and(Flags::READ_READY).and(Flags::HANGUP));
+            record.clocks.set(Deadline::ConnectAttempt, now);
+            record.flags.insert(Flags::REARM);
+            let Some(address) = record.dial.as_mut().and_then(|dial| dial.addresses.pop()) else {
+                return self.end_dial(handler, id);
+            };
+            record.peer = address.clone();
+            match self.begin_attempt(id, &address) {
+                Ok(stream) => {
+                    self.streams[id.index()] = Some(stream);
+                    return;
+                }
+                Err(error) => self.note_failure(id, error),
+            }
+        }
+    }
+
+    fn begin_attempt(&mut self, id: ConnId, address: &Address) -> io::Result<B::Stream> {
+        let options = self.config.socket.beside(&self.config.timeouts);
+        let mut stream = self.backend.connect(address, &options)?;
+        match self.backend.register(&mut stream, Token::of_conn(id)) {
+            Ok(()) => Ok(stream),
+            Err(error) => {
+                self.backend.close(stream, true);
+                Err(error)
+            }
+        }
+    }
+
+    fn end_dial(&mut self, handler: &mut H, id: ConnId) {
+        let record = self.shared.table.at(id.index());
+        let failure = record.dial.take().and_then(|dial| dial.failure);
+        let reason = match failure {
+            Some(failure)
+                if failure.kind() == ErrorKind::TimedOut && failure.raw_os_error().is_none() =>
+            {
+                CloseReason::Timeout(crate::Timeout::Connect)
+            }
+            Some(failure) => CloseReason::ConnectFailed(failure),
+            None => CloseReason::ConnectFailed(io::Error::from(ErrorKind::NotFound).into()),
+        };
+        self.begin_closing(handler, id, reason);
+    }
+}

@@ -1,0 +1,129 @@
+//! Lends the columns of a connection to the handler: the only caller of callbacks, and the only
+//! place that catches their panics.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use tracing::error;
+
+use super::Reactor;
+use crate::backend::Backend;
+use crate::conn::Conn;
+use crate::context::Context;
+use crate::core::table::{ConnId, Flags};
+use crate::error::CloseReason;
+use crate::handler::Handler;
+
+/// Whose input a callback is lent.
+#[derive(Clone, Copy)]
+pub(super) enum Input {
+    /// The loop's buffer.
+    Loop,
+    /// The connection's own.
+    Own,
+}
+
+impl<H: Handler, B: Backend> Reactor<H, B> {
+    /// Runs a callback of a connection that has a session, and sends what it wrote.
+    #[inline]
+    pub(super) fn call(
+        &mut self,
+        id: ConnId,
+        callback: impl FnOnce(&mut Conn<'_>, &mut H::Session),
+    ) {
+        let Some(session) = self.sessions[id.index()].as_mut() else {
+            return;
+        };
+        self.shared.enter(id);
+        let births = self.shared.births.len();
+        let mut conn = Conn::new(&mut self.shared, id);
+        let outcome = catch_unwind(AssertUnwindSafe(|| callback(&mut conn, session)));
+        if outcome.is_err() {
+            self.recover(id, births);
+        }
+        self.leave(id);
+    }
+
+    /// As [`Reactor::call`], with input.
+    #[inline]
+    pub(super) fn call_with_input(
+        &mut self,
+        id: ConnId,
+        input: Input,
+        callback: impl FnOnce(&mut Conn<'_>, &mut H::Session, &mut bytes::BytesMut),
+    ) {
+        let Some(session) = self.sessions[id.index()].as_mut() else {
+            return;
+        };
+        let input = match input {
+            Input::Loop => &mut self.read_buffer,
+            Input::Own => &mut self.inputs[id.index()],
+        };
+        self.shared.enter(id);
+        let births = self.shared.births.len();
+        let mut conn = Conn::new(&mut self.shared, id);
+        let outcome = catch_unwind(AssertUnwindSafe(|| callback(&mut conn, session, input)));
+        if outcome.is_err() {
+            self.recover(id, births);
+        }
+        self.leave(id);
+    }
+
+    /// Runs `on_open` and says whether there is a session now.
+    pub(super) fn call_open(&mut self, handler: &mut H, id: ConnId) -> bool {
+        self.shared.enter(id);
+        let births = self.shared.births.len();
+        let mut conn = Conn::new(&mut self.shared, id);
+        match catch_unwind(AssertUnwindSafe(|| handler.on_open(&mut conn))) {
+            Ok(session) => self.sessions[id.index()] = session,
+            Err(_) => self.recover(id, births),
+        }
+        self.leave(id);
+        self.sessions[id.index()].is_some()
+    }
+
+    /// Runs a callback of the whole loop; if it panics the reactor stops.
+    pub(super) fn call_loop(&mut self, callback: impl FnOnce(&mut Context<'_>)) {
+        if !self.call_shared(callback) {
+            self.stop.fail("a callback of the loop panicked");
+        }
+    }
+
+    /// Runs a callback that has a context but no connection, and says whether it returned.
+    pub(super) fn call_shared(&mut self, callback: impl FnOnce(&mut Context<'_>)) -> bool {
+        self.shared.begin_journal();
+        let births = self.shared.births.len();
+        let mut cx = Context {
+            shared: &mut self.shared,
+        };
+        let outcome = catch_unwind(AssertUnwindSafe(|| callback(&mut cx)));
+        if outcome.is_err() {
+            self.count_panic(births);
+        }
+        self.refresh_now_if_stale();
+        outcome.is_ok()
+    }
+
+    #[inline]
+    fn leave(&mut self, id: ConnId) {
+        self.shared.in_hand = None;
+        self.refresh_now_if_stale();
+        if self.shared.scratch_owner.take().is_some() {
+            self.flush_scratch(id);
+        }
+    }
+
+    #[cold]
+    fn recover(&mut self, id: ConnId, births: usize) {
+        error!(%id, "a callback panicked; its connection is aborted");
+        self.count_panic(births);
+        let record = self.shared.table.at(id.index());
+        record.asked = Some(CloseReason::HandlerPanic);
+        record.flags.insert(Flags::ASKED);
+    }
+
+    fn count_panic(&mut self, births: usize) {
+        self.shared.roll_back(births);
+        self.shared.counters.panics.add(1);
+        self.stop.count_panic(self.shared.now);
+    }
+}

@@ -1,0 +1,163 @@
+//! The one way a connection ends: reason, last words, flush, FIN, linger, release.
+
+use tracing::debug;
+
+use super::Reactor;
+use crate::backend::Backend;
+use crate::core::lifecycle::{Ending, State, Step};
+use crate::core::table::{ConnId, Flags};
+use crate::core::wheel::Key;
+use crate::error::{CloseReason, Closed};
+use crate::handler::Handler;
+
+impl<H: Handler, B: Backend> Reactor<H, B> {
+    /// Any open state → [`State::Closing`], for `reason`, which is final.
+    pub(super) fn begin_closing(&mut self, handler: &mut H, id: ConnId, reason: CloseReason) {
+        let record = self.shared.table.at(id.index());
+        debug_assert!(record.reason.is_none(), "{id} ends once");
+        let ending = Ending::of(reason);
+        // The peer's last bytes are worth waiting for only if they could turn our close into a
+        // reset that destroys a reply: nginx's rule for lingering_close.
+        let quiet_stop = reason == CloseReason::Shutdown && record.state() == State::Idle;
+        record.reason = Some(reason);
+        record.asked = None;
+        record
+            .flags
+            .remove(Flags::ASKED.and(Flags::HAS_TIMER).and(Flags::PAUSED));
+        record.flags.set(Flags::LAST_WORDS, ending == Ending::Flush);
+        record.step(Step::Close);
+        if record.flags.has(Flags::IS_SINK) {
+            self.shared.release_feeders(id);
+        }
+        self.shared.stop_feeding(id);
+        self.call(id, |conn, session| {
+            handler.on_closing(conn, session, &reason)
+        });
+
+        let record = self.shared.table.at(id.index());
+        record.flags.remove(Flags::LAST_WORDS);
+        let lingers = record.flags.has(Flags::WROTE) && !record.flags.has(Flags::EOF);
+        record.flags.set(Flags::LINGERING, lingers && !quiet_stop);
+        match ending {
+            // What `on_closing` may have asked for is seen to first.
+            Ending::Flush => self.progress_closing(id),
+            Ending::Close | Ending::Drop => self.drop_output_and_release(id, false),
+            Ending::Reset => self.drop_output_and_release(id, true),
+        }
+    }
+
+    /// Flushes what is left, then waits for the peer's FIN if that is worth it.
+    pub(super) fn progress_closing(&mut self, id: ConnId) {
+        if self.shared.table.at(id.index()).flags.has(Flags::REAPED) {
+            return;
+        }
+        self.flush(id);
+        self.discard_input(id);
+        let record = self.shared.table.at(id.index());
+        record.flags.remove(Flags::ASKED);
+        // The peer is gone, or somebody lost patience.
+        if let Some(reason) = record.asked.take().or_else(|| record.broken.take()) {
+            let reset = Ending::of(reason) == Ending::Reset;
+            return self.drop_output_and_release(id, reset);
+        }
+        if !record.output.is_empty() {
+            return;
+        }
+        let Some(stream) = self.streams[id.index()].as_mut() else {
+            return self.release(id);
+        };
+        if !record.flags.has(Flags::LINGERING) || record.flags.has(Flags::EOF) {
+            self.release(id);
+        } else if !record.flags.has(Flags::FIN) {
+            match self.backend.finish(stream) {
+                Ok(()) => record.flags.insert(Flags::FIN),
+                Err(_) => self.release(id),
+            }
+        }
+    }
+
+    pub(super) fn drop_output_and_release(&mut self, id: ConnId, reset: bool) {
+        let record = self.shared.table.at(id.index());
+        let dropped = record.output.clear() as u64;
+        record.dropped = record.dropped.wrapping_add(dropped);
+        record.flags.set(Flags::RESET, reset);
+        self.shared.counters.unsent.add(dropped);
+        self.release(id);
+    }
+
+    /// Nothing is left to flush or to wait for: the record goes at the end of the turn.
+    pub(super) fn release(&mut self, id: ConnId) {
+        let record = self.shared.table.at(id.index());
+        if !record.flags.has(Flags::REAPED) {
+            record.flags.insert(Flags::REAPED);
+            self.shared.reaped.push(id);
+        }
+    }
+
+    /// Gives up a connection that never got a session.
+    pub(super) fn discard(&mut self, id: ConnId) {
+        let record = self.shared.table.at(id.index());
+        record.flags.set(
+            Flags::RESET,
+            record.asked == Some(CloseReason::HandlerPanic),
+        );
+        self.shared.counters.refused.add(1);
+        self.release(id);
+    }
+
+    /// [`State::Closing`] → [`State::Closed`] for all that are done. Their places are free only
+    /// when all have had their callback: an id must not come back within a turn.
+    pub(super) fn reap(&mut self, handler: &mut H) {
+        if self.shared.reaped.is_empty() {
+            let len = self.shared.table.len() as u64;
+            return self.shared.counters.connections.set(len);
+        }
+        // What `on_closed` may cause is the next turn's.
+        let reaped = std::mem::take(&mut self.shared.reaped);
+        for id in &reaped {
+            self.say_closed(handler, *id);
+            let reset = self.shared.table.at(id.index()).flags.has(Flags::RESET);
+            if let Some(stream) = self.streams[id.index()].take() {
+                self.backend.close(stream, reset);
+            }
+        }
+        for id in &reaped {
+            self.shared.table.remove(*id);
+            self.shared.wheel.cancel(Key::Conn(id.index() as u32));
+            self.inputs[id.index()] = bytes::BytesMut::new();
+        }
+        self.shared
+            .counters
+            .connections
+            .set(self.shared.table.len() as u64);
+        self.note_release();
+        if self.shared.reaped.is_empty() {
+            self.shared.reaped = reaped;
+            self.shared.reaped.clear();
+        }
+    }
+
+    fn say_closed(&mut self, handler: &mut H, id: ConnId) {
+        let now = self.shared.now;
+        let record = self.shared.table.at(id.index());
+        let (Some(reason), Some(session)) = (record.reason, self.sessions[id.index()].take())
+        else {
+            return;
+        };
+        record.step(Step::Release);
+        let closed = Closed {
+            id,
+            origin: record.origin,
+            peer: std::mem::replace(&mut record.peer, crate::Address::Unnamed),
+            reason,
+            bytes_in: record.bytes_in,
+            bytes_out: record.bytes_out,
+            unsent: record.dropped,
+            opened_at: record.opened_at,
+            age: now.duration_since(record.opened_at),
+        };
+        debug!(id = %closed.id, peer = %closed.peer, %reason, "closed");
+        self.shared.counters.count_close(reason);
+        self.call_shared(|cx| handler.on_closed(cx, closed, session));
+    }
+}

@@ -1,0 +1,441 @@
+//! The loop: waits, and lets everything that is due happen once per turn.
+
+mod accept;
+mod deadline;
+mod dial;
+mod dispatch;
+mod ending;
+mod io;
+mod mailbox;
+mod settle;
+mod shutdown;
+
+use std::collections::VecDeque;
+use std::io::ErrorKind;
+use std::os::fd::OwnedFd;
+#[cfg(not(mio_unsupported_force_poll_poll))]
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::time::Duration;
+use std::{cmp, fmt};
+
+use bytes::BytesMut;
+use tracing::{info, warn};
+
+use self::accept::Listener;
+pub use self::mailbox::Handle;
+use self::mailbox::{Letter, Mailbox};
+pub use self::shutdown::Report;
+use self::shutdown::Stop;
+use crate::address::Address;
+use crate::backend::{Backend, Events, Os, Readiness, Source};
+use crate::config::{Config, ListenConfig};
+use crate::context::{Context, Shared};
+use crate::core::table::{CAPACITY_MAX, ConnId, Flags, ListenerId};
+use crate::error::Error;
+use crate::handler::Handler;
+use crate::time::Instant;
+
+/// Events taken in one wait; a full batch means that there may be more.
+const EVENTS_PER_WAIT: usize = 1_024;
+
+/// Bytes read from one connection in one turn, and the size of the loop's read buffer.
+const READ_BUDGET: usize = 64 * 1024;
+
+/// Posted closures run in one turn.
+const LETTERS_PER_TURN: usize = 1_024;
+
+/// How far the coarse clock may run ahead of the turn's time before that is read again.
+const STALE_NANOS: u64 = 8_000_000;
+
+/// The most connections when nobody says how many.
+const CONNECTIONS_DEFAULT_MAX: usize = 65_536;
+
+/// An event loop with all its connections, on one thread.
+///
+/// It is made from a [`Config`], given listeners, and then [run](Reactor::run) with a [`Handler`],
+/// or [turned](Reactor::turn) by whoever owns another loop.
+///
+/// ```no_run
+/// # use bytes::BytesMut;
+/// # use wheelhouse::{Config, Conn, Handler, Reactor};
+/// # struct Echo;
+/// # impl Handler for Echo {
+/// #     type Session = ();
+/// #     fn on_open(&mut self, _: &mut Conn<'_>) -> Option<()> { Some(()) }
+/// #     fn on_data(&mut self, conn: &mut Conn<'_>, _: &mut (), input: &mut BytesMut) {
+/// #         conn.write(input);
+/// #         input.clear();
+/// #     }
+/// # }
+/// let mut reactor = Reactor::new(Config::default())?;
+/// reactor.listen("127.0.0.1:7000".parse()?)?;
+/// reactor.run(Echo)?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub struct Reactor<H: Handler, B: Backend = Os> {
+    backend: B,
+    config: Config,
+    events: Events,
+    listeners: Vec<Listener<B::Listener>>,
+    accepting: accept::Accepting,
+    // The columns of a connection beside its record, indexed by its place in the table.
+    sessions: Vec<Option<H::Session>>,
+    inputs: Vec<BytesMut>,
+    streams: Vec<Option<B::Stream>>,
+    shared: Shared,
+    /// Where reads land; only what a handler leaves moves to the connection.
+    read_buffer: BytesMut,
+    mailbox: Arc<Mailbox<H>>,
+    letters: VecDeque<Letter<H>>,
+    stop: Stop,
+    /// Waits in a row after which deadlines were put off because there may be input.
+    put_off: u32,
+    started_at: Instant,
+}
+
+impl<H: Handler, B: Backend> fmt::Debug for Reactor<H, B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reactor")
+            .field("connections", &self.shared.table.len())
+            .field("listeners", &self.shared.listening_on)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<H: Handler> Reactor<H> {
+    /// A reactor over the operating system's sockets.
+    ///
+    /// # Errors
+    ///
+    /// If a setting is out of its range, or the system has no descriptors left.
+    pub fn new(config: Config) -> Result<Self, Error> {
+        Self::with_backend(config, Os::new()?)
+    }
+}
+
+impl<H: Handler, B: Backend> Reactor<H, B> {
+    /// A reactor over another world, such as a simulated one.
+    ///
+    /// # Errors
+    ///
+    /// If a setting is out of its range, or the process may open too few descriptors for a single
+    /// connection.
+    pub fn with_backend(config: Config, mut backend: B) -> Result<Self, Error> {
+        config.refuse_out_of_range()?;
+        let capacity = capacity(config.limits.max_connections, backend.descriptor_limit());
+        if capacity == 0 {
+            return Err(Error::Io(std::io::Error::other(
+                "too few descriptors to serve anybody",
+            )));
+        }
+        let now = backend.now();
+        let shared = Shared::new(&config, capacity, now);
+        let mailbox = Mailbox::new(
+            config.limits.mailbox_max,
+            backend.waker(),
+            Arc::clone(&shared.counters),
+        );
+        Ok(Self {
+            backend,
+            config,
+            events: Events::with_capacity(EVENTS_PER_WAIT),
+            listeners: Vec::new(),
+            accepting: accept::Accepting::default(),
+            sessions: Vec::new(),
+            inputs: Vec::new(),
+            streams: Vec::new(),
+            shared,
+            read_buffer: BytesMut::with_capacity(READ_BUDGET),
+            mailbox: Arc::new(mailbox),
+            letters: VecDeque::new(),
+            stop: Stop::default(),
+            put_off: 0,
+            started_at: now,
+        })
+    }
+
+    /// One turn of the loop: waits for something to happen, at most `max_wait`, and lets everything
+    /// that is ready or due happen, each within its budget.
+    ///
+    /// # Errors
+    ///
+    /// If waiting fails, or the reactor stopped because callbacks panicked.
+    pub fn turn(&mut self, handler: &mut H, max_wait: Option<Duration>) -> std::io::Result<()> {
+        self.wait(max_wait)?;
+        self.accept(handler);
+        self.serve_events(handler);
+        self.serve_ready(handler);
+        self.open_letters(handler);
+        self.expire_deadlines(handler);
+        self.begin_dials(handler);
+        self.settle_dirty(handler);
+        self.progress_shutdown(handler);
+        self.reap(handler);
+        self.stop.failure()
+    }
+
+    /// Turns until a shutdown has ended, and gives the handler back with a report.
+    ///
+    /// # Errors
+    ///
+    /// If waiting fails, or the reactor stopped because callbacks panicked.
+    pub fn run(mut self, mut handler: H) -> std::io::Result<(H, Report)> {
+        info!(
+            max_connections = self.shared.table.capacity(),
+            "reactor started"
+        );
+        while !self.is_finished() {
+            self.turn(&mut handler, None)?;
+        }
+        let report = self.report();
+        info!(%report, "reactor stopped");
+        Ok((handler, report))
+    }
+
+    /// Listens on `address`.
+    ///
+    /// # Errors
+    ///
+    /// If the address cannot be bound.
+    pub fn listen(&mut self, address: Address) -> Result<ListenerId, Error> {
+        self.listen_with(address, ListenConfig::default())
+    }
+
+    /// Listens on `address`, with settings of its own.
+    ///
+    /// # Errors
+    ///
+    /// If the address cannot be bound or a setting is out of its range.
+    pub fn listen_with(
+        &mut self,
+        address: Address,
+        listen: ListenConfig,
+    ) -> Result<ListenerId, Error> {
+        listen.refuse_out_of_range()?;
+        let options = self.socket_options(&listen);
+        let bound = self.backend.bind(&address, &listen, &options);
+        self.add_listener(bound, &listen, || address.to_string())
+    }
+
+    /// Accepts from a listening socket made elsewhere, such as one inherited from a service
+    /// manager. Its file, if it has one, is left to whoever made it.
+    ///
+    /// # Errors
+    ///
+    /// If the descriptor is no listening stream socket or a setting is out of its range.
+    pub fn adopt(&mut self, fd: OwnedFd, listen: ListenConfig) -> Result<ListenerId, Error> {
+        listen.refuse_out_of_range()?;
+        let options = self.socket_options(&listen);
+        let adopted = self.backend.adopt(fd, &options);
+        self.add_listener(adopted, &listen, || "the inherited descriptor".into())
+    }
+
+    /// Where a listener listens; tells the port where port 0 was asked for.
+    ///
+    /// # Panics
+    ///
+    /// If `id` is another reactor's.
+    pub fn local_addr(&self, id: ListenerId) -> &Address {
+        &self.shared.listening_on[id.0 as usize]
+    }
+
+    /// What other threads reach this reactor by.
+    pub fn handle(&self) -> Handle<H> {
+        Handle::new(Arc::clone(&self.mailbox))
+    }
+
+    /// The whole loop between turns: to dial or set alarms before the first one.
+    pub fn context(&mut self) -> Context<'_> {
+        self.refresh_now();
+        Context {
+            shared: &mut self.shared,
+        }
+    }
+
+    /// How long the next turn would wait; `None` means until something happens. For whoever waits
+    /// elsewhere, together with the descriptor of [`AsFd`].
+    pub fn next_timeout(&mut self) -> Option<Duration> {
+        self.refresh_now();
+        self.timeout()
+    }
+
+    /// Whether a shutdown has ended: another turn would have nothing to do.
+    pub fn is_finished(&self) -> bool {
+        self.stop.has_begun() && self.shared.table.len() == 0
+    }
+
+    fn timeout(&self) -> Option<Duration> {
+        let shared = &self.shared;
+        if !shared.ready.is_empty()
+            || !shared.dirty.is_empty()
+            || !shared.births.is_empty()
+            || !self.letters.is_empty()
+            || self.put_off > 0
+            || self.accepting.is_due(shared.table.is_full())
+            || self.mailbox.has_letters()
+            || self.shutdown_is_due()
+        {
+            return Some(Duration::ZERO);
+        }
+        shared.until_next_tick()
+    }
+
+    fn wait(&mut self, max_wait: Option<Duration>) -> std::io::Result<()> {
+        let timeout = match (self.timeout(), max_wait) {
+            (Some(timeout), Some(max_wait)) => Some(cmp::min(timeout, max_wait)),
+            (timeout, max_wait) => timeout.or(max_wait),
+        };
+        match self.backend.wait(&mut self.events, timeout) {
+            Ok(()) => {}
+            // A signal is as good a reason to look at the clock as any.
+            Err(error) if error.kind() == ErrorKind::Interrupted => self.events.clear(),
+            Err(error) => return Err(error),
+        }
+        self.mailbox.claim();
+        self.refresh_now();
+        self.shared.counters.turns.add(1);
+        Ok(())
+    }
+
+    /// Reads the clock. It never goes back, whatever the backend says.
+    #[inline]
+    fn refresh_now(&mut self) {
+        self.shared.now = self.shared.now.max(self.backend.now());
+    }
+
+    /// Reads the clock again after a callback that took long, so that what follows does not
+    /// reckon with the time before it.
+    #[inline]
+    fn refresh_now_if_stale(&mut self) {
+        if self.backend.coarse_now().nanos_since(self.shared.now) >= STALE_NANOS {
+            self.refresh_now();
+        }
+    }
+
+    fn serve_events(&mut self, handler: &mut H) {
+        for index in 0.. {
+            let Some(event) = self.events.get(index) else {
+                return;
+            };
+            match event.token.source() {
+                Source::Conn(id) => self.serve_event(handler, id, event.ready),
+                Source::Listener(_) | Source::Waker => {}
+            }
+        }
+    }
+
+    fn serve_event(&mut self, handler: &mut H, id: ConnId, ready: Readiness) {
+        let Some(record) = self.shared.table.get_mut(id) else {
+            self.shared.counters.stale_events.add(1);
+            return;
+        };
+        if ready.has(Readiness::READABLE) {
+            record.flags.insert(Flags::READ_READY);
+        }
+        if ready.has(Readiness::WRITABLE) {
+            record.flags.insert(Flags::WRITE_READY);
+        }
+        if ready.has(Readiness::HANGUP.and(Readiness::ERROR)) {
+            record.flags.insert(Flags::HANGUP);
+            if ready.has(Readiness::ERROR) && record.is_held() {
+                self.learn_error(id);
+            }
+        }
+        self.serve(handler, id);
+    }
+
+    /// Serves those that stopped early in the turn before: no event will announce them again.
+    fn serve_ready(&mut self, handler: &mut H) {
+        if self.shared.ready.is_empty() {
+            return;
+        }
+        let queued = self.shared.ready.take();
+        for id in &queued {
+            if let Some(record) = self.shared.table.get_mut(*id) {
+                record.flags.remove(Flags::QUEUED_READY);
+                self.serve(handler, *id);
+            }
+        }
+        self.shared.ready.put_back(queued);
+    }
+
+    fn open_letters(&mut self, handler: &mut H) {
+        if self.mailbox.has_letters() {
+            let count = LETTERS_PER_TURN.saturating_sub(self.letters.len());
+            self.mailbox.take(count, &mut self.letters);
+        }
+        while let Some(letter) = self.letters.pop_front() {
+            match letter {
+                Letter::ToLoop(closure) => {
+                    self.call_loop(|cx| closure(handler, cx));
+                }
+                Letter::ToConn(id, closure) => {
+                    if self.shared.table.get(id).is_some() {
+                        self.call(id, |conn, session| closure(handler, conn, session));
+                        self.shared.mark_dirty(id);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Settles the connections that callbacks of others, or of the loop, reached. Whom that
+    /// touches again waits for the next turn.
+    fn settle_dirty(&mut self, handler: &mut H) {
+        for _ in 0..self.shared.dirty.len() {
+            let id = self.shared.dirty.swap_remove(0);
+            if let Some(record) = self.shared.table.get_mut(id) {
+                record.flags.remove(Flags::DIRTY);
+                self.serve(handler, id);
+            }
+        }
+    }
+}
+
+impl<H: Handler, B: Backend> Drop for Reactor<H, B> {
+    fn drop(&mut self) {
+        self.mailbox.close();
+    }
+}
+
+/// Ready when a turn would have something to do.
+#[cfg(not(mio_unsupported_force_poll_poll))]
+impl<H: Handler, B: Backend + AsFd> AsFd for Reactor<H, B> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.backend.as_fd()
+    }
+}
+
+/// How many connections to serve at once: what was asked for, within what the descriptors allow.
+fn capacity(asked: Option<usize>, descriptors: usize) -> usize {
+    // Files, listeners, the poll and its waker need some too; few descriptors leave few for them.
+    let reserve = cmp::min(32, descriptors / 4);
+    let allowed = descriptors.saturating_sub(reserve).min(CAPACITY_MAX);
+    match asked {
+        Some(asked) if asked > allowed => {
+            warn!(
+                asked,
+                allowed, "max_connections is cut down to the descriptor limit"
+            );
+            allowed
+        }
+        Some(asked) => asked,
+        None => allowed.min(CONNECTIONS_DEFAULT_MAX),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_leave_descriptors_for_the_rest() {
+        assert_eq!(capacity(None, 20_000), 19_968);
+        assert_eq!(capacity(None, 1_000_000), 65_536);
+        assert_eq!(capacity(None, 32), 24);
+        assert_eq!(capacity(Some(100), 32), 24);
+        assert_eq!(capacity(Some(7), 32), 7);
+        assert_eq!(capacity(Some(usize::MAX), usize::MAX), CAPACITY_MAX);
+    }
+}

@@ -1,0 +1,271 @@
+//! What follows from an event or a callback: the next state, the deadlines that run, the ready
+//! queue.
+
+use super::Reactor;
+use super::dispatch::Input;
+use crate::backend::Backend;
+use crate::context::Shared;
+use crate::core::deadlines::Deadline;
+use crate::core::lifecycle::{State, Step};
+use crate::core::table::{ConnId, Flags, Record};
+use crate::error::{CloseReason, Timeout};
+use crate::handler::Handler;
+
+/// Marks of a record that call for more than a look at whether it is at rest.
+const UNUSUAL: Flags = Flags::ASKED
+    .and(Flags::BROKEN)
+    .and(Flags::EOF)
+    .and(Flags::FINISH)
+    .and(Flags::RETIRING);
+
+impl<H: Handler, B: Backend> Reactor<H, B> {
+    /// Does all that a connection is ready for, each thing within its budget.
+    pub(super) fn serve(&mut self, handler: &mut H, id: ConnId) {
+        let record = self.shared.table.at(id.index());
+        if record.flags.has(Flags::REAPED) {
+            return;
+        }
+        match record.state() {
+            State::Connecting => self.progress_dial(handler, id),
+            State::Connected | State::Idle => self.serve_open(handler, id),
+            State::Closing => self.progress_closing(id),
+            State::Closed => return,
+        }
+        self.settle(handler, id);
+    }
+
+    #[inline]
+    fn serve_open(&mut self, handler: &mut H, id: ConnId) {
+        let record = self.shared.table.at(id.index());
+        if !record.output.is_empty() {
+            self.flush(id);
+        }
+        if self
+            .shared
+            .table
+            .at(id.index())
+            .flags
+            .has(Flags::DRAINED.and(Flags::DATA_DUE))
+        {
+            self.serve_due(handler, id);
+        }
+        self.receive(handler, id);
+    }
+
+    /// The callbacks that are due without new bytes.
+    fn serve_due(&mut self, handler: &mut H, id: ConnId) {
+        if self.shared.table.at(id.index()).flags.take(Flags::DRAINED) {
+            self.call(id, |conn, session| handler.on_drained(conn, session));
+        }
+        let record = self.shared.table.at(id.index());
+        if record.is_held() || record.asked.is_some() {
+            return;
+        }
+        if record.flags.take(Flags::DATA_DUE) && !self.inputs[id.index()].is_empty() {
+            self.deliver(handler, id, Input::Own, 0);
+        }
+    }
+
+    /// Brings a connection into the state that follows from what happened to it, with the
+    /// deadlines of that state, and queues it if there is more to do.
+    pub(super) fn settle(&mut self, handler: &mut H, id: ConnId) {
+        let record = self.shared.table.at(id.index());
+        if record.flags.has(UNUSUAL) || record.requests >= self.shared.bounds.requests_max {
+            self.act(handler, id);
+        }
+        let record = self.shared.table.at(id.index());
+        match record.state() {
+            State::Connected if record.facts().at_rest() => {
+                record.step(Step::Rest);
+                self.call(id, |conn, session| handler.on_idle(conn, session));
+                self.look_again_next_turn(id);
+            }
+            State::Idle if !record.facts().at_rest() => {
+                self.wake_session(handler, id);
+                self.look_again_next_turn(id);
+            }
+            _ => {}
+        }
+        self.arm_deadlines(id);
+        let record = self.shared.table.at(id.index());
+        if record.has_work() && !record.flags.has(Flags::QUEUED_READY.and(Flags::REAPED)) {
+            record.flags.insert(Flags::QUEUED_READY);
+            self.shared.ready.push(id);
+        }
+    }
+
+    /// [`State::Idle`] → [`State::Connected`], if that is where it is.
+    #[inline]
+    pub(super) fn wake_session(&mut self, handler: &mut H, id: ConnId) {
+        let record = self.shared.table.at(id.index());
+        if record.state() == State::Idle {
+            record.step(Step::Wake);
+            self.call(id, |conn, session| handler.on_active(conn, session));
+        }
+    }
+
+    /// [`State::Connecting`] → [`State::Connected`].
+    pub(super) fn establish(&mut self, handler: &mut H, id: ConnId) {
+        let random = self.backend.entropy();
+        let Shared {
+            table,
+            profiles,
+            now,
+            ..
+        } = &mut self.shared;
+        let record = table.at(id.index());
+        record.step(Step::Establish);
+        if let Some(nanos) = Shared::periods(profiles, record).lifetime(random) {
+            record.clocks.set(Deadline::Lifetime, now.after(nanos));
+            record.flags.insert(Flags::HAS_LIFETIME);
+        }
+        self.call(id, |conn, session| handler.on_connected(conn, session));
+    }
+
+    /// What a callback asked for or queued while the connection was being settled waits for the
+    /// next turn, so that callbacks cannot chase each other within one.
+    fn look_again_next_turn(&mut self, id: ConnId) {
+        let record = self.shared.table.at(id.index());
+        let unsettled = (record.state() == State::Idle) != record.facts().at_rest();
+        if record.flags.has(Flags::ASKED) || (record.state().is_open() && unsettled) {
+            self.shared.mark_dirty(id);
+        }
+    }
+
+    /// Does what callbacks asked for and ends what has come to its end.
+    #[cold]
+    fn act(&mut self, handler: &mut H, id: ConnId) {
+        self.read_before_broken(handler, id);
+        self.send_fin(id);
+        let record = self.shared.table.at(id.index());
+        if !record.state().is_open() {
+            return self.progress_closing(id);
+        }
+        record.flags.remove(Flags::ASKED);
+        let reason = match record.asked.take() {
+            Some(reason) => Some(reason),
+            None => ended(record, self.shared.bounds.requests_max),
+        };
+        if let Some(reason) = reason {
+            self.begin_closing(handler, id, reason);
+        }
+    }
+
+    /// After a failed write the socket may still hold what the peer sent before it went.
+    fn read_before_broken(&mut self, handler: &mut H, id: ConnId) {
+        let record = self.shared.table.at(id.index());
+        if !record.flags.take(Flags::BROKEN) {
+            return;
+        }
+        let reason = record.broken.take();
+        if record.state().is_open() {
+            record.flags.insert(Flags::READ_READY.and(Flags::HANGUP));
+            self.receive(handler, id);
+        }
+        if let Some(reason) = reason {
+            self.shared.table.at(id.index()).ask(reason);
+        }
+    }
+
+    /// Sends the FIN that the handler wants behind its output, once that is gone.
+    fn send_fin(&mut self, id: ConnId) {
+        let record = self.shared.table.at(id.index());
+        let due = record.flags.has(Flags::FINISH)
+            && !record.flags.has(Flags::FIN)
+            && record.output.is_empty()
+            && matches!(record.state(), State::Connected | State::Idle);
+        if !due {
+            return;
+        }
+        let Some(stream) = self.streams[id.index()].as_mut() else {
+            return;
+        };
+        match self.backend.finish(stream) {
+            Ok(()) => record.flags.insert(Flags::FIN),
+            Err(error) => record.ask(super::io::reason_of(error)),
+        }
+    }
+
+    /// Lets the deadlines of the connection's state run, and the wheel come up for them.
+    #[inline]
+    pub(super) fn arm_deadlines(&mut self, id: ConnId) {
+        let now = self.shared.now;
+        let record = self.shared.table.at(id.index());
+        let began = record.clocks.update(record.facts(), now);
+        let rearm = record.flags.take(Flags::REARM);
+        if began.is_empty() && !rearm {
+            return;
+        }
+        if began.contains(Deadline::Write) || began.contains(Deadline::Flush) {
+            self.note_left(id);
+        }
+        let Shared {
+            table, profiles, ..
+        } = &mut self.shared;
+        let record = table.at(id.index());
+        let periods = Shared::periods(profiles, record);
+        let at = if rearm {
+            record.clocks.next(periods)
+        } else {
+            record.clocks.earliest(began, periods)
+        };
+        if let Some(at) = at {
+            self.shared.arm(id, at);
+        }
+    }
+
+    /// Output became queued: what leaves from here on is progress.
+    fn note_left(&mut self, id: ConnId) {
+        let left = self.left(id);
+        let now = self.shared.now;
+        let record = self.shared.table.at(id.index());
+        record.left = left;
+        record.left_at_flush = left;
+        record.queued_at = now;
+    }
+
+    /// How many bytes have left for the peer: taken by the kernel and acknowledged, where it can
+    /// say so.
+    pub(super) fn left(&mut self, id: ConnId) -> u64 {
+        let unsent = match &self.streams[id.index()] {
+            Some(stream) => self.backend.unsent(stream).unwrap_or(0),
+            None => 0,
+        };
+        self.shared
+            .table
+            .at(id.index())
+            .bytes_out
+            .saturating_sub(unsent)
+    }
+
+    /// Room in every column for a connection.
+    pub(super) fn make_columns(&mut self, id: ConnId) {
+        let len = id.index() + 1;
+        if self.streams.len() < len {
+            self.streams.resize_with(len, || None);
+            self.sessions.resize_with(len, || None);
+            self.inputs.resize_with(len, bytes::BytesMut::new);
+        }
+    }
+}
+
+/// Why an open connection has come to its end of its own accord, if it has.
+fn ended(record: &Record, requests_max: u64) -> Option<CloseReason> {
+    let flags = record.flags;
+    let done = record.owed == 0 && record.output.is_empty();
+    let eof = flags.has(Flags::EOF)
+        && if flags.has(Flags::TUNNEL) {
+            flags.has(Flags::FIN) && record.output.is_empty()
+        } else {
+            done || !record.origin.is_inbound()
+        };
+    if eof {
+        Some(CloseReason::PeerEof)
+    } else if record.requests >= requests_max && record.owed == 0 {
+        Some(CloseReason::MaxRequests)
+    } else if flags.has(Flags::RETIRING) && record.facts().at_rest() {
+        Some(CloseReason::Timeout(Timeout::Lifetime))
+    } else {
+        None
+    }
+}
