@@ -145,10 +145,7 @@ impl FromStr for Target {
             return Err(AddressError);
         }
         let port = port.parse().map_err(|_| AddressError)?;
-        Ok(Self::Name {
-            host: host.into(),
-            port,
-        })
+        Ok(Self::Name { host: host.into(), port })
     }
 }
 
@@ -158,31 +155,15 @@ mod tests {
 
     #[test]
     fn text_that_is_no_address_is_refused() {
-        for text in [
-            "",
-            "7000",
-            "unix:",
-            "127.0.0.1",
-            "::1:7000:",
-            "1.2.3.4:70000",
-        ] {
+        for text in ["", "7000", "unix:", "127.0.0.1", "::1:7000:", "1.2.3.4:70000"] {
             assert_eq!(text.parse::<Address>(), Err(AddressError), "{text}");
         }
     }
 
     #[test]
     fn a_target_is_an_address_before_it_is_a_name() {
-        assert_eq!(
-            "[::1]:1".parse(),
-            Ok(Target::Address("[::1]:1".parse().unwrap()))
-        );
-        assert_eq!(
-            "a.b:80".parse(),
-            Ok(Target::Name {
-                host: "a.b".into(),
-                port: 80
-            })
-        );
+        assert_eq!("[::1]:1".parse(), Ok(Target::Address("[::1]:1".parse().unwrap())));
+        assert_eq!("a.b:80".parse(), Ok(Target::Name { host: "a.b".into(), port: 80 }));
         for text in ["host", ":80", "host:", "host:x", "::1:80", "a/b:1"] {
             assert_eq!(text.parse::<Target>(), Err(AddressError), "{text}");
         }

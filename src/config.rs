@@ -141,11 +141,7 @@ impl Timeouts {
 
     /// The first timeout that is zero, if one is.
     pub(crate) fn refuse_zero(&self) -> Result<(), ConfigError> {
-        match self
-            .named()
-            .into_iter()
-            .find(|(_, timeout)| *timeout == Some(Duration::ZERO))
-        {
+        match self.named().into_iter().find(|(_, timeout)| *timeout == Some(Duration::ZERO)) {
             Some((setting, _)) => Err(ConfigError::new(setting, "longer than zero, or None")),
             None => Ok(()),
         }
@@ -204,10 +200,7 @@ impl Config {
         self.timeouts.refuse_zero()?;
         let limits = &self.limits;
         for (setting, value) in [
-            (
-                "limits.max_connections",
-                limits.max_connections.unwrap_or(1),
-            ),
+            ("limits.max_connections", limits.max_connections.unwrap_or(1)),
             ("limits.input_max", limits.input_max),
             ("limits.output_max", limits.output_max),
             ("limits.mailbox_max", limits.mailbox_max),
@@ -220,19 +213,13 @@ impl Config {
             return Err(ConfigError::new("limits.input_max", "at most 1 GiB"));
         }
         if limits.requests_max == Some(0) {
-            return Err(ConfigError::new(
-                "limits.requests_max",
-                "at least 1, or None",
-            ));
+            return Err(ConfigError::new("limits.requests_max", "at least 1, or None"));
         }
         if limits.flush_rate == 0 {
             return Err(ConfigError::new("limits.flush_rate", "at least 1"));
         }
         if self.shutdown_timeout == Some(Duration::ZERO) {
-            return Err(ConfigError::new(
-                "shutdown_timeout",
-                "longer than zero, or None",
-            ));
+            return Err(ConfigError::new("shutdown_timeout", "longer than zero, or None"));
         }
         self.socket.refuse_out_of_range()
     }
@@ -265,10 +252,7 @@ impl Watermarks {
     /// If `high` is zero or `low` is above it.
     pub const fn new(low: usize, high: usize) -> Result<Self, ConfigError> {
         if high == 0 || low > high {
-            return Err(ConfigError::new(
-                "watermarks",
-                "low <= high, high at least 1",
-            ));
+            return Err(ConfigError::new("watermarks", "low <= high, high at least 1"));
         }
         Ok(Self { low, high })
     }
@@ -286,10 +270,7 @@ impl Watermarks {
 
 impl Default for Watermarks {
     fn default() -> Self {
-        Self {
-            low: 32 * 1024,
-            high: 64 * 1024,
-        }
+        Self { low: 32 * 1024, high: 64 * 1024 }
     }
 }
 
@@ -326,29 +307,16 @@ impl Default for SocketOptions {
 
 impl SocketOptions {
     fn refuse_out_of_range(&self) -> Result<(), ConfigError> {
-        if let Some(Keepalive {
-            idle,
-            interval,
-            retries,
-        }) = self.keepalive
+        if let Some(Keepalive { idle, interval, retries }) = self.keepalive
             && (idle < Duration::from_secs(1) || interval < Duration::from_secs(1) || retries == 0)
         {
-            return Err(ConfigError::new(
-                "socket.keepalive",
-                "at least 1 s, 1 s and 1 probe",
-            ));
+            return Err(ConfigError::new("socket.keepalive", "at least 1 s, 1 s and 1 probe"));
         }
         if self.user_timeout == Some(Duration::ZERO) {
-            return Err(ConfigError::new(
-                "socket.user_timeout",
-                "longer than zero, or None",
-            ));
+            return Err(ConfigError::new("socket.user_timeout", "longer than zero, or None"));
         }
         if self.notsent_lowat == Some(0) {
-            return Err(ConfigError::new(
-                "socket.notsent_lowat",
-                "at least 1, or None",
-            ));
+            return Err(ConfigError::new("socket.notsent_lowat", "at least 1, or None"));
         }
         Ok(())
     }
@@ -378,11 +346,7 @@ pub struct Keepalive {
 
 impl Default for Keepalive {
     fn default() -> Self {
-        Self {
-            idle: Duration::from_secs(60),
-            interval: Duration::from_secs(10),
-            retries: 3,
-        }
+        Self { idle: Duration::from_secs(60), interval: Duration::from_secs(10), retries: 3 }
     }
 }
 
@@ -407,10 +371,7 @@ pub struct ListenConfig {
 
 impl Default for ListenConfig {
     fn default() -> Self {
-        Self {
-            backlog: 4_096,
-            timeouts: None,
-        }
+        Self { backlog: 4_096, timeouts: None }
     }
 }
 
@@ -432,12 +393,8 @@ mod tests {
         let config = Config::default();
         config.refuse_out_of_range().unwrap();
         ListenConfig::default().refuse_out_of_range().unwrap();
-        let off: Vec<_> = config
-            .timeouts
-            .named()
-            .into_iter()
-            .filter(|(_, timeout)| timeout.is_none())
-            .collect();
+        let off: Vec<_> =
+            config.timeouts.named().into_iter().filter(|(_, timeout)| timeout.is_none()).collect();
         assert_eq!(off, [("timeouts.lifetime", None)]);
     }
 
@@ -462,26 +419,18 @@ mod tests {
                 &mut timeouts.tunnel,
                 &mut timeouts.lifetime,
             ];
-            **fields
-                .into_iter()
-                .collect::<Vec<_>>()
-                .get_mut(index)
-                .unwrap() = Some(Duration::ZERO);
+            **fields.into_iter().collect::<Vec<_>>().get_mut(index).unwrap() = Some(Duration::ZERO);
             let error = config.refuse_out_of_range().unwrap_err();
             assert_eq!(error.setting(), Timeouts::default().named()[index].0);
         }
         let spoil: [(&str, fn(&mut Config)); 8] = [
-            ("limits.max_connections", |c| {
-                c.limits.max_connections = Some(0)
-            }),
+            ("limits.max_connections", |c| c.limits.max_connections = Some(0)),
             ("limits.input_max", |c| c.limits.input_max = 0),
             ("limits.output_max", |c| c.limits.output_max = 0),
             ("limits.requests_max", |c| c.limits.requests_max = Some(0)),
             ("limits.flush_rate", |c| c.limits.flush_rate = 0),
             ("limits.mailbox_max", |c| c.limits.mailbox_max = 0),
-            ("shutdown_timeout", |c| {
-                c.shutdown_timeout = Some(Duration::ZERO)
-            }),
+            ("shutdown_timeout", |c| c.shutdown_timeout = Some(Duration::ZERO)),
             ("socket.notsent_lowat", |c| c.socket.notsent_lowat = Some(0)),
         ];
         for (setting, spoil) in spoil {
@@ -495,14 +444,8 @@ mod tests {
     fn the_user_timeout_never_beats_the_write_deadline() {
         let mut timeouts = Timeouts::default();
         let options = SocketOptions::default();
-        assert_eq!(
-            options.beside(&timeouts).user_timeout,
-            Some(Duration::from_secs(90))
-        );
+        assert_eq!(options.beside(&timeouts).user_timeout, Some(Duration::from_secs(90)));
         timeouts.write = Some(Duration::from_secs(300));
-        assert_eq!(
-            options.beside(&timeouts).user_timeout,
-            Some(Duration::from_secs(330))
-        );
+        assert_eq!(options.beside(&timeouts).user_timeout, Some(Duration::from_secs(330)));
     }
 }

@@ -9,7 +9,7 @@ use crate::config::Timeouts;
 use crate::context::{Context, Shared};
 use crate::core::deadlines::{Deadline, Periods};
 use crate::core::lifecycle::State;
-use crate::core::table::{ConnId, Flags, Origin, Profile, Record};
+use crate::core::table::{ConnId, Flags, Origin, Record};
 use crate::error::{CloseReason, ConnectError};
 use crate::time::Instant;
 
@@ -25,27 +25,18 @@ pub struct Conn<'a> {
 
 impl fmt::Debug for Conn<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Conn")
-            .field("id", &self.id)
-            .finish_non_exhaustive()
+        f.debug_struct("Conn").field("id", &self.id).finish_non_exhaustive()
     }
 }
 
 /// What it is.
 impl<'a> Conn<'a> {
     pub(crate) fn new(shared: &'a mut Shared, id: ConnId) -> Self {
-        Self {
-            cx: Context { shared },
-            id,
-        }
+        Self { cx: Context { shared }, id }
     }
 
     fn record(&self) -> &Record {
-        self.cx
-            .shared
-            .table
-            .get(self.id)
-            .expect("a cursor outlives no record")
+        self.cx.shared.table.get(self.id).expect("a cursor outlives no record")
     }
 
     #[inline]
@@ -65,7 +56,7 @@ impl<'a> Conn<'a> {
 
     /// The connection that dialled it by [`Conn::connect`].
     pub fn owner(&self) -> Option<ConnId> {
-        self.record().owner
+        self.record().rare()?.owner
     }
 
     /// Where it is in its life.
@@ -88,7 +79,7 @@ impl<'a> Conn<'a> {
     /// The local end; `None` for a dialled connection until it is connected.
     pub fn local_addr(&self) -> Option<&Address> {
         let record = self.record();
-        match (&record.local, record.origin) {
+        match (record.rare().and_then(|rare| rare.local.as_ref()), record.origin) {
             (Some(address), _) => Some(address),
             (None, Origin::Accepted(listener)) => {
                 self.cx.shared.listening_on.get(listener.0 as usize)
@@ -161,9 +152,7 @@ impl Conn<'_> {
 
     /// Sends a FIN once the queue is flushed, and goes on reading. Later writes are dropped.
     pub fn finish(&mut self) {
-        self.record_mut()
-            .flags
-            .insert(Flags::FINISH.and(Flags::ASKED));
+        self.record_mut().flags.insert(Flags::FINISH.and(Flags::ASKED));
     }
 }
 
@@ -272,7 +261,7 @@ impl Conn<'_> {
             panic!("{error}");
         }
         let record = self.record_mut();
-        record.profile = Profile::Own(Box::new(Periods::new(timeouts)));
+        record.rare_mut().periods = Some(Box::new(Periods::new(timeouts)));
         record.flags.insert(Flags::REARM);
     }
 

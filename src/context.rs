@@ -15,7 +15,7 @@ use crate::core::lifecycle::State;
 use crate::core::output::Output;
 use crate::core::ready::Ready;
 use crate::core::stats::{Counters, Stats};
-use crate::core::table::{Birth, ConnId, Dial, Flags, Origin, Profile, Record, Table};
+use crate::core::table::{Birth, ConnId, Dial, Flags, Origin, Table};
 use crate::core::wheel::{Key, Wheel};
 use crate::error::{CloseReason, ConnectError};
 use crate::time::Instant;
@@ -36,10 +36,7 @@ pub struct Context<'a> {
 
 impl fmt::Debug for Context<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Context")
-            .field("now", &self.now())
-            .field("len", &self.len())
-            .finish()
+        f.debug_struct("Context").field("now", &self.now()).field("len", &self.len()).finish()
     }
 }
 
@@ -69,10 +66,7 @@ impl Context<'_> {
     /// Another connection than the one whose callback runs is reached for I/O, never for its
     /// session; what is asked of it happens at the end of the turn.
     pub fn conn(&mut self, id: ConnId) -> Option<Conn<'_>> {
-        self.shared
-            .table
-            .get(id)
-            .filter(|record| record.state() != State::Closed)?;
+        self.shared.table.get(id).filter(|record| record.state() != State::Closed)?;
         self.shared.touch(id);
         Some(Conn::new(self.shared, id))
     }
@@ -273,11 +267,7 @@ impl Shared {
     #[inline]
     pub(crate) fn queued(&mut self, id: ConnId) -> usize {
         let queued = self.table.at(id.index()).output.len();
-        if self.scratch_owner == Some(id) {
-            queued + self.scratch.len()
-        } else {
-            queued
-        }
+        if self.scratch_owner == Some(id) { queued + self.scratch.len() } else { queued }
     }
 
     #[inline]
@@ -348,19 +338,9 @@ impl Shared {
             Target::Address(address) => address.clone(),
             Target::Name { .. } => Address::Unnamed,
         };
-        let birth = Birth {
-            origin: Origin::Connect,
-            peer,
-            owner,
-            profile: 0,
-            now: self.now,
-        };
+        let birth = Birth { origin: Origin::Connect, peer, owner, profile: 0, now: self.now };
         let record = self.table.insert(birth).map_err(|_| ConnectError::Full)?;
-        record.dial = Some(Box::new(Dial {
-            target,
-            addresses: Vec::new(),
-            failure: None,
-        }));
+        record.rare_mut().dial = Some(Dial { target, addresses: Vec::new(), failure: None });
         let id = record.id;
         self.births.push(id);
         self.counters.dialled.add(1);
@@ -377,17 +357,18 @@ impl Shared {
         let congested = record.flags.has(Flags::CONGESTED);
         self.feeders.entry(sink).or_default().push(id);
         let record = self.table.at(id.index());
-        record.sink = Some(sink);
+        record.rare_mut().sink = Some(sink);
         record.flags.set(Flags::SINK_HELD, congested);
     }
 
     /// Ends what [`Shared::feed`] began.
     pub(crate) fn stop_feeding(&mut self, id: ConnId) {
         let record = self.table.at(id.index());
-        record.flags.remove(Flags::SINK_HELD);
-        let Some(sink) = record.sink.take() else {
+        if record.rare().is_none_or(|rare| rare.sink.is_none()) {
             return;
-        };
+        }
+        record.flags.remove(Flags::SINK_HELD);
+        let Some(sink) = record.rare_mut().sink.take() else { return };
         if let Some(feeders) = self.feeders.get_mut(&sink) {
             feeders.retain(|feeder| *feeder != id);
             if feeders.is_empty() {
@@ -422,10 +403,7 @@ impl Shared {
     /// Lets the feeders' deadlines follow what was just changed about them.
     fn settle_feeders(&mut self, sink: ConnId) {
         for index in 0.. {
-            let Some(feeder) = self
-                .feeders
-                .get(&sink)
-                .and_then(|feeders| feeders.get(index))
+            let Some(feeder) = self.feeders.get(&sink).and_then(|feeders| feeders.get(index))
             else {
                 return;
             };
@@ -433,29 +411,18 @@ impl Shared {
         }
     }
 
-    /// The timeouts of a connection.
-    pub(crate) fn periods<'a>(profiles: &'a [Periods], record: &'a Record) -> &'a Periods {
-        match &record.profile {
-            Profile::Shared(profile) => &profiles[*profile as usize],
-            Profile::Own(periods) => periods,
-        }
-    }
-
     /// Lets the wheel come up for a connection by `at`.
     #[inline]
     pub(crate) fn arm(&mut self, id: ConnId, at: Instant) {
         if at < Instant::FAR_FUTURE {
-            self.wheel
-                .schedule_by(Key::Conn(id.index() as u32), self.tick_of(at));
+            self.wheel.schedule_by(Key::Conn(id.index() as u32), self.tick_of(at));
         }
     }
 
     /// The first tick that is not before `at`, and not before the next one: what is armed while
     /// deadlines are served waits for another turn.
     fn tick_of(&self, at: Instant) -> u64 {
-        at.as_nanos()
-            .div_ceil(TICK_NANOS)
-            .max(self.tick().saturating_add(1))
+        at.as_nanos().div_ceil(TICK_NANOS).max(self.tick().saturating_add(1))
     }
 
     /// The latest tick that has come.
@@ -475,11 +442,7 @@ impl Shared {
     pub(crate) fn set_alarm(&mut self, at: Instant, purpose: Purpose) -> AlarmId {
         self.alarms_set += 1;
         let serial = self.alarms_set;
-        let index = self.alarms.insert(Alarm {
-            serial,
-            at,
-            purpose,
-        }) as u32;
+        let index = self.alarms.insert(Alarm { serial, at, purpose }) as u32;
         if at < Instant::FAR_FUTURE {
             self.wheel.schedule(Key::Alarm(index), self.tick_of(at));
         }
@@ -488,11 +451,7 @@ impl Shared {
 
     pub(crate) fn cancel_alarm(&mut self, alarm: AlarmId) {
         let index = alarm.index as usize;
-        if self
-            .alarms
-            .get(index)
-            .is_some_and(|set| set.serial == alarm.serial)
-        {
+        if self.alarms.get(index).is_some_and(|set| set.serial == alarm.serial) {
             self.alarms.remove(index);
             self.wheel.cancel(Key::Alarm(alarm.index));
         }
@@ -502,12 +461,6 @@ impl Shared {
     pub(crate) fn take_alarm(&mut self, index: u32) -> (AlarmId, Purpose) {
         let alarm = self.alarms.remove(index as usize);
         debug_assert!(alarm.at <= self.now, "an alarm comes up early");
-        (
-            AlarmId {
-                index,
-                serial: alarm.serial,
-            },
-            alarm.purpose,
-        )
+        (AlarmId { index, serial: alarm.serial }, alarm.purpose)
     }
 }

@@ -82,10 +82,7 @@ impl CloseReason {
 
     /// One reason for every label, at its index.
     pub(crate) const fn of_index(index: usize) -> Self {
-        const UNKNOWN: OsError = OsError {
-            kind: io::ErrorKind::Other,
-            raw: None,
-        };
+        const UNKNOWN: OsError = OsError { kind: io::ErrorKind::Other, errno: 0 };
         match index {
             0 => Self::Abort,
             1 => Self::ConnectFailed(UNKNOWN),
@@ -209,7 +206,8 @@ impl fmt::Display for Timeout {
 #[derive(Clone, Copy, Eq, Hash, PartialEq)]
 pub struct OsError {
     kind: io::ErrorKind,
-    raw: Option<i32>,
+    /// Zero where there is none: three reasons lie in every connection's record.
+    errno: i32,
 }
 
 impl OsError {
@@ -220,22 +218,19 @@ impl OsError {
 
     /// The `errno`, where the system gave one.
     pub const fn raw_os_error(self) -> Option<i32> {
-        self.raw
+        if self.errno == 0 { None } else { Some(self.errno) }
     }
 }
 
 impl From<io::Error> for OsError {
     fn from(error: io::Error) -> Self {
-        Self {
-            kind: error.kind(),
-            raw: error.raw_os_error(),
-        }
+        Self { kind: error.kind(), errno: error.raw_os_error().unwrap_or(0) }
     }
 }
 
 impl fmt::Debug for OsError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.raw {
+        match self.raw_os_error() {
             Some(errno) => write!(f, "OsError({:?}, errno {errno})", self.kind),
             None => write!(f, "OsError({:?})", self.kind),
         }
@@ -244,7 +239,7 @@ impl fmt::Debug for OsError {
 
 impl fmt::Display for OsError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.raw {
+        match self.raw_os_error() {
             Some(errno) => io::Error::from_raw_os_error(errno).fmt(f),
             None => self.kind.fmt(f),
         }
@@ -402,9 +397,8 @@ mod tests {
 
     #[test]
     fn every_reason_has_its_own_label_and_index() {
-        let labels: BTreeSet<_> = (0..CloseReason::COUNT)
-            .map(|index| CloseReason::of_index(index).label())
-            .collect();
+        let labels: BTreeSet<_> =
+            (0..CloseReason::COUNT).map(|index| CloseReason::of_index(index).label()).collect();
         assert_eq!(labels.len(), CloseReason::COUNT);
         for index in 0..CloseReason::COUNT {
             assert_eq!(CloseReason::of_index(index).index(), index);
@@ -412,12 +406,14 @@ mod tests {
     }
 
     #[test]
+    fn a_reason_is_small() {
+        assert_eq!(size_of::<Option<CloseReason>>(), 12);
+    }
+
+    #[test]
     fn an_os_error_reads_like_the_systems_own() {
         let error = OsError::from(io::Error::from_raw_os_error(libc::ECONNREFUSED));
         assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
-        assert!(
-            error.to_string().starts_with("Connection refused"),
-            "{error}"
-        );
+        assert!(error.to_string().starts_with("Connection refused"), "{error}");
     }
 }

@@ -99,10 +99,7 @@ mod tests {
 
     #[test]
     fn arithmetic_saturates_at_both_ends() {
-        assert_eq!(
-            Instant::FAR_FUTURE + Duration::from_secs(1),
-            Instant::FAR_FUTURE
-        );
+        assert_eq!(Instant::FAR_FUTURE + Duration::from_secs(1), Instant::FAR_FUTURE);
         assert_eq!(Instant::EPOCH - Duration::from_secs(1), Instant::EPOCH);
         assert_eq!(Instant::EPOCH - Instant::FAR_FUTURE, Duration::ZERO);
     }

@@ -108,12 +108,7 @@ pub(crate) fn parse<T: Parser>() -> T {
         let first = text.lines().take_while(|line| !line.trim().is_empty());
         let mut line = String::new();
         for part in first {
-            let _ = write!(
-                line,
-                "{}{}",
-                if line.is_empty() { "" } else { " " },
-                part.trim()
-            );
+            let _ = write!(line, "{}{}", if line.is_empty() { "" } else { " " }, part.trim());
         }
         eprintln!("{line}; see --help");
         exit(2)
@@ -123,10 +118,7 @@ pub(crate) fn parse<T: Parser>() -> T {
 /// Logs to stderr what `RUST_LOG` asks for; warnings by default.
 pub(crate) fn log() {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(io::stderr)
-        .init();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
 }
 
 /// Shuts the reactor down when a signal asks for the end; a second one ends it at once.

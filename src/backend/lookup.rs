@@ -56,20 +56,15 @@ impl Lookups {
 
     fn start(&mut self, question: Question) -> io::Result<()> {
         let (answers, waker) = (Arc::clone(&self.answers), Arc::clone(&self.waker));
-        thread::Builder::new()
-            .name("lookup".into())
-            .spawn(move || {
-                let Question { host, port, token } = question;
-                let found = (host.as_str(), port)
-                    .to_socket_addrs()
-                    .map(|addrs| addrs.map(Address::Ip).collect::<Vec<_>>());
-                answers
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .push_back((token, found));
-                // It fails only if the reactor is gone, and then nobody waits.
-                let _ = waker.wake();
-            })?;
+        thread::Builder::new().name("lookup".into()).spawn(move || {
+            let Question { host, port, token } = question;
+            let found = (host.as_str(), port)
+                .to_socket_addrs()
+                .map(|addrs| addrs.map(Address::Ip).collect::<Vec<_>>());
+            answers.lock().unwrap_or_else(PoisonError::into_inner).push_back((token, found));
+            // It fails only if the reactor is gone, and then nobody waits.
+            let _ = waker.wake();
+        })?;
         self.running += 1;
         Ok(())
     }
@@ -89,10 +84,7 @@ impl Lookups {
             while !events.is_full()
                 && let Some(answer) = answers.pop_front()
             {
-                events.push(Event {
-                    token: answer.0,
-                    ready: Readiness::default(),
-                });
+                events.push(Event { token: answer.0, ready: Readiness::default() });
                 self.announced.push(answer);
             }
             if !answers.is_empty() {
@@ -115,10 +107,7 @@ impl Lookups {
     }
 
     pub(super) fn take(&mut self, token: Token) -> Option<io::Result<Vec<Address>>> {
-        let index = self
-            .announced
-            .iter()
-            .position(|(announced, _)| *announced == token)?;
+        let index = self.announced.iter().position(|(announced, _)| *announced == token)?;
         Some(self.announced.swap_remove(index).1)
     }
 }

@@ -258,12 +258,12 @@ impl Token {
 
     #[inline]
     pub(crate) const fn source(self) -> Source {
-        if self.0 < LISTENERS {
-            Source::Conn(ConnId::from_bits(self.0))
-        } else if self.0 == Self::WAKER.0 {
-            Source::Waker
-        } else {
-            Source::Listener(ListenerId((self.0 & !LISTENERS) as u32))
+        match ConnId::from_bits(self.0) {
+            Some(id) if self.0 < LISTENERS => Source::Conn(id),
+            Some(_) if self.0 < Self::WAKER.0 => {
+                Source::Listener(ListenerId((self.0 & !LISTENERS) as u32))
+            }
+            _ => Source::Waker,
         }
     }
 
@@ -324,10 +324,7 @@ pub struct Events {
 impl Events {
     /// Room for `capacity` events.
     pub fn with_capacity(capacity: usize) -> Self {
-        Self {
-            list: Vec::with_capacity(capacity),
-            capacity,
-        }
+        Self { list: Vec::with_capacity(capacity), capacity }
     }
 
     /// Forgets all.
@@ -377,10 +374,7 @@ mod tests {
         let conn = ConnId::new(5, (1 << 40) - 2);
         assert_eq!(Token::of_conn(conn).source(), Source::Conn(conn));
         let listener = ListenerId(7);
-        assert_eq!(
-            Token::of_listener(listener).source(),
-            Source::Listener(listener)
-        );
+        assert_eq!(Token::of_listener(listener).source(), Source::Listener(listener));
         assert_eq!(Token::WAKER.source(), Source::Waker);
     }
 }

@@ -185,10 +185,7 @@ impl Backend for Os {
         events.clear();
         self.poll.poll(&mut self.events, timeout)?;
         for event in &self.events {
-            events.push(Event {
-                token: Token::of_mio(event.token()),
-                ready: readiness(event),
-            });
+            events.push(Event { token: Token::of_mio(event.token()), ready: readiness(event) });
         }
         self.lookups.announce(events);
         Ok(())
@@ -211,11 +208,8 @@ impl Backend for Os {
         let backlog = i32::try_from(listen.backlog).unwrap_or(i32::MAX);
         match address {
             Address::Ip(addr) => {
-                let socket = Socket::new(
-                    Domain::for_address(*addr),
-                    stream_type(),
-                    Some(Protocol::TCP),
-                )?;
+                let socket =
+                    Socket::new(Domain::for_address(*addr), stream_type(), Some(Protocol::TCP))?;
                 // A restarted server may bind while connections of the one before linger.
                 socket.set_reuse_address(true)?;
                 socket.bind(&SockAddr::from(*addr))?;
@@ -269,15 +263,11 @@ impl Backend for Os {
     }
 
     fn register_listener(&mut self, listener: &mut OsListener, token: Token) -> io::Result<()> {
-        listener
-            .source()
-            .register(self.poll.registry(), token.to_mio(), Interest::READABLE)
+        listener.source().register(self.poll.registry(), token.to_mio(), Interest::READABLE)
     }
 
     fn reregister_listener(&mut self, listener: &mut OsListener, token: Token) -> io::Result<()> {
-        listener
-            .source()
-            .reregister(self.poll.registry(), token.to_mio(), Interest::READABLE)
+        listener.source().reregister(self.poll.registry(), token.to_mio(), Interest::READABLE)
     }
 
     fn accept(&mut self, listener: &mut OsListener) -> io::Result<(OsStream, Address)> {
@@ -298,11 +288,8 @@ impl Backend for Os {
     fn connect(&mut self, address: &Address, options: &SocketOptions) -> io::Result<OsStream> {
         match address {
             Address::Ip(addr) => {
-                let socket = Socket::new(
-                    Domain::for_address(*addr),
-                    stream_type(),
-                    Some(Protocol::TCP),
-                )?;
+                let socket =
+                    Socket::new(Domain::for_address(*addr), stream_type(), Some(Protocol::TCP))?;
                 set_options(&socket, options);
                 begin_connect(&socket, &SockAddr::from(*addr))?;
                 let stream = mio::net::TcpStream::from_std(OwnedFd::from(socket).into());
@@ -322,9 +309,7 @@ impl Backend for Os {
     }
 
     fn register(&mut self, stream: &mut OsStream, token: Token) -> io::Result<()> {
-        stream
-            .source()
-            .register(self.poll.registry(), token.to_mio(), BOTH)
+        stream.source().register(self.poll.registry(), token.to_mio(), BOTH)
     }
 
     fn is_connected(&mut self, stream: &mut OsStream) -> io::Result<bool> {
@@ -389,10 +374,7 @@ impl Backend for Os {
     fn close(&mut self, stream: OsStream, reset: bool) {
         if reset && let Stream::Tcp(stream) = &stream.0 {
             // socket(7): with a linger of zero, close discards what is queued and resets.
-            ignore(
-                SockRef::from(stream).set_linger(Some(Duration::ZERO)),
-                "SO_LINGER",
-            );
+            ignore(SockRef::from(stream).set_linger(Some(Duration::ZERO)), "SO_LINGER");
         }
         // Closing the only descriptor of a socket takes it out of epoll and kqueue; mio's poll
         // backend does so when the stream is dropped.
@@ -501,18 +483,14 @@ fn set_options(socket: &Socket, options: &SocketOptions) {
     if let Some(keepalive) = &options.keepalive {
         let parameters = socket2::TcpKeepalive::new().with_time(keepalive.idle);
         #[cfg(not(target_os = "openbsd"))]
-        let parameters = parameters
-            .with_interval(keepalive.interval)
-            .with_retries(keepalive.retries);
+        let parameters =
+            parameters.with_interval(keepalive.interval).with_retries(keepalive.retries);
         ignore(socket.set_tcp_keepalive(&parameters), "SO_KEEPALIVE");
     }
     #[cfg(target_os = "linux")]
     {
         if let Some(timeout) = options.user_timeout {
-            ignore(
-                socket.set_tcp_user_timeout(Some(timeout)),
-                "TCP_USER_TIMEOUT",
-            );
+            ignore(socket.set_tcp_user_timeout(Some(timeout)), "TCP_USER_TIMEOUT");
         }
         if let Some(bytes) = options.notsent_lowat {
             ignore(socket.set_tcp_notsent_lowat(bytes), "TCP_NOTSENT_LOWAT");
@@ -559,9 +537,7 @@ fn is_listener(_socket: &Socket) -> io::Result<bool> {
 
 fn unix_address(addr: io::Result<std::os::unix::net::SocketAddr>) -> io::Result<Address> {
     let addr = addr?;
-    Ok(addr
-        .as_pathname()
-        .map_or(Address::Unnamed, |path| Address::Unix(path.into())))
+    Ok(addr.as_pathname().map_or(Address::Unnamed, |path| Address::Unix(path.into())))
 }
 
 /// Binds a Unix-domain socket, in place of one that a dead process left behind.

@@ -24,11 +24,7 @@ fn count(result: isize) -> io::Result<usize> {
 
 /// Turns the result of a call that returns 0 or -1 into a [`Result`].
 fn done(result: c_int) -> io::Result<()> {
-    if result == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// recv(2) into at most `max` bytes of the spare capacity of `buffer`, which is not zeroed first.
@@ -46,14 +42,7 @@ pub(super) fn recv(fd: BorrowedFd<'_>, buffer: &mut BytesMut, max: usize) -> io:
 /// send(2) without a signal.
 pub(super) fn send(fd: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
     // SAFETY: `bytes` is readable for its length.
-    count(unsafe {
-        libc::send(
-            fd.as_raw_fd(),
-            bytes.as_ptr().cast(),
-            bytes.len(),
-            SEND_FLAGS,
-        )
-    })
+    count(unsafe { libc::send(fd.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), SEND_FLAGS) })
 }
 
 /// sendmsg(2) without a signal: std's vectored write is writev(2), which raises one.
@@ -136,23 +125,15 @@ pub(super) fn nanos(clock: Clock) -> u64 {
         #[cfg(not(any(target_os = "android", target_os = "linux")))]
         Clock::Coarse => libc::CLOCK_MONOTONIC,
     };
-    let mut time = libc::timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: `time` is writable, and the call cannot fail for a clock that exists.
     unsafe { libc::clock_gettime(id, &raw mut time) };
-    (time.tv_sec as u64)
-        .wrapping_mul(1_000_000_000)
-        .wrapping_add(time.tv_nsec as u64)
+    (time.tv_sec as u64).wrapping_mul(1_000_000_000).wrapping_add(time.tv_nsec as u64)
 }
 
 /// The soft limit of RLIMIT_NOFILE.
 pub(super) fn descriptor_limit() -> u64 {
-    let mut limit = libc::rlimit {
-        rlim_cur: 0,
-        rlim_max: 0,
-    };
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: `limit` is writable.
     match done(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) }) {
         Ok(()) => limit.rlim_cur as u64,

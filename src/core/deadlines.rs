@@ -175,9 +175,9 @@ impl Facts {
                 .with(Deadline::Write, true)
                 .with(Deadline::Look, true)
                 .with(Deadline::Flush, true),
-            State::Closing => Set::EMPTY
-                .with(Deadline::Linger, self.fin)
-                .with(Deadline::LingerRead, self.fin),
+            State::Closing => {
+                Set::EMPTY.with(Deadline::Linger, self.fin).with(Deadline::LingerRead, self.fin)
+            }
             State::Closed => Set::EMPTY,
         }
     }
@@ -187,25 +187,13 @@ impl Facts {
         let waits_for_us = self.paused || (self.owed && self.inbound);
         set.with(Deadline::FirstByte, reads && self.inbound && !self.received)
             .with(Deadline::Request, reads && self.receiving)
-            .with(
-                Deadline::Read,
-                reads && (self.receiving || (self.owed && !self.inbound)),
-            )
-            .with(
-                Deadline::Response,
-                waits_for_us && !self.queued && !self.tunnel,
-            )
+            .with(Deadline::Read, reads && (self.receiving || (self.owed && !self.inbound)))
+            .with(Deadline::Response, waits_for_us && !self.queued && !self.tunnel)
             .with(Deadline::Write, self.queued)
             .with(Deadline::Look, self.queued)
-            .with(
-                Deadline::Idle,
-                matches!(self.state, State::Idle) && !self.paused,
-            )
+            .with(Deadline::Idle, matches!(self.state, State::Idle) && !self.paused)
             // While the application owes a reply the peer can do nothing to move on.
-            .with(
-                Deadline::HalfClosed,
-                (self.eof || self.fin) && !self.queued && !waits_for_us,
-            )
+            .with(Deadline::HalfClosed, (self.eof || self.fin) && !self.queued && !waits_for_us)
             .with(Deadline::Tunnel, self.tunnel)
             .with(Deadline::Lifetime, self.lifetime)
     }
@@ -239,10 +227,7 @@ impl Periods {
             // Without a write deadline nobody wants to know.
             Deadline::Look => timeouts.write.map_or(u64::MAX, |_| 0),
         });
-        Self {
-            of,
-            lifetime: period(timeouts.lifetime),
-        }
+        Self { of, lifetime: period(timeouts.lifetime) }
     }
 
     pub(crate) const fn of(&self, deadline: Deadline) -> u64 {
@@ -268,7 +253,30 @@ pub(crate) struct Clocks {
     running: Set,
     /// The request deadline stands still: its clock holds the nanoseconds it had run.
     request_held: bool,
-    since: [Instant; Deadline::ALL.len()],
+    since: [Instant; CLOCKS],
+}
+
+/// Deadlines of different states share a clock, because a record is what an idle connection costs.
+const CLOCKS: usize = 11;
+
+impl Deadline {
+    /// The clock of a deadline.
+    #[inline]
+    const fn clock(self) -> usize {
+        match self {
+            Self::Connect | Self::Request | Self::Linger => 0,
+            Self::ConnectAttempt | Self::Read | Self::LingerRead => 1,
+            Self::FirstByte | Self::Flush => 2,
+            Self::Response => 3,
+            Self::Write => 4,
+            Self::Idle => 5,
+            Self::HalfClosed => 6,
+            Self::Tunnel => 7,
+            Self::Lifetime => 8,
+            Self::Timer => 9,
+            Self::Look => 10,
+        }
+    }
 }
 
 impl Clocks {
@@ -276,7 +284,7 @@ impl Clocks {
     #[inline]
     pub(crate) fn update(&mut self, facts: Facts, now: Instant) -> Set {
         let running = facts.running();
-        if running == self.running {
+        if running == self.running && (facts.receiving || !self.request_held) {
             return Set::EMPTY;
         }
         self.change(running, facts.receiving, now)
@@ -285,25 +293,25 @@ impl Clocks {
     fn change(&mut self, running: Set, receiving: bool, now: Instant) -> Set {
         let began = running.without(self.running);
         let ended = self.running.without(running);
-        for deadline in began.iter() {
-            match deadline {
-                Deadline::Lifetime | Deadline::Timer => {}
-                Deadline::Look => self.since[Deadline::Look as usize] = now.after(FIRST_LOOK),
-                Deadline::Request if self.request_held => {
-                    let elapsed = self.since[Deadline::Request as usize].as_nanos();
-                    let since = now.as_nanos().saturating_sub(elapsed);
-                    self.since[Deadline::Request as usize] = Instant::from_nanos(since);
-                }
-                _ => self.since[deadline as usize] = now,
-            }
-        }
         // A request that we do not read cannot arrive: its clock stands still meanwhile.
         if ended.contains(Deadline::Request) && receiving {
-            let elapsed = now.nanos_since(self.since[Deadline::Request as usize]);
-            self.since[Deadline::Request as usize] = Instant::from_nanos(elapsed);
+            let elapsed = now.nanos_since(self.since(Deadline::Request));
+            self.set(Deadline::Request, Instant::from_nanos(elapsed));
             self.request_held = true;
-        } else if !receiving || running.contains(Deadline::Request) {
-            self.request_held = false;
+        }
+        self.request_held &= receiving;
+        for deadline in began.iter() {
+            let since = match deadline {
+                Deadline::Lifetime | Deadline::Timer => continue,
+                Deadline::Look => now.after(FIRST_LOOK),
+                Deadline::Request if self.request_held => {
+                    self.request_held = false;
+                    let elapsed = self.since(Deadline::Request).as_nanos();
+                    Instant::from_nanos(now.as_nanos().saturating_sub(elapsed))
+                }
+                _ => now,
+            };
+            self.set(deadline, since);
         }
         self.running = running;
         began
@@ -312,9 +320,9 @@ impl Clocks {
     /// Notes that bytes came in.
     #[inline]
     pub(crate) fn touch_read(&mut self, now: Instant) {
+        // LingerRead has the clock of Read.
         self.set(Deadline::Read, now);
         self.set(Deadline::HalfClosed, now);
-        self.set(Deadline::LingerRead, now);
         self.set(Deadline::Tunnel, now);
     }
 
@@ -329,31 +337,35 @@ impl Clocks {
     /// Lets `deadline` run since `instant`; for lifetime, timer and look, until it.
     #[inline]
     pub(crate) const fn set(&mut self, deadline: Deadline, instant: Instant) {
-        self.since[deadline as usize] = instant;
+        self.since[deadline.clock()] = instant;
+    }
+
+    const fn since(&self, deadline: Deadline) -> Instant {
+        self.since[deadline.clock()]
     }
 
     /// Puts the next look at queued output off: by an eighth of how long it has been queued, not
     /// less than a tick and not more than an eighth of the write timeout. So progress that ends
     /// soon is dated to the tick, and a reader that is slow for long costs little.
-    pub(crate) fn look_again(&mut self, queued_at: Instant, periods: &Periods, now: Instant) {
-        let longest = (periods.of(Deadline::Write) / 8).max(FIRST_LOOK);
+    pub(crate) fn look_again(&mut self, queued_at: Instant, write: u64, now: Instant) {
+        let longest = (write / 8).max(FIRST_LOOK);
         let pause = (now.nanos_since(queued_at) / 8).clamp(FIRST_LOOK, longest);
         self.set(Deadline::Look, now.after(pause));
     }
 
     /// Gives `deadline` more time.
     pub(crate) const fn extend(&mut self, deadline: Deadline, nanos: u64) {
-        self.since[deadline as usize] = self.since[deadline as usize].after(nanos);
+        self.set(deadline, self.since(deadline).after(nanos));
     }
 
     /// The next request begins: its clock starts anew.
     pub(crate) const fn restart_request(&mut self, now: Instant) {
-        self.since[Deadline::Request as usize] = now;
+        self.set(Deadline::Request, now);
         self.request_held = false;
     }
 
     pub(crate) const fn due(&self, deadline: Deadline, periods: &Periods) -> Instant {
-        self.since[deadline as usize].after(periods.of(deadline))
+        self.since(deadline).after(periods.of(deadline))
     }
 
     #[cfg(test)]
@@ -376,9 +388,7 @@ impl Clocks {
 
     /// The first in their order that is due at `now`.
     pub(crate) fn first_due(&self, periods: &Periods, now: Instant) -> Option<Deadline> {
-        self.running
-            .iter()
-            .find(|deadline| self.due(*deadline, periods) <= now)
+        self.running.iter().find(|deadline| self.due(*deadline, periods) <= now)
     }
 }
 
@@ -387,13 +397,8 @@ mod tests {
     use super::*;
     use std::time::Duration;
 
-    const STATES: [State; 5] = [
-        State::Connecting,
-        State::Connected,
-        State::Idle,
-        State::Closing,
-        State::Closed,
-    ];
+    const STATES: [State; 5] =
+        [State::Connecting, State::Connected, State::Idle, State::Closing, State::Closed];
 
     /// Every combination of facts.
     fn all_facts() -> impl Iterator<Item = Facts> {
@@ -438,11 +443,7 @@ mod tests {
         let mut clocks = Clocks::default();
         let mut settled = 0;
         for facts in all_facts().filter(is_settled) {
-            let finite = Facts {
-                timer: false,
-                lifetime: false,
-                ..facts
-            };
+            let finite = Facts { timer: false, lifetime: false, ..facts };
             clocks.update(finite, Instant::EPOCH);
             let next = clocks.next(&periods);
             assert_eq!(next.is_some(), facts.state != State::Closed, "{facts:?}");
@@ -471,12 +472,9 @@ mod tests {
             assert!(!has(Deadline::Linger) || (facts.state == State::Closing && facts.fin));
             assert!(!has(Deadline::Timer) || facts.timer);
             if facts.tunnel && open {
-                for instead in [
-                    Deadline::Request,
-                    Deadline::Read,
-                    Deadline::Response,
-                    Deadline::FirstByte,
-                ] {
+                for instead in
+                    [Deadline::Request, Deadline::Read, Deadline::Response, Deadline::FirstByte]
+                {
                     assert!(!has(instead), "{facts:?}");
                 }
                 assert!(has(Deadline::Tunnel));
@@ -485,6 +483,16 @@ mod tests {
                 assert!(!has(Deadline::Lifetime) && !has(Deadline::Tunnel));
             }
             assert_eq!(set.is_empty(), Deadline::ALL.into_iter().all(|d| !has(d)));
+        }
+    }
+
+    #[test]
+    fn no_two_deadlines_that_run_share_a_clock() {
+        for facts in all_facts() {
+            let set = facts.running();
+            let clocks: Vec<_> = set.iter().map(Deadline::clock).collect();
+            let distinct: std::collections::BTreeSet<_> = clocks.iter().collect();
+            assert_eq!(clocks.len(), distinct.len(), "{facts:?}");
         }
     }
 
@@ -537,41 +545,14 @@ mod tests {
         let periods = Periods::new(&Timeouts::default());
         let mut clocks = Clocks::default();
         clocks.update(RECEIVING, at(100));
-        clocks.update(
-            Facts {
-                paused: true,
-                ..RECEIVING
-            },
-            at(110),
-        );
+        clocks.update(Facts { paused: true, ..RECEIVING }, at(110));
         assert!(!clocks.runs(Deadline::Request));
         clocks.update(RECEIVING, at(500));
-        assert_eq!(
-            clocks.due(Deadline::Request, &periods),
-            at(520),
-            "20 s were left"
-        );
-        clocks.update(
-            Facts {
-                paused: true,
-                ..RECEIVING
-            },
-            at(505),
-        );
-        clocks.update(
-            Facts {
-                receiving: false,
-                paused: true,
-                ..RECEIVING
-            },
-            at(506),
-        );
+        assert_eq!(clocks.due(Deadline::Request, &periods), at(520), "20 s were left");
+        clocks.update(Facts { paused: true, ..RECEIVING }, at(505));
+        clocks.update(Facts { receiving: false, paused: true, ..RECEIVING }, at(506));
         clocks.update(RECEIVING, at(600));
-        assert_eq!(
-            clocks.due(Deadline::Request, &periods),
-            at(630),
-            "a new request"
-        );
+        assert_eq!(clocks.due(Deadline::Request, &periods), at(630), "a new request");
     }
 
     #[test]

@@ -109,20 +109,9 @@ impl Ending {
 mod tests {
     use super::*;
 
-    const STATES: [State; 5] = [
-        State::Connecting,
-        State::Connected,
-        State::Idle,
-        State::Closing,
-        State::Closed,
-    ];
-    const STEPS: [Step; 5] = [
-        Step::Establish,
-        Step::Rest,
-        Step::Wake,
-        Step::Close,
-        Step::Release,
-    ];
+    const STATES: [State; 5] =
+        [State::Connecting, State::Connected, State::Idle, State::Closing, State::Closed];
+    const STEPS: [Step; 5] = [Step::Establish, Step::Rest, Step::Wake, Step::Close, Step::Release];
 
     #[test]
     fn the_arrows_are_exactly_these() {
@@ -160,11 +149,7 @@ mod tests {
             }
             for step in STEPS {
                 if let Some(after) = state.after(step) {
-                    walk(
-                        after,
-                        closings + u32::from(after == State::Closing),
-                        depth - 1,
-                    );
+                    walk(after, closings + u32::from(after == State::Closing), depth - 1);
                 }
             }
         }

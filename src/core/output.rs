@@ -143,7 +143,7 @@ mod tests {
     fn contents(output: &Output) -> Vec<u8> {
         let mut slices = [IoSlice::new(&[]); 1_024];
         let filled = output.front(&mut slices);
-        slices[..filled].concat()
+        slices[..filled].iter().flat_map(|slice| slice.to_vec()).collect()
     }
 
     #[test]

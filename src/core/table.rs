@@ -1,6 +1,7 @@
 //! Connection records over a slab, and the ids that outlive them.
 
 use std::fmt;
+use std::num::NonZeroU64;
 
 use slab::Slab;
 
@@ -17,7 +18,7 @@ use crate::time::Instant;
 /// It packs a place in the table (24 bits) and the place's generation (40 bits): a place would have
 /// to be filled a million times a second for twelve days before a name came back.
 #[derive(Clone, Copy, Eq, Hash, Ord, PartialEq, PartialOrd)]
-pub struct ConnId(u64);
+pub struct ConnId(NonZeroU64);
 
 const INDEX_BITS: u32 = 24;
 const GENERATION_MAX: u64 = (1 << (64 - INDEX_BITS)) - 1;
@@ -27,23 +28,29 @@ pub(crate) const CAPACITY_MAX: usize = 1 << INDEX_BITS;
 
 impl ConnId {
     pub(crate) const fn new(index: u32, generation: u64) -> Self {
-        Self(generation << INDEX_BITS | index as u64)
+        match NonZeroU64::new(generation << INDEX_BITS | index as u64) {
+            Some(bits) => Self(bits),
+            None => panic!("generations count from 1"),
+        }
     }
 
-    pub(crate) const fn from_bits(bits: u64) -> Self {
-        Self(bits)
+    pub(crate) const fn from_bits(bits: u64) -> Option<Self> {
+        match NonZeroU64::new(bits) {
+            Some(bits) => Some(Self(bits)),
+            None => None,
+        }
     }
 
     pub(crate) const fn to_bits(self) -> u64 {
-        self.0
+        self.0.get()
     }
 
     pub(crate) const fn index(self) -> usize {
-        (self.0 & (CAPACITY_MAX as u64 - 1)) as usize
+        (self.to_bits() & (CAPACITY_MAX as u64 - 1)) as usize
     }
 
     pub(crate) const fn generation(self) -> u64 {
-        self.0 >> INDEX_BITS
+        self.to_bits() >> INDEX_BITS
     }
 }
 
@@ -194,14 +201,6 @@ impl Flags {
     }
 }
 
-/// The deadlines' settings that apply to a record: one of the profiles of the listeners, or its
-/// own.
-#[derive(Debug)]
-pub(crate) enum Profile {
-    Shared(u32),
-    Own(Box<Periods>),
-}
-
 /// How far dialling has come.
 #[derive(Debug)]
 pub(crate) struct Dial {
@@ -210,6 +209,20 @@ pub(crate) struct Dial {
     pub(crate) addresses: Vec<Address>,
     /// Why the latest attempt failed.
     pub(crate) failure: Option<OsError>,
+}
+
+/// What few connections need, apart from their record so that the others do not pay for it.
+#[derive(Debug, Default)]
+pub(crate) struct Rare {
+    /// Timeouts of its own.
+    pub(crate) periods: Option<Box<Periods>>,
+    /// The local address, where it is not the listener's.
+    pub(crate) local: Option<Address>,
+    /// The connection that dialled this one.
+    pub(crate) owner: Option<ConnId>,
+    /// What this connection feeds.
+    pub(crate) sink: Option<ConnId>,
+    pub(crate) dial: Option<Dial>,
 }
 
 /// What the reactor knows of one connection, its socket, session and unread input aside.
@@ -222,7 +235,9 @@ pub(crate) struct Record {
     pub(crate) owed: u32,
     pub(crate) output: Output,
     pub(crate) clocks: Clocks,
-    pub(crate) profile: Profile,
+    /// Whose timeouts apply, unless it has some of its own.
+    profile: u32,
+    rare: Option<Box<Rare>>,
     pub(crate) bytes_in: u64,
     /// Bytes the kernel took.
     pub(crate) bytes_out: u64,
@@ -238,13 +253,7 @@ pub(crate) struct Record {
     /// When output last became queued.
     pub(crate) queued_at: Instant,
     pub(crate) peer: Address,
-    /// The local address, where it is not the listener's.
-    pub(crate) local: Option<Box<Address>>,
     pub(crate) origin: Origin,
-    pub(crate) owner: Option<ConnId>,
-    /// What this connection feeds.
-    pub(crate) sink: Option<ConnId>,
-    pub(crate) dial: Option<Box<Dial>>,
     /// The end a callback asked for, until it is acted on.
     pub(crate) asked: Option<CloseReason>,
     /// What a failed write said of the peer.
@@ -266,12 +275,7 @@ impl Record {
     #[inline]
     pub(crate) fn step(&mut self, step: Step) {
         let after = self.state.after(step);
-        debug_assert!(
-            after.is_some(),
-            "{}: {step:?} from {:?}",
-            self.id,
-            self.state
-        );
+        debug_assert!(after.is_some(), "{}: {step:?} from {:?}", self.id, self.state);
         self.state = after.unwrap_or(self.state);
     }
 
@@ -329,6 +333,29 @@ impl Record {
         open && self.asked.is_none() && !self.flags.has(FINISHED)
     }
 
+    /// What few connections need, if this one does.
+    pub(crate) fn rare(&self) -> Option<&Rare> {
+        self.rare.as_deref()
+    }
+
+    /// What few connections need, made if it is not there yet.
+    pub(crate) fn rare_mut(&mut self) -> &mut Rare {
+        self.rare.get_or_insert_default()
+    }
+
+    pub(crate) fn dial(&mut self) -> Option<&mut Dial> {
+        self.rare.as_mut()?.dial.as_mut()
+    }
+
+    /// The timeouts that apply: its own, or those of its listener among all `profiles`.
+    #[inline]
+    pub(crate) fn periods<'a>(&'a self, profiles: &'a [Periods]) -> &'a Periods {
+        match self.rare.as_ref().and_then(|rare| rare.periods.as_deref()) {
+            Some(periods) => periods,
+            None => &profiles[self.profile as usize],
+        }
+    }
+
     /// Asks for an end. A later request counts only if it is to drop what the earlier would have
     /// flushed.
     pub(crate) fn ask(&mut self, reason: CloseReason) {
@@ -345,6 +372,7 @@ impl Record {
 const FINISHED: Flags = Flags::FINISH.and(Flags::FIN);
 
 /// What a record starts from.
+#[derive(Debug)]
 pub(crate) struct Birth {
     pub(crate) origin: Origin,
     pub(crate) peer: Address,
@@ -365,11 +393,7 @@ pub(crate) struct Table {
 impl Table {
     pub(crate) fn new(capacity: usize) -> Self {
         assert!(capacity <= CAPACITY_MAX, "an index fits in 24 bits");
-        Self {
-            records: Slab::new(),
-            generations: Vec::new(),
-            capacity,
-        }
+        Self { records: Slab::new(), generations: Vec::new(), capacity }
     }
 
     pub(crate) const fn capacity(&self) -> usize {
@@ -396,18 +420,8 @@ impl Table {
         }
         let generation = &mut self.generations[index];
         // The last generation is the backend's, for listeners and wake-ups.
-        *generation = if *generation + 1 >= GENERATION_MAX {
-            1
-        } else {
-            *generation + 1
-        };
-        let Birth {
-            origin,
-            peer,
-            owner,
-            profile,
-            now,
-        } = birth;
+        *generation = if *generation + 1 >= GENERATION_MAX { 1 } else { *generation + 1 };
+        let Birth { origin, peer, owner, profile, now } = birth;
         Ok(entry.insert(Record {
             id: ConnId::new(index as u32, *generation),
             flags: Flags::default(),
@@ -415,7 +429,8 @@ impl Table {
             owed: 0,
             output: Output::default(),
             clocks: Clocks::default(),
-            profile: Profile::Shared(profile),
+            profile,
+            rare: owner.map(|_| Box::new(Rare { owner, ..Rare::default() })),
             bytes_in: 0,
             bytes_out: 0,
             left: 0,
@@ -425,11 +440,7 @@ impl Table {
             opened_at: now,
             queued_at: now,
             peer,
-            local: None,
             origin,
-            owner,
-            sink: None,
-            dial: None,
             asked: None,
             broken: None,
             reason: None,
@@ -439,17 +450,13 @@ impl Table {
     /// The record of `id`, unless that connection is gone.
     #[inline]
     pub(crate) fn get(&self, id: ConnId) -> Option<&Record> {
-        self.records
-            .get(id.index())
-            .filter(|record| record.id == id)
+        self.records.get(id.index()).filter(|record| record.id == id)
     }
 
     /// The record of `id`, unless that connection is gone.
     #[inline]
     pub(crate) fn get_mut(&mut self, id: ConnId) -> Option<&mut Record> {
-        self.records
-            .get_mut(id.index())
-            .filter(|record| record.id == id)
+        self.records.get_mut(id.index()).filter(|record| record.id == id)
     }
 
     /// The record in a place that is known to be filled.
@@ -532,7 +539,7 @@ mod tests {
     #[test]
     fn a_record_stays_small() {
         // The record is most of what an idle connection costs.
-        assert!(size_of::<Record>() <= 400, "{}", size_of::<Record>());
+        assert!(size_of::<Record>() <= 312, "{}", size_of::<Record>());
     }
 
     proptest! {

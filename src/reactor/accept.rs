@@ -101,14 +101,11 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let id = ListenerId(self.listeners.len() as u32);
         let registered = socket.and_then(|mut socket| {
             let address = self.backend.listener_addr(&socket)?;
-            self.backend
-                .register_listener(&mut socket, Token::of_listener(id))?;
+            self.backend.register_listener(&mut socket, Token::of_listener(id))?;
             Ok((socket, address))
         });
-        let (socket, address) = registered.map_err(|source| Error::Bind {
-            address: name(),
-            source,
-        })?;
+        let (socket, address) =
+            registered.map_err(|source| Error::Bind { address: name(), source })?;
         let timeouts = listen.timeouts.as_ref().unwrap_or(&self.config.timeouts);
         self.shared.profiles.push(Periods::new(timeouts));
         self.listeners.push(Listener {
@@ -185,9 +182,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     }
 
     fn admit(&mut self, handler: &mut H, index: usize, mut stream: B::Stream, peer: Address) {
-        let Listener {
-            wildcard, profile, ..
-        } = self.listeners[index];
+        let Listener { wildcard, profile, .. } = self.listeners[index];
         let birth = Birth {
             origin: Origin::Accepted(ListenerId(index as u32)),
             peer,
@@ -202,7 +197,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         // A fresh socket takes bytes; if not, the first write learns it.
         record.flags.insert(Flags::WRITE_READY);
         if wildcard && let Ok(address) = self.backend.local_addr(&stream) {
-            record.local = Some(Box::new(address));
+            record.rare_mut().local = Some(address);
         }
         self.shared.counters.accepted.add(1);
         if let Err(error) = self.backend.register(&mut stream, Token::of_conn(id)) {
@@ -242,10 +237,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// time, or as soon as one of ours is closed.
     fn pause_accepting(&mut self, error: &io::Error) {
         let now = self.shared.now;
-        let quiet = self
-            .accepting
-            .warned_at
-            .is_none_or(|at| now.nanos_since(at) >= WARN_EVERY_NANOS);
+        let quiet =
+            self.accepting.warned_at.is_none_or(|at| now.nanos_since(at) >= WARN_EVERY_NANOS);
         if quiet {
             warn!(%error, "accepting pauses");
             self.accepting.warned_at = Some(now);
@@ -331,11 +324,7 @@ mod tests {
             (libc::EINVAL, Dead),
             (libc::ENOTSOCK, Dead),
         ] {
-            assert_eq!(
-                AcceptFault::of(&io::Error::from_raw_os_error(errno)),
-                fault,
-                "{errno}"
-            );
+            assert_eq!(AcceptFault::of(&io::Error::from_raw_os_error(errno)), fault, "{errno}");
         }
     }
 }

@@ -76,29 +76,20 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             self.handle_deadline(handler, id, deadline);
             self.settle(handler, id);
         }
-        let Shared {
-            table, profiles, ..
-        } = &mut self.shared;
+        let Shared { table, profiles, .. } = &mut self.shared;
         let record = table.at(id.index());
-        if let Some(at) = record.clocks.next(Shared::periods(profiles, record)) {
+        if let Some(at) = record.clocks.next(record.periods(profiles)) {
             self.shared.arm(id, at);
         }
     }
 
     fn first_due(&mut self, id: ConnId) -> Option<Deadline> {
-        let Shared {
-            table,
-            profiles,
-            now,
-            ..
-        } = &mut self.shared;
+        let Shared { table, profiles, now, .. } = &mut self.shared;
         let record = table.at(id.index());
         if record.flags.has(Flags::REAPED) {
             return None;
         }
-        record
-            .clocks
-            .first_due(Shared::periods(profiles, record), *now)
+        record.clocks.first_due(record.periods(profiles), *now)
     }
 
     /// Input that waits in the socket beats a deadline that waits for input: it is read once.
@@ -111,11 +102,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     fn handle_deadline(&mut self, handler: &mut H, id: ConnId, deadline: Deadline) {
         match deadline {
             Deadline::Timer => {
-                self.shared
-                    .table
-                    .at(id.index())
-                    .flags
-                    .remove(Flags::HAS_TIMER);
+                self.shared.table.at(id.index()).flags.remove(Flags::HAS_TIMER);
                 self.call(id, |conn, session| handler.on_timer(conn, session));
             }
             Deadline::Look => {
@@ -165,12 +152,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// a writable event, which waits for a large part of a large queue to drain. What left does.
     fn look(&mut self, id: ConnId) -> bool {
         let left = self.left(id);
-        let Shared {
-            table,
-            profiles,
-            now,
-            ..
-        } = &mut self.shared;
+        let Shared { table, profiles, now, .. } = &mut self.shared;
         let record = table.at(id.index());
         let moved = left > record.left;
         if moved {
@@ -178,11 +160,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             record.clocks.set(Deadline::Write, *now);
         }
         let queued_at = record.queued_at;
-        let periods = match &record.profile {
-            crate::core::table::Profile::Shared(profile) => &profiles[*profile as usize],
-            crate::core::table::Profile::Own(periods) => periods,
-        };
-        record.clocks.look_again(queued_at, periods, *now);
+        let write = record.periods(profiles).of(Deadline::Write);
+        record.clocks.look_again(queued_at, write, *now);
         moved
     }
 
@@ -193,9 +172,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let record = self.shared.table.at(id.index());
         let moved = left.saturating_sub(record.left_at_flush);
         record.left_at_flush = left.max(record.left_at_flush);
-        record
-            .clocks
-            .extend(Deadline::Flush, moved.saturating_mul(1_000_000_000) / rate);
+        record.clocks.extend(Deadline::Flush, moved.saturating_mul(1_000_000_000) / rate);
         moved > 0
     }
 

@@ -34,12 +34,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
 
     fn begin_dial(&mut self, handler: &mut H, id: ConnId) {
         let record = self.shared.table.at(id.index());
-        let Some(Dial {
-            target,
-            addresses,
-            failure,
-        }) = record.dial.as_deref_mut()
-        else {
+        let Some(Dial { target, addresses, failure }) = record.dial() else {
             return;
         };
         match target {
@@ -67,16 +62,16 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         }
         match self.backend.is_connected(stream) {
             Ok(true) => {
-                record.local = self.backend.local_addr(stream).ok().map(Box::new);
-                record.dial = None;
+                let local = self.backend.local_addr(stream).ok();
+                let rare = record.rare_mut();
+                rare.local = local;
+                rare.dial = None;
                 self.establish(handler, id);
                 self.serve(handler, id);
             }
             // A spurious event; the attempt goes on.
             Ok(false) => {
-                record
-                    .flags
-                    .remove(Flags::WRITE_READY.and(Flags::READ_READY).and(Flags::HANGUP));
+                record.flags.remove(Flags::WRITE_READY.and(Flags::READ_READY).and(Flags::HANGUP));
             }
             Err(error) => {
                 self.note_failure(id, error);
@@ -92,7 +87,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         match answer {
             Ok(mut found) => {
                 found.reverse();
-                if let Some(dial) = &mut self.shared.table.at(id.index()).dial {
+                if let Some(dial) = self.shared.table.at(id.index()).dial() {
                     dial.addresses = found;
                 }
             }
@@ -119,7 +114,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     fn note_failure(&mut self, id: ConnId, error: io::Error) {
         let record = self.shared.table.at(id.index());
         debug!(%id, peer = %record.peer, %error, "an attempt to connect failed");
-        if let Some(dial) = &mut record.dial {
+        if let Some(dial) = record.dial() {
             dial.failure = Some(error.into());
         }
     }
@@ -134,12 +129,10 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             let now = self.shared.now;
             let record = self.shared.table.at(id.index());
             debug_assert_eq!(record.state(), State::Connecting);
-            record
-                .flags
-                .remove(Flags::WRITE_READY.and(Flags::READ_READY).and(Flags::HANGUP));
+            record.flags.remove(Flags::WRITE_READY.and(Flags::READ_READY).and(Flags::HANGUP));
             record.clocks.set(Deadline::ConnectAttempt, now);
             record.flags.insert(Flags::REARM);
-            let Some(address) = record.dial.as_mut().and_then(|dial| dial.addresses.pop()) else {
+            let Some(address) = record.dial().and_then(|dial| dial.addresses.pop()) else {
                 return self.end_dial(handler, id);
             };
             record.peer = address.clone();
@@ -167,7 +160,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
 
     fn end_dial(&mut self, handler: &mut H, id: ConnId) {
         let record = self.shared.table.at(id.index());
-        let failure = record.dial.take().and_then(|dial| dial.failure);
+        let failure = record.dial().and_then(|dial| dial.failure);
         let reason = match failure {
             Some(failure)
                 if failure.kind() == ErrorKind::TimedOut && failure.raw_os_error().is_none() =>

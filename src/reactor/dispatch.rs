@@ -92,9 +92,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     pub(super) fn call_shared(&mut self, callback: impl FnOnce(&mut Context<'_>)) -> bool {
         self.shared.begin_journal();
         let births = self.shared.births.len();
-        let mut cx = Context {
-            shared: &mut self.shared,
-        };
+        let mut cx = Context { shared: &mut self.shared };
         let outcome = catch_unwind(AssertUnwindSafe(|| callback(&mut cx)));
         if outcome.is_err() {
             self.count_panic(births);

@@ -21,18 +21,14 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let quiet_stop = reason == CloseReason::Shutdown && record.state() == State::Idle;
         record.reason = Some(reason);
         record.asked = None;
-        record
-            .flags
-            .remove(Flags::ASKED.and(Flags::HAS_TIMER).and(Flags::PAUSED));
+        record.flags.remove(Flags::ASKED.and(Flags::HAS_TIMER).and(Flags::PAUSED));
         record.flags.set(Flags::LAST_WORDS, ending == Ending::Flush);
         record.step(Step::Close);
         if record.flags.has(Flags::IS_SINK) {
             self.shared.release_feeders(id);
         }
         self.shared.stop_feeding(id);
-        self.call(id, |conn, session| {
-            handler.on_closing(conn, session, &reason)
-        });
+        self.call(id, |conn, session| handler.on_closing(conn, session, &reason));
 
         let record = self.shared.table.at(id.index());
         record.flags.remove(Flags::LAST_WORDS);
@@ -97,10 +93,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// Gives up a connection that never got a session.
     pub(super) fn discard(&mut self, id: ConnId) {
         let record = self.shared.table.at(id.index());
-        record.flags.set(
-            Flags::RESET,
-            record.asked == Some(CloseReason::HandlerPanic),
-        );
+        record.flags.set(Flags::RESET, record.asked == Some(CloseReason::HandlerPanic));
         self.shared.counters.refused.add(1);
         self.release(id);
     }
@@ -126,10 +119,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             self.shared.wheel.cancel(Key::Conn(id.index() as u32));
             self.inputs[id.index()] = bytes::BytesMut::new();
         }
-        self.shared
-            .counters
-            .connections
-            .set(self.shared.table.len() as u64);
+        self.shared.counters.connections.set(self.shared.table.len() as u64);
         self.note_release();
         if self.shared.reaped.is_empty() {
             self.shared.reaped = reaped;

@@ -67,9 +67,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let index = id.index();
         let kept = self.inputs[index].len();
         // What is kept never exceeds the limit: at the limit the connection is closed or held.
-        let max = (*budget)
-            .min(self.shared.bounds.input_max.saturating_sub(kept))
-            .max(1);
+        let max = (*budget).min(self.shared.bounds.input_max.saturating_sub(kept)).max(1);
         let Some(stream) = self.streams[index].as_mut() else {
             return Read::Drained;
         };
@@ -129,9 +127,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     pub(super) fn deliver(&mut self, handler: &mut H, id: ConnId, input: Input, fresh: usize) {
         self.wake_session(handler, id);
         let record = self.shared.table.at(id.index());
-        record
-            .flags
-            .remove(Flags::AWAITS_INPUT.and(Flags::DATA_DUE));
+        record.flags.remove(Flags::AWAITS_INPUT.and(Flags::DATA_DUE));
         let before = self.input_len(id, input);
         debug_assert!(before >= fresh && before > 0);
         self.call_with_input(id, input, |conn, session, input| {
@@ -197,11 +193,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         });
         self.inputs[id.index()] = bytes::BytesMut::new();
         // Whatever was arriving will never be whole.
-        self.shared
-            .table
-            .at(id.index())
-            .flags
-            .remove(Flags::RECEIVING);
+        self.shared.table.at(id.index()).flags.remove(Flags::RECEIVING);
     }
 
     /// Sends what the callback in hand wrote; what the kernel does not take is queued.
@@ -309,9 +301,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             };
             self.read_buffer.clear();
             self.read_buffer.reserve(READ_BUDGET);
-            let result = self
-                .backend
-                .read(stream, &mut self.read_buffer, READ_BUDGET);
+            let result = self.backend.read(stream, &mut self.read_buffer, READ_BUDGET);
             self.read_buffer.clear();
             match result {
                 Ok(0) => record.flags.insert(Flags::EOF),

@@ -44,10 +44,7 @@ struct Queue<H: Handler> {
 impl<H: Handler> Mailbox<H> {
     pub(crate) fn new(capacity: usize, waker: Arc<dyn Wake>, counters: Arc<Counters>) -> Self {
         Self {
-            queue: Mutex::new(Queue {
-                letters: VecDeque::new(),
-                closed: false,
-            }),
+            queue: Mutex::new(Queue { letters: VecDeque::new(), closed: false }),
             room: Condvar::new(),
             pending: AtomicBool::new(false),
             shutdowns: AtomicU32::new(0),
@@ -66,8 +63,7 @@ impl<H: Handler> Mailbox<H> {
     /// Notes that the reactor runs on this thread.
     #[inline]
     pub(crate) fn claim(&self) {
-        self.reactor_thread
-            .store(thread_number(), Ordering::Relaxed);
+        self.reactor_thread.store(thread_number(), Ordering::Relaxed);
     }
 
     #[inline]
@@ -84,8 +80,7 @@ impl<H: Handler> Mailbox<H> {
         let mut queue = self.lock();
         let count = count.min(queue.letters.len());
         batch.extend(queue.letters.drain(..count));
-        self.pending
-            .store(!queue.letters.is_empty(), Ordering::Release);
+        self.pending.store(!queue.letters.is_empty(), Ordering::Release);
         let has_room = queue.letters.len() < self.capacity;
         drop(queue);
         if has_room {
@@ -112,10 +107,7 @@ impl<H: Handler> Mailbox<H> {
             if !wait {
                 return Err(PostError::Full);
             }
-            queue = self
-                .room
-                .wait(queue)
-                .unwrap_or_else(PoisonError::into_inner);
+            queue = self.room.wait(queue).unwrap_or_else(PoisonError::into_inner);
         }
         if queue.closed {
             return Err(PostError::Stopped);
@@ -209,8 +201,7 @@ impl<H: Handler> Handle<H> {
         id: ConnId,
         closure: impl FnOnce(&mut H, &mut Conn<'_>, &mut H::Session) + Send + 'static,
     ) -> Result<(), PostError> {
-        self.mailbox
-            .post(Letter::ToConn(id, Box::new(closure)), true)
+        self.mailbox.post(Letter::ToConn(id, Box::new(closure)), true)
     }
 
     /// The counters so far, read without waking the reactor.
@@ -229,9 +220,7 @@ impl<H: Handler> Handle<H> {
 
 impl<H: Handler> Clone for Handle<H> {
     fn clone(&self) -> Self {
-        Self {
-            mailbox: Arc::clone(&self.mailbox),
-        }
+        Self { mailbox: Arc::clone(&self.mailbox) }
     }
 }
 

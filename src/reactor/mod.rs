@@ -125,17 +125,12 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         config.refuse_out_of_range()?;
         let capacity = capacity(config.limits.max_connections, backend.descriptor_limit());
         if capacity == 0 {
-            return Err(Error::Io(std::io::Error::other(
-                "too few descriptors to serve anybody",
-            )));
+            return Err(Error::Io(std::io::Error::other("too few descriptors to serve anybody")));
         }
         let now = backend.now();
         let shared = Shared::new(&config, capacity, now);
-        let mailbox = Mailbox::new(
-            config.limits.mailbox_max,
-            backend.waker(),
-            Arc::clone(&shared.counters),
-        );
+        let mailbox =
+            Mailbox::new(config.limits.mailbox_max, backend.waker(), Arc::clone(&shared.counters));
         Ok(Self {
             backend,
             config,
@@ -181,10 +176,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     ///
     /// If waiting fails, or the reactor stopped because callbacks panicked.
     pub fn run(mut self, mut handler: H) -> std::io::Result<(H, Report)> {
-        info!(
-            max_connections = self.shared.table.capacity(),
-            "reactor started"
-        );
+        info!(max_connections = self.shared.table.capacity(), "reactor started");
         while !self.is_finished() {
             self.turn(&mut handler, None)?;
         }
@@ -248,9 +240,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// The whole loop between turns: to dial or set alarms before the first one.
     pub fn context(&mut self) -> Context<'_> {
         self.refresh_now();
-        Context {
-            shared: &mut self.shared,
-        }
+        Context { shared: &mut self.shared }
     }
 
     /// How long the next turn would wait; `None` means until something happens. For whoever waits
@@ -414,10 +404,7 @@ fn capacity(asked: Option<usize>, descriptors: usize) -> usize {
     let allowed = descriptors.saturating_sub(reserve).min(CAPACITY_MAX);
     match asked {
         Some(asked) if asked > allowed => {
-            warn!(
-                asked,
-                allowed, "max_connections is cut down to the descriptor limit"
-            );
+            warn!(asked, allowed, "max_connections is cut down to the descriptor limit");
             allowed
         }
         Some(asked) => asked,

@@ -12,11 +12,8 @@ use crate::error::{CloseReason, Timeout};
 use crate::handler::Handler;
 
 /// Marks of a record that call for more than a look at whether it is at rest.
-const UNUSUAL: Flags = Flags::ASKED
-    .and(Flags::BROKEN)
-    .and(Flags::EOF)
-    .and(Flags::FINISH)
-    .and(Flags::RETIRING);
+const UNUSUAL: Flags =
+    Flags::ASKED.and(Flags::BROKEN).and(Flags::EOF).and(Flags::FINISH).and(Flags::RETIRING);
 
 impl<H: Handler, B: Backend> Reactor<H, B> {
     /// Does all that a connection is ready for, each thing within its budget.
@@ -40,13 +37,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         if !record.output.is_empty() {
             self.flush(id);
         }
-        if self
-            .shared
-            .table
-            .at(id.index())
-            .flags
-            .has(Flags::DRAINED.and(Flags::DATA_DUE))
-        {
+        if self.shared.table.at(id.index()).flags.has(Flags::DRAINED.and(Flags::DATA_DUE)) {
             self.serve_due(handler, id);
         }
         self.receive(handler, id);
@@ -107,15 +98,10 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// [`State::Connecting`] → [`State::Connected`].
     pub(super) fn establish(&mut self, handler: &mut H, id: ConnId) {
         let random = self.backend.entropy();
-        let Shared {
-            table,
-            profiles,
-            now,
-            ..
-        } = &mut self.shared;
+        let Shared { table, profiles, now, .. } = &mut self.shared;
         let record = table.at(id.index());
         record.step(Step::Establish);
-        if let Some(nanos) = Shared::periods(profiles, record).lifetime(random) {
+        if let Some(nanos) = record.periods(profiles).lifetime(random) {
             record.clocks.set(Deadline::Lifetime, now.after(nanos));
             record.flags.insert(Flags::HAS_LIFETIME);
         }
@@ -199,11 +185,9 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         if began.contains(Deadline::Write) || began.contains(Deadline::Flush) {
             self.note_left(id);
         }
-        let Shared {
-            table, profiles, ..
-        } = &mut self.shared;
+        let Shared { table, profiles, .. } = &mut self.shared;
         let record = table.at(id.index());
-        let periods = Shared::periods(profiles, record);
+        let periods = record.periods(profiles);
         let at = if rearm {
             record.clocks.next(periods)
         } else {
@@ -231,11 +215,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             Some(stream) => self.backend.unsent(stream).unwrap_or(0),
             None => 0,
         };
-        self.shared
-            .table
-            .at(id.index())
-            .bytes_out
-            .saturating_sub(unsent)
+        self.shared.table.at(id.index()).bytes_out.saturating_sub(unsent)
     }
 
     /// Room in every column for a connection.

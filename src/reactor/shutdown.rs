@@ -109,8 +109,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         self.call_loop(|cx| handler.on_shutdown(cx));
         self.ask_all(CloseReason::Shutdown);
         if let Some(timeout) = self.config.shutdown_timeout {
-            self.shared
-                .set_alarm(self.shared.now + timeout, Purpose::HardStop);
+            self.shared.set_alarm(self.shared.now + timeout, Purpose::HardStop);
         }
     }
 
@@ -135,10 +134,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         Report {
             stats: self.shared.counters.snapshot(),
             uptime: now - self.started_at,
-            shutdown: self
-                .stop
-                .begun_at
-                .map_or(Duration::ZERO, |begun_at| now - begun_at),
+            shutdown: self.stop.begun_at.map_or(Duration::ZERO, |begun_at| now - begun_at),
         }
     }
 }
