@@ -146,6 +146,8 @@ pub(crate) struct Bounds {
     pub(crate) output_max: usize,
     pub(crate) requests_max: u64,
     pub(crate) flush_rate: u64,
+    /// As much queued output as calls for no second look: neither congested nor at the limit.
+    easy: usize,
 }
 
 /// All state of the loop that a callback can reach: records and queues, but no sockets, sessions
@@ -173,6 +175,8 @@ pub(crate) struct Shared {
     pub(crate) scratch: Vec<u8>,
     /// The connection whose writes go to `scratch`: the one in hand, unless it has output queued.
     pub(crate) scratch_owner: Option<ConnId>,
+    /// What the callback in hand wrote was too much for `scratch`, or to be shared.
+    pub(crate) spilled: bool,
     pub(crate) in_hand: Option<ConnId>,
     /// How much other connections had queued when the callback that runs reached them.
     journal: Vec<(ConnId, usize)>,
@@ -199,12 +203,14 @@ impl Shared {
                 output_max: config.limits.output_max,
                 requests_max: config.limits.requests_max.unwrap_or(u64::MAX),
                 flush_rate: config.limits.flush_rate,
+                easy: config.watermarks.high().min(config.limits.output_max),
             },
             profiles: vec![Periods::new(&config.timeouts)],
             listening_on: Vec::new(),
             shutdowns_asked: 0,
             scratch: Vec::new(),
             scratch_owner: None,
+            spilled: false,
             in_hand: None,
             journal: Vec::new(),
             alarms: Slab::new(),
@@ -218,8 +224,8 @@ impl Shared {
     pub(crate) fn enter(&mut self, id: ConnId) {
         debug_assert!(self.scratch.is_empty());
         self.in_hand = Some(id);
-        let drained = self.table.at(id.index()).output.is_empty();
-        self.scratch_owner = drained.then_some(id);
+        self.spilled = false;
+        self.scratch_owner = self.table.at(id.index()).output.is_empty().then_some(id);
         self.journal.clear();
     }
 
@@ -272,12 +278,14 @@ impl Shared {
 
     #[inline]
     pub(crate) fn write(&mut self, id: ConnId, bytes: &[u8]) {
-        if !self.may_write(id, bytes.len()) {
-            return;
-        }
-        if self.scratch_owner == Some(id) && self.scratch.len() + bytes.len() <= SCRATCH_MAX {
+        // Nothing is queued behind the scratch, so this is all that counts against the limits.
+        if self.scratch_owner == Some(id)
+            && self.scratch.len() + bytes.len() <= self.bounds.easy.min(SCRATCH_MAX)
+            && self.table.at(id.index()).takes_writes()
+        {
+            self.table.at(id.index()).flags.insert(Flags::WROTE);
             self.scratch.extend_from_slice(bytes);
-        } else {
+        } else if self.may_write(id, bytes.len()) {
             self.output_behind_scratch(id).push_copy(bytes);
         }
     }
@@ -291,7 +299,6 @@ impl Shared {
     }
 
     /// Whether a connection takes `len` more bytes; notes it if they make it congested.
-    #[inline]
     fn may_write(&mut self, id: ConnId, len: usize) -> bool {
         let queued = self.queued(id);
         let record = self.table.at(id.index());
@@ -322,6 +329,7 @@ impl Shared {
             record.output.push_copy(&self.scratch);
             self.scratch.clear();
             self.scratch_owner = None;
+            self.spilled = true;
         }
         &mut record.output
     }

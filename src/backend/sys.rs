@@ -8,7 +8,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use bytes::{BufMut, BytesMut};
-use libc::c_int;
+use libc::{c_int, c_void};
 
 /// No signal when the peer is gone, where send(2) can be told; elsewhere the socket is
 /// (`SO_NOSIGPIPE`).
@@ -32,8 +32,7 @@ pub(super) fn recv(fd: BorrowedFd<'_>, buffer: &mut BytesMut, max: usize) -> io:
     let spare = buffer.spare_capacity_mut();
     let len = spare.len().min(max);
     // SAFETY: `spare` is writable for `len` bytes, and the kernel writes no more than that.
-    let received = unsafe { libc::recv(fd.as_raw_fd(), spare.as_mut_ptr().cast(), len, 0) };
-    let received = count(received)?;
+    let received = count(unsafe { call_recv(fd.as_raw_fd(), spare.as_mut_ptr().cast(), len) })?;
     // SAFETY: the kernel initialised the first `received` bytes of the spare capacity.
     unsafe { buffer.advance_mut(received) };
     Ok(received)
@@ -42,7 +41,36 @@ pub(super) fn recv(fd: BorrowedFd<'_>, buffer: &mut BytesMut, max: usize) -> io:
 /// send(2) without a signal.
 pub(super) fn send(fd: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
     // SAFETY: `bytes` is readable for its length.
-    count(unsafe { libc::send(fd.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), SEND_FLAGS) })
+    count(unsafe { call_send(fd.as_raw_fd(), bytes.as_ptr().cast(), bytes.len()) })
+}
+
+/// The library's recv(2) and send(2) are cancellation points: in a process with a second thread
+/// they bracket the call with more instructions than all else that a message costs here. No thread
+/// of Rust's is ever cancelled, so on Linux the kernel is called directly.
+#[cfg(target_os = "linux")]
+unsafe fn call_recv(fd: c_int, buffer: *mut c_void, len: usize) -> isize {
+    let null = std::ptr::null_mut::<c_void>();
+    // SAFETY: the caller's `buffer` is writable for `len` bytes; no address is asked for.
+    unsafe { libc::syscall(libc::SYS_recvfrom, fd, buffer, len, 0, null, null) as isize }
+}
+
+#[cfg(target_os = "linux")]
+unsafe fn call_send(fd: c_int, bytes: *const c_void, len: usize) -> isize {
+    let null = std::ptr::null::<c_void>();
+    // SAFETY: the caller's `bytes` are readable for `len`; no address is given.
+    unsafe { libc::syscall(libc::SYS_sendto, fd, bytes, len, SEND_FLAGS, null, 0) as isize }
+}
+
+#[cfg(not(target_os = "linux"))]
+unsafe fn call_recv(fd: c_int, buffer: *mut c_void, len: usize) -> isize {
+    // SAFETY: the caller's `buffer` is writable for `len` bytes.
+    unsafe { libc::recv(fd, buffer, len, 0) }
+}
+
+#[cfg(not(target_os = "linux"))]
+unsafe fn call_send(fd: c_int, bytes: *const c_void, len: usize) -> isize {
+    // SAFETY: the caller's `bytes` are readable for `len`.
+    unsafe { libc::send(fd, bytes, len, SEND_FLAGS) }
 }
 
 /// sendmsg(2) without a signal: std's vectored write is writev(2), which raises one.

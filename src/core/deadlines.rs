@@ -121,81 +121,122 @@ impl Set {
     }
 }
 
-/// All that the choice of deadlines depends on.
+/// All that the choice of deadlines depends on, in one word: comparing two tells whether anything
+/// changed. The low bits are those of a record's flags.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) struct Facts {
-    pub(crate) state: State,
-    pub(crate) inbound: bool,
-    /// A byte has been read.
-    pub(crate) received: bool,
-    /// Part of a request is here.
-    pub(crate) receiving: bool,
-    /// Requests that wait for a reply: the peer's for ours, or ours for the peer's.
-    pub(crate) owed: bool,
-    /// Output is queued.
-    pub(crate) queued: bool,
-    /// The application does not want to read.
-    pub(crate) paused: bool,
-    /// Too much output is queued to read more.
-    pub(crate) congested: bool,
-    /// The peer's FIN has been read.
-    pub(crate) eof: bool,
-    /// Our FIN has been sent.
-    pub(crate) fin: bool,
-    pub(crate) tunnel: bool,
-    pub(crate) lifetime: bool,
-    pub(crate) timer: bool,
+pub(crate) struct Facts(u32);
+
+/// Facts that no connection has, so that its first ones are news.
+impl Default for Facts {
+    fn default() -> Self {
+        Self(u32::MAX)
+    }
 }
 
 impl Facts {
+    /// A byte has been read.
+    pub(crate) const RECEIVED: u32 = 1;
+    /// Part of a request is here.
+    pub(crate) const RECEIVING: u32 = 1 << 1;
+    /// The application does not want to read.
+    pub(crate) const PAUSED: u32 = 1 << 2;
+    /// The connection is not read because the sink it feeds is congested.
+    pub(crate) const SINK_HELD: u32 = 1 << 3;
+    /// Too much output is queued to read more.
+    pub(crate) const CONGESTED: u32 = 1 << 4;
+    /// The peer's FIN has been read.
+    pub(crate) const EOF: u32 = 1 << 5;
+    /// Our FIN has been sent.
+    pub(crate) const FIN: u32 = 1 << 6;
+    /// The application passes bytes through.
+    pub(crate) const TUNNEL: u32 = 1 << 7;
+    /// The lifetime has a clock.
+    pub(crate) const LIFETIME: u32 = 1 << 8;
+    /// The application set a timer.
+    pub(crate) const TIMER: u32 = 1 << 9;
+    /// The peer dialled us.
+    pub(crate) const INBOUND: u32 = 1 << 10;
+    /// Where a record's flags end that are facts.
+    pub(crate) const FLAG_MASK: u32 = (1 << 11) - 1;
+    /// Requests wait for a reply: the peer's for ours, or ours for the peer's.
+    const OWED: u32 = 1 << 11;
+    /// Output is queued.
+    const QUEUED: u32 = 1 << 12;
+    const STATE_SHIFT: u32 = 13;
+
+    #[inline]
+    pub(crate) const fn new(state: State, flags: u32, owed: bool, queued: bool) -> Self {
+        Self(
+            (flags & Self::FLAG_MASK)
+                | ((owed as u32) << 11)
+                | ((queued as u32) << 12)
+                | ((state as u32) << Self::STATE_SHIFT),
+        )
+    }
+
+    const fn has(self, facts: u32) -> bool {
+        self.0 & facts != 0
+    }
+
+    const fn is_state(self, state: State) -> bool {
+        self.0 >> Self::STATE_SHIFT == state as u32
+    }
+
     /// Whether no request is active: nothing is arriving, owed or waiting to leave.
     ///
     /// An inbound connection that never said a word is not at rest, it is late with its first
     /// byte; a tunnel knows no requests.
     #[inline]
     pub(crate) const fn at_rest(self) -> bool {
-        !self.receiving
-            && !self.owed
-            && !self.queued
-            && !self.tunnel
-            && (self.received || !self.inbound)
+        const ACTIVE: u32 = Facts::RECEIVING | Facts::OWED | Facts::QUEUED | Facts::TUNNEL;
+        const SILENT: u32 = Facts::INBOUND;
+        !self.has(ACTIVE) && self.0 & (Self::RECEIVED | Self::INBOUND) != SILENT
     }
 
     /// The deadlines that run. For every open or closing connection at least one of them is finite
     /// with the default timeouts, unless it is about to change state.
-    #[inline]
-    pub(crate) const fn running(self) -> Set {
-        let timer = Set::EMPTY.with(Deadline::Timer, self.timer);
-        match self.state {
-            State::Connecting => timer
-                .with(Deadline::Connect, !self.inbound)
-                .with(Deadline::ConnectAttempt, !self.inbound),
-            State::Connected | State::Idle => self.running_open(timer),
-            State::Closing if self.queued => Set::EMPTY
-                .with(Deadline::Write, true)
-                .with(Deadline::Look, true)
-                .with(Deadline::Flush, true),
-            State::Closing => {
-                Set::EMPTY.with(Deadline::Linger, self.fin).with(Deadline::LingerRead, self.fin)
-            }
-            State::Closed => Set::EMPTY,
+    const fn running(self) -> Set {
+        let timer = Set::EMPTY.with(Deadline::Timer, self.has(Self::TIMER));
+        let dialled = !self.has(Self::INBOUND);
+        if self.is_state(State::Connecting) {
+            timer.with(Deadline::Connect, dialled).with(Deadline::ConnectAttempt, dialled)
+        } else if self.is_state(State::Connected) || self.is_state(State::Idle) {
+            self.running_open(timer)
+        } else if self.is_state(State::Closing) {
+            let queued = self.has(Self::QUEUED);
+            let lingers = self.has(Self::FIN) && !queued;
+            Set::EMPTY
+                .with(Deadline::Write, queued)
+                .with(Deadline::Look, queued)
+                .with(Deadline::Flush, queued)
+                .with(Deadline::Linger, lingers)
+                .with(Deadline::LingerRead, lingers)
+        } else {
+            Set::EMPTY
         }
     }
 
     const fn running_open(self, set: Set) -> Set {
-        let reads = !self.paused && !self.congested && !self.eof && !self.tunnel;
-        let waits_for_us = self.paused || (self.owed && self.inbound);
-        set.with(Deadline::FirstByte, reads && self.inbound && !self.received)
-            .with(Deadline::Request, reads && self.receiving)
-            .with(Deadline::Read, reads && (self.receiving || (self.owed && !self.inbound)))
-            .with(Deadline::Response, waits_for_us && !self.queued && !self.tunnel)
-            .with(Deadline::Write, self.queued)
-            .with(Deadline::Look, self.queued)
-            .with(Deadline::Idle, matches!(self.state, State::Idle) && !self.paused)
+        let paused = self.has(Self::PAUSED | Self::SINK_HELD);
+        let tunnel = self.has(Self::TUNNEL);
+        let queued = self.has(Self::QUEUED);
+        let inbound = self.has(Self::INBOUND);
+        let owed = self.has(Self::OWED);
+        let receiving = self.has(Self::RECEIVING);
+        let reads = !paused && !self.has(Self::CONGESTED | Self::EOF | Self::TUNNEL);
+        let waits_for_us = paused || (owed && inbound);
+        let half_closed = self.has(Self::EOF | Self::FIN);
+        set.with(Deadline::FirstByte, reads && inbound && !self.has(Self::RECEIVED))
+            .with(Deadline::Request, reads && receiving)
+            .with(Deadline::Read, reads && (receiving || (owed && !inbound)))
+            .with(Deadline::Response, waits_for_us && !queued && !tunnel)
+            .with(Deadline::Write, queued)
+            .with(Deadline::Look, queued)
+            .with(Deadline::Idle, self.is_state(State::Idle) && !paused)
             // While the application owes a reply the peer can do nothing to move on.
-            .with(Deadline::HalfClosed, (self.eof || self.fin) && !self.queued && !waits_for_us)
-            .with(Deadline::Tunnel, self.tunnel)
-            .with(Deadline::Lifetime, self.lifetime)
+            .with(Deadline::HalfClosed, half_closed && !queued && !waits_for_us)
+            .with(Deadline::Tunnel, tunnel)
+            .with(Deadline::Lifetime, self.has(Self::LIFETIME))
     }
 }
 
@@ -250,6 +291,7 @@ fn period(timeout: Option<std::time::Duration>) -> u64 {
 /// Since when each deadline of one connection runs.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Clocks {
+    facts: Facts,
     running: Set,
     /// The request deadline stands still: its clock holds the nanoseconds it had run.
     request_held: bool,
@@ -280,14 +322,15 @@ impl Deadline {
 }
 
 impl Clocks {
-    /// Lets exactly `facts.running()` run from here on and returns those that began to.
+    /// Lets exactly the deadlines that `facts` call for run from here on, and returns those that
+    /// began to.
     #[inline]
     pub(crate) fn update(&mut self, facts: Facts, now: Instant) -> Set {
-        let running = facts.running();
-        if running == self.running && (facts.receiving || !self.request_held) {
+        if facts == self.facts {
             return Set::EMPTY;
         }
-        self.change(running, facts.receiving, now)
+        self.facts = facts;
+        self.change(facts.running(), facts.has(Facts::RECEIVING), now)
     }
 
     fn change(&mut self, running: Set, receiving: bool, now: Instant) -> Set {
@@ -403,50 +446,37 @@ mod tests {
     /// Every combination of facts.
     fn all_facts() -> impl Iterator<Item = Facts> {
         STATES.into_iter().flat_map(|state| {
-            (0..1_u32 << 12).map(move |bits| {
-                let bit = |index: u32| bits & (1 << index) != 0;
-                Facts {
-                    state,
-                    inbound: bit(0),
-                    received: bit(1),
-                    receiving: bit(2),
-                    owed: bit(3),
-                    queued: bit(4),
-                    paused: bit(5),
-                    congested: bit(6),
-                    eof: bit(7),
-                    fin: bit(8),
-                    tunnel: bit(9),
-                    lifetime: bit(10),
-                    timer: bit(11),
-                }
+            (0..1_u32 << 13).map(move |bits| {
+                Facts::new(state, bits, bits & Facts::OWED != 0, bits & Facts::QUEUED != 0)
             })
         })
     }
 
     /// What the reactor never lets stand at the end of a turn.
     fn is_settled(facts: &Facts) -> bool {
-        let open = matches!(facts.state, State::Connected | State::Idle);
-        let consistent = (!facts.receiving || facts.received)
-            && (!facts.congested || facts.queued)
-            && (facts.state != State::Connecting || !facts.inbound)
-            && (facts.state != State::Closing || facts.queued || facts.fin);
-        let rests = facts.state == State::Idle;
+        let has = |bits| facts.has(bits);
+        let open = facts.is_state(State::Connected) || facts.is_state(State::Idle);
+        let consistent = (!has(Facts::RECEIVING) || has(Facts::RECEIVED))
+            && (!has(Facts::CONGESTED) || has(Facts::QUEUED))
+            && (!facts.is_state(State::Connecting) || !has(Facts::INBOUND))
+            && (!facts.is_state(State::Closing) || has(Facts::QUEUED | Facts::FIN));
+        let rests = facts.is_state(State::Idle);
         // The peer's EOF closes an inbound connection that owes nothing, and any outbound one.
-        let ends = facts.eof && !facts.tunnel && (!facts.inbound || (!facts.owed && !facts.queued));
+        let ends = has(Facts::EOF)
+            && !has(Facts::TUNNEL)
+            && (!has(Facts::INBOUND) || !has(Facts::OWED | Facts::QUEUED));
         consistent && (!open || (rests == facts.at_rest() && !ends))
     }
 
     #[test]
     fn every_settled_connection_has_a_finite_deadline_by_default() {
         let periods = Periods::new(&Timeouts::default());
-        let mut clocks = Clocks::default();
         let mut settled = 0;
         for facts in all_facts().filter(is_settled) {
-            let finite = Facts { timer: false, lifetime: false, ..facts };
-            clocks.update(finite, Instant::EPOCH);
+            let mut clocks = Clocks::default();
+            clocks.update(Facts(facts.0 & !(Facts::TIMER | Facts::LIFETIME)), Instant::EPOCH);
             let next = clocks.next(&periods);
-            assert_eq!(next.is_some(), facts.state != State::Closed, "{facts:?}");
+            assert_eq!(next.is_some(), !facts.is_state(State::Closed), "{facts:?}");
             settled += 1;
         }
         assert!(settled > 1_000, "{settled}");
@@ -456,22 +486,24 @@ mod tests {
     fn each_deadline_runs_only_where_it_may() {
         for facts in all_facts() {
             let set = facts.running();
-            let open = matches!(facts.state, State::Connected | State::Idle);
+            let is = |bits| facts.has(bits);
             let has = |deadline| set.contains(deadline);
-            let reading = !facts.paused && !facts.congested && !facts.eof;
-            assert!(!has(Deadline::Connect) || facts.state == State::Connecting);
-            assert!(!has(Deadline::FirstByte) || (open && reading && !facts.received));
-            assert!(!has(Deadline::Request) || (open && reading && facts.receiving));
-            assert!(!has(Deadline::Read) || (open && reading));
-            assert!(!has(Deadline::Response) || (open && !facts.queued));
-            assert!(!has(Deadline::Write) || facts.queued);
+            let open = facts.is_state(State::Connected) || facts.is_state(State::Idle);
+            let closing = facts.is_state(State::Closing);
+            let held = is(Facts::PAUSED | Facts::SINK_HELD | Facts::CONGESTED | Facts::EOF);
+            assert!(!has(Deadline::Connect) || facts.is_state(State::Connecting));
+            assert!(!has(Deadline::FirstByte) || (open && !held && !is(Facts::RECEIVED)));
+            assert!(!has(Deadline::Request) || (open && !held && is(Facts::RECEIVING)));
+            assert!(!has(Deadline::Read) || (open && !held));
+            assert!(!has(Deadline::Response) || (open && !is(Facts::QUEUED)));
+            assert!(!has(Deadline::Write) || is(Facts::QUEUED));
             assert_eq!(has(Deadline::Write), has(Deadline::Look));
-            assert!(!has(Deadline::Idle) || facts.state == State::Idle);
-            assert!(!has(Deadline::HalfClosed) || (open && (facts.eof || facts.fin)));
-            assert!(!has(Deadline::Flush) || (facts.state == State::Closing && facts.queued));
-            assert!(!has(Deadline::Linger) || (facts.state == State::Closing && facts.fin));
-            assert!(!has(Deadline::Timer) || facts.timer);
-            if facts.tunnel && open {
+            assert!(!has(Deadline::Idle) || facts.is_state(State::Idle));
+            assert!(!has(Deadline::HalfClosed) || (open && is(Facts::EOF | Facts::FIN)));
+            assert!(!has(Deadline::Flush) || (closing && is(Facts::QUEUED)));
+            assert!(!has(Deadline::Linger) || (closing && is(Facts::FIN)));
+            assert!(!has(Deadline::Timer) || is(Facts::TIMER));
+            if is(Facts::TUNNEL) && open {
                 for instead in
                     [Deadline::Request, Deadline::Read, Deadline::Response, Deadline::FirstByte]
                 {
@@ -482,7 +514,6 @@ mod tests {
             if !open {
                 assert!(!has(Deadline::Lifetime) && !has(Deadline::Tunnel));
             }
-            assert_eq!(set.is_empty(), Deadline::ALL.into_iter().all(|d| !has(d)));
         }
     }
 
@@ -505,21 +536,13 @@ mod tests {
         }
     }
 
-    const RECEIVING: Facts = Facts {
-        state: State::Connected,
-        inbound: true,
-        received: true,
-        receiving: true,
-        owed: false,
-        queued: false,
-        paused: false,
-        congested: false,
-        eof: false,
-        fin: false,
-        tunnel: false,
-        lifetime: false,
-        timer: false,
-    };
+    const fn connected(flags: u32) -> Facts {
+        let flags = flags | Facts::INBOUND | Facts::RECEIVED;
+        Facts::new(State::Connected, flags, false, false)
+    }
+
+    const RECEIVING: Facts = connected(Facts::RECEIVING);
+    const PAUSED: Facts = connected(Facts::RECEIVING | Facts::PAUSED);
 
     fn at(seconds: u64) -> Instant {
         Instant::EPOCH + Duration::from_secs(seconds)
@@ -545,12 +568,12 @@ mod tests {
         let periods = Periods::new(&Timeouts::default());
         let mut clocks = Clocks::default();
         clocks.update(RECEIVING, at(100));
-        clocks.update(Facts { paused: true, ..RECEIVING }, at(110));
+        clocks.update(PAUSED, at(110));
         assert!(!clocks.runs(Deadline::Request));
         clocks.update(RECEIVING, at(500));
         assert_eq!(clocks.due(Deadline::Request, &periods), at(520), "20 s were left");
-        clocks.update(Facts { paused: true, ..RECEIVING }, at(505));
-        clocks.update(Facts { receiving: false, paused: true, ..RECEIVING }, at(506));
+        clocks.update(PAUSED, at(505));
+        clocks.update(connected(Facts::PAUSED), at(506));
         clocks.update(RECEIVING, at(600));
         assert_eq!(clocks.due(Deadline::Request, &periods), at(630), "a new request");
     }

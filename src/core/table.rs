@@ -83,85 +83,87 @@ pub enum Origin {
 }
 
 impl Origin {
-    pub(crate) const fn is_inbound(self) -> bool {
+    const fn is_inbound(self) -> bool {
         matches!(self, Self::Accepted(_))
     }
 }
 
-/// Bits of a record that are true or false.
+/// Bits of a record that are true or false; those that [`Facts`] have too come first.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub(crate) struct Flags(u32);
 
 macro_rules! flags {
-    ($($(#[$doc:meta])* $name:ident = $bit:literal;)*) => {
+    ($($(#[$doc:meta])* $name:ident = $bits:expr;)*) => {
         impl Flags {
-            $($(#[$doc])* pub(crate) const $name: Self = Self(1 << $bit);)*
+            $($(#[$doc])* pub(crate) const $name: Self = Self($bits);)*
         }
     };
 }
 
 flags! {
+    /// A byte has been read.
+    RECEIVED = Facts::RECEIVED;
+    /// Part of a request is here.
+    RECEIVING = Facts::RECEIVING;
+    /// The handler paused reading.
+    PAUSED = Facts::PAUSED;
+    /// The connection is not read because the sink it feeds is congested.
+    SINK_HELD = Facts::SINK_HELD;
+    /// More than the high watermark was queued, and since then never as little as the low one.
+    CONGESTED = Facts::CONGESTED;
+    /// The peer's FIN has been read.
+    EOF = Facts::EOF;
+    /// Our FIN has been sent.
+    FIN = Facts::FIN;
+    /// The application passes bytes through.
+    TUNNEL = Facts::TUNNEL;
+    /// The lifetime has a clock.
+    HAS_LIFETIME = Facts::LIFETIME;
+    /// The application set a timer.
+    HAS_TIMER = Facts::TIMER;
+    /// The peer dialled us.
+    INBOUND = Facts::INBOUND;
     /// The socket may have bytes, a FIN or an error for us.
-    READ_READY = 0;
+    READ_READY = 1 << 11;
     /// The socket may take bytes.
-    WRITE_READY = 1;
+    WRITE_READY = 1 << 12;
     /// An event said that the peer is gone: a short read has not drained the socket, the FIN or
     /// the error is still to be read.
-    HANGUP = 2;
-    /// The peer's FIN has been read.
-    EOF = 3;
-    /// Our FIN has been sent.
-    FIN = 4;
-    /// A byte has been read.
-    RECEIVED = 5;
+    HANGUP = 1 << 13;
     /// A byte has been written by the handler.
-    WROTE = 6;
-    /// Part of a request is here.
-    RECEIVING = 7;
-    /// The handler paused reading.
-    PAUSED = 8;
-    /// More than the high watermark is queued, and since then never less than the low one.
-    CONGESTED = 9;
-    /// The connection is not read because the sink it feeds is congested or gone.
-    SINK_HELD = 10;
+    WROTE = 1 << 14;
     /// Others feed this connection.
-    IS_SINK = 11;
+    IS_SINK = 1 << 15;
     /// The handler said that what it consumed was part of a request.
-    AWAITS_INPUT = 12;
+    AWAITS_INPUT = 1 << 16;
     /// `on_data` is due without new bytes: the handler yielded, or reading resumed.
-    DATA_DUE = 13;
+    DATA_DUE = 1 << 17;
     /// `on_drained` is due.
-    DRAINED = 14;
+    DRAINED = 1 << 18;
     /// The handler wants our FIN sent after the queue.
-    FINISH = 15;
+    FINISH = 1 << 19;
     /// The handler counts requests itself.
-    COUNTS_REQUESTS = 16;
-    /// The application passes bytes through.
-    TUNNEL = 17;
+    COUNTS_REQUESTS = 1 << 20;
     /// The connection is in the ready queue.
-    QUEUED_READY = 18;
+    QUEUED_READY = 1 << 21;
     /// The connection is in the list of those that callbacks of others asked something of.
-    DIRTY = 19;
+    DIRTY = 1 << 22;
     /// A callback asked for something that must be acted on when it returns.
-    ASKED = 20;
+    ASKED = 1 << 23;
     /// A deadline was set or changed by hand.
-    REARM = 21;
+    REARM = 1 << 24;
     /// The greatest age is reached; the next request boundary ends the connection.
-    RETIRING = 22;
-    /// The lifetime has a clock.
-    HAS_LIFETIME = 23;
-    /// The application set a timer.
-    HAS_TIMER = 24;
+    RETIRING = 1 << 25;
     /// The connection is in the list of those whose record is to be released.
-    REAPED = 25;
+    REAPED = 1 << 26;
     /// The connection ends with a FIN and reads on until the peer's.
-    LINGERING = 26;
+    LINGERING = 1 << 27;
     /// The socket is to be reset rather than closed.
-    RESET = 27;
+    RESET = 1 << 28;
     /// `on_closing` runs, and may write a last reply.
-    LAST_WORDS = 28;
+    LAST_WORDS = 1 << 29;
     /// A write failed; what the peer had sent before is still to be read.
-    BROKEN = 29;
+    BROKEN = 1 << 30;
 }
 
 impl Flags {
@@ -282,22 +284,7 @@ impl Record {
     /// What the choice of deadlines depends on.
     #[inline]
     pub(crate) const fn facts(&self) -> Facts {
-        let flags = self.flags;
-        Facts {
-            state: self.state,
-            inbound: self.origin.is_inbound(),
-            received: flags.has(Flags::RECEIVED),
-            receiving: flags.has(Flags::RECEIVING),
-            owed: self.owed > 0,
-            queued: !self.output.is_empty(),
-            paused: flags.has(Flags::PAUSED.and(Flags::SINK_HELD)),
-            congested: flags.has(Flags::CONGESTED),
-            eof: flags.has(Flags::EOF),
-            fin: flags.has(Flags::FIN),
-            tunnel: flags.has(Flags::TUNNEL),
-            lifetime: flags.has(Flags::HAS_LIFETIME),
-            timer: flags.has(Flags::HAS_TIMER),
-        }
+        Facts::new(self.state, self.flags.0, self.owed > 0, !self.output.is_empty())
     }
 
     /// Whether input is left in the socket on purpose.
@@ -424,7 +411,7 @@ impl Table {
         let Birth { origin, peer, owner, profile, now } = birth;
         Ok(entry.insert(Record {
             id: ConnId::new(index as u32, *generation),
-            flags: Flags::default(),
+            flags: if origin.is_inbound() { Flags::INBOUND } else { Flags::default() },
             state: State::Connecting,
             owed: 0,
             output: Output::default(),

@@ -6,7 +6,7 @@ use tracing::{debug, error, warn};
 
 use super::Reactor;
 use crate::address::Address;
-use crate::backend::{Backend, Source, Token};
+use crate::backend::{Backend, Token};
 use crate::config::{ListenConfig, SocketOptions};
 use crate::context::Purpose;
 use crate::core::deadlines::Periods;
@@ -122,7 +122,6 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
 
     /// Accepts from all listeners that may have connections waiting, each in its budget.
     pub(super) fn accept(&mut self, handler: &mut H) {
-        self.note_listener_events();
         if !self.accepting.is_due(self.shared.table.is_full()) {
             self.accepting.full |= self.accepting.ready && self.shared.table.is_full();
             return;
@@ -135,16 +134,11 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         self.accepting.ready = self.listeners.iter().any(|listener| listener.ready);
     }
 
-    fn note_listener_events(&mut self) {
-        for index in 0..self.events.len() {
-            if let Some(event) = self.events.get(index)
-                && let Source::Listener(id) = event.token.source()
-                && let Some(listener) = self.listeners.get_mut(id.0 as usize)
-                && listener.socket.is_some()
-            {
-                listener.ready = true;
-                self.accepting.ready = true;
-            }
+    pub(super) fn note_listener_event(&mut self, id: ListenerId) {
+        let listener = self.listeners.get_mut(id.0 as usize);
+        if let Some(listener) = listener.filter(|listener| listener.socket.is_some()) {
+            listener.ready = true;
+            self.accepting.ready = true;
         }
     }
 

@@ -30,9 +30,26 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         id: ConnId,
         callback: impl FnOnce(&mut Conn<'_>, &mut H::Session),
     ) {
-        let Some(session) = self.sessions[id.index()].as_mut() else {
-            return;
-        };
+        self.lend(id, callback);
+        self.refresh_now_if_stale();
+        self.send_written(id);
+    }
+
+    /// As [`Reactor::call`], for the callback that ends nearly every message: the clock is left
+    /// alone, since the next callback reads it.
+    #[inline]
+    pub(super) fn call_briefly(
+        &mut self,
+        id: ConnId,
+        callback: impl FnOnce(&mut Conn<'_>, &mut H::Session),
+    ) {
+        self.lend(id, callback);
+        self.send_written(id);
+    }
+
+    #[inline]
+    fn lend(&mut self, id: ConnId, callback: impl FnOnce(&mut Conn<'_>, &mut H::Session)) {
+        let Some(session) = self.sessions[id.index()].as_mut() else { return };
         self.shared.enter(id);
         let births = self.shared.births.len();
         let mut conn = Conn::new(&mut self.shared, id);
@@ -40,7 +57,6 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         if outcome.is_err() {
             self.recover(id, births);
         }
-        self.leave(id);
     }
 
     /// As [`Reactor::call`], with input.
@@ -65,7 +81,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         if outcome.is_err() {
             self.recover(id, births);
         }
-        self.leave(id);
+        self.refresh_now_if_stale();
+        self.send_written(id);
     }
 
     /// Runs `on_open` and says whether there is a session now.
@@ -77,7 +94,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             Ok(session) => self.sessions[id.index()] = session,
             Err(_) => self.recover(id, births),
         }
-        self.leave(id);
+        self.refresh_now_if_stale();
+        self.send_written(id);
         self.sessions[id.index()].is_some()
     }
 
@@ -101,12 +119,15 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         outcome.is_ok()
     }
 
+    /// Takes the connection back from its callback and sends what that wrote.
     #[inline]
-    fn leave(&mut self, id: ConnId) {
+    fn send_written(&mut self, id: ConnId) {
         self.shared.in_hand = None;
-        self.refresh_now_if_stale();
-        if self.shared.scratch_owner.take().is_some() {
+        self.shared.scratch_owner = None;
+        if !self.shared.scratch.is_empty() {
             self.flush_scratch(id);
+        } else if self.shared.spilled {
+            self.flush(id);
         }
     }
 

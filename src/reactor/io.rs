@@ -2,14 +2,18 @@
 
 use std::io::{self, ErrorKind, IoSlice};
 
+use bytes::BytesMut;
+
 use super::dispatch::Input;
 use super::{READ_BUDGET, Reactor};
 use crate::backend::Backend;
 use crate::context::Shared;
-use crate::core::lifecycle::State;
-use crate::core::table::{ConnId, Flags};
+use crate::core::lifecycle::{State, Step};
+use crate::core::stats::Counters;
+use crate::core::table::{ConnId, Flags, Record};
 use crate::error::CloseReason;
 use crate::handler::Handler;
+use crate::time::Instant;
 
 /// Bytes written for one connection in one turn, its callbacks' fresh output aside.
 const WRITE_BUDGET: usize = 256 * 1024;
@@ -40,19 +44,24 @@ enum Read {
     Drained,
 }
 
+/// Marks that keep input in the socket, whatever is ready.
+const UNREAD: Flags = Flags::PAUSED
+    .and(Flags::SINK_HELD)
+    .and(Flags::CONGESTED)
+    .and(Flags::EOF)
+    .and(Flags::DATA_DUE)
+    .and(Flags::DRAINED)
+    .and(Flags::ASKED);
+
 impl<H: Handler, B: Backend> Reactor<H, B> {
-    /// Reads until the socket is drained, the budget is used or the handler wants no more.
+    /// Reads an open connection until the socket is drained, the budget is used or the handler
+    /// wants no more.
+    #[inline]
     pub(super) fn receive(&mut self, handler: &mut H, id: ConnId) {
         let mut budget = READ_BUDGET;
         while budget > 0 {
-            let record = self.shared.table.at(id.index());
-            let open = matches!(record.state(), State::Connected | State::Idle);
-            if !record.flags.has(Flags::READ_READY)
-                || record.flags.has(Flags::EOF)
-                || record.is_held()
-                || record.asked.is_some()
-                || !open
-            {
+            let flags = self.shared.table.at(id.index()).flags;
+            if !flags.has(Flags::READ_READY) || flags.has(UNREAD) {
                 return;
             }
             if let Read::Drained = self.read_once(handler, id, &mut budget) {
@@ -68,100 +77,100 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let kept = self.inputs[index].len();
         // What is kept never exceeds the limit: at the limit the connection is closed or held.
         let max = (*budget).min(self.shared.bounds.input_max.saturating_sub(kept)).max(1);
-        let Some(stream) = self.streams[index].as_mut() else {
-            return Read::Drained;
-        };
-        let (input, buffer) = if kept <= CARRY_MAX {
+        let input = if kept == 0 {
             self.read_buffer.clear();
-            self.read_buffer.reserve(READ_BUDGET + kept);
-            self.read_buffer.extend_from_slice(&self.inputs[index]);
-            (Input::Loop, &mut self.read_buffer)
+            // It begins again at the front of the buffer, unless that is shared: the same memory
+            // stays in the cache.
+            self.read_buffer.reserve(READ_BUDGET);
+            Input::Loop
         } else {
-            self.inputs[index].reserve(max.min(kept));
-            (Input::Own, &mut self.inputs[index])
+            self.make_room_behind(index, max)
         };
+        let Self { backend, streams, inputs, read_buffer, shared, .. } = self;
+        let buffer = match input {
+            Input::Loop => read_buffer,
+            Input::Own => &mut inputs[index],
+        };
+        let Some(stream) = streams[index].as_mut() else { return Read::Drained };
         let room = (buffer.capacity() - buffer.len()).min(max);
-        let result = self.backend.read(stream, buffer, room);
-        let record = self.shared.table.at(index);
-        match result {
-            Ok(0) => {
-                record.flags.insert(Flags::EOF);
-                self.deliver_eof(handler, id);
-                Read::Drained
-            }
-            Ok(count) => {
-                *budget -= count;
+        match backend.read(stream, buffer, room) {
+            Ok(count) if count > 0 => {
+                let record = shared.table.at(index);
                 let drained =
                     B::SHORT_IO_DRAINS && count < room && !record.flags.has(Flags::HANGUP);
                 if drained {
                     record.flags.remove(Flags::READ_READY);
                 }
-                record.bytes_in += count as u64;
                 record.flags.insert(Flags::RECEIVED);
-                record.clocks.touch_read(self.shared.now);
-                self.shared.counters.bytes_in.add(count as u64);
-                self.deliver(handler, id, input, count);
+                record.bytes_in = record.bytes_in.wrapping_add(count as u64);
+                record.clocks.touch_read(shared.now);
+                shared.counters.bytes_in.add(count as u64);
+                *budget -= count;
+                self.deliver(handler, id, input);
                 if drained { Read::Drained } else { Read::More }
             }
-            Err(error) => self.handle_read_error(id, error),
+            Ok(_) => {
+                shared.table.at(index).flags.insert(Flags::EOF);
+                self.deliver_eof(handler, id);
+                Read::Drained
+            }
+            Err(error) => handle_read_error(shared.table.at(index), error),
         }
     }
 
-    fn handle_read_error(&mut self, id: ConnId, error: io::Error) -> Read {
-        let record = self.shared.table.at(id.index());
-        match error.kind() {
-            ErrorKind::Interrupted => Read::More,
-            ErrorKind::WouldBlock => {
-                record.flags.remove(Flags::READ_READY.and(Flags::HANGUP));
-                Read::Drained
-            }
-            _ => {
-                record.flags.remove(Flags::READ_READY);
-                record.ask(reason_of(error));
-                Read::Drained
-            }
+    /// Room for `max` more bytes behind what the handler left: little is carried back into the
+    /// loop's buffer, so that the next read gets all of its room; much stays where it is.
+    #[cold]
+    fn make_room_behind(&mut self, index: usize, max: usize) -> Input {
+        let kept = &mut self.inputs[index];
+        if kept.len() > CARRY_MAX {
+            kept.reserve(max.min(kept.len()));
+            return Input::Own;
         }
+        self.read_buffer.clear();
+        self.read_buffer.reserve(kept.len() + READ_BUDGET);
+        self.read_buffer.extend_from_slice(kept);
+        Input::Loop
     }
 
-    /// Gives the handler its input, of which `fresh` bytes are new, and keeps what it leaves.
-    pub(super) fn deliver(&mut self, handler: &mut H, id: ConnId, input: Input, fresh: usize) {
-        self.wake_session(handler, id);
-        let record = self.shared.table.at(id.index());
+    /// Gives the handler its input and keeps what it leaves.
+    #[inline]
+    pub(super) fn deliver(&mut self, handler: &mut H, id: ConnId, input: Input) {
+        let index = id.index();
+        let record = self.shared.table.at(index);
+        let wakes = record.state() == State::Idle;
+        if wakes {
+            record.step(Step::Wake);
+        }
         record.flags.remove(Flags::AWAITS_INPUT.and(Flags::DATA_DUE));
-        let before = self.input_len(id, input);
-        debug_assert!(before >= fresh && before > 0);
+        let before = self.input(index, input).len();
+        debug_assert!(before > 0);
         self.call_with_input(id, input, |conn, session, input| {
-            handler.on_data(conn, session, input);
+            if wakes {
+                handler.on_active(conn, session);
+            }
+            if !wakes || !conn.is_closing() {
+                handler.on_data(conn, session, input);
+            }
         });
-        let left = self.input_len(id, input);
-        if let Input::Loop = input {
-            self.keep_input(id);
-        } else if left == 0 {
-            self.inputs[id.index()] = bytes::BytesMut::new();
+        let left = self.input(index, input).len();
+        let kept = &mut self.inputs[index];
+        if left == 0 {
+            if kept.capacity() > 0 {
+                *kept = BytesMut::new();
+            }
+        } else if let Input::Loop = input {
+            kept.clear();
+            kept.extend_from_slice(&self.read_buffer);
         }
         self.count_request(id, left < before, left);
     }
 
-    fn input_len(&self, id: ConnId, input: Input) -> usize {
-        match input {
-            Input::Loop => self.read_buffer.len(),
-            Input::Own => self.inputs[id.index()].len(),
-        }
-    }
-
-    /// Moves what is left in the loop's buffer to the connection, which owns nothing if that is
-    /// nothing.
     #[inline]
-    fn keep_input(&mut self, id: ConnId) {
-        let kept = &mut self.inputs[id.index()];
-        if self.read_buffer.is_empty() {
-            if kept.capacity() > 0 {
-                *kept = bytes::BytesMut::new();
-            }
-        } else {
-            kept.clear();
-            kept.extend_from_slice(&self.read_buffer);
-            self.read_buffer.clear();
+    fn input(&self, index: usize, input: Input) -> &BytesMut {
+        match input {
+            Input::Loop => &self.read_buffer,
+            Input::Own => &self.inputs[index],
         }
     }
 
@@ -169,19 +178,22 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// whether the handler lets too much lie.
     #[inline]
     fn count_request(&mut self, id: ConnId, consumed: bool, left: usize) {
-        let now = self.shared.now;
         let record = self.shared.table.at(id.index());
         let awaits = record.flags.take(Flags::AWAITS_INPUT);
         record.flags.set(Flags::RECEIVING, left > 0 || awaits);
-        if consumed && left > 0 && !awaits {
-            record.clocks.restart_request(now);
+        if consumed && !awaits {
+            if left > 0 {
+                record.clocks.restart_request(self.shared.now);
+            }
+            if !record.flags.has(Flags::COUNTS_REQUESTS) {
+                record.requests = record.requests.saturating_add(1);
+                self.shared.counters.requests.add(1);
+            }
         }
-        if consumed && !record.flags.has(Flags::COUNTS_REQUESTS) && !awaits {
-            record.requests = record.requests.saturating_add(1);
-            self.shared.counters.requests.add(1);
-        }
-        let taken_up = record.is_held() || record.flags.has(Flags::DATA_DUE);
-        if left >= self.shared.bounds.input_max && !taken_up {
+        if left >= self.shared.bounds.input_max
+            && !record.is_held()
+            && !record.flags.has(Flags::DATA_DUE)
+        {
             record.ask(CloseReason::InputLimit);
         }
     }
@@ -191,7 +203,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         self.call_with_input(id, Input::Own, |conn, session, input| {
             handler.on_eof(conn, session, input);
         });
-        self.inputs[id.index()] = bytes::BytesMut::new();
+        self.inputs[id.index()] = BytesMut::new();
         // Whatever was arriving will never be whole.
         self.shared.table.at(id.index()).flags.remove(Flags::RECEIVING);
     }
@@ -199,76 +211,41 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// Sends what the callback in hand wrote; what the kernel does not take is queued.
     #[inline]
     pub(super) fn flush_scratch(&mut self, id: ConnId) {
-        if self.shared.scratch.is_empty() {
-            return;
-        }
         let index = id.index();
-        let record = self.shared.table.at(index);
+        let Self { backend, streams, shared, .. } = self;
+        let Shared { table, scratch, now, counters, .. } = shared;
+        let record = table.at(index);
         let mut taken = 0;
         if record.flags.has(Flags::WRITE_READY)
-            && let Some(stream) = self.streams[index].as_mut()
+            && let Some(stream) = streams[index].as_mut()
         {
-            let result = self.backend.write(stream, &self.shared.scratch);
-            taken = self.note_write(id, self.shared.scratch.len(), result);
+            let result = backend.write(stream, scratch);
+            taken = note_write::<B>(record, scratch.len(), result, *now, counters);
         }
-        let Shared { table, scratch, .. } = &mut self.shared;
         if taken < scratch.len() {
-            table.at(index).output.push_copy(&scratch[taken..]);
+            record.output.push_copy(&scratch[taken..]);
         }
         scratch.clear();
-        self.note_drained(id);
     }
 
     /// Writes queued output until it is gone, the socket is full or the budget is used.
     pub(super) fn flush(&mut self, id: ConnId) {
         let index = id.index();
         let mut budget = WRITE_BUDGET;
-        loop {
-            let record = self.shared.table.at(index);
-            if record.output.is_empty() || !record.flags.has(Flags::WRITE_READY) || budget == 0 {
-                break;
-            }
-            let Some(stream) = self.streams[index].as_mut() else {
-                break;
-            };
+        let Self { backend, streams, shared, .. } = self;
+        let Shared { table, now, counters, .. } = shared;
+        let record = table.at(index);
+        let Some(stream) = streams[index].as_mut() else { return };
+        while !record.output.is_empty() && record.flags.has(Flags::WRITE_READY) && budget > 0 {
             let mut slices = [IoSlice::new(&[]); SLICES];
             let filled = record.output.front(&mut slices);
             let asked = slices[..filled].iter().map(|slice| slice.len()).sum();
-            let result = self.backend.write_vectored(stream, &slices[..filled]);
-            let taken = self.note_write(id, asked, result);
-            self.shared.table.at(index).output.consume(taken);
+            let result = backend.write_vectored(stream, &slices[..filled]);
+            let taken = note_write::<B>(record, asked, result, *now, counters);
+            record.output.consume(taken);
             budget = budget.saturating_sub(taken.max(1));
         }
         self.note_drained(id);
-    }
-
-    /// Accounts for one write of `asked` bytes and returns how many the kernel took.
-    #[inline]
-    fn note_write(&mut self, id: ConnId, asked: usize, result: io::Result<usize>) -> usize {
-        let record = self.shared.table.at(id.index());
-        match result {
-            Ok(taken) => {
-                if taken == 0 || (B::SHORT_IO_DRAINS && taken < asked) {
-                    record.flags.remove(Flags::WRITE_READY);
-                }
-                record.bytes_out += taken as u64;
-                record.clocks.touch_write(self.shared.now);
-                self.shared.counters.bytes_out.add(taken as u64);
-                taken
-            }
-            Err(error) => {
-                match error.kind() {
-                    ErrorKind::Interrupted => {}
-                    ErrorKind::WouldBlock => record.flags.remove(Flags::WRITE_READY),
-                    _ => {
-                        record.flags.remove(Flags::WRITE_READY);
-                        record.flags.insert(Flags::BROKEN.and(Flags::ASKED));
-                        record.broken = Some(reason_of(error));
-                    }
-                }
-                0
-            }
-        }
     }
 
     /// Notes the edge at the low watermark. The callbacks that follow it wait for the next turn,
@@ -291,33 +268,31 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     pub(super) fn discard_input(&mut self, id: ConnId) {
         let index = id.index();
         let mut budget = READ_BUDGET;
-        while budget > 0 {
-            let record = self.shared.table.at(index);
-            if !record.flags.has(Flags::READ_READY) || record.flags.has(Flags::EOF) {
-                return;
-            }
-            let Some(stream) = self.streams[index].as_mut() else {
-                return;
-            };
-            self.read_buffer.clear();
-            self.read_buffer.reserve(READ_BUDGET);
-            let result = self.backend.read(stream, &mut self.read_buffer, READ_BUDGET);
-            self.read_buffer.clear();
-            match result {
+        let Self { backend, streams, shared, read_buffer, .. } = self;
+        let record = shared.table.at(index);
+        let Some(stream) = streams[index].as_mut() else { return };
+        while budget > 0
+            && record.flags.has(Flags::READ_READY)
+            && !record.flags.has(Flags::EOF)
+        {
+            read_buffer.clear();
+            read_buffer.reserve(READ_BUDGET);
+            match backend.read(stream, read_buffer, READ_BUDGET) {
                 Ok(0) => record.flags.insert(Flags::EOF),
                 Ok(count) => {
                     budget = budget.saturating_sub(count);
-                    record.clocks.touch_read(self.shared.now);
+                    record.clocks.touch_read(shared.now);
                     let short = B::SHORT_IO_DRAINS && count < READ_BUDGET;
                     if short && !record.flags.has(Flags::HANGUP) {
                         record.flags.remove(Flags::READ_READY);
                     }
                 }
                 Err(error) => {
-                    self.handle_read_error(id, error);
+                    handle_read_error(record, error);
                 }
             }
         }
+        read_buffer.clear();
     }
 
     /// A connection that is not being read learns of a reset by asking for it.
@@ -328,6 +303,54 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         };
         if let Ok(Some(error)) = self.backend.take_error(stream) {
             self.shared.table.at(id.index()).ask(reason_of(error));
+        }
+    }
+}
+
+fn handle_read_error(record: &mut Record, error: io::Error) -> Read {
+    match error.kind() {
+        ErrorKind::Interrupted => return Read::More,
+        ErrorKind::WouldBlock => {
+            record.flags.remove(Flags::READ_READY.and(Flags::HANGUP));
+        }
+        _ => {
+            record.flags.remove(Flags::READ_READY);
+            record.ask(reason_of(error));
+        }
+    }
+    Read::Drained
+}
+
+/// Accounts for one write of `asked` bytes and returns how many the kernel took.
+#[inline]
+fn note_write<B: Backend>(
+    record: &mut Record,
+    asked: usize,
+    result: io::Result<usize>,
+    now: Instant,
+    counters: &Counters,
+) -> usize {
+    match result {
+        Ok(taken) => {
+            if taken < asked && (B::SHORT_IO_DRAINS || taken == 0) {
+                record.flags.remove(Flags::WRITE_READY);
+            }
+            record.bytes_out = record.bytes_out.wrapping_add(taken as u64);
+            record.clocks.touch_write(now);
+            counters.bytes_out.add(taken as u64);
+            taken
+        }
+        Err(error) => {
+            match error.kind() {
+                ErrorKind::Interrupted => {}
+                ErrorKind::WouldBlock => record.flags.remove(Flags::WRITE_READY),
+                _ => {
+                    record.flags.remove(Flags::WRITE_READY);
+                    record.flags.insert(Flags::BROKEN.and(Flags::ASKED));
+                    record.broken = Some(reason_of(error));
+                }
+            }
+            0
         }
     }
 }

@@ -158,9 +158,9 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// If waiting fails, or the reactor stopped because callbacks panicked.
     pub fn turn(&mut self, handler: &mut H, max_wait: Option<Duration>) -> std::io::Result<()> {
         self.wait(max_wait)?;
-        self.accept(handler);
         self.serve_events(handler);
         self.serve_ready(handler);
+        self.accept(handler);
         self.open_letters(handler);
         self.expire_deadlines(handler);
         self.begin_dials(handler);
@@ -310,7 +310,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             };
             match event.token.source() {
                 Source::Conn(id) => self.serve_event(handler, id, event.ready),
-                Source::Listener(_) | Source::Waker => {}
+                Source::Listener(id) => self.note_listener_event(id),
+                Source::Waker => {}
             }
         }
     }

@@ -5,7 +5,7 @@ use super::Reactor;
 use super::dispatch::Input;
 use crate::backend::Backend;
 use crate::context::Shared;
-use crate::core::deadlines::Deadline;
+use crate::core::deadlines::{Deadline, Set};
 use crate::core::lifecycle::{State, Step};
 use crate::core::table::{ConnId, Flags, Record};
 use crate::error::{CloseReason, Timeout};
@@ -17,34 +17,27 @@ const UNUSUAL: Flags =
 
 impl<H: Handler, B: Backend> Reactor<H, B> {
     /// Does all that a connection is ready for, each thing within its budget.
+    #[inline]
     pub(super) fn serve(&mut self, handler: &mut H, id: ConnId) {
         let record = self.shared.table.at(id.index());
-        if record.flags.has(Flags::REAPED) {
+        if matches!(record.state(), State::Connected | State::Idle) {
+            if !record.output.is_empty() || record.flags.has(Flags::DRAINED.and(Flags::DATA_DUE)) {
+                self.serve_due(handler, id);
+            }
+            self.receive(handler, id);
+        } else if record.flags.has(Flags::REAPED) {
             return;
-        }
-        match record.state() {
-            State::Connecting => self.progress_dial(handler, id),
-            State::Connected | State::Idle => self.serve_open(handler, id),
-            State::Closing => self.progress_closing(id),
-            State::Closed => return,
+        } else if record.state() == State::Connecting {
+            self.progress_dial(handler, id);
+        } else {
+            self.progress_closing(id);
         }
         self.settle(handler, id);
     }
 
-    #[inline]
-    fn serve_open(&mut self, handler: &mut H, id: ConnId) {
-        let record = self.shared.table.at(id.index());
-        if !record.output.is_empty() {
-            self.flush(id);
-        }
-        if self.shared.table.at(id.index()).flags.has(Flags::DRAINED.and(Flags::DATA_DUE)) {
-            self.serve_due(handler, id);
-        }
-        self.receive(handler, id);
-    }
-
-    /// The callbacks that are due without new bytes.
+    /// Queued output, and the callbacks that are due without new bytes.
     fn serve_due(&mut self, handler: &mut H, id: ConnId) {
+        self.flush(id);
         if self.shared.table.at(id.index()).flags.take(Flags::DRAINED) {
             self.call(id, |conn, session| handler.on_drained(conn, session));
         }
@@ -53,31 +46,37 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             return;
         }
         if record.flags.take(Flags::DATA_DUE) && !self.inputs[id.index()].is_empty() {
-            self.deliver(handler, id, Input::Own, 0);
+            self.deliver(handler, id, Input::Own);
         }
     }
 
     /// Brings a connection into the state that follows from what happened to it, with the
     /// deadlines of that state, and queues it if there is more to do.
+    #[inline]
     pub(super) fn settle(&mut self, handler: &mut H, id: ConnId) {
         let record = self.shared.table.at(id.index());
         if record.flags.has(UNUSUAL) || record.requests >= self.shared.bounds.requests_max {
             self.act(handler, id);
         }
         let record = self.shared.table.at(id.index());
+        let at_rest = record.facts().at_rest();
         match record.state() {
-            State::Connected if record.facts().at_rest() => {
+            State::Connected if at_rest => {
                 record.step(Step::Rest);
-                self.call(id, |conn, session| handler.on_idle(conn, session));
+                self.call_briefly(id, |conn, session| handler.on_idle(conn, session));
                 self.look_again_next_turn(id);
             }
-            State::Idle if !record.facts().at_rest() => {
+            State::Idle if !at_rest => {
                 self.wake_session(handler, id);
                 self.look_again_next_turn(id);
             }
             _ => {}
         }
-        self.arm_deadlines(id);
+        let record = self.shared.table.at(id.index());
+        let began = record.clocks.update(record.facts(), self.shared.now);
+        if !began.is_empty() || record.flags.has(Flags::REARM) {
+            self.arm_deadlines(id, began);
+        }
         let record = self.shared.table.at(id.index());
         if record.has_work() && !record.flags.has(Flags::QUEUED_READY.and(Flags::REAPED)) {
             record.flags.insert(Flags::QUEUED_READY);
@@ -172,21 +171,14 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         }
     }
 
-    /// Lets the deadlines of the connection's state run, and the wheel come up for them.
-    #[inline]
-    pub(super) fn arm_deadlines(&mut self, id: ConnId) {
-        let now = self.shared.now;
-        let record = self.shared.table.at(id.index());
-        let began = record.clocks.update(record.facts(), now);
-        let rearm = record.flags.take(Flags::REARM);
-        if began.is_empty() && !rearm {
-            return;
-        }
+    /// Lets the wheel come up for the deadlines that began to run.
+    fn arm_deadlines(&mut self, id: ConnId, began: Set) {
         if began.contains(Deadline::Write) || began.contains(Deadline::Flush) {
             self.note_left(id);
         }
         let Shared { table, profiles, .. } = &mut self.shared;
         let record = table.at(id.index());
+        let rearm = record.flags.take(Flags::REARM);
         let periods = record.periods(profiles);
         let at = if rearm {
             record.clocks.next(periods)
@@ -237,7 +229,7 @@ fn ended(record: &Record, requests_max: u64) -> Option<CloseReason> {
         && if flags.has(Flags::TUNNEL) {
             flags.has(Flags::FIN) && record.output.is_empty()
         } else {
-            done || !record.origin.is_inbound()
+            done || !flags.has(Flags::INBOUND)
         };
     if eof {
         Some(CloseReason::PeerEof)
