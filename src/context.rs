@@ -146,7 +146,8 @@ pub(crate) struct Bounds {
     pub(crate) output_max: usize,
     pub(crate) requests_max: u64,
     pub(crate) flush_rate: u64,
-    /// As much queued output as calls for no second look: neither congested nor at the limit.
+    /// As much output of one callback as calls for no second look: neither congested, nor at the
+    /// limit, nor too much for the loop's buffer.
     easy: usize,
 }
 
@@ -203,7 +204,7 @@ impl Shared {
                 output_max: config.limits.output_max,
                 requests_max: config.limits.requests_max.unwrap_or(u64::MAX),
                 flush_rate: config.limits.flush_rate,
-                easy: config.watermarks.high().min(config.limits.output_max),
+                easy: config.watermarks.high().min(config.limits.output_max).min(SCRATCH_MAX),
             },
             profiles: vec![Periods::new(&config.timeouts)],
             listening_on: Vec::new(),
@@ -279,11 +280,12 @@ impl Shared {
     #[inline]
     pub(crate) fn write(&mut self, id: ConnId, bytes: &[u8]) {
         // Nothing is queued behind the scratch, so this is all that counts against the limits.
+        let record = self.table.at(id.index());
         if self.scratch_owner == Some(id)
-            && self.scratch.len() + bytes.len() <= self.bounds.easy.min(SCRATCH_MAX)
-            && self.table.at(id.index()).takes_writes()
+            && self.scratch.len() + bytes.len() <= self.bounds.easy
+            && record.takes_writes()
         {
-            self.table.at(id.index()).flags.insert(Flags::WROTE);
+            record.flags.insert(Flags::WROTE);
             self.scratch.extend_from_slice(bytes);
         } else if self.may_write(id, bytes.len()) {
             self.output_behind_scratch(id).push_copy(bytes);
@@ -299,6 +301,7 @@ impl Shared {
     }
 
     /// Whether a connection takes `len` more bytes; notes it if they make it congested.
+    #[inline(never)]
     fn may_write(&mut self, id: ConnId, len: usize) -> bool {
         let queued = self.queued(id);
         let record = self.table.at(id.index());
@@ -323,6 +326,7 @@ impl Shared {
     }
 
     /// The connection's own queue, with what it wrote so far in front.
+    #[inline(never)]
     fn output_behind_scratch(&mut self, id: ConnId) -> &mut Output {
         let record = self.table.at(id.index());
         if self.scratch_owner == Some(id) {

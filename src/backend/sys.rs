@@ -28,6 +28,7 @@ fn done(result: c_int) -> io::Result<()> {
 }
 
 /// recv(2) into at most `max` bytes of the spare capacity of `buffer`, which is not zeroed first.
+#[inline]
 pub(super) fn recv(fd: BorrowedFd<'_>, buffer: &mut BytesMut, max: usize) -> io::Result<usize> {
     let spare = buffer.spare_capacity_mut();
     let len = spare.len().min(max);
@@ -39,6 +40,7 @@ pub(super) fn recv(fd: BorrowedFd<'_>, buffer: &mut BytesMut, max: usize) -> io:
 }
 
 /// send(2) without a signal.
+#[inline]
 pub(super) fn send(fd: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
     // SAFETY: `bytes` is readable for its length.
     count(unsafe { call_send(fd.as_raw_fd(), bytes.as_ptr().cast(), bytes.len()) })

@@ -322,9 +322,14 @@ impl Deadline {
 }
 
 impl Clocks {
+    /// The facts of the latest update.
+    #[inline]
+    pub(crate) const fn facts(&self) -> Facts {
+        self.facts
+    }
+
     /// Lets exactly the deadlines that `facts` call for run from here on, and returns those that
     /// began to.
-    #[inline]
     pub(crate) fn update(&mut self, facts: Facts, now: Instant) -> Set {
         if facts == self.facts {
             return Set::EMPTY;

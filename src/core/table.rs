@@ -297,20 +297,25 @@ impl Record {
     /// Whether there is something to do for this connection that no event will announce.
     #[inline]
     pub(crate) const fn has_work(&self) -> bool {
+        const READABLE: Flags = Flags::READ_READY.and(Flags::DRAINED).and(Flags::DATA_DUE);
+        if self.output.is_empty() && !self.flags.has(READABLE) {
+            return false;
+        }
+        self.has_work_left()
+    }
+
+    const fn has_work_left(&self) -> bool {
         let flags = self.flags;
+        let reads = flags.has(Flags::READ_READY) && !flags.has(Flags::EOF);
+        let writes = flags.has(Flags::WRITE_READY) && !self.output.is_empty();
         match self.state {
             // A dialled connection waits for its socket to be writable, which is an event.
             State::Connecting | State::Closed => false,
             State::Connected | State::Idle => {
-                (flags.has(Flags::READ_READY) && !self.is_held() && !flags.has(Flags::EOF))
-                    || (flags.has(Flags::WRITE_READY) && !self.output.is_empty())
-                    || flags.has(Flags::DRAINED)
-                    || (flags.has(Flags::DATA_DUE) && !self.is_held())
+                let due = flags.has(Flags::DATA_DUE);
+                writes || flags.has(Flags::DRAINED) || ((reads || due) && !self.is_held())
             }
-            State::Closing => {
-                (flags.has(Flags::READ_READY) && !flags.has(Flags::EOF))
-                    || (flags.has(Flags::WRITE_READY) && !self.output.is_empty())
-            }
+            State::Closing => reads || writes,
         }
     }
 

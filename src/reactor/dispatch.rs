@@ -37,7 +37,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
 
     /// As [`Reactor::call`], for the callback that ends nearly every message: the clock is left
     /// alone, since the next callback reads it.
-    #[inline]
+    #[inline(always)]
     pub(super) fn call_briefly(
         &mut self,
         id: ConnId,
@@ -47,7 +47,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         self.send_written(id);
     }
 
-    #[inline]
+    #[inline(always)]
     fn lend(&mut self, id: ConnId, callback: impl FnOnce(&mut Conn<'_>, &mut H::Session)) {
         let Some(session) = self.sessions[id.index()].as_mut() else { return };
         self.shared.enter(id);
@@ -60,7 +60,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     }
 
     /// As [`Reactor::call`], with input.
-    #[inline]
+    #[inline(always)]
     pub(super) fn call_with_input(
         &mut self,
         id: ConnId,
@@ -120,7 +120,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     }
 
     /// Takes the connection back from its callback and sends what that wrote.
-    #[inline]
+    #[inline(always)]
     fn send_written(&mut self, id: ConnId) {
         self.shared.in_hand = None;
         self.shared.scratch_owner = None;

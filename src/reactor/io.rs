@@ -56,7 +56,7 @@ const UNREAD: Flags = Flags::PAUSED
 impl<H: Handler, B: Backend> Reactor<H, B> {
     /// Reads an open connection until the socket is drained, the budget is used or the handler
     /// wants no more.
-    #[inline]
+    #[inline(always)]
     pub(super) fn receive(&mut self, handler: &mut H, id: ConnId) {
         let mut budget = READ_BUDGET;
         while budget > 0 {
@@ -71,7 +71,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     }
 
     /// One read, and the callback for what it brought.
-    #[inline]
+    #[inline(always)]
     fn read_once(&mut self, handler: &mut H, id: ConnId, budget: &mut usize) -> Read {
         let index = id.index();
         let kept = self.inputs[index].len();
@@ -134,7 +134,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     }
 
     /// Gives the handler its input and keeps what it leaves.
-    #[inline]
+    #[inline(always)]
     pub(super) fn deliver(&mut self, handler: &mut H, id: ConnId, input: Input) {
         let index = id.index();
         let record = self.shared.table.at(index);
@@ -166,7 +166,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         self.count_request(id, left < before, left);
     }
 
-    #[inline]
+    #[inline(always)]
     fn input(&self, index: usize, input: Input) -> &BytesMut {
         match input {
             Input::Loop => &self.read_buffer,
@@ -176,7 +176,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
 
     /// What a look at the input says about requests: whether one is arriving, since when, and
     /// whether the handler lets too much lie.
-    #[inline]
+    #[inline(always)]
     fn count_request(&mut self, id: ConnId, consumed: bool, left: usize) {
         let record = self.shared.table.at(id.index());
         let awaits = record.flags.take(Flags::AWAITS_INPUT);
@@ -209,7 +209,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     }
 
     /// Sends what the callback in hand wrote; what the kernel does not take is queued.
-    #[inline]
+    #[inline(always)]
     pub(super) fn flush_scratch(&mut self, id: ConnId) {
         let index = id.index();
         let Self { backend, streams, shared, .. } = self;

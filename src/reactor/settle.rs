@@ -15,9 +15,11 @@ use crate::handler::Handler;
 const UNUSUAL: Flags =
     Flags::ASKED.and(Flags::BROKEN).and(Flags::EOF).and(Flags::FINISH).and(Flags::RETIRING);
 
+/// Marks of a record that call for a look at its deadlines, whatever the facts say.
+const UNSETTLED: Flags = Flags::ASKED.and(Flags::REARM);
+
 impl<H: Handler, B: Backend> Reactor<H, B> {
     /// Does all that a connection is ready for, each thing within its budget.
-    #[inline]
     pub(super) fn serve(&mut self, handler: &mut H, id: ConnId) {
         let record = self.shared.table.at(id.index());
         if matches!(record.state(), State::Connected | State::Idle) {
@@ -52,46 +54,56 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
 
     /// Brings a connection into the state that follows from what happened to it, with the
     /// deadlines of that state, and queues it if there is more to do.
-    #[inline]
+    #[inline(always)]
     pub(super) fn settle(&mut self, handler: &mut H, id: ConnId) {
-        let record = self.shared.table.at(id.index());
+        let index = id.index();
+        let mut record = self.shared.table.at(index);
         if record.flags.has(UNUSUAL) || record.requests >= self.shared.bounds.requests_max {
             self.act(handler, id);
+            record = self.shared.table.at(index);
         }
-        let record = self.shared.table.at(id.index());
-        let at_rest = record.facts().at_rest();
-        match record.state() {
-            State::Connected if at_rest => {
-                record.step(Step::Rest);
-                self.call_briefly(id, |conn, session| handler.on_idle(conn, session));
-                self.look_again_next_turn(id);
-            }
-            State::Idle if !at_rest => {
-                self.wake_session(handler, id);
-                self.look_again_next_turn(id);
-            }
-            _ => {}
+        let mut facts = record.facts();
+        if facts.at_rest() && record.state() == State::Connected {
+            record.step(Step::Rest);
+            self.call_briefly(id, |conn, session| handler.on_idle(conn, session));
+            record = self.shared.table.at(index);
+            facts = record.facts();
         }
-        let record = self.shared.table.at(id.index());
-        let began = record.clocks.update(record.facts(), self.shared.now);
-        if !began.is_empty() || record.flags.has(Flags::REARM) {
-            self.arm_deadlines(id, began);
+        if facts != record.clocks.facts() || record.flags.has(UNSETTLED) {
+            self.resettle(handler, id);
+            record = self.shared.table.at(index);
         }
-        let record = self.shared.table.at(id.index());
         if record.has_work() && !record.flags.has(Flags::QUEUED_READY.and(Flags::REAPED)) {
             record.flags.insert(Flags::QUEUED_READY);
             self.shared.ready.push(id);
         }
     }
 
-    /// [`State::Idle`] → [`State::Connected`], if that is where it is.
-    #[inline]
-    pub(super) fn wake_session(&mut self, handler: &mut H, id: ConnId) {
+    /// Something changed about a connection that its deadlines depend on.
+    fn resettle(&mut self, handler: &mut H, id: ConnId) {
         let record = self.shared.table.at(id.index());
-        if record.state() == State::Idle {
-            record.step(Step::Wake);
-            self.call(id, |conn, session| handler.on_active(conn, session));
+        if record.state() == State::Idle && !record.facts().at_rest() {
+            self.wake_session(handler, id);
         }
+        let record = self.shared.table.at(id.index());
+        let began = record.clocks.update(record.facts(), self.shared.now);
+        if !began.is_empty() || record.flags.has(Flags::REARM) {
+            self.arm_deadlines(id, began);
+        }
+        // What callbacks asked for meanwhile waits for the next turn, so that they cannot chase
+        // each other within one.
+        let record = self.shared.table.at(id.index());
+        let restless = matches!(record.state(), State::Connected | State::Idle)
+            && (record.state() == State::Idle) != record.facts().at_rest();
+        if record.flags.has(Flags::ASKED) || restless {
+            self.shared.mark_dirty(id);
+        }
+    }
+
+    /// [`State::Idle`] → [`State::Connected`].
+    fn wake_session(&mut self, handler: &mut H, id: ConnId) {
+        self.shared.table.at(id.index()).step(Step::Wake);
+        self.call(id, |conn, session| handler.on_active(conn, session));
     }
 
     /// [`State::Connecting`] → [`State::Connected`].
@@ -105,16 +117,6 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             record.flags.insert(Flags::HAS_LIFETIME);
         }
         self.call(id, |conn, session| handler.on_connected(conn, session));
-    }
-
-    /// What a callback asked for or queued while the connection was being settled waits for the
-    /// next turn, so that callbacks cannot chase each other within one.
-    fn look_again_next_turn(&mut self, id: ConnId) {
-        let record = self.shared.table.at(id.index());
-        let unsettled = (record.state() == State::Idle) != record.facts().at_rest();
-        if record.flags.has(Flags::ASKED) || (record.state().is_open() && unsettled) {
-            self.shared.mark_dirty(id);
-        }
     }
 
     /// Does what callbacks asked for and ends what has come to its end.
