@@ -44,6 +44,12 @@ impl<'a> Conn<'a> {
         self.cx.shared.table.at(self.id.index())
     }
 
+    /// Whether a callback asked for something that the reactor has yet to do.
+    #[inline]
+    pub(crate) fn has_asked(&mut self) -> bool {
+        self.record_mut().flags.has(Flags::ASKED)
+    }
+
     /// Its name, valid for as long as it lives and never reused.
     pub const fn id(&self) -> ConnId {
         self.id

@@ -223,11 +223,25 @@ impl Shared {
     /// Lends the connection to a callback: from here on what it writes gathers in one place.
     #[inline]
     pub(crate) fn enter(&mut self, id: ConnId) {
+        let drained = self.table.at(id.index()).output.is_empty();
+        self.enter_knowing(id, drained);
+    }
+
+    /// As [`Shared::enter`], by someone who knows whether its queue is empty.
+    #[inline]
+    pub(crate) fn enter_knowing(&mut self, id: ConnId, drained: bool) {
         debug_assert!(self.scratch.is_empty());
+        debug_assert_eq!(self.table.at(id.index()).output.is_empty(), drained);
         self.in_hand = Some(id);
         self.spilled = false;
-        self.scratch_owner = self.table.at(id.index()).output.is_empty().then_some(id);
+        self.scratch_owner = drained.then_some(id);
         self.journal.clear();
+    }
+
+    /// Whether the callback that ran wrote to its own connection.
+    #[inline]
+    pub(crate) fn wrote(&self) -> bool {
+        !self.scratch.is_empty() || self.spilled
     }
 
     /// Notes that the running callback reached `id`: it is settled at the end of the turn, and if

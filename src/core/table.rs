@@ -7,7 +7,7 @@ use slab::Slab;
 
 use crate::address::{Address, Target};
 use crate::core::deadlines::{Clocks, Facts, Periods};
-use crate::core::lifecycle::{State, Step};
+use crate::core::lifecycle::{Ending, State, Step};
 use crate::core::output::Output;
 use crate::error::{CloseReason, OsError};
 use crate::time::Instant;
@@ -167,6 +167,12 @@ flags! {
 }
 
 impl Flags {
+    /// The marks of what an event says a socket is ready for.
+    #[inline]
+    pub(crate) const fn of_event(readable: bool, writable: bool, hangup: bool) -> Self {
+        Self((readable as u32) << 11 | (writable as u32) << 12 | (hangup as u32) << 13)
+    }
+
     #[inline]
     pub(crate) const fn has(self, flags: Self) -> bool {
         self.0 & flags.0 != 0
@@ -294,17 +300,29 @@ impl Record {
         self.flags.has(HELD)
     }
 
-    /// Whether there is something to do for this connection that no event will announce.
+    /// Whether nothing is asked of it, queued, owed or left to do: what most messages end with.
     #[inline]
-    pub(crate) const fn has_work(&self) -> bool {
-        const READABLE: Flags = Flags::READ_READY.and(Flags::DRAINED).and(Flags::DATA_DUE);
-        if self.output.is_empty() && !self.flags.has(READABLE) {
-            return false;
-        }
-        self.has_work_left()
+    pub(crate) const fn is_quiet(&self) -> bool {
+        const BUSY: Flags = Flags::READ_READY
+            .and(Flags::DRAINED)
+            .and(Flags::DATA_DUE)
+            .and(Flags::ASKED)
+            .and(Flags::BROKEN)
+            .and(Flags::EOF)
+            .and(Flags::FINISH)
+            .and(Flags::RETIRING)
+            .and(Flags::REARM);
+        !self.flags.has(BUSY) && self.owed == 0 && self.output.is_empty()
     }
 
-    const fn has_work_left(&self) -> bool {
+    /// [`Record::facts`] of a connection that is quiet.
+    #[inline]
+    pub(crate) const fn quiet_facts(&self) -> Facts {
+        Facts::new(self.state, self.flags.0, false, false)
+    }
+
+    /// Whether there is something to do for this connection that no event will announce.
+    pub(crate) const fn has_work(&self) -> bool {
         let flags = self.flags;
         let reads = flags.has(Flags::READ_READY) && !flags.has(Flags::EOF);
         let writes = flags.has(Flags::WRITE_READY) && !self.output.is_empty();
@@ -350,8 +368,12 @@ impl Record {
 
     /// Asks for an end. A later request counts only if it is to drop what the earlier would have
     /// flushed.
+    ///
+    /// A connection that is closing already can only be made to end sooner.
     pub(crate) fn ask(&mut self, reason: CloseReason) {
-        use crate::core::lifecycle::Ending;
+        if !self.state.is_open() && Ending::of(reason) == Ending::Flush {
+            return;
+        }
         if self.asked.is_none_or(|asked| {
             Ending::of(asked) == Ending::Flush && Ending::of(reason) == Ending::Reset
         }) {

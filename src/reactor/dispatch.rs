@@ -6,6 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use tracing::error;
 
 use super::Reactor;
+use super::io::Delivery;
 use crate::backend::Backend;
 use crate::conn::Conn;
 use crate::context::Context;
@@ -24,7 +25,6 @@ pub(super) enum Input {
 
 impl<H: Handler, B: Backend> Reactor<H, B> {
     /// Runs a callback of a connection that has a session, and sends what it wrote.
-    #[inline]
     pub(super) fn call(
         &mut self,
         id: ConnId,
@@ -35,19 +35,24 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         self.send_written(id);
     }
 
-    /// As [`Reactor::call`], for the callback that ends nearly every message: the clock is left
-    /// alone, since the next callback reads it.
+    /// Runs `on_idle`, which ends nearly every message and therefore is called on short terms: no
+    /// output is queued, and the clock is left to the next callback.
     #[inline(always)]
-    pub(super) fn call_briefly(
-        &mut self,
-        id: ConnId,
-        callback: impl FnOnce(&mut Conn<'_>, &mut H::Session),
-    ) {
-        self.lend(id, callback);
-        self.send_written(id);
+    pub(super) fn call_idle(&mut self, handler: &mut H, id: ConnId) {
+        let Some(session) = self.sessions[id.index()].as_mut() else { return };
+        self.shared.enter_knowing(id, true);
+        let births = self.shared.births.len();
+        let mut conn = Conn::new(&mut self.shared, id);
+        let outcome = catch_unwind(AssertUnwindSafe(|| handler.on_idle(&mut conn, session)));
+        if outcome.is_err() {
+            self.recover(id, births);
+        }
+        self.shared.in_hand = None;
+        if self.shared.wrote() {
+            self.send_written(id);
+        }
     }
 
-    #[inline(always)]
     fn lend(&mut self, id: ConnId, callback: impl FnOnce(&mut Conn<'_>, &mut H::Session)) {
         let Some(session) = self.sessions[id.index()].as_mut() else { return };
         self.shared.enter(id);
@@ -59,25 +64,51 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         }
     }
 
-    /// As [`Reactor::call`], with input.
+    /// Runs `on_data`, behind `on_active` if the connection wakes. What it wrote is left to the
+    /// caller.
     #[inline(always)]
-    pub(super) fn call_with_input(
+    pub(super) fn call_data(
         &mut self,
+        handler: &mut H,
         id: ConnId,
         input: Input,
-        callback: impl FnOnce(&mut Conn<'_>, &mut H::Session, &mut bytes::BytesMut),
+        begun: Delivery,
     ) {
-        let Some(session) = self.sessions[id.index()].as_mut() else {
-            return;
-        };
+        let Some(session) = self.sessions[id.index()].as_mut() else { return };
         let input = match input {
             Input::Loop => &mut self.read_buffer,
             Input::Own => &mut self.inputs[id.index()],
         };
-        self.shared.enter(id);
+        self.shared.enter_knowing(id, begun.drained);
         let births = self.shared.births.len();
         let mut conn = Conn::new(&mut self.shared, id);
-        let outcome = catch_unwind(AssertUnwindSafe(|| callback(&mut conn, session, input)));
+        let outcome = catch_unwind(AssertUnwindSafe(|| {
+            if begun.wakes {
+                handler.on_active(&mut conn, session);
+                if conn.has_asked() {
+                    return;
+                }
+            }
+            handler.on_data(&mut conn, session, input);
+        }));
+        if outcome.is_err() {
+            self.recover(id, births);
+        }
+        self.shared.in_hand = None;
+        self.shared.scratch_owner = None;
+        self.refresh_now_if_stale();
+    }
+
+    /// Runs `on_eof`.
+    pub(super) fn call_eof(&mut self, handler: &mut H, id: ConnId) {
+        let Self { sessions, inputs, shared, .. } = self;
+        let Some(session) = sessions[id.index()].as_mut() else { return };
+        let input = &mut inputs[id.index()];
+        shared.enter(id);
+        let births = shared.births.len();
+        let mut conn = Conn::new(shared, id);
+        let outcome =
+            catch_unwind(AssertUnwindSafe(|| handler.on_eof(&mut conn, session, input)));
         if outcome.is_err() {
             self.recover(id, births);
         }
@@ -120,14 +151,13 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     }
 
     /// Takes the connection back from its callback and sends what that wrote.
-    #[inline(always)]
-    fn send_written(&mut self, id: ConnId) {
+    pub(super) fn send_written(&mut self, id: ConnId) {
         self.shared.in_hand = None;
         self.shared.scratch_owner = None;
-        if !self.shared.scratch.is_empty() {
-            self.flush_scratch(id);
-        } else if self.shared.spilled {
+        if self.shared.spilled {
             self.flush(id);
+        } else if !self.shared.scratch.is_empty() {
+            self.flush_scratch(id);
         }
     }
 

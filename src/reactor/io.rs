@@ -59,43 +59,35 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     #[inline(always)]
     pub(super) fn receive(&mut self, handler: &mut H, id: ConnId) {
         let mut budget = READ_BUDGET;
-        while budget > 0 {
-            let flags = self.shared.table.at(id.index()).flags;
-            if !flags.has(Flags::READ_READY) || flags.has(UNREAD) {
-                return;
-            }
-            if let Read::Drained = self.read_once(handler, id, &mut budget) {
-                return;
-            }
-        }
+        while let Read::More = self.read_once(handler, id, &mut budget) {}
     }
 
     /// One read, and the callback for what it brought.
     #[inline(always)]
     fn read_once(&mut self, handler: &mut H, id: ConnId, budget: &mut usize) -> Read {
         let index = id.index();
-        let kept = self.inputs[index].len();
-        // What is kept never exceeds the limit: at the limit the connection is closed or held.
-        let max = (*budget).min(self.shared.bounds.input_max.saturating_sub(kept)).max(1);
-        let input = if kept == 0 {
-            self.read_buffer.clear();
+        let Self { backend, streams, inputs, read_buffer, shared, .. } = self;
+        let record = shared.table.at(index);
+        if !record.flags.has(Flags::READ_READY) || record.flags.has(UNREAD) {
+            return Read::Drained;
+        }
+        let kept = &mut inputs[index];
+        let mut room = shared.bounds.input_max.min(*budget);
+        let (input, buffer) = if kept.is_empty() {
+            read_buffer.clear();
             // It begins again at the front of the buffer, unless that is shared: the same memory
             // stays in the cache.
-            self.read_buffer.reserve(READ_BUDGET);
-            Input::Loop
+            read_buffer.reserve(READ_BUDGET);
+            (Input::Loop, read_buffer)
         } else {
-            self.make_room_behind(index, max)
-        };
-        let Self { backend, streams, inputs, read_buffer, shared, .. } = self;
-        let buffer = match input {
-            Input::Loop => read_buffer,
-            Input::Own => &mut inputs[index],
+            // What is kept never exceeds the limit: there the connection is closed or held.
+            room = room.min(shared.bounds.input_max.saturating_sub(kept.len())).max(1);
+            make_room_behind(read_buffer, kept, room)
         };
         let Some(stream) = streams[index].as_mut() else { return Read::Drained };
-        let room = (buffer.capacity() - buffer.len()).min(max);
+        room = room.min(buffer.capacity() - buffer.len());
         match backend.read(stream, buffer, room) {
             Ok(count) if count > 0 => {
-                let record = shared.table.at(index);
                 let drained =
                     B::SHORT_IO_DRAINS && count < room && !record.flags.has(Flags::HANGUP);
                 if drained {
@@ -106,126 +98,83 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
                 record.clocks.touch_read(shared.now);
                 shared.counters.bytes_in.add(count as u64);
                 *budget -= count;
-                self.deliver(handler, id, input);
-                if drained { Read::Drained } else { Read::More }
+                let begun = begin_delivery(record);
+                self.deliver(handler, id, input, begun);
+                if drained || *budget == 0 { Read::Drained } else { Read::More }
             }
             Ok(_) => {
-                shared.table.at(index).flags.insert(Flags::EOF);
+                record.flags.insert(Flags::EOF);
                 self.deliver_eof(handler, id);
                 Read::Drained
             }
-            Err(error) => handle_read_error(shared.table.at(index), error),
+            Err(error) => handle_read_error(record, error),
         }
     }
 
-    /// Room for `max` more bytes behind what the handler left: little is carried back into the
-    /// loop's buffer, so that the next read gets all of its room; much stays where it is.
-    #[cold]
-    fn make_room_behind(&mut self, index: usize, max: usize) -> Input {
-        let kept = &mut self.inputs[index];
-        if kept.len() > CARRY_MAX {
-            kept.reserve(max.min(kept.len()));
-            return Input::Own;
-        }
-        self.read_buffer.clear();
-        self.read_buffer.reserve(kept.len() + READ_BUDGET);
-        self.read_buffer.extend_from_slice(kept);
-        Input::Loop
-    }
-
-    /// Gives the handler its input and keeps what it leaves.
+    /// Gives the handler its input, sends what it answers and keeps what it leaves.
     #[inline(always)]
-    pub(super) fn deliver(&mut self, handler: &mut H, id: ConnId, input: Input) {
+    pub(super) fn deliver(&mut self, handler: &mut H, id: ConnId, input: Input, begun: Delivery) {
         let index = id.index();
-        let record = self.shared.table.at(index);
-        let wakes = record.state() == State::Idle;
-        if wakes {
-            record.step(Step::Wake);
-        }
-        record.flags.remove(Flags::AWAITS_INPUT.and(Flags::DATA_DUE));
-        let before = self.input(index, input).len();
+        let before = self.input_len(index, input);
         debug_assert!(before > 0);
-        self.call_with_input(id, input, |conn, session, input| {
-            if wakes {
-                handler.on_active(conn, session);
-            }
-            if !wakes || !conn.is_closing() {
-                handler.on_data(conn, session, input);
-            }
-        });
-        let left = self.input(index, input).len();
-        let kept = &mut self.inputs[index];
-        if left == 0 {
-            if kept.capacity() > 0 {
-                *kept = BytesMut::new();
-            }
-        } else if let Input::Loop = input {
-            kept.clear();
-            kept.extend_from_slice(&self.read_buffer);
+        self.call_data(handler, id, input, begun);
+        if self.shared.spilled {
+            self.send_written(id);
         }
-        self.count_request(id, left < before, left);
-    }
-
-    #[inline(always)]
-    fn input(&self, index: usize, input: Input) -> &BytesMut {
-        match input {
-            Input::Loop => &self.read_buffer,
-            Input::Own => &self.inputs[index],
+        let left = self.input_len(index, input);
+        if left > 0 || self.inputs[index].capacity() > 0 {
+            self.keep_input(index, input);
         }
-    }
-
-    /// What a look at the input says about requests: whether one is arriving, since when, and
-    /// whether the handler lets too much lie.
-    #[inline(always)]
-    fn count_request(&mut self, id: ConnId, consumed: bool, left: usize) {
-        let record = self.shared.table.at(id.index());
-        let awaits = record.flags.take(Flags::AWAITS_INPUT);
-        record.flags.set(Flags::RECEIVING, left > 0 || awaits);
-        if consumed && !awaits {
-            if left > 0 {
-                record.clocks.restart_request(self.shared.now);
-            }
-            if !record.flags.has(Flags::COUNTS_REQUESTS) {
-                record.requests = record.requests.saturating_add(1);
-                self.shared.counters.requests.add(1);
-            }
+        let Self { backend, streams, shared, .. } = self;
+        let Shared { table, scratch, bounds, counters, now, .. } = shared;
+        let record = table.at(index);
+        if !scratch.is_empty() {
+            send_scratch(backend, streams[index].as_mut(), record, scratch, *now, counters);
         }
-        if left >= self.shared.bounds.input_max
-            && !record.is_held()
-            && !record.flags.has(Flags::DATA_DUE)
-        {
+        if count_request(record, left < before, left, *now) {
+            counters.requests.add(1);
+        }
+        if left >= bounds.input_max && !record.is_held() && !record.flags.has(Flags::DATA_DUE) {
             record.ask(CloseReason::InputLimit);
         }
     }
 
+    #[inline(always)]
+    fn input_len(&self, index: usize, input: Input) -> usize {
+        match input {
+            Input::Loop => self.read_buffer.len(),
+            Input::Own => self.inputs[index].len(),
+        }
+    }
+
+    /// Moves what the handler left in the loop's buffer to the connection, which owns no memory if
+    /// that is nothing.
+    #[inline(never)]
+    fn keep_input(&mut self, index: usize, input: Input) {
+        let kept = &mut self.inputs[index];
+        if let Input::Loop = input {
+            kept.clear();
+            kept.extend_from_slice(&self.read_buffer);
+        }
+        if kept.is_empty() {
+            *kept = BytesMut::new();
+        }
+    }
+
+    #[cold]
     fn deliver_eof(&mut self, handler: &mut H, id: ConnId) {
-        // An empty buffer for the usual case; it costs no memory.
-        self.call_with_input(id, Input::Own, |conn, session, input| {
-            handler.on_eof(conn, session, input);
-        });
+        self.call_eof(handler, id);
         self.inputs[id.index()] = BytesMut::new();
         // Whatever was arriving will never be whole.
         self.shared.table.at(id.index()).flags.remove(Flags::RECEIVING);
     }
 
-    /// Sends what the callback in hand wrote; what the kernel does not take is queued.
-    #[inline(always)]
+    /// Sends what the callback in hand wrote.
     pub(super) fn flush_scratch(&mut self, id: ConnId) {
-        let index = id.index();
         let Self { backend, streams, shared, .. } = self;
         let Shared { table, scratch, now, counters, .. } = shared;
-        let record = table.at(index);
-        let mut taken = 0;
-        if record.flags.has(Flags::WRITE_READY)
-            && let Some(stream) = streams[index].as_mut()
-        {
-            let result = backend.write(stream, scratch);
-            taken = note_write::<B>(record, scratch.len(), result, *now, counters);
-        }
-        if taken < scratch.len() {
-            record.output.push_copy(&scratch[taken..]);
-        }
-        scratch.clear();
+        let record = table.at(id.index());
+        send_scratch(backend, streams[id.index()].as_mut(), record, scratch, *now, counters);
     }
 
     /// Writes queued output until it is gone, the socket is full or the budget is used.
@@ -307,6 +256,87 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     }
 }
 
+/// Room for `max` bytes behind what the handler left. Little of that is carried back into the loop's
+/// buffer, so that the next read gets all of its room; much stays where it is.
+#[inline(never)]
+fn make_room_behind<'a>(
+    read_buffer: &'a mut BytesMut,
+    kept: &'a mut BytesMut,
+    max: usize,
+) -> (Input, &'a mut BytesMut) {
+    if kept.len() > CARRY_MAX {
+        kept.reserve(max.min(kept.len()));
+        return (Input::Own, kept);
+    }
+    read_buffer.clear();
+    read_buffer.reserve(kept.len() + READ_BUDGET);
+    read_buffer.extend_from_slice(kept);
+    (Input::Loop, read_buffer)
+}
+
+/// What a connection was like before its handler got input.
+#[derive(Clone, Copy)]
+pub(super) struct Delivery {
+    /// It was idle: a request begins.
+    pub(super) wakes: bool,
+    /// No output is queued.
+    pub(super) drained: bool,
+}
+
+/// Readies a record for `on_data`.
+#[inline(always)]
+pub(super) fn begin_delivery(record: &mut Record) -> Delivery {
+    let wakes = record.state() == State::Idle;
+    if wakes {
+        record.step(Step::Wake);
+    }
+    record.flags.remove(Flags::AWAITS_INPUT.and(Flags::DATA_DUE));
+    Delivery { wakes, drained: record.output.is_empty() }
+}
+
+/// Sends what a callback wrote; what the kernel does not take is queued.
+#[inline(always)]
+fn send_scratch<B: Backend>(
+    backend: &mut B,
+    stream: Option<&mut B::Stream>,
+    record: &mut Record,
+    scratch: &mut Vec<u8>,
+    now: Instant,
+    counters: &Counters,
+) {
+    let mut taken = 0;
+    if record.flags.has(Flags::WRITE_READY)
+        && let Some(stream) = stream
+    {
+        let result = backend.write(stream, scratch);
+        taken = note_write::<B>(record, scratch.len(), result, now, counters);
+    }
+    if taken < scratch.len() {
+        record.output.push_copy(&scratch[taken..]);
+    }
+    scratch.clear();
+}
+
+/// What a look at the input says about requests: whether one is arriving, and since when. Returns
+/// whether one was served by a handler that does not count them itself.
+#[inline(always)]
+fn count_request(record: &mut Record, consumed: bool, left: usize, now: Instant) -> bool {
+    let awaits = record.flags.take(Flags::AWAITS_INPUT);
+    record.flags.set(Flags::RECEIVING, left > 0 || awaits);
+    if !consumed || awaits {
+        return false;
+    }
+    if left > 0 {
+        record.clocks.restart_request(now);
+    }
+    if record.flags.has(Flags::COUNTS_REQUESTS) {
+        return false;
+    }
+    record.requests = record.requests.saturating_add(1);
+    true
+}
+
+#[cold]
 fn handle_read_error(record: &mut Record, error: io::Error) -> Read {
     match error.kind() {
         ErrorKind::Interrupted => return Read::More,

@@ -141,7 +141,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             inputs: Vec::new(),
             streams: Vec::new(),
             shared,
-            read_buffer: BytesMut::with_capacity(READ_BUDGET),
+            read_buffer: BytesMut::new(),
             mailbox: Arc::new(mailbox),
             letters: VecDeque::new(),
             stop: Stop::default(),
@@ -316,22 +316,19 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         }
     }
 
+    #[inline]
     fn serve_event(&mut self, handler: &mut H, id: ConnId, ready: Readiness) {
         let Some(record) = self.shared.table.get_mut(id) else {
             self.shared.counters.stale_events.add(1);
             return;
         };
-        if ready.has(Readiness::READABLE) {
-            record.flags.insert(Flags::READ_READY);
-        }
-        if ready.has(Readiness::WRITABLE) {
-            record.flags.insert(Flags::WRITE_READY);
-        }
-        if ready.has(Readiness::HANGUP.and(Readiness::ERROR)) {
-            record.flags.insert(Flags::HANGUP);
-            if ready.has(Readiness::ERROR) && record.is_held() {
-                self.learn_error(id);
-            }
+        record.flags.insert(Flags::of_event(
+            ready.has(Readiness::READABLE),
+            ready.has(Readiness::WRITABLE),
+            ready.has(Readiness::HANGUP),
+        ));
+        if ready.has(Readiness::ERROR) && record.is_held() {
+            self.learn_error(id);
         }
         self.serve(handler, id);
     }

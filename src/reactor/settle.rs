@@ -3,6 +3,7 @@
 
 use super::Reactor;
 use super::dispatch::Input;
+use super::io::begin_delivery;
 use crate::backend::Backend;
 use crate::context::Shared;
 use crate::core::deadlines::{Deadline, Set};
@@ -11,12 +12,9 @@ use crate::core::table::{ConnId, Flags, Record};
 use crate::error::{CloseReason, Timeout};
 use crate::handler::Handler;
 
-/// Marks of a record that call for more than a look at whether it is at rest.
+/// Marks of a record that something is to be done or ended for.
 const UNUSUAL: Flags =
     Flags::ASKED.and(Flags::BROKEN).and(Flags::EOF).and(Flags::FINISH).and(Flags::RETIRING);
-
-/// Marks of a record that call for a look at its deadlines, whatever the facts say.
-const UNSETTLED: Flags = Flags::ASKED.and(Flags::REARM);
 
 impl<H: Handler, B: Backend> Reactor<H, B> {
     /// Does all that a connection is ready for, each thing within its budget.
@@ -48,7 +46,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             return;
         }
         if record.flags.take(Flags::DATA_DUE) && !self.inputs[id.index()].is_empty() {
-            self.deliver(handler, id, Input::Own);
+            let begun = begin_delivery(self.shared.table.at(id.index()));
+            self.deliver(handler, id, Input::Own, begun);
         }
     }
 
@@ -57,29 +56,37 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     #[inline(always)]
     pub(super) fn settle(&mut self, handler: &mut H, id: ConnId) {
         let index = id.index();
-        let mut record = self.shared.table.at(index);
-        if record.flags.has(UNUSUAL) || record.requests >= self.shared.bounds.requests_max {
-            self.act(handler, id);
-            record = self.shared.table.at(index);
+        let record = self.shared.table.at(index);
+        if !record.is_quiet() || record.requests >= self.shared.bounds.requests_max {
+            return self.settle_busy(handler, id);
         }
-        let mut facts = record.facts();
-        if facts.at_rest() && record.state() == State::Connected {
+        if record.state() == State::Connected && record.quiet_facts().at_rest() {
             record.step(Step::Rest);
-            self.call_briefly(id, |conn, session| handler.on_idle(conn, session));
-            record = self.shared.table.at(index);
-            facts = record.facts();
+            self.call_idle(handler, id);
         }
-        if facts != record.clocks.facts() || record.flags.has(UNSETTLED) {
+        // The usual end of a message: idle as before it, and nothing to do.
+        let record = self.shared.table.at(index);
+        if !record.is_quiet() || record.quiet_facts() != record.clocks.facts() {
             self.resettle(handler, id);
-            record = self.shared.table.at(index);
-        }
-        if record.has_work() && !record.flags.has(Flags::QUEUED_READY.and(Flags::REAPED)) {
-            record.flags.insert(Flags::QUEUED_READY);
-            self.shared.ready.push(id);
         }
     }
 
-    /// Something changed about a connection that its deadlines depend on.
+    /// [`Reactor::settle`] for a connection that something was asked of, or that has output, a debt
+    /// or input.
+    fn settle_busy(&mut self, handler: &mut H, id: ConnId) {
+        let record = self.shared.table.at(id.index());
+        if record.flags.has(UNUSUAL) || record.requests >= self.shared.bounds.requests_max {
+            self.act(handler, id);
+        }
+        let record = self.shared.table.at(id.index());
+        if record.state() == State::Connected && record.facts().at_rest() {
+            record.step(Step::Rest);
+            self.call_idle(handler, id);
+        }
+        self.resettle(handler, id);
+    }
+
+    /// Lets the deadlines of the connection's state run, and queues it if there is more to do.
     fn resettle(&mut self, handler: &mut H, id: ConnId) {
         let record = self.shared.table.at(id.index());
         if record.state() == State::Idle && !record.facts().at_rest() {
@@ -89,6 +96,11 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let began = record.clocks.update(record.facts(), self.shared.now);
         if !began.is_empty() || record.flags.has(Flags::REARM) {
             self.arm_deadlines(id, began);
+        }
+        let record = self.shared.table.at(id.index());
+        if record.has_work() && !record.flags.has(Flags::QUEUED_READY.and(Flags::REAPED)) {
+            record.flags.insert(Flags::QUEUED_READY);
+            self.shared.ready.push(id);
         }
         // What callbacks asked for meanwhile waits for the next turn, so that they cannot chase
         // each other within one.
