@@ -69,6 +69,8 @@ pub(crate) struct Wheel {
     /// The first tick not yet served. Every entry's slot stands for a tick in
     /// `cursor .. cursor + SLOTS`.
     cursor: u64,
+    /// The tick of the first occupied slot; meaningless in an empty wheel.
+    next: u64,
     len: usize,
 }
 
@@ -81,6 +83,7 @@ impl Wheel {
             occupied: Box::new([0; WORDS]),
             summary: 0,
             cursor: 0,
+            next: 0,
             len: 0,
         }
     }
@@ -128,12 +131,7 @@ impl Wheel {
     /// earliest entry, earlier only when that is more than a revolution away.
     #[inline]
     pub(crate) fn next_tick(&self) -> Option<u64> {
-        if self.len == 0 {
-            return None;
-        }
-        let start = slot_of(self.cursor);
-        let slot = self.next_occupied(start);
-        Some(self.cursor.saturating_add(((slot + SLOTS - start) % SLOTS) as u64))
+        if self.len == 0 { None } else { Some(self.next) }
     }
 
     /// Takes out the next key due at or before `now`, or `None` when there is none or `budget`
@@ -147,6 +145,7 @@ impl Wheel {
             // A revolution or more has passed unseen, so every slot is due: one walk around shows
             // them all, however long it was.
             self.cursor = now - (SLOTS as u64 - 1);
+            self.find_next();
         }
         while *budget > 0 {
             let Some(tick) = self.next_tick().filter(|tick| *tick <= now) else {
@@ -172,6 +171,15 @@ impl Wheel {
     #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
         self.len
+    }
+
+    /// Finds the first occupied slot again.
+    fn find_next(&mut self) {
+        if self.len > 0 {
+            let start = slot_of(self.cursor);
+            let ahead = (self.next_occupied(start) + SLOTS - start) % SLOTS;
+            self.next = self.cursor.saturating_add(ahead as u64);
+        }
     }
 
     /// The first occupied slot from `start` on, around the end. One must be occupied.
@@ -217,7 +225,8 @@ impl Wheel {
     /// Puts an entry into the slot of its tick, or into the last one of the window.
     fn link(&mut self, packed: u32) {
         let last = self.cursor.saturating_add(SLOTS as u64 - 1);
-        let slot = slot_of(self.entry(packed).tick.clamp(self.cursor, last));
+        let tick = self.entry(packed).tick.clamp(self.cursor, last);
+        let slot = slot_of(tick);
         let head = self.heads[slot];
         let entry = self.entry_mut(packed);
         entry.slot = slot as u32;
@@ -229,6 +238,9 @@ impl Wheel {
         self.heads[slot] = packed;
         self.occupied[slot / 64] |= 1 << (slot % 64);
         self.summary |= 1 << (slot / 64);
+        if self.len == 0 || tick < self.next {
+            self.next = tick;
+        }
         self.len += 1;
     }
 
@@ -252,6 +264,9 @@ impl Wheel {
         }
         self.entry_mut(packed).slot = VACANT;
         self.len -= 1;
+        if self.heads[slot] == NIL && slot == slot_of(self.next) {
+            self.find_next();
+        }
     }
 }
 

@@ -201,8 +201,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             self.backend.close(stream, true);
             return;
         }
-        self.make_columns(id);
-        self.streams[id.index()] = Some(stream);
+        self.make_slot(id);
+        self.slots[id.index()].stream = Some(stream);
         if !self.call_open(handler, id) {
             return self.discard(id);
         }

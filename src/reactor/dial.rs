@@ -20,7 +20,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             return;
         }
         for id in std::mem::take(&mut self.shared.births) {
-            self.make_columns(id);
+            self.make_slot(id);
             if !self.call_open(handler, id) {
                 self.discard(id);
                 continue;
@@ -54,7 +54,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// Sees what became of a look-up or an attempt.
     pub(super) fn progress_dial(&mut self, handler: &mut H, id: ConnId) {
         let record = self.shared.table.at(id.index());
-        let Some(stream) = self.streams[id.index()].as_mut() else {
+        let Some(stream) = self.slots[id.index()].stream.as_mut() else {
             return self.take_answer(handler, id);
         };
         if !record.flags.has(Flags::WRITE_READY) {
@@ -99,7 +99,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// The time for one attempt is over.
     pub(super) fn give_up_attempt(&mut self, handler: &mut H, id: ConnId) {
         // A look-up is no attempt: only the total bounds it.
-        if self.streams[id.index()].is_none() {
+        if self.slots[id.index()].stream.is_none() {
             return self
                 .shared
                 .table
@@ -121,7 +121,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
 
     /// Dials the next address, or ends the connection when there is none.
     fn dial_next(&mut self, handler: &mut H, id: ConnId) {
-        if let Some(stream) = self.streams[id.index()].take() {
+        if let Some(stream) = self.slots[id.index()].stream.take() {
             self.backend.close(stream, true);
             self.resume_accepting();
         }
@@ -138,7 +138,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             record.peer = address.clone();
             match self.begin_attempt(id, &address) {
                 Ok(stream) => {
-                    self.streams[id.index()] = Some(stream);
+                    self.slots[id.index()].stream = Some(stream);
                     return;
                 }
                 Err(error) => self.note_failure(id, error),

@@ -5,22 +5,48 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use tracing::error;
 
-use super::Reactor;
+use bytes::BytesMut;
+
 use super::io::Delivery;
+use super::{Reactor, Slot};
 use crate::backend::Backend;
 use crate::conn::Conn;
-use crate::context::Context;
+use crate::context::{Context, Shared};
 use crate::core::table::{ConnId, Flags};
 use crate::error::CloseReason;
 use crate::handler::Handler;
 
-/// Whose input a callback is lent.
-#[derive(Clone, Copy)]
-pub(super) enum Input {
-    /// The loop's buffer.
-    Loop,
-    /// The connection's own.
-    Own,
+/// A callback panicked; what it had queued is still to be taken back.
+pub(super) struct Panicked {
+    /// Connections that were waiting to be dialled before it ran.
+    births: usize,
+}
+
+/// Runs `on_data`, behind `on_active` if the connection wakes. What it wrote is left to the caller.
+#[inline(always)]
+pub(super) fn call_data<H: Handler>(
+    handler: &mut H,
+    shared: &mut Shared,
+    id: ConnId,
+    session: &mut H::Session,
+    input: &mut BytesMut,
+    begun: Delivery,
+) -> Result<(), Panicked> {
+    shared.enter_knowing(id, begun.drained);
+    let births = shared.births.len();
+    let mut conn = Conn::new(shared, id);
+    let outcome = catch_unwind(AssertUnwindSafe(|| {
+        if begun.wakes {
+            handler.on_active(&mut conn, session);
+            if conn.has_asked() {
+                return;
+            }
+        }
+        handler.on_data(&mut conn, session, input);
+    }));
+    shared.in_hand = None;
+    shared.scratch_owner = None;
+    outcome.map_err(|_| Panicked { births })
 }
 
 impl<H: Handler, B: Backend> Reactor<H, B> {
@@ -39,13 +65,13 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// output is queued, and the clock is left to the next callback.
     #[inline(always)]
     pub(super) fn call_idle(&mut self, handler: &mut H, id: ConnId) {
-        let Some(session) = self.sessions[id.index()].as_mut() else { return };
+        let Some(session) = self.slots[id.index()].session.as_mut() else { return };
         self.shared.enter_knowing(id, true);
         let births = self.shared.births.len();
         let mut conn = Conn::new(&mut self.shared, id);
         let outcome = catch_unwind(AssertUnwindSafe(|| handler.on_idle(&mut conn, session)));
         if outcome.is_err() {
-            self.recover(id, births);
+            self.recover(id, &Panicked { births });
         }
         self.shared.in_hand = None;
         if self.shared.wrote() {
@@ -54,63 +80,27 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     }
 
     fn lend(&mut self, id: ConnId, callback: impl FnOnce(&mut Conn<'_>, &mut H::Session)) {
-        let Some(session) = self.sessions[id.index()].as_mut() else { return };
+        let Some(session) = self.slots[id.index()].session.as_mut() else { return };
         self.shared.enter(id);
         let births = self.shared.births.len();
         let mut conn = Conn::new(&mut self.shared, id);
         let outcome = catch_unwind(AssertUnwindSafe(|| callback(&mut conn, session)));
         if outcome.is_err() {
-            self.recover(id, births);
+            self.recover(id, &Panicked { births });
         }
-    }
-
-    /// Runs `on_data`, behind `on_active` if the connection wakes. What it wrote is left to the
-    /// caller.
-    #[inline(always)]
-    pub(super) fn call_data(
-        &mut self,
-        handler: &mut H,
-        id: ConnId,
-        input: Input,
-        begun: Delivery,
-    ) {
-        let Some(session) = self.sessions[id.index()].as_mut() else { return };
-        let input = match input {
-            Input::Loop => &mut self.read_buffer,
-            Input::Own => &mut self.inputs[id.index()],
-        };
-        self.shared.enter_knowing(id, begun.drained);
-        let births = self.shared.births.len();
-        let mut conn = Conn::new(&mut self.shared, id);
-        let outcome = catch_unwind(AssertUnwindSafe(|| {
-            if begun.wakes {
-                handler.on_active(&mut conn, session);
-                if conn.has_asked() {
-                    return;
-                }
-            }
-            handler.on_data(&mut conn, session, input);
-        }));
-        if outcome.is_err() {
-            self.recover(id, births);
-        }
-        self.shared.in_hand = None;
-        self.shared.scratch_owner = None;
-        self.refresh_now_if_stale();
     }
 
     /// Runs `on_eof`.
     pub(super) fn call_eof(&mut self, handler: &mut H, id: ConnId) {
-        let Self { sessions, inputs, shared, .. } = self;
-        let Some(session) = sessions[id.index()].as_mut() else { return };
-        let input = &mut inputs[id.index()];
+        let Self { slots, shared, .. } = self;
+        let Slot { session: Some(session), input, .. } = &mut slots[id.index()] else { return };
         shared.enter(id);
         let births = shared.births.len();
         let mut conn = Conn::new(shared, id);
         let outcome =
             catch_unwind(AssertUnwindSafe(|| handler.on_eof(&mut conn, session, input)));
         if outcome.is_err() {
-            self.recover(id, births);
+            self.recover(id, &Panicked { births });
         }
         self.refresh_now_if_stale();
         self.send_written(id);
@@ -122,12 +112,12 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let births = self.shared.births.len();
         let mut conn = Conn::new(&mut self.shared, id);
         match catch_unwind(AssertUnwindSafe(|| handler.on_open(&mut conn))) {
-            Ok(session) => self.sessions[id.index()] = session,
-            Err(_) => self.recover(id, births),
+            Ok(session) => self.slots[id.index()].session = session,
+            Err(_) => self.recover(id, &Panicked { births }),
         }
         self.refresh_now_if_stale();
         self.send_written(id);
-        self.sessions[id.index()].is_some()
+        self.slots[id.index()].session.is_some()
     }
 
     /// Runs a callback of the whole loop; if it panics the reactor stops.
@@ -162,9 +152,11 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     }
 
     #[cold]
-    fn recover(&mut self, id: ConnId, births: usize) {
+    pub(super) fn recover(&mut self, id: ConnId, Panicked { births }: &Panicked) {
         error!(%id, "a callback panicked; its connection is aborted");
-        self.count_panic(births);
+        self.shared.in_hand = Some(id);
+        self.count_panic(*births);
+        self.shared.in_hand = None;
         let record = self.shared.table.at(id.index());
         record.asked = Some(CloseReason::HandlerPanic);
         record.flags.insert(Flags::ASKED);

@@ -59,7 +59,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         if !record.output.is_empty() {
             return;
         }
-        let Some(stream) = self.streams[id.index()].as_mut() else {
+        let Some(stream) = self.slots[id.index()].stream.as_mut() else {
             return self.release(id);
         };
         if !record.flags.has(Flags::LINGERING) || record.flags.has(Flags::EOF) {
@@ -110,14 +110,14 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         for id in &reaped {
             self.say_closed(handler, *id);
             let reset = self.shared.table.at(id.index()).flags.has(Flags::RESET);
-            if let Some(stream) = self.streams[id.index()].take() {
+            if let Some(stream) = self.slots[id.index()].stream.take() {
                 self.backend.close(stream, reset);
             }
         }
         for id in &reaped {
             self.shared.table.remove(*id);
             self.shared.wheel.cancel(Key::Conn(id.index() as u32));
-            self.inputs[id.index()] = bytes::BytesMut::new();
+            self.slots[id.index()].input = bytes::BytesMut::new();
         }
         self.shared.counters.connections.set(self.shared.table.len() as u64);
         self.note_release();
@@ -130,7 +130,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     fn say_closed(&mut self, handler: &mut H, id: ConnId) {
         let now = self.shared.now;
         let record = self.shared.table.at(id.index());
-        let (Some(reason), Some(session)) = (record.reason, self.sessions[id.index()].take())
+        let (Some(reason), Some(session)) = (record.reason, self.slots[id.index()].session.take())
         else {
             return;
         };

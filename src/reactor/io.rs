@@ -4,8 +4,8 @@ use std::io::{self, ErrorKind, IoSlice};
 
 use bytes::BytesMut;
 
-use super::dispatch::Input;
-use super::{READ_BUDGET, Reactor};
+use super::dispatch::{Panicked, call_data};
+use super::{READ_BUDGET, Reactor, refresh_now_if_stale};
 use crate::backend::Backend;
 use crate::context::Shared;
 use crate::core::lifecycle::{State, Step};
@@ -65,28 +65,29 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// One read, and the callback for what it brought.
     #[inline(always)]
     fn read_once(&mut self, handler: &mut H, id: ConnId, budget: &mut usize) -> Read {
-        let index = id.index();
-        let Self { backend, streams, inputs, read_buffer, shared, .. } = self;
-        let record = shared.table.at(index);
+        let Self { backend, slots, read_buffer, shared, .. } = self;
+        let slot = &mut slots[id.index()];
+        let record = shared.table.at(id.index());
         if !record.flags.has(Flags::READ_READY) || record.flags.has(UNREAD) {
             return Read::Drained;
         }
-        let kept = &mut inputs[index];
+        let (Some(stream), Some(session)) = (&mut slot.stream, &mut slot.session) else {
+            return Read::Drained;
+        };
         let mut room = shared.bounds.input_max.min(*budget);
-        let (input, buffer) = if kept.is_empty() {
+        let mut own = false;
+        if slot.input.is_empty() {
             read_buffer.clear();
             // It begins again at the front of the buffer, unless that is shared: the same memory
             // stays in the cache.
             read_buffer.reserve(READ_BUDGET);
-            (Input::Loop, read_buffer)
         } else {
             // What is kept never exceeds the limit: there the connection is closed or held.
-            room = room.min(shared.bounds.input_max.saturating_sub(kept.len())).max(1);
-            make_room_behind(read_buffer, kept, room)
-        };
-        let Some(stream) = streams[index].as_mut() else { return Read::Drained };
-        room = room.min(buffer.capacity() - buffer.len());
-        match backend.read(stream, buffer, room) {
+            room = room.min(shared.bounds.input_max.saturating_sub(slot.input.len())).max(1);
+            own = make_room_behind(read_buffer, &mut slot.input, room);
+        }
+        room = room.min(read_buffer.capacity() - read_buffer.len());
+        match backend.read(stream, read_buffer, room) {
             Ok(count) if count > 0 => {
                 let drained =
                     B::SHORT_IO_DRAINS && count < room && !record.flags.has(Flags::HANGUP);
@@ -98,93 +99,74 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
                 record.clocks.touch_read(shared.now);
                 shared.counters.bytes_in.add(count as u64);
                 *budget -= count;
-                let begun = begin_delivery(record);
-                self.deliver(handler, id, input, begun);
+                let delivered = deliver(handler, backend, shared, id, stream, session, read_buffer);
+                if !read_buffer.is_empty() || slot.input.capacity() > 0 {
+                    keep_input(read_buffer, &mut slot.input, own);
+                }
+                if let Err(panicked) = delivered {
+                    self.recover(id, &panicked);
+                } else if self.shared.spilled {
+                    self.send_written(id);
+                }
                 if drained || *budget == 0 { Read::Drained } else { Read::More }
             }
-            Ok(_) => {
-                record.flags.insert(Flags::EOF);
-                self.deliver_eof(handler, id);
-                Read::Drained
+            nothing => {
+                if own {
+                    std::mem::swap(read_buffer, &mut slot.input);
+                }
+                match nothing {
+                    Ok(_) => {
+                        record.flags.insert(Flags::EOF);
+                        self.deliver_eof(handler, id);
+                        Read::Drained
+                    }
+                    Err(error) => handle_read_error(record, error),
+                }
             }
-            Err(error) => handle_read_error(record, error),
         }
     }
 
-    /// Gives the handler its input, sends what it answers and keeps what it leaves.
-    #[inline(always)]
-    pub(super) fn deliver(&mut self, handler: &mut H, id: ConnId, input: Input, begun: Delivery) {
-        let index = id.index();
-        let before = self.input_len(index, input);
-        debug_assert!(before > 0);
-        self.call_data(handler, id, input, begun);
-        if self.shared.spilled {
+    /// Gives the handler again what it left.
+    pub(super) fn deliver_kept(&mut self, handler: &mut H, id: ConnId) {
+        let Self { backend, slots, shared, .. } = self;
+        let slot = &mut slots[id.index()];
+        let (Some(stream), Some(session)) = (&mut slot.stream, &mut slot.session) else { return };
+        let delivered = deliver(handler, backend, shared, id, stream, session, &mut slot.input);
+        if slot.input.is_empty() {
+            slot.input = BytesMut::new();
+        }
+        if let Err(panicked) = delivered {
+            self.recover(id, &panicked);
+        } else if self.shared.spilled {
             self.send_written(id);
-        }
-        let left = self.input_len(index, input);
-        if left > 0 || self.inputs[index].capacity() > 0 {
-            self.keep_input(index, input);
-        }
-        let Self { backend, streams, shared, .. } = self;
-        let Shared { table, scratch, bounds, counters, now, .. } = shared;
-        let record = table.at(index);
-        if !scratch.is_empty() {
-            send_scratch(backend, streams[index].as_mut(), record, scratch, *now, counters);
-        }
-        if count_request(record, left < before, left, *now) {
-            counters.requests.add(1);
-        }
-        if left >= bounds.input_max && !record.is_held() && !record.flags.has(Flags::DATA_DUE) {
-            record.ask(CloseReason::InputLimit);
-        }
-    }
-
-    #[inline(always)]
-    fn input_len(&self, index: usize, input: Input) -> usize {
-        match input {
-            Input::Loop => self.read_buffer.len(),
-            Input::Own => self.inputs[index].len(),
-        }
-    }
-
-    /// Moves what the handler left in the loop's buffer to the connection, which owns no memory if
-    /// that is nothing.
-    #[inline(never)]
-    fn keep_input(&mut self, index: usize, input: Input) {
-        let kept = &mut self.inputs[index];
-        if let Input::Loop = input {
-            kept.clear();
-            kept.extend_from_slice(&self.read_buffer);
-        }
-        if kept.is_empty() {
-            *kept = BytesMut::new();
         }
     }
 
     #[cold]
     fn deliver_eof(&mut self, handler: &mut H, id: ConnId) {
         self.call_eof(handler, id);
-        self.inputs[id.index()] = BytesMut::new();
+        self.slots[id.index()].input = BytesMut::new();
         // Whatever was arriving will never be whole.
         self.shared.table.at(id.index()).flags.remove(Flags::RECEIVING);
     }
 
     /// Sends what the callback in hand wrote.
     pub(super) fn flush_scratch(&mut self, id: ConnId) {
-        let Self { backend, streams, shared, .. } = self;
+        let Self { backend, slots, shared, .. } = self;
         let Shared { table, scratch, now, counters, .. } = shared;
         let record = table.at(id.index());
-        send_scratch(backend, streams[id.index()].as_mut(), record, scratch, *now, counters);
+        let stream = slots[id.index()].stream.as_mut();
+        send_scratch(backend, stream, record, scratch, *now, counters);
     }
 
     /// Writes queued output until it is gone, the socket is full or the budget is used.
     pub(super) fn flush(&mut self, id: ConnId) {
         let index = id.index();
         let mut budget = WRITE_BUDGET;
-        let Self { backend, streams, shared, .. } = self;
+        let Self { backend, slots, shared, .. } = self;
         let Shared { table, now, counters, .. } = shared;
         let record = table.at(index);
-        let Some(stream) = streams[index].as_mut() else { return };
+        let Some(stream) = slots[index].stream.as_mut() else { return };
         while !record.output.is_empty() && record.flags.has(Flags::WRITE_READY) && budget > 0 {
             let mut slices = [IoSlice::new(&[]); SLICES];
             let filled = record.output.front(&mut slices);
@@ -217,9 +199,9 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     pub(super) fn discard_input(&mut self, id: ConnId) {
         let index = id.index();
         let mut budget = READ_BUDGET;
-        let Self { backend, streams, shared, read_buffer, .. } = self;
+        let Self { backend, slots, shared, read_buffer, .. } = self;
         let record = shared.table.at(index);
-        let Some(stream) = streams[index].as_mut() else { return };
+        let Some(stream) = slots[index].stream.as_mut() else { return };
         while budget > 0
             && record.flags.has(Flags::READ_READY)
             && !record.flags.has(Flags::EOF)
@@ -247,7 +229,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// A connection that is not being read learns of a reset by asking for it.
     #[cold]
     pub(super) fn learn_error(&mut self, id: ConnId) {
-        let Some(stream) = self.streams[id.index()].as_mut() else {
+        let Some(stream) = self.slots[id.index()].stream.as_mut() else {
             return;
         };
         if let Ok(Some(error)) = self.backend.take_error(stream) {
@@ -256,22 +238,67 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     }
 }
 
-/// Room for `max` bytes behind what the handler left. Little of that is carried back into the loop's
-/// buffer, so that the next read gets all of its room; much stays where it is.
+/// Room for bytes behind what the handler left. Little of that is carried back into the loop's
+/// buffer, so that the next read gets all of its room. For much the connection's own buffer takes
+/// the place of the loop's, with room for `max` more bytes or twice what it holds; returns whether
+/// it did.
 #[inline(never)]
-fn make_room_behind<'a>(
-    read_buffer: &'a mut BytesMut,
-    kept: &'a mut BytesMut,
-    max: usize,
-) -> (Input, &'a mut BytesMut) {
+fn make_room_behind(read_buffer: &mut BytesMut, kept: &mut BytesMut, max: usize) -> bool {
     if kept.len() > CARRY_MAX {
         kept.reserve(max.min(kept.len()));
-        return (Input::Own, kept);
+        std::mem::swap(read_buffer, kept);
+        return true;
     }
     read_buffer.clear();
     read_buffer.reserve(kept.len() + READ_BUDGET);
     read_buffer.extend_from_slice(kept);
-    (Input::Loop, read_buffer)
+    false
+}
+
+/// Moves what the handler left in the loop's buffer, or in the connection's `own` in its place, to
+/// the connection, which owns no memory if that is nothing.
+#[inline(never)]
+fn keep_input(read_buffer: &mut BytesMut, kept: &mut BytesMut, own: bool) {
+    if own {
+        std::mem::swap(read_buffer, kept);
+    } else {
+        kept.clear();
+        kept.extend_from_slice(read_buffer);
+    }
+    if kept.is_empty() {
+        *kept = BytesMut::new();
+    }
+}
+
+/// Gives the handler its input and sends what it answers, unless that is a case for its queue.
+#[inline(always)]
+fn deliver<H: Handler, B: Backend>(
+    handler: &mut H,
+    backend: &mut B,
+    shared: &mut Shared,
+    id: ConnId,
+    stream: &mut B::Stream,
+    session: &mut H::Session,
+    input: &mut BytesMut,
+) -> Result<(), Panicked> {
+    let begun = begin_delivery(shared.table.at(id.index()));
+    let before = input.len();
+    debug_assert!(before > 0);
+    call_data(handler, shared, id, session, input, begun)?;
+    refresh_now_if_stale(backend, shared);
+    let left = input.len();
+    let Shared { table, scratch, bounds, counters, now, .. } = shared;
+    let record = table.at(id.index());
+    if !scratch.is_empty() {
+        send_scratch(backend, Some(stream), record, scratch, *now, counters);
+    }
+    if count_request(record, left < before, left, *now) {
+        counters.requests.add(1);
+    }
+    if left >= bounds.input_max && !record.is_held() && !record.flags.has(Flags::DATA_DUE) {
+        record.ask(CloseReason::InputLimit);
+    }
+    Ok(())
 }
 
 /// What a connection was like before its handler got input.
@@ -285,7 +312,7 @@ pub(super) struct Delivery {
 
 /// Readies a record for `on_data`.
 #[inline(always)]
-pub(super) fn begin_delivery(record: &mut Record) -> Delivery {
+fn begin_delivery(record: &mut Record) -> Delivery {
     let wakes = record.state() == State::Idle;
     if wakes {
         record.step(Step::Wake);

@@ -79,10 +79,8 @@ pub struct Reactor<H: Handler, B: Backend = Os> {
     events: Events,
     listeners: Vec<Listener<B::Listener>>,
     accepting: accept::Accepting,
-    // The columns of a connection beside its record, indexed by its place in the table.
-    sessions: Vec<Option<H::Session>>,
-    inputs: Vec<BytesMut>,
-    streams: Vec<Option<B::Stream>>,
+    /// What a connection has beside its record, by its place in the table.
+    slots: Vec<Slot<H::Session, B::Stream>>,
     shared: Shared,
     /// Where reads land; only what a handler leaves moves to the connection.
     read_buffer: BytesMut,
@@ -92,6 +90,21 @@ pub struct Reactor<H: Handler, B: Backend = Os> {
     /// Waits in a row after which deadlines were put off because there may be input.
     put_off: u32,
     started_at: Instant,
+}
+
+/// The parts of a connection that callbacks of others cannot reach. They lie together because a
+/// message touches all of them, and are lent apart.
+struct Slot<S, T> {
+    session: Option<S>,
+    stream: Option<T>,
+    /// What the handler left unread. Empty, it owns no memory.
+    input: BytesMut,
+}
+
+impl<S, T> Default for Slot<S, T> {
+    fn default() -> Self {
+        Self { session: None, stream: None, input: BytesMut::new() }
+    }
 }
 
 impl<H: Handler, B: Backend> fmt::Debug for Reactor<H, B> {
@@ -137,9 +150,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             events: Events::with_capacity(EVENTS_PER_WAIT),
             listeners: Vec::new(),
             accepting: accept::Accepting::default(),
-            sessions: Vec::new(),
-            inputs: Vec::new(),
-            streams: Vec::new(),
+            slots: Vec::new(),
             shared,
             read_buffer: BytesMut::new(),
             mailbox: Arc::new(mailbox),
@@ -298,9 +309,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// reckon with the time before it.
     #[inline]
     fn refresh_now_if_stale(&mut self) {
-        if self.backend.coarse_now().nanos_since(self.shared.now) >= STALE_NANOS {
-            self.refresh_now();
-        }
+        refresh_now_if_stale(&mut self.backend, &mut self.shared);
     }
 
     fn serve_events(&mut self, handler: &mut H) {
@@ -392,6 +401,13 @@ impl<H: Handler, B: Backend> Drop for Reactor<H, B> {
 impl<H: Handler, B: Backend + AsFd> AsFd for Reactor<H, B> {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.backend.as_fd()
+    }
+}
+
+#[inline(always)]
+fn refresh_now_if_stale<B: Backend>(backend: &mut B, shared: &mut Shared) {
+    if backend.coarse_now().nanos_since(shared.now) >= STALE_NANOS {
+        shared.now = shared.now.max(backend.now());
     }
 }
 

@@ -1,9 +1,7 @@
 //! What follows from an event or a callback: the next state, the deadlines that run, the ready
 //! queue.
 
-use super::Reactor;
-use super::dispatch::Input;
-use super::io::begin_delivery;
+use super::{Reactor, Slot};
 use crate::backend::Backend;
 use crate::context::Shared;
 use crate::core::deadlines::{Deadline, Set};
@@ -45,9 +43,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         if record.is_held() || record.asked.is_some() {
             return;
         }
-        if record.flags.take(Flags::DATA_DUE) && !self.inputs[id.index()].is_empty() {
-            let begun = begin_delivery(self.shared.table.at(id.index()));
-            self.deliver(handler, id, Input::Own, begun);
+        if record.flags.take(Flags::DATA_DUE) && !self.slots[id.index()].input.is_empty() {
+            self.deliver_kept(handler, id);
         }
     }
 
@@ -176,7 +173,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         if !due {
             return;
         }
-        let Some(stream) = self.streams[id.index()].as_mut() else {
+        let Some(stream) = self.slots[id.index()].stream.as_mut() else {
             return;
         };
         match self.backend.finish(stream) {
@@ -217,20 +214,17 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// How many bytes have left for the peer: taken by the kernel and acknowledged, where it can
     /// say so.
     pub(super) fn left(&mut self, id: ConnId) -> u64 {
-        let unsent = match &self.streams[id.index()] {
+        let unsent = match &self.slots[id.index()].stream {
             Some(stream) => self.backend.unsent(stream).unwrap_or(0),
             None => 0,
         };
         self.shared.table.at(id.index()).bytes_out.saturating_sub(unsent)
     }
 
-    /// Room in every column for a connection.
-    pub(super) fn make_columns(&mut self, id: ConnId) {
-        let len = id.index() + 1;
-        if self.streams.len() < len {
-            self.streams.resize_with(len, || None);
-            self.sessions.resize_with(len, || None);
-            self.inputs.resize_with(len, bytes::BytesMut::new);
+    /// A slot for a connection.
+    pub(super) fn make_slot(&mut self, id: ConnId) {
+        if self.slots.len() <= id.index() {
+            self.slots.resize_with(id.index() + 1, Slot::default);
         }
     }
 }
