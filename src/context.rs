@@ -1,6 +1,6 @@
 //! The whole loop as a callback sees it, and the state behind that view.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -160,7 +160,7 @@ pub(crate) struct Shared {
     pub(crate) wheel: Wheel,
     pub(crate) ready: Ready,
     /// Connections that callbacks of others, or of the loop, reached.
-    pub(crate) dirty: Vec<ConnId>,
+    pub(crate) dirty: VecDeque<ConnId>,
     /// Connections to be dialled.
     pub(crate) births: Vec<ConnId>,
     /// Connections whose records are to be released at the end of the turn.
@@ -181,6 +181,8 @@ pub(crate) struct Shared {
     pub(crate) in_hand: Option<ConnId>,
     /// How much other connections had queued when the callback that runs reached them.
     journal: Vec<(ConnId, usize)>,
+    /// How many connections were to be dialled before the callback that runs.
+    births_before: usize,
     alarms: Slab<Alarm>,
     alarms_set: u64,
     /// Which connections feed a sink.
@@ -194,7 +196,7 @@ impl Shared {
             table: Table::new(capacity),
             wheel: Wheel::new(),
             ready: Ready::default(),
-            dirty: Vec::new(),
+            dirty: VecDeque::new(),
             births: Vec::new(),
             reaped: Vec::new(),
             counters: Arc::default(),
@@ -214,6 +216,7 @@ impl Shared {
             spilled: false,
             in_hand: None,
             journal: Vec::new(),
+            births_before: 0,
             alarms: Slab::new(),
             alarms_set: 0,
             feeders: BTreeMap::new(),
@@ -235,7 +238,14 @@ impl Shared {
         self.in_hand = Some(id);
         self.spilled = false;
         self.scratch_owner = drained.then_some(id);
-        self.journal.clear();
+        self.begin_journal();
+    }
+
+    /// Takes the connection back from its callback.
+    #[inline]
+    pub(crate) fn leave(&mut self) {
+        self.in_hand = None;
+        self.scratch_owner = None;
     }
 
     /// Whether the callback that ran wrote to its own connection.
@@ -255,24 +265,37 @@ impl Shared {
         self.journal.push((id, queued));
     }
 
-    /// Takes back what the callback in hand wrote, to its own connection and to others.
-    pub(crate) fn roll_back(&mut self, births: usize) {
-        let mut lost = self.scratch.len();
+    /// From here on a callback runs that may have to be rolled back.
+    #[inline]
+    pub(crate) fn begin_journal(&mut self) {
+        self.journal.clear();
+        self.births_before = self.births.len();
+    }
+
+    /// Takes back what the callback that ran wrote, to its own connection and to others, and what
+    /// it dialled.
+    pub(crate) fn roll_back(&mut self) {
+        let scratch = self.scratch.len();
         self.scratch.clear();
+        if let Some(id) = self.in_hand {
+            self.count_dropped(id, scratch);
+        }
         while let Some((id, queued)) = self.journal.pop() {
             if let Some(record) = self.table.get_mut(id) {
-                lost += record.output.len().saturating_sub(queued);
+                let lost = record.output.len().saturating_sub(queued);
                 record.output.truncate(queued);
+                self.count_dropped(id, lost);
             }
         }
-        self.counters.unsent.add(lost as u64);
-        for id in self.births.split_off(births) {
+        for id in self.births.split_off(self.births_before) {
             self.table.remove(id);
         }
     }
 
-    pub(crate) fn begin_journal(&mut self) {
-        self.journal.clear();
+    fn count_dropped(&mut self, id: ConnId, bytes: usize) {
+        let record = self.table.at(id.index());
+        record.dropped = record.dropped.wrapping_add(bytes as u64);
+        self.counters.unsent.add(bytes as u64);
     }
 
     pub(crate) fn mark_dirty(&mut self, id: ConnId) {
@@ -280,7 +303,7 @@ impl Shared {
             && !record.flags.has(Flags::DIRTY)
         {
             record.flags.insert(Flags::DIRTY);
-            self.dirty.push(id);
+            self.dirty.push_back(id);
         }
     }
 
@@ -323,8 +346,7 @@ impl Shared {
             if record.takes_writes() {
                 record.ask(CloseReason::OutputLimit);
             }
-            record.dropped = record.dropped.wrapping_add(len as u64);
-            self.counters.unsent.add(len as u64);
+            self.count_dropped(id, len);
             return false;
         }
         record.flags.insert(Flags::WROTE);
@@ -332,6 +354,10 @@ impl Shared {
             && !record.flags.has(Flags::CONGESTED)
         {
             record.flags.insert(Flags::CONGESTED);
+            // What a connection that feeds another reads does not answer into its own queue: there
+            // the sink's congestion is what counts.
+            let feeds = record.rare().is_some_and(|rare| rare.sink.is_some());
+            record.flags.set(Flags::OUTPUT_HELD, !feeds);
             if record.flags.has(Flags::IS_SINK) {
                 self.hold_feeders(id);
             }
@@ -384,6 +410,7 @@ impl Shared {
         self.feeders.entry(sink).or_default().push(id);
         let record = self.table.at(id.index());
         record.rare_mut().sink = Some(sink);
+        record.flags.remove(Flags::OUTPUT_HELD);
         record.flags.set(Flags::SINK_HELD, congested);
     }
 
@@ -394,6 +421,7 @@ impl Shared {
             return;
         }
         record.flags.remove(Flags::SINK_HELD);
+        record.flags.set(Flags::OUTPUT_HELD, record.flags.has(Flags::CONGESTED));
         let Some(sink) = record.rare_mut().sink.take() else { return };
         if let Some(feeders) = self.feeders.get_mut(&sink) {
             feeders.retain(|feeder| *feeder != id);

@@ -63,7 +63,8 @@ pub trait Handler: Sized {
     type Session;
 
     /// A connection begins: accepted or being dialled, as [`Conn::origin`] tells. Called once per
-    /// connection, before anything else; `None` refuses it, and no other callback follows.
+    /// connection, before anything else; `None` refuses it, and no other callback follows. What was
+    /// written to a connection that is refused is sent if the socket takes it at once.
     fn on_open(&mut self, conn: &mut Conn<'_>) -> Option<Self::Session>;
 
     /// There is input. `input` holds everything unread; what the handler wants no more it takes

@@ -1,4 +1,116 @@
-//! wheelhouse
+//! An event-loop server framework: one thread, one loop on epoll or kqueue, and a [`Handler`] whose
+//! callbacks are the transitions of a connection's life.
+//!
+//! [mio] says when a socket is ready. What lies between that and a server is here: accepting within
+//! limits, input and output buffers, backpressure, deadlines for everything a peer or the
+//! application could take too long over, orderly ends, and panics that cost one connection instead
+//! of all.
+//!
+//! A [`Reactor`] is made from a [`Config`], listens, and runs with a handler. For each connection
+//! the handler makes a [session](Handler::Session) of its own type, and gets it back with every
+//! callback, beside a [`Conn`] that takes what the callback wants done. Nothing happens inside a
+//! callback: it enqueues, and the reactor acts when it has returned.
+//!
+//! [mio]: https://docs.rs/mio
+//!
+//! # An echo server
+//!
+//! ```
+//! use bytes::BytesMut;
+//! use wheelhouse::{Config, Conn, Handler, Reactor};
+//!
+//! struct Echo;
+//!
+//! impl Handler for Echo {
+//!     type Session = ();
+//!
+//!     fn on_open(&mut self, _: &mut Conn<'_>) -> Option<()> {
+//!         Some(())
+//!     }
+//!
+//!     fn on_data(&mut self, conn: &mut Conn<'_>, _: &mut (), input: &mut BytesMut) {
+//!         conn.write(input);
+//!         input.clear();
+//!     }
+//! }
+//!
+//! let mut reactor = Reactor::new(Config::default())?;
+//! let listener = reactor.listen("127.0.0.1:0".parse()?)?;
+//! println!("listening on {}", reactor.local_addr(listener));
+//! # let (address, handle) = (reactor.local_addr(listener).to_string(), reactor.handle());
+//! # let client = std::thread::spawn(move || {
+//! #     use std::io::{Read, Write};
+//! #     let echo = || {
+//! #         let mut stream = std::net::TcpStream::connect(address)?;
+//! #         stream.write_all(b"hello")?;
+//! #         let mut reply = [0; 5];
+//! #         stream.read_exact(&mut reply)?;
+//! #         Ok::<_, std::io::Error>(reply)
+//! #     };
+//! #     let reply = echo();
+//! #     handle.shutdown();
+//! #     reply
+//! # });
+//! reactor.run(Echo)?; // until a shutdown
+//! # assert_eq!(&client.join().unwrap()?, b"hello");
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! # Where to begin reading
+//!
+//! In `src/`: `handler.rs` is the contract, [`Handler`]; `conn.rs` what a callback may ask for,
+//! [`Conn`]; `reactor/mod.rs` the loop, whose [`turn`](Reactor::turn) is a table of contents; and
+//! `core/` all decisions, as plain data and functions. `docs/architecture.md` has the map, one turn
+//! step by step, and the reasons.
+//!
+//! # Deadlines and limits
+//!
+//! They are on by default. [`Timeouts`] bounds everything that takes time and [`Limits`] everything
+//! that takes room; `None` turns a timeout off and zero is refused. With the defaults every
+//! connection has a finite deadline at every moment. A connection ends for one [`CloseReason`],
+//! which [`Handler::on_closed`] gets and [`Stats`] counts.
+//!
+//! Some deadlines depend on what the handler says about requests: [`Conn::await_input`] that it
+//! waits for more of one, [`Conn::begin_request`] and [`Conn::end_request`] that it owes a reply
+//! meanwhile. A handler that answers at once, as the one above, need not say anything.
+//!
+//! # Threads
+//!
+//! A reactor with all its connections lives on one thread. Others reach it by a [`Handle`]: they
+//! post closures that run on the reactor's thread, with the handler and the loop
+//! ([`Handle::post`]) or with one connection and its session ([`Handle::post_to`]), they read the
+//! counters, and they shut it down. Work that takes long belongs on such a thread, because a
+//! callback that does not return keeps everybody waiting. To use more cores, run more reactors.
+//!
+//! # Inside another loop, and in tests
+//!
+//! [`Reactor::run`] only repeats [`Reactor::turn`]. Whoever has a loop already calls `turn` with a
+//! longest wait of zero when the descriptor of the reactor's
+//! [`AsFd`](Reactor#impl-AsFd-for-Reactor<H,+B>) is readable or
+//! [`next_timeout`](Reactor::next_timeout) has passed. A test does the same, and looks at its
+//! handler in between.
+//!
+//! Sockets, clocks, randomness and name look-up come through one trait, [`backend::Backend`], so a
+//! reactor can be put into another world ([`Reactor::with_backend`]) and its time be made up; that
+//! is why [`Instant`] is not std's. [`Os`] is the only world in this crate so far.
+//!
+//! # Platforms
+//!
+//! 64-bit Unix. Linux is run and measured; macOS and FreeBSD, on kqueue, are type-checked and have
+//! not been run. What a system cannot do is left out: [`Os`] and [`SocketOptions`] say what.
+//!
+//! # Panics
+//!
+//! A panic in a callback of a connection aborts that connection, with
+//! [`CloseReason::HandlerPanic`]; one in a callback of the whole loop stops the reactor, and so do
+//! three in 10 s. This needs unwinding: with `panic = "abort"` the first one ends the process.
+//! Nothing a peer does makes the reactor panic.
+//!
+//! # Logging
+//!
+//! Events go to [`tracing`](https://docs.rs/tracing): shortages and panics as warnings and errors,
+//! the start and end of a reactor as information, the end of each connection at debug level.
+
 mod address;
 pub mod backend;
 mod config;
@@ -26,3 +138,8 @@ pub use crate::error::{
 pub use crate::handler::Handler;
 pub use crate::reactor::{Handle, Reactor, Report};
 pub use crate::time::Instant;
+
+/// Compiles the program in the README.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -143,7 +143,7 @@ impl Facts {
     /// The connection is not read because the sink it feeds is congested.
     pub(crate) const SINK_HELD: u32 = 1 << 3;
     /// Too much output is queued to read more.
-    pub(crate) const CONGESTED: u32 = 1 << 4;
+    pub(crate) const OUTPUT_HELD: u32 = 1 << 4;
     /// The peer's FIN has been read.
     pub(crate) const EOF: u32 = 1 << 5;
     /// Our FIN has been sent.
@@ -223,7 +223,7 @@ impl Facts {
         let inbound = self.has(Self::INBOUND);
         let owed = self.has(Self::OWED);
         let receiving = self.has(Self::RECEIVING);
-        let reads = !paused && !self.has(Self::CONGESTED | Self::EOF | Self::TUNNEL);
+        let reads = !paused && !self.has(Self::OUTPUT_HELD | Self::EOF | Self::TUNNEL);
         let waits_for_us = paused || (owed && inbound);
         let half_closed = self.has(Self::EOF | Self::FIN);
         set.with(Deadline::FirstByte, reads && inbound && !self.has(Self::RECEIVED))
@@ -434,9 +434,14 @@ impl Clocks {
         self.earliest(self.running, periods)
     }
 
-    /// The first in their order that is due at `now`.
-    pub(crate) fn first_due(&self, periods: &Periods, now: Instant) -> Option<Deadline> {
-        self.running.iter().find(|deadline| self.due(*deadline, periods) <= now)
+    /// The first in their order that is due at `now`, those in `served` left out.
+    pub(crate) fn first_due(
+        &self,
+        periods: &Periods,
+        now: Instant,
+        served: Set,
+    ) -> Option<Deadline> {
+        self.running.without(served).iter().find(|deadline| self.due(*deadline, periods) <= now)
     }
 }
 
@@ -462,7 +467,7 @@ mod tests {
         let has = |bits| facts.has(bits);
         let open = facts.is_state(State::Connected) || facts.is_state(State::Idle);
         let consistent = (!has(Facts::RECEIVING) || has(Facts::RECEIVED))
-            && (!has(Facts::CONGESTED) || has(Facts::QUEUED))
+            && (!has(Facts::OUTPUT_HELD) || has(Facts::QUEUED))
             && (!facts.is_state(State::Connecting) || !has(Facts::INBOUND))
             && (!facts.is_state(State::Closing) || has(Facts::QUEUED | Facts::FIN));
         let rests = facts.is_state(State::Idle);
@@ -495,7 +500,7 @@ mod tests {
             let has = |deadline| set.contains(deadline);
             let open = facts.is_state(State::Connected) || facts.is_state(State::Idle);
             let closing = facts.is_state(State::Closing);
-            let held = is(Facts::PAUSED | Facts::SINK_HELD | Facts::CONGESTED | Facts::EOF);
+            let held = is(Facts::PAUSED | Facts::SINK_HELD | Facts::OUTPUT_HELD | Facts::EOF);
             assert!(!has(Deadline::Connect) || facts.is_state(State::Connecting));
             assert!(!has(Deadline::FirstByte) || (open && !held && !is(Facts::RECEIVED)));
             assert!(!has(Deadline::Request) || (open && !held && is(Facts::RECEIVING)));
@@ -564,8 +569,8 @@ mod tests {
         }
         assert_eq!(clocks.due(Deadline::Request, &periods), at(130));
         assert_eq!(clocks.due(Deadline::Read, &periods), at(158));
-        assert_eq!(clocks.first_due(&periods, at(129)), None);
-        assert_eq!(clocks.first_due(&periods, at(130)), Some(Deadline::Request));
+        assert_eq!(clocks.first_due(&periods, at(129), Set::EMPTY), None);
+        assert_eq!(clocks.first_due(&periods, at(130), Set::EMPTY), Some(Deadline::Request));
     }
 
     #[test]
@@ -603,6 +608,6 @@ mod tests {
         let mut clocks = Clocks::default();
         clocks.update(RECEIVING, at(1));
         assert_eq!(clocks.next(&periods), None);
-        assert_eq!(clocks.first_due(&periods, at(1_000_000)), None);
+        assert_eq!(clocks.first_due(&periods, at(1_000_000), Set::EMPTY), None);
     }
 }

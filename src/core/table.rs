@@ -109,8 +109,8 @@ flags! {
     PAUSED = Facts::PAUSED;
     /// The connection is not read because the sink it feeds is congested.
     SINK_HELD = Facts::SINK_HELD;
-    /// More than the high watermark was queued, and since then never as little as the low one.
-    CONGESTED = Facts::CONGESTED;
+    /// The connection is not read because it is congested.
+    OUTPUT_HELD = Facts::OUTPUT_HELD;
     /// The peer's FIN has been read.
     EOF = Facts::EOF;
     /// Our FIN has been sent.
@@ -164,6 +164,8 @@ flags! {
     LAST_WORDS = 1 << 29;
     /// A write failed; what the peer had sent before is still to be read.
     BROKEN = 1 << 30;
+    /// More than the high watermark was queued, and since then never as little as the low one.
+    CONGESTED = 1 << 31;
 }
 
 impl Flags {
@@ -296,7 +298,7 @@ impl Record {
     /// Whether input is left in the socket on purpose.
     #[inline]
     pub(crate) const fn is_held(&self) -> bool {
-        const HELD: Flags = Flags::PAUSED.and(Flags::SINK_HELD).and(Flags::CONGESTED);
+        const HELD: Flags = Flags::PAUSED.and(Flags::SINK_HELD).and(Flags::OUTPUT_HELD);
         self.flags.has(HELD)
     }
 

@@ -206,7 +206,10 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         if !self.call_open(handler, id) {
             return self.discard(id);
         }
-        self.establish(handler, id);
+        self.guard(handler, |reactor, handler| {
+            reactor.establish(handler, id);
+            reactor.settle_apart(handler, id);
+        });
     }
 
     fn handle_accept_error(&mut self, index: usize, error: &io::Error) {

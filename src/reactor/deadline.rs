@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::Reactor;
 use crate::backend::Backend;
 use crate::context::{Purpose, Shared};
-use crate::core::deadlines::Deadline;
+use crate::core::deadlines::{Deadline, Set};
 use crate::core::lifecycle::State;
 use crate::core::table::{ConnId, Flags};
 use crate::core::wheel::Key;
@@ -44,7 +44,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             match key {
                 Key::Conn(index) => {
                     let id = self.shared.table.at(index as usize).id;
-                    self.expire(handler, id);
+                    self.guard(handler, |reactor, handler| reactor.expire(handler, id));
+                    self.rearm(id);
                 }
                 Key::Alarm(index) => self.ring(handler, index),
             }
@@ -59,23 +60,35 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         }
     }
 
-    /// The entry of a connection came up: some of its deadlines may be due, and it is armed for
-    /// the next one.
+    /// The entry of a connection came up: some of its deadlines may be due.
     fn expire(&mut self, handler: &mut H, id: ConnId) {
         // Each deadline is served at most once; what it moves into the past waits for a tick.
-        for _ in Deadline::ALL {
-            let Some(deadline) = self.first_due(id) else {
-                break;
-            };
+        let mut served = Set::EMPTY;
+        while let Some(deadline) = self.first_due(id, served) {
             if deadline.waits_for_input() {
                 self.last_chance(handler, id);
-                if self.first_due(id) != Some(deadline) {
+                if self.first_due(id, served) != Some(deadline) {
+                    served = served.with(deadline, true);
                     continue;
                 }
             }
+            served = served.with(deadline, true);
             self.handle_deadline(handler, id, deadline);
-            self.settle(handler, id);
+            self.settle_apart(handler, id);
         }
+    }
+
+    fn first_due(&mut self, id: ConnId, served: Set) -> Option<Deadline> {
+        let Shared { table, profiles, now, .. } = &mut self.shared;
+        let record = table.at(id.index());
+        if record.flags.has(Flags::REAPED) {
+            return None;
+        }
+        record.clocks.first_due(record.periods(profiles), *now, served)
+    }
+
+    /// Lets the wheel come up again for the next deadline of a connection.
+    fn rearm(&mut self, id: ConnId) {
         let Shared { table, profiles, .. } = &mut self.shared;
         let record = table.at(id.index());
         if let Some(at) = record.clocks.next(record.periods(profiles)) {
@@ -83,20 +96,11 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         }
     }
 
-    fn first_due(&mut self, id: ConnId) -> Option<Deadline> {
-        let Shared { table, profiles, now, .. } = &mut self.shared;
-        let record = table.at(id.index());
-        if record.flags.has(Flags::REAPED) {
-            return None;
-        }
-        record.clocks.first_due(record.periods(profiles), *now)
-    }
-
     /// Input that waits in the socket beats a deadline that waits for input: it is read once.
     fn last_chance(&mut self, handler: &mut H, id: ConnId) {
         let record = self.shared.table.at(id.index());
         record.flags.insert(Flags::READ_READY);
-        self.serve(handler, id);
+        self.serve_apart(handler, id);
     }
 
     fn handle_deadline(&mut self, handler: &mut H, id: ConnId, deadline: Deadline) {

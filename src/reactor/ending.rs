@@ -18,6 +18,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let ending = Ending::of(reason);
         // The peer's last bytes are worth waiting for only if they could turn our close into a
         // reset that destroys a reply: nginx's rule for lingering_close.
+        let unborn = record.state() == State::Connecting;
         let quiet_stop = reason == CloseReason::Shutdown && record.state() == State::Idle;
         record.reason = Some(reason);
         record.asked = None;
@@ -35,6 +36,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let lingers = record.flags.has(Flags::WROTE) && !record.flags.has(Flags::EOF);
         record.flags.set(Flags::LINGERING, lingers && !quiet_stop);
         match ending {
+            // There is nobody to send it to.
+            Ending::Flush if unborn => self.drop_output_and_release(id, false),
             // What `on_closing` may have asked for is seen to first.
             Ending::Flush => self.progress_closing(id),
             Ending::Close | Ending::Drop => self.drop_output_and_release(id, false),

@@ -4,7 +4,7 @@ use std::io::{self, ErrorKind, IoSlice};
 
 use bytes::BytesMut;
 
-use super::dispatch::{Panicked, call_data};
+use super::dispatch::call_data;
 use super::{READ_BUDGET, Reactor, refresh_now_if_stale};
 use crate::backend::Backend;
 use crate::context::Shared;
@@ -47,7 +47,7 @@ enum Read {
 /// Marks that keep input in the socket, whatever is ready.
 const UNREAD: Flags = Flags::PAUSED
     .and(Flags::SINK_HELD)
-    .and(Flags::CONGESTED)
+    .and(Flags::OUTPUT_HELD)
     .and(Flags::EOF)
     .and(Flags::DATA_DUE)
     .and(Flags::DRAINED)
@@ -99,14 +99,12 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
                 record.clocks.touch_read(shared.now);
                 shared.counters.bytes_in.add(count as u64);
                 *budget -= count;
-                let delivered = deliver(handler, backend, shared, id, stream, session, read_buffer);
+                deliver(handler, backend, shared, id, stream, session, read_buffer);
                 if !read_buffer.is_empty() || slot.input.capacity() > 0 {
                     keep_input(read_buffer, &mut slot.input, own);
                 }
-                if let Err(panicked) = delivered {
-                    self.recover(id, &panicked);
-                } else if self.shared.spilled {
-                    self.send_written(id);
+                if self.shared.spilled {
+                    self.flush(id);
                 }
                 if drained || *budget == 0 { Read::Drained } else { Read::More }
             }
@@ -131,20 +129,18 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let Self { backend, slots, shared, .. } = self;
         let slot = &mut slots[id.index()];
         let (Some(stream), Some(session)) = (&mut slot.stream, &mut slot.session) else { return };
-        let delivered = deliver(handler, backend, shared, id, stream, session, &mut slot.input);
+        deliver(handler, backend, shared, id, stream, session, &mut slot.input);
         if slot.input.is_empty() {
             slot.input = BytesMut::new();
         }
-        if let Err(panicked) = delivered {
-            self.recover(id, &panicked);
-        } else if self.shared.spilled {
-            self.send_written(id);
+        if self.shared.spilled {
+            self.flush(id);
         }
     }
 
     #[cold]
     fn deliver_eof(&mut self, handler: &mut H, id: ConnId) {
-        self.call_eof(handler, id);
+        self.call_with_input(id, |conn, session, input| handler.on_eof(conn, session, input));
         self.slots[id.index()].input = BytesMut::new();
         // Whatever was arriving will never be whole.
         self.shared.table.at(id.index()).flags.remove(Flags::RECEIVING);
@@ -187,7 +183,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         if record.flags.has(Flags::CONGESTED)
             && record.output.len() <= self.shared.bounds.watermarks.low()
         {
-            record.flags.remove(Flags::CONGESTED);
+            record.flags.remove(Flags::CONGESTED.and(Flags::OUTPUT_HELD));
             record.flags.insert(Flags::DRAINED.and(Flags::DATA_DUE));
             if record.flags.has(Flags::IS_SINK) {
                 self.shared.release_feeders(id);
@@ -202,10 +198,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let Self { backend, slots, shared, read_buffer, .. } = self;
         let record = shared.table.at(index);
         let Some(stream) = slots[index].stream.as_mut() else { return };
-        while budget > 0
-            && record.flags.has(Flags::READ_READY)
-            && !record.flags.has(Flags::EOF)
-        {
+        while budget > 0 && record.flags.has(Flags::READ_READY) && !record.flags.has(Flags::EOF) {
             read_buffer.clear();
             read_buffer.reserve(READ_BUDGET);
             match backend.read(stream, read_buffer, READ_BUDGET) {
@@ -280,11 +273,11 @@ fn deliver<H: Handler, B: Backend>(
     stream: &mut B::Stream,
     session: &mut H::Session,
     input: &mut BytesMut,
-) -> Result<(), Panicked> {
+) {
     let begun = begin_delivery(shared.table.at(id.index()));
     let before = input.len();
     debug_assert!(before > 0);
-    call_data(handler, shared, id, session, input, begun)?;
+    call_data(handler, shared, id, session, input, begun);
     refresh_now_if_stale(backend, shared);
     let left = input.len();
     let Shared { table, scratch, bounds, counters, now, .. } = shared;
@@ -298,7 +291,6 @@ fn deliver<H: Handler, B: Backend>(
     if left >= bounds.input_max && !record.is_held() && !record.flags.has(Flags::DATA_DUE) {
         record.ask(CloseReason::InputLimit);
     }
-    Ok(())
 }
 
 /// What a connection was like before its handler got input.

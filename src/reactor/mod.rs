@@ -77,6 +77,8 @@ pub struct Reactor<H: Handler, B: Backend = Os> {
     backend: B,
     config: Config,
     events: Events,
+    /// The first event of this turn that has not been served.
+    next_event: usize,
     listeners: Vec<Listener<B::Listener>>,
     accepting: accept::Accepting,
     /// What a connection has beside its record, by its place in the table.
@@ -148,6 +150,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             backend,
             config,
             events: Events::with_capacity(EVENTS_PER_WAIT),
+            next_event: 0,
             listeners: Vec::new(),
             accepting: accept::Accepting::default(),
             slots: Vec::new(),
@@ -169,8 +172,9 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// If waiting fails, or the reactor stopped because callbacks panicked.
     pub fn turn(&mut self, handler: &mut H, max_wait: Option<Duration>) -> std::io::Result<()> {
         self.wait(max_wait)?;
+        let ready = self.shared.ready.take();
         self.serve_events(handler);
-        self.serve_ready(handler);
+        self.serve_ready(handler, ready);
         self.accept(handler);
         self.open_letters(handler);
         self.expire_deadlines(handler);
@@ -313,10 +317,15 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     }
 
     fn serve_events(&mut self, handler: &mut H) {
-        for index in 0.. {
-            let Some(event) = self.events.get(index) else {
-                return;
-            };
+        self.next_event = 0;
+        while self.next_event < self.events.len() {
+            self.guard(handler, Self::serve_next_events);
+        }
+    }
+
+    fn serve_next_events(&mut self, handler: &mut H) {
+        while let Some(event) = self.events.get(self.next_event) {
+            self.next_event += 1;
             match event.token.source() {
                 Source::Conn(id) => self.serve_event(handler, id, event.ready),
                 Source::Listener(id) => self.note_listener_event(id),
@@ -336,25 +345,25 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             ready.has(Readiness::WRITABLE),
             ready.has(Readiness::HANGUP),
         ));
+        // Who is in the ready queue has its turn there, and none besides.
+        let queued = record.flags.has(Flags::QUEUED_READY);
         if ready.has(Readiness::ERROR) && record.is_held() {
             self.learn_error(id);
         }
-        self.serve(handler, id);
+        if !queued {
+            self.serve(handler, id);
+        }
     }
 
     /// Serves those that stopped early in the turn before: no event will announce them again.
-    fn serve_ready(&mut self, handler: &mut H) {
-        if self.shared.ready.is_empty() {
-            return;
-        }
-        let queued = self.shared.ready.take();
-        for id in &queued {
+    fn serve_ready(&mut self, handler: &mut H, ready: Vec<ConnId>) {
+        for id in &ready {
             if let Some(record) = self.shared.table.get_mut(*id) {
                 record.flags.remove(Flags::QUEUED_READY);
-                self.serve(handler, *id);
+                self.guard(handler, |reactor, handler| reactor.serve_apart(handler, *id));
             }
         }
-        self.shared.ready.put_back(queued);
+        self.shared.ready.put_back(ready);
     }
 
     fn open_letters(&mut self, handler: &mut H) {
@@ -381,10 +390,10 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// touches again waits for the next turn.
     fn settle_dirty(&mut self, handler: &mut H) {
         for _ in 0..self.shared.dirty.len() {
-            let id = self.shared.dirty.swap_remove(0);
+            let Some(id) = self.shared.dirty.pop_front() else { return };
             if let Some(record) = self.shared.table.get_mut(id) {
                 record.flags.remove(Flags::DIRTY);
-                self.serve(handler, id);
+                self.guard(handler, |reactor, handler| reactor.serve_reached(handler, id));
             }
         }
     }

@@ -16,6 +16,7 @@ const UNUSUAL: Flags =
 
 impl<H: Handler, B: Backend> Reactor<H, B> {
     /// Does all that a connection is ready for, each thing within its budget.
+    #[inline(always)]
     pub(super) fn serve(&mut self, handler: &mut H, id: ConnId) {
         let record = self.shared.table.at(id.index());
         if matches!(record.state(), State::Connected | State::Idle) {
@@ -31,6 +32,29 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             self.progress_closing(id);
         }
         self.settle(handler, id);
+    }
+
+    /// [`Reactor::serve`] for whoever is not in a hurry.
+    #[inline(never)]
+    pub(super) fn serve_apart(&mut self, handler: &mut H, id: ConnId) {
+        self.serve(handler, id);
+    }
+
+    /// [`Reactor::settle`] for whoever is not in a hurry.
+    #[inline(never)]
+    pub(super) fn settle_apart(&mut self, handler: &mut H, id: ConnId) {
+        self.settle(handler, id);
+    }
+
+    /// Sends what others wrote to a connection, and does what they asked of it. It is not read for
+    /// that: its turn to be read is another matter.
+    pub(super) fn serve_reached(&mut self, handler: &mut H, id: ConnId) {
+        if matches!(self.shared.table.at(id.index()).state(), State::Connected | State::Idle) {
+            self.flush(id);
+            self.settle_apart(handler, id);
+        } else {
+            self.serve_apart(handler, id);
+        }
     }
 
     /// Queued output, and the callbacks that are due without new bytes.
