@@ -84,9 +84,8 @@
 //!
 //! # Inside another loop, and in tests
 //!
-//! [`Reactor::run`] only repeats [`Reactor::turn`]. Whoever has a loop already calls `turn` with a
-//! longest wait of zero when the descriptor of the reactor's
-//! [`AsFd`](Reactor#impl-AsFd-for-Reactor<H,+B>) is readable or
+//! [`Reactor::run`] only repeats [`Reactor::turn`]. Whoever has a loop already calls `turn`, with a
+//! longest wait of zero, when the reactor's descriptor ([`AsFd`](std::os::fd::AsFd)) is readable or
 //! [`next_timeout`](Reactor::next_timeout) has passed. A test does the same, and looks at its
 //! handler in between.
 //!
@@ -104,7 +103,6 @@
 //! A panic in a callback of a connection aborts that connection, with
 //! [`CloseReason::HandlerPanic`]; one in a callback of the whole loop stops the reactor, and so do
 //! three in 10 s. This needs unwinding: with `panic = "abort"` the first one ends the process.
-//! Nothing a peer does makes the reactor panic.
 //!
 //! # Logging
 //!

@@ -1,6 +1,7 @@
 //! What the example servers share: options, logging, and an orderly end on a signal.
 
 use std::fmt::Write as _;
+use std::io::Write as _;
 use std::process::exit;
 use std::str::FromStr;
 use std::time::Duration;
@@ -72,16 +73,25 @@ impl ServerArgs {
     }
 }
 
-fn positive(text: &str) -> Result<usize, &'static str> {
+/// Parses a count.
+pub(crate) fn positive(text: &str) -> Result<usize, &'static str> {
     match text.parse() {
         Ok(0) | Err(_) => Err("a whole number from 1 on is needed"),
         Ok(number) => Ok(number),
     }
 }
 
+/// Parses a duration longer than zero.
+pub(crate) fn duration(text: &str) -> Result<Duration, &'static str> {
+    match humantime::parse_duration(text) {
+        Ok(duration) if duration > Duration::ZERO => Ok(duration),
+        _ => Err("a duration longer than 0 such as 500ms or 30s is needed"),
+    }
+}
+
 /// A duration longer than zero, or `off`.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Patience(pub(crate) Option<Duration>);
+pub(crate) struct Patience(Option<Duration>);
 
 impl FromStr for Patience {
     type Err = &'static str;
@@ -90,9 +100,9 @@ impl FromStr for Patience {
         if text == "off" {
             return Ok(Self(None));
         }
-        match humantime::parse_duration(text) {
-            Ok(duration) if duration > Duration::ZERO => Ok(Self(Some(duration))),
-            _ => Err("a duration longer than 0 such as 500ms or 30s is needed, or off"),
+        match duration(text) {
+            Ok(duration) => Ok(Self(Some(duration))),
+            Err(_) => Err("a duration longer than 0 such as 500ms or 30s is needed, or off"),
         }
     }
 }
@@ -133,13 +143,18 @@ pub(crate) fn serve<H: Handler + 'static>(args: &ServerArgs, handler: H) {
     let served = Reactor::new(args.config()).and_then(|mut reactor| {
         let listener = reactor.listen(args.listen.clone())?;
         shut_down_on_signals(reactor.handle())?;
-        println!("listening on {}", reactor.local_addr(listener));
+        print(format_args!("listening on {}", reactor.local_addr(listener)));
         Ok(reactor.run(handler)?)
     });
     match served {
-        Ok((_, report)) => println!("{report}"),
+        Ok((_, report)) => print(report),
         Err(error) => fail(error),
     }
+}
+
+/// Prints lines, unless nobody reads them any more.
+pub(crate) fn print(lines: impl fmt::Display) {
+    let _ = writeln!(io::stdout(), "{lines}");
 }
 
 /// Says in one line what went wrong, with exit code 1.

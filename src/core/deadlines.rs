@@ -94,6 +94,20 @@ pub(crate) struct Set(u16);
 impl Set {
     pub(crate) const EMPTY: Self = Self(0);
 
+    const fn of(deadline: Deadline) -> Self {
+        Self(1 << deadline as u8)
+    }
+
+    #[must_use]
+    const fn and(self, deadline: Deadline) -> Self {
+        self.with(deadline, true)
+    }
+
+    #[must_use]
+    const fn join(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
     #[must_use]
     pub(crate) const fn with(self, deadline: Deadline, condition: bool) -> Self {
         Self(self.0 | ((condition as u16) << deadline as u8))
@@ -111,9 +125,11 @@ impl Set {
         Self(self.0 & !other.0)
     }
 
+    #[inline]
     fn iter(self) -> impl Iterator<Item = Deadline> {
         let mut bits = self.0;
         std::iter::from_fn(move || {
+            // Of no bits the lowest is the sixteenth, which there is not.
             let lowest = bits.trailing_zeros() as usize;
             bits &= bits.wrapping_sub(1);
             Deadline::ALL.get(lowest).copied()
@@ -195,50 +211,61 @@ impl Facts {
 
     /// The deadlines that run. For every open or closing connection at least one of them is finite
     /// with the default timeouts, unless it is about to change state.
+    #[inline]
     const fn running(self) -> Set {
-        let timer = Set::EMPTY.with(Deadline::Timer, self.has(Self::TIMER));
-        let dialled = !self.has(Self::INBOUND);
-        if self.is_state(State::Connecting) {
-            timer.with(Deadline::Connect, dialled).with(Deadline::ConnectAttempt, dialled)
-        } else if self.is_state(State::Connected) || self.is_state(State::Idle) {
-            self.running_open(timer)
-        } else if self.is_state(State::Closing) {
-            let queued = self.has(Self::QUEUED);
-            let lingers = self.has(Self::FIN) && !queued;
-            Set::EMPTY
-                .with(Deadline::Write, queued)
-                .with(Deadline::Look, queued)
-                .with(Deadline::Flush, queued)
-                .with(Deadline::Linger, lingers)
-                .with(Deadline::LingerRead, lingers)
+        const DIALLING: Set = Set::of(Deadline::Connect).and(Deadline::ConnectAttempt);
+        const LINGERING: Set = Set::of(Deadline::Linger).and(Deadline::LingerRead);
+        if self.is_state(State::Connected) || self.is_state(State::Idle) {
+            self.running_open()
+        } else if self.is_state(State::Closing) && self.has(Self::QUEUED) {
+            LEAVING.and(Deadline::Flush)
+        } else if self.is_state(State::Closing) && self.has(Self::FIN) {
+            LINGERING
+        } else if self.is_state(State::Connecting) && !self.has(Self::INBOUND) {
+            DIALLING.with(Deadline::Timer, self.has(Self::TIMER))
         } else {
             Set::EMPTY
         }
     }
 
-    const fn running_open(self, set: Set) -> Set {
+    #[inline]
+    const fn running_open(self) -> Set {
+        const RECEIVING: Set = Set::of(Deadline::Request).and(Deadline::Read);
+        const UNREAD: u32 =
+            Facts::PAUSED | Facts::SINK_HELD | Facts::OUTPUT_HELD | Facts::EOF | Facts::TUNNEL;
         let paused = self.has(Self::PAUSED | Self::SINK_HELD);
-        let tunnel = self.has(Self::TUNNEL);
-        let queued = self.has(Self::QUEUED);
         let inbound = self.has(Self::INBOUND);
-        let owed = self.has(Self::OWED);
-        let receiving = self.has(Self::RECEIVING);
-        let reads = !paused && !self.has(Self::OUTPUT_HELD | Self::EOF | Self::TUNNEL);
-        let waits_for_us = paused || (owed && inbound);
-        let half_closed = self.has(Self::EOF | Self::FIN);
-        set.with(Deadline::FirstByte, reads && inbound && !self.has(Self::RECEIVED))
-            .with(Deadline::Request, reads && receiving)
-            .with(Deadline::Read, reads && (receiving || (owed && !inbound)))
-            .with(Deadline::Response, waits_for_us && !queued && !tunnel)
-            .with(Deadline::Write, queued)
-            .with(Deadline::Look, queued)
-            .with(Deadline::Idle, self.is_state(State::Idle) && !paused)
-            // While the application owes a reply the peer can do nothing to move on.
-            .with(Deadline::HalfClosed, half_closed && !queued && !waits_for_us)
-            .with(Deadline::Tunnel, tunnel)
-            .with(Deadline::Lifetime, self.has(Self::LIFETIME))
+        // While the application owes a reply or does not read, the peer can do nothing to move on.
+        let waits_for_us = paused || (inbound && self.has(Self::OWED));
+
+        let mut set = Set::EMPTY;
+        if self.has(Self::QUEUED) {
+            set = LEAVING;
+        } else if waits_for_us {
+            set = set.with(Deadline::Response, !self.has(Self::TUNNEL));
+        } else if self.has(Self::EOF | Self::FIN) {
+            set = Set::of(Deadline::HalfClosed);
+        }
+        if !self.has(UNREAD) {
+            if self.has(Self::RECEIVING) {
+                set = set.join(RECEIVING);
+            } else if !inbound {
+                set = set.with(Deadline::Read, self.has(Self::OWED));
+            }
+            set = set.with(Deadline::FirstByte, inbound && !self.has(Self::RECEIVED));
+        }
+        if self.has(Self::TUNNEL | Self::LIFETIME | Self::TIMER) {
+            set = set
+                .with(Deadline::Tunnel, self.has(Self::TUNNEL))
+                .with(Deadline::Lifetime, self.has(Self::LIFETIME))
+                .with(Deadline::Timer, self.has(Self::TIMER));
+        }
+        set.with(Deadline::Idle, self.is_state(State::Idle) && !paused)
     }
 }
+
+/// What runs while output is queued.
+const LEAVING: Set = Set::of(Deadline::Write).and(Deadline::Look);
 
 /// Timeouts in nanoseconds, by deadline; `u64::MAX` is off.
 #[derive(Clone, Debug)]
@@ -301,23 +328,33 @@ pub(crate) struct Clocks {
 /// Deadlines of different states share a clock, because a record is what an idle connection costs.
 const CLOCKS: usize = 11;
 
+/// The clock of each deadline, in their order.
+const CLOCK_OF: [u8; Deadline::ALL.len()] = {
+    let mut clocks = [0; Deadline::ALL.len()];
+    let mut index = 0;
+    while index < clocks.len() {
+        clocks[index] = match Deadline::ALL[index] {
+            Deadline::Connect | Deadline::Request | Deadline::Linger => 0,
+            Deadline::ConnectAttempt | Deadline::Read | Deadline::LingerRead => 1,
+            Deadline::FirstByte | Deadline::Flush => 2,
+            Deadline::Response => 3,
+            Deadline::Write => 4,
+            Deadline::Idle => 5,
+            Deadline::HalfClosed => 6,
+            Deadline::Tunnel => 7,
+            Deadline::Lifetime => 8,
+            Deadline::Timer => 9,
+            Deadline::Look => 10,
+        };
+        index += 1;
+    }
+    clocks
+};
+
 impl Deadline {
-    /// The clock of a deadline.
     #[inline]
     const fn clock(self) -> usize {
-        match self {
-            Self::Connect | Self::Request | Self::Linger => 0,
-            Self::ConnectAttempt | Self::Read | Self::LingerRead => 1,
-            Self::FirstByte | Self::Flush => 2,
-            Self::Response => 3,
-            Self::Write => 4,
-            Self::Idle => 5,
-            Self::HalfClosed => 6,
-            Self::Tunnel => 7,
-            Self::Lifetime => 8,
-            Self::Timer => 9,
-            Self::Look => 10,
-        }
+        CLOCK_OF[self as usize] as usize
     }
 }
 
@@ -348,18 +385,20 @@ impl Clocks {
             self.request_held = true;
         }
         self.request_held &= receiving;
-        for deadline in began.iter() {
-            let since = match deadline {
-                Deadline::Lifetime | Deadline::Timer => continue,
-                Deadline::Look => now.after(FIRST_LOOK),
-                Deadline::Request if self.request_held => {
-                    self.request_held = false;
-                    let elapsed = self.since(Deadline::Request).as_nanos();
-                    Instant::from_nanos(now.as_nanos().saturating_sub(elapsed))
-                }
-                _ => now,
-            };
-            self.set(deadline, since);
+        let resumed = (self.request_held && began.contains(Deadline::Request))
+            .then(|| self.since(Deadline::Request).as_nanos());
+        // The lifetime and the timer have their clocks set by hand.
+        const BY_HAND: Set = Set::of(Deadline::Lifetime).and(Deadline::Timer);
+        for deadline in began.without(BY_HAND).iter() {
+            self.set(deadline, now);
+        }
+        if began.contains(Deadline::Look) {
+            self.set(Deadline::Look, now.after(FIRST_LOOK));
+        }
+        if let Some(elapsed) = resumed {
+            self.request_held = false;
+            let since = now.as_nanos().saturating_sub(elapsed);
+            self.set(Deadline::Request, Instant::from_nanos(since));
         }
         self.running = running;
         began

@@ -124,6 +124,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     }
 
     /// Sends what the latest callback of a connection wrote.
+    #[inline]
     pub(super) fn send_written(&mut self, id: ConnId) {
         if self.shared.spilled {
             self.flush(id);

@@ -110,6 +110,9 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// Lets the deadlines of the connection's state run, and queues it if there is more to do.
     fn resettle(&mut self, handler: &mut H, id: ConnId) {
         let record = self.shared.table.at(id.index());
+        if record.flags.has(Flags::REAPED) {
+            return;
+        }
         if record.state() == State::Idle && !record.facts().at_rest() {
             self.wake_session(handler, id);
         }
@@ -119,7 +122,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             self.arm_deadlines(id, began);
         }
         let record = self.shared.table.at(id.index());
-        if record.has_work() && !record.flags.has(Flags::QUEUED_READY.and(Flags::REAPED)) {
+        if record.has_work() && !record.flags.has(Flags::QUEUED_READY) {
             record.flags.insert(Flags::QUEUED_READY);
             self.shared.ready.push(id);
         }
