@@ -132,7 +132,7 @@ impl OsStream {
 
     /// Runs a call on the descriptor through mio, which must see that it would have blocked: its
     /// poll backend watches a socket again only then.
-    #[inline]
+    #[inline(always)]
     fn try_io<T>(&self, call: impl FnOnce(BorrowedFd<'_>) -> io::Result<T>) -> io::Result<T> {
         on_stream!(&self.0, stream => stream.try_io(|| call(stream.as_fd())))
     }
@@ -340,7 +340,7 @@ impl Backend for Os {
         on_stream!(&mut stream.0, stream => stream.take_error())
     }
 
-    #[inline]
+    #[inline(always)]
     fn read(
         &mut self,
         stream: &mut OsStream,
@@ -350,7 +350,7 @@ impl Backend for Os {
         stream.try_io(|fd| sys::recv(fd, buffer, max))
     }
 
-    #[inline]
+    #[inline(always)]
     fn write(&mut self, stream: &mut OsStream, bytes: &[u8]) -> io::Result<usize> {
         stream.try_io(|fd| sys::send(fd, bytes))
     }

@@ -317,6 +317,20 @@ impl Record {
         !self.flags.has(BUSY) && self.owed == 0 && self.output.is_empty()
     }
 
+    /// [`State::Connected`] → [`State::Idle`], if it is quiet and no request is active. Returns
+    /// whether it was.
+    #[inline]
+    pub(crate) fn try_rest(&mut self, requests_max: u64) -> bool {
+        let rests = self.state == State::Connected
+            && self.is_quiet()
+            && self.quiet_facts().at_rest()
+            && self.requests < requests_max;
+        if rests {
+            self.step(Step::Rest);
+        }
+        rests
+    }
+
     /// [`Record::facts`] of a connection that is quiet.
     #[inline]
     pub(crate) const fn quiet_facts(&self) -> Facts {

@@ -208,7 +208,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         }
         self.guard(handler, |reactor, handler| {
             reactor.establish(handler, id);
-            reactor.settle_apart(handler, id);
+            reactor.settle(handler, id);
         });
     }
 

@@ -74,7 +74,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             }
             served = served.with(deadline, true);
             self.handle_deadline(handler, id, deadline);
-            self.settle_apart(handler, id);
+            self.settle(handler, id);
         }
     }
 
@@ -100,7 +100,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     fn last_chance(&mut self, handler: &mut H, id: ConnId) {
         let record = self.shared.table.at(id.index());
         record.flags.insert(Flags::READ_READY);
-        self.serve_apart(handler, id);
+        self.serve(handler, id);
     }
 
     fn handle_deadline(&mut self, handler: &mut H, id: ConnId, deadline: Deadline) {

@@ -28,7 +28,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             if self.shared.table.at(id.index()).asked.is_none() {
                 self.begin_dial(handler, id);
             }
-            self.guard(handler, |reactor, handler| reactor.settle_apart(handler, id));
+            self.guard(handler, |reactor, handler| reactor.settle(handler, id));
         }
     }
 
@@ -67,7 +67,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
                 rare.local = local;
                 rare.dial = None;
                 self.establish(handler, id);
-                self.serve_apart(handler, id);
+                self.serve(handler, id);
             }
             // A spurious event; the attempt goes on.
             Ok(false) => {

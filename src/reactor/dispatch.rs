@@ -45,7 +45,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         if let Err(panic) = outcome {
             let Some(id) = self.shared.in_hand else { resume_unwind(panic) };
             self.recover(id);
-            self.settle_apart(handler, id);
+            self.settle(handler, id);
         }
     }
 

@@ -37,11 +37,14 @@ pub(super) fn reason_of(error: io::Error) -> CloseReason {
 }
 
 /// How one read went.
-enum Read {
+#[derive(Clone, Copy, Eq, PartialEq)]
+pub(super) enum Read {
     /// There may be more.
     More,
     /// Nothing is left for now, or for ever.
     Drained,
+    /// Nothing is left, and the connection came to rest: only `on_idle` is due.
+    Rested,
 }
 
 /// Marks that keep input in the socket, whatever is ready.
@@ -53,13 +56,35 @@ const UNREAD: Flags = Flags::PAUSED
     .and(Flags::DRAINED)
     .and(Flags::ASKED);
 
+/// Whether an open connection is to be read.
+#[inline(always)]
+pub(super) const fn wants_reading(flags: Flags) -> bool {
+    flags.has(Flags::READ_READY) && !flags.has(UNREAD)
+}
+
 impl<H: Handler, B: Backend> Reactor<H, B> {
     /// Reads an open connection until the socket is drained, the budget is used or the handler
     /// wants no more.
-    #[inline(always)]
     pub(super) fn receive(&mut self, handler: &mut H, id: ConnId) {
+        if wants_reading(self.shared.table.at(id.index()).flags)
+            && self.exchange(handler, id) == Read::Rested
+        {
+            self.call_idle(handler, id);
+        }
+    }
+
+    /// [`Reactor::receive`] for a connection that is to be read; where it came to rest `on_idle` is
+    /// left to the caller.
+    #[inline(always)]
+    pub(super) fn exchange(&mut self, handler: &mut H, id: ConnId) -> Read {
         let mut budget = READ_BUDGET;
-        while let Read::More = self.read_once(handler, id, &mut budget) {}
+        loop {
+            match self.read_once(handler, id, &mut budget) {
+                Read::More if wants_reading(self.shared.table.at(id.index()).flags) => {}
+                Read::More => return Read::Drained,
+                done => return done,
+            }
+        }
     }
 
     /// One read, and the callback for what it brought.
@@ -68,9 +93,6 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let Self { backend, slots, read_buffer, shared, .. } = self;
         let slot = &mut slots[id.index()];
         let record = shared.table.at(id.index());
-        if !record.flags.has(Flags::READ_READY) || record.flags.has(UNREAD) {
-            return Read::Drained;
-        }
         let (Some(stream), Some(session)) = (&mut slot.stream, &mut slot.session) else {
             return Read::Drained;
         };
@@ -85,8 +107,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             // What is kept never exceeds the limit: there the connection is closed or held.
             room = room.min(shared.bounds.input_max.saturating_sub(slot.input.len())).max(1);
             own = make_room_behind(read_buffer, &mut slot.input, room);
+            room = room.min(read_buffer.capacity() - read_buffer.len());
         }
-        room = room.min(read_buffer.capacity() - read_buffer.len());
         match backend.read(stream, read_buffer, room) {
             Ok(count) if count > 0 => {
                 let drained =
@@ -99,14 +121,20 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
                 record.clocks.touch_read(shared.now);
                 shared.counters.bytes_in.add(count as u64);
                 *budget -= count;
-                deliver(handler, backend, shared, id, stream, session, read_buffer);
+                let begun = begin_delivery(record);
+                let rested =
+                    deliver(handler, backend, shared, id, stream, session, read_buffer, begun);
                 if !read_buffer.is_empty() || slot.input.capacity() > 0 {
                     keep_input(read_buffer, &mut slot.input, own);
                 }
-                if self.shared.spilled {
+                if shared.spilled {
                     self.flush(id);
                 }
-                if drained || *budget == 0 { Read::Drained } else { Read::More }
+                match rested {
+                    true => Read::Rested,
+                    false if drained || *budget == 0 => Read::Drained,
+                    false => Read::More,
+                }
             }
             nothing => {
                 if own {
@@ -129,12 +157,17 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let Self { backend, slots, shared, .. } = self;
         let slot = &mut slots[id.index()];
         let (Some(stream), Some(session)) = (&mut slot.stream, &mut slot.session) else { return };
-        deliver(handler, backend, shared, id, stream, session, &mut slot.input);
+        let begun = begin_delivery(shared.table.at(id.index()));
+        let input = &mut slot.input;
+        let rested = deliver(handler, backend, shared, id, stream, session, input, begun);
         if slot.input.is_empty() {
             slot.input = BytesMut::new();
         }
         if self.shared.spilled {
             self.flush(id);
+        }
+        if rested {
+            self.call_idle(handler, id);
         }
     }
 
@@ -221,13 +254,14 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
 
     /// A connection that is not being read learns of a reset by asking for it.
     #[cold]
-    pub(super) fn learn_error(&mut self, id: ConnId) {
+    pub(super) fn learn_error(&mut self, handler: &mut H, id: ConnId) {
         let Some(stream) = self.slots[id.index()].stream.as_mut() else {
             return;
         };
         if let Ok(Some(error)) = self.backend.take_error(stream) {
             self.shared.table.at(id.index()).ask(reason_of(error));
         }
+        self.serve(handler, id);
     }
 }
 
@@ -264,7 +298,9 @@ fn keep_input(read_buffer: &mut BytesMut, kept: &mut BytesMut, own: bool) {
 }
 
 /// Gives the handler its input and sends what it answers, unless that is a case for its queue.
+/// Returns whether the connection came to rest by it.
 #[inline(always)]
+#[allow(clippy::too_many_arguments, reason = "the parts of a reactor and of one slot, lent apart")]
 fn deliver<H: Handler, B: Backend>(
     handler: &mut H,
     backend: &mut B,
@@ -273,8 +309,8 @@ fn deliver<H: Handler, B: Backend>(
     stream: &mut B::Stream,
     session: &mut H::Session,
     input: &mut BytesMut,
-) {
-    let begun = begin_delivery(shared.table.at(id.index()));
+    begun: Delivery,
+) -> bool {
     let before = input.len();
     debug_assert!(before > 0);
     call_data(handler, shared, id, session, input, begun);
@@ -291,6 +327,7 @@ fn deliver<H: Handler, B: Backend>(
     if left >= bounds.input_max && !record.is_held() && !record.flags.has(Flags::DATA_DUE) {
         record.ask(CloseReason::InputLimit);
     }
+    record.try_rest(bounds.requests_max)
 }
 
 /// What a connection was like before its handler got input.
@@ -351,7 +388,7 @@ fn count_request(record: &mut Record, consumed: bool, left: usize, now: Instant)
     if record.flags.has(Flags::COUNTS_REQUESTS) {
         return false;
     }
-    record.requests = record.requests.saturating_add(1);
+    record.requests = record.requests.wrapping_add(1);
     true
 }
 

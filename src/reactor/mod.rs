@@ -24,6 +24,7 @@ use tracing::{info, warn};
 
 use self::accept::Listener;
 pub use self::mailbox::Handle;
+use self::io::wants_reading;
 use self::mailbox::{Letter, Mailbox};
 pub use self::shutdown::Report;
 use self::shutdown::Stop;
@@ -31,6 +32,7 @@ use crate::address::Address;
 use crate::backend::{Backend, Events, Os, Readiness, Source};
 use crate::config::{Config, ListenConfig};
 use crate::context::{Context, Shared};
+use crate::core::lifecycle::State;
 use crate::core::table::{CAPACITY_MAX, ConnId, Flags, ListenerId};
 use crate::error::Error;
 use crate::handler::Handler;
@@ -345,12 +347,15 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             ready.has(Readiness::WRITABLE),
             ready.has(Readiness::HANGUP),
         ));
-        // Who is in the ready queue has its turn there, and none besides.
-        let queued = record.flags.has(Flags::QUEUED_READY);
         if ready.has(Readiness::ERROR) && record.is_held() {
-            self.learn_error(id);
+            return self.learn_error(handler, id);
         }
-        if !queued {
+        let open = matches!(record.state(), State::Connected | State::Idle);
+        if record.flags.has(Flags::QUEUED_READY) {
+            // It has its turn there, and none besides.
+        } else if open && record.output.is_empty() && wants_reading(record.flags) {
+            self.serve_input(handler, id);
+        } else {
             self.serve(handler, id);
         }
     }
@@ -360,7 +365,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         for id in &ready {
             if let Some(record) = self.shared.table.get_mut(*id) {
                 record.flags.remove(Flags::QUEUED_READY);
-                self.guard(handler, |reactor, handler| reactor.serve_apart(handler, *id));
+                self.guard(handler, |reactor, handler| reactor.serve(handler, *id));
             }
         }
         self.shared.ready.put_back(ready);

@@ -1,6 +1,7 @@
 //! What follows from an event or a callback: the next state, the deadlines that run, the ready
 //! queue.
 
+use super::io::Read;
 use super::{Reactor, Slot};
 use crate::backend::Backend;
 use crate::context::Shared;
@@ -16,7 +17,6 @@ const UNUSUAL: Flags =
 
 impl<H: Handler, B: Backend> Reactor<H, B> {
     /// Does all that a connection is ready for, each thing within its budget.
-    #[inline(always)]
     pub(super) fn serve(&mut self, handler: &mut H, id: ConnId) {
         let record = self.shared.table.at(id.index());
         if matches!(record.state(), State::Connected | State::Idle) {
@@ -34,16 +34,18 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         self.settle(handler, id);
     }
 
-    /// [`Reactor::serve`] for whoever is not in a hurry.
-    #[inline(never)]
-    pub(super) fn serve_apart(&mut self, handler: &mut H, id: ConnId) {
-        self.serve(handler, id);
-    }
-
-    /// [`Reactor::settle`] for whoever is not in a hurry.
-    #[inline(never)]
-    pub(super) fn settle_apart(&mut self, handler: &mut H, id: ConnId) {
-        self.settle(handler, id);
+    /// [`Reactor::serve`] for an open connection that has nothing but input.
+    #[inline(always)]
+    pub(super) fn serve_input(&mut self, handler: &mut H, id: ConnId) {
+        if self.exchange(handler, id) != Read::Rested {
+            return self.settle(handler, id);
+        }
+        self.call_idle(handler, id);
+        // The usual end of a message: idle as before it, and nothing to do.
+        let record = self.shared.table.at(id.index());
+        if !record.is_quiet() || record.quiet_facts() != record.clocks.facts() {
+            self.settle(handler, id);
+        }
     }
 
     /// Sends what others wrote to a connection, and does what they asked of it. It is not read for
@@ -51,9 +53,9 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     pub(super) fn serve_reached(&mut self, handler: &mut H, id: ConnId) {
         if matches!(self.shared.table.at(id.index()).state(), State::Connected | State::Idle) {
             self.flush(id);
-            self.settle_apart(handler, id);
+            self.settle(handler, id);
         } else {
-            self.serve_apart(handler, id);
+            self.serve(handler, id);
         }
     }
 
@@ -74,29 +76,10 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
 
     /// Brings a connection into the state that follows from what happened to it, with the
     /// deadlines of that state, and queues it if there is more to do.
-    #[inline(always)]
     pub(super) fn settle(&mut self, handler: &mut H, id: ConnId) {
-        let index = id.index();
-        let record = self.shared.table.at(index);
-        if !record.is_quiet() || record.requests >= self.shared.bounds.requests_max {
-            return self.settle_busy(handler, id);
-        }
-        if record.state() == State::Connected && record.quiet_facts().at_rest() {
-            record.step(Step::Rest);
-            self.call_idle(handler, id);
-        }
-        // The usual end of a message: idle as before it, and nothing to do.
-        let record = self.shared.table.at(index);
-        if !record.is_quiet() || record.quiet_facts() != record.clocks.facts() {
-            self.resettle(handler, id);
-        }
-    }
-
-    /// [`Reactor::settle`] for a connection that something was asked of, or that has output, a debt
-    /// or input.
-    fn settle_busy(&mut self, handler: &mut H, id: ConnId) {
+        let requests_max = self.shared.bounds.requests_max;
         let record = self.shared.table.at(id.index());
-        if record.flags.has(UNUSUAL) || record.requests >= self.shared.bounds.requests_max {
+        if record.flags.has(UNUSUAL) || record.requests >= requests_max {
             self.act(handler, id);
         }
         let record = self.shared.table.at(id.index());
