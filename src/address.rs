@@ -73,13 +73,13 @@ impl FromStr for Address {
     }
 }
 
-/// A text that is no [`Address`].
+/// A text that is no [`Address`] or [`Target`].
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct AddressError;
 
 impl fmt::Display for AddressError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an address is IP:PORT, [IPV6]:PORT or unix:PATH")
+        f.write_str("an address is IP:PORT, [IPV6]:PORT or unix:PATH, and of a peer also HOST:PORT")
     }
 }
 

@@ -10,7 +10,7 @@ use slab::Slab;
 use crate::address::{Address, Target};
 use crate::config::{Config, Watermarks};
 use crate::conn::Conn;
-use crate::core::deadlines::Periods;
+use crate::core::deadlines::{Deadline, Periods};
 use crate::core::lifecycle::State;
 use crate::core::output::Output;
 use crate::core::ready::Ready;
@@ -396,6 +396,7 @@ impl Shared {
         let id = record.id;
         self.births.push(id);
         self.counters.dialled.add(1);
+        self.count_connections();
         Ok(id)
     }
 
@@ -452,6 +453,30 @@ impl Shared {
             }
         }
         self.settle_feeders(sink);
+    }
+
+    /// The sink ends: those who feed it are read again, and held by their own output only.
+    pub(crate) fn dismiss_feeders(&mut self, sink: ConnId) {
+        for feeder in self.feeders.get(&sink).cloned().into_iter().flatten() {
+            self.stop_feeding(feeder);
+            self.table.at(feeder.index()).flags.insert(Flags::DATA_DUE);
+            self.mark_dirty(feeder);
+        }
+    }
+
+    /// The sink's output moved, so those who feed it do not wait for the application in vain.
+    pub(crate) fn touch_feeders(&mut self, sink: ConnId) {
+        for feeder in self.feeders.get(&sink).into_iter().flatten() {
+            if let Some(record) = self.table.get_mut(*feeder)
+                && record.flags.has(Flags::SINK_HELD)
+            {
+                record.clocks.set(Deadline::Response, self.now);
+            }
+        }
+    }
+
+    pub(crate) fn count_connections(&self) {
+        self.counters.connections.set(self.table.len() as u64);
     }
 
     /// Lets the feeders' deadlines follow what was just changed about them.

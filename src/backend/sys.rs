@@ -166,6 +166,7 @@ pub(super) fn descriptor_limit() -> u64 {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: `limit` is writable.
     match done(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) }) {
+        #[allow(clippy::unnecessary_cast, reason = "signed on some systems")]
         Ok(()) => limit.rlim_cur as u64,
         Err(_) => 1_024,
     }

@@ -306,7 +306,7 @@ impl Periods {
     /// is off.
     pub(crate) fn lifetime(&self, random: u64) -> Option<u64> {
         let longest = (self.lifetime < u64::MAX).then_some(self.lifetime)?;
-        let cut = u128::from(longest / 4) * u128::from(random) >> 64;
+        let cut = (u128::from(longest / 4) * u128::from(random)) >> 64;
         Some(longest - cut as u64)
     }
 }

@@ -23,7 +23,11 @@ impl Ready {
     }
 
     /// Takes those queued so far. What is queued while they are served waits for the next turn.
+    #[inline]
     pub(crate) fn take(&mut self) -> Vec<ConnId> {
+        if self.next.is_empty() {
+            return Vec::new();
+        }
         std::mem::replace(&mut self.next, std::mem::take(&mut self.spare))
     }
 

@@ -194,6 +194,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             record.rare_mut().local = Some(address);
         }
         self.shared.counters.accepted.add(1);
+        self.shared.count_connections();
         if let Err(error) = self.backend.register(&mut stream, Token::of_conn(id)) {
             warn!(%error, "an accepted connection cannot be registered");
             self.shared.counters.accept_errors.add(1);

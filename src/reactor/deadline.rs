@@ -166,6 +166,9 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let queued_at = record.queued_at;
         let write = record.periods(profiles).of(Deadline::Write);
         record.clocks.look_again(queued_at, write, *now);
+        if moved && record.flags.has(Flags::IS_SINK) {
+            self.shared.touch_feeders(id);
+        }
         moved
     }
 

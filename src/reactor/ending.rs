@@ -25,10 +25,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         record.flags.remove(Flags::ASKED.and(Flags::HAS_TIMER).and(Flags::PAUSED));
         record.flags.set(Flags::LAST_WORDS, ending == Ending::Flush);
         record.step(Step::Close);
-        if record.flags.has(Flags::IS_SINK) {
-            self.shared.release_feeders(id);
-        }
         self.shared.stop_feeding(id);
+        self.shared.dismiss_feeders(id);
         self.call(id, |conn, session| handler.on_closing(conn, session, &reason));
 
         let record = self.shared.table.at(id.index());
@@ -105,8 +103,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// when all have had their callback: an id must not come back within a turn.
     pub(super) fn reap(&mut self, handler: &mut H) {
         if self.shared.reaped.is_empty() {
-            let len = self.shared.table.len() as u64;
-            return self.shared.counters.connections.set(len);
+            return;
         }
         // What `on_closed` may cause is the next turn's.
         let reaped = std::mem::take(&mut self.shared.reaped);
@@ -122,7 +119,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             self.shared.wheel.cancel(Key::Conn(id.index() as u32));
             self.slots[id.index()].input = bytes::BytesMut::new();
         }
-        self.shared.counters.connections.set(self.shared.table.len() as u64);
+        self.shared.count_connections();
         self.note_release();
         if self.shared.reaped.is_empty() {
             self.shared.reaped = reaped;

@@ -15,10 +15,11 @@ use crate::handler::Handler;
 
 /// What is posted to the reactor.
 pub(crate) enum Letter<H: Handler> {
-    ToLoop(Box<dyn FnOnce(&mut H, &mut Context<'_>) + Send>),
+    ToLoop(LoopClosure<H>),
     ToConn(ConnId, ConnClosure<H>),
 }
 
+type LoopClosure<H> = Box<dyn FnOnce(&mut H, &mut Context<'_>) + Send>;
 type ConnClosure<H> = Box<dyn FnOnce(&mut H, &mut Conn<'_>, &mut <H as Handler>::Session) + Send>;
 
 /// The queue that handles and their reactor share.

@@ -23,8 +23,8 @@ use bytes::BytesMut;
 use tracing::{info, warn};
 
 use self::accept::Listener;
-pub use self::mailbox::Handle;
 use self::io::wants_reading;
+pub use self::mailbox::Handle;
 use self::mailbox::{Letter, Mailbox};
 pub use self::shutdown::Report;
 use self::shutdown::Stop;
@@ -281,7 +281,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             || self.put_off > 0
             || self.accepting.is_due(shared.table.is_full())
             || self.mailbox.has_letters()
-            || self.shutdown_is_due()
+            || self.stop.is_due(shared.shutdowns_asked)
         {
             return Some(Duration::ZERO);
         }
@@ -347,7 +347,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             ready.has(Readiness::WRITABLE),
             ready.has(Readiness::HANGUP),
         ));
-        if ready.has(Readiness::ERROR) && record.is_held() {
+        if ready.has(Readiness::ERROR) && (record.is_held() || record.flags.has(Flags::EOF)) {
             return self.learn_error(handler, id);
         }
         let open = matches!(record.state(), State::Connected | State::Idle);
@@ -362,6 +362,9 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
 
     /// Serves those that stopped early in the turn before: no event will announce them again.
     fn serve_ready(&mut self, handler: &mut H, ready: Vec<ConnId>) {
+        if ready.is_empty() {
+            return;
+        }
         for id in &ready {
             if let Some(record) = self.shared.table.get_mut(*id) {
                 record.flags.remove(Flags::QUEUED_READY);

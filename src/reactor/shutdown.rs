@@ -22,6 +22,8 @@ const PANIC_WINDOW: Duration = Duration::from_secs(10);
 #[derive(Debug, Default)]
 pub(super) struct Stop {
     begun_at: Option<Instant>,
+    /// How often somebody asked for the end, as far as that has been seen to.
+    answered: u32,
     /// Connections are no longer flushed.
     hard: bool,
     failure: Option<&'static str>,
@@ -34,6 +36,12 @@ pub(super) struct Stop {
 impl Stop {
     pub(super) const fn has_begun(&self) -> bool {
         self.begun_at.is_some()
+    }
+
+    /// Whether more was `asked` for than has been done.
+    #[inline]
+    pub(super) const fn is_due(&self, asked: u32) -> bool {
+        asked > self.answered || (self.failure.is_some() && !self.hard)
     }
 
     /// Stops the reactor, and lets [`Reactor::turn`] say why.
@@ -80,26 +88,26 @@ impl fmt::Display for Report {
 
 impl<H: Handler, B: Backend> Reactor<H, B> {
     /// Begins, hardens and ends the shutdown, as was asked for.
+    #[inline]
     pub(super) fn progress_shutdown(&mut self, handler: &mut H) {
-        if self.shutdown_is_due() {
-            let asked = self.mailbox.shutdowns().max(self.shared.shutdowns_asked);
-            self.shared.shutdowns_asked = asked.max(1);
-            if !self.stop.has_begun() {
-                self.begin_shutdown(handler);
-            }
-            if asked > 1 || self.stop.failure.is_some() {
-                self.hard_stop();
-            }
+        let asked = self.mailbox.shutdowns().max(self.shared.shutdowns_asked);
+        if self.stop.is_due(asked) {
+            self.answer_shutdown(handler, asked);
         }
-        self.stop.ended =
-            self.stop.has_begun() && self.shared.reaped.len() == self.shared.table.len();
+        if self.stop.has_begun() {
+            self.stop.ended = self.shared.reaped.len() == self.shared.table.len();
+        }
     }
 
-    /// Whether somebody asked for more than has been done.
-    pub(super) fn shutdown_is_due(&self) -> bool {
-        let asked = self.mailbox.shutdowns().max(self.shared.shutdowns_asked);
-        (asked > 0 && !self.stop.has_begun())
-            || ((asked > 1 || self.stop.failure.is_some()) && !self.stop.hard)
+    fn answer_shutdown(&mut self, handler: &mut H, asked: u32) {
+        self.stop.answered = asked.max(1);
+        self.shared.shutdowns_asked = self.stop.answered;
+        if !self.stop.has_begun() {
+            self.begin_shutdown(handler);
+        }
+        if asked > 1 || self.stop.failure.is_some() {
+            self.hard_stop();
+        }
     }
 
     fn begin_shutdown(&mut self, handler: &mut H) {

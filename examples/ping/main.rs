@@ -1,0 +1,55 @@
+//! Answers pings over a line protocol, and sends them: a server and a client on the same framework.
+//!
+//! `PING [text]` is answered by `PONG [text]`, `QUIT` by `BYE` and the end of the connection. What
+//! is no command, and a line of more than 1,024 bytes, gets `ERR <reason>` and the end too. A line
+//! ends with `\n` or `\r\n`; a client may send many before it reads.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod client;
+mod line;
+mod server;
+mod tally;
+
+use std::time::Duration;
+
+use clap::Parser;
+use wheelhouse::Target;
+
+use self::client::Client;
+use self::server::Server;
+
+/// A server that answers pings; with --connect, a client that sends them
+#[derive(Parser)]
+#[command(version)]
+struct Args {
+    #[command(flatten)]
+    server: common::ServerArgs,
+
+    /// Be the client of this server: IP:PORT, [IPV6]:PORT, HOST:PORT or unix:PATH
+    #[arg(long, value_name = "ADDR", value_parser = target, conflicts_with = "ServerArgs")]
+    connect: Option<Target>,
+
+    /// Pings to send, at least 1; without it they go on until a signal
+    #[arg(long, value_name = "N", value_parser = common::positive, requires = "connect")]
+    count: Option<usize>,
+
+    /// From one ping to the next
+    #[arg(long, value_name = "DURATION", value_parser = common::duration, requires = "connect")]
+    #[arg(default_value = "1s")]
+    interval: Duration,
+}
+
+fn target(text: &str) -> Result<Target, &'static str> {
+    text.parse().map_err(|_| "IP:PORT, [IPV6]:PORT, HOST:PORT or unix:PATH is needed")
+}
+
+fn main() {
+    let args: Args = common::parse();
+    common::log();
+    match args.connect {
+        Some(target) => client::run(Client::new(target, args.count, args.interval)),
+        None => common::serve(&args.server, Server),
+    }
+}

@@ -1,0 +1,75 @@
+//! The server: every line is a request, and its reply is written at once.
+
+use bytes::{Buf, BytesMut};
+use wheelhouse::{Conn, Handler};
+
+use crate::line::{LINE_MAX, Lines, TooLong};
+
+/// Answers pings.
+pub(crate) struct Server;
+
+impl Handler for Server {
+    type Session = Lines;
+
+    fn on_open(&mut self, _: &mut Conn<'_>) -> Option<Lines> {
+        Some(Lines::default())
+    }
+
+    /// Serves the lines at hand. To a peer that does not read its replies it stops doing so, and
+    /// is called again when they have left.
+    fn on_data(&mut self, conn: &mut Conn<'_>, lines: &mut Lines, input: &mut BytesMut) {
+        while !conn.is_congested() && !conn.is_closing() {
+            let last = !conn.keep_alive();
+            match lines.next(input) {
+                Ok(Some(line)) => {
+                    let len = line.len;
+                    serve(conn, Command::parse(line.text));
+                    input.advance(len);
+                }
+                Ok(None) => return,
+                Err(TooLong) => return serve(conn, Command::TooLong),
+            }
+            if last {
+                // The reactor ends the connection, and knows why; what follows is not served.
+                return input.clear();
+            }
+        }
+    }
+}
+
+/// What a client wants.
+enum Command<'a> {
+    /// The text to send back, with the space before it.
+    Ping(&'a [u8]),
+    Quit,
+    TooLong,
+    Unknown,
+}
+
+impl<'a> Command<'a> {
+    fn parse(line: &'a [u8]) -> Self {
+        match line.strip_prefix(b"PING") {
+            Some(text @ ([] | [b' ', ..])) => Self::Ping(text),
+            _ if line == b"QUIT" => Self::Quit,
+            _ => Self::Unknown,
+        }
+    }
+}
+
+fn serve(conn: &mut Conn<'_>, command: Command<'_>) {
+    conn.begin_request();
+    match command {
+        Command::Ping(text) => {
+            conn.write(b"PONG");
+            conn.write(text);
+            conn.write(b"\n");
+        }
+        Command::Quit => conn.write(b"BYE\n"),
+        Command::TooLong => writeln!(conn, "ERR line longer than {LINE_MAX} bytes"),
+        Command::Unknown => conn.write(b"ERR unknown command\n"),
+    }
+    conn.end_request();
+    if !matches!(command, Command::Ping(_)) {
+        conn.close();
+    }
+}

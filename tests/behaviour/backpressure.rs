@@ -1,0 +1,713 @@
+//! Nobody makes the server hold more than its share: not a peer that sends without reading, not a
+//! handler that writes without looking, not a pair of which one is slower.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::time::Duration;
+
+use wheelhouse::{CloseReason, Config, Conn, ConnId, Watermarks};
+
+use crate::harness::{Got, PeerId, Scene, Script, What, World, assert_same, millis, pattern};
+
+behaviours! {
+    everywhere {
+        a_handler_that_writes_without_end_is_cut_off
+        one_write_of_any_size_is_taken
+        input_that_nobody_takes_is_limited
+        a_request_as_large_as_the_limit_is_served
+        a_pause_leaves_bytes_in_the_socket
+        a_pause_keeps_the_fin_back
+        a_pause_is_not_held_against_the_peer
+        resuming_shows_what_was_left
+        resuming_shows_nothing_if_nothing_was_left
+        who_yields_is_called_again_after_the_others
+        who_yields_with_nothing_left_is_not_called
+        who_awaits_input_is_not_idle
+        an_empty_write_sends_nothing
+        a_write_above_the_mark_drains_even_if_it_leaves_at_once
+        feeding_who_is_gone_holds_nobody
+        another_connection_may_pause_and_resume
+        another_connection_may_let_one_yield
+        a_large_request_may_gather
+    }
+    over_tcp {
+        a_client_that_never_reads_costs_little
+        what_waited_for_a_reader_is_served_when_it_reads
+        drained_comes_before_the_input_that_was_left
+        congestion_is_not_held_against_the_request
+        input_left_for_congestion_is_not_over_the_limit
+        a_feeder_is_read_no_faster_than_its_sink_drains
+        a_feeder_is_read_again_when_its_sink_dies
+        a_feeder_that_left_is_heard_to_the_end
+        feeds_in_both_directions_do_not_lock
+        a_feeder_is_read_though_nobody_reads_it
+        a_feeder_whose_sink_died_is_held_by_its_own_output_again
+        a_feeder_is_not_late_while_its_sink_reads_slowly
+    }
+}
+
+const REPLY: usize = 16 * 1024;
+
+/// Answers each byte with a large reply as long as there is room, and notes the most ever queued.
+fn large_replies() -> (Rc<Cell<usize>>, Script) {
+    let most = Rc::new(Cell::new(0));
+    let seen = Rc::clone(&most);
+    let script = Script::echo().when_data(move |conn, _, input| {
+        while !input.is_empty() && !conn.is_congested() {
+            let request = input.split_to(1);
+            conn.write(&[request[0]; REPLY]);
+            seen.set(seen.get().max(conn.queued()));
+        }
+    });
+    (most, script)
+}
+
+fn a_client_that_never_reads_costs_little<W: World>(world: &mut W) {
+    let (most, script) = large_replies();
+    let mut scene = Scene::new(world, Config::default(), script);
+    let peer = scene.connect_small();
+    // Far more than the server may take in.
+    let requests = [b'r'; 64 * 1024];
+    let start = scene.now();
+    let mut sent = 0;
+    while scene.now() - start < millis(300) {
+        sent += scene.try_send(peer, &requests).unwrap();
+        scene.turn();
+    }
+    assert!(sent > 1 << 20, "{sent}");
+    let high = Watermarks::default().high();
+    assert!(most.get() <= high + REPLY, "{} bytes queued", most.get());
+    let queued = scene.with(0, |conn| conn.queued());
+    assert!(queued <= high + REPLY, "{queued} bytes queued");
+    // And the requests are left to the kernel, but for what one look brought in.
+    let taken = scene.reactor.handle().stats().bytes_in;
+    assert!(taken <= 128 * 1024, "{taken} bytes taken in");
+    scene.expect_none_closed();
+    scene.expect_service();
+}
+
+fn what_waited_for_a_reader_is_served_when_it_reads<W: World>(world: &mut W) {
+    const REQUESTS: usize = 300;
+    let (most, script) = large_replies();
+    let mut scene = Scene::new(world, Config::default(), script);
+    let peer = scene.connect_small();
+    let requests: Vec<u8> = (0..REQUESTS).map(|index| index as u8).collect();
+    scene.send(peer, &requests);
+    scene.wait(millis(50));
+    for request in requests {
+        scene.expect(peer, &[request; REPLY]);
+    }
+    assert!(most.get() <= Watermarks::default().high() + REPLY, "{} bytes queued", most.get());
+    assert!(scene.script.count(0, What::Drained) > 1);
+    scene.expect_service();
+}
+
+fn drained_comes_before_the_input_that_was_left<W: World>(world: &mut W) {
+    let (_, script) = large_replies();
+    let mut scene = Scene::new(world, Config::default(), script);
+    let peer = scene.connect_small();
+    scene.send(peer, &[b'r'; 100]);
+    scene.read(peer, 100 * REPLY);
+    let story = scene.script.story(0);
+    let drained: Vec<_> = (0..story.len()).filter(|at| story[*at] == What::Drained).collect();
+    assert!(drained.len() > 1, "{story:?}");
+    for at in &drained[..drained.len() - 1] {
+        assert!(matches!(story[at + 1], What::Data(1..)), "{story:?}");
+    }
+    scene.expect_service();
+}
+
+fn congestion_is_not_held_against_the_request<W: World>(world: &mut W) {
+    let mut config = Config::default();
+    config.timeouts.request = Some(millis(100));
+    config.timeouts.read = Some(millis(100));
+    let (_, script) = large_replies();
+    let mut scene = Scene::new(world, config, script);
+    let peer = scene.connect_small();
+    scene.send(peer, &[b'r'; 300]);
+    // Requests are left over, and it is for us to take them.
+    scene.wait(millis(300));
+    scene.expect_none_closed();
+    scene.read(peer, 300 * REPLY);
+    scene.expect_service();
+}
+
+fn input_left_for_congestion_is_not_over_the_limit<W: World>(world: &mut W) {
+    let mut config = Config::default();
+    config.limits.input_max = 50;
+    let (_, script) = large_replies();
+    let mut scene = Scene::new(world, config, script);
+    let peer = scene.connect_small();
+    scene.send(peer, &[b'r'; 400]);
+    scene.wait(millis(50));
+    scene.read(peer, 400 * REPLY);
+    scene.expect_service();
+}
+
+fn a_write_above_the_mark_drains_even_if_it_leaves_at_once<W: World>(world: &mut W) {
+    let mut config = Config::default();
+    config.watermarks = Watermarks::new(0, 4).unwrap();
+    let script = Script::echo().when_data(|conn, _, input| {
+        conn.write(&input[..4]);
+        assert!(!conn.is_congested(), "at the mark is not above it");
+        conn.write(&input[4..]);
+        assert!(conn.is_congested());
+        input.clear();
+    });
+    let mut scene = Scene::new(world, config, script);
+    let peer = scene.connect();
+    for _ in 0..3 {
+        scene.send(peer, b"hello");
+        scene.expect(peer, b"hello");
+    }
+    scene.until("three drains", |scene| scene.script.count(0, What::Drained) == 3);
+    assert!(!scene.with(0, |conn| conn.is_congested()));
+    assert_eq!(scene.reactor.handle().stats().panics, 0);
+    scene.leave(peer);
+    scene.expect_closed(CloseReason::PeerEof);
+}
+
+fn feeding_who_is_gone_holds_nobody<W: World>(world: &mut W) {
+    let mut scene = Scene::new(world, Config::default(), Script::echo());
+    let (peer, _) = scene.enter();
+    let gone = scene.script.ids[0];
+    scene.leave(peer);
+    scene.expect_closed(CloseReason::PeerEof);
+    let (feeder, number) = scene.enter();
+    scene.with(number, |conn| {
+        conn.feeds(gone);
+        // Nor does who feeds itself lock itself.
+        conn.feeds(conn.id());
+    });
+    for _ in 0..3 {
+        scene.send(feeder, &[b'f'; 100_000]);
+        scene.expect(feeder, &[b'f'; 100_000]);
+    }
+    scene.leave(feeder);
+    scene.expect_closed(CloseReason::PeerEof);
+    scene.expect_service();
+}
+
+fn a_handler_that_writes_without_end_is_cut_off<W: World>(world: &mut W) {
+    let mut config = Config::default();
+    config.limits.output_max = 100_000;
+    let script = Script::echo().when_data(|conn, _, input| {
+        input.clear();
+        for _ in 0..3 {
+            conn.write(&[b'o'; 60_000]);
+        }
+        assert!(conn.is_closing());
+        conn.write(b"and more");
+    });
+    let mut scene = Scene::new(world, config, script);
+    let peer = scene.connect();
+    scene.send(peer, b"x");
+    let closed = scene.expect_closed(CloseReason::OutputLimit);
+    assert_eq!(closed.bytes_out + closed.unsent, 180_008);
+    assert!(closed.unsent >= 60_008);
+    let (bytes, end) = scene.read_to_end(peer);
+    assert!(bytes.len() as u64 <= closed.bytes_out);
+    scene.assert_reset(end);
+    scene.expect_service();
+}
+
+fn one_write_of_any_size_is_taken<W: World>(world: &mut W) {
+    let mut config = Config::default();
+    config.limits.output_max = 1_000;
+    let script = Script::echo().when_data(|conn, _, input| {
+        input.clear();
+        conn.write(&vec![b'o'; 1_000_000]);
+    });
+    let mut scene = Scene::new(world, config, script);
+    let peer = scene.connect();
+    for _ in 0..2 {
+        scene.send(peer, b"x");
+        scene.expect(peer, &vec![b'o'; 1_000_000]);
+    }
+    scene.expect_service();
+}
+
+fn input_that_nobody_takes_is_limited<W: World>(world: &mut W) {
+    let mut config = Config::default();
+    config.limits.input_max = 1_000;
+    let most = Rc::new(Cell::new(0));
+    let seen = Rc::clone(&most);
+    let script = Script::echo().when_data(move |_, _, input| {
+        seen.set(seen.get().max(input.len()));
+    });
+    let mut scene = Scene::new(world, config, script);
+    let peer = scene.connect();
+    scene.send(peer, &[b'i'; 999]);
+    scene.saw(0, What::Data(999));
+    scene.turn();
+    scene.expect_none_closed();
+    scene.send(peer, &[b'i'; 500]);
+    let closed = scene.expect_closed(CloseReason::InputLimit);
+    assert_eq!((most.get(), closed.bytes_in), (1_000, 1_000));
+    scene.expect_reset(peer);
+    scene.expect_service();
+}
+
+fn a_request_as_large_as_the_limit_is_served<W: World>(world: &mut W) {
+    let mut config = Config::default();
+    config.limits.input_max = 1_000;
+    let script = Script::echo().when_data(|conn, _, input| {
+        while input.len() >= 1_000 {
+            let request = input.split_to(1_000);
+            conn.write(&request);
+        }
+    });
+    let mut scene = Scene::new(world, config, script);
+    let peer = scene.connect();
+    let requests: Vec<u8> = (0..10_000).map(|index| index as u8).collect();
+    scene.send(peer, &requests);
+    scene.expect(peer, &requests);
+    scene.drip(peer, &requests[..3], millis(5));
+    scene.send(peer, &requests[3..2_000]);
+    scene.expect(peer, &requests[..2_000]);
+    scene.expect_service();
+}
+
+/// Pauses for so long after every byte it is shown first.
+fn pausing(millis_long: u64) -> Script {
+    Script::echo()
+        .when_data(move |conn, session, input| {
+            if session.step == 0 {
+                session.step = 1;
+                conn.pause_reading();
+                conn.set_timer(conn.now() + millis(millis_long));
+            } else {
+                conn.write(input);
+                input.clear();
+            }
+        })
+        .when_timer(|conn, _| conn.resume_reading())
+}
+
+fn a_pause_leaves_bytes_in_the_socket<W: World>(world: &mut W) {
+    let mut scene = Scene::new(world, Config::default(), pausing(100));
+    let peer = scene.connect();
+    scene.send(peer, b"one");
+    scene.saw(0, What::Data(3));
+    scene.send(peer, b"two");
+    scene.wait(millis(40));
+    assert_eq!(scene.reactor.handle().stats().bytes_in, 3);
+    scene.expect(peer, b"onetwo");
+    assert_eq!(scene.script.count(0, What::Timer), 1, "not before it resumed");
+    scene.expect_service();
+}
+
+fn a_pause_keeps_the_fin_back<W: World>(world: &mut W) {
+    let mut scene = Scene::new(world, Config::default(), pausing(100));
+    let peer = scene.connect();
+    scene.send(peer, b"one");
+    scene.saw(0, What::Data(3));
+    scene.half_close(peer);
+    scene.wait(millis(40));
+    assert_eq!(scene.script.count(0, What::Eof), 0);
+    assert_eq!(scene.read_to_end(peer), (b"one".to_vec(), Got::Eof));
+    scene.expect_closed(CloseReason::PeerEof);
+    scene.expect_service();
+}
+
+fn a_pause_is_not_held_against_the_peer<W: World>(world: &mut W) {
+    let mut config = Config::default();
+    config.timeouts.request = Some(millis(100));
+    config.timeouts.read = Some(millis(100));
+    config.timeouts.idle = Some(millis(100));
+    let mut scene = Scene::new(world, config, pausing(350));
+    let peer = scene.connect();
+    scene.send(peer, b"one");
+    scene.saw(0, What::Data(3));
+    scene.send(peer, b"two");
+    scene.expect(peer, b"onetwo");
+    scene.expect_timeout(wheelhouse::Timeout::Idle);
+    scene.expect_service();
+}
+
+fn resuming_shows_what_was_left<W: World>(world: &mut W) {
+    let mut scene = Scene::new(world, Config::default(), pausing(40));
+    let peer = scene.connect();
+    scene.send(peer, b"left");
+    scene.expect(peer, b"left");
+    assert_eq!(scene.script.count(0, What::Data(4)), 2);
+    scene.expect_service();
+}
+
+fn resuming_shows_nothing_if_nothing_was_left<W: World>(world: &mut W) {
+    let script = Script::echo()
+        .when_data(|conn, _, input| {
+            conn.write(input);
+            input.clear();
+            conn.pause_reading();
+            conn.set_timer(conn.now() + millis(20));
+        })
+        .when_timer(|conn, _| conn.resume_reading());
+    let mut scene = Scene::new(world, Config::default(), script);
+    let peer = scene.connect();
+    for word in [&b"one"[..], b"three"] {
+        scene.send(peer, word);
+        scene.expect(peer, word);
+        scene.wait(millis(50));
+    }
+    // An empty on_data would be a fault of its own.
+    assert_eq!(scene.script.count(0, What::Data(3)), 1);
+    assert_eq!(scene.script.count(0, What::Timer), 2);
+    scene.expect_service();
+}
+
+/// Connection 1 does something with connection 0 at each word.
+fn acts_on_first(act: impl Fn(&mut Conn<'_>, &[u8]) + 'static) -> Script {
+    Script::echo().when_data(move |conn, session, input| {
+        if session.number == 1 {
+            let first = conn.cx().ids()[0];
+            act(&mut conn.other(first).unwrap(), input);
+            input.clear();
+        } else {
+            let len = input.len().min(3);
+            conn.write(&input.split_to(len));
+        }
+    })
+}
+
+fn another_connection_may_pause_and_resume<W: World>(world: &mut W) {
+    let script = acts_on_first(|first, word| match word {
+        b"pause" => first.pause_reading(),
+        _ => first.resume_reading(),
+    });
+    let mut scene = Scene::new(world, Config::default(), script);
+    let (first, _) = scene.enter();
+    let (other, number) = scene.enter();
+    scene.send(other, b"pause");
+    scene.saw(number, What::Data(5));
+    scene.turn();
+    scene.send(first, b"one");
+    scene.wait(millis(30));
+    scene.expect_silence(first);
+    scene.send(other, b"resume");
+    scene.expect(first, b"one");
+    scene.expect_service();
+}
+
+fn another_connection_may_let_one_yield<W: World>(world: &mut W) {
+    let script = acts_on_first(|first, _| first.yield_now());
+    let mut scene = Scene::new(world, Config::default(), script);
+    let (first, _) = scene.enter();
+    let (other, _) = scene.enter();
+    scene.send(first, b"onetwo");
+    scene.expect(first, b"one");
+    scene.wait(millis(20));
+    scene.expect_silence(first);
+    scene.send(other, b"go on");
+    scene.expect(first, b"two");
+    scene.expect_service();
+}
+
+fn a_large_request_may_gather<W: World>(world: &mut W) {
+    const LEN: usize = 3 << 20;
+    let mut config = Config::default();
+    config.limits.input_max = 4 << 20;
+    let script = Script::echo().when_data(|conn, _, input| {
+        if input.len() >= LEN {
+            let request = input.split_to(LEN);
+            conn.write_bytes(request.freeze());
+        }
+    });
+    let mut scene = Scene::new(world, config, script);
+    let peer = scene.connect();
+    let pattern = pattern(MUCH);
+    for at in [0, 1_000_003] {
+        let request = &pattern[at..at + LEN];
+        scene.send(peer, request);
+        let got = scene.read(peer, LEN);
+        assert_same(&got, request);
+    }
+    scene.expect_service();
+}
+
+fn who_yields_is_called_again_after_the_others<W: World>(world: &mut W) {
+    let script = Script::echo().when_data(|conn, _, input| {
+        let request = input.split_to(1);
+        conn.write(&request);
+        conn.yield_now();
+    });
+    let mut scene = Scene::new(world, Config::default(), script);
+    let (ann, _) = scene.enter();
+    let (bob, _) = scene.enter();
+    scene.send(ann, b"aaaaa");
+    scene.send(bob, b"bbbbb");
+    scene.script.log.clear();
+    let mut seen = [0, 0];
+    while seen != [5, 5] {
+        scene.turn();
+        for (number, seen) in seen.iter_mut().enumerate() {
+            let count: usize = (1..=5).map(|len| scene.script.count(number, What::Data(len))).sum();
+            assert!(count <= *seen + 1, "one call in each turn");
+            *seen = count;
+        }
+        assert!(seen[0].abs_diff(seen[1]) <= 1, "{seen:?}");
+    }
+    scene.expect(ann, b"aaaaa");
+    scene.expect(bob, b"bbbbb");
+    scene.expect_service();
+}
+
+fn who_yields_with_nothing_left_is_not_called<W: World>(world: &mut W) {
+    let script = Script::echo().when_data(|conn, _, input| {
+        conn.write(input);
+        input.clear();
+        conn.yield_now();
+    });
+    let mut scene = Scene::new(world, Config::default(), script);
+    let peer = scene.connect();
+    scene.send(peer, b"hello");
+    scene.expect(peer, b"hello");
+    scene.saw(0, What::Idle);
+    scene.turn();
+    assert_eq!(scene.script.count(0, What::Data(5)), 1);
+    // And the loop rests.
+    let turns = scene.reactor.handle().stats().turns;
+    scene.reactor.turn(&mut scene.script, Some(millis(30))).unwrap();
+    assert_eq!(scene.reactor.handle().stats().turns, turns + 1);
+    scene.expect_service();
+}
+
+fn who_awaits_input_is_not_idle<W: World>(world: &mut W) {
+    // A body is taken as it comes, until a full stop.
+    let script = Script::echo().when_data(|conn, _, input| {
+        let last = input.ends_with(b".");
+        input.clear();
+        if last {
+            conn.write(b"done");
+        } else {
+            conn.await_input();
+        }
+    });
+    let mut config = Config::default();
+    config.timeouts.idle = Some(millis(80));
+    let mut scene = Scene::new(world, config, script);
+    let peer = scene.connect();
+    scene.send(peer, b"part");
+    scene.wait(millis(150));
+    assert_eq!(scene.script.count(0, What::Idle), 0);
+    scene.send(peer, b"and the rest.");
+    scene.expect(peer, b"done");
+    scene.saw(0, What::Idle);
+    assert_eq!(scene.reactor.handle().stats().requests, 1, "it was one request");
+    scene.expect_timeout(wheelhouse::Timeout::Idle);
+    scene.expect_service();
+}
+
+fn an_empty_write_sends_nothing<W: World>(world: &mut W) {
+    let script = Script::echo().when_data(|conn, _, input| {
+        input.clear();
+        conn.write(b"");
+        conn.write_bytes(Vec::new());
+        assert_eq!(conn.queued(), 0);
+    });
+    let mut scene = Scene::new(world, Config::default(), script);
+    let peer = scene.connect();
+    scene.send(peer, b"x");
+    scene.saw(0, What::Idle);
+    scene.expect_silence(peer);
+    scene.leave(peer);
+    assert_eq!(scene.expect_closed(CloseReason::PeerEof).bytes_out, 0);
+    scene.expect_service();
+}
+
+/// Connection 0 is the sink of connection 1.
+fn pipe() -> Script {
+    let sink: Rc<RefCell<Option<ConnId>>> = Rc::default();
+    let kept = Rc::clone(&sink);
+    Script::echo()
+        .when_connected(move |conn, session| {
+            if session.number == 0 {
+                *kept.borrow_mut() = Some(conn.id());
+            } else if session.number == 1 {
+                conn.feeds(kept.borrow().unwrap());
+            }
+        })
+        .when_data(move |conn, session, input| {
+            let bytes = input.split().freeze();
+            if session.number == 1
+                && let Some(mut sink) = conn.other(sink.borrow().unwrap())
+            {
+                sink.write_bytes(bytes);
+            }
+        })
+}
+
+/// Sends a pattern until nothing more is taken, and says how much that was.
+fn fill<W: World>(scene: &mut Scene<'_, W>, peer: PeerId, pattern: &[u8]) -> usize {
+    let mut sent = 0;
+    let mut quiet = 0;
+    while quiet < 50 {
+        let count = scene.try_send(peer, &pattern[sent..]).unwrap();
+        sent += count;
+        quiet = if count == 0 { quiet + 1 } else { 0 };
+        scene.turn();
+    }
+    sent
+}
+
+/// More than the buffers of two sockets hold.
+const MUCH: usize = 24 << 20;
+
+fn a_feeder_is_read_no_faster_than_its_sink_drains<W: World>(world: &mut W) {
+    let mut scene = Scene::new(world, Config::default(), pipe());
+    let sink = scene.connect_small();
+    scene.saw(0, What::Connected);
+    let (feeder, _) = scene.enter();
+    let pattern = pattern(MUCH);
+    let sent = fill(&mut scene, feeder, &pattern);
+    assert!(sent < pattern.len());
+    let queued = scene.with(0, |conn| conn.queued());
+    assert!(queued <= 2 * Watermarks::default().high(), "{queued} bytes queued");
+    // Once the sink reads, all that was sent arrives.
+    let got = scene.read(sink, sent);
+    assert_same(&got, &pattern[..sent]);
+    scene.send(feeder, b"and more");
+    scene.expect(sink, b"and more");
+    scene.expect_service();
+}
+
+fn a_feeder_that_left_is_heard_to_the_end<W: World>(world: &mut W) {
+    let mut scene = Scene::new(world, Config::default(), pipe());
+    let sink = scene.connect_small();
+    scene.saw(0, What::Connected);
+    let (feeder, number) = scene.enter();
+    let pattern = pattern(MUCH);
+    let sent = fill(&mut scene, feeder, &pattern);
+    scene.leave(feeder);
+    scene.wait(millis(30));
+    assert_eq!(scene.script.count(number, What::Eof), 0, "there is more before it");
+    let got = scene.read(sink, sent);
+    assert_same(&got, &pattern[..sent]);
+    let closed = scene.expect_closed(CloseReason::PeerEof);
+    assert_eq!(closed.bytes_in, sent as u64);
+    scene.expect_service();
+}
+
+fn a_feeder_is_read_again_when_its_sink_dies<W: World>(world: &mut W) {
+    let mut scene = Scene::new(world, Config::default(), pipe());
+    let sink = scene.connect_small();
+    scene.saw(0, What::Connected);
+    let (feeder, _) = scene.enter();
+    let pattern = pattern(MUCH);
+    let sent = fill(&mut scene, feeder, &pattern);
+    scene.reset(sink);
+    scene.expect_closed(CloseReason::PeerReset);
+    let in_before = scene.reactor.handle().stats().bytes_in;
+    scene.until("the rest", |scene| scene.reactor.handle().stats().bytes_in == sent as u64);
+    assert!(in_before < sent as u64);
+    scene.leave(feeder);
+    scene.expect_closed(CloseReason::PeerEof);
+    scene.expect_service();
+}
+
+/// Connections 0 and 1 feed each other.
+fn two_way_pipe() -> Script {
+    let ids: Rc<RefCell<Vec<ConnId>>> = Rc::default();
+    let kept = Rc::clone(&ids);
+    Script::echo()
+        .when_connected(move |conn, session| {
+            kept.borrow_mut().push(conn.id());
+            if session.number == 1 {
+                let first = kept.borrow()[0];
+                conn.feeds(first);
+                let id = conn.id();
+                conn.other(first).unwrap().feeds(id);
+            }
+        })
+        .when_data(move |conn, session, input| {
+            let other = ids.borrow()[1 - session.number];
+            conn.other(other).unwrap().write_bytes(input.split().freeze());
+        })
+}
+
+fn a_feeder_is_read_though_nobody_reads_it<W: World>(world: &mut W) {
+    let mut scene = Scene::new(world, Config::default(), two_way_pipe());
+    let ann = scene.connect_small();
+    scene.saw(0, What::Connected);
+    let bob = scene.connect_small();
+    scene.saw(1, What::Connected);
+    let pattern = pattern(MUCH);
+    let [from_ann, from_bob] = [ann, bob].map(|peer| fill(&mut scene, peer, &pattern));
+    // Whoever uploads before it reads must not lock itself: each direction is on its own.
+    let got = scene.read(bob, from_ann);
+    assert_same(&got, &pattern[..from_ann]);
+    let got = scene.read(ann, from_bob);
+    assert_same(&got, &pattern[..from_bob]);
+}
+
+fn a_feeder_whose_sink_died_is_held_by_its_own_output_again<W: World>(world: &mut W) {
+    let sink: Rc<RefCell<Option<ConnId>>> = Rc::default();
+    let (most, script) = large_replies();
+    let script = script.when_connected(move |conn, session| {
+        if session.number == 0 {
+            *sink.borrow_mut() = Some(conn.id());
+        } else if session.number == 1 {
+            conn.feeds(sink.borrow().unwrap());
+        }
+    });
+    let mut config = Config::default();
+    config.limits.input_max = 1_000;
+    let mut scene = Scene::new(world, config, script);
+    let (sink, _) = scene.enter();
+    let feeder = scene.connect_small();
+    scene.saw(1, What::Connected);
+    scene.leave(sink);
+    scene.expect_closed(CloseReason::PeerEof);
+    // From here on it is a client like any other, and one that never reads.
+    let requests = [b'r'; 2_000];
+    scene.send(feeder, &requests);
+    scene.wait(millis(100));
+    scene.expect_none_closed();
+    assert!(most.get() <= Watermarks::default().high() + REPLY, "{} bytes queued", most.get());
+    scene.read(feeder, requests.len() * REPLY);
+    scene.expect_service();
+}
+
+fn a_feeder_is_not_late_while_its_sink_reads_slowly<W: World>(world: &mut W) {
+    let mut config = Config::default();
+    config.timeouts.response = Some(millis(100));
+    config.timeouts.idle = Some(millis(100));
+    config.timeouts.first_byte = Some(Duration::from_secs(60));
+    let mut scene = Scene::new(world, config, pipe());
+    let sink = scene.connect_small();
+    scene.saw(0, What::Connected);
+    let (feeder, _) = scene.enter();
+    // More than leaves at once, and so slowly that the low mark is far.
+    let pattern = pattern(MUCH);
+    let sent = scene.try_send(feeder, &pattern).unwrap();
+    let start = scene.now();
+    let mut got = Vec::new();
+    while scene.now() - start < millis(500) {
+        got.extend(scene.sip(sink, 1_000));
+        scene.wait(millis(20));
+    }
+    // Neither has given cause: the sink reads, and the feeder would send.
+    scene.expect_none_closed();
+    let rest = scene.read(sink, sent - got.len());
+    got.extend(rest);
+    assert_same(&got, &pattern[..sent]);
+}
+
+fn feeds_in_both_directions_do_not_lock<W: World>(world: &mut W) {
+    // Two peers that both send before they read, through a server that buffers little.
+    let mut scene = Scene::new(world, Config::default(), two_way_pipe());
+    let ann = scene.connect_small();
+    scene.saw(0, What::Connected);
+    let bob = scene.connect_small();
+    scene.saw(1, What::Connected);
+    let pattern = pattern(MUCH);
+    let [from_ann, from_bob] = [ann, bob].map(|peer| fill(&mut scene, peer, &pattern));
+    let (mut at_ann, mut at_bob) = (Vec::new(), Vec::new());
+    scene.until("both", |scene| {
+        at_ann.extend(scene.sip(ann, 64 * 1024));
+        at_bob.extend(scene.sip(bob, 64 * 1024));
+        at_ann.len() >= from_bob && at_bob.len() >= from_ann
+    });
+    assert_same(&at_ann, &pattern[..from_bob]);
+    assert_same(&at_bob, &pattern[..from_ann]);
+}

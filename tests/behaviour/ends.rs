@@ -1,0 +1,487 @@
+//! A handler may end any connection from anywhere, once or twice, and ids stay true.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use wheelhouse::{CloseReason, Config, ConnId, State, Timeout};
+
+use crate::harness::{Got, Scene, Script, What, World, millis};
+
+behaviours! {
+    everywhere {
+        on_open_may_refuse
+        on_open_may_close
+        on_connected_may_close
+        on_data_may_close
+        on_idle_may_close
+        on_active_may_close
+        on_eof_may_close
+        on_timer_may_close
+        on_drained_may_close
+        on_closing_may_close_in_vain
+        on_open_may_abort
+        closing_twice_is_closing_once
+        closing_again_keeps_what_is_queued
+        abort_after_close_drops_what_was_queued
+        abort_reaches_a_connection_that_is_closing
+        another_connection_may_be_closed
+        another_connection_may_be_written_to
+        one_connection_may_close_all
+        a_word_may_reach_everybody
+        what_is_written_after_close_is_counted_as_unsent
+        what_is_written_after_abort_is_counted_as_unsent
+        writes_in_on_closing_after_abort_are_dropped
+        an_id_outlives_its_connection_and_means_nobody
+        a_closed_connection_is_gone_in_its_own_on_closed
+        on_closed_may_shut_down
+    }
+}
+
+/// Closes the first connection from the callback it is called in.
+fn closes_first(number: usize) -> bool {
+    number == 0
+}
+
+fn on_open_may_refuse<W: World>(world: &mut W) {
+    let script = Script::echo().when_open(|_, number| !closes_first(number));
+    let mut scene = Scene::new(world, Config::default(), script);
+    let peer = scene.connect();
+    scene.expect_eof(peer);
+    assert_eq!(scene.script.story(0), [What::Open]);
+    let stats = scene.reactor.handle().stats();
+    assert_eq!((stats.refused, stats.connections, stats.closed_total()), (1, 0, 0));
+    scene.expect_service();
+}
+
+fn on_open_may_close<W: World>(world: &mut W) {
+    let script = Script::echo().when_open(|conn, number| {
+        if closes_first(number) {
+            conn.write(b"busy");
+            conn.close();
+            assert!(conn.is_closing());
+        }
+        true
+    });
+    let mut scene = Scene::new(world, Config::default(), script);
+    let peer = scene.connect();
+    assert_eq!(scene.read_to_end(peer), (b"busy".to_vec(), Got::Eof));
+    scene.leave(peer);
+    scene.expect_closed(CloseReason::Local);
+    scene.expect_service();
+}
+
+fn on_open_may_abort<W: World>(world: &mut W) {
+    let script = Script::echo().when_open(|conn, number| {
+        if closes_first(number) {
+            conn.abort();
+        }
+        true
+    });
+    let mut scene = Scene::new(world, Config::default(), script);
+    let peer = scene.connect();
+    scene.expect_reset(peer);
+    scene.expect_closed(CloseReason::Abort);
+    scene.expect_service();
+}
+
+fn on_connected_may_close<W: World>(world: &mut W) {
+    let script = Script::echo().when_connected(|conn, session| {
+        if closes_first(session.number) {
+            conn.close();
+        }
+    });
+    let mut scene = Scene::new(world, Config::default(), script);
+    let peer = scene.connect();
+    scene.expect_eof(peer);
+    scene.expect_closed(CloseReason::Local);
+    scene.expect_service();
+}
+
+fn on_data_may_close<W: World>(world: &mut W) {
+    let script = Script::echo().when_data(|conn, _, _| {
+        conn.write(b"bye");
+        conn.close();
+    });
+    let mut scene = Scene::new(world, Config::default(), script);
+    let peer = scene.connect();
+    scene.send(peer, b"left unread");
+    assert_eq!(scene.read_to_end(peer), (b"bye".to_vec(), Got::Eof));
+    scene.leave(peer);
+    scene.expect_closed(CloseReason::Local);
+    assert_eq!(scene.script.count(0, What::Data(11)), 1, "it hears no more");
+    scene.expect_service();
+}
+
+fn on_idle_may_close<W: World>(world: &mut W) {
+    let script = Script::echo().when_idle(|conn, _| {
+        assert_eq!(conn.state(), State::Idle);
+        conn.close();
+    });
+    let mut scene = Scene::new(world, Config::default(), script);
+    let peer = scene.connect();
+    scene.send(peer, b"hello");
+    assert_eq!(scene.read_to_end(peer), (b"hello".to_vec(), Got::Eof));
+    scene.leave(peer);
+    scene.expect_closed(CloseReason::Local);
+    scene.expect_service();
+}
+
+fn on_active_may_close<W: World>(world: &mut W) {
+    let script = Script::echo().when_active(|conn, _| conn.close());
+    let mut scene = Scene::new(world, Config::default(), script);
+    let peer = scene.connect();
+    scene.send(peer, b"hello");
+    scene.expect(peer, b"hello");
+    scene.saw(0, What::Idle);
+    scene.send(peer, b"again");
+    scene.expect_eof(peer);
+    scene.leave(peer);
+    scene.expect_closed(CloseReason::Local);
+    scene.expect_service();
+}
+
+fn on_eof_may_close<W: World>(world: &mut W) {
+    let script = Script::echo().when_eof(|conn, _, _| conn.close());
+    let mut scene = Scene::new(world, Config::default(), script);
+    let peer = scene.connect();
+    scene.send(peer, b"hello");
+    scene.half_close(peer);
+    assert_eq!(scene.read_to_end(peer), (b"hello".to_vec(), Got::Eof));
+    scene.expect_closed(CloseReason::Local);
+    scene.expect_service();
+}
+
+fn on_timer_may_close<W: World>(world: &mut W) {
+    let script = Script::echo()
+        .when_connected(|conn, session| {
+            if closes_first(session.number) {
+                conn.set_timer(conn.now() + millis(30));
+            }
+        })
+        .when_timer(|conn, _| conn.close());
+    let mut scene = Scene::new(world, Config::default(), script);
+    let peer = scene.connect();
+    scene.expect_eof(peer);
+    scene.expect_closed(CloseReason::Local);
+    scene.expect_service();
+}
+
+const LARGE: usize = 4 << 20;
+
+/// Answers each read with more than a socket holds.
+fn large_reply() -> Script {
+    Script::echo().when_data(|conn, _, input| {
+        input.clear();
+        conn.write_bytes(vec![b'l'; LARGE]);
+    })
+}
+
+fn on_drained_may_close<W: World>(world: &mut W) {
+    let script = large_reply().when_drained(|conn, _| {
+        conn.write(b"bye");
+        conn.close();
+    });
+    let mut scene = Scene::new(world, Config::default(), script);
+    let peer = scene.connect();
+    scene.send(peer, b"x");
+    let (bytes, end) = scene.read_to_end(peer);
+    assert_eq!((bytes.len(), end), (LARGE + 3, Got::Eof));
+    scene.leave(peer);
+    scene.expect_closed(CloseReason::Local);
+    scene.expect_service();
+}
+
+fn on_closing_may_close_in_vain<W: World>(world: &mut W) {
+    let script = Script::echo().when_closing(|conn, _, _| {
+        assert_eq!(conn.state(), State::Closing);
+        conn.close();
+        conn.close();
+    });
+    let mut scene = Scene::new(world, Config::default(), script);
+    let peer = scene.connect();
+    scene.send(peer, b"hello");
+    scene.half_close(peer);
+    assert_eq!(scene.read_to_end(peer), (b"hello".to_vec(), Got::Eof));
+    scene.expect_closed(CloseReason::PeerEof);
+    scene.expect_service();
+}
+
+fn closing_twice_is_closing_once<W: World>(world: &mut W) {
+    let script = Script::echo().when_data(|conn, _, input| {
+        conn.write(input);
+        input.clear();
+        conn.close();
+        conn.close();
+    });
+    let mut scene = Scene::new(world, Config::default(), script);
+    let peer = scene.connect();
+    scene.send(peer, b"hello");
+    assert_eq!(scene.read_to_end(peer), (b"hello".to_vec(), Got::Eof));
+    // In the state that the first one brought about, too.
+    scene.with(0, |conn| conn.close());
+    scene.turn();
+    scene.expect_none_closed();
+    scene.leave(peer);
+    scene.expect_closed(CloseReason::Local);
+    assert_eq!(scene.script.count(0, What::Closing(CloseReason::Local)), 1);
+    scene.expect_service();
+}
+
+fn closing_again_keeps_what_is_queued<W: World>(world: &mut W) {
+    let script = Script::echo().when_data(|conn, _, input| {
+        input.clear();
+        conn.write_bytes(vec![b'q'; LARGE]);
+        conn.close();
+    });
+    let mut scene = Scene::new(world, Config::default(), script);
+    let peer = scene.connect();
+    scene.send(peer, b"x");
+    scene.saw(0, What::Closing(CloseReason::Local));
+    scene.with(0, |conn| conn.close());
+    let (bytes, end) = scene.read_to_end(peer);
+    assert_eq!((bytes.len(), end), (LARGE, Got::Eof));
+    scene.leave(peer);
+    assert_eq!(scene.expect_closed(CloseReason::Local).unsent, 0);
+    scene.expect_service();
+}
+
+fn abort_after_close_drops_what_was_queued<W: World>(world: &mut W) {
+    let script = Script::echo().when_data(|conn, _, input| {
+        input.clear();
+        conn.write_bytes(vec![b'q'; LARGE]);
+        conn.close();
+        conn.abort();
+    });
+    let mut scene = Scene::new(world, Config::default(), script);
+    let peer = scene.connect();
+    scene.send(peer, b"x");
+    let closed = scene.expect_closed(CloseReason::Abort);
+    assert!(closed.unsent > 0);
+    assert_eq!(closed.bytes_out + closed.unsent, LARGE as u64);
+    let (bytes, end) = scene.read_to_end(peer);
+    assert!(bytes.len() < LARGE);
+    scene.assert_reset(end);
+    scene.expect_service();
+}
+
+fn abort_reaches_a_connection_that_is_closing<W: World>(world: &mut W) {
+    let script = Script::echo().when_data(|conn, _, input| {
+        input.clear();
+        conn.write_bytes(vec![b'q'; LARGE]);
+        conn.close();
+    });
+    let mut scene = Scene::new(world, Config::default(), script);
+    let peer = scene.connect();
+    scene.send(peer, b"x");
+    scene.saw(0, What::Closing(CloseReason::Local));
+    scene.with(0, |conn| conn.abort());
+    // The reason is the first one.
+    let closed = scene.expect_closed(CloseReason::Local);
+    assert!(closed.unsent > 0);
+    let (bytes, end) = scene.read_to_end(peer);
+    assert!(bytes.len() < LARGE);
+    scene.assert_reset(end);
+    scene.expect_service();
+}
+
+/// Whom connection 1 acts on when it hears something.
+fn first_id() -> (Rc<RefCell<Option<ConnId>>>, Script) {
+    let first = Rc::new(RefCell::new(None));
+    let kept = Rc::clone(&first);
+    let script = Script::echo().when_connected(move |conn, session| {
+        if session.number == 0 {
+            *kept.borrow_mut() = Some(conn.id());
+        }
+    });
+    (first, script)
+}
+
+fn another_connection_may_be_closed<W: World>(world: &mut W) {
+    let (first, script) = first_id();
+    let script = script.when_data(move |conn, _, input| {
+        input.clear();
+        let first = first.borrow().unwrap();
+        let mut other = conn.other(first).unwrap();
+        other.write(b"bye");
+        other.close();
+        conn.write(b"done");
+    });
+    let mut scene = Scene::new(world, Config::default(), script);
+    let (victim, _) = scene.enter();
+    let (actor, _) = scene.enter();
+    scene.send(actor, b"x");
+    scene.expect(actor, b"done");
+    assert_eq!(scene.read_to_end(victim), (b"bye".to_vec(), Got::Eof));
+    scene.leave(victim);
+    let closed = scene.expect_closed(CloseReason::Local);
+    assert_eq!(closed.id, scene.script.ids[0]);
+    scene.expect_service();
+}
+
+fn another_connection_may_be_written_to<W: World>(world: &mut W) {
+    let (first, script) = first_id();
+    let script = script.when_data(move |conn, _, input| {
+        let first = first.borrow().unwrap();
+        let mut other = conn.other(first).unwrap();
+        other.write(input);
+        assert_eq!(other.queued(), input.len());
+        input.clear();
+    });
+    let mut scene = Scene::new(world, Config::default(), script);
+    let (listener, _) = scene.enter();
+    let (talker, _) = scene.enter();
+    for word in [&b"one"[..], b"two"] {
+        scene.send(talker, word);
+        scene.expect(listener, word);
+    }
+    // An id of one's own is as good.
+    scene.send(listener, b"three");
+    scene.expect(listener, b"three");
+    scene.expect_service();
+}
+
+fn one_connection_may_close_all<W: World>(world: &mut W) {
+    let script = Script::echo().when_data(|conn, _, input| {
+        input.clear();
+        for id in conn.cx().ids() {
+            conn.other(id).unwrap().close();
+        }
+    });
+    let mut scene = Scene::new(world, Config::default(), script);
+    let peers: Vec<_> = (0..30).map(|_| scene.enter().0).collect();
+    scene.send(peers[7], b"x");
+    for peer in peers {
+        scene.expect_eof(peer);
+        scene.expect_closed(CloseReason::Local);
+    }
+    scene.expect_service();
+}
+
+fn a_word_may_reach_everybody<W: World>(world: &mut W) {
+    let script = Script::echo().when_data(|conn, _, input| {
+        let word = input.split().freeze();
+        for id in conn.cx().ids() {
+            conn.other(id).unwrap().write_bytes(word.clone());
+        }
+    });
+    let mut scene = Scene::new(world, Config::default(), script);
+    let peers: Vec<_> = (0..30).map(|_| scene.enter().0).collect();
+    for (speaker, len) in [(3, 5), (29, 10_000), (0, 60_000)] {
+        let word = vec![b'w'; len];
+        scene.send(peers[speaker], &word);
+        for peer in &peers {
+            scene.expect(*peer, &word);
+        }
+    }
+    scene.expect_service();
+}
+
+fn what_is_written_after_close_is_counted_as_unsent<W: World>(world: &mut W) {
+    let script = Script::echo().when_data(|conn, _, input| {
+        input.clear();
+        conn.write(b"bye");
+        conn.close();
+        conn.write(b"more");
+        conn.write_bytes(vec![0; 10_000]);
+    });
+    let mut scene = Scene::new(world, Config::default(), script);
+    let peer = scene.connect();
+    scene.send(peer, b"x");
+    assert_eq!(scene.read_to_end(peer), (b"bye".to_vec(), Got::Eof));
+    scene.leave(peer);
+    let closed = scene.expect_closed(CloseReason::Local);
+    assert_eq!((closed.bytes_out, closed.unsent), (3, 10_004));
+    assert_eq!(scene.reactor.handle().stats().unsent, 10_004);
+    scene.expect_service();
+}
+
+fn what_is_written_after_abort_is_counted_as_unsent<W: World>(world: &mut W) {
+    let script = Script::echo().when_data(|conn, _, input| {
+        input.clear();
+        conn.abort();
+        conn.write(b"more");
+    });
+    let mut scene = Scene::new(world, Config::default(), script);
+    let peer = scene.connect();
+    scene.send(peer, b"x");
+    scene.expect_reset(peer);
+    let closed = scene.expect_closed(CloseReason::Abort);
+    assert_eq!((closed.bytes_out, closed.unsent), (0, 4));
+    scene.expect_service();
+}
+
+fn writes_in_on_closing_after_abort_are_dropped<W: World>(world: &mut W) {
+    let script = Script::echo()
+        .when_data(|conn, _, input| {
+            input.clear();
+            conn.abort();
+        })
+        .when_closing(|conn, _, reason| {
+            assert_eq!(*reason, CloseReason::Abort);
+            conn.write(b"last words");
+        });
+    let mut scene = Scene::new(world, Config::default(), script);
+    let peer = scene.connect();
+    scene.send(peer, b"x");
+    scene.expect_reset(peer);
+    let closed = scene.expect_closed(CloseReason::Abort);
+    assert_eq!((closed.bytes_out, closed.unsent), (0, 10));
+    scene.expect_service();
+}
+
+fn an_id_outlives_its_connection_and_means_nobody<W: World>(world: &mut W) {
+    let (first, script) = first_id();
+    let script = script.when_data(move |conn, _, input| {
+        input.clear();
+        let first = first.borrow().unwrap();
+        let gone = conn.other(first).is_none() && conn.cx().conn(first).is_none();
+        conn.write(if gone { b"gone" } else { b"here" });
+    });
+    let mut scene = Scene::new(world, Config::default(), script);
+    let (peer, _) = scene.enter();
+    let id = scene.script.ids[0];
+    scene.leave(peer);
+    scene.expect_closed(CloseReason::PeerEof);
+    assert!(scene.reactor.context().conn(id).is_none());
+
+    let (peer, _) = scene.enter();
+    let next = scene.script.ids[1];
+    assert_ne!(next, id);
+    let place = |id: ConnId| id.to_string().split('.').next().map(str::to_owned);
+    assert_eq!(place(next), place(id), "the place is filled again, or this shows nothing");
+    assert!(scene.reactor.context().conn(id).is_none());
+    let handle = scene.reactor.handle();
+    handle.post_to(id, |_, conn, _| conn.write(b"for somebody else")).unwrap();
+    scene.send(peer, b"x");
+    scene.expect(peer, b"gone");
+    scene.expect_silence(peer);
+    scene.expect_service();
+}
+
+fn a_closed_connection_is_gone_in_its_own_on_closed<W: World>(world: &mut W) {
+    let script = Script::echo().when_closed(|cx, closed| {
+        assert!(cx.conn(closed.id).is_none());
+    });
+    let mut scene = Scene::new(world, Config::default(), script);
+    let (peer, _) = scene.enter();
+    scene.leave(peer);
+    scene.expect_closed(CloseReason::PeerEof);
+    assert_eq!(scene.reactor.handle().stats().panics, 0);
+    assert!(scene.reactor.context().is_empty());
+    scene.expect_service();
+}
+
+fn on_closed_may_shut_down<W: World>(world: &mut W) {
+    let mut config = Config::default();
+    config.timeouts.first_byte = Some(millis(40));
+    let script = Script::echo().when_closed(|cx, closed| {
+        assert_eq!(closed.reason, CloseReason::Timeout(Timeout::FirstByte));
+        cx.shutdown();
+        assert!(cx.is_shutting_down());
+    });
+    let mut scene = Scene::new(world, config, script);
+    let (peer, _) = scene.enter();
+    scene.expect_eof(peer);
+    scene.until("the end", |scene| scene.reactor.is_finished());
+    assert_eq!(scene.script.shutdowns, 1);
+}

@@ -1,0 +1,373 @@
+//! A panic costs the connection in whose callback it happened, and nobody else.
+
+use std::cell::Cell;
+use std::rc::Rc;
+
+use wheelhouse::{CloseReason, Config};
+
+use crate::harness::{Got, Scene, Script, What, World, millis};
+
+behaviours! {
+    everywhere {
+        a_panic_in_on_open_costs_one_connection
+        a_panic_in_on_connected_costs_one_connection
+        a_panic_in_on_data_costs_one_connection
+        a_panic_in_on_idle_costs_one_connection
+        a_panic_in_on_active_costs_one_connection
+        a_panic_in_on_eof_costs_one_connection
+        a_panic_in_on_drained_costs_one_connection
+        a_panic_in_on_timer_costs_one_connection
+        a_panic_in_on_closing_costs_one_connection
+        a_panic_in_on_closed_costs_one_connection
+        a_panic_in_a_closure_for_a_connection_costs_that_connection
+        what_a_panicking_callback_wrote_to_others_is_taken_back
+        what_a_panicking_callback_dialled_is_not_dialled
+        two_panics_are_survived
+        panics_do_not_undo_what_others_did_in_the_same_turn
+        three_panics_in_ten_seconds_stop_the_reactor
+        a_panic_in_a_posted_closure_stops_the_reactor
+        a_panic_in_on_alarm_stops_the_reactor
+        a_panic_in_on_shutdown_ends_the_shutdown_at_once
+    }
+}
+
+/// The one connection is lost with a reset, everybody else is served.
+fn expect_one_lost<W: World>(scene: &mut Scene<'_, W>) {
+    let closed = scene.expect_closed(CloseReason::HandlerPanic);
+    assert_eq!(closed.id, scene.script.ids[0]);
+    assert_eq!(scene.reactor.handle().stats().panics, 1);
+    scene.expect_service();
+}
+
+fn a_panic_in_on_open_costs_one_connection<W: World>(world: &mut W) {
+    let script = Script::echo().when_open(|conn, number| {
+        if number == 0 {
+            conn.write(b"secret");
+            panic!("told to");
+        }
+        conn.write(b"welcome");
+        true
+    });
+    let mut scene = Scene::new(world, Config::default(), script);
+    let peer = scene.connect();
+    scene.expect_reset(peer);
+    // Without a session there is nothing to give back.
+    assert_eq!(scene.script.story(0), [What::Open]);
+    assert_eq!(scene.reactor.handle().stats().panics, 1);
+    let peer = scene.connect();
+    scene.expect(peer, b"welcome");
+    assert!(scene.script.closed.is_empty());
+}
+
+fn a_panic_in_on_connected_costs_one_connection<W: World>(world: &mut W) {
+    let script = Script::echo().when_connected(|conn, session| {
+        if session.number == 0 {
+            conn.write(b"secret");
+            panic!("told to");
+        }
+    });
+    let mut scene = Scene::new(world, Config::default(), script);
+    let peer = scene.connect();
+    scene.expect_reset(peer);
+    expect_one_lost(&mut scene);
+}
+
+fn a_panic_in_on_data_costs_one_connection<W: World>(world: &mut W) {
+    let script = Script::echo().when_data(|conn, _, input| {
+        if input.starts_with(b"panic") {
+            conn.write(b"secret");
+            panic!("told to");
+        }
+        conn.write(input);
+        input.clear();
+    });
+    let mut scene = Scene::new(world, Config::default(), script);
+    let (victim, _) = scene.enter();
+    let (bystander, _) = scene.enter();
+    scene.send(victim, b"hello");
+    scene.expect(victim, b"hello");
+    scene.send(victim, b"panic");
+    scene.send(bystander, b"meanwhile");
+    scene.expect_reset(victim);
+    scene.expect(bystander, b"meanwhile");
+    scene.until("the end", |scene| !scene.script.closed.is_empty());
+    assert_eq!((scene.script.closed[0].bytes_out, scene.script.closed[0].unsent), (5, 6));
+    expect_one_lost(&mut scene);
+    scene.send(bystander, b"and after");
+    scene.expect(bystander, b"and after");
+}
+
+fn a_panic_in_on_idle_costs_one_connection<W: World>(world: &mut W) {
+    let script = Script::echo().when_idle(|conn, _| {
+        conn.write(b"secret");
+        panic!("told to");
+    });
+    let mut scene = Scene::new(world, Config::default(), script);
+    let peer = scene.connect();
+    scene.send(peer, b"hello");
+    let (bytes, end) = scene.read_to_end(peer);
+    // What another callback sent before is gone already.
+    assert_eq!(bytes, b"hello");
+    scene.assert_reset(end);
+    expect_one_lost(&mut scene);
+}
+
+fn a_panic_in_on_active_costs_one_connection<W: World>(world: &mut W) {
+    let script = Script::echo().when_active(|conn, _| {
+        conn.write(b"secret");
+        panic!("told to");
+    });
+    let mut scene = Scene::new(world, Config::default(), script);
+    let peer = scene.connect();
+    scene.send(peer, b"hello");
+    scene.expect(peer, b"hello");
+    scene.saw(0, What::Idle);
+    scene.send(peer, b"again");
+    scene.expect_reset(peer);
+    expect_one_lost(&mut scene);
+}
+
+fn a_panic_in_on_eof_costs_one_connection<W: World>(world: &mut W) {
+    let script = Script::ignore().when_eof(|conn, _, _| {
+        conn.write(b"secret");
+        panic!("told to");
+    });
+    let mut scene = Scene::new(world, Config::default(), script);
+    let peer = scene.connect();
+    scene.send(peer, b"hello");
+    scene.half_close(peer);
+    scene.expect_reset(peer);
+    expect_one_lost(&mut scene);
+}
+
+const LARGE: usize = 4 << 20;
+
+fn a_panic_in_on_drained_costs_one_connection<W: World>(world: &mut W) {
+    let script = Script::echo()
+        .when_data(|conn, _, input| {
+            input.clear();
+            conn.write_bytes(vec![b'l'; LARGE]);
+        })
+        .when_drained(|conn, _| {
+            conn.write(b"secret");
+            panic!("told to");
+        });
+    let mut scene = Scene::new(world, Config::default(), script);
+    let peer = scene.connect();
+    scene.send(peer, b"x");
+    let (bytes, end) = scene.read_to_end(peer);
+    assert!(!bytes.ends_with(b"secret"));
+    scene.assert_reset(end);
+    expect_one_lost(&mut scene);
+}
+
+fn a_panic_in_on_timer_costs_one_connection<W: World>(world: &mut W) {
+    let script = Script::echo()
+        .when_connected(|conn, session| {
+            if session.number == 0 {
+                conn.set_timer(conn.now() + millis(20));
+            }
+        })
+        .when_timer(|conn, _| {
+            conn.write(b"secret");
+            panic!("told to");
+        });
+    let mut scene = Scene::new(world, Config::default(), script);
+    let peer = scene.connect();
+    scene.expect_reset(peer);
+    expect_one_lost(&mut scene);
+}
+
+fn a_panic_in_on_closing_costs_one_connection<W: World>(world: &mut W) {
+    let script = Script::echo().when_closing(|conn, _, _| {
+        conn.write(b"secret");
+        panic!("told to");
+    });
+    let mut scene = Scene::new(world, Config::default(), script);
+    let (peer, _) = scene.enter();
+    scene.send(peer, b"hello");
+    scene.half_close(peer);
+    let (bytes, _) = scene.read_to_end(peer);
+    assert_eq!(bytes, b"hello");
+    // The reason was known by then, and it is only set once.
+    let closed = scene.expect_closed(CloseReason::PeerEof);
+    assert_eq!((closed.bytes_out, closed.unsent), (5, 6));
+    assert_eq!(scene.reactor.handle().stats().panics, 1);
+    scene.expect_service();
+}
+
+fn a_panic_in_on_closed_costs_one_connection<W: World>(world: &mut W) {
+    let script = Script::echo().when_closed(|cx, closed| {
+        let first = cx.ids()[0];
+        if closed.id == first {
+            panic!("told to");
+        }
+    });
+    // The record is still in its place while on_closed runs, so the first to end is the first.
+    let mut scene = Scene::new(world, Config::default(), script);
+    let (victim, _) = scene.enter();
+    let (bystander, _) = scene.enter();
+    scene.leave(victim);
+    scene.expect_closed(CloseReason::PeerEof);
+    scene.until("a panic", |scene| scene.reactor.handle().stats().panics == 1);
+    scene.send(bystander, b"hello");
+    scene.expect(bystander, b"hello");
+    scene.expect_service();
+    assert_eq!(scene.reactor.handle().stats().connections, 1);
+}
+
+fn a_panic_in_a_closure_for_a_connection_costs_that_connection<W: World>(world: &mut W) {
+    let mut scene = Scene::new(world, Config::default(), Script::echo());
+    let (peer, _) = scene.enter();
+    let handle = scene.reactor.handle();
+    let id = scene.script.ids[0];
+    let closure = move |_: &mut Script, conn: &mut wheelhouse::Conn<'_>, _: &mut _| {
+        conn.write(b"secret");
+        panic!("told to");
+    };
+    handle.post_to(id, closure).unwrap();
+    scene.expect_reset(peer);
+    expect_one_lost(&mut scene);
+}
+
+fn what_a_panicking_callback_wrote_to_others_is_taken_back<W: World>(world: &mut W) {
+    let script = Script::echo().when_data(|conn, session, input| {
+        let others: Vec<_> = conn.cx().ids();
+        if session.number == 0 {
+            for id in others {
+                if let Some(mut other) = conn.other(id) {
+                    other.write(b"secret");
+                }
+            }
+            panic!("told to");
+        }
+        conn.write(input);
+        input.clear();
+    });
+    let mut scene = Scene::new(world, Config::default(), script);
+    let (victim, _) = scene.enter();
+    let (bystander, _) = scene.enter();
+    scene.send(bystander, b"before");
+    scene.expect(bystander, b"before");
+    scene.send(victim, b"x");
+    scene.expect_reset(victim);
+    scene.send(bystander, b"after");
+    scene.expect(bystander, b"after");
+    expect_one_lost(&mut scene);
+}
+
+fn what_a_panicking_callback_dialled_is_not_dialled<W: World>(world: &mut W) {
+    let (mut door, address) = world.open_door();
+    let script = Script::echo().when_data(move |conn, _, _| {
+        conn.connect(address.clone()).unwrap();
+        panic!("told to");
+    });
+    let mut scene = Scene::new(world, Config::default(), script);
+    let (victim, _) = scene.enter();
+    scene.send(victim, b"x");
+    scene.expect_reset(victim);
+    expect_one_lost(&mut scene);
+    assert!(scene.world.answer(&mut door).is_none());
+    assert_eq!(scene.reactor.handle().stats().connections, 0);
+}
+
+fn panics_on_data() -> Script {
+    Script::echo().when_data(|_, _, _| panic!("told to"))
+}
+
+fn two_panics_are_survived<W: World>(world: &mut W) {
+    let mut scene = Scene::new(world, Config::default(), panics_on_data());
+    for _ in 0..2 {
+        let peer = scene.connect();
+        scene.send(peer, b"x");
+        scene.expect_reset(peer);
+        scene.expect_closed(CloseReason::HandlerPanic);
+    }
+    scene.expect_service();
+}
+
+fn panics_do_not_undo_what_others_did_in_the_same_turn<W: World>(world: &mut W) {
+    // Everybody tells the first what it hears, and two of them panic over it.
+    let script = Script::echo().when_data(|conn, session, input| {
+        if session.number % 5 == 4 {
+            panic!("told to");
+        }
+        let first = conn.cx().ids()[0];
+        conn.other(first).unwrap().write(input);
+        conn.write(input);
+        input.clear();
+    });
+    let mut scene = Scene::new(world, Config::default(), script);
+    let (first, _) = scene.enter();
+    let peers: Vec<_> = (1..=10).map(|_| scene.enter().0).collect();
+    for peer in &peers {
+        scene.send(*peer, b"word");
+    }
+    for (number, peer) in (1..).zip(&peers) {
+        if number % 5 == 4 {
+            scene.expect_reset(*peer);
+            scene.expect_closed(CloseReason::HandlerPanic);
+        } else {
+            scene.expect(*peer, b"word");
+        }
+    }
+    scene.expect(first, &b"word".repeat(8));
+    scene.expect_silence(first);
+    scene.expect_service();
+}
+
+fn three_panics_in_ten_seconds_stop_the_reactor<W: World>(world: &mut W) {
+    let mut scene = Scene::new(world, Config::default(), panics_on_data());
+    let (bystander, _) = scene.enter();
+    for _ in 0..3 {
+        let peer = scene.connect();
+        scene.send(peer, b"x");
+    }
+    let error = scene.failure();
+    assert!(error.to_string().contains("panicked"), "{error}");
+    assert!(scene.reactor.is_finished());
+    // Everybody got an end all the same, and one reason.
+    assert_eq!(scene.script.closed.len(), 4);
+    let stops =
+        |reason| scene.script.closed.iter().filter(|closed| closed.reason == reason).count();
+    assert_eq!((stops(CloseReason::HandlerPanic), stops(CloseReason::HardStop)), (3, 1));
+    let (bytes, end) = scene.read_to_end_as_it_is(bystander);
+    assert!(bytes.is_empty() && end != Got::Nothing, "{end:?}");
+}
+
+fn a_panic_in_a_posted_closure_stops_the_reactor<W: World>(world: &mut W) {
+    let mut scene = Scene::new(world, Config::default(), Script::echo());
+    scene.enter();
+    let handle = scene.reactor.handle();
+    handle.post(|_, _| panic!("told to")).unwrap();
+    let error = scene.failure();
+    assert!(error.to_string().contains("panicked"), "{error}");
+    assert_eq!(scene.script.closed.len(), 1);
+    assert_eq!(scene.script.closed[0].reason, CloseReason::HardStop);
+}
+
+fn a_panic_in_on_alarm_stops_the_reactor<W: World>(world: &mut W) {
+    let script = Script::echo().when_alarm(|_, _| panic!("told to"));
+    let mut scene = Scene::new(world, Config::default(), script);
+    scene.enter();
+    let at = scene.now() + millis(20);
+    scene.reactor.context().set_alarm(at);
+    scene.failure();
+    assert_eq!(scene.script.closed.len(), 1);
+    assert_eq!(scene.script.closed[0].reason, CloseReason::HardStop);
+}
+
+fn a_panic_in_on_shutdown_ends_the_shutdown_at_once<W: World>(world: &mut W) {
+    let called = Rc::new(Cell::new(false));
+    let flag = Rc::clone(&called);
+    let script = Script::echo().when_shutdown(move |_| {
+        flag.set(true);
+        panic!("told to");
+    });
+    let mut scene = Scene::new(world, Config::default(), script);
+    scene.enter();
+    scene.reactor.context().shutdown();
+    scene.failure();
+    assert!(called.get());
+    assert_eq!(scene.script.closed.len(), 1);
+}

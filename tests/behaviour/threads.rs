@@ -1,0 +1,321 @@
+//! Other threads reach a reactor through its handle: in order, in bounds, and never in vain.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc};
+use std::thread;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use wheelhouse::{CloseReason, Closed, Config, Conn, Context, Handle, Handler, PostError, Reactor};
+
+use crate::harness::{Os, Scene, Script, millis};
+
+fn scene(world: &mut Os, mailbox_max: usize) -> Scene<'_, Os> {
+    let mut config = Config::default();
+    config.limits.mailbox_max = mailbox_max;
+    Scene::new(world, config, Script::echo())
+}
+
+/// Echoes, and keeps what was posted; unlike the script it may move to another thread.
+#[derive(Default)]
+struct Echo {
+    posted: Vec<usize>,
+    closed: Vec<CloseReason>,
+}
+
+impl Handler for Echo {
+    type Session = ();
+
+    fn on_open(&mut self, _: &mut Conn<'_>) -> Option<()> {
+        Some(())
+    }
+
+    fn on_data(&mut self, conn: &mut Conn<'_>, (): &mut (), input: &mut BytesMut) {
+        conn.write(input);
+        input.clear();
+    }
+
+    fn on_closed(&mut self, _: &mut Context<'_>, closed: Closed, (): ()) {
+        self.closed.push(closed.reason);
+    }
+}
+
+/// Runs a reactor on a thread of its own, and gives its handle.
+fn run(config: Config) -> (Handle<Echo>, thread::JoinHandle<Echo>) {
+    let reactor: Reactor<Echo> = Reactor::new(config).unwrap();
+    let handle = reactor.handle();
+    let thread = thread::spawn(move || reactor.run(Echo::default()).unwrap().0);
+    (handle, thread)
+}
+
+#[test]
+fn what_one_thread_posts_runs_in_order() {
+    let mut config = Config::default();
+    config.limits.mailbox_max = 8;
+    let (handle, reactor) = run(config);
+    for number in 0..10_000 {
+        handle.post(move |echo, _| echo.posted.push(number)).unwrap();
+    }
+    handle.post(|_, cx| cx.shutdown()).unwrap();
+    let echo = reactor.join().unwrap();
+    assert!(echo.posted.iter().copied().eq(0..10_000));
+}
+
+#[test]
+fn what_many_threads_post_is_not_lost() {
+    let mut config = Config::default();
+    config.limits.mailbox_max = 8;
+    let (handle, reactor) = run(config);
+    let posters: Vec<_> = (0..4)
+        .map(|thread| {
+            let handle = handle.clone();
+            thread::spawn(move || {
+                for number in 0..1_000 {
+                    handle.post(move |echo, _| echo.posted.push(thread * 1_000 + number)).unwrap();
+                }
+            })
+        })
+        .collect();
+    for poster in posters {
+        poster.join().unwrap();
+    }
+    handle.post(|_, cx| cx.shutdown()).unwrap();
+    let posted = reactor.join().unwrap().posted;
+    for thread in 0..4 {
+        let of_one = posted.iter().copied().filter(|number| number / 1_000 == thread);
+        assert!(of_one.eq(thread * 1_000..(thread + 1) * 1_000), "each in its order");
+    }
+}
+
+#[test]
+fn a_post_ends_an_endless_wait() {
+    let (handle, reactor) = run(Config::default());
+    for number in 0..20 {
+        let (answer, answered) = mpsc::channel();
+        handle.post(move |_, _| answer.send(number).unwrap()).unwrap();
+        assert_eq!(answered.recv_timeout(Duration::from_secs(5)), Ok(number));
+    }
+    handle.shutdown();
+    reactor.join().unwrap();
+}
+
+#[test]
+fn a_shutdown_from_another_thread_ends_an_endless_wait() {
+    let (handle, reactor) = run(Config::default());
+    handle.shutdown();
+    assert_eq!(reactor.join().unwrap().closed, []);
+    assert_eq!(handle.post(|_, _| {}), Err(PostError::Stopped));
+}
+
+#[test]
+fn a_full_mailbox_refuses_whoever_does_not_wait() {
+    let mut world = Os::tcp();
+    let mut scene = scene(&mut world, 3);
+    scene.turn();
+    let handle = scene.reactor.handle();
+    let from_elsewhere = move || {
+        thread::scope(|scope| {
+            scope.spawn(|| (0..5).map(|_| handle.try_post(|_, _| {})).collect()).join().unwrap()
+        })
+    };
+    let outcomes: Vec<_> = from_elsewhere();
+    let full = Err(PostError::Full);
+    assert_eq!(outcomes, [Ok(()), Ok(()), Ok(()), full, full]);
+    scene.turn();
+    let outcomes: Vec<_> = from_elsewhere();
+    assert_eq!(outcomes[..3], [Ok(()); 3]);
+}
+
+#[test]
+fn the_reactors_own_thread_never_waits_for_itself() {
+    let mut world = Os::tcp();
+    let mut scene = scene(&mut world, 2);
+    scene.turn();
+    let ran = Arc::new(AtomicUsize::new(0));
+    let handle = scene.reactor.handle();
+    for _ in 0..100 {
+        let ran = Arc::clone(&ran);
+        handle
+            .post(move |_, _| {
+                ran.fetch_add(1, Ordering::Relaxed);
+            })
+            .unwrap();
+    }
+    scene.until("all of them", |_| ran.load(Ordering::Relaxed) == 100);
+}
+
+#[test]
+fn a_post_from_a_callback_runs_in_a_later_turn() {
+    let mut world = Os::tcp();
+    let mut scene = scene(&mut world, 2);
+    let (handle, ran) = (scene.reactor.handle(), Arc::new(AtomicUsize::new(0)));
+    let (again, count) = (handle.clone(), Arc::clone(&ran));
+    handle
+        .post(move |_, _| {
+            for _ in 0..10 {
+                let count = Arc::clone(&count);
+                again
+                    .post(move |_, _| {
+                        count.fetch_add(1, Ordering::Relaxed);
+                    })
+                    .unwrap();
+            }
+        })
+        .unwrap();
+    scene.turn();
+    assert_eq!(ran.load(Ordering::Relaxed), 0);
+    scene.until("all of them", |_| ran.load(Ordering::Relaxed) == 10);
+}
+
+#[test]
+fn whoever_waits_for_room_gets_it() {
+    let mut world = Os::tcp();
+    let mut scene = scene(&mut world, 1);
+    scene.turn();
+    let ran = Arc::new(AtomicUsize::new(0));
+    let poster = {
+        let (handle, ran) = (scene.reactor.handle(), Arc::clone(&ran));
+        thread::spawn(move || {
+            for _ in 0..50 {
+                let ran = Arc::clone(&ran);
+                let count = move |_: &mut Script, _: &mut Context<'_>| {
+                    ran.fetch_add(1, Ordering::Relaxed);
+                };
+                handle.post(count).unwrap();
+            }
+        })
+    };
+    scene.until("all of them", |_| ran.load(Ordering::Relaxed) == 50);
+    poster.join().unwrap();
+}
+
+#[test]
+fn whoever_waits_for_room_learns_of_the_end() {
+    let mut world = Os::tcp();
+    let mut scene = scene(&mut world, 1);
+    scene.turn();
+    let handle = scene.reactor.handle();
+    let (waits, waiting) = mpsc::channel();
+    let poster = thread::spawn(move || {
+        handle.post(|_, _| {}).unwrap();
+        waits.send(()).unwrap();
+        handle.post(|_, _| {})
+    });
+    waiting.recv().unwrap();
+    // Whether it waits already or comes too late makes no difference.
+    drop(scene);
+    assert_eq!(poster.join().unwrap(), Err(PostError::Stopped));
+}
+
+#[test]
+fn what_was_not_run_is_dropped_with_the_reactor() {
+    let mut world = Os::tcp();
+    let scene = scene(&mut world, 10);
+    let kept = Arc::new(());
+    let letter = Arc::clone(&kept);
+    scene.reactor.handle().post(move |_, _| drop(letter)).unwrap();
+    assert_eq!(Arc::strong_count(&kept), 2);
+    drop(scene);
+    assert_eq!(Arc::strong_count(&kept), 1);
+}
+
+#[test]
+fn a_closure_reaches_a_connection_and_its_session() {
+    let mut world = Os::tcp();
+    let mut scene = scene(&mut world, 10);
+    let (peer, number) = scene.enter();
+    let (handle, id) = (scene.reactor.handle(), scene.script.ids[number]);
+    let poster = thread::spawn(move || {
+        for word in ["one ", "two "] {
+            handle
+                .post_to(id, move |_, conn, session| {
+                    session.step += 1;
+                    write!(conn, "{word}{} ", session.step);
+                })
+                .unwrap();
+        }
+    });
+    scene.expect(peer, b"one 1 two 2 ");
+    poster.join().unwrap();
+    scene.expect_service();
+}
+
+#[test]
+fn a_closure_may_end_a_request_that_another_thread_worked_on() {
+    let mut world = Os::tcp();
+    let script = Script::echo().when_data(|conn, _, input| {
+        input.clear();
+        conn.begin_request();
+    });
+    let mut scene = Scene::new(&mut world, Config::default(), script);
+    let (peer, number) = scene.enter();
+    scene.send(peer, b"work");
+    scene.half_close(peer);
+    scene.saw(number, crate::harness::What::Eof);
+    let (handle, id) = (scene.reactor.handle(), scene.script.ids[number]);
+    let worker = thread::spawn(move || {
+        handle.post_to(id, |_, conn, _| {
+            conn.write(b"done");
+            conn.end_request();
+        })
+    });
+    assert_eq!(scene.read_to_end(peer), (b"done".to_vec(), crate::harness::Got::Eof));
+    scene.expect_closed(CloseReason::PeerEof);
+    worker.join().unwrap().unwrap();
+    scene.expect_service();
+}
+
+#[test]
+fn a_closure_for_a_connection_that_is_gone_is_dropped() {
+    let mut world = Os::tcp();
+    let mut scene = scene(&mut world, 10);
+    let (peer, number) = scene.enter();
+    scene.leave(peer);
+    scene.expect_closed(CloseReason::PeerEof);
+    let ran = Arc::new(AtomicBool::new(false));
+    let flag = Arc::clone(&ran);
+    let id = scene.script.ids[number];
+    let handle = scene.reactor.handle();
+    handle.post_to(id, move |_, _, _| flag.store(true, Ordering::Relaxed)).unwrap();
+    scene.expect_service();
+    assert!(!ran.load(Ordering::Relaxed));
+    assert_eq!(Arc::strong_count(&ran), 1, "it is not kept either");
+}
+
+#[test]
+fn posted_closures_and_connections_take_turns() {
+    let mut world = Os::tcp();
+    let mut scene = scene(&mut world, 100_000);
+    let (peer, _) = scene.enter();
+    let ran = Arc::new(AtomicUsize::new(0));
+    let handle = scene.reactor.handle();
+    for _ in 0..50_000 {
+        let ran = Arc::clone(&ran);
+        handle
+            .post(move |_, _| {
+                ran.fetch_add(1, Ordering::Relaxed);
+            })
+            .unwrap();
+    }
+    scene.send(peer, b"hello");
+    scene.expect(peer, b"hello");
+    assert!(ran.load(Ordering::Relaxed) < 50_000, "the echo does not wait for all of them");
+    scene.until("all of them", |_| ran.load(Ordering::Relaxed) == 50_000);
+}
+
+#[test]
+fn the_counters_are_read_without_the_reactor() {
+    let (handle, reactor) = run(Config::default());
+    let (answer, answered) = mpsc::channel();
+    handle
+        .post(move |_, _| {
+            answer.send(()).unwrap();
+            thread::sleep(millis(200));
+        })
+        .unwrap();
+    answered.recv().unwrap();
+    // It is busy, and need not be asked.
+    assert_eq!(handle.stats().accepted, 0);
+    handle.shutdown();
+    reactor.join().unwrap();
+}

@@ -1,0 +1,104 @@
+//! A server that runs out of descriptors neither spins nor goes deaf.
+//!
+//! The limit is the whole process's, which is why this is a process of its own.
+
+use std::fs::File;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
+
+use bytes::BytesMut;
+use wheelhouse::{Config, Conn, Handler, Reactor};
+
+struct Echo;
+
+impl Handler for Echo {
+    type Session = ();
+
+    fn on_open(&mut self, _: &mut Conn<'_>) -> Option<()> {
+        Some(())
+    }
+
+    fn on_data(&mut self, conn: &mut Conn<'_>, (): &mut (), input: &mut BytesMut) {
+        conn.write(input);
+        input.clear();
+    }
+}
+
+fn dial(address: SocketAddr) -> TcpStream {
+    let mut client = TcpStream::connect(address).unwrap();
+    client.set_nonblocking(true).unwrap();
+    client.write_all(b"hello").unwrap();
+    client
+}
+
+/// Turns until the client has its echo, for at most `patience`, and says whether it has.
+fn is_served(reactor: &mut Reactor<Echo>, client: &mut TcpStream, patience: Duration) -> bool {
+    let start = reactor.context().now();
+    let mut echo = [0; 5];
+    while reactor.context().now() - start < patience {
+        reactor.turn(&mut Echo, Some(Duration::from_millis(10))).unwrap();
+        match client.read(&mut echo) {
+            Ok(5) => return true,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    false
+}
+
+/// Opens files until there are no descriptors left.
+fn exhaust() -> Vec<File> {
+    let mut files = Vec::new();
+    while let Ok(file) = File::open("/dev/null") {
+        files.push(file);
+    }
+    files
+}
+
+/// Lowers the limit, so that it can be reached.
+fn lower_limit(to: u64) {
+    let limit = libc::rlimit { rlim_cur: to, rlim_max: to };
+    // SAFETY: setrlimit(2) reads one struct, which is there.
+    #[expect(unsafe_code, reason = "the standard library cannot do it")]
+    let outcome = unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) };
+    assert_eq!(outcome, 0);
+}
+
+#[test]
+fn whoever_waits_is_served_once_there_are_descriptors_again() {
+    let mut reactor = Reactor::new(Config::default()).unwrap();
+    let listener = reactor.listen("127.0.0.1:0".parse().unwrap()).unwrap();
+    let address = reactor.local_addr(listener).ip().unwrap();
+    let mut first = dial(address);
+    assert!(is_served(&mut reactor, &mut first, Duration::from_secs(5)));
+
+    lower_limit(200);
+    let mut files = exhaust();
+    files.pop();
+    let mut waiting = dial(address);
+    let turns = reactor.handle().stats().turns;
+    assert!(!is_served(&mut reactor, &mut waiting, Duration::from_millis(400)));
+    let stats = reactor.handle().stats();
+    assert!(stats.accept_pauses > 0 && stats.accept_errors > 0, "{stats:?}");
+    assert!(stats.turns - turns < 200, "it spins: {} turns", stats.turns - turns);
+    // Those who are in are served all the while.
+    first.write_all(b"hello").unwrap();
+    assert!(is_served(&mut reactor, &mut first, Duration::from_secs(1)));
+
+    // Somebody else closes something: the server looks again by and by.
+    files.pop();
+    assert!(is_served(&mut reactor, &mut waiting, Duration::from_secs(3)));
+
+    // One of its own goes: it looks again at once.
+    drop(files.pop());
+    let mut next = dial(address);
+    assert!(!is_served(&mut reactor, &mut next, Duration::from_millis(300)));
+    let start = reactor.context().now();
+    drop(waiting);
+    // The client's descriptor would do as well, so it is taken.
+    let _taken = exhaust();
+    assert!(is_served(&mut reactor, &mut next, Duration::from_secs(3)));
+    let took = reactor.context().now() - start;
+    assert!(took < Duration::from_millis(100), "{took:?}");
+}

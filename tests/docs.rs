@@ -1,0 +1,295 @@
+//! What README.md, docs/architecture.md and the examples say, against what the code says: whatever
+//! no test checks, drifts.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use wheelhouse::{Config, Keepalive, ListenConfig};
+
+const README: &str = include_str!("../README.md");
+const ARCHITECTURE: &str = include_str!("../docs/architecture.md");
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn read(path: impl AsRef<Path>) -> String {
+    let path = root().join(path);
+    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// All Rust files below `directory`.
+fn sources(directory: &str) -> Vec<PathBuf> {
+    let (mut files, mut waiting) = (Vec::new(), vec![root().join(directory)]);
+    while let Some(directory) = waiting.pop() {
+        for entry in fs::read_dir(directory).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                waiting.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                files.push(path);
+            }
+        }
+    }
+    files
+}
+
+/// What stands between the first `before` and the `after` that follows it.
+fn between<'a>(text: &'a str, before: &str, after: &str) -> &'a str {
+    let (_, rest) = text.split_once(before).unwrap_or_else(|| panic!("no {before:?}"));
+    rest.split_once(after).unwrap_or_else(|| panic!("no {after:?} after {before:?}")).0
+}
+
+/// The cells of a table's rows whose first one is `code`, that one without its marks.
+fn rows(text: &str) -> impl Iterator<Item = Vec<&str>> {
+    text.lines().filter(|line| line.starts_with("| `")).map(|line| {
+        line.trim_matches('|').split('|').map(|cell| cell.trim().trim_matches('`')).collect()
+    })
+}
+
+/// What stands between two backticks, code blocks left out.
+fn quoted(text: &str) -> impl Iterator<Item = &str> {
+    let prose = text.split("```").step_by(2);
+    prose.flat_map(|prose| prose.split('`').skip(1).step_by(2))
+}
+
+#[test]
+fn the_readme_states_the_msrv_of_the_manifest() {
+    let manifest = read("Cargo.toml");
+    let msrv = between(&manifest, "\nrust-version = \"", "\"");
+    let stated: Vec<_> = README
+        .match_indices("Rust 1.")
+        .map(|(at, _)| README[at + "Rust ".len()..].split([' ', ',', '\n']).next().unwrap())
+        .collect();
+    assert_eq!(stated, [msrv]);
+}
+
+#[test]
+fn the_readme_names_the_licences_of_the_manifest() {
+    let manifest = read("Cargo.toml");
+    assert!(README.contains(between(&manifest, "\nlicense = \"", "\"")));
+    for file in quoted(README).filter(|quoted| quoted.starts_with("LICENSE")) {
+        assert!(root().join(file).is_file(), "{file}");
+    }
+}
+
+#[test]
+fn the_commands_of_the_readme_are_those_that_are_checked() {
+    for command in ["cargo run --release --example echo", "cargo test"] {
+        assert!(README.contains(&format!("```sh\n{command}\n```")), "{command}");
+    }
+    assert!(root().join("examples/echo.rs").is_file());
+    // It is not part of the package.
+    if let Ok(checks) = fs::read_to_string(root().join(".ci/run")) {
+        assert!(checks.contains("cargo test"));
+    }
+}
+
+#[test]
+fn the_readme_quotes_the_defaults() {
+    let quoted: BTreeMap<_, _> = rows(between(README, "## What is on by default", "\n## "))
+        .map(|cells| (cells[0].to_owned(), cells[1].to_owned()))
+        .collect();
+    assert_eq!(quoted, defaults());
+}
+
+/// Every setting, and its default as the README puts it.
+fn defaults() -> BTreeMap<String, String> {
+    let Config { timeouts, limits, watermarks, socket, shutdown_timeout, .. } = Config::default();
+    let listen = ListenConfig::default();
+    assert_eq!((limits.max_connections, limits.requests_max), (None, None));
+    assert_eq!(listen.timeouts, None);
+    let Keepalive { idle, interval, retries } = socket.keepalive.unwrap();
+    let keepalive = format!("{}, {}, {retries}", time(Some(idle)), time(Some(interval)));
+    let defaults = [
+        ("timeouts.connect", time(timeouts.connect)),
+        ("timeouts.connect_attempt", time(timeouts.connect_attempt)),
+        ("timeouts.first_byte", time(timeouts.first_byte)),
+        ("timeouts.request", time(timeouts.request)),
+        ("timeouts.read", time(timeouts.read)),
+        ("timeouts.response", time(timeouts.response)),
+        ("timeouts.write", time(timeouts.write)),
+        ("timeouts.idle", time(timeouts.idle)),
+        ("timeouts.half_closed", time(timeouts.half_closed)),
+        ("timeouts.flush", time(timeouts.flush)),
+        ("timeouts.linger_read", time(timeouts.linger_read)),
+        ("timeouts.linger", time(timeouts.linger)),
+        ("timeouts.tunnel", time(timeouts.tunnel)),
+        ("timeouts.lifetime", time(timeouts.lifetime)),
+        ("limits.max_connections", "from the system".into()),
+        ("limits.input_max", size(limits.input_max)),
+        ("limits.output_max", size(limits.output_max)),
+        ("limits.requests_max", "unlimited".into()),
+        ("limits.flush_rate", format!("{} B/s", limits.flush_rate)),
+        ("limits.mailbox_max", number(limits.mailbox_max)),
+        ("watermarks", format!("{}, {}", size(watermarks.low()), size(watermarks.high()))),
+        ("socket.nodelay", if socket.nodelay { "on" } else { "off" }.into()),
+        ("socket.keepalive", keepalive),
+        ("socket.user_timeout", time(socket.user_timeout)),
+        ("socket.notsent_lowat", size(socket.notsent_lowat.unwrap() as usize)),
+        ("shutdown_timeout", time(shutdown_timeout)),
+        ("backlog", number(listen.backlog as usize)),
+    ];
+    defaults.into_iter().map(|(setting, default)| (setting.to_owned(), default)).collect()
+}
+
+/// The structs are open to new fields, so the compiler does not ask for these to be listed.
+#[test]
+fn no_setting_is_left_out() {
+    let config = read("src/config.rs");
+    let mut settings = BTreeSet::new();
+    for (name, prefix) in [
+        ("Config", ""),
+        ("Timeouts", "timeouts."),
+        ("Limits", "limits."),
+        ("SocketOptions", "socket."),
+        ("ListenConfig", ""),
+    ] {
+        let fields = between(&config, &format!("pub struct {name} {{\n"), "\n}");
+        let names = fields.lines().filter_map(|line| {
+            line.trim_start().strip_prefix("pub ")?.split_once(':').map(|(name, _)| name)
+        });
+        settings.extend(names.map(|name| format!("{prefix}{name}")));
+    }
+    for group in ["timeouts", "limits", "socket"] {
+        assert!(settings.remove(group), "{group}");
+    }
+    assert_eq!(settings, defaults().into_keys().collect());
+}
+
+fn time(timeout: Option<Duration>) -> String {
+    match timeout.map(|timeout| timeout.as_secs()) {
+        None => "off".into(),
+        Some(seconds) if seconds.is_multiple_of(3_600) => format!("{} h", seconds / 3_600),
+        Some(seconds) => format!("{seconds} s"),
+    }
+}
+
+fn size(bytes: usize) -> String {
+    const KIB: usize = 1_024;
+    match bytes {
+        _ if bytes.is_multiple_of(KIB * KIB) => format!("{} MiB", bytes / KIB / KIB),
+        _ if bytes.is_multiple_of(KIB) => format!("{} KiB", bytes / KIB),
+        _ => format!("{bytes} B"),
+    }
+}
+
+fn number(number: usize) -> String {
+    if number < 1_000 {
+        number.to_string()
+    } else {
+        format!("{},{:03}", number / 1_000, number % 1_000)
+    }
+}
+
+#[test]
+fn the_readme_knows_the_options_of_the_examples() {
+    let examples: String = sources("examples").into_iter().map(read).collect();
+    let options: BTreeSet<_> =
+        README.split("`--").skip(1).map(|rest| rest.split(['`', ' ']).next().unwrap()).collect();
+    // Not of an example, but of rustc.
+    for option in options.into_iter().filter(|option| *option != "cfg") {
+        let field = format!("{}: ", option.replace('-', "_"));
+        assert!(examples.contains(&field), "--{option}");
+    }
+}
+
+#[test]
+fn the_map_is_the_tree() {
+    let listed: Vec<_> = between(ARCHITECTURE, "## The map\n", "\n```\n\n")
+        .split_once("```text\n")
+        .expect("the map is a block of text")
+        .1
+        .lines()
+        .map(|line| line.split_whitespace().next().unwrap_or_default().to_owned())
+        .collect();
+    let paths: BTreeSet<_> = listed.iter().cloned().collect();
+    assert_eq!(paths.len(), listed.len(), "a file is listed twice");
+    let source = root().join("src");
+    let files: BTreeSet<_> = sources("src")
+        .iter()
+        .map(|path| path.strip_prefix(&source).unwrap().to_str().unwrap().to_owned())
+        .collect();
+    assert_eq!(paths, files);
+}
+
+#[test]
+fn paths_in_prose_lead_somewhere() {
+    for (name, text) in [("README.md", README), ("docs/architecture.md", ARCHITECTURE)] {
+        let paths = quoted(text).filter(|quoted| {
+            let is_file = [".rs", ".md", ".toml"].iter().any(|end| quoted.ends_with(end));
+            (is_file || quoted.ends_with('/')) && !quoted.contains([' ', '*'])
+        });
+        for path in paths {
+            let found = ["", "src", "src/reactor"]
+                .into_iter()
+                .any(|directory| root().join(directory).join(path).exists());
+            assert!(found, "{name}: {path}");
+        }
+    }
+}
+
+#[test]
+fn the_steps_of_a_turn_are_told_in_order() {
+    let reactor = read("src/reactor/mod.rs");
+    let body = between(&reactor, "pub fn turn(", "\n    }\n");
+    let calls: Vec<_> = body
+        .lines()
+        .filter_map(|line| line.trim_start().strip_prefix("self.")?.split('(').next())
+        .filter(|call| !call.contains('.'))
+        .collect();
+    let told: Vec<_> = between(ARCHITECTURE, "## One turn\n", "\n## ")
+        .lines()
+        .filter(|line| line.starts_with(|first: char| first.is_ascii_digit()))
+        .map(|line| quoted(line).next().unwrap_or_else(|| panic!("{line}")))
+        .collect();
+    assert_eq!(told, calls);
+}
+
+#[test]
+fn the_budgets_of_a_turn_are_the_constants() {
+    let source: String = sources("src").into_iter().map(read).collect();
+    let budgets: Vec<_> = rows(between(ARCHITECTURE, "## One turn\n", "\n## ")).collect();
+    assert!(budgets.len() >= 5, "{budgets:?}");
+    for cells in budgets {
+        let name = cells[0];
+        let value = between(&source, &format!("const {name}: "), ";");
+        let value: usize = value
+            .split_once('=')
+            .unwrap()
+            .1
+            .split('*')
+            .map(|factor| factor.trim().replace('_', "").parse::<usize>().unwrap())
+            .product();
+        let is_size = cells[1].ends_with('B');
+        assert_eq!(cells[1], if is_size { size(value) } else { number(value) }, "{name}");
+    }
+}
+
+#[test]
+fn what_is_named_of_a_type_is_there() {
+    let source: String = sources("src").into_iter().map(read).collect();
+    let way = between(ARCHITECTURE, "## The way of a message\n", "\n## ");
+    let named = way.split_whitespace().filter(|word| word.contains("::"));
+    for path in named.chain(quoted(README)).chain(quoted(ARCHITECTURE)) {
+        let Some((owner, name)) = path.split_once("::") else {
+            continue;
+        };
+        // Of the language, not of this crate.
+        if owner == "Duration" || path.contains(' ') {
+            continue;
+        }
+        let items = ["fn NAME(", "fn NAME<", "pub NAME: ", "const NAME: "];
+        let mut items = items.into_iter().map(|item| item.replace("NAME", name));
+        assert!(items.any(|item| source.contains(&item)), "{path}");
+    }
+}
+
+#[test]
+fn the_size_of_a_record_is_the_one_asserted() {
+    let table = read("src/core/table.rs");
+    let most = between(&table, "size_of::<Record>() <= ", ",");
+    assert!(ARCHITECTURE.contains(&format!("its record, at most {most} bytes")));
+}

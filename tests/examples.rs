@@ -1,0 +1,950 @@
+//! The example programs seen from outside: what they print, how they exit, and what their peers
+//! get.
+//!
+//! The programs are those that `cargo build --examples` or a plain `cargo test` made.
+#![expect(clippy::disallowed_methods, reason = "programs are timed by the clock on the wall")]
+
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::mpsc::{self, Receiver};
+use std::time::{Duration, Instant};
+use std::{env, fs, process, thread};
+
+/// How long anything may take that is not a matter of a deadline under test.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How late a deadline may be seen to pass on a busy machine.
+const LATENESS: Duration = Duration::from_secs(2);
+
+mod start {
+    use super::*;
+
+    #[test]
+    fn the_first_line_says_where_it_listens() {
+        for name in ["echo", "ping"] {
+            let server = Server::start(name, &[]);
+            let port = server.addr.strip_prefix("127.0.0.1:").expect("the address asked for");
+            assert_ne!(port.parse::<u16>().expect("a port"), 0, "{name}");
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_with_an_option_is_said_in_one_line() {
+        let durations = ["first-byte", "request", "read", "write", "idle", "linger"];
+        let durations = durations.map(|deadline| format!("--{deadline}-timeout"));
+        let mut wrong: Vec<(&str, &str)> = Vec::new();
+        for option in &durations {
+            wrong.extend(["0", "0s", "0ms", "soon", "", "-1s"].map(|value| (&option[..], value)));
+        }
+        wrong.extend(["0", "few", "-1", ""].map(|value| ("--max-connections", value)));
+        wrong.extend(["", "7000", "unix:", "127.0.0.1:70000"].map(|value| ("--listen", value)));
+        for name in ["echo", "ping"] {
+            for (option, value) in &wrong {
+                let line = refusal(name, &[&format!("{option}={value}")]);
+                assert!(line.contains(option), "{line}");
+                assert!(line.contains("needed") || line.contains("an address is"), "{line}");
+            }
+            assert!(refusal(name, &["--no-such-option"]).contains("--no-such-option"));
+            assert!(refusal(name, &["--idle-timeout"]).contains("--idle-timeout"));
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_with_an_option_of_the_client_is_said_in_one_line() {
+        for (option, value) in [
+            ("--interval", "0"),
+            ("--interval", "0s"),
+            ("--interval", "off"),
+            ("--count", "0"),
+            ("--count", "some"),
+        ] {
+            let line = refusal("ping", &["--connect=127.0.0.1:7000", &format!("{option}={value}")]);
+            assert!(line.contains(option), "{line}");
+            assert!(line.contains("needed"), "{line}");
+        }
+        assert!(refusal("ping", &["--connect", "nowhere"]).contains("--connect"));
+        assert!(refusal("ping", &["--count", "3"]).contains("--connect"));
+        let both = ["--connect", "127.0.0.1:7000", "--idle-timeout", "3s"];
+        assert!(refusal("ping", &both).contains("--connect"));
+    }
+
+    #[test]
+    fn every_timeout_can_be_turned_off() {
+        let server = Server::start(
+            "echo",
+            &[
+                "--first-byte-timeout=off",
+                "--request-timeout=off",
+                "--read-timeout=off",
+                "--write-timeout=off",
+                "--idle-timeout=off",
+                "--linger-timeout=off",
+            ],
+        );
+        exchange(&mut server.dial(), b"hello", b"hello");
+    }
+
+    #[test]
+    fn an_address_in_use_is_said_in_one_line() {
+        let path = TempPath::new();
+        let tcp = Server::start("echo", &[]);
+        let unix = Server::start_on("ping", &path.address(), &[]);
+        for addr in [&tcp.addr, &unix.addr] {
+            for name in ["echo", "ping"] {
+                let mut second = Program::start(example(name).args(["--listen", addr]));
+                assert_eq!(second.exit_code(), Some(1));
+                let lines = second.stderr.rest();
+                assert_eq!(lines.len(), 1, "{lines:?}");
+                assert!(lines[0].contains(addr), "{lines:?}");
+                assert_eq!(second.stdout.rest(), [""; 0]);
+            }
+        }
+        exchange(&mut tcp.dial(), b"still here", b"still here");
+        exchange(&mut path.dial(), b"PING\n", b"PONG\n");
+    }
+
+    #[test]
+    fn a_port_is_free_again_at_once() {
+        let mut server = Server::start("echo", &[]);
+        let addr = server.addr.clone();
+        for signal in ["KILL", "TERM", "KILL"] {
+            let mut peer = server.dial();
+            exchange(&mut peer, b"hello", b"hello");
+            server.program.signal(signal);
+            server.program.exit_code();
+            server = Server::start_on("echo", &addr, &[]);
+            exchange(&mut server.dial(), b"again", b"again");
+        }
+    }
+
+    #[test]
+    fn a_stale_socket_file_is_replaced() {
+        let path = TempPath::new();
+        let mut dead = Server::start_on("echo", &path.address(), &[]);
+        dead.program.signal("KILL");
+        assert_eq!(dead.program.exit_code(), None);
+        assert!(path.0.exists(), "a killed server cannot remove its file");
+        let mut server = Server::start_on("echo", &path.address(), &[]);
+        exchange(&mut path.dial(), b"hello", b"hello");
+        server.stop("TERM");
+        assert!(!path.0.exists(), "a server that ends in order removes its file");
+    }
+}
+
+mod end {
+    use super::*;
+
+    #[test]
+    fn a_signal_ends_a_server_and_its_connections_are_counted() {
+        for (name, hello) in [("echo", b"PING\n"), ("ping", b"PONG\n")] {
+            for signal in ["TERM", "INT"] {
+                let mut server = Server::start(name, &[]);
+                let mut gone = server.dial();
+                exchange(&mut gone, b"PING\n", hello);
+                drop(gone);
+                let mut peers: Vec<_> = (0..3).map(|_| server.dial()).collect();
+                for peer in &mut peers {
+                    exchange(peer, b"PING\n", hello);
+                }
+                let began = Instant::now();
+                assert_eq!(server.stop(signal), "closed=4 peer_eof=1 shutdown=3");
+                assert!(began.elapsed() < LATENESS, "idle peers are not waited for");
+                for peer in &mut peers {
+                    assert_eq!(read_to_end(peer), b"");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_server_without_connections_ends_too() {
+        assert_eq!(Server::start("echo", &[]).stop("TERM"), "closed=0");
+    }
+}
+
+mod echo {
+    use super::*;
+
+    #[test]
+    fn bytes_come_back_over_tcp() {
+        let server = Server::start("echo", &[]);
+        let mut peer = server.dial();
+        exchange(&mut peer, b"hello", b"hello");
+        exchange(&mut peer, b"\0\r\n\xff", b"\0\r\n\xff");
+        peer.shutdown(std::net::Shutdown::Write).expect("a connected socket");
+        assert_eq!(read_to_end(&mut peer), b"");
+    }
+
+    #[test]
+    fn bytes_come_back_over_ipv6() {
+        if TcpListener::bind("[::1]:0").is_err() {
+            return eprintln!("skipped: no IPv6 here");
+        }
+        let server = Server::start_on("echo", "[::1]:0", &[]);
+        assert!(server.addr.starts_with("[::1]:"), "{}", server.addr);
+        exchange(&mut server.dial(), b"hello", b"hello");
+    }
+
+    #[test]
+    fn bytes_come_back_over_a_unix_socket() {
+        let path = TempPath::new();
+        let server = Server::start_on("echo", &path.address(), &[]);
+        assert_eq!(server.addr, path.address());
+        exchange(&mut path.dial(), b"hello", b"hello");
+    }
+
+    #[test]
+    fn many_bytes_come_back_in_order() {
+        let server = Server::start("echo", &[]);
+        let peer = server.dial();
+        let sent: Vec<u8> = (0..4_000_000_u32).map(|n| (n % 251) as u8).collect();
+        let mut writer = peer.try_clone().expect("a descriptor to spare");
+        let copy = sent.clone();
+        let writing = thread::spawn(move || {
+            writer.write_all(&copy).expect("the server reads");
+            writer.shutdown(std::net::Shutdown::Write).expect("a connected socket");
+        });
+        assert!(read_to_end(&mut &peer) == sent, "what came back differs");
+        writing.join().expect("the writer");
+    }
+}
+
+mod deadlines {
+    use super::*;
+
+    #[test]
+    fn a_silent_peer_is_cut_off_at_the_first_byte_deadline() {
+        let mut server = Server::start("echo", &["--first-byte-timeout=400ms"]);
+        let began = Instant::now();
+        let mut peer = server.dial();
+        assert_eq!(read_to_end(&mut peer), b"");
+        assert_passed(began, Duration::from_millis(400));
+        assert_eq!(server.stop("TERM"), "closed=1 first_byte_timeout=1");
+    }
+
+    #[test]
+    fn a_peer_that_spoke_is_not_late_with_its_first_byte() {
+        let server = Server::start("echo", &["--first-byte-timeout=200ms"]);
+        let began = Instant::now();
+        let mut peer = server.dial();
+        while began.elapsed() < Duration::from_millis(600) {
+            exchange(&mut peer, b"x", b"x");
+            thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    #[test]
+    fn dribbling_does_not_put_off_the_request_deadline() {
+        let mut server = Server::start("ping", &["--request-timeout=700ms", "--read-timeout=3s"]);
+        let mut peer = server.dial();
+        exchange(&mut peer, b"PING\n", b"PONG\n");
+        let began = Instant::now();
+        dribble(&mut peer, b"PING ", Duration::from_millis(20));
+        assert_passed(began, Duration::from_millis(700));
+        assert_eq!(server.stop("TERM"), "closed=1 request_timeout=1");
+    }
+
+    #[test]
+    fn a_request_that_stalls_is_cut_off_at_the_read_deadline() {
+        let mut server = Server::start("ping", &["--read-timeout=400ms"]);
+        let mut peer = server.dial();
+        let mut began = Instant::now();
+        for byte in b"PING" {
+            began = Instant::now();
+            peer.write_all(&[*byte]).expect("the server is there");
+            thread::sleep(Duration::from_millis(100));
+        }
+        read_to_end(&mut peer);
+        assert_passed(began, Duration::from_millis(400));
+        assert_eq!(server.stop("TERM"), "closed=1 read_timeout=1");
+    }
+
+    #[test]
+    fn a_quiet_peer_is_cut_off_at_the_idle_deadline() {
+        let mut server = Server::start("ping", &["--idle-timeout=500ms"]);
+        let mut peer = server.dial();
+        let mut began = Instant::now();
+        for _ in 0..4 {
+            thread::sleep(Duration::from_millis(200));
+            began = Instant::now();
+            exchange(&mut peer, b"PING\n", b"PONG\n");
+        }
+        assert_eq!(read_to_end(&mut peer), b"");
+        assert_passed(began, Duration::from_millis(500));
+        assert_eq!(server.stop("TERM"), "closed=1 idle_timeout=1");
+    }
+
+    #[test]
+    fn replies_that_nobody_reads_end_at_the_write_deadline() {
+        let mut server = Server::start("echo", &["--write-timeout=400ms"]);
+        let mut peer = server.dial();
+        peer.set_write_timeout(Some(Duration::from_millis(20))).expect("a timeout");
+        let began = Instant::now();
+        // The buffers of both ends fill up, and then nothing moves until the server gives up.
+        eventually(
+            "the server gives up",
+            || matches!(peer.write(&[0; 65_536]), Err(error) if !is_timeout(&error)),
+        );
+        assert!(began.elapsed() >= Duration::from_millis(400), "{:?}", began.elapsed());
+        assert_eq!(server.stop("TERM"), "closed=1 write_timeout=1");
+    }
+}
+
+mod limits {
+    use super::*;
+
+    #[test]
+    fn who_comes_too_many_is_served_when_another_leaves() {
+        let server = Server::start("echo", &["--max-connections=2"]);
+        let mut first = server.dial();
+        let mut second = server.dial();
+        exchange(&mut first, b"1", b"1");
+        exchange(&mut second, b"2", b"2");
+        let mut third = server.dial();
+        third.write_all(b"3").expect("the kernel accepts for the server");
+        assert_silent(&mut third, Duration::from_millis(300));
+        exchange(&mut first, b"1", b"1");
+        exchange(&mut second, b"2", b"2");
+        drop(first);
+        expect(&mut third, b"3");
+        exchange(&mut second, b"2", b"2");
+    }
+
+    #[test]
+    fn few_descriptors_serve_many_peers_in_turn() {
+        let path = example_path("echo");
+        let server = Server::of(Command::new("sh").args([
+            "-c",
+            r#"ulimit -n 32; exec "$0" "$@""#,
+            path.to_str().expect("a path in UTF-8"),
+            "--max-connections=1000",
+            "--listen=127.0.0.1:0",
+        ]));
+        let mut peers: Vec<_> = (0..100).map(|_| server.dial()).collect();
+        for peer in &mut peers {
+            peer.write_all(b"hello").expect("the kernel accepts for the server");
+        }
+        peers[0].peek(&mut [0]).expect("a reply");
+        assert_at_rest(&server.program);
+        assert_served_in_turn(peers);
+        exchange(&mut server.dial(), b"hello", b"hello");
+        assert_at_rest(&server.program);
+    }
+
+    #[test]
+    fn a_server_out_of_descriptors_waits_and_recovers() {
+        let server = Server::start("echo", &[]);
+        if !server.program.can_be_limited() {
+            return eprintln!("skipped: no prlimit(1) here");
+        }
+        server.program.limit_descriptors(server.program.limit_for(2));
+        let mut peers: Vec<_> = (0..8).map(|_| server.dial()).collect();
+        for peer in &mut peers {
+            peer.write_all(b"hello").expect("the kernel accepts for the server");
+        }
+        let mut waiting = peers.split_off(2);
+        for peer in &mut peers {
+            expect(peer, b"hello");
+        }
+        assert_at_rest(&server.program);
+        for peer in &mut waiting {
+            assert_silent(peer, Duration::from_millis(10));
+        }
+        // A descriptor that is closed is another's, without anybody new knocking.
+        drop(peers.pop());
+        expect(&mut waiting[0], b"hello");
+        assert_at_rest(&server.program);
+        server.program.limit_descriptors(256);
+        for peer in &mut waiting[1..] {
+            expect(peer, b"hello");
+        }
+        exchange(&mut peers[0], b"well?", b"well?");
+        let warnings = server.program.stderr.so_far();
+        assert!((1..=6).contains(&warnings.len()), "{warnings:?}");
+    }
+
+    /// Whoever is served leaves, and makes room for the next.
+    fn assert_served_in_turn(mut waiting: Vec<TcpStream>) {
+        let began = Instant::now();
+        while !waiting.is_empty() {
+            assert!(began.elapsed() < PATIENCE, "{} peers are not served", waiting.len());
+            waiting.retain_mut(|peer| {
+                let mut reply = [0; 5];
+                peer.set_read_timeout(Some(Duration::from_millis(1))).expect("a timeout");
+                match peer.peek(&mut reply) {
+                    Ok(count) => {
+                        assert_eq!(reply[..count], b"hello"[..count]);
+                        false
+                    }
+                    Err(error) => {
+                        assert!(is_timeout(&error), "{error}");
+                        true
+                    }
+                }
+            });
+        }
+    }
+}
+
+mod ping_server {
+    use super::*;
+
+    /// As many bytes as a line may have.
+    const LINE_MAX: usize = 1_024;
+
+    #[test]
+    fn a_ping_is_answered_with_its_text() {
+        let server = Server::start("ping", &[]);
+        let mut peer = server.dial();
+        exchange(&mut peer, b"PING\n", b"PONG\n");
+        exchange(&mut peer, b"PING 1\n", b"PONG 1\n");
+        exchange(&mut peer, b"PING\r\n", b"PONG\n");
+        exchange(&mut peer, b"PING two words \r\n", b"PONG two words \n");
+        exchange(&mut peer, b"PING \xff\0\r\x01\n", b"PONG \xff\0\r\x01\n");
+    }
+
+    #[test]
+    fn quitting_ends_the_connection() {
+        for quit in ["QUIT\n", "QUIT\r\n", "QUIT\nPING\n"] {
+            let mut server = Server::start("ping", &[]);
+            let mut peer = server.dial();
+            peer.write_all(quit.as_bytes()).expect("the server is there");
+            assert_eq!(read_to_end(&mut peer), b"BYE\n", "{quit:?}");
+            drop(peer);
+            assert_eq!(server.stop("TERM"), "closed=1 local=1");
+        }
+    }
+
+    #[test]
+    fn what_is_no_command_ends_the_connection() {
+        let server = Server::start("ping", &[]);
+        for line in ["\n", "\r\n", "PONG\n", "PINGS\n", "ping\n", " PING\n", "QUIT now\n"] {
+            let mut peer = server.dial();
+            peer.write_all(b"PING\n").expect("the server is there");
+            peer.write_all(line.as_bytes()).expect("the server is there");
+            let replies = read_to_end(&mut peer);
+            assert_eq!(replies, b"PONG\nERR unknown command\n", "{line:?}");
+        }
+    }
+
+    #[test]
+    fn a_line_has_a_greatest_length() {
+        let server = Server::start("ping", &[]);
+        let text = "x".repeat(LINE_MAX - "PING ".len());
+        let mut peer = server.dial();
+        for end in ["\n", "\r\n"] {
+            let line = format!("PING {text}{end}");
+            exchange(&mut peer, line.as_bytes(), format!("PONG {text}\n").as_bytes());
+        }
+        for too_long in [
+            format!("PING {text}x\n"),
+            format!("PING {text}x\r\n"),
+            format!("PING {text}x"),
+            "x".repeat(100_000),
+        ] {
+            let mut peer = server.dial();
+            peer.write_all(too_long.as_bytes()).expect("the server is there");
+            let reply = read_to_end(&mut peer);
+            assert_eq!(reply, b"ERR line longer than 1024 bytes\n", "{} bytes", too_long.len());
+        }
+    }
+
+    #[test]
+    fn pipelined_pings_are_answered_in_order() {
+        let server = Server::start("ping", &[]);
+        let lines = |word| (0..2_000).map(|n| format!("{word} {n}\n")).collect::<String>();
+        let mut peer = server.dial();
+        exchange(&mut peer, lines("PING").as_bytes(), lines("PONG").as_bytes());
+        let last = lines("PING") + "QUIT\nPING never\n";
+        peer.write_all(last.as_bytes()).expect("the server is there");
+        assert_eq!(read_to_end(&mut peer), (lines("PONG") + "BYE\n").into_bytes());
+    }
+
+    #[test]
+    fn replies_that_are_read_late_are_all_there() {
+        let server = Server::start("ping", &[]);
+        let lines = |word| (0..600_000).map(|n| format!("{word} {n}\n")).collect::<String>();
+        let peer = server.dial();
+        let mut writer = peer.try_clone().expect("a descriptor to spare");
+        let writing = thread::spawn(move || {
+            writer.write_all((lines("PING") + "QUIT\n").as_bytes()).expect("the server reads on");
+        });
+        // Nothing is read until the buffers of both ends are full and the server stopped reading.
+        eventually("the writer is held up or done", || {
+            let before = server.program.cpu();
+            thread::sleep(Duration::from_millis(100));
+            server.program.cpu() == before || writing.is_finished()
+        });
+        assert!(!writing.is_finished(), "the server took in what it cannot answer");
+        let replies = read_to_end(&mut &peer);
+        assert!(replies == (lines("PONG") + "BYE\n").into_bytes(), "replies differ");
+        writing.join().expect("the writer");
+    }
+
+    #[test]
+    fn lines_may_come_byte_by_byte() {
+        let server = Server::start("ping", &[]);
+        let mut peer = server.dial();
+        peer.set_nodelay(true).expect("a TCP socket");
+        for byte in b"PING 1\nPING\r\nPING three\nQUIT\n" {
+            peer.write_all(&[*byte]).expect("the server is there");
+            thread::sleep(Duration::from_millis(1));
+        }
+        assert_eq!(read_to_end(&mut peer), b"PONG 1\nPONG\nPONG three\nBYE\n");
+    }
+
+    #[test]
+    fn what_a_peer_asked_before_its_fin_is_answered() {
+        let server = Server::start("ping", &[]);
+        let mut peer = server.dial();
+        peer.write_all(b"PING 1\nPING 2\nPING").expect("the server is there");
+        peer.shutdown(std::net::Shutdown::Write).expect("a connected socket");
+        assert_eq!(read_to_end(&mut peer), b"PONG 1\nPONG 2\n");
+    }
+}
+
+mod ping_client {
+    use super::*;
+
+    #[test]
+    fn pings_are_counted_and_summed_up() {
+        let server = Server::start("ping", &[]);
+        let began = Instant::now();
+        let mut client = client(&server.addr, &["--count=4", "--interval=100ms"]);
+        assert_eq!(client.exit_code(), Some(0));
+        assert_passed(began, Duration::from_millis(300));
+        let lines = client.stdout.rest();
+        assert_eq!(lines.len(), 8, "{lines:#?}");
+        for (line, seq) in lines.iter().zip(1..=4) {
+            let prefix = format!("PONG from {}: seq={seq} time=", server.addr);
+            let time = line.strip_prefix(&prefix).and_then(|line| line.strip_suffix(" ms"));
+            assert!(time.is_some_and(|time| time.parse::<f64>().is_ok()), "{line}");
+        }
+        assert_eq!(lines[4], "");
+        assert_eq!(lines[5], format!("--- {} ping statistics ---", server.addr));
+        let elapsed = lines[6]
+            .strip_prefix("4 sent, 4 received, 0% lost, time ")
+            .and_then(|line| line.strip_suffix(" ms"));
+        let elapsed: u64 = elapsed.and_then(|elapsed| elapsed.parse().ok()).expect(&lines[6]);
+        assert!(elapsed >= 300, "{}", lines[6]);
+        let times = lines[7]
+            .strip_prefix("rtt min/avg/max/mdev = ")
+            .and_then(|line| line.strip_suffix(" ms"))
+            .expect(&lines[7]);
+        let times: Vec<f64> = times.split('/').map(|time| time.parse().expect(time)).collect();
+        assert_eq!(times.len(), 4, "{}", lines[7]);
+        assert!(times[0] <= times[1] && times[1] <= times[2], "{}", lines[7]);
+        assert_eq!(client.stderr.rest(), [""; 0]);
+    }
+
+    #[test]
+    fn it_dials_paths_and_names_too() {
+        let path = TempPath::new();
+        let unix = Server::start_on("ping", &path.address(), &[]);
+        let tcp = Server::start("ping", &[]);
+        let named = tcp.addr.replace("127.0.0.1", "localhost");
+        for (dialled, answers) in [(&unix.addr, &unix.addr), (&named, &tcp.addr)] {
+            let mut client = client(dialled, &["--count=2", "--interval=20ms"]);
+            assert_eq!(client.exit_code(), Some(0), "{:?}", client.stdout.so_far());
+            let lines = client.stdout.rest();
+            assert!(lines[0].starts_with(&format!("PONG from {answers}: seq=1 ")), "{lines:#?}");
+            assert_eq!(lines[3], format!("--- {dialled} ping statistics ---"));
+        }
+    }
+
+    #[test]
+    fn a_signal_ends_it_with_the_summary() {
+        let server = Server::start("ping", &[]);
+        for signal in ["INT", "TERM"] {
+            let mut client = client(&server.addr, &["--interval=20ms"]);
+            assert!(client.stdout.next().contains("seq=1 "));
+            client.signal(signal);
+            assert_eq!(client.exit_code(), Some(0));
+            let lines = client.stdout.rest();
+            let summary = lines.iter().rev().take(4).rev().collect::<Vec<_>>();
+            assert_eq!(summary[0], "");
+            assert!(summary[1].ends_with(" ping statistics ---"), "{lines:#?}");
+            assert!(summary[3].starts_with("rtt "), "{lines:#?}");
+        }
+    }
+
+    #[test]
+    fn it_fails_if_nothing_answers() {
+        let mut client = client(&nobody(), &["--count=3", "--interval=30ms"]);
+        assert_eq!(client.exit_code(), Some(1));
+        let lines = client.stdout.rest();
+        assert_eq!(lines.len(), 6, "{lines:#?}");
+        for (line, seq) in lines.iter().zip(1..=3) {
+            assert!(line.starts_with("no PONG from "), "{line}");
+            assert!(line.contains(&format!(" seq={seq} (connect failed: ")), "{line}");
+        }
+        assert!(lines[5].starts_with("3 sent, 0 received, 100% lost, time "), "{}", lines[5]);
+    }
+
+    #[test]
+    fn it_fails_if_it_is_stopped_before_anything_answered() {
+        for signal in ["INT", "TERM"] {
+            let mut client = client(&nobody(), &["--interval=20ms"]);
+            assert!(client.stdout.next().contains(" seq=1 "));
+            client.signal(signal);
+            assert_eq!(client.exit_code(), Some(1));
+            assert!(client.stdout.rest().last().is_some_and(|line| line.contains("100% lost")));
+        }
+    }
+
+    #[test]
+    fn a_server_that_does_not_answer_delays_the_end_little() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let addr = listener.local_addr().expect("a bound socket").to_string();
+        let mut client = client(&addr, &["--interval=20ms"]);
+        let (_peer, _) = listener.accept().expect("a client that dials");
+        client.signal("INT");
+        let began = Instant::now();
+        assert_eq!(client.exit_code(), Some(1));
+        assert!(began.elapsed() < Duration::from_secs(1) + LATENESS, "{:?}", began.elapsed());
+    }
+
+    #[test]
+    fn it_goes_on_when_the_server_is_back() {
+        let mut server = Server::start("ping", &[]);
+        let mut client = client(&server.addr, &["--interval=50ms"]);
+        let mut seq = 0;
+        let mut next = |client: &Program, start: &str| {
+            let line = client.stdout.next();
+            seq += 1;
+            assert!(line.contains(&format!(" seq={seq} ")), "{line} instead of {seq}");
+            line.starts_with(start)
+        };
+        assert!(next(&client, "PONG from "));
+        assert!(next(&client, "PONG from "));
+        server.program.signal("KILL");
+        server.program.exit_code();
+        eventually("a ping is lost", || next(&client, "no PONG from "));
+        let server = Server::start_on("ping", &server.addr, &[]);
+        eventually("a ping is answered", || next(&client, "PONG from "));
+        client.signal("INT");
+        assert_eq!(client.exit_code(), Some(0));
+        let lines = client.stdout.rest();
+        let sums = lines.iter().find(|line| line.contains(" sent, ")).expect("a summary");
+        let numbers: Vec<u64> = sums
+            .split(|letter: char| !letter.is_ascii_digit())
+            .filter_map(|number| number.parse().ok())
+            .collect();
+        let [sent, received, lost, _] = numbers[..] else { panic!("{sums}") };
+        assert!(3 <= received && received < sent, "{sums}");
+        assert_eq!(lost, (sent - received) * 100 / sent, "{sums}");
+        drop(server);
+    }
+
+    #[test]
+    fn it_dials_again_ever_more_slowly() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let addr = listener.local_addr().expect("a bound socket").to_string();
+        let client = client(&addr, &["--interval=20ms"]);
+        let mut before = None;
+        for pause in [0, 100, 200, 400, 800] {
+            let (peer, _) = listener.accept().expect("a client that dials");
+            let now = Instant::now();
+            if let Some(before) = before {
+                let waited = now - before;
+                let pause = Duration::from_millis(pause);
+                assert!(pause <= waited && waited < pause + LATENESS, "{waited:?} for {pause:?}");
+            }
+            before = Some(now);
+            drop(peer);
+        }
+        drop(client);
+    }
+
+    fn client(addr: &str, options: &[&str]) -> Program {
+        Program::start(example("ping").args(["--connect", addr]).args(options))
+    }
+
+    /// An address where nobody listens.
+    fn nobody() -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        listener.local_addr().expect("a bound socket").to_string()
+    }
+}
+
+/// The one line by which a program refuses its command line.
+fn refusal(name: &str, args: &[&str]) -> String {
+    let mut program = Program::start(example(name).args(args));
+    assert_eq!(program.exit_code(), Some(2), "{name} {args:?}");
+    assert_eq!(program.stdout.rest(), [""; 0], "{name} {args:?}");
+    let mut lines = program.stderr.rest();
+    assert_eq!(lines.len(), 1, "{name} {args:?}: {lines:?}");
+    lines.remove(0)
+}
+
+/// Cargo puts examples beside the directory of the tests.
+fn example_path(name: &str) -> PathBuf {
+    let test = env::current_exe().expect("the path of this program");
+    let profile = test.ancestors().nth(2).expect("a target directory");
+    let path = profile.join("examples").join(name);
+    assert!(path.exists(), "{} is missing: run `cargo build --examples`", path.display());
+    path
+}
+
+fn example(name: &str) -> Command {
+    Command::new(example_path(name))
+}
+
+/// A program that runs, until the end of the test at most.
+struct Program {
+    child: Child,
+    stdout: Lines,
+    stderr: Lines,
+}
+
+impl Program {
+    fn start(command: &mut Command) -> Self {
+        let mut child = command
+            .env_remove("RUST_LOG")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the program starts");
+        let stdout = Lines::of(child.stdout.take().expect("a pipe"));
+        let stderr = Lines::of(child.stderr.take().expect("a pipe"));
+        Self { child, stdout, stderr }
+    }
+
+    fn pid(&self) -> String {
+        self.child.id().to_string()
+    }
+
+    fn signal(&self, signal: &str) {
+        let sent = Command::new("kill").args([&format!("-{signal}"), &self.pid()]).status();
+        assert!(sent.is_ok_and(|status| status.success()), "kill -{signal}");
+    }
+
+    /// Waits for the end, and returns `None` if it was a signal that killed.
+    fn exit_code(&mut self) -> Option<i32> {
+        let mut status = None;
+        eventually("the program ends", || {
+            status = self.child.try_wait().expect("a child of ours");
+            status.is_some()
+        });
+        status.and_then(|status| status.code())
+    }
+
+    /// The time that the program kept a processor busy; zero where the system does not tell.
+    fn cpu(&self) -> Duration {
+        let Ok(stat) = fs::read_to_string(format!("/proc/{}/stat", self.pid())) else {
+            return Duration::ZERO;
+        };
+        // proc(5): the name, in parentheses, may hold anything; utime and stime are the 12th and
+        // 13th fields behind it, in ticks of 10 ms.
+        let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
+        let ticks: u64 =
+            fields.skip(11).take(2).filter_map(|ticks| ticks.parse::<u64>().ok()).sum();
+        Duration::from_millis(ticks * 10)
+    }
+
+    /// The limit that leaves room for `count` more descriptors.
+    fn limit_for(&self, count: usize) -> u64 {
+        let open = fs::read_dir(format!("/proc/{}/fd", self.pid())).expect("a process of ours");
+        let open: Vec<u64> =
+            open.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect();
+        (0..).filter(|number| !open.contains(number)).nth(count).expect("numbers have no end")
+    }
+
+    fn can_be_limited(&self) -> bool {
+        Path::new("/proc/self/fd").exists()
+            && Command::new("prlimit").arg("--version").output().is_ok()
+    }
+
+    /// Sets the soft limit, which may be raised again.
+    fn limit_descriptors(&self, count: u64) {
+        let set = Command::new("prlimit")
+            .args([&format!("--nofile={count}:"), "--pid", &self.pid()])
+            .status();
+        assert!(set.is_ok_and(|status| status.success()), "prlimit --nofile={count}:");
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// What a program prints.
+struct Lines(Receiver<String>);
+
+impl Lines {
+    fn of(pipe: impl Read + Send + 'static) -> Self {
+        let (sender, receiver) = mpsc::channel();
+        thread::spawn(move || {
+            for line in BufReader::new(pipe).lines().map_while(Result::ok) {
+                if sender.send(line).is_err() {
+                    return;
+                }
+            }
+        });
+        Self(receiver)
+    }
+
+    fn next(&self) -> String {
+        self.0.recv_timeout(PATIENCE).expect("another line")
+    }
+
+    fn so_far(&self) -> Vec<String> {
+        self.0.try_iter().collect()
+    }
+
+    /// What follows until the program ends, which it must have done or be about to do.
+    fn rest(&self) -> Vec<String> {
+        self.0.iter().collect()
+    }
+}
+
+/// A server that listens.
+struct Server {
+    program: Program,
+    addr: String,
+}
+
+impl Server {
+    fn start(name: &str, options: &[&str]) -> Self {
+        Self::start_on(name, "127.0.0.1:0", options)
+    }
+
+    fn start_on(name: &str, addr: &str, options: &[&str]) -> Self {
+        Self::of(example(name).args(["--listen", addr]).args(options))
+    }
+
+    fn of(command: &mut Command) -> Self {
+        let program = Program::start(command);
+        let Ok(line) = program.stdout.0.recv_timeout(PATIENCE) else {
+            panic!("the server does not listen: {:?}", program.stderr.so_far());
+        };
+        let addr = line.strip_prefix("listening on ").expect(&line).to_owned();
+        Self { program, addr }
+    }
+
+    fn dial(&self) -> TcpStream {
+        let peer = TcpStream::connect(&self.addr).expect("a server that listens");
+        peer.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+        peer.set_write_timeout(Some(PATIENCE)).expect("a timeout");
+        peer
+    }
+
+    /// Ends it by a signal, and returns the line that it prints last.
+    fn stop(&mut self, signal: &str) -> String {
+        self.program.signal(signal);
+        assert_eq!(self.program.exit_code(), Some(0));
+        let mut lines = self.program.stdout.rest();
+        assert_eq!(lines.len(), 1, "{lines:?}");
+        assert_eq!(self.program.stderr.rest(), [""; 0]);
+        lines.remove(0)
+    }
+}
+
+/// A path for a socket, which is removed in the end.
+struct TempPath(PathBuf);
+
+impl TempPath {
+    fn new() -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        Self(env::temp_dir().join(format!("wheelhouse-{}-{count}.sock", process::id())))
+    }
+
+    fn address(&self) -> String {
+        format!("unix:{}", self.0.display())
+    }
+
+    fn dial(&self) -> UnixStream {
+        let peer = UnixStream::connect(&self.0).expect("a server that listens");
+        peer.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+        peer
+    }
+}
+
+impl Drop for TempPath {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+fn exchange(peer: &mut (impl Read + Write), sent: &[u8], reply: &[u8]) {
+    peer.write_all(sent).expect("a server that reads");
+    expect(peer, reply);
+}
+
+fn expect(peer: &mut impl Read, reply: &[u8]) {
+    let mut got = vec![0; reply.len()];
+    peer.read_exact(&mut got).expect("a reply");
+    assert_eq!(got.escape_ascii().to_string(), reply.escape_ascii().to_string());
+}
+
+/// All that comes until the server ends the connection, by a FIN or by a reset.
+fn read_to_end(peer: &mut impl Read) -> Vec<u8> {
+    let mut got = Vec::new();
+    match peer.read_to_end(&mut got) {
+        Ok(_) => got,
+        Err(error) if error.kind() == ErrorKind::ConnectionReset => got,
+        Err(error) => panic!("{error} behind {:?}", got.escape_ascii().to_string()),
+    }
+}
+
+fn is_timeout(error: &std::io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut)
+}
+
+/// Sends `start` and ever more behind it, a byte each `pause`, until the server ends the
+/// connection.
+fn dribble(peer: &mut TcpStream, start: &[u8], pause: Duration) {
+    peer.set_read_timeout(Some(pause)).expect("a timeout");
+    let mut bytes = start.iter().copied().chain(std::iter::repeat(b'x'));
+    eventually("the server loses patience", || {
+        if peer.write_all(&[bytes.next().unwrap_or(b'x')]).is_err() {
+            return true;
+        }
+        match peer.read(&mut [0]) {
+            Ok(count) => count == 0,
+            Err(error) => !is_timeout(&error),
+        }
+    });
+}
+
+fn assert_silent(peer: &mut TcpStream, span: Duration) {
+    peer.set_read_timeout(Some(span)).expect("a timeout");
+    match peer.read(&mut [0]) {
+        Ok(count) => panic!("{count} bytes that should not be there"),
+        Err(error) => assert!(is_timeout(&error), "{error}"),
+    }
+    peer.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+}
+
+/// A program that has nothing to do uses hardly any time of a processor.
+fn assert_at_rest(program: &Program) {
+    let before = program.cpu();
+    thread::sleep(Duration::from_millis(400));
+    let used = program.cpu() - before;
+    assert!(used <= Duration::from_millis(80), "{used:?} of 400 ms");
+}
+
+/// A deadline that began to run after `began` has just been seen to pass.
+fn assert_passed(began: Instant, timeout: Duration) {
+    let elapsed = began.elapsed();
+    assert!(elapsed >= timeout, "early: {elapsed:?} of {timeout:?}");
+    assert!(elapsed <= timeout + LATENESS, "late: {elapsed:?} for {timeout:?}");
+}
+
+/// Waits until `is_so`, for as long as anything may take.
+fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
+    let began = Instant::now();
+    while !is_so() {
+        assert!(began.elapsed() < PATIENCE, "{what}: not within {PATIENCE:?}");
+        thread::sleep(Duration::from_millis(2));
+    }
+}

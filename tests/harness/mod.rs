@@ -1,0 +1,88 @@
+//! The stage on which behaviours are played: a world with peers, a reactor in it, and a handler
+//! that writes down all it is told.
+//!
+//! Nothing here waits: a scene turns its reactor and looks at its peers in between, until what it
+//! looks for has come. So a world may be made of sockets and real time, or of memory and time that
+//! somebody makes up.
+
+mod os;
+mod scene;
+mod script;
+
+use std::time::Duration;
+
+use wheelhouse::Address;
+use wheelhouse::backend::Backend;
+
+pub(crate) use self::os::{Os, temporary_path};
+pub(crate) use self::scene::{PeerId, Scene, assert_on_time, assert_same};
+pub(crate) use self::script::{Script, What};
+
+pub(crate) const fn millis(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+/// Bytes that show when some are lost, doubled or out of place.
+pub(crate) fn pattern(len: usize) -> Vec<u8> {
+    // A prime, so that it falls together with no buffer's size.
+    let piece: Vec<u8> = (0..65_537_u32).map(|index| (index / 253) as u8 ^ index as u8).collect();
+    let mut bytes = piece.repeat(len / piece.len() + 1);
+    bytes.truncate(len);
+    bytes
+}
+
+/// What a peer finds when it reads.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Got {
+    Bytes(usize),
+    Nothing,
+    Eof,
+    Reset,
+}
+
+/// Where a reactor lives together with its peers. No call blocks.
+pub(crate) trait World {
+    type Backend: Backend;
+    /// A connection seen from its far end. Dropping it closes it.
+    type Peer;
+    /// Where a peer waits to be dialled.
+    type Door;
+
+    /// Whether a reset is told from an end.
+    fn has_resets(&self) -> bool;
+
+    fn backend(&mut self) -> Self::Backend;
+
+    /// Where a server may listen that nobody else uses.
+    fn address(&mut self) -> Address;
+
+    /// Dials a server, with a receive buffer of so many bytes if that matters. The connection need
+    /// not be accepted yet.
+    fn connect(&mut self, server: &Address, window: Option<usize>) -> Self::Peer;
+
+    /// Opens a place to be dialled, and says where it is.
+    fn open_door(&mut self) -> (Self::Door, Address);
+
+    /// Takes up what dialled there.
+    fn answer(&mut self, door: &mut Self::Door) -> Option<Self::Peer>;
+
+    /// An address where whoever dials is refused.
+    fn refusing(&mut self) -> Address;
+
+    /// An address where whoever dials hears nothing.
+    fn deaf(&mut self) -> Address;
+
+    /// Sends what is taken of `bytes`; `None` if the far end is gone.
+    fn send(&mut self, peer: &mut Self::Peer, bytes: &[u8]) -> Option<usize>;
+
+    fn receive(&mut self, peer: &mut Self::Peer, buffer: &mut [u8]) -> Got;
+
+    /// Sends a FIN.
+    fn finish(&mut self, peer: &mut Self::Peer);
+
+    /// Ends a connection with a reset.
+    fn reset(&mut self, peer: Self::Peer);
+
+    /// What keeps the reactor's thread busy for a while when it is called.
+    fn stall(&mut self) -> Box<dyn Fn(Duration)>;
+}
