@@ -23,6 +23,7 @@ impl Handler for Echo {
         Some(())
     }
 
+    #[inline]
     fn on_data(&mut self, conn: &mut Conn<'_>, _: &mut (), input: &mut BytesMut) {
         conn.write(input);
         input.clear();

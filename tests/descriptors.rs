@@ -93,12 +93,13 @@ fn whoever_waits_is_served_once_there_are_descriptors_again() {
     // One of its own goes: it looks again at once.
     drop(files.pop());
     let mut next = dial(address);
-    assert!(!is_served(&mut reactor, &mut next, Duration::from_millis(300)));
+    // By now it looks again less often than every 500 ms.
+    assert!(!is_served(&mut reactor, &mut next, Duration::from_millis(800)));
     let start = reactor.context().now();
     drop(waiting);
     // The client's descriptor would do as well, so it is taken.
     let _taken = exhaust();
     assert!(is_served(&mut reactor, &mut next, Duration::from_secs(3)));
     let took = reactor.context().now() - start;
-    assert!(took < Duration::from_millis(100), "{took:?}");
+    assert!(took < Duration::from_millis(400), "{took:?}");
 }

@@ -161,6 +161,23 @@ mod end {
     }
 
     #[test]
+    fn a_second_signal_does_not_wait_for_who_does_not_read() {
+        let mut server = Server::start("echo", &[]);
+        let mut peer = server.dial();
+        peer.set_write_timeout(Some(Duration::from_millis(50))).expect("a timeout");
+        eventually("the buffers are full", || {
+            peer.write(&[0; 65_536]).is_err_and(|error| is_timeout(&error))
+        });
+        let mut witness = server.dial();
+        exchange(&mut witness, b"hello", b"hello");
+        server.program.signal("TERM");
+        assert_eq!(read_to_end(&mut witness), b"");
+        let began = Instant::now();
+        assert_eq!(server.stop("TERM"), "closed=2 shutdown=2");
+        assert!(began.elapsed() < LATENESS, "{:?}", began.elapsed());
+    }
+
+    #[test]
     fn a_server_without_connections_ends_too() {
         assert_eq!(Server::start("echo", &[]).stop("TERM"), "closed=0");
     }

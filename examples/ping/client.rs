@@ -11,8 +11,7 @@ use std::{fmt, io};
 
 use bytes::{Buf, BytesMut};
 use wheelhouse::{
-    AlarmId, CloseReason, Closed, Config, Conn, ConnId, Context, Handler, Instant, Reactor, State,
-    Target,
+    AlarmId, CloseReason, Config, Conn, ConnId, Context, Handler, Instant, Reactor, State, Target,
 };
 
 use crate::common;
@@ -194,9 +193,10 @@ impl Handler for Client {
         }
     }
 
-    fn on_closed(&mut self, cx: &mut Context<'_>, closed: Closed, _: Lines) {
+    fn on_closing(&mut self, conn: &mut Conn<'_>, _: &mut Lines, reason: &CloseReason) {
         self.conn = None;
-        self.cause = Some(closed.reason);
+        self.cause = Some(*reason);
+        let cx = conn.cx();
         if cx.is_shutting_down() {
             return;
         }

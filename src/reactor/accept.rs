@@ -121,9 +121,16 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     }
 
     /// Accepts from all listeners that may have connections waiting, each in its budget.
+    #[inline]
     pub(super) fn accept(&mut self, handler: &mut H) {
+        if self.accepting.ready {
+            self.accept_ready(handler);
+        }
+    }
+
+    fn accept_ready(&mut self, handler: &mut H) {
         if !self.accepting.is_due(self.shared.table.is_full()) {
-            self.accepting.full |= self.accepting.ready && self.shared.table.is_full();
+            self.accepting.full |= self.shared.table.is_full();
             return;
         }
         let count = self.listeners.len();

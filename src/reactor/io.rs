@@ -127,14 +127,13 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
                 if !read_buffer.is_empty() || slot.input.capacity() > 0 {
                     keep_input(read_buffer, &mut slot.input, own);
                 }
+                if rested {
+                    return Read::Rested;
+                }
                 if shared.spilled {
                     self.flush(id);
                 }
-                match rested {
-                    true => Read::Rested,
-                    false if drained || *budget == 0 => Read::Drained,
-                    false => Read::More,
-                }
+                if drained || *budget == 0 { Read::Drained } else { Read::More }
             }
             nothing => {
                 if own {
@@ -324,8 +323,11 @@ fn deliver<H: Handler, B: Backend>(
     if count_request(record, left < before, left, *now) {
         counters.requests.add(1);
     }
-    if left >= bounds.input_max && !record.is_held() && !record.flags.has(Flags::DATA_DUE) {
-        record.ask(CloseReason::InputLimit);
+    if left > 0 {
+        if left >= bounds.input_max && !record.is_held() && !record.flags.has(Flags::DATA_DUE) {
+            record.ask(CloseReason::InputLimit);
+        }
+        return false;
     }
     record.try_rest(bounds.requests_max)
 }
@@ -377,13 +379,14 @@ fn send_scratch<B: Backend>(
 /// whether one was served by a handler that does not count them itself.
 #[inline(always)]
 fn count_request(record: &mut Record, consumed: bool, left: usize, now: Instant) -> bool {
-    let awaits = record.flags.take(Flags::AWAITS_INPUT);
-    record.flags.set(Flags::RECEIVING, left > 0 || awaits);
-    if !consumed || awaits {
-        return false;
-    }
-    if left > 0 {
+    if left > 0 || record.flags.has(Flags::AWAITS_INPUT) {
+        record.flags.insert(Flags::RECEIVING);
+        if !consumed || record.flags.take(Flags::AWAITS_INPUT) {
+            return false;
+        }
         record.clocks.restart_request(now);
+    } else {
+        record.flags.remove(Flags::RECEIVING);
     }
     if record.flags.has(Flags::COUNTS_REQUESTS) {
         return false;

@@ -374,7 +374,14 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         self.shared.ready.put_back(ready);
     }
 
+    #[inline]
     fn open_letters(&mut self, handler: &mut H) {
+        if self.mailbox.has_letters() || !self.letters.is_empty() {
+            self.open_some_letters(handler);
+        }
+    }
+
+    fn open_some_letters(&mut self, handler: &mut H) {
         if self.mailbox.has_letters() {
             let count = LETTERS_PER_TURN.saturating_sub(self.letters.len());
             self.mailbox.take(count, &mut self.letters);

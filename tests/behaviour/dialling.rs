@@ -236,16 +236,16 @@ fn a_reply_that_stalls_ends_a_dialled_connection<W: World>(world: &mut W) {
         })
         .when_data(|_, _, input| input.clear());
     let mut config = Config::default();
-    config.timeouts.read = Some(millis(120));
+    config.timeouts.read = Some(millis(250));
     let mut scene = Scene::new(world, config, script);
     dial(&mut scene, address);
     let peer = scene.answer(&mut door);
     scene.expect(peer, b"request");
-    scene.drip(peer, b"rep", millis(60));
+    scene.drip(peer, b"repeat", millis(80));
     let start = scene.now();
     scene.send(peer, b"l");
     scene.saw(0, What::Closing(CloseReason::Timeout(Timeout::Read)));
-    scene.assert_took(start, millis(120));
+    scene.assert_took(start, millis(250));
     scene.leave(peer);
     scene.expect_timeout(Timeout::Read);
     scene.expect_service();

@@ -94,31 +94,31 @@ fn the_next_request_has_a_clock_of_its_own<W: World>(world: &mut W) {
             conn.write(&request);
         }
     });
-    let config = config(|t| t.request = Some(millis(150)));
+    let config = config(|t| t.request = Some(millis(300)));
     let mut scene = Scene::new(world, config, script);
     let (peer, _) = scene.enter();
     scene.send(peer, b"a");
     for _ in 0..4 {
-        scene.wait(millis(80));
+        scene.wait(millis(160));
         scene.send(peer, b"ba");
         scene.expect(peer, b"ab");
     }
     let start = scene.now();
     scene.expect_timeout(Timeout::Request);
-    assert!(scene.now() - start > millis(50), "the last one has its time too");
+    assert!(scene.now() - start > millis(200), "the last one has its time too");
     scene.expect_service();
 }
 
 fn a_request_that_stalls_is_closed<W: World>(world: &mut W) {
-    let config = config(|t| t.read = Some(millis(100)));
+    let config = config(|t| t.read = Some(millis(250)));
     let mut scene = Scene::new(world, config, Script::ignore());
     let (peer, _) = scene.enter();
     // Longer than the timeout in all, but never at once.
-    scene.drip(peer, b"xxxxx", millis(40));
+    scene.drip(peer, b"xxxxx", millis(80));
     let start = scene.now();
     scene.send(peer, b"x");
     let closed = scene.expect_timeout(Timeout::Read);
-    scene.assert_took(start, millis(100));
+    scene.assert_took(start, millis(250));
     assert_eq!(closed.bytes_in, 6);
     scene.expect_eof(peer);
     scene.expect_service();
@@ -197,12 +197,12 @@ fn an_idle_connection_is_closed<W: World>(world: &mut W) {
 }
 
 fn traffic_keeps_a_connection_from_being_idle<W: World>(world: &mut W) {
-    let mut scene = Scene::new(world, config(|t| t.idle = Some(millis(150))), Script::echo());
+    let mut scene = Scene::new(world, config(|t| t.idle = Some(millis(300))), Script::echo());
     let (peer, number) = scene.enter();
     for _ in 0..6 {
         scene.send(peer, b"hello");
         scene.expect(peer, b"hello");
-        scene.wait(millis(70));
+        scene.wait(millis(100));
     }
     scene.expect_none_closed();
     assert_eq!(scene.script.count(number, What::Active), 5);
@@ -239,17 +239,17 @@ fn a_peer_that_does_not_follow_our_fin_is_closed<W: World>(world: &mut W) {
         session.step += 1;
         input.clear();
     });
-    let mut scene = Scene::new(world, config(|t| t.half_closed = Some(millis(120))), script);
+    let mut scene = Scene::new(world, config(|t| t.half_closed = Some(millis(250))), script);
     let (peer, number) = scene.enter();
     scene.send(peer, b"x");
     assert_eq!(scene.read_to_end(peer), (b"bye".to_vec(), Got::Eof));
     // What still comes is progress.
-    scene.drip(peer, b"xxxxx", millis(50));
+    scene.drip(peer, b"xxxxx", millis(80));
     scene.expect_none_closed();
     let start = scene.now();
     scene.send(peer, b"x");
     scene.saw(number, What::Closing(CloseReason::Timeout(Timeout::HalfClosed)));
-    scene.assert_took(start, millis(120));
+    scene.assert_took(start, millis(250));
     scene.leave(peer);
     let closed = scene.expect_timeout(Timeout::HalfClosed);
     assert_eq!(closed.bytes_in, 7);
@@ -286,11 +286,11 @@ fn bytes_either_way_keep_a_tunnel<W: World>(world: &mut W) {
     let script = tunnel().when_timer(|conn, _| {
         conn.write(b"y");
     });
-    let mut scene = Scene::new(world, config(|t| t.tunnel = Some(millis(150))), script);
+    let mut scene = Scene::new(world, config(|t| t.tunnel = Some(millis(300))), script);
     let (peer, number) = scene.enter();
-    scene.drip(peer, b"xxxx", millis(70));
+    scene.drip(peer, b"xxxx", millis(100));
     for _ in 0..4 {
-        scene.with(number, |conn| conn.set_timer(conn.now() + millis(70)));
+        scene.with(number, |conn| conn.set_timer(conn.now() + millis(100)));
         scene.expect(peer, b"y");
     }
     scene.expect_none_closed();
@@ -318,28 +318,28 @@ fn a_tunnel_ends_when_both_directions_have<W: World>(world: &mut W) {
 
 fn a_tunnel_of_which_one_direction_ended_has_its_time<W: World>(world: &mut W) {
     let script = tunnel().when_timer(|conn, _| conn.write(b"y"));
-    let mut scene = Scene::new(world, config(|t| t.half_closed = Some(millis(120))), script);
+    let mut scene = Scene::new(world, config(|t| t.half_closed = Some(millis(250))), script);
     let (peer, number) = scene.enter();
     scene.send(peer, b"x");
     scene.half_close(peer);
     scene.saw(number, What::Eof);
     // What goes the other way is progress.
     for _ in 0..4 {
-        scene.with(number, |conn| conn.set_timer(conn.now() + millis(60)));
+        scene.with(number, |conn| conn.set_timer(conn.now() + millis(80)));
         scene.expect(peer, b"y");
     }
     let start = scene.now();
     scene.expect_timeout(Timeout::HalfClosed);
-    assert!(scene.now() - start >= millis(100));
+    assert!(scene.now() - start >= millis(200));
     scene.expect_service();
 }
 
 fn input_that_waits_beats_a_deadline_that_is_due<W: World>(world: &mut W) {
     let stall = world.stall();
     let config = config(|t| {
-        t.first_byte = Some(millis(60));
-        t.idle = Some(millis(60));
-        t.request = Some(millis(60));
+        t.first_byte = Some(millis(150));
+        t.idle = Some(millis(150));
+        t.request = Some(millis(150));
     });
     let script = Script::echo().when_data(|conn, _, input| {
         if input.ends_with(b"\n") {
@@ -356,7 +356,7 @@ fn input_that_waits_beats_a_deadline_that_is_due<W: World>(world: &mut W) {
     scene.saw(idle_number, What::Idle);
     scene.saw(halfway_number, What::Data(2));
     // Nobody looks for a while, not so long that it would be noticed as such.
-    stall(millis(90));
+    stall(millis(200));
     scene.send(fresh, b"hello\n");
     scene.send(idle, b"hello\n");
     scene.send(halfway, b"llo\n");
