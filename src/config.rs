@@ -78,7 +78,9 @@ pub struct Timeouts {
     pub write: Option<Duration>,
     /// How long a connection may stay idle between requests. Default 75 s.
     pub idle: Option<Duration>,
-    /// How long one side may be shut without anything moving on the other. Default 10 s.
+    /// How long one side may be shut without anything moving on the other. It stands still while
+    /// output is queued, the application owes a reply or reading is paused: `write` or `response`
+    /// runs then. Default 10 s.
     pub half_closed: Option<Duration>,
     /// The grace before the last output of a closing connection must have left at
     /// [`Limits::flush_rate`] on average. Default 5 s.
@@ -227,7 +229,8 @@ impl Config {
 
 /// When a connection counts as congested: above `high` queued bytes, until it has drained to `low`.
 ///
-/// A congested connection is not read, so a client that sends requests and never reads the replies
+/// A congested connection is not read (one that [feeds](crate::Conn::feeds) another excepted), so a
+/// client that sends requests and never reads the replies
 /// costs little more than `high`. Default 64 KiB and 32 KiB.
 ///
 /// ```
@@ -423,7 +426,8 @@ mod tests {
             let error = config.refuse_out_of_range().unwrap_err();
             assert_eq!(error.setting(), Timeouts::default().named()[index].0);
         }
-        let spoil: [(&str, fn(&mut Config)); 8] = [
+        type Spoil = fn(&mut Config);
+        let spoil: [(&str, Spoil); 8] = [
             ("limits.max_connections", |c| c.limits.max_connections = Some(0)),
             ("limits.input_max", |c| c.limits.input_max = 0),
             ("limits.output_max", |c| c.limits.output_max = 0),

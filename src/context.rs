@@ -151,6 +151,15 @@ pub(crate) struct Bounds {
     easy: usize,
 }
 
+/// What a callback that panics has to take back.
+#[derive(Debug)]
+enum Entry {
+    /// It reached another connection, which had this much queued then.
+    Reached { id: ConnId, queued: usize },
+    /// It dialled.
+    Dialled(ConnId),
+}
+
 /// All state of the loop that a callback can reach: records and queues, but no sockets, sessions
 /// or unread input.
 #[derive(Debug)]
@@ -179,10 +188,8 @@ pub(crate) struct Shared {
     /// What the callback in hand wrote was too much for `scratch`, or to be shared.
     pub(crate) spilled: bool,
     pub(crate) in_hand: Option<ConnId>,
-    /// How much other connections had queued when the callback that runs reached them.
-    journal: Vec<(ConnId, usize)>,
-    /// How many connections were to be dialled before the callback that runs.
-    births_before: usize,
+    /// What the callback that runs has done beyond its own connection.
+    journal: Vec<Entry>,
     alarms: Slab<Alarm>,
     alarms_set: u64,
     /// Which connections feed a sink.
@@ -216,7 +223,6 @@ impl Shared {
             spilled: false,
             in_hand: None,
             journal: Vec::new(),
-            births_before: 0,
             alarms: Slab::new(),
             alarms_set: 0,
             feeders: BTreeMap::new(),
@@ -262,14 +268,13 @@ impl Shared {
         }
         self.mark_dirty(id);
         let queued = self.table.at(id.index()).output.len();
-        self.journal.push((id, queued));
+        self.journal.push(Entry::Reached { id, queued });
     }
 
     /// From here on a callback runs that may have to be rolled back.
     #[inline]
     pub(crate) fn begin_journal(&mut self) {
         self.journal.clear();
-        self.births_before = self.births.len();
     }
 
     /// Takes back what the callback that ran wrote, to its own connection and to others, and what
@@ -280,15 +285,19 @@ impl Shared {
         if let Some(id) = self.in_hand {
             self.count_dropped(id, scratch);
         }
-        while let Some((id, queued)) = self.journal.pop() {
-            if let Some(record) = self.table.get_mut(id) {
-                let lost = record.output.len().saturating_sub(queued);
-                record.output.truncate(queued);
-                self.count_dropped(id, lost);
+        while let Some(entry) = self.journal.pop() {
+            match entry {
+                Entry::Reached { id, queued } => {
+                    let Some(record) = self.table.get_mut(id) else { continue };
+                    let lost = record.output.len().saturating_sub(queued);
+                    record.output.truncate(queued);
+                    self.count_dropped(id, lost);
+                }
+                Entry::Dialled(id) => {
+                    self.births.retain(|birth| *birth != id);
+                    self.table.remove(id);
+                }
             }
-        }
-        for id in self.births.split_off(self.births_before) {
-            self.table.remove(id);
         }
     }
 
@@ -395,6 +404,7 @@ impl Shared {
         record.rare_mut().dial = Some(Dial { target, addresses: Vec::new(), failure: None });
         let id = record.id;
         self.births.push(id);
+        self.journal.push(Entry::Dialled(id));
         self.counters.dialled.add(1);
         self.count_connections();
         Ok(id)

@@ -26,7 +26,8 @@ pub enum CloseReason {
     Local,
     /// The connection served [`Limits::requests_max`](crate::Limits::requests_max) requests.
     MaxRequests,
-    /// The handler queued more than [`Limits::output_max`](crate::Limits::output_max) bytes.
+    /// The handler wrote when [`Limits::output_max`](crate::Limits::output_max) bytes or more were
+    /// queued already.
     OutputLimit,
     /// The peer closed, and got everything it was owed.
     PeerEof,
@@ -143,8 +144,6 @@ pub enum Timeout {
     Idle,
     /// One side was shut and the other did not follow.
     HalfClosed,
-    /// The last output left slower than the minimum rate.
-    Flush,
     /// A tunnel carried nothing in either direction.
     Tunnel,
     /// The connection reached its greatest age.
@@ -152,7 +151,7 @@ pub enum Timeout {
 }
 
 impl Timeout {
-    pub(crate) const ALL: [Self; 11] = [
+    pub(crate) const ALL: [Self; 10] = [
         Self::Connect,
         Self::FirstByte,
         Self::Request,
@@ -161,7 +160,6 @@ impl Timeout {
         Self::Write,
         Self::Idle,
         Self::HalfClosed,
-        Self::Flush,
         Self::Tunnel,
         Self::Lifetime,
     ];
@@ -177,7 +175,6 @@ impl Timeout {
             Self::Write => "write_timeout",
             Self::Idle => "idle_timeout",
             Self::HalfClosed => "half_closed_timeout",
-            Self::Flush => "flush_timeout",
             Self::Tunnel => "tunnel_timeout",
             Self::Lifetime => "lifetime",
         }
@@ -195,7 +192,6 @@ impl fmt::Display for Timeout {
             Self::Write => "write timed out",
             Self::Idle => "idle for too long",
             Self::HalfClosed => "half-closed for too long",
-            Self::Flush => "last output left too slowly",
             Self::Tunnel => "tunnel idle for too long",
             Self::Lifetime => "reached its greatest age",
         })

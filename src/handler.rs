@@ -31,10 +31,11 @@ use crate::error::{CloseReason, Closed};
 /// # Panics
 ///
 /// A panic in a callback of a connection discards what that callback queued and aborts the
-/// connection with [`HandlerPanic`](CloseReason::HandlerPanic); the others go on. A panic in a
-/// callback of the whole loop ([`on_closed`](Handler::on_closed) is one of a connection) stops the
-/// reactor, and so do three panics within 10 s: shared state may be half-changed. With
-/// `panic = "abort"` none of this can happen.
+/// connection with [`HandlerPanic`](CloseReason::HandlerPanic); the others go on. One in
+/// [`on_closed`](Handler::on_closed) is only counted, as nothing is left to abort. A panic in a
+/// callback of the whole loop (an alarm, a posted closure, [`on_shutdown`](Handler::on_shutdown))
+/// stops the reactor, and so do three panics of any kind within 10 s: shared state may be
+/// half-changed. With `panic = "abort"` none of this can happen.
 ///
 /// # Examples
 ///

@@ -237,8 +237,7 @@ impl Backend for Os {
 
     fn adopt(&mut self, fd: OwnedFd, options: &SocketOptions) -> io::Result<OsListener> {
         let socket = Socket::from(fd);
-        let listens = cfg!(target_vendor = "apple") || is_listener(&socket)?;
-        if socket.r#type()? != Type::STREAM || !listens {
+        if socket.r#type()? != Type::STREAM || !is_listener(&socket)? {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
                 "the descriptor is no listening stream socket",
@@ -524,13 +523,13 @@ fn is_connected_to_itself(stream: &OsStream) -> bool {
     }
 }
 
-#[cfg(not(target_vendor = "apple"))]
+#[cfg(any(target_os = "android", target_os = "freebsd", target_os = "linux"))]
 fn is_listener(socket: &Socket) -> io::Result<bool> {
     socket.is_listener()
 }
 
-/// Darwin has no SO_ACCEPTCONN to ask.
-#[cfg(target_vendor = "apple")]
+/// Without SO_ACCEPTCONN to ask, accepting will tell.
+#[cfg(not(any(target_os = "android", target_os = "freebsd", target_os = "linux")))]
 fn is_listener(_socket: &Socket) -> io::Result<bool> {
     Ok(true)
 }

@@ -65,10 +65,9 @@ impl Deadline {
             Self::Write => Some(Timeout::Write),
             Self::Idle => Some(Timeout::Idle),
             Self::HalfClosed => Some(Timeout::HalfClosed),
-            Self::Flush => Some(Timeout::Flush),
             Self::Tunnel => Some(Timeout::Tunnel),
             Self::Lifetime => Some(Timeout::Lifetime),
-            Self::Linger | Self::LingerRead | Self::Look | Self::Timer => None,
+            Self::Flush | Self::Linger | Self::LingerRead | Self::Look | Self::Timer => None,
         }
     }
 
@@ -629,9 +628,9 @@ mod tests {
 
     #[test]
     fn a_lifetime_loses_up_to_a_quarter() {
-        let mut timeouts = Timeouts::default();
-        assert_eq!(Periods::new(&timeouts).lifetime(0), None);
-        timeouts.lifetime = Some(Duration::from_nanos(400));
+        assert_eq!(Periods::new(&Timeouts::default()).lifetime(0), None);
+        let lifetime = Some(Duration::from_nanos(400));
+        let timeouts = Timeouts { lifetime, ..Timeouts::default() };
         let periods = Periods::new(&timeouts);
         assert_eq!(periods.lifetime(0), Some(400));
         assert_eq!(periods.lifetime(u64::MAX / 2), Some(351));
@@ -640,9 +639,7 @@ mod tests {
 
     #[test]
     fn off_is_never_due() {
-        let mut timeouts = Timeouts::default();
-        timeouts.request = None;
-        timeouts.read = None;
+        let timeouts = Timeouts { request: None, read: None, ..Timeouts::default() };
         let periods = Periods::new(&timeouts);
         let mut clocks = Clocks::default();
         clocks.update(RECEIVING, at(1));

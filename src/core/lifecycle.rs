@@ -100,7 +100,7 @@ impl Ending {
             | CloseReason::HardStop
             | CloseReason::InputLimit
             | CloseReason::OutputLimit
-            | CloseReason::Timeout(Timeout::Flush | Timeout::Write) => Self::Reset,
+            | CloseReason::Timeout(Timeout::Write) => Self::Reset,
         }
     }
 }
@@ -166,6 +166,6 @@ mod tests {
         assert_eq!(count(Ending::Flush), 10);
         assert_eq!(count(Ending::Close), 2);
         assert_eq!(count(Ending::Drop), 4);
-        assert_eq!(count(Ending::Reset), 7);
+        assert_eq!(count(Ending::Reset), 6);
     }
 }

@@ -21,6 +21,7 @@ pub(crate) struct Counters {
     pub(crate) bytes_out: Counter,
     pub(crate) unsent: Counter,
     pub(crate) stale_events: Counter,
+    pub(crate) flush_expired: Counter,
     pub(crate) linger_expired: Counter,
     pub(crate) panics: Counter,
     closed: [Counter; CloseReason::COUNT],
@@ -41,6 +42,7 @@ impl Default for Counters {
             bytes_out: Counter::default(),
             unsent: Counter::default(),
             stale_events: Counter::default(),
+            flush_expired: Counter::default(),
             linger_expired: Counter::default(),
             panics: Counter::default(),
             closed: [const { Counter(AtomicU64::new(0)) }; CloseReason::COUNT],
@@ -67,6 +69,7 @@ impl Counters {
             bytes_out: self.bytes_out.get(),
             unsent: self.unsent.get(),
             stale_events: self.stale_events.get(),
+            flush_expired: self.flush_expired.get(),
             linger_expired: self.linger_expired.get(),
             panics: self.panics.get(),
             closed: std::array::from_fn(|index| self.closed[index].get()),
@@ -125,6 +128,9 @@ pub struct Stats {
     pub unsent: u64,
     /// Events for connections that were gone.
     pub stale_events: u64,
+    /// Closing connections reset because their last output stood still or left slower than
+    /// [`Limits::flush_rate`](crate::Limits::flush_rate).
+    pub flush_expired: u64,
     /// Lingering connections whose peer did not close in time.
     pub linger_expired: u64,
     /// Callbacks that panicked.

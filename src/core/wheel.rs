@@ -13,9 +13,8 @@ const SLOTS: usize = 8_192;
 const WORDS: usize = SLOTS / 64;
 const _: () = assert!(WORDS == u128::BITS as usize);
 
+/// The end of a list, and in `Entry::prev` the mark of an entry that is in none.
 const NIL: u32 = u32::MAX;
-/// In `Entry::slot` of an entry that is in no list.
-const VACANT: u32 = u32::MAX;
 
 /// What a deadline belongs to. Connections and the loop's own timers are two ranges of numbers,
 /// each dense, because the entries lie in one column per range.
@@ -27,8 +26,12 @@ pub(crate) enum Key {
     Alarm(u32),
 }
 
-/// Keys fit in 31 bits; the 32nd tells the ranges apart.
+/// Keys fit in 30 bits; the 32nd tells the ranges apart.
 const ALARM_BIT: u32 = 1 << 31;
+
+/// In `Entry::prev`: there is no entry before this one in its list, and the other bits say which
+/// slot's list that is.
+const HEAD_BIT: u32 = 1 << 30;
 
 impl Key {
     const fn pack(self) -> u32 {
@@ -47,14 +50,19 @@ impl Key {
 struct Entry {
     /// When it is due; meaningless while vacant.
     tick: u64,
-    slot: u32,
     prev: u32,
     next: u32,
 }
 
 impl Entry {
-    const EMPTY: Self = Self { tick: 0, slot: VACANT, prev: NIL, next: NIL };
+    const VACANT: Self = Self { tick: 0, prev: NIL, next: NIL };
+
+    const fn is_vacant(&self) -> bool {
+        self.prev == NIL
+    }
 }
+
+const _: () = assert!(size_of::<Entry>() == 16, "four entries share a cache line");
 
 /// The wheel. Ticks only grow; those before `cursor` have been served.
 #[derive(Debug)]
@@ -93,7 +101,7 @@ impl Wheel {
     pub(crate) fn schedule(&mut self, key: Key, tick: u64) {
         self.make_room(key);
         let packed = key.pack();
-        if self.entry(packed).slot != VACANT {
+        if !self.entry(packed).is_vacant() {
             self.unlink(packed);
         }
         self.entry_mut(packed).tick = tick;
@@ -124,7 +132,7 @@ impl Wheel {
             Key::Conn(index) => self.conns.get(index as usize),
             Key::Alarm(index) => self.alarms.get(index as usize),
         }?;
-        (entry.slot != VACANT).then_some(entry.tick)
+        (!entry.is_vacant()).then_some(entry.tick)
     }
 
     /// The tick at which [`Wheel::expire`] next has something to look at: never later than the
@@ -200,9 +208,9 @@ impl Wheel {
             Key::Conn(index) => (&mut self.conns, index as usize),
             Key::Alarm(index) => (&mut self.alarms, index as usize),
         };
-        assert!(index < ALARM_BIT as usize, "a key fits in 31 bits");
+        assert!(index < HEAD_BIT as usize, "a key fits in 30 bits");
         if index >= column.len() {
-            column.resize(index + 1, Entry::EMPTY);
+            column.resize(index + 1, Entry::VACANT);
         }
     }
 
@@ -229,15 +237,15 @@ impl Wheel {
         let slot = slot_of(tick);
         let head = self.heads[slot];
         let entry = self.entry_mut(packed);
-        entry.slot = slot as u32;
-        entry.prev = NIL;
+        entry.prev = HEAD_BIT | slot as u32;
         entry.next = head;
-        if head != NIL {
+        if head == NIL {
+            self.occupied[slot / 64] |= 1 << (slot % 64);
+            self.summary |= 1 << (slot / 64);
+        } else {
             self.entry_mut(head).prev = packed;
         }
         self.heads[slot] = packed;
-        self.occupied[slot / 64] |= 1 << (slot % 64);
-        self.summary |= 1 << (slot / 64);
         if self.len == 0 || tick < self.next {
             self.next = tick;
         }
@@ -245,26 +253,32 @@ impl Wheel {
     }
 
     fn unlink(&mut self, packed: u32) {
-        let Entry { slot, prev, next, .. } = *self.entry(packed);
-        debug_assert!(slot != VACANT);
-        let slot = slot as usize;
+        let entry = self.entry_mut(packed);
+        let Entry { prev, next, .. } = *entry;
+        debug_assert!(!entry.is_vacant());
+        entry.prev = NIL;
+        self.len -= 1;
         if next != NIL {
             self.entry_mut(next).prev = prev;
         }
-        if prev != NIL {
+        if prev & HEAD_BIT == 0 {
             self.entry_mut(prev).next = next;
-        } else {
-            self.heads[slot] = next;
-            if next == NIL {
-                self.occupied[slot / 64] &= !(1 << (slot % 64));
-                if self.occupied[slot / 64] == 0 {
-                    self.summary &= !(1 << (slot / 64));
-                }
-            }
+            return;
         }
-        self.entry_mut(packed).slot = VACANT;
-        self.len -= 1;
-        if self.heads[slot] == NIL && slot == slot_of(self.next) {
+        let slot = (prev & !HEAD_BIT) as usize;
+        self.heads[slot] = next;
+        if next == NIL {
+            self.vacate(slot);
+        }
+    }
+
+    /// The last entry of a slot is gone.
+    fn vacate(&mut self, slot: usize) {
+        self.occupied[slot / 64] &= !(1 << (slot % 64));
+        if self.occupied[slot / 64] == 0 {
+            self.summary &= !(1 << (slot / 64));
+        }
+        if slot == slot_of(self.next) {
             self.find_next();
         }
     }

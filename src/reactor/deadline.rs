@@ -119,7 +119,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             }
             Deadline::Flush => {
                 if !self.reckon_flush(id) {
-                    self.end(handler, id, Timeout::Flush);
+                    self.lose_patience(id);
                 }
             }
             Deadline::Linger | Deadline::LingerRead => {
@@ -128,6 +128,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             }
             Deadline::Lifetime => self.retire(handler, id),
             Deadline::ConnectAttempt => self.give_up_attempt(handler, id),
+            Deadline::Response if self.sink_moves(id) => {}
             Deadline::Connect
             | Deadline::FirstByte
             | Deadline::HalfClosed
@@ -143,10 +144,16 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         }
     }
 
+    /// The last output of a closing connection does not leave: what it ends for has been said.
+    fn lose_patience(&mut self, id: ConnId) {
+        self.shared.counters.flush_expired.add(1);
+        self.drop_output_and_release(id, true);
+    }
+
     /// Ends a connection for a deadline, from wherever it is.
     fn end(&mut self, handler: &mut H, id: ConnId, timeout: Timeout) {
         if self.shared.table.at(id.index()).state() == State::Closing {
-            self.drop_output_and_release(id, true);
+            self.lose_patience(id);
         } else {
             self.begin_closing(handler, id, CloseReason::Timeout(timeout));
         }
@@ -170,6 +177,17 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             self.shared.touch_feeders(id);
         }
         moved
+    }
+
+    /// Whether a connection waits for its sink alone, and that one is slow but moves. Then its
+    /// response clock starts anew: nobody is late, and the sink's own write deadline bounds it.
+    fn sink_moves(&mut self, id: ConnId) -> bool {
+        let record = self.shared.table.at(id.index());
+        let held = record.flags.has(Flags::SINK_HELD) && !record.flags.has(Flags::PAUSED);
+        match record.rare().and_then(|rare| rare.sink) {
+            Some(sink) if held && record.owed == 0 => self.look(sink),
+            _ => false,
+        }
     }
 
     /// Whether the last output leaves at the minimum rate: every byte that left buys its time.

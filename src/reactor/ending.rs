@@ -7,7 +7,7 @@ use crate::backend::Backend;
 use crate::core::lifecycle::{Ending, State, Step};
 use crate::core::table::{ConnId, Flags};
 use crate::core::wheel::Key;
-use crate::error::{CloseReason, Closed};
+use crate::error::{CloseReason, Closed, Timeout};
 use crate::handler::Handler;
 
 impl<H: Handler, B: Backend> Reactor<H, B> {
@@ -32,7 +32,9 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let record = self.shared.table.at(id.index());
         record.flags.remove(Flags::LAST_WORDS);
         let lingers = record.flags.has(Flags::WROTE) && !record.flags.has(Flags::EOF);
-        record.flags.set(Flags::LINGERING, lingers && !quiet_stop);
+        // Whoever has had our FIN for that long is not waited for again.
+        let waited = reason == CloseReason::Timeout(Timeout::HalfClosed);
+        record.flags.set(Flags::LINGERING, lingers && !quiet_stop && !waited);
         match ending {
             // There is nobody to send it to.
             Ending::Flush if unborn => self.drop_output_and_release(id, false),
