@@ -233,6 +233,12 @@ pub(crate) struct Rare {
     /// What this connection feeds.
     pub(crate) sink: Option<ConnId>,
     pub(crate) dial: Option<Dial>,
+    /// Of the bytes the kernel took, what had left its queue when last looked at.
+    pub(crate) left: u64,
+    /// What had left when the minimum rate was last reckoned.
+    pub(crate) left_at_flush: u64,
+    /// When output last became queued.
+    pub(crate) queued_at: Instant,
 }
 
 /// What the reactor knows of one connection, its socket, session and unread input aside.
@@ -251,17 +257,11 @@ pub(crate) struct Record {
     pub(crate) bytes_in: u64,
     /// Bytes the kernel took.
     pub(crate) bytes_out: u64,
-    /// Of `bytes_out`, what had left the kernel's queue when last looked at.
-    pub(crate) left: u64,
-    /// Of `bytes_out`, what had left when the minimum rate was last reckoned.
-    pub(crate) left_at_flush: u64,
     /// Requests ended, or callbacks that consumed where the handler counts none.
     pub(crate) requests: u64,
     /// Bytes the handler wrote that will never be taken.
     pub(crate) dropped: u64,
     pub(crate) opened_at: Instant,
-    /// When output last became queued.
-    pub(crate) queued_at: Instant,
     pub(crate) peer: Address,
     pub(crate) origin: Origin,
     /// The end a callback asked for, until it is acted on.
@@ -463,12 +463,9 @@ impl Table {
             rare: owner.map(|_| Box::new(Rare { owner, ..Rare::default() })),
             bytes_in: 0,
             bytes_out: 0,
-            left: 0,
-            left_at_flush: 0,
             requests: 0,
             dropped: 0,
             opened_at: now,
-            queued_at: now,
             peer,
             origin,
             asked: None,
@@ -569,7 +566,7 @@ mod tests {
     #[test]
     fn a_record_stays_small() {
         // The record is most of what an idle connection costs.
-        assert!(size_of::<Record>() <= 312, "{}", size_of::<Record>());
+        assert!(size_of::<Record>() <= 288, "{}", size_of::<Record>());
     }
 
     proptest! {

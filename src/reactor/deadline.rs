@@ -165,12 +165,13 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let left = self.left(id);
         let Shared { table, profiles, now, .. } = &mut self.shared;
         let record = table.at(id.index());
-        let moved = left > record.left;
+        let rare = record.rare_mut();
+        let queued_at = rare.queued_at;
+        let moved = left > rare.left;
+        rare.left = rare.left.max(left);
         if moved {
-            record.left = left;
             record.clocks.set(Deadline::Write, *now);
         }
-        let queued_at = record.queued_at;
         let write = record.periods(profiles).of(Deadline::Write);
         record.clocks.look_again(queued_at, write, *now);
         if moved && record.flags.has(Flags::IS_SINK) {
@@ -195,8 +196,9 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let left = self.left(id);
         let rate = self.shared.bounds.flush_rate;
         let record = self.shared.table.at(id.index());
-        let moved = left.saturating_sub(record.left_at_flush);
-        record.left_at_flush = left.max(record.left_at_flush);
+        let rare = record.rare_mut();
+        let moved = left.saturating_sub(rare.left_at_flush);
+        rare.left_at_flush = left.max(rare.left_at_flush);
         record.clocks.extend(Deadline::Flush, moved.saturating_mul(1_000_000_000) / rate);
         moved > 0
     }

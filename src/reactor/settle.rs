@@ -215,10 +215,10 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     fn note_left(&mut self, id: ConnId) {
         let left = self.left(id);
         let now = self.shared.now;
-        let record = self.shared.table.at(id.index());
-        record.left = left;
-        record.left_at_flush = left;
-        record.queued_at = now;
+        let rare = self.shared.table.at(id.index()).rare_mut();
+        rare.left = left;
+        rare.left_at_flush = left;
+        rare.queued_at = now;
     }
 
     /// How many bytes have left for the peer: taken by the kernel and acknowledged, where it can
