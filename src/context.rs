@@ -467,6 +467,9 @@ impl Shared {
 
     /// The sink ends: those who feed it are read again, and held by their own output only.
     pub(crate) fn dismiss_feeders(&mut self, sink: ConnId) {
+        if !self.table.at(sink.index()).flags.has(Flags::IS_SINK) {
+            return;
+        }
         for feeder in self.feeders.get(&sink).cloned().into_iter().flatten() {
             self.stop_feeding(feeder);
             self.table.at(feeder.index()).flags.insert(Flags::DATA_DUE);

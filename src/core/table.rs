@@ -342,14 +342,12 @@ impl Record {
         let flags = self.flags;
         let reads = flags.has(Flags::READ_READY) && !flags.has(Flags::EOF);
         let writes = flags.has(Flags::WRITE_READY) && !self.output.is_empty();
-        match self.state {
+        if matches!(self.state, State::Connected | State::Idle) {
+            let due = flags.has(Flags::DATA_DUE);
+            writes || flags.has(Flags::DRAINED) || ((reads || due) && !self.is_held())
+        } else {
             // A dialled connection waits for its socket to be writable, which is an event.
-            State::Connecting | State::Closed => false,
-            State::Connected | State::Idle => {
-                let due = flags.has(Flags::DATA_DUE);
-                writes || flags.has(Flags::DRAINED) || ((reads || due) && !self.is_held())
-            }
-            State::Closing => reads || writes,
+            matches!(self.state, State::Closing) && (reads || writes)
         }
     }
 

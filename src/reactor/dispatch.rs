@@ -82,7 +82,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         shared.enter(id);
         let mut conn = Conn::new(shared, id);
         let outcome = catch_unwind(AssertUnwindSafe(|| callback(&mut conn, session, input)));
-        self.finish_call(id, outcome.is_err());
+        self.refresh_now_if_stale();
+        self.take_back(id, outcome.is_err());
     }
 
     /// Runs `on_open` and says whether there is a session now.
@@ -90,7 +91,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         self.shared.enter(id);
         let mut conn = Conn::new(&mut self.shared, id);
         let outcome = catch_unwind(AssertUnwindSafe(|| handler.on_open(&mut conn)));
-        self.finish_call(id, outcome.is_err());
+        // The clock is left to `on_connected`, or to what dials.
+        self.take_back(id, outcome.is_err());
         self.slots[id.index()].session = outcome.ok().flatten();
         self.slots[id.index()].session.is_some()
     }
@@ -114,12 +116,11 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         outcome.is_ok()
     }
 
-    fn finish_call(&mut self, id: ConnId, panicked: bool) {
+    fn take_back(&mut self, id: ConnId, panicked: bool) {
         if panicked {
             self.recover(id);
         }
         self.shared.leave();
-        self.refresh_now_if_stale();
         self.send_written(id);
     }
 

@@ -398,10 +398,10 @@ fn count_request(record: &mut Record, consumed: bool, left: usize, now: Instant)
 #[cold]
 fn handle_read_error(record: &mut Record, error: io::Error) -> Read {
     match error.kind() {
-        ErrorKind::Interrupted => return Read::More,
         ErrorKind::WouldBlock => {
             record.flags.remove(Flags::READ_READY.and(Flags::HANGUP));
         }
+        ErrorKind::Interrupted => return Read::More,
         _ => {
             record.flags.remove(Flags::READ_READY);
             record.ask(reason_of(error));

@@ -92,30 +92,35 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
 
     /// Lets the deadlines of the connection's state run, and queues it if there is more to do.
     fn resettle(&mut self, handler: &mut H, id: ConnId) {
-        let record = self.shared.table.at(id.index());
+        let mut record = self.shared.table.at(id.index());
         if record.flags.has(Flags::REAPED) {
             return;
         }
-        if record.state() == State::Idle && !record.facts().at_rest() {
+        let mut facts = record.facts();
+        if record.state() == State::Idle && !facts.at_rest() {
             self.wake_session(handler, id);
+            record = self.shared.table.at(id.index());
+            facts = record.facts();
         }
-        let record = self.shared.table.at(id.index());
-        let began = record.clocks.update(record.facts(), self.shared.now);
-        if !began.is_empty() || record.flags.has(Flags::REARM) {
-            self.arm_deadlines(id, began);
-        }
-        let record = self.shared.table.at(id.index());
+        let began = record.clocks.update(facts, self.shared.now);
+        let rearm = record.flags.take(Flags::REARM);
+        // What callbacks asked for meanwhile waits for the next turn, so that they cannot chase
+        // each other within one.
+        let restless = match record.state() {
+            State::Connected => facts.at_rest(),
+            State::Idle => !facts.at_rest(),
+            State::Connecting | State::Closing | State::Closed => false,
+        };
+        let restless = restless || record.flags.has(Flags::ASKED);
         if record.has_work() && !record.flags.has(Flags::QUEUED_READY) {
             record.flags.insert(Flags::QUEUED_READY);
             self.shared.ready.push(id);
         }
-        // What callbacks asked for meanwhile waits for the next turn, so that they cannot chase
-        // each other within one.
-        let record = self.shared.table.at(id.index());
-        let restless = matches!(record.state(), State::Connected | State::Idle)
-            && (record.state() == State::Idle) != record.facts().at_rest();
-        if record.flags.has(Flags::ASKED) || restless {
+        if restless {
             self.shared.mark_dirty(id);
+        }
+        if rearm || !began.is_empty() {
+            self.arm_deadlines(id, began, rearm);
         }
     }
 
@@ -193,13 +198,13 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     }
 
     /// Lets the wheel come up for the deadlines that began to run.
-    fn arm_deadlines(&mut self, id: ConnId, began: Set) {
+    #[inline]
+    fn arm_deadlines(&mut self, id: ConnId, began: Set, rearm: bool) {
         if began.contains(Deadline::Write) || began.contains(Deadline::Flush) {
             self.note_left(id);
         }
         let Shared { table, profiles, .. } = &mut self.shared;
         let record = table.at(id.index());
-        let rearm = record.flags.take(Flags::REARM);
         let periods = record.periods(profiles);
         let at = if rearm {
             record.clocks.next(periods)
