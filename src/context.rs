@@ -506,8 +506,13 @@ impl Shared {
     /// Lets the wheel come up for a connection by `at`.
     #[inline]
     pub(crate) fn arm(&mut self, id: ConnId, at: Instant) {
-        if at < Instant::FAR_FUTURE {
-            self.wheel.schedule_by(Key::Conn(id.index() as u32), self.tick_of(at));
+        let key = Key::Conn(id.index() as u32);
+        let comes_by_then = self
+            .wheel
+            .tick_of(key)
+            .is_some_and(|tick| tick.saturating_mul(TICK_NANOS) <= at.as_nanos());
+        if !comes_by_then && at < Instant::FAR_FUTURE {
+            self.wheel.schedule_by(key, self.tick_of(at));
         }
     }
 

@@ -212,9 +212,13 @@ impl Facts {
     /// with the default timeouts, unless it is about to change state.
     #[inline]
     const fn running(self) -> Set {
+        // Of an open connection mostly nothing more is to be known.
+        const PLAIN: u32 = Facts::RECEIVED | Facts::INBOUND | !0 << Facts::STATE_SHIFT;
         const DIALLING: Set = Set::of(Deadline::Connect).and(Deadline::ConnectAttempt);
         const LINGERING: Set = Set::of(Deadline::Linger).and(Deadline::LingerRead);
-        if self.is_state(State::Connected) || self.is_state(State::Idle) {
+        if self.is_state(State::Idle) && !self.has(!PLAIN) {
+            Set::of(Deadline::Idle)
+        } else if self.is_state(State::Connected) || self.is_state(State::Idle) {
             self.running_open()
         } else if self.is_state(State::Closing) && self.has(Self::QUEUED) {
             LEAVING.and(Deadline::Flush)
