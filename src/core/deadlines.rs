@@ -362,6 +362,13 @@ impl Deadline {
 }
 
 impl Clocks {
+    /// Lets nothing run, as for a new connection.
+    pub(crate) fn reset(&mut self) {
+        self.facts = Facts::default();
+        self.running = Set::EMPTY;
+        self.request_held = false;
+    }
+
     /// The facts of the latest update.
     #[inline]
     pub(crate) const fn facts(&self) -> Facts {

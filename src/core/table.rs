@@ -52,6 +52,14 @@ impl ConnId {
     pub(crate) const fn generation(self) -> u64 {
         self.to_bits() >> INDEX_BITS
     }
+
+    /// The id of the next connection in the same place. The last generation is the backend's, for
+    /// listeners and wake-ups.
+    const fn next(self) -> Self {
+        let generation = self.generation() + 1;
+        let index = self.index() as u32;
+        if generation >= GENERATION_MAX { Self::new(index, 1) } else { Self::new(index, generation) }
+    }
 }
 
 impl fmt::Debug for ConnId {
@@ -273,6 +281,63 @@ pub(crate) struct Record {
 }
 
 impl Record {
+    /// A place for a connection of this id.
+    fn vacant(id: ConnId) -> Self {
+        Self {
+            id,
+            flags: Flags::default(),
+            state: State::Closed,
+            owed: 0,
+            output: Output::default(),
+            clocks: Clocks::default(),
+            profile: 0,
+            rare: None,
+            bytes_in: 0,
+            bytes_out: 0,
+            requests: 0,
+            dropped: 0,
+            opened_at: Instant::EPOCH,
+            peer: Address::Unnamed,
+            origin: Origin::Connect,
+            asked: None,
+            broken: None,
+            reason: None,
+        }
+    }
+
+    fn fill(&mut self, birth: Birth) {
+        let Birth { origin, peer, owner, profile, now } = birth;
+        self.flags = if origin.is_inbound() { Flags::INBOUND } else { Flags::default() };
+        self.state = State::Connecting;
+        self.owed = 0;
+        self.clocks.reset();
+        self.profile = profile;
+        self.bytes_in = 0;
+        self.bytes_out = 0;
+        self.requests = 0;
+        self.dropped = 0;
+        self.opened_at = now;
+        self.peer = peer;
+        self.origin = origin;
+        self.asked = None;
+        self.broken = None;
+        self.reason = None;
+        if owner.is_some() {
+            self.rare_mut().owner = owner;
+        }
+    }
+
+    /// Gives back what a free place need not own, and its id up for ever.
+    fn vacate(&mut self) {
+        self.id = self.id.next();
+        self.state = State::Closed;
+        self.output.clear();
+        self.rare = None;
+        if let Address::Unix(_) = self.peer {
+            self.peer = Address::Unnamed;
+        }
+    }
+
     pub(crate) const fn state(&self) -> State {
         self.state
     }
@@ -410,30 +475,35 @@ pub(crate) struct Birth {
 }
 
 /// The records of all connections, at most `capacity`.
+///
+/// The slab says which places are filled. The records lie beside it and outlive their connections,
+/// each in its place: one is written once, not moved in and out, and a free one already has the id
+/// of the next connection there, which nobody can know.
 #[derive(Debug)]
 pub(crate) struct Table {
-    records: Slab<Record>,
-    /// The generation of each place, counted up when it is filled.
-    generations: Vec<u64>,
+    places: Slab<()>,
+    records: Vec<Record>,
     capacity: usize,
 }
 
 impl Table {
     pub(crate) fn new(capacity: usize) -> Self {
         assert!(capacity <= CAPACITY_MAX, "an index fits in 24 bits");
-        Self { records: Slab::new(), generations: Vec::new(), capacity }
+        Self { places: Slab::new(), records: Vec::new(), capacity }
     }
 
     pub(crate) const fn capacity(&self) -> usize {
         self.capacity
     }
 
+    #[inline]
     pub(crate) fn len(&self) -> usize {
-        self.records.len()
+        self.places.len()
     }
 
+    #[inline]
     pub(crate) fn is_full(&self) -> bool {
-        self.records.len() >= self.capacity
+        self.places.len() >= self.capacity
     }
 
     /// Adds a record, or gives `birth` back when the table is full.
@@ -441,35 +511,13 @@ impl Table {
         if self.is_full() {
             return Err(birth);
         }
-        let entry = self.records.vacant_entry();
-        let index = entry.key();
-        if index == self.generations.len() {
-            self.generations.push(0);
+        let index = self.places.insert(());
+        if index == self.records.len() {
+            self.records.push(Record::vacant(ConnId::new(index as u32, 1)));
         }
-        let generation = &mut self.generations[index];
-        // The last generation is the backend's, for listeners and wake-ups.
-        *generation = if *generation + 1 >= GENERATION_MAX { 1 } else { *generation + 1 };
-        let Birth { origin, peer, owner, profile, now } = birth;
-        Ok(entry.insert(Record {
-            id: ConnId::new(index as u32, *generation),
-            flags: if origin.is_inbound() { Flags::INBOUND } else { Flags::default() },
-            state: State::Connecting,
-            owed: 0,
-            output: Output::default(),
-            clocks: Clocks::default(),
-            profile,
-            rare: owner.map(|_| Box::new(Rare { owner, ..Rare::default() })),
-            bytes_in: 0,
-            bytes_out: 0,
-            requests: 0,
-            dropped: 0,
-            opened_at: now,
-            peer,
-            origin,
-            asked: None,
-            broken: None,
-            reason: None,
-        }))
+        let record = &mut self.records[index];
+        record.fill(birth);
+        Ok(record)
     }
 
     /// The record of `id`, unless that connection is gone.
@@ -488,21 +536,24 @@ impl Table {
     ///
     /// # Panics
     ///
-    /// If it is not.
+    /// In debug builds, if it is not; in all, if there is no such place.
     #[inline]
     pub(crate) fn at(&mut self, index: usize) -> &mut Record {
+        debug_assert!(self.places.contains(index), "place {index} is free");
         &mut self.records[index]
     }
 
-    /// Takes the record of `id` out; its place may be filled again.
-    pub(crate) fn remove(&mut self, id: ConnId) -> Option<Record> {
-        self.get(id)?;
-        Some(self.records.remove(id.index()))
+    /// Frees the place of `id`; it may be filled again, under another id.
+    pub(crate) fn remove(&mut self, id: ConnId) {
+        if let Some(record) = self.get_mut(id) {
+            record.vacate();
+            self.places.remove(id.index());
+        }
     }
 
     /// All ids, in the order of their places.
     pub(crate) fn ids(&self) -> impl Iterator<Item = ConnId> {
-        self.records.iter().map(|(_, record)| record.id)
+        self.places.iter().map(|(index, ())| self.records[index].id)
     }
 }
 
@@ -542,9 +593,8 @@ mod tests {
         let mut table = Table::new(1);
         let id = table.insert(birth()).unwrap().id;
         table.remove(id);
-        table.generations[0] = GENERATION_MAX - 2;
+        table.records[0].id = ConnId::new(0, GENERATION_MAX - 1);
         let id = table.insert(birth()).unwrap().id;
-        assert_eq!(id.generation(), GENERATION_MAX - 1);
         table.remove(id);
         assert_eq!(table.insert(birth()).unwrap().id.generation(), 1);
     }
@@ -583,8 +633,8 @@ mod tests {
                         Err(_) => prop_assert_eq!(model.len(), 20),
                     }
                 } else if let Some(id) = model.keys().nth(pick as usize % 20).copied() {
-                    let record = table.remove(id).unwrap();
-                    prop_assert_eq!(model.remove(&id), Some(record.bytes_in));
+                    table.remove(id);
+                    model.remove(&id);
                     dead.push(id);
                 }
                 prop_assert_eq!(table.len(), model.len());
