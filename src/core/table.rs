@@ -58,7 +58,11 @@ impl ConnId {
     const fn next(self) -> Self {
         let generation = self.generation() + 1;
         let index = self.index() as u32;
-        if generation >= GENERATION_MAX { Self::new(index, 1) } else { Self::new(index, generation) }
+        if generation >= GENERATION_MAX {
+            Self::new(index, 1)
+        } else {
+            Self::new(index, generation)
+        }
     }
 }
 

@@ -119,7 +119,10 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         for id in &reaped {
             self.shared.table.remove(*id);
             self.shared.wheel.cancel(Key::Conn(id.index() as u32));
-            self.slots[id.index()].input = bytes::BytesMut::new();
+            let input = &mut self.slots[id.index()].input;
+            if input.capacity() > 0 {
+                *input = bytes::BytesMut::new();
+            }
         }
         self.shared.count_connections();
         self.note_release();

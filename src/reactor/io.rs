@@ -27,7 +27,11 @@ const CARRY_MAX: usize = 4 * 1024;
 
 /// What a peer that is gone looks like from a failed call.
 pub(super) fn reason_of(error: io::Error) -> CloseReason {
-    match error.kind() {
+    reason_of_kind(error.kind(), error)
+}
+
+fn reason_of_kind(kind: ErrorKind, error: io::Error) -> CloseReason {
+    match kind {
         ErrorKind::ConnectionReset
         | ErrorKind::ConnectionAborted
         | ErrorKind::BrokenPipe
@@ -402,9 +406,9 @@ fn handle_read_error(record: &mut Record, error: io::Error) -> Read {
             record.flags.remove(Flags::READ_READY.and(Flags::HANGUP));
         }
         ErrorKind::Interrupted => return Read::More,
-        _ => {
+        kind => {
             record.flags.remove(Flags::READ_READY);
-            record.ask(reason_of(error));
+            record.ask(reason_of_kind(kind, error));
         }
     }
     Read::Drained

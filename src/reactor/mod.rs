@@ -183,8 +183,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         self.expire_deadlines(handler);
         self.begin_dials(handler);
         self.settle_dirty(handler);
-        self.progress_shutdown(handler);
         self.reap(handler);
+        self.progress_shutdown(handler);
         self.stop.failure()
     }
 
@@ -270,7 +270,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
 
     /// Whether a shutdown has ended: another turn would have nothing to do.
     pub fn is_finished(&self) -> bool {
-        self.stop.has_begun() && self.shared.table.len() == 0
+        self.stop.has_ended()
     }
 
     fn timeout(&self) -> Option<Duration> {
@@ -280,9 +280,9 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             || !shared.births.is_empty()
             || !self.letters.is_empty()
             || self.put_off > 0
+            || self.stop.answered() != shared.shutdowns_asked
             || self.accepting.is_due(shared.table.is_full())
             || self.mailbox.has_letters()
-            || self.stop.is_due(shared.shutdowns_asked)
         {
             return Some(Duration::ZERO);
         }

@@ -34,13 +34,24 @@ pub(super) struct Stop {
 }
 
 impl Stop {
-    pub(super) const fn has_begun(&self) -> bool {
+    /// Whether nothing is left to do.
+    #[inline]
+    pub(super) const fn has_ended(&self) -> bool {
+        self.ended
+    }
+
+    const fn has_begun(&self) -> bool {
         self.begun_at.is_some()
     }
 
-    /// Whether more was `asked` for than has been done.
+    /// How often somebody asked for the end, as far as that has been seen to.
     #[inline]
-    pub(super) const fn is_due(&self, asked: u32) -> bool {
+    pub(super) const fn answered(&self) -> u32 {
+        self.answered
+    }
+
+    /// Whether more was `asked` for than has been done.
+    const fn is_due(&self, asked: u32) -> bool {
         asked > self.answered || (self.failure.is_some() && !self.hard)
     }
 
@@ -58,11 +69,12 @@ impl Stop {
     }
 
     /// The failure that stopped the reactor, once everything has ended.
+    #[inline]
     pub(super) fn failure(&self) -> io::Result<()> {
-        match self.failure {
-            Some(why) if self.ended => Err(io::Error::other(why)),
-            _ => Ok(()),
+        if !self.ended {
+            return Ok(());
         }
+        self.failure.map_or(Ok(()), |why| Err(io::Error::other(why)))
     }
 }
 
@@ -91,23 +103,23 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     #[inline]
     pub(super) fn progress_shutdown(&mut self, handler: &mut H) {
         let asked = self.mailbox.shutdowns().max(self.shared.shutdowns_asked);
-        if self.stop.is_due(asked) {
+        if asked > 0 || self.stop.failure.is_some() {
             self.answer_shutdown(handler, asked);
-        }
-        if self.stop.has_begun() {
-            self.stop.ended = self.shared.reaped.len() == self.shared.table.len();
         }
     }
 
     fn answer_shutdown(&mut self, handler: &mut H, asked: u32) {
-        self.stop.answered = asked.max(1);
-        self.shared.shutdowns_asked = self.stop.answered;
-        if !self.stop.has_begun() {
-            self.begin_shutdown(handler);
+        if self.stop.is_due(asked) {
+            self.stop.answered = asked.max(1);
+            self.shared.shutdowns_asked = self.stop.answered;
+            if !self.stop.has_begun() {
+                self.begin_shutdown(handler);
+            }
+            if asked > 1 || self.stop.failure.is_some() {
+                self.hard_stop();
+            }
         }
-        if asked > 1 || self.stop.failure.is_some() {
-            self.hard_stop();
-        }
+        self.stop.ended = self.shared.table.len() == 0;
     }
 
     fn begin_shutdown(&mut self, handler: &mut H) {
