@@ -82,10 +82,14 @@ impl<H: Handler> Mailbox<H> {
         let count = count.min(queue.letters.len());
         batch.extend(queue.letters.drain(..count));
         self.pending.store(!queue.letters.is_empty(), Ordering::Release);
-        let has_room = queue.letters.len() < self.capacity;
+        let (left, room) = (!queue.letters.is_empty(), queue.letters.len() < self.capacity);
         drop(queue);
-        if has_room {
+        if room {
             self.room.notify_all();
+        }
+        if left {
+            // The rest is for the next turn, which must not wait. If this fails nothing will.
+            let _ = self.wake();
         }
     }
 

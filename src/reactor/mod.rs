@@ -282,7 +282,6 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             || self.put_off > 0
             || self.stop.answered() != shared.shutdowns_asked
             || self.accepting.is_due(shared.table.is_full())
-            || self.mailbox.has_letters()
         {
             return Some(Duration::ZERO);
         }
