@@ -44,6 +44,11 @@ impl<'a> Conn<'a> {
         self.cx.shared.table.at(self.id.index())
     }
 
+    /// It stands.
+    pub(crate) fn establish(&mut self, random: impl FnOnce() -> u64) {
+        self.cx.shared.establish(self.id, random);
+    }
+
     /// Whether a callback asked for something that the reactor has yet to do.
     #[inline]
     pub(crate) fn has_asked(&mut self) -> bool {

@@ -11,7 +11,7 @@ use crate::address::{Address, Target};
 use crate::config::{Config, Watermarks};
 use crate::conn::Conn;
 use crate::core::deadlines::{Deadline, Periods};
-use crate::core::lifecycle::State;
+use crate::core::lifecycle::{State, Step};
 use crate::core::output::Output;
 use crate::core::ready::Ready;
 use crate::core::stats::{Counters, Stats};
@@ -226,6 +226,17 @@ impl Shared {
             alarms: Slab::new(),
             alarms_set: 0,
             feeders: BTreeMap::new(),
+        }
+    }
+
+    /// [`State::Connecting`] → [`State::Connected`], where a lifetime begins if there is one.
+    #[inline]
+    pub(crate) fn establish(&mut self, id: ConnId, random: impl FnOnce() -> u64) {
+        let record = self.table.at(id.index());
+        record.step(Step::Establish);
+        if let Some(nanos) = record.periods(&self.profiles).lifetime(random) {
+            record.clocks.set(Deadline::Lifetime, self.now.after(nanos));
+            record.flags.insert(Flags::HAS_LIFETIME);
         }
     }
 

@@ -307,10 +307,15 @@ impl Periods {
 
     /// The greatest age, shortened by up to a quarter: how much of it `random` says. `None` if it
     /// is off.
-    pub(crate) fn lifetime(&self, random: u64) -> Option<u64> {
-        let longest = (self.lifetime < u64::MAX).then_some(self.lifetime)?;
+    #[inline]
+    pub(crate) fn lifetime(&self, random: impl FnOnce() -> u64) -> Option<u64> {
+        (self.lifetime < u64::MAX).then(|| self.shortened_lifetime(random()))
+    }
+
+    fn shortened_lifetime(&self, random: u64) -> u64 {
+        let longest = self.lifetime;
         let cut = (u128::from(longest / 4) * u128::from(random)) >> 64;
-        Some(longest - cut as u64)
+        longest - cut as u64
     }
 }
 
@@ -639,13 +644,13 @@ mod tests {
 
     #[test]
     fn a_lifetime_loses_up_to_a_quarter() {
-        assert_eq!(Periods::new(&Timeouts::default()).lifetime(0), None);
+        assert_eq!(Periods::new(&Timeouts::default()).lifetime(|| 0), None);
         let lifetime = Some(Duration::from_nanos(400));
         let timeouts = Timeouts { lifetime, ..Timeouts::default() };
         let periods = Periods::new(&timeouts);
-        assert_eq!(periods.lifetime(0), Some(400));
-        assert_eq!(periods.lifetime(u64::MAX / 2), Some(351));
-        assert_eq!(periods.lifetime(u64::MAX), Some(301));
+        assert_eq!(periods.lifetime(|| 0), Some(400));
+        assert_eq!(periods.lifetime(|| u64::MAX / 2), Some(351));
+        assert_eq!(periods.lifetime(|| u64::MAX), Some(301));
     }
 
     #[test]

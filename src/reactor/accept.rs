@@ -211,13 +211,11 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         }
         self.make_slot(id);
         self.slots[id.index()].stream = Some(stream);
-        if !self.call_open(handler, id) {
-            return self.discard(id);
+        if self.call_accepted(handler, id) {
+            self.guard(handler, |reactor, handler| reactor.settle(handler, id));
+        } else {
+            self.discard(id);
         }
-        self.guard(handler, |reactor, handler| {
-            reactor.establish(handler, id);
-            reactor.settle(handler, id);
-        });
     }
 
     fn handle_accept_error(&mut self, index: usize, error: &io::Error) {

@@ -86,7 +86,27 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         self.take_back(id, outcome.is_err());
     }
 
-    /// Runs `on_open` and says whether there is a session now.
+    /// Runs `on_open` of an accepted connection and, if that takes it, `on_connected`; says whether
+    /// there is a session now.
+    pub(super) fn call_accepted(&mut self, handler: &mut H, id: ConnId) -> bool {
+        let Self { backend, slots, shared, .. } = self;
+        let slot = &mut slots[id.index()];
+        shared.enter_knowing(id, true);
+        let mut conn = Conn::new(shared, id);
+        let outcome = catch_unwind(AssertUnwindSafe(|| {
+            slot.session = handler.on_open(&mut conn);
+            if let Some(session) = &mut slot.session {
+                conn.establish(|| backend.entropy());
+                handler.on_connected(&mut conn, session);
+            }
+        }));
+        let taken = slot.session.is_some();
+        self.refresh_now_if_stale();
+        self.take_back(id, outcome.is_err());
+        taken
+    }
+
+    /// Runs `on_open` of a connection to be dialled and says whether there is a session now.
     pub(super) fn call_open(&mut self, handler: &mut H, id: ConnId) -> bool {
         self.shared.enter(id);
         let mut conn = Conn::new(&mut self.shared, id);

@@ -43,8 +43,10 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         self.call_idle(handler, id);
         // The usual end of a message: idle as before it, and nothing to do.
         let record = self.shared.table.at(id.index());
-        if !record.is_quiet() || record.quiet_facts() != record.clocks.facts() {
+        if !record.is_quiet() {
             self.settle(handler, id);
+        } else if record.quiet_facts() != record.clocks.facts() {
+            self.resettle(handler, id);
         }
     }
 
@@ -130,16 +132,10 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         self.call(id, |conn, session| handler.on_active(conn, session));
     }
 
-    /// [`State::Connecting`] → [`State::Connected`].
+    /// [`State::Connecting`] → [`State::Connected`] for a dialled connection.
     pub(super) fn establish(&mut self, handler: &mut H, id: ConnId) {
-        let random = self.backend.entropy();
-        let Shared { table, profiles, now, .. } = &mut self.shared;
-        let record = table.at(id.index());
-        record.step(Step::Establish);
-        if let Some(nanos) = record.periods(profiles).lifetime(random) {
-            record.clocks.set(Deadline::Lifetime, now.after(nanos));
-            record.flags.insert(Flags::HAS_LIFETIME);
-        }
+        let Self { backend, shared, .. } = self;
+        shared.establish(id, || backend.entropy());
         self.call(id, |conn, session| handler.on_connected(conn, session));
     }
 
