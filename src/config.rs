@@ -72,9 +72,10 @@ pub struct Timeouts {
     /// Default 60 s.
     pub response: Option<Duration>,
     /// How long queued output may stand still. Progress is what left the kernel's queue for the
-    /// peer, so a slow reader that reads lives on. It is looked at ten times in the first tenth of
-    /// a second and then ever more rarely, at least eight times per timeout; the deadline runs
-    /// from the last progress seen. Default 60 s.
+    /// peer, so a slow reader that reads lives on. It is looked at every tick at first and then ever
+    /// more rarely, at least eight times per timeout; the deadline runs from the last progress
+    /// seen. A peer's kernel opens a small window in steps of all of its buffer (8 KiB at 10 kB/s:
+    /// every 1.6 s), so a timeout of a second or two can be too short for a slow one. Default 60 s.
     pub write: Option<Duration>,
     /// How long a connection may stay idle between requests. Default 75 s.
     pub idle: Option<Duration>,
@@ -290,7 +291,7 @@ pub struct SocketOptions {
     pub keepalive: Option<Keepalive>,
     /// TCP_USER_TIMEOUT, which finds dead peers of busy connections (Linux). It also counts the
     /// time a peer keeps its window shut, so what is set is never shorter than
-    /// [`Timeouts::write`] + 30 s. Default 90 s.
+    /// [`Timeouts::write`] + 30 s, and nothing where that is off. Default 90 s.
     pub user_timeout: Option<Duration>,
     /// TCP_NOTSENT_LOWAT in bytes: how much the kernel queues beyond what is in flight before it
     /// stops taking more, so that output waits where it can be counted. Default 128 KiB.
@@ -326,13 +327,13 @@ impl SocketOptions {
 
     /// These options with a user timeout that cannot beat the write deadline.
     pub(crate) fn beside(&self, timeouts: &Timeouts) -> Self {
-        let write = timeouts.write.unwrap_or_default();
-        Self {
-            user_timeout: self
-                .user_timeout
-                .map(|timeout| timeout.max(write.saturating_add(Duration::from_secs(30)))),
-            ..self.clone()
-        }
+        let user_timeout = match (self.user_timeout, timeouts.write) {
+            (Some(timeout), Some(write)) => {
+                Some(timeout.max(write.saturating_add(Duration::from_secs(30))))
+            }
+            _ => None,
+        };
+        Self { user_timeout, ..self.clone() }
     }
 }
 
@@ -451,5 +452,7 @@ mod tests {
         assert_eq!(options.beside(&timeouts).user_timeout, Some(Duration::from_secs(90)));
         timeouts.write = Some(Duration::from_secs(300));
         assert_eq!(options.beside(&timeouts).user_timeout, Some(Duration::from_secs(330)));
+        timeouts.write = None;
+        assert_eq!(options.beside(&timeouts).user_timeout, None);
     }
 }

@@ -49,10 +49,10 @@ impl<'a> Conn<'a> {
         self.cx.shared.establish(self.id, random);
     }
 
-    /// Whether a callback asked for something that the reactor has yet to do.
+    /// Whether its end was asked for.
     #[inline]
-    pub(crate) fn has_asked(&mut self) -> bool {
-        self.record_mut().flags.has(Flags::ASKED)
+    pub(crate) fn is_ending(&mut self) -> bool {
+        self.record_mut().asked.is_some()
     }
 
     /// Its name, valid for as long as it lives and never reused.

@@ -109,7 +109,7 @@ impl Context<'_> {
 
     /// Whether a shutdown began or was asked for.
     pub fn is_shutting_down(&self) -> bool {
-        self.shared.shutdowns_asked > 0
+        self.shared.is_shutting_down()
     }
 }
 
@@ -180,7 +180,10 @@ pub(crate) struct Shared {
     pub(crate) profiles: Vec<Periods>,
     /// Where each listener listens.
     pub(crate) listening_on: Vec<Address>,
+    /// How often callbacks asked for the end.
     pub(crate) shutdowns_asked: u32,
+    /// The end has begun.
+    pub(crate) stopping: bool,
     /// What the callback that runs has written to its own connection.
     pub(crate) scratch: Vec<u8>,
     /// The connection whose writes go to `scratch`: the one in hand, unless it has output queued.
@@ -218,6 +221,7 @@ impl Shared {
             profiles: vec![Periods::new(&config.timeouts)],
             listening_on: Vec::new(),
             shutdowns_asked: 0,
+            stopping: false,
             scratch: Vec::new(),
             scratch_owner: None,
             spilled: false,
@@ -306,7 +310,7 @@ impl Shared {
                 }
                 Entry::Dialled(id) => {
                     self.births.retain(|birth| *birth != id);
-                    self.table.remove(id);
+                    self.remove(id);
                 }
             }
         }
@@ -398,12 +402,16 @@ impl Shared {
         &mut record.output
     }
 
+    pub(crate) const fn is_shutting_down(&self) -> bool {
+        self.stopping || self.shutdowns_asked > 0
+    }
+
     pub(crate) fn dial(
         &mut self,
         target: Target,
         owner: Option<ConnId>,
     ) -> Result<ConnId, ConnectError> {
-        if self.shutdowns_asked > 0 {
+        if self.is_shutting_down() {
             return Err(ConnectError::ShuttingDown);
         }
         let peer = match &target {
@@ -421,19 +429,28 @@ impl Shared {
         Ok(id)
     }
 
-    /// Lets `id` be read no faster than `sink` drains.
+    /// Lets `id` be read no faster than `sink` drains, if both are open.
     pub(crate) fn feed(&mut self, id: ConnId, sink: ConnId) {
+        let was_held = self.table.at(id.index()).flags.has(Flags::SINK_HELD);
         self.stop_feeding(id);
-        let Some(record) = self.table.get_mut(sink) else {
-            return;
+        let feeds = id != sink && self.table.at(id.index()).state().is_open();
+        let congested = match self.table.get_mut(sink) {
+            Some(record) if feeds && record.state().is_open() => {
+                record.flags.insert(Flags::IS_SINK);
+                self.feeders.entry(sink).or_default().push(id);
+                Some(record.flags.has(Flags::CONGESTED))
+            }
+            _ => None,
         };
-        record.flags.insert(Flags::IS_SINK);
-        let congested = record.flags.has(Flags::CONGESTED);
-        self.feeders.entry(sink).or_default().push(id);
         let record = self.table.at(id.index());
-        record.rare_mut().sink = Some(sink);
-        record.flags.remove(Flags::OUTPUT_HELD);
-        record.flags.set(Flags::SINK_HELD, congested);
+        if congested.is_some() {
+            record.rare_mut().sink = Some(sink);
+            record.flags.remove(Flags::OUTPUT_HELD);
+        }
+        record.flags.set(Flags::SINK_HELD, congested == Some(true));
+        if was_held && congested != Some(true) {
+            record.flags.insert(Flags::DATA_DUE);
+        }
     }
 
     /// Ends what [`Shared::feed`] began.
@@ -497,6 +514,14 @@ impl Shared {
                 record.clocks.set(Deadline::Response, self.now);
             }
         }
+    }
+
+    /// Frees the place of a connection; nothing is left that names it.
+    pub(crate) fn remove(&mut self, id: ConnId) {
+        self.stop_feeding(id);
+        self.dismiss_feeders(id);
+        self.wheel.cancel(Key::Conn(id.index() as u32));
+        self.table.remove(id);
     }
 
     pub(crate) fn count_connections(&self) {

@@ -60,7 +60,12 @@ impl Lookups {
             let Question { host, port, token } = question;
             let found = (host.as_str(), port)
                 .to_socket_addrs()
-                .map(|addrs| addrs.map(Address::Ip).collect::<Vec<_>>());
+                .map(|addrs| addrs.map(Address::Ip).collect::<Vec<_>>())
+                // A resolver's errors are no errno and say nothing once they are copied.
+                .map_err(|error| match error.raw_os_error() {
+                    Some(_) => error,
+                    None => io::Error::new(io::ErrorKind::AddrNotAvailable, error),
+                });
             answers.lock().unwrap_or_else(PoisonError::into_inner).push_back((token, found));
             // It fails only if the reactor is gone, and then nobody waits.
             let _ = waker.wake();

@@ -31,8 +31,8 @@ pub(crate) enum Deadline {
     Look,
 }
 
-/// The time from the first refused write to the first look at what left since.
-const FIRST_LOOK: u64 = 10_000_000;
+/// The least time between two looks at what left of the output: the wheel makes a tick of it.
+const FIRST_LOOK: u64 = 1_000_000;
 
 impl Deadline {
     pub(crate) const ALL: [Self; 16] = [
@@ -422,8 +422,10 @@ impl Clocks {
     /// Notes that bytes came in.
     #[inline]
     pub(crate) fn touch_read(&mut self, now: Instant) {
-        // LingerRead has the clock of Read.
+        // LingerRead has the clock of Read. The idle time that may follow begins now: a request that
+        // begins and ends between two looks at the facts leaves no trace in them.
         self.set(Deadline::Read, now);
+        self.set(Deadline::Idle, now);
         self.set(Deadline::HalfClosed, now);
         self.set(Deadline::Tunnel, now);
     }
@@ -446,12 +448,12 @@ impl Clocks {
         self.since[deadline.clock()]
     }
 
-    /// Puts the next look at queued output off: by an eighth of how long it has been queued, not
+    /// Puts the next look at queued output off: by a sixteenth of how long it has been queued, not
     /// less than a tick and not more than an eighth of the write timeout. So progress that ends
     /// soon is dated to the tick, and a reader that is slow for long costs little.
     pub(crate) fn look_again(&mut self, queued_at: Instant, write: u64, now: Instant) {
         let longest = (write / 8).max(FIRST_LOOK);
-        let pause = (now.nanos_since(queued_at) / 8).clamp(FIRST_LOOK, longest);
+        let pause = (now.nanos_since(queued_at) / 16).clamp(FIRST_LOOK, longest);
         self.set(Deadline::Look, now.after(pause));
     }
 

@@ -205,7 +205,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         if let Err(error) = self.backend.register(&mut stream, Token::of_conn(id)) {
             warn!(%error, "an accepted connection cannot be registered");
             self.shared.counters.accept_errors.add(1);
-            self.shared.table.remove(id);
+            self.shared.remove(id);
+            self.shared.count_connections();
             self.backend.close(stream, true);
             return;
         }

@@ -31,7 +31,7 @@ pub(super) fn call_data<H: Handler>(
     if begun.wakes {
         handler.on_active(&mut conn, session);
     }
-    if !begun.wakes || !conn.has_asked() {
+    if !begun.wakes || !conn.is_ending() {
         handler.on_data(&mut conn, session, input);
     }
     shared.leave();
@@ -159,6 +159,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         error!(%id, "a callback panicked; its connection is aborted");
         self.count_panic();
         self.shared.leave();
+        self.shared.spilled = false;
+        self.drop_output(id);
         let record = self.shared.table.at(id.index());
         record.asked = Some(CloseReason::HandlerPanic);
         record.flags.insert(Flags::ASKED);

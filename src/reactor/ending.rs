@@ -6,7 +6,6 @@ use super::Reactor;
 use crate::backend::Backend;
 use crate::core::lifecycle::{Ending, State, Step};
 use crate::core::table::{ConnId, Flags};
-use crate::core::wheel::Key;
 use crate::error::{CloseReason, Closed, Timeout};
 use crate::handler::Handler;
 
@@ -76,12 +75,16 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     }
 
     pub(super) fn drop_output_and_release(&mut self, id: ConnId, reset: bool) {
+        self.drop_output(id);
+        self.shared.table.at(id.index()).flags.set(Flags::RESET, reset);
+        self.release(id);
+    }
+
+    pub(super) fn drop_output(&mut self, id: ConnId) {
         let record = self.shared.table.at(id.index());
         let dropped = record.output.clear() as u64;
         record.dropped = record.dropped.wrapping_add(dropped);
-        record.flags.set(Flags::RESET, reset);
         self.shared.counters.unsent.add(dropped);
-        self.release(id);
     }
 
     /// Nothing is left to flush or to wait for: the record goes at the end of the turn.
@@ -117,8 +120,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             }
         }
         for id in &reaped {
-            self.shared.table.remove(*id);
-            self.shared.wheel.cancel(Key::Conn(id.index() as u32));
+            self.shared.remove(*id);
             let input = &mut self.slots[id.index()].input;
             if input.capacity() > 0 {
                 *input = bytes::BytesMut::new();

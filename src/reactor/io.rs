@@ -327,13 +327,16 @@ fn deliver<H: Handler, B: Backend>(
     if count_request(record, left < before, left, *now) {
         counters.requests.add(1);
     }
+    if record.requests >= bounds.requests_max && record.owed == 0 {
+        record.ask(CloseReason::MaxRequests);
+    }
     if left > 0 {
         if left >= bounds.input_max && !record.is_held() && !record.flags.has(Flags::DATA_DUE) {
             record.ask(CloseReason::InputLimit);
         }
         return false;
     }
-    record.try_rest(bounds.requests_max)
+    record.try_rest()
 }
 
 /// What a connection was like before its handler got input.
@@ -384,7 +387,11 @@ fn send_scratch<B: Backend>(
 #[inline(always)]
 fn count_request(record: &mut Record, consumed: bool, left: usize, now: Instant) -> bool {
     if left > 0 || record.flags.has(Flags::AWAITS_INPUT) {
+        let begins = !record.flags.has(Flags::RECEIVING);
         record.flags.insert(Flags::RECEIVING);
+        if begins {
+            record.clocks.restart_request(now);
+        }
         if !consumed || record.flags.take(Flags::AWAITS_INPUT) {
             return false;
         }

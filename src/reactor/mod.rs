@@ -280,7 +280,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             || !shared.births.is_empty()
             || !self.letters.is_empty()
             || self.put_off > 0
-            || self.stop.answered() != shared.shutdowns_asked
+            || self.stop.seen() != shared.shutdowns_asked
             || self.accepting.is_due(shared.table.is_full())
         {
             return Some(Duration::ZERO);
@@ -347,10 +347,11 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             ready.has(Readiness::WRITABLE),
             ready.has(Readiness::HANGUP),
         ));
-        if ready.has(Readiness::ERROR) && (record.is_held() || record.flags.has(Flags::EOF)) {
+        let open = matches!(record.state(), State::Connected | State::Idle);
+        let unread = record.is_held() || record.flags.has(Flags::EOF);
+        if ready.has(Readiness::ERROR) && open && unread {
             return self.learn_error(handler, id);
         }
-        let open = matches!(record.state(), State::Connected | State::Idle);
         if record.flags.has(Flags::QUEUED_READY) {
             // It has its turn there, and none besides.
         } else if open && record.output.is_empty() && wants_reading(record.flags) {
@@ -386,19 +387,30 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             let count = LETTERS_PER_TURN.saturating_sub(self.letters.len());
             self.mailbox.take(count, &mut self.letters);
         }
+        let mut early = VecDeque::new();
         while let Some(letter) = self.letters.pop_front() {
             match letter {
                 Letter::ToLoop(closure) => {
                     self.call_loop(|cx| closure(handler, cx));
                 }
-                Letter::ToConn(id, closure) => {
-                    if self.shared.table.get(id).is_some() {
-                        self.call(id, |conn, session| closure(handler, conn, session));
-                        self.shared.mark_dirty(id);
-                    }
+                Letter::ToConn(id, closure) if self.has_session(id) => {
+                    self.call(id, |conn, session| closure(handler, conn, session));
+                    self.shared.mark_dirty(id);
                 }
+                // It is to be born in this turn.
+                Letter::ToConn(id, closure) if self.shared.births.contains(&id) => {
+                    early.push_back(Letter::ToConn(id, closure));
+                }
+                Letter::ToConn(..) => {}
             }
         }
+        self.letters = early;
+    }
+
+    /// Whether a connection is there and has been given to the handler.
+    fn has_session(&self, id: ConnId) -> bool {
+        self.shared.table.get(id).is_some()
+            && self.slots.get(id.index()).is_some_and(|slot| slot.session.is_some())
     }
 
     /// Settles the connections that callbacks of others, or of the loop, reached. Whom that
@@ -408,7 +420,9 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             let Some(id) = self.shared.dirty.pop_front() else { return };
             if let Some(record) = self.shared.table.get_mut(id) {
                 record.flags.remove(Flags::DIRTY);
-                self.guard(handler, |reactor, handler| reactor.serve_reached(handler, id));
+                if self.has_session(id) {
+                    self.guard(handler, |reactor, handler| reactor.serve_reached(handler, id));
+                }
             }
         }
     }

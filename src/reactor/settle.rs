@@ -165,7 +165,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             return;
         }
         let reason = record.broken.take();
-        if record.state().is_open() {
+        if record.state().is_open() && record.asked.is_none() {
+            record.flags.remove(Flags::ASKED);
             record.flags.insert(Flags::READ_READY.and(Flags::HANGUP));
             self.receive(handler, id);
         }

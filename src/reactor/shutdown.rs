@@ -24,6 +24,8 @@ pub(super) struct Stop {
     begun_at: Option<Instant>,
     /// How often somebody asked for the end, as far as that has been seen to.
     answered: u32,
+    /// As far as callbacks did.
+    seen: u32,
     /// Connections are no longer flushed.
     hard: bool,
     failure: Option<&'static str>,
@@ -44,10 +46,10 @@ impl Stop {
         self.begun_at.is_some()
     }
 
-    /// How often somebody asked for the end, as far as that has been seen to.
+    /// How often callbacks asked for the end, as far as that has been seen to.
     #[inline]
-    pub(super) const fn answered(&self) -> u32 {
-        self.answered
+    pub(super) const fn seen(&self) -> u32 {
+        self.seen
     }
 
     /// Whether more was `asked` for than has been done.
@@ -102,7 +104,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// Begins, hardens and ends the shutdown, as was asked for.
     #[inline]
     pub(super) fn progress_shutdown(&mut self, handler: &mut H) {
-        let asked = self.mailbox.shutdowns().max(self.shared.shutdowns_asked);
+        let asked = self.mailbox.shutdowns().saturating_add(self.shared.shutdowns_asked);
         if asked > 0 || self.stop.failure.is_some() {
             self.answer_shutdown(handler, asked);
         }
@@ -110,8 +112,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
 
     fn answer_shutdown(&mut self, handler: &mut H, asked: u32) {
         if self.stop.is_due(asked) {
-            self.stop.answered = asked.max(1);
-            self.shared.shutdowns_asked = self.stop.answered;
+            self.stop.answered = asked;
+            self.stop.seen = self.shared.shutdowns_asked;
             if !self.stop.has_begun() {
                 self.begin_shutdown(handler);
             }
@@ -125,6 +127,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     fn begin_shutdown(&mut self, handler: &mut H) {
         info!(connections = self.shared.table.len(), "shutting down");
         self.stop.begun_at = Some(self.shared.now);
+        self.shared.stopping = true;
         self.close_listeners();
         self.call_loop(|cx| handler.on_shutdown(cx));
         self.ask_all(CloseReason::Shutdown);
