@@ -431,7 +431,7 @@ impl Shared {
 
     /// Lets `id` be read no faster than `sink` drains, if both are open.
     pub(crate) fn feed(&mut self, id: ConnId, sink: ConnId) {
-        let was_held = self.table.at(id.index()).flags.has(Flags::SINK_HELD);
+        let was_held = self.table.at(id.index()).is_held();
         self.stop_feeding(id);
         let feeds = id != sink && self.table.at(id.index()).state().is_open();
         let congested = match self.table.get_mut(sink) {
@@ -448,7 +448,7 @@ impl Shared {
             record.flags.remove(Flags::OUTPUT_HELD);
         }
         record.flags.set(Flags::SINK_HELD, congested == Some(true));
-        if was_held && congested != Some(true) {
+        if was_held && !record.is_held() {
             record.flags.insert(Flags::DATA_DUE);
         }
     }

@@ -433,6 +433,8 @@ impl Clocks {
     /// Notes that the kernel took bytes.
     #[inline]
     pub(crate) fn touch_write(&mut self, now: Instant) {
+        // One reply of several that are owed: the wait for the next begins.
+        self.set(Deadline::Response, now);
         self.set(Deadline::Idle, now);
         self.set(Deadline::HalfClosed, now);
         self.set(Deadline::Tunnel, now);

@@ -8,7 +8,7 @@ use super::Reactor;
 use crate::address::Address;
 use crate::backend::{Backend, Token};
 use crate::config::{ListenConfig, SocketOptions};
-use crate::context::Purpose;
+use crate::context::{AlarmId, Purpose};
 use crate::core::deadlines::Periods;
 use crate::core::table::{Birth, Flags, ListenerId, Origin};
 use crate::error::Error;
@@ -45,8 +45,10 @@ pub(super) struct Accepting {
     full: bool,
     /// The system ran out of something; nothing is accepted until an alarm or a close.
     paused: bool,
-    /// How long the next pause lasts.
+    /// How long the latest pause was to last.
     pause_nanos: u64,
+    /// What ends the pause.
+    alarm: Option<AlarmId>,
     warned_at: Option<Instant>,
     /// The listener whose turn it is to be first.
     first: usize,
@@ -98,6 +100,9 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         listen: &ListenConfig,
         name: impl FnOnce() -> String,
     ) -> Result<ListenerId, Error> {
+        if self.shared.is_shutting_down() {
+            return Err(Error::Io(io::Error::other("the reactor is shutting down")));
+        }
         let id = ListenerId(self.listeners.len() as u32);
         let registered = socket.and_then(|mut socket| {
             let address = self.backend.listener_addr(&socket)?;
@@ -252,7 +257,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         self.accepting.paused = true;
         self.shared.counters.accept_pauses.add(1);
         let again = now + std::time::Duration::from_nanos(pause);
-        self.shared.set_alarm(again, Purpose::AcceptAgain);
+        self.accepting.alarm = Some(self.shared.set_alarm(again, Purpose::AcceptAgain));
     }
 
     /// Tries again after a pause. An edge-triggered listener whose accept failed reports nothing
@@ -260,6 +265,9 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     pub(super) fn resume_accepting(&mut self) {
         if !std::mem::take(&mut self.accepting.paused) {
             return;
+        }
+        if let Some(alarm) = self.accepting.alarm.take() {
+            self.shared.cancel_alarm(alarm);
         }
         for (index, listener) in self.listeners.iter_mut().enumerate() {
             let Some(socket) = &mut listener.socket else {

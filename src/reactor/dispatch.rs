@@ -96,6 +96,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let outcome = catch_unwind(AssertUnwindSafe(|| {
             slot.session = handler.on_open(&mut conn);
             if let Some(session) = &mut slot.session {
+                super::refresh_now_if_stale(backend, conn.cx().shared);
                 conn.establish(|| backend.entropy());
                 handler.on_connected(&mut conn, session);
             }
@@ -111,7 +112,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         self.shared.enter(id);
         let mut conn = Conn::new(&mut self.shared, id);
         let outcome = catch_unwind(AssertUnwindSafe(|| handler.on_open(&mut conn)));
-        // The clock is left to `on_connected`, or to what dials.
+        self.refresh_now_if_stale();
         self.take_back(id, outcome.is_err());
         self.slots[id.index()].session = outcome.ok().flatten();
         self.slots[id.index()].session.is_some()

@@ -49,8 +49,10 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         if self.shared.table.at(id.index()).flags.has(Flags::REAPED) {
             return;
         }
-        self.flush(id);
-        self.discard_input(id);
+        if self.shared.table.at(id.index()).asked.is_none() {
+            self.flush(id);
+            self.discard_input(id);
+        }
         let record = self.shared.table.at(id.index());
         record.flags.remove(Flags::ASKED);
         // The peer is gone, or somebody lost patience.

@@ -106,11 +106,11 @@ impl<H: Handler> Mailbox<H> {
     fn post(&self, letter: Letter<H>, wait: bool) -> Result<(), PostError> {
         let mut queue = self.lock();
         while !queue.closed && queue.letters.len() >= self.capacity {
-            if self.reactor_thread.load(Ordering::Relaxed) == thread_number() {
-                break;
-            }
             if !wait {
                 return Err(PostError::Full);
+            }
+            if self.reactor_thread.load(Ordering::Relaxed) == thread_number() {
+                break;
             }
             queue = self.room.wait(queue).unwrap_or_else(PoisonError::into_inner);
         }

@@ -387,7 +387,6 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             let count = LETTERS_PER_TURN.saturating_sub(self.letters.len());
             self.mailbox.take(count, &mut self.letters);
         }
-        let mut early = VecDeque::new();
         while let Some(letter) = self.letters.pop_front() {
             match letter {
                 Letter::ToLoop(closure) => {
@@ -397,14 +396,13 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
                     self.call(id, |conn, session| closure(handler, conn, session));
                     self.shared.mark_dirty(id);
                 }
-                // It is to be born in this turn.
+                // It is to be born in this turn; whatever was posted later waits with it.
                 Letter::ToConn(id, closure) if self.shared.births.contains(&id) => {
-                    early.push_back(Letter::ToConn(id, closure));
+                    return self.letters.push_front(Letter::ToConn(id, closure));
                 }
                 Letter::ToConn(..) => {}
             }
         }
-        self.letters = early;
     }
 
     /// Whether a connection is there and has been given to the handler.
