@@ -221,8 +221,10 @@ impl Conn<'_> {
     ///
     /// In debug builds, if none was begun.
     pub fn end_request(&mut self) {
+        let now = self.cx.shared.now;
         let record = self.record_mut();
         debug_assert!(record.owed > 0, "end_request without begin_request");
+        record.clocks.set(Deadline::Response, now);
         record.owed = record.owed.saturating_sub(1);
         record.requests = record.requests.saturating_add(1);
         self.cx.shared.counters.requests.add(1);

@@ -389,9 +389,11 @@ impl Record {
     /// [`State::Connected`] → [`State::Idle`], if it is quiet and no request is active. Returns
     /// whether it was.
     #[inline]
-    pub(crate) fn try_rest(&mut self) -> bool {
-        let rests =
-            self.state == State::Connected && self.is_quiet() && self.quiet_facts().at_rest();
+    pub(crate) fn try_rest(&mut self, requests_max: u64) -> bool {
+        let rests = self.state == State::Connected
+            && self.is_quiet()
+            && self.quiet_facts().at_rest()
+            && self.requests < requests_max;
         if rests {
             self.step(Step::Rest);
         }

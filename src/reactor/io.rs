@@ -137,7 +137,9 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
                 if shared.spilled {
                     self.flush(id);
                 }
-                if drained || *budget == 0 { Read::Drained } else { Read::More }
+                let record = self.shared.table.at(id.index());
+                let spent = record.requests >= self.shared.bounds.requests_max;
+                if drained || spent || *budget == 0 { Read::Drained } else { Read::More }
             }
             nothing => {
                 if own {
@@ -327,16 +329,13 @@ fn deliver<H: Handler, B: Backend>(
     if count_request(record, left < before, left, *now) {
         counters.requests.add(1);
     }
-    if record.requests >= bounds.requests_max && record.owed == 0 {
-        record.ask(CloseReason::MaxRequests);
-    }
     if left > 0 {
         if left >= bounds.input_max && !record.is_held() && !record.flags.has(Flags::DATA_DUE) {
             record.ask(CloseReason::InputLimit);
         }
         return false;
     }
-    record.try_rest()
+    record.try_rest(bounds.requests_max)
 }
 
 /// What a connection was like before its handler got input.
@@ -387,23 +386,31 @@ fn send_scratch<B: Backend>(
 #[inline(always)]
 fn count_request(record: &mut Record, consumed: bool, left: usize, now: Instant) -> bool {
     if left > 0 || record.flags.has(Flags::AWAITS_INPUT) {
-        let begins = !record.flags.has(Flags::RECEIVING);
-        record.flags.insert(Flags::RECEIVING);
-        if begins {
-            record.clocks.restart_request(now);
-        }
-        if !consumed || record.flags.take(Flags::AWAITS_INPUT) {
-            return false;
-        }
+        return count_part(record, consumed, now);
+    }
+    record.flags.remove(Flags::RECEIVING);
+    count_whole(record)
+}
+
+/// A request is arriving: it began before, or by what was read now, or behind one that is whole.
+#[cold]
+fn count_part(record: &mut Record, consumed: bool, now: Instant) -> bool {
+    let begins = !record.flags.has(Flags::RECEIVING);
+    let whole = consumed && !record.flags.take(Flags::AWAITS_INPUT);
+    record.flags.insert(Flags::RECEIVING);
+    if begins || whole {
         record.clocks.restart_request(now);
-    } else {
-        record.flags.remove(Flags::RECEIVING);
     }
-    if record.flags.has(Flags::COUNTS_REQUESTS) {
-        return false;
+    whole && count_whole(record)
+}
+
+#[inline(always)]
+fn count_whole(record: &mut Record) -> bool {
+    let counts = !record.flags.has(Flags::COUNTS_REQUESTS);
+    if counts {
+        record.requests = record.requests.wrapping_add(1);
     }
-    record.requests = record.requests.wrapping_add(1);
-    true
+    counts
 }
 
 #[cold]

@@ -348,8 +348,10 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             ready.has(Readiness::HANGUP),
         ));
         let open = matches!(record.state(), State::Connected | State::Idle);
-        let unread = record.is_held() || record.flags.has(Flags::EOF);
-        if ready.has(Readiness::ERROR) && open && unread {
+        if ready.has(Readiness::ERROR)
+            && open
+            && (record.is_held() || record.flags.has(Flags::EOF))
+        {
             return self.learn_error(handler, id);
         }
         if record.flags.has(Flags::QUEUED_READY) {
