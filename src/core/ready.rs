@@ -9,8 +9,9 @@ use crate::core::table::ConnId;
 #[derive(Debug, Default)]
 pub(crate) struct Ready {
     next: Vec<ConnId>,
-    /// The vector of the turn before, kept for its memory.
-    spare: Vec<ConnId>,
+    /// Those queued before this turn, of which the first `served` have been served.
+    current: Vec<ConnId>,
+    served: usize,
 }
 
 impl Ready {
@@ -18,23 +19,28 @@ impl Ready {
         self.next.push(id);
     }
 
+    #[inline]
     pub(crate) fn is_empty(&self) -> bool {
         self.next.is_empty()
     }
 
-    /// Takes those queued so far. What is queued while they are served waits for the next turn.
+    /// A turn begins: what is queued from here on waits for the next one.
     #[inline]
-    pub(crate) fn take(&mut self) -> Vec<ConnId> {
-        if self.next.is_empty() {
-            return Vec::new();
+    pub(crate) fn begin_turn(&mut self) {
+        if !self.next.is_empty() {
+            debug_assert_eq!(self.served, self.current.len(), "all of the last turn's were served");
+            self.current.clear();
+            self.served = 0;
+            std::mem::swap(&mut self.next, &mut self.current);
         }
-        std::mem::replace(&mut self.next, std::mem::take(&mut self.spare))
     }
 
-    /// Gives the vector of [`Ready::take`] back for the turn after next.
-    pub(crate) fn put_back(&mut self, mut served: Vec<ConnId>) {
-        served.clear();
-        self.spare = served;
+    /// The next of those queued before this turn.
+    #[inline]
+    pub(crate) fn pop(&mut self) -> Option<ConnId> {
+        let id = self.current.get(self.served).copied()?;
+        self.served += 1;
+        Some(id)
     }
 }
 
@@ -47,16 +53,16 @@ mod tests {
         let mut ready = Ready::default();
         let (a, b) = (ConnId::new(1, 1), ConnId::new(2, 1));
         ready.push(a);
-        let served = ready.take();
+        let memory = ready.next.as_ptr();
+        ready.begin_turn();
         ready.push(b);
-        assert_eq!(served, [a]);
-        let memory = served.as_ptr();
-        ready.put_back(served);
-        let served = ready.take();
-        assert_eq!(served, [b]);
+        assert_eq!((ready.pop(), ready.pop()), (Some(a), None));
+        ready.begin_turn();
+        assert_eq!((ready.pop(), ready.pop()), (Some(b), None));
+        assert!(ready.is_empty());
+        ready.begin_turn();
+        assert_eq!(ready.pop(), None);
         ready.push(a);
         assert_eq!(ready.next.as_ptr(), memory);
-        ready.put_back(served);
-        assert!(!ready.is_empty());
     }
 }

@@ -82,6 +82,8 @@ pub struct Reactor<H: Handler, B: Backend = Os> {
     events: Events,
     /// The first event of this turn that has not been served.
     next_event: usize,
+    /// The waker woke: there may be letters or a request to shut down.
+    woken: bool,
     listeners: Vec<Listener<B::Listener>>,
     accepting: accept::Accepting,
     /// What a connection has beside its record, by its place in the table.
@@ -154,6 +156,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             config,
             events: Events::with_capacity(EVENTS_PER_WAIT),
             next_event: 0,
+            woken: false,
             listeners: Vec::new(),
             accepting: accept::Accepting::default(),
             slots: Vec::new(),
@@ -175,9 +178,9 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// If waiting fails, or the reactor stopped because callbacks panicked.
     pub fn turn(&mut self, handler: &mut H, max_wait: Option<Duration>) -> std::io::Result<()> {
         self.wait(max_wait)?;
-        let ready = self.shared.ready.take();
+        self.shared.ready.begin_turn();
         self.serve_events(handler);
-        self.serve_ready(handler, ready);
+        self.serve_ready(handler);
         self.accept(handler);
         self.open_letters(handler);
         self.expire_deadlines(handler);
@@ -320,6 +323,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
 
     fn serve_events(&mut self, handler: &mut H) {
         self.next_event = 0;
+        self.woken = false;
         while self.next_event < self.events.len() {
             self.guard(handler, Self::serve_next_events);
         }
@@ -331,7 +335,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             match event.token.source() {
                 Source::Conn(id) => self.serve_event(handler, id, event.ready),
                 Source::Listener(id) => self.note_listener_event(id),
-                Source::Waker => {}
+                Source::Waker => self.woken = true,
             }
         }
     }
@@ -348,9 +352,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             ready.has(Readiness::HANGUP),
         ));
         let open = matches!(record.state(), State::Connected | State::Idle);
-        if ready.has(Readiness::ERROR)
-            && open
-            && (record.is_held() || record.flags.has(Flags::EOF))
+        if ready.has(Readiness::ERROR) && open && (record.is_held() || record.flags.has(Flags::EOF))
         {
             return self.learn_error(handler, id);
         }
@@ -364,22 +366,19 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     }
 
     /// Serves those that stopped early in the turn before: no event will announce them again.
-    fn serve_ready(&mut self, handler: &mut H, ready: Vec<ConnId>) {
-        if ready.is_empty() {
-            return;
-        }
-        for id in &ready {
-            if let Some(record) = self.shared.table.get_mut(*id) {
+    #[inline]
+    fn serve_ready(&mut self, handler: &mut H) {
+        while let Some(id) = self.shared.ready.pop() {
+            if let Some(record) = self.shared.table.get_mut(id) {
                 record.flags.remove(Flags::QUEUED_READY);
-                self.guard(handler, |reactor, handler| reactor.serve(handler, *id));
+                self.guard(handler, |reactor, handler| reactor.serve(handler, id));
             }
         }
-        self.shared.ready.put_back(ready);
     }
 
     #[inline]
     fn open_letters(&mut self, handler: &mut H) {
-        if self.mailbox.has_letters() || !self.letters.is_empty() {
+        if self.woken || !self.letters.is_empty() {
             self.open_some_letters(handler);
         }
     }

@@ -29,6 +29,8 @@ pub(super) struct Stop {
     /// Connections are no longer flushed.
     hard: bool,
     failure: Option<&'static str>,
+    /// It has begun, or failed.
+    stirs: bool,
     /// When the latest callbacks panicked.
     panics: [Option<Instant>; PANICS_MAX],
     /// Whether nothing is left to do.
@@ -60,6 +62,7 @@ impl Stop {
     /// Stops the reactor, and lets [`Reactor::turn`] say why.
     pub(super) fn fail(&mut self, why: &'static str) {
         self.failure.get_or_insert(why);
+        self.stirs = true;
     }
 
     pub(super) fn count_panic(&mut self, now: Instant) {
@@ -104,13 +107,13 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// Begins, hardens and ends the shutdown, as was asked for.
     #[inline]
     pub(super) fn progress_shutdown(&mut self, handler: &mut H) {
-        let asked = self.mailbox.shutdowns().saturating_add(self.shared.shutdowns_asked);
-        if asked > 0 || self.stop.failure.is_some() {
-            self.answer_shutdown(handler, asked);
+        if self.woken || self.shared.shutdowns_asked > 0 || self.stop.stirs {
+            self.answer_shutdown(handler);
         }
     }
 
-    fn answer_shutdown(&mut self, handler: &mut H, asked: u32) {
+    fn answer_shutdown(&mut self, handler: &mut H) {
+        let asked = self.mailbox.shutdowns().saturating_add(self.shared.shutdowns_asked);
         if self.stop.is_due(asked) {
             self.stop.answered = asked;
             self.stop.seen = self.shared.shutdowns_asked;
@@ -121,12 +124,13 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
                 self.hard_stop();
             }
         }
-        self.stop.ended = self.shared.table.len() == 0;
+        self.stop.ended = self.stop.has_begun() && self.shared.table.len() == 0;
     }
 
     fn begin_shutdown(&mut self, handler: &mut H) {
         info!(connections = self.shared.table.len(), "shutting down");
         self.stop.begun_at = Some(self.shared.now);
+        self.stop.stirs = true;
         self.shared.stopping = true;
         self.close_listeners();
         self.call_loop(|cx| handler.on_shutdown(cx));
