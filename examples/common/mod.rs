@@ -20,32 +20,32 @@ pub(crate) struct ServerArgs {
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7000")]
     pub(crate) listen: Address,
 
-    /// Connections at once, at least 1
+    /// Connections at once, at least 1 [default: what the descriptors allow]
     #[arg(long, value_name = "N", value_parser = positive)]
     max_connections: Option<usize>,
 
-    /// From accept to the first byte
-    #[arg(long, value_name = "DURATION")]
+    /// From accept to the first byte, such as 500ms or 30s [default: 10s]
+    #[arg(long, value_name = "DURATION|off")]
     first_byte_timeout: Option<Patience>,
 
-    /// From the first byte of a request to its last
-    #[arg(long, value_name = "DURATION")]
+    /// From the first byte of a request to its last [default: 30s]
+    #[arg(long, value_name = "DURATION|off")]
     request_timeout: Option<Patience>,
 
-    /// Between two bytes of a request
-    #[arg(long, value_name = "DURATION")]
+    /// Between two bytes of a request [default: 30s]
+    #[arg(long, value_name = "DURATION|off")]
     read_timeout: Option<Patience>,
 
-    /// For queued output that does not move
-    #[arg(long, value_name = "DURATION")]
+    /// For queued output that does not move [default: 60s]
+    #[arg(long, value_name = "DURATION|off")]
     write_timeout: Option<Patience>,
 
-    /// Between two requests
-    #[arg(long, value_name = "DURATION")]
+    /// Between two requests [default: 75s]
+    #[arg(long, value_name = "DURATION|off")]
     idle_timeout: Option<Patience>,
 
-    /// After our FIN, for the peer's, in all
-    #[arg(long, value_name = "DURATION")]
+    /// After our FIN, for the peer's, in all [default: 30s]
+    #[arg(long, value_name = "DURATION|off")]
     linger_timeout: Option<Patience>,
 }
 

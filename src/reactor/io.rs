@@ -330,7 +330,9 @@ fn deliver<H: Handler, B: Backend>(
         counters.requests.add(1);
     }
     if left > 0 {
-        if left >= bounds.input_max && !record.is_held() && !record.flags.has(Flags::DATA_DUE) {
+        // Who ends the connection may leave what he likes.
+        let taken_up = record.is_held() || record.flags.has(Flags::DATA_DUE);
+        if left >= bounds.input_max && !taken_up && record.asked.is_none() {
             record.ask(CloseReason::InputLimit);
         }
         return false;
