@@ -75,7 +75,7 @@ pub struct Timeouts {
     /// peer, so a slow reader that reads lives on. It is looked at every tick at first and then ever
     /// more rarely, at least eight times per timeout; the deadline runs from the last progress
     /// seen. A peer's kernel opens a small window in steps of all of its buffer (8 KiB at 10 kB/s:
-    /// every 1.6 s), so a timeout of a second or two can be too short for a slow one. Default 60 s.
+    /// every 1.2 s), so a timeout of a second or two can be too short for a slow one. Default 60 s.
     pub write: Option<Duration>,
     /// How long a connection may stay idle between requests. Default 75 s.
     pub idle: Option<Duration>,

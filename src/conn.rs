@@ -264,7 +264,9 @@ impl Conn<'_> {
         self.record_mut().flags.remove(Flags::HAS_TIMER);
     }
 
-    /// Gives this connection timeouts of its own, from now on and counted from when each began. A
+    /// Gives this connection timeouts of its own, from now on and counted from when each began.
+    /// [`SocketOptions::user_timeout`](crate::SocketOptions::user_timeout) stays as it was set: where
+    /// `write` is to be longer than that allows, set it on the listener. A
     /// lifetime that is set already stays. Costs 136 bytes, and as much again for the box of what few
     /// connections need if this one had none.
     ///
