@@ -12,6 +12,10 @@ use crate::address::Address;
 /// Look-ups at once: a resolver that hangs must not cost a thread per connection.
 const THREADS_MAX: usize = 8;
 
+/// Look-ups waiting for a thread: those behind a resolver that hangs would pile up for ever, as
+/// their connections give up and others come.
+const WAITING_MAX: usize = 1_024;
+
 /// Look-ups under way, waiting for a thread, and answered.
 #[derive(Debug)]
 pub(super) struct Lookups {
@@ -47,11 +51,13 @@ impl Lookups {
     pub(super) fn begin(&mut self, host: String, port: u16, token: Token) -> io::Result<()> {
         let question = Question { host, port, token };
         if self.running < THREADS_MAX {
-            self.start(question)
-        } else {
-            self.waiting.push_back(question);
-            Ok(())
+            return self.start(question);
         }
+        if self.waiting.len() >= WAITING_MAX {
+            return Err(io::Error::new(io::ErrorKind::QuotaExceeded, "too many look-ups wait"));
+        }
+        self.waiting.push_back(question);
+        Ok(())
     }
 
     fn start(&mut self, question: Question) -> io::Result<()> {
