@@ -104,8 +104,7 @@ impl Wheel {
         if !self.entry(packed).is_vacant() {
             self.unlink(packed);
         }
-        self.entry_mut(packed).tick = tick;
-        self.link(packed);
+        self.link(packed, tick);
     }
 
     /// Makes `key` due at `tick` unless it already is by then: what an owner calls when a deadline
@@ -119,6 +118,7 @@ impl Wheel {
     }
 
     /// Takes `key` out, if it is in.
+    #[inline]
     pub(crate) fn cancel(&mut self, key: Key) {
         if self.tick_of(key).is_some() {
             self.unlink(key.pack());
@@ -166,11 +166,12 @@ impl Wheel {
             let packed = self.heads[slot_of(tick)];
             self.unlink(packed);
             *budget -= 1;
-            if self.entry(packed).tick <= tick {
+            let due = self.entry(packed).tick;
+            if due <= tick {
                 return Some(Key::unpack(packed));
             }
             // It lies further ahead than the window reached when it was placed.
-            self.link(packed);
+            self.link(packed, due);
         }
         None
     }
@@ -203,17 +204,19 @@ impl Wheel {
         word * 64 + self.occupied[word].trailing_zeros() as usize
     }
 
+    #[inline]
     fn make_room(&mut self, key: Key) {
         let (column, index) = match key {
             Key::Conn(index) => (&mut self.conns, index as usize),
             Key::Alarm(index) => (&mut self.alarms, index as usize),
         };
-        assert!(index < HEAD_BIT as usize, "a key fits in 30 bits");
         if index >= column.len() {
+            assert!(index < HEAD_BIT as usize, "a key fits in 30 bits");
             column.resize(index + 1, Entry::VACANT);
         }
     }
 
+    #[inline]
     fn entry(&self, packed: u32) -> &Entry {
         if packed & ALARM_BIT == 0 {
             &self.conns[packed as usize]
@@ -222,6 +225,7 @@ impl Wheel {
         }
     }
 
+    #[inline]
     fn entry_mut(&mut self, packed: u32) -> &mut Entry {
         if packed & ALARM_BIT == 0 {
             &mut self.conns[packed as usize]
@@ -231,14 +235,13 @@ impl Wheel {
     }
 
     /// Puts an entry into the slot of its tick, or into the last one of the window.
-    fn link(&mut self, packed: u32) {
+    #[inline]
+    fn link(&mut self, packed: u32, due: u64) {
         let last = self.cursor.saturating_add(SLOTS as u64 - 1);
-        let tick = self.entry(packed).tick.clamp(self.cursor, last);
+        let tick = due.clamp(self.cursor, last);
         let slot = slot_of(tick);
         let head = self.heads[slot];
-        let entry = self.entry_mut(packed);
-        entry.prev = HEAD_BIT | slot as u32;
-        entry.next = head;
+        *self.entry_mut(packed) = Entry { tick: due, prev: HEAD_BIT | slot as u32, next: head };
         if head == NIL {
             self.occupied[slot / 64] |= 1 << (slot % 64);
             self.summary |= 1 << (slot / 64);
@@ -252,6 +255,7 @@ impl Wheel {
         self.len += 1;
     }
 
+    #[inline]
     fn unlink(&mut self, packed: u32) {
         let entry = self.entry_mut(packed);
         let Entry { prev, next, .. } = *entry;
@@ -273,6 +277,7 @@ impl Wheel {
     }
 
     /// The last entry of a slot is gone.
+    #[inline(never)]
     fn vacate(&mut self, slot: usize) {
         self.occupied[slot / 64] &= !(1 << (slot % 64));
         if self.occupied[slot / 64] == 0 {
