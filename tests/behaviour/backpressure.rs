@@ -29,6 +29,8 @@ behaviours! {
         another_connection_may_pause_and_resume
         another_connection_may_let_one_yield
         a_large_request_may_gather
+        feeding_before_being_refused_leaves_the_sink_alone
+        feeding_in_on_closing_leaves_the_sink_alone
     }
     over_tcp {
         a_client_that_never_reads_costs_little
@@ -43,6 +45,8 @@ behaviours! {
         a_feeder_is_read_though_nobody_reads_it
         a_feeder_whose_sink_died_is_held_by_its_own_output_again
         a_feeder_is_not_late_while_its_sink_reads_slowly
+        feeding_a_sink_that_closes_holds_nobody
+        who_begins_to_feed_with_input_left_is_shown_it
     }
 }
 
@@ -711,4 +715,101 @@ fn feeds_in_both_directions_do_not_lock<W: World>(world: &mut W) {
     });
     assert_same(&at_ann, &pattern[..from_bob]);
     assert_same(&at_bob, &pattern[..from_ann]);
+}
+
+fn feeding_before_being_refused_leaves_the_sink_alone<W: World>(world: &mut W) {
+    let ids: Rc<RefCell<Vec<ConnId>>> = Rc::default();
+    let script = Script::echo().when_open(move |conn, number| {
+        ids.borrow_mut().push(conn.id());
+        if number == 1 {
+            conn.feeds(ids.borrow()[0]);
+        }
+        number != 1
+    });
+    let mut scene = Scene::new(world, Config::default(), script);
+    let (sink, _) = scene.enter();
+    let refused = scene.connect();
+    scene.read_to_end(refused);
+    scene.leave(sink);
+    scene.expect_closed(CloseReason::PeerEof);
+    scene.expect_service();
+}
+
+fn feeding_in_on_closing_leaves_the_sink_alone<W: World>(world: &mut W) {
+    let ids: Rc<RefCell<Vec<ConnId>>> = Rc::default();
+    let kept = Rc::clone(&ids);
+    let script = Script::echo()
+        .when_open(move |conn, _| {
+            kept.borrow_mut().push(conn.id());
+            true
+        })
+        .when_closing(move |conn, session, _| {
+            if session.number == 1 {
+                conn.feeds(ids.borrow()[0]);
+            }
+        });
+    let mut scene = Scene::new(world, Config::default(), script);
+    let (sink, _) = scene.enter();
+    let (feeder, number) = scene.enter();
+    scene.leave(feeder);
+    assert_eq!(scene.expect_closed(CloseReason::PeerEof).id, scene.script.ids[number]);
+    scene.leave(sink);
+    assert_eq!(scene.expect_closed(CloseReason::PeerEof).id, scene.script.ids[0]);
+    scene.expect_service();
+}
+
+fn feeding_a_sink_that_closes_holds_nobody<W: World>(world: &mut W) {
+    let sink: Rc<RefCell<Option<ConnId>>> = Rc::default();
+    let script = Script::echo().when_data(move |conn, session, input| {
+        input.clear();
+        if session.number == 0 {
+            *sink.borrow_mut() = Some(conn.id());
+            conn.write_bytes(vec![b's'; MUCH]);
+            conn.close();
+        } else if let Some(sink) = *sink.borrow() {
+            conn.feeds(sink);
+        }
+    });
+    let mut scene = Scene::new(world, Config::default(), script);
+    let (sink, _) = scene.enter();
+    let (feeder, number) = scene.enter();
+    scene.send(sink, b"x");
+    scene.saw(0, What::Closing(CloseReason::Local));
+    scene.send(feeder, b"x");
+    scene.saw(number, What::Data(1));
+    scene.reset(sink);
+    scene.closed();
+    scene.send(feeder, b"yy");
+    scene.saw(number, What::Data(2));
+    scene.leave(feeder);
+    scene.expect_closed(CloseReason::PeerEof);
+    scene.expect_service();
+}
+
+fn who_begins_to_feed_with_input_left_is_shown_it<W: World>(world: &mut W) {
+    let ids: Rc<RefCell<Vec<ConnId>>> = Rc::default();
+    let kept = Rc::clone(&ids);
+    let script = Script::echo()
+        .when_open(move |conn, _| {
+            kept.borrow_mut().push(conn.id());
+            true
+        })
+        .when_data(|conn, session, input| {
+            if session.step > 0 {
+                input.clear();
+                return;
+            }
+            // Its own output holds it from here, with its input left.
+            session.step = 1;
+            conn.write_bytes(vec![b'x'; MUCH]);
+            conn.set_timer(conn.now() + millis(50));
+        })
+        .when_timer(move |conn, _| conn.feeds(ids.borrow()[1]));
+    let mut scene = Scene::new(world, Config::default(), script);
+    let (feeder, number) = scene.enter();
+    scene.enter();
+    scene.send(feeder, b"y");
+    scene.saw(number, What::Timer);
+    scene.until("the input again", |scene| scene.script.count(number, What::Data(1)) == 2);
+    scene.expect_none_closed();
 }

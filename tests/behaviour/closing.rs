@@ -21,6 +21,7 @@ behaviours! {
         nobody_lingers_for_a_peer_that_sent_its_fin
         nobody_lingers_where_nothing_was_written
         a_half_closed_peer_is_not_owed_for_ever
+        finishing_in_on_active_does_not_lose_the_input
     }
     over_tcp {
         a_long_reply_survives_the_upload_it_cut_short
@@ -36,6 +37,7 @@ behaviours! {
         a_reset_ends_a_closing_connection_with_output_queued
         a_reset_after_a_fin_ends_the_connection
         bytes_before_a_reset_do_not_raise_it_twice
+        all_that_came_before_a_reset_is_read_though_writing_fails
     }
 }
 
@@ -463,5 +465,43 @@ fn bytes_before_a_reset_do_not_raise_it_twice<W: World>(world: &mut W) {
     scene.reset(peer);
     // The kernel may or may not show the bytes that were there; the end is one either way.
     scene.expect_closed(CloseReason::PeerReset);
+    scene.expect_service();
+}
+
+fn all_that_came_before_a_reset_is_read_though_writing_fails<W: World>(world: &mut W) {
+    let script = Script::echo().when_data(|conn, _, input| {
+        input.clear();
+        conn.write(b"ok");
+    });
+    let stall = world.stall();
+    let mut scene = Scene::new(world, Config::default(), script);
+    let (peer, _) = scene.enter();
+    // At once and with no turn between, so that both wait together.
+    let sent = scene.try_send(peer, &[b'x'; 120_000]).unwrap();
+    scene.reset(peer);
+    stall(millis(20));
+    let closed = scene.closed();
+    assert_eq!(closed.bytes_in, sent as u64, "{closed:?}");
+    scene.expect_service();
+}
+
+fn finishing_in_on_active_does_not_lose_the_input<W: World>(world: &mut W) {
+    let script =
+        Script::echo().when_active(|conn, _| conn.finish()).when_data(|conn, session, input| {
+            input.clear();
+            if session.step == 0 {
+                conn.write(b"k");
+            }
+            session.step += 1;
+        });
+    let mut scene = Scene::new(world, Config::default(), script);
+    let (peer, number) = scene.enter();
+    scene.send(peer, b"x");
+    scene.expect(peer, b"k");
+    scene.saw(number, What::Idle);
+    scene.send(peer, b"yy");
+    scene.saw(number, What::Data(2));
+    scene.leave(peer);
+    scene.closed();
     scene.expect_service();
 }

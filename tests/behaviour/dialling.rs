@@ -27,6 +27,11 @@ behaviours! {
         a_server_may_dial_itself
         many_may_be_dialled_at_once
         a_connection_outlives_who_dialled_it
+        who_is_refused_while_it_is_paused_learns_why
+        who_is_refused_while_it_is_congested_learns_why
+        a_dial_in_on_open_of_a_dial_may_be_written_to_at_once
+        a_dial_in_on_open_of_a_dial_may_be_closed_at_once
+        a_dial_that_fails_at_once_may_dial_again_and_write
     }
     over_tcp {
         a_dialled_connection_may_be_reset
@@ -37,6 +42,8 @@ behaviours! {
         a_dial_may_be_closed_while_nobody_answers
         a_shutdown_gives_up_a_dial
         a_timer_comes_while_nobody_answers
+        a_name_falls_back_to_its_next_address_with_output_queued
+        a_stall_in_on_open_is_not_held_against_who_is_dialled
     }
 }
 
@@ -516,5 +523,141 @@ fn a_dial_may_be_closed_while_nobody_answers<W: World>(world: &mut W) {
     let closed = scene.expect_closed(CloseReason::Local);
     assert!(closed.age < Duration::from_secs(2), "{:?}", closed.age);
     assert!(scene.reactor.context().is_empty());
+    scene.expect_service();
+}
+
+fn who_is_refused_while_it_is_paused_learns_why<W: World>(world: &mut W) {
+    let address = world.refusing();
+    let script = Script::echo().when_open(|conn, number| {
+        if number == 0 {
+            conn.pause_reading();
+        }
+        true
+    });
+    let mut scene = Scene::new(world, Config::default(), script);
+    dial(&mut scene, address);
+    let closed = scene.closed();
+    assert!(matches!(closed.reason, CloseReason::ConnectFailed(_)), "{closed:?}");
+    scene.expect_service();
+}
+
+fn who_is_refused_while_it_is_congested_learns_why<W: World>(world: &mut W) {
+    let address = world.refusing();
+    let script = Script::echo().when_open(|conn, number| {
+        if number == 0 {
+            conn.write(&[b'x'; 100_000]);
+        }
+        true
+    });
+    let mut scene = Scene::new(world, Config::default(), script);
+    dial(&mut scene, address);
+    let closed = scene.closed();
+    assert!(matches!(closed.reason, CloseReason::ConnectFailed(_)), "{closed:?}");
+    assert_eq!((closed.bytes_out, closed.unsent), (0, 100_000));
+    scene.expect_service();
+}
+
+fn a_name_falls_back_to_its_next_address_with_output_queued<W: World>(world: &mut W) {
+    let (mut door, address) = world.open_door();
+    let script = Script::echo().when_open(|conn, number| {
+        if number == 0 {
+            conn.write(&[b'x'; 100_000]);
+        }
+        true
+    });
+    let mut scene = Scene::new(world, Config::default(), script);
+    // Where the name has an address of the other family, nobody listens there.
+    let target: Target = format!("localhost:{}", port(&address)).parse().unwrap();
+    dial(&mut scene, target);
+    let peer = scene.answer(&mut door);
+    scene.expect(peer, &[b'x'; 100_000]);
+    scene.expect_service();
+}
+
+fn a_dial_in_on_open_of_a_dial_may_be_written_to_at_once<W: World>(world: &mut W) {
+    let (mut door, address) = world.open_door();
+    let again = address.clone();
+    let script = Script::echo().when_open(move |conn, number| {
+        if number == 0 {
+            let second = conn.connect(again.clone()).unwrap();
+            conn.other(second).unwrap().write(b"hello");
+        }
+        true
+    });
+    let mut scene = Scene::new(world, Config::default(), script);
+    dial(&mut scene, address);
+    let peers = [(); 2].map(|()| scene.answer(&mut door));
+    scene.saw(1, What::Connected);
+    let mut heard = Vec::new();
+    scene.until("the word", |scene| {
+        heard.extend(peers.iter().flat_map(|peer| scene.sip(*peer, 5)));
+        heard.len() == 5
+    });
+    assert_eq!(heard, b"hello");
+    scene.expect_none_closed();
+    scene.expect_service();
+}
+
+fn a_dial_in_on_open_of_a_dial_may_be_closed_at_once<W: World>(world: &mut W) {
+    let (mut door, address) = world.open_door();
+    let again = address.clone();
+    let script = Script::echo().when_open(move |conn, number| {
+        if number == 2 {
+            let second = conn.connect(again.clone()).unwrap();
+            conn.other(second).unwrap().close();
+        }
+        true
+    });
+    let mut scene = Scene::new(world, Config::default(), script);
+    // Two that come and go leave places to be taken again.
+    let early = [(); 2].map(|()| scene.enter());
+    for (peer, _) in early {
+        scene.leave(peer);
+        scene.expect_closed(CloseReason::PeerEof);
+    }
+    dial(&mut scene, address);
+    let peer = scene.answer(&mut door);
+    let closed = scene.expect_closed(CloseReason::Local);
+    assert_eq!(closed.id, scene.script.ids[3]);
+    scene.leave(peer);
+    scene.expect_closed(CloseReason::PeerEof);
+    scene.expect_service();
+}
+
+fn a_dial_that_fails_at_once_may_dial_again_and_write<W: World>(world: &mut W) {
+    let (mut door, address) = world.open_door();
+    let script = Script::echo().when_closing(move |conn, session, _| {
+        if session.number == 0 {
+            let second = conn.connect(address.clone()).unwrap();
+            conn.other(second).unwrap().write(b"hello");
+        }
+    });
+    let mut scene = Scene::new(world, Config::default(), script);
+    dial(&mut scene, Address::Unix("/nonexistent/sock".into()));
+    let closed = scene.closed();
+    assert!(matches!(closed.reason, CloseReason::ConnectFailed(_)), "{closed:?}");
+    let peer = scene.answer(&mut door);
+    scene.expect(peer, b"hello");
+    scene.saw(1, What::Connected);
+    scene.expect_service();
+}
+
+fn a_stall_in_on_open_is_not_held_against_who_is_dialled<W: World>(world: &mut W) {
+    let stall = world.stall();
+    let address = world.deaf();
+    let script = Script::echo().when_open(move |_, number| {
+        if number == 0 {
+            stall(millis(200));
+        }
+        true
+    });
+    let mut config = Config::default();
+    config.timeouts.connect_attempt = Some(millis(250));
+    let mut scene = Scene::new(world, config, script);
+    dial(&mut scene, address);
+    let opened = scene.saw(0, What::Open);
+    scene.closed();
+    let took = scene.now() - opened;
+    assert!(took >= millis(450), "early: {took:?}");
     scene.expect_service();
 }

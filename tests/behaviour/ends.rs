@@ -35,6 +35,9 @@ behaviours! {
         a_closed_connection_is_gone_in_its_own_on_closed
         on_closed_may_shut_down
     }
+    over_tcp {
+        abort_sends_nothing_more_though_there_is_room
+    }
 }
 
 /// Closes the first connection from the callback it is called in.
@@ -484,4 +487,32 @@ fn on_closed_may_shut_down<W: World>(world: &mut W) {
     scene.expect_eof(peer);
     scene.until("the end", |scene| scene.reactor.is_finished());
     assert_eq!(scene.script.shutdowns, 1);
+}
+
+fn abort_sends_nothing_more_though_there_is_room<W: World>(world: &mut W) {
+    const LEN: usize = 12 << 20;
+    let script = Script::echo().when_data(|conn, _, input| {
+        input.clear();
+        conn.write_bytes(vec![b'q'; LEN]);
+        conn.close();
+    });
+    let stall = world.stall();
+    let mut scene = Scene::new(world, Config::default(), script);
+    let peer = scene.connect();
+    scene.send(peer, b"x");
+    scene.saw(0, What::Closing(CloseReason::Local));
+    for _ in 0..5 {
+        scene.turn();
+    }
+    // The peer makes room, and nobody has used it yet.
+    let (mut bytes, end) = scene.read_to_end_as_it_is(peer);
+    stall(millis(20));
+    bytes.extend(scene.read_to_end_as_it_is(peer).0);
+    assert_eq!(end, Got::Nothing);
+    assert!(bytes.len() < LEN);
+    scene.with(0, |conn| conn.abort());
+    let closed = scene.expect_closed(CloseReason::Local);
+    assert_eq!(closed.bytes_out, bytes.len() as u64);
+    assert_eq!(closed.bytes_out + closed.unsent, LEN as u64);
+    scene.expect_service();
 }

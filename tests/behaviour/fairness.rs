@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use wheelhouse::{Config, Timeout};
+use wheelhouse::{CloseReason, Config, Timeout};
 
 use crate::harness::{PeerId, Scene, Script, What, World, millis};
 
@@ -16,6 +16,8 @@ behaviours! {
         a_stall_is_not_held_against_who_spoke_meanwhile
         a_stall_is_not_held_against_who_spoke_before
         a_timer_set_after_a_stall_is_not_due
+        a_timer_set_after_a_stall_in_on_open_is_not_due
+        a_stall_before_a_request_of_our_own_is_not_held_against_its_reply
     }
 }
 
@@ -219,5 +221,45 @@ fn a_timer_set_after_a_stall_is_not_due<W: World>(world: &mut W) {
     let stalled_first = heard.next().map(|entry| entry.id) == Some(scene.script.ids[0]);
     let least = if stalled_first { 300 } else { 100 };
     assert!(rung - start >= millis(least), "{:?}", rung - start);
+    scene.expect_service();
+}
+
+fn a_timer_set_after_a_stall_in_on_open_is_not_due<W: World>(world: &mut W) {
+    let stall = world.stall();
+    let script = Script::echo()
+        .when_open(move |_, number| {
+            if number == 0 {
+                stall(millis(200));
+            }
+            true
+        })
+        .when_connected(|conn, _| conn.set_timer(conn.now() + millis(100)));
+    let mut scene = Scene::new(world, Config::default(), script);
+    let (_, number) = scene.enter();
+    let opened = scene.saw(number, What::Open);
+    let rung = scene.saw(number, What::Timer);
+    assert!(rung - opened >= millis(300), "{:?}", rung - opened);
+    scene.expect_service();
+}
+
+fn a_stall_before_a_request_of_our_own_is_not_held_against_its_reply<W: World>(world: &mut W) {
+    let stall = world.stall();
+    let script = Script::echo().when_idle(move |conn, session| {
+        if session.step == 0 {
+            session.step = 1;
+            stall(millis(200));
+            conn.begin_request();
+        }
+    });
+    let mut config = Config::default();
+    config.timeouts.response = Some(millis(250));
+    let mut scene = Scene::new(world, config, script);
+    let (peer, number) = scene.enter();
+    scene.send(peer, b"x");
+    let idle = scene.saw(number, What::Idle);
+    let ended = scene.saw(number, What::Closing(CloseReason::Timeout(Timeout::Response)));
+    assert!(ended - idle >= millis(450), "early: {:?}", ended - idle);
+    scene.leave(peer);
+    scene.expect_timeout(Timeout::Response);
     scene.expect_service();
 }

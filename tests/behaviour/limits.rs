@@ -26,6 +26,7 @@ behaviours! {
         a_request_of_our_own_wakes_an_idle_connection
         nobody_is_idle_before_the_reply_has_left
         many_connections_live_side_by_side
+        no_more_requests_are_served_than_the_limit_in_one_turn
     }
 }
 
@@ -362,4 +363,23 @@ fn the_counters_add_up<W: World>(world: &mut W) {
     assert_eq!((stats.requests, stats.refused, stats.panics), (6, 0, 0));
     assert_eq!(stats.closed(CloseReason::PeerEof), 3);
     assert_eq!(stats.to_string(), "closed=3 peer_eof=3");
+}
+
+fn no_more_requests_are_served_than_the_limit_in_one_turn<W: World>(world: &mut W) {
+    let mut config = Config::default();
+    config.limits.requests_max = Some(2);
+    config.limits.input_max = 8;
+    let script = Script::echo().when_data(|conn, _, input| {
+        input.clear();
+        conn.write(b"r");
+    });
+    let mut scene = Scene::new(world, config, script);
+    let (peer, number) = scene.enter();
+    scene.send(peer, &[b'q'; 40]);
+    scene.expect(peer, b"rr");
+    scene.saw(number, What::Closing(CloseReason::MaxRequests));
+    assert_eq!(scene.script.count(number, What::Data(8)), 2);
+    scene.leave(peer);
+    assert_eq!(scene.expect_closed(CloseReason::MaxRequests).bytes_out, 2);
+    scene.expect_service();
 }

@@ -28,6 +28,8 @@ behaviours! {
         a_panic_in_a_posted_closure_stops_the_reactor
         a_panic_in_on_alarm_stops_the_reactor
         a_panic_in_on_shutdown_ends_the_shutdown_at_once
+        much_that_a_panicking_callback_wrote_is_not_sent
+        who_was_fed_by_what_a_panicking_callback_dialled_is_let_go
     }
 }
 
@@ -370,4 +372,35 @@ fn a_panic_in_on_shutdown_ends_the_shutdown_at_once<W: World>(world: &mut W) {
     scene.failure();
     assert!(called.get());
     assert_eq!(scene.script.closed.len(), 1);
+}
+
+fn much_that_a_panicking_callback_wrote_is_not_sent<W: World>(world: &mut W) {
+    let script = Script::echo().when_connected(|conn, session| {
+        if session.number == 0 {
+            conn.write_bytes(vec![b's'; 10_000]);
+            panic!("told to");
+        }
+    });
+    let mut scene = Scene::new(world, Config::default(), script);
+    let peer = scene.connect();
+    scene.expect_reset(peer);
+    scene.until("the end", |scene| !scene.script.closed.is_empty());
+    assert_eq!((scene.script.closed[0].bytes_out, scene.script.closed[0].unsent), (0, 10_000));
+    expect_one_lost(&mut scene);
+}
+
+fn who_was_fed_by_what_a_panicking_callback_dialled_is_let_go<W: World>(world: &mut W) {
+    let address = world.refusing();
+    let script = Script::echo().when_data(move |conn, _, input| {
+        input.clear();
+        let me = conn.id();
+        let feeder = conn.connect(address.clone()).unwrap();
+        conn.other(feeder).unwrap().feeds(me);
+        panic!("told to");
+    });
+    let mut scene = Scene::new(world, Config::default(), script);
+    let (peer, _) = scene.enter();
+    scene.send(peer, b"x");
+    scene.expect_reset(peer);
+    expect_one_lost(&mut scene);
 }

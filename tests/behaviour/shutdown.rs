@@ -24,6 +24,7 @@ behaviours! {
         a_shutdown_ends_by_its_deadline
         a_shutdown_does_not_wait_for_who_lingers
         two_calls_at_once_are_a_hard_stop
+        a_second_call_from_elsewhere_is_a_hard_stop
     }
 }
 
@@ -279,4 +280,22 @@ fn two_calls_at_once_are_a_hard_stop<W: World>(world: &mut W) {
         let (_, end_of_it) = scene.read_to_end_as_it_is(peer);
         scene.assert_reset(end_of_it);
     }
+}
+
+fn a_second_call_from_elsewhere_is_a_hard_stop<W: World>(world: &mut W) {
+    let mut scene = Scene::new(world, Config::default(), large_reply());
+    let peer = scene.connect_small();
+    scene.send(peer, b"x");
+    scene.saw(0, What::Data(1));
+    scene.reactor.context().shutdown();
+    scene.saw(0, What::Closing(CloseReason::Shutdown));
+    scene.wait(millis(30));
+    assert!(!scene.reactor.is_finished());
+    scene.reactor.handle().shutdown();
+    let start = scene.now();
+    end(&mut scene);
+    let took = scene.now() - start;
+    assert!(took < Duration::from_secs(1), "{took:?}");
+    assert!(scene.expect_closed(CloseReason::Shutdown).unsent > 0);
+    assert_eq!(scene.script.shutdowns, 1);
 }

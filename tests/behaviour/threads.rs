@@ -1,14 +1,16 @@
 //! Other threads reach a reactor through its handle: in order, in bounds, and never in vain.
 
+use std::cell::OnceCell;
+use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::Duration;
 
 use bytes::BytesMut;
 use wheelhouse::{CloseReason, Closed, Config, Conn, Context, Handle, Handler, PostError, Reactor};
 
-use crate::harness::{Os, Scene, Script, millis};
+use crate::harness::{Os, Scene, Script, World, millis};
 
 fn scene(world: &mut Os, mailbox_max: usize) -> Scene<'_, Os> {
     let mut config = Config::default();
@@ -318,4 +320,62 @@ fn the_counters_are_read_without_the_reactor() {
     assert_eq!(handle.stats().accepted, 0);
     handle.shutdown();
     reactor.join().unwrap();
+}
+
+#[test]
+fn a_closure_reaches_a_connection_that_was_dialled_just_now() {
+    let mut world = Os::tcp();
+    let (_door, address) = world.open_door();
+    let handle: Rc<OnceCell<Handle<Script>>> = Rc::default();
+    let (later, ran) = (Rc::clone(&handle), Arc::new(AtomicBool::new(false)));
+    let flag = Arc::clone(&ran);
+    let script = Script::echo().when_data(move |conn, _, input| {
+        input.clear();
+        let id = conn.connect(address.clone()).unwrap();
+        let flag = Arc::clone(&flag);
+        let note = move |_: &mut Script, _: &mut Conn<'_>, _: &mut _| {
+            flag.store(true, Ordering::Relaxed);
+        };
+        handle.get().unwrap().post_to(id, note).unwrap();
+    });
+    let mut scene = Scene::new(&mut world, Config::default(), script);
+    assert!(later.set(scene.reactor.handle()).is_ok());
+    let (peer, _) = scene.enter();
+    scene.send(peer, b"x");
+    scene.until("the closure", |_| ran.load(Ordering::Relaxed));
+}
+
+#[test]
+fn closures_keep_their_order_whomever_they_are_for() {
+    let mut world = Os::tcp();
+    let (_door, address) = world.open_door();
+    let handle: Rc<OnceCell<Handle<Script>>> = Rc::default();
+    let (later, order) = (Rc::clone(&handle), Arc::new(Mutex::new(Vec::new())));
+    let notes = Arc::clone(&order);
+    let script = Script::echo().when_data(move |conn, _, input| {
+        input.clear();
+        let id = conn.connect(address.clone()).unwrap();
+        let handle = handle.get().unwrap();
+        let (first, second) = (Arc::clone(&notes), Arc::clone(&notes));
+        handle.post_to(id, move |_, _, _| first.lock().unwrap().push(1)).unwrap();
+        handle.post(move |_, _| second.lock().unwrap().push(2)).unwrap();
+    });
+    let mut scene = Scene::new(&mut world, Config::default(), script);
+    assert!(later.set(scene.reactor.handle()).is_ok());
+    let (peer, _) = scene.enter();
+    scene.send(peer, b"x");
+    scene.until("both", |_| order.lock().unwrap().len() == 2);
+    assert_eq!(*order.lock().unwrap(), [1, 2]);
+}
+
+#[test]
+fn a_full_mailbox_is_full_for_the_reactors_own_thread_too() {
+    let mut world = Os::tcp();
+    let mut scene = scene(&mut world, 2);
+    scene.turn();
+    let handle = scene.reactor.handle();
+    let taken = (0..10).filter(|_| handle.try_post(|_, _| {}).is_ok()).count();
+    assert_eq!(taken, 2);
+    scene.turn();
+    assert!(handle.try_post(|_, _| {}).is_ok(), "there is room again");
 }

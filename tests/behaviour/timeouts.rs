@@ -33,6 +33,9 @@ behaviours! {
         a_connection_may_have_timeouts_of_its_own
         timeouts_given_at_birth_count_from_then
         a_timeout_may_be_put_off_while_it_runs
+        one_way_traffic_keeps_a_connection_from_being_idle
+        a_reply_restarts_the_clock_of_the_replies_still_owed
+        a_request_does_not_inherit_the_clock_of_the_one_before
     }
     over_tcp {
         a_reader_that_froze_is_closed
@@ -542,5 +545,69 @@ fn a_reader_that_is_slow_lives_on<W: World>(world: &mut W) {
     scene.leave(peer);
     let closed = scene.expect_closed(CloseReason::PeerEof);
     assert_eq!((closed.bytes_out, closed.unsent), (LARGE as u64, 0));
+    scene.expect_service();
+}
+
+fn one_way_traffic_keeps_a_connection_from_being_idle<W: World>(world: &mut W) {
+    let script = Script::echo().when_data(|_, _, input| input.clear());
+    let mut scene = Scene::new(world, config(|t| t.idle = Some(millis(200))), script);
+    let (peer, _) = scene.enter();
+    scene.drip(peer, &[b'x'; 10], millis(40));
+    scene.expect_none_closed();
+    let start = scene.now();
+    scene.expect_timeout(Timeout::Idle);
+    assert!(scene.now() - start < millis(700), "and then it is idle");
+    scene.expect_service();
+}
+
+fn a_reply_restarts_the_clock_of_the_replies_still_owed<W: World>(world: &mut W) {
+    // Four requests at once, each answered in time after the one before, all of them too late if
+    // they had one clock.
+    let script = Script::echo()
+        .when_data(|conn, session, input| {
+            for _ in input.split() {
+                conn.begin_request();
+                session.step += 1;
+            }
+            conn.set_timer(conn.now() + millis(100));
+        })
+        .when_timer(|conn, session| {
+            conn.write(b"r");
+            conn.end_request();
+            session.step -= 1;
+            if session.step > 0 {
+                conn.set_timer(conn.now() + millis(100));
+            }
+        });
+    let mut scene = Scene::new(world, config(|t| t.response = Some(millis(250))), script);
+    let (peer, _) = scene.enter();
+    scene.send(peer, b"qqqq");
+    scene.expect(peer, b"rrrr");
+    scene.expect_none_closed();
+    scene.leave(peer);
+    scene.expect_closed(CloseReason::PeerEof);
+    scene.expect_service();
+}
+
+fn a_request_does_not_inherit_the_clock_of_the_one_before<W: World>(world: &mut W) {
+    // Requests of 16 bytes; the second begins with the bytes that complete the first.
+    let script = Script::echo().when_data(|_, _, input| {
+        while input.len() >= 16 {
+            let _ = input.split_to(16);
+        }
+    });
+    let mut config = config(|t| t.request = Some(millis(200)));
+    config.limits.input_max = 16;
+    let mut scene = Scene::new(world, config, script);
+    let (peer, _) = scene.enter();
+    scene.send(peer, b"x");
+    scene.wait(millis(150));
+    let start = scene.now();
+    scene.send(peer, &[b'x'; 18]);
+    scene.wait(millis(100));
+    scene.expect_none_closed();
+    scene.expect_timeout(Timeout::Request);
+    scene.assert_took(start, millis(200));
+    scene.leave(peer);
     scene.expect_service();
 }
