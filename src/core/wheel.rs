@@ -13,7 +13,7 @@ const SLOTS: usize = 8_192;
 const WORDS: usize = SLOTS / 64;
 const _: () = assert!(WORDS == u128::BITS as usize);
 
-/// The end of a list, and in `Entry::prev` the mark of an entry that is in none.
+/// In `Entry::prev`, the mark of an entry that is in no list.
 const NIL: u32 = u32::MAX;
 
 /// What a deadline belongs to. Connections and the loop's own timers are two ranges of numbers,
@@ -26,26 +26,30 @@ pub(crate) enum Key {
     Alarm(u32),
 }
 
-/// Keys fit in 30 bits; the 32nd tells the ranges apart.
+/// Keys fit in 30 bits; the 32nd bit of a link tells the columns apart.
 const ALARM_BIT: u32 = 1 << 31;
-
-/// In `Entry::prev`: there is no entry before this one in its list, and the other bits say which
-/// slot's list that is.
-const HEAD_BIT: u32 = 1 << 30;
+const KEY_MAX: u32 = (1 << 30) - 1;
 
 impl Key {
     const fn pack(self) -> u32 {
         match self {
-            Self::Conn(index) => index,
+            Self::Conn(index) => index + SLOTS as u32,
             Self::Alarm(index) => index | ALARM_BIT,
         }
     }
 
     const fn unpack(packed: u32) -> Self {
-        if packed & ALARM_BIT == 0 { Self::Conn(packed) } else { Self::Alarm(packed & !ALARM_BIT) }
+        if packed & ALARM_BIT == 0 {
+            Self::Conn(packed - SLOTS as u32)
+        } else {
+            Self::Alarm(packed & !ALARM_BIT)
+        }
     }
 }
 
+/// An entry in the ring of its slot. The ring's anchor is an entry itself, so that links are
+/// written without asking whether there is a neighbour: for lists of a few entries such questions
+/// are a toss-up, and a wrong guess of the processor's costs more than the rest.
 #[derive(Clone, Copy, Debug)]
 struct Entry {
     /// When it is due; meaningless while vacant.
@@ -67,9 +71,9 @@ const _: () = assert!(size_of::<Entry>() == 16, "four entries share a cache line
 /// The wheel. Ticks only grow; those before `cursor` have been served.
 #[derive(Debug)]
 pub(crate) struct Wheel {
+    /// The anchors of the slots, then the entries of connections.
     conns: Vec<Entry>,
     alarms: Vec<Entry>,
-    heads: Box<[u32; SLOTS]>,
     /// One bit per slot that holds an entry.
     occupied: Box<[u64; WORDS]>,
     /// One bit per word of `occupied` that is not zero.
@@ -77,22 +81,21 @@ pub(crate) struct Wheel {
     /// The first tick not yet served. Every entry's slot stands for a tick in
     /// `cursor .. cursor + SLOTS`.
     cursor: u64,
-    /// The tick of the first occupied slot; meaningless in an empty wheel.
+    /// The tick of the first occupied slot; in an empty wheel, the last of all.
     next: u64,
-    len: usize,
 }
 
 impl Wheel {
     pub(crate) fn new() -> Self {
         Self {
-            conns: Vec::new(),
+            conns: (0..SLOTS as u32)
+                .map(|slot| Entry { tick: 0, prev: slot, next: slot })
+                .collect(),
             alarms: Vec::new(),
-            heads: Box::new([NIL; SLOTS]),
             occupied: Box::new([0; WORDS]),
             summary: 0,
             cursor: 0,
-            next: 0,
-            len: 0,
+            next: u64::MAX,
         }
     }
 
@@ -107,16 +110,6 @@ impl Wheel {
         self.link(packed, tick);
     }
 
-    /// Makes `key` due at `tick` unless it already is by then: what an owner calls when a deadline
-    /// was added, since moving later ones is left to the entry's coming up early.
-    #[inline]
-    pub(crate) fn schedule_by(&mut self, key: Key, tick: u64) {
-        match self.tick_of(key) {
-            Some(current) if current <= tick => {}
-            _ => self.schedule(key, tick),
-        }
-    }
-
     /// Takes `key` out, if it is in.
     #[inline]
     pub(crate) fn cancel(&mut self, key: Key) {
@@ -129,7 +122,7 @@ impl Wheel {
     #[inline]
     pub(crate) fn tick_of(&self, key: Key) -> Option<u64> {
         let entry = match key {
-            Key::Conn(index) => self.conns.get(index as usize),
+            Key::Conn(index) => self.conns.get(index as usize + SLOTS),
             Key::Alarm(index) => self.alarms.get(index as usize),
         }?;
         (!entry.is_vacant()).then_some(entry.tick)
@@ -139,7 +132,10 @@ impl Wheel {
     /// earliest entry, earlier only when that is more than a revolution away.
     #[inline]
     pub(crate) fn next_tick(&self) -> Option<u64> {
-        if self.len == 0 { None } else { Some(self.next) }
+        match self.next {
+            u64::MAX if self.summary == 0 => None,
+            next => Some(next),
+        }
     }
 
     /// Takes out the next key due at or before `now`, or `None` when there is none or `budget`
@@ -163,7 +159,10 @@ impl Wheel {
                 return None;
             };
             self.cursor = tick;
-            let packed = self.heads[slot_of(tick)];
+            // From both ends in turn: while one is served the processor fetches the neighbour of
+            // the other, which nobody has touched since it was linked.
+            let Entry { prev, next, .. } = self.conns[slot_of(tick)];
+            let packed = if budget.is_multiple_of(2) { next } else { prev };
             self.unlink(packed);
             *budget -= 1;
             let due = self.entry(packed).tick;
@@ -179,16 +178,19 @@ impl Wheel {
     /// How many keys are in.
     #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
-        self.len
+        let in_column = |column: &[Entry]| column.iter().filter(|entry| !entry.is_vacant()).count();
+        in_column(&self.conns[SLOTS..]) + in_column(&self.alarms)
     }
 
     /// Finds the first occupied slot again.
     fn find_next(&mut self) {
-        if self.len > 0 {
+        self.next = if self.summary == 0 {
+            u64::MAX
+        } else {
             let start = slot_of(self.cursor);
             let ahead = (self.next_occupied(start) + SLOTS - start) % SLOTS;
-            self.next = self.cursor.saturating_add(ahead as u64);
-        }
+            self.cursor.saturating_add(ahead as u64)
+        };
     }
 
     /// The first occupied slot from `start` on, around the end. One must be occupied.
@@ -207,12 +209,11 @@ impl Wheel {
     #[inline]
     fn make_room(&mut self, key: Key) {
         let (column, index) = match key {
-            Key::Conn(index) => (&mut self.conns, index as usize),
+            Key::Conn(index) => (&mut self.conns, index as usize + SLOTS),
             Key::Alarm(index) => (&mut self.alarms, index as usize),
         };
         if index >= column.len() {
-            assert!(index < HEAD_BIT as usize, "a key fits in 30 bits");
-            column.resize(index + 1, Entry::VACANT);
+            grow(column, index);
         }
     }
 
@@ -240,19 +241,15 @@ impl Wheel {
         let last = self.cursor.saturating_add(SLOTS as u64 - 1);
         let tick = due.clamp(self.cursor, last);
         let slot = slot_of(tick);
-        let head = self.heads[slot];
-        *self.entry_mut(packed) = Entry { tick: due, prev: HEAD_BIT | slot as u32, next: head };
-        if head == NIL {
-            self.occupied[slot / 64] |= 1 << (slot % 64);
-            self.summary |= 1 << (slot / 64);
-        } else {
-            self.entry_mut(head).prev = packed;
-        }
-        self.heads[slot] = packed;
-        if self.len == 0 || tick < self.next {
+        let first = self.conns[slot].next;
+        *self.entry_mut(packed) = Entry { tick: due, prev: slot as u32, next: first };
+        self.entry_mut(first).prev = packed;
+        self.conns[slot].next = packed;
+        self.occupied[slot / 64] |= 1 << (slot % 64);
+        self.summary |= 1 << (slot / 64);
+        if tick < self.next {
             self.next = tick;
         }
-        self.len += 1;
     }
 
     #[inline]
@@ -261,18 +258,11 @@ impl Wheel {
         let Entry { prev, next, .. } = *entry;
         debug_assert!(!entry.is_vacant());
         entry.prev = NIL;
-        self.len -= 1;
-        if next != NIL {
-            self.entry_mut(next).prev = prev;
-        }
-        if prev & HEAD_BIT == 0 {
-            self.entry_mut(prev).next = next;
-            return;
-        }
-        let slot = (prev & !HEAD_BIT) as usize;
-        self.heads[slot] = next;
-        if next == NIL {
-            self.vacate(slot);
+        self.entry_mut(prev).next = next;
+        self.entry_mut(next).prev = prev;
+        if prev == next {
+            // Only an anchor is both neighbours of an entry.
+            self.vacate(prev as usize);
         }
     }
 
@@ -287,6 +277,12 @@ impl Wheel {
             self.find_next();
         }
     }
+}
+
+#[cold]
+fn grow(column: &mut Vec<Entry>, index: usize) {
+    assert!(index <= KEY_MAX as usize, "a key fits in 30 bits");
+    column.resize(index + 1, Entry::VACANT);
 }
 
 const fn slot_of(tick: u64) -> usize {
@@ -376,20 +372,9 @@ mod tests {
         assert_eq!(wheel.next_tick(), Some(SLOTS as u64 - 1), "six are still to be placed");
     }
 
-    #[test]
-    fn schedule_by_only_moves_earlier() {
-        let mut wheel = Wheel::new();
-        wheel.schedule_by(Key::Conn(0), 50);
-        wheel.schedule_by(Key::Conn(0), 90);
-        assert_eq!(wheel.tick_of(Key::Conn(0)), Some(50));
-        wheel.schedule_by(Key::Conn(0), 20);
-        assert_eq!(wheel.tick_of(Key::Conn(0)), Some(20));
-    }
-
     #[derive(Clone, Debug)]
     enum Op {
         Schedule(Key, u64),
-        ScheduleBy(Key, u64),
         Cancel(Key),
         Advance(u64),
     }
@@ -401,8 +386,7 @@ mod tests {
             prop_oneof![0..100_u64, 0..3 * SLOTS as u64, Just(SLOTS as u64 - 1), Just(u64::MAX / 2)]
         };
         prop_oneof![
-            4 => (key(), ahead()).prop_map(|(key, ahead)| Op::Schedule(key, ahead)),
-            2 => (key(), ahead()).prop_map(|(key, ahead)| Op::ScheduleBy(key, ahead)),
+            6 => (key(), ahead()).prop_map(|(key, ahead)| Op::Schedule(key, ahead)),
             2 => key().prop_map(Op::Cancel),
             2 => prop_oneof![0..20_u64, 0..2 * SLOTS as u64].prop_map(Op::Advance),
         ]
@@ -425,12 +409,6 @@ mod tests {
                 Op::Schedule(key, ahead) => {
                     self.wheel.schedule(key, self.now + ahead);
                     self.model.insert(key, self.now + ahead);
-                }
-                Op::ScheduleBy(key, ahead) => {
-                    let tick = self.now + ahead;
-                    self.wheel.schedule_by(key, tick);
-                    let entry = self.model.entry(key).or_insert(tick);
-                    *entry = tick.min(*entry);
                 }
                 Op::Cancel(key) => {
                     self.wheel.cancel(key);
