@@ -454,11 +454,16 @@ impl Shared {
     }
 
     /// Ends what [`Shared::feed`] began.
+    #[inline]
     pub(crate) fn stop_feeding(&mut self, id: ConnId) {
-        let record = self.table.at(id.index());
-        if record.rare().is_none_or(|rare| rare.sink.is_none()) {
-            return;
+        if self.table.at(id.index()).rare().is_some_and(|rare| rare.sink.is_some()) {
+            self.leave_sink(id);
         }
+    }
+
+    #[inline(never)]
+    fn leave_sink(&mut self, id: ConnId) {
+        let record = self.table.at(id.index());
         record.flags.remove(Flags::SINK_HELD);
         record.flags.set(Flags::OUTPUT_HELD, record.flags.has(Flags::CONGESTED));
         let Some(sink) = record.rare_mut().sink.take() else { return };
@@ -494,10 +499,15 @@ impl Shared {
     }
 
     /// The sink ends: those who feed it are read again, and held by their own output only.
+    #[inline]
     pub(crate) fn dismiss_feeders(&mut self, sink: ConnId) {
-        if !self.table.at(sink.index()).flags.has(Flags::IS_SINK) {
-            return;
+        if self.table.at(sink.index()).flags.has(Flags::IS_SINK) {
+            self.end_feeding(sink);
         }
+    }
+
+    #[inline(never)]
+    fn end_feeding(&mut self, sink: ConnId) {
         for feeder in self.feeders.get(&sink).cloned().into_iter().flatten() {
             self.stop_feeding(feeder);
             self.table.at(feeder.index()).flags.insert(Flags::DATA_DUE);
@@ -548,14 +558,15 @@ impl Shared {
             .tick_of(key)
             .is_some_and(|tick| tick.saturating_mul(TICK_NANOS) <= at.as_nanos());
         if !comes_by_then && at < Instant::FAR_FUTURE {
-            self.wheel.schedule_by(key, self.tick_of(at));
+            self.wheel.schedule(key, self.tick_of(at));
         }
     }
 
     /// The first tick that is not before `at`, and not before the next one: what is armed while
     /// deadlines are served waits for another turn.
     fn tick_of(&self, at: Instant) -> u64 {
-        at.as_nanos().div_ceil(TICK_NANOS).max(self.tick().saturating_add(1))
+        (at.as_nanos().saturating_add(TICK_NANOS - 1) / TICK_NANOS)
+            .max(self.tick().saturating_add(1))
     }
 
     /// The latest tick that has come.

@@ -4,6 +4,7 @@ use std::collections::hash_map::RandomState;
 use std::fs;
 use std::hash::{BuildHasher, Hasher};
 use std::io::{self, IoSlice};
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -272,7 +273,7 @@ impl Backend for Os {
     fn accept(&mut self, listener: &mut OsListener) -> io::Result<(OsStream, Address)> {
         match &mut listener.0 {
             Listener::Tcp(listener, options) => {
-                let (stream, peer) = listener.accept()?;
+                let (stream, peer) = accept_tcp(listener)?;
                 options.hand_on(&stream);
                 Ok((OsStream(Stream::Tcp(stream)), Address::Ip(peer)))
             }
@@ -377,6 +378,9 @@ impl Backend for Os {
         }
         // Closing the only descriptor of a socket takes it out of epoll and kqueue; mio's poll
         // backend does so when the stream is dropped.
+        #[cfg(all(target_os = "linux", not(mio_unsupported_force_poll_poll)))]
+        on_stream!(stream.0, stream => sys::close(OwnedFd::from(stream)));
+        #[cfg(not(all(target_os = "linux", not(mio_unsupported_force_poll_poll))))]
         drop(stream);
     }
 
@@ -457,6 +461,18 @@ fn tcp_listener(socket: Socket, options: &SocketOptions) -> OsListener {
     set_options(&socket, options);
     let listener = mio::net::TcpListener::from_std(OwnedFd::from(socket).into());
     OsListener(Listener::Tcp(listener, TcpOptions(options.clone())))
+}
+
+#[cfg(all(target_os = "linux", not(mio_unsupported_force_poll_poll)))]
+fn accept_tcp(listener: &mio::net::TcpListener) -> io::Result<(mio::net::TcpStream, SocketAddr)> {
+    let (fd, peer) = sys::accept(listener.as_fd())?;
+    let peer = peer.as_socket().ok_or(io::ErrorKind::InvalidData)?;
+    Ok((mio::net::TcpStream::from_std(fd.into()), peer))
+}
+
+#[cfg(not(all(target_os = "linux", not(mio_unsupported_force_poll_poll))))]
+fn accept_tcp(listener: &mio::net::TcpListener) -> io::Result<(mio::net::TcpStream, SocketAddr)> {
+    listener.accept()
 }
 
 impl TcpOptions {

@@ -6,9 +6,13 @@
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd};
+#[cfg(all(target_os = "linux", not(mio_unsupported_force_poll_poll)))]
+use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
 
 use bytes::{BufMut, BytesMut};
 use libc::{c_int, c_void};
+#[cfg(all(target_os = "linux", not(mio_unsupported_force_poll_poll)))]
+use socket2::SockAddr;
 
 /// No signal when the peer is gone, where send(2) can be told; elsewhere the socket is
 /// (`SO_NOSIGPIPE`).
@@ -73,6 +77,30 @@ unsafe fn call_recv(fd: c_int, buffer: *mut c_void, len: usize) -> isize {
 unsafe fn call_send(fd: c_int, bytes: *const c_void, len: usize) -> isize {
     // SAFETY: the caller's `bytes` are readable for `len`.
     unsafe { libc::send(fd, bytes, len, SEND_FLAGS) }
+}
+
+/// accept4(2): the connection is not inherited by children and nothing on it waits. Called directly
+/// for the same reason as recv(2).
+#[cfg(all(target_os = "linux", not(mio_unsupported_force_poll_poll)))]
+pub(super) fn accept(fd: BorrowedFd<'_>) -> io::Result<(OwnedFd, SockAddr)> {
+    let flags = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    // SAFETY: the kernel writes an address into the storage and its length behind it, and a result
+    // that is not negative is a descriptor that nobody else owns.
+    unsafe {
+        SockAddr::try_init(|storage, len| {
+            let result = libc::syscall(libc::SYS_accept4, fd.as_raw_fd(), storage, len, flags);
+            let accepted = count(result as isize)?;
+            Ok(OwnedFd::from_raw_fd(accepted as c_int))
+        })
+    }
+}
+
+/// close(2), called directly for the same reason as recv(2). Its error says nothing that could be
+/// acted on: the descriptor is gone.
+#[cfg(all(target_os = "linux", not(mio_unsupported_force_poll_poll)))]
+pub(super) fn close(fd: OwnedFd) {
+    // SAFETY: the descriptor is owned, and given up before it is closed.
+    unsafe { libc::syscall(libc::SYS_close, fd.into_raw_fd()) };
 }
 
 /// sendmsg(2) without a signal: std's vectored write is writev(2), which raises one.

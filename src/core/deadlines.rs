@@ -189,6 +189,20 @@ impl Facts {
         )
     }
 
+    /// The one deadline of an accepted connection that waits for its first byte or its next
+    /// request, with nothing else about it: where nearly every one is when it has been served.
+    #[inline]
+    pub(crate) const fn plain(self) -> Option<Deadline> {
+        const FIRST_BYTE: u32 = Facts::INBOUND | (State::Connected as u32) << Facts::STATE_SHIFT;
+        const REQUEST: u32 =
+            Facts::INBOUND | Facts::RECEIVED | (State::Idle as u32) << Facts::STATE_SHIFT;
+        match self.0 {
+            FIRST_BYTE => Some(Deadline::FirstByte),
+            REQUEST => Some(Deadline::Idle),
+            _ => None,
+        }
+    }
+
     const fn has(self, facts: u32) -> bool {
         self.0 & facts != 0
     }
@@ -390,6 +404,16 @@ impl Clocks {
         self.change(facts.running(), facts.has(Facts::RECEIVING), now)
     }
 
+    /// Lets only `deadline` run, from here on: [`Clocks::update`] for facts that are
+    /// [plain](Facts::plain).
+    #[inline]
+    pub(crate) fn run_only(&mut self, deadline: Deadline, facts: Facts, now: Instant) {
+        self.facts = facts;
+        self.running = Set::of(deadline);
+        self.request_held = false;
+        self.set(deadline, now);
+    }
+
     fn change(&mut self, running: Set, receiving: bool, now: Instant) -> Set {
         let began = running.without(self.running);
         let ended = self.running.without(running);
@@ -450,12 +474,12 @@ impl Clocks {
         self.since[deadline.clock()]
     }
 
-    /// Puts the next look at queued output off: by a sixteenth of how long it has been queued, not
-    /// less than a tick and not more than an eighth of the write timeout. So progress that ends
-    /// soon is dated to the tick, and a reader that is slow for long costs little.
+    /// Puts the next look at queued output off: by a sixty-fourth of how long it has been queued,
+    /// not less than a tick and not more than a sixty-fourth of the write timeout. So progress that
+    /// ends soon is dated to the tick, and a reader that is slow for long costs little.
     pub(crate) fn look_again(&mut self, queued_at: Instant, write: u64, now: Instant) {
-        let longest = (write / 8).max(FIRST_LOOK);
-        let pause = (now.nanos_since(queued_at) / 16).clamp(FIRST_LOOK, longest);
+        let longest = (write / 64).max(FIRST_LOOK);
+        let pause = (now.nanos_since(queued_at) / 64).clamp(FIRST_LOOK, longest);
         self.set(Deadline::Look, now.after(pause));
     }
 

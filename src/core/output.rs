@@ -130,8 +130,9 @@ impl Output {
     }
 
     /// Forgets everything and returns how much it was.
+    #[inline]
     pub(crate) fn clear(&mut self) -> usize {
-        std::mem::take(self).len
+        if self.is_empty() { 0 } else { std::mem::take(self).len }
     }
 }
 

@@ -218,7 +218,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         self.make_slot(id);
         self.slots[id.index()].stream = Some(stream);
         if self.call_accepted(handler, id) {
-            self.guard(handler, |reactor, handler| reactor.settle(handler, id));
+            self.settle_accepted(handler, id);
         } else {
             self.discard(id);
         }

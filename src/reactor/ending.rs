@@ -85,8 +85,10 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     pub(super) fn drop_output(&mut self, id: ConnId) {
         let record = self.shared.table.at(id.index());
         let dropped = record.output.clear() as u64;
-        record.dropped = record.dropped.wrapping_add(dropped);
-        self.shared.counters.unsent.add(dropped);
+        if dropped > 0 {
+            record.dropped = record.dropped.wrapping_add(dropped);
+            self.shared.counters.unsent.add(dropped);
+        }
     }
 
     /// Nothing is left to flush or to wait for: the record goes at the end of the turn.
@@ -139,10 +141,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     fn say_closed(&mut self, handler: &mut H, id: ConnId) {
         let now = self.shared.now;
         let record = self.shared.table.at(id.index());
-        let (Some(reason), Some(session)) = (record.reason, self.slots[id.index()].session.take())
-        else {
-            return;
-        };
+        let Some(reason) = record.reason else { return };
+        let Some(session) = self.slots[id.index()].session.take() else { return };
         record.step(Step::Release);
         let closed = Closed {
             id,

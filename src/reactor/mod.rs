@@ -57,7 +57,7 @@ const CONNECTIONS_DEFAULT_MAX: usize = 65_536;
 ///
 /// It is made from a [`Config`], given listeners, and then [run](Reactor::run) with a [`Handler`],
 /// or [turned](Reactor::turn) by whoever owns another loop. It costs a read buffer of 64 KiB, as
-/// much again for what a callback writes, and a wheel of 34 KiB; a connection costs some 400 bytes.
+/// much again for what a callback writes, and a wheel of 130 KiB; a connection costs some 400 bytes.
 ///
 /// ```no_run
 /// # use bytes::BytesMut;

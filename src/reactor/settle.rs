@@ -5,7 +5,7 @@ use super::io::Read;
 use super::{Reactor, Slot};
 use crate::backend::Backend;
 use crate::context::Shared;
-use crate::core::deadlines::{Deadline, Set};
+use crate::core::deadlines::{Deadline, Facts, Set};
 use crate::core::lifecycle::{State, Step};
 use crate::core::table::{ConnId, Flags, Record};
 use crate::error::{CloseReason, Timeout};
@@ -43,9 +43,10 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         self.call_idle(handler, id);
         // The usual end of a message: idle as before it, and nothing to do.
         let record = self.shared.table.at(id.index());
+        let facts = record.quiet_facts();
         if !record.is_quiet() {
             self.settle(handler, id);
-        } else if record.quiet_facts() != record.clocks.facts() {
+        } else if facts != record.clocks.facts() && !self.settle_plain(id, facts) {
             self.resettle(handler, id);
         }
     }
@@ -83,6 +84,9 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let record = self.shared.table.at(id.index());
         if record.flags.has(UNUSUAL) || record.requests >= requests_max {
             self.act(handler, id);
+            if self.shared.table.at(id.index()).flags.has(Flags::REAPED) {
+                return;
+            }
         }
         let record = self.shared.table.at(id.index());
         if record.state() == State::Connected && record.facts().at_rest() {
@@ -90,6 +94,28 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             self.call_idle(handler, id);
         }
         self.resettle(handler, id);
+    }
+
+    /// [`Reactor::settle`] for an accepted connection.
+    pub(super) fn settle_accepted(&mut self, handler: &mut H, id: ConnId) {
+        let record = self.shared.table.at(id.index());
+        let facts = record.quiet_facts();
+        if !record.is_quiet() || !self.settle_plain(id, facts) {
+            self.guard(handler, |reactor, handler| reactor.settle(handler, id));
+        }
+    }
+
+    /// [`Reactor::resettle`] for a quiet connection that only waits for its peer. Returns whether
+    /// it is one.
+    #[inline]
+    fn settle_plain(&mut self, id: ConnId, facts: Facts) -> bool {
+        let Some(deadline) = facts.plain() else { return false };
+        let Shared { table, profiles, now, .. } = &mut self.shared;
+        let record = table.at(id.index());
+        record.clocks.run_only(deadline, facts, *now);
+        let at = record.clocks.due(deadline, record.periods(profiles));
+        self.shared.arm(id, at);
+        true
     }
 
     /// Lets the deadlines of the connection's state run, and queues it if there is more to do.
