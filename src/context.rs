@@ -553,20 +553,23 @@ impl Shared {
     #[inline]
     pub(crate) fn arm(&mut self, id: ConnId, at: Instant) {
         let key = Key::Conn(id.index() as u32);
-        let comes_by_then = self
-            .wheel
-            .tick_of(key)
-            .is_some_and(|tick| tick.saturating_mul(TICK_NANOS) <= at.as_nanos());
+        let entry = self.wheel.tick_of(key);
+        let comes_by_then =
+            entry.is_some_and(|tick| tick.saturating_mul(TICK_NANOS) <= at.as_nanos());
         if !comes_by_then && at < Instant::FAR_FUTURE {
-            self.wheel.schedule(key, self.tick_of(at));
+            let tick = self.tick_of(at);
+            // One that is due already must not be put off: who is touched in every turn would never
+            // be late.
+            if entry.is_none_or(|entry| tick < entry) {
+                self.wheel.schedule(key, tick);
+            }
         }
     }
 
     /// The first tick that is not before `at`, and not before the next one: what is armed while
     /// deadlines are served waits for another turn.
     fn tick_of(&self, at: Instant) -> u64 {
-        (at.as_nanos().saturating_add(TICK_NANOS - 1) / TICK_NANOS)
-            .max(self.tick().saturating_add(1))
+        at.as_nanos().div_ceil(TICK_NANOS).max(self.tick().saturating_add(1))
     }
 
     /// The latest tick that has come.

@@ -475,10 +475,10 @@ impl Clocks {
     }
 
     /// Puts the next look at queued output off: by a sixty-fourth of how long it has been queued,
-    /// not less than a tick and not more than a sixty-fourth of the write timeout. So progress that
+    /// not less than a tick and not more than a sixteenth of the write timeout. So progress that
     /// ends soon is dated to the tick, and a reader that is slow for long costs little.
     pub(crate) fn look_again(&mut self, queued_at: Instant, write: u64, now: Instant) {
-        let longest = (write / 64).max(FIRST_LOOK);
+        let longest = (write / 16).max(FIRST_LOOK);
         let pause = (now.nanos_since(queued_at) / 64).clamp(FIRST_LOOK, longest);
         self.set(Deadline::Look, now.after(pause));
     }

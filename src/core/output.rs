@@ -127,6 +127,9 @@ impl Output {
                 self.pieces.push_back(piece);
             }
         }
+        if self.is_empty() {
+            self.pieces = VecDeque::new();
+        }
     }
 
     /// Forgets everything and returns how much it was.
@@ -178,6 +181,9 @@ mod tests {
         let mut output = Output::default();
         output.push_copy(&[0; 100_000]);
         output.consume(100_000);
+        assert_eq!(output.pieces.capacity(), 0);
+        output.push_copy(&[0; 100_000]);
+        output.truncate(0);
         assert_eq!(output.pieces.capacity(), 0);
     }
 

@@ -100,7 +100,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     pub(super) fn settle_accepted(&mut self, handler: &mut H, id: ConnId) {
         let record = self.shared.table.at(id.index());
         let facts = record.quiet_facts();
-        if !record.is_quiet() || !self.settle_plain(id, facts) {
+        let plain = record.is_quiet() && record.requests == 0;
+        if !plain || !self.settle_plain(id, facts) {
             self.guard(handler, |reactor, handler| reactor.settle(handler, id));
         }
     }

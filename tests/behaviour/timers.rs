@@ -4,7 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
 
-use wheelhouse::{Config, Instant};
+use wheelhouse::{Config, Instant, Timeout};
 
 use crate::harness::{Scene, Script, What, World, assert_on_time, millis};
 
@@ -17,6 +17,8 @@ behaviours! {
         an_earlier_timer_replaces_a_later_one
         a_timer_in_the_past_comes_in_the_next_turn
         a_timer_in_the_far_future_never_comes
+        a_timer_set_in_every_turn_comes
+        a_timer_set_in_every_turn_puts_no_deadline_off
         a_timer_of_a_connection_that_closes_does_not_come
         a_timer_does_not_keep_a_connection_from_being_idle
         an_alarm_is_never_early
@@ -62,6 +64,40 @@ fn a_timer_is_never_early<W: World>(world: &mut W) {
         scene.wait(millis(30));
         assert_eq!(scene.script.count(number, What::Timer), 1, "it comes once");
     }
+}
+
+fn a_timer_set_in_every_turn_comes<W: World>(world: &mut W) {
+    let script = Script::echo().when_data(|conn, _, input| {
+        input.clear();
+        conn.set_timer(Instant::EPOCH);
+    });
+    let mut scene = Scene::new(world, Config::default(), script);
+    let (peer, number) = scene.enter();
+    let end = scene.now() + millis(300);
+    while scene.now() < end {
+        scene.try_send(peer, b"x");
+        scene.turn();
+    }
+    let rung = scene.script.count(number, What::Timer);
+    assert!(rung >= 10, "it came {rung} times in thirty ticks");
+}
+
+fn a_timer_set_in_every_turn_puts_no_deadline_off<W: World>(world: &mut W) {
+    // Not a whole number of ticks, so that the deadline lies between two.
+    let timeout = millis(205);
+    let script = Script::ignore().when_data(|conn, _, _| {
+        conn.set_timer(conn.now() + Duration::from_secs(10));
+    });
+    let mut config = Config::default();
+    config.timeouts.request = Some(timeout);
+    let mut scene = Scene::new(world, config, script);
+    let (peer, _) = scene.enter();
+    let start = scene.now();
+    while scene.script.closed.is_empty() && scene.now() < start + timeout + millis(500) {
+        scene.try_send(peer, b"x");
+        scene.turn();
+    }
+    scene.expect_timeout(Timeout::Request);
 }
 
 fn a_timer_that_was_cleared_does_not_come<W: World>(world: &mut W) {
