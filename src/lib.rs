@@ -118,6 +118,7 @@ mod core;
 mod error;
 mod handler;
 mod reactor;
+pub mod sim;
 mod time;
 
 pub use crate::address::{Address, AddressError, Target};

@@ -6,12 +6,24 @@
 
 mod harness;
 
-/// Runs behaviours in every world, and in those that have windows, resets and names. A new world is
-/// one line here.
+/// Runs behaviours in every world; in those that have windows, resets and names; in those of them
+/// that hint at a reset nobody reads; and in those whose time passes by itself. A new world is one
+/// line here.
 macro_rules! behaviours {
-    ($(everywhere { $($any:ident)* })? $(over_tcp { $($tcp:ident)* })?) => {
-        world!(tcp, crate::harness::Os::tcp(), $($($any)*)? $($($tcp)*)?);
-        world!(unix, crate::harness::Os::unix(), $($($any)*)?);
+    (
+        $(everywhere { $($any:ident)* })?
+        $(over_tcp { $($tcp:ident)* })?
+        $(with_hints { $($hinted:ident)* })?
+        $(in_real_time { $($real:ident)* })?
+    ) => {
+        world!(tcp, crate::harness::Os::tcp(),
+            $($($any)*)? $($($tcp)*)? $($($hinted)*)? $($($real)*)?);
+        world!(unix, crate::harness::Os::unix(), $($($any)*)? $($($real)*)?);
+        world!(sim_epoll, crate::harness::Sim::of(Epoll),
+            $($($any)*)? $($($tcp)*)? $($($hinted)*)?);
+        world!(sim_kqueue, crate::harness::Sim::of(Kqueue),
+            $($($any)*)? $($($tcp)*)? $($($hinted)*)?);
+        world!(sim_weakest, crate::harness::Sim::of(Weakest), $($($any)*)? $($($tcp)*)?);
     };
 }
 
@@ -19,6 +31,9 @@ macro_rules! behaviours {
 macro_rules! world {
     ($module:ident, $world:expr, $($behaviour:ident)*) => {
         mod $module {
+            #[allow(unused_imports)]
+            use wheelhouse::sim::Personality::{Epoll, Kqueue, Weakest};
+
             $(#[test]
             fn $behaviour() {
                 super::$behaviour(&mut $world);

@@ -30,7 +30,7 @@ use crate::time::Instant;
 ///
 /// It is edge-triggered, as mio promises it: after an event for a socket there need be no other
 /// until a call on that socket returned [`WouldBlock`](io::ErrorKind::WouldBlock), or, where
-/// [`SHORT_IO_DRAINS`](Backend::SHORT_IO_DRAINS), until a read or write was short. Events may be
+/// [`short_io_drains`](Backend::short_io_drains), until a read or write was short. Events may be
 /// spurious, merged, split, or arrive for a socket that has been closed; hints may be missing. The
 /// reactor registers each socket once, for reading and writing.
 pub trait Backend {
@@ -40,8 +40,9 @@ pub trait Backend {
     type Stream;
 
     /// Whether a read that did not fill its buffer has drained the socket, and a write that was not
-    /// taken whole has filled it, so that the next call need not be made to learn it.
-    const SHORT_IO_DRAINS: bool;
+    /// taken whole has filled it, so that the next call need not be made to learn it. It never
+    /// changes.
+    fn short_io_drains(&self) -> bool;
 
     /// The time. It never goes back.
     fn now(&mut self) -> Instant;
@@ -267,6 +268,10 @@ impl Token {
         }
     }
 
+    pub(crate) const fn to_bits(self) -> u64 {
+        self.0
+    }
+
     const fn to_mio(self) -> mio::Token {
         mio::Token(self.0 as usize)
     }
@@ -292,10 +297,29 @@ impl Readiness {
     /// A hint: the socket has an error.
     pub const ERROR: Self = Self(8);
 
+    pub(crate) const fn to_bits(self) -> u8 {
+        self.0
+    }
+
+    /// Nothing.
+    pub const NONE: Self = Self(0);
+
     /// Both of them.
     #[must_use]
     pub const fn and(self, other: Self) -> Self {
         Self(self.0 | other.0)
+    }
+
+    /// What is in both.
+    #[must_use]
+    pub const fn only(self, other: Self) -> Self {
+        Self(self.0 & other.0)
+    }
+
+    /// What is not in `other`.
+    #[must_use]
+    pub const fn except(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
     }
 
     /// Whether any of `other` is in.
@@ -346,6 +370,11 @@ impl Events {
     /// Whether there may be more where these came from.
     pub const fn is_full(&self) -> bool {
         self.list.len() >= self.capacity
+    }
+
+    /// How many there is room for.
+    pub const fn capacity(&self) -> usize {
+        self.capacity
     }
 
     /// How many there are.

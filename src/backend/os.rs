@@ -162,7 +162,10 @@ impl Backend for Os {
 
     /// mio names epoll and kqueue as systems where this holds; its poll backend must see each call
     /// that would block.
-    const SHORT_IO_DRAINS: bool = !cfg!(mio_unsupported_force_poll_poll);
+    #[inline]
+    fn short_io_drains(&self) -> bool {
+        !cfg!(mio_unsupported_force_poll_poll)
+    }
 
     #[inline]
     fn now(&mut self) -> Instant {

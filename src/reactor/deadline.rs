@@ -194,13 +194,14 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// Whether the last output leaves at the minimum rate: every byte that left buys its time.
     fn reckon_flush(&mut self, id: ConnId) -> bool {
         let left = self.left(id);
-        let rate = self.shared.bounds.flush_rate;
-        let record = self.shared.table.at(id.index());
+        let Shared { table, profiles, bounds, now, .. } = &mut self.shared;
+        let rate = bounds.flush_rate;
+        let record = table.at(id.index());
         let rare = record.rare_mut();
         let moved = left.saturating_sub(rare.left_at_flush);
         rare.left_at_flush = left.max(rare.left_at_flush);
         record.clocks.extend(Deadline::Flush, moved.saturating_mul(1_000_000_000) / rate);
-        moved > 0
+        record.clocks.due(Deadline::Flush, record.periods(profiles)) > *now
     }
 
     /// The greatest age is reached: the next request boundary ends the connection, or the end of

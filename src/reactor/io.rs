@@ -116,7 +116,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         match backend.read(stream, read_buffer, room) {
             Ok(count) if count > 0 => {
                 let drained =
-                    B::SHORT_IO_DRAINS && count < room && !record.flags.has(Flags::HANGUP);
+                    backend.short_io_drains() && count < room && !record.flags.has(Flags::HANGUP);
                 if drained {
                     record.flags.remove(Flags::READ_READY);
                 }
@@ -206,7 +206,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             let filled = record.output.front(&mut slices);
             let asked = slices[..filled].iter().map(|slice| slice.len()).sum();
             let result = backend.write_vectored(stream, &slices[..filled]);
-            let taken = note_write::<B>(record, asked, result, *now, counters);
+            let taken = note_write(backend, record, asked, result, *now, counters);
             record.output.consume(taken);
             budget = budget.saturating_sub(taken.max(1));
         }
@@ -244,7 +244,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
                 Ok(count) => {
                     budget = budget.saturating_sub(count);
                     record.clocks.touch_read(shared.now);
-                    let short = B::SHORT_IO_DRAINS && count < READ_BUDGET;
+                    let short = backend.short_io_drains() && count < READ_BUDGET;
                     if short && !record.flags.has(Flags::HANGUP) {
                         record.flags.remove(Flags::READ_READY);
                     }
@@ -375,7 +375,7 @@ fn send_scratch<B: Backend>(
         && let Some(stream) = stream
     {
         let result = backend.write(stream, scratch);
-        taken = note_write::<B>(record, scratch.len(), result, now, counters);
+        taken = note_write(backend, record, scratch.len(), result, now, counters);
     }
     if taken < scratch.len() {
         record.output.push_copy(&scratch[taken..]);
@@ -433,6 +433,7 @@ fn handle_read_error(record: &mut Record, error: io::Error) -> Read {
 /// Accounts for one write of `asked` bytes and returns how many the kernel took.
 #[inline]
 fn note_write<B: Backend>(
+    backend: &B,
     record: &mut Record,
     asked: usize,
     result: io::Result<usize>,
@@ -441,7 +442,7 @@ fn note_write<B: Backend>(
 ) -> usize {
     match result {
         Ok(taken) => {
-            if taken < asked && (B::SHORT_IO_DRAINS || taken == 0) {
+            if taken < asked && (backend.short_io_drains() || taken == 0) {
                 record.flags.remove(Flags::WRITE_READY);
             }
             record.bytes_out = record.bytes_out.wrapping_add(taken as u64);

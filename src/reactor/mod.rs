@@ -1,6 +1,7 @@
 //! The loop: waits, and lets everything that is due happen once per turn.
 
 mod accept;
+mod audit;
 mod deadline;
 mod dial;
 mod dispatch;
@@ -23,6 +24,7 @@ use bytes::BytesMut;
 use tracing::{info, warn};
 
 use self::accept::Listener;
+pub(crate) use self::audit::Holdings;
 use self::io::wants_reading;
 pub use self::mailbox::Handle;
 use self::mailbox::{Letter, Mailbox};

@@ -684,7 +684,7 @@ fn a_feeder_is_not_late_while_its_sink_reads_slowly<W: World>(world: &mut W) {
     let (feeder, _) = scene.enter();
     // More than leaves at once, and so slowly that the low mark is far.
     let pattern = pattern(MUCH);
-    let sent = scene.try_send(feeder, &pattern).unwrap();
+    let sent = fill(&mut scene, feeder, &pattern);
     let start = scene.now();
     let mut got = Vec::new();
     while scene.now() - start < millis(1_200) {

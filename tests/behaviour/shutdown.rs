@@ -16,7 +16,6 @@ behaviours! {
         the_handler_is_told_once_and_first
         nobody_is_kept_alive_during_a_shutdown
         a_handle_outlives_its_reactor
-        run_returns_the_handler_and_a_report
     }
     over_tcp {
         nobody_new_is_let_in
@@ -25,6 +24,9 @@ behaviours! {
         a_shutdown_does_not_wait_for_who_lingers
         two_calls_at_once_are_a_hard_stop
         a_second_call_from_elsewhere_is_a_hard_stop
+    }
+    in_real_time {
+        run_returns_the_handler_and_a_report
     }
 }
 

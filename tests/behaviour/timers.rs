@@ -210,7 +210,7 @@ fn a_timer_does_not_keep_a_connection_from_being_idle<W: World>(world: &mut W) {
     scene.send(peer, b"hello");
     scene.expect(peer, b"hello");
     let idle = scene.saw(number, What::Idle);
-    scene.expect_timeout(wheelhouse::Timeout::Idle);
+    scene.expect_timeout(Timeout::Idle);
     scene.assert_took(idle, millis(100));
     assert!(scene.script.count(number, What::Timer) > 2);
 }

@@ -8,6 +8,7 @@
 mod os;
 mod scene;
 mod script;
+mod sim;
 
 use std::time::Duration;
 
@@ -17,6 +18,7 @@ use wheelhouse::backend::Backend;
 pub(crate) use self::os::{Os, temporary_path};
 pub(crate) use self::scene::{PeerId, Scene, assert_on_time, assert_same};
 pub(crate) use self::script::{Script, What};
+pub(crate) use self::sim::Sim;
 
 pub(crate) const fn millis(millis: u64) -> Duration {
     Duration::from_millis(millis)
@@ -52,6 +54,9 @@ pub(crate) trait World {
     fn has_resets(&self) -> bool;
 
     fn backend(&mut self) -> Self::Backend;
+
+    /// Lets time pass, where it does not by itself, until something happens or `most` is over.
+    fn pass(&mut self, _most: Duration) {}
 
     /// Where a server may listen that nobody else uses.
     fn address(&mut self) -> Address;

@@ -50,6 +50,7 @@ impl<W: World> Scene<'_, W> {
     }
 
     pub(crate) fn try_turn(&mut self) -> io::Result<()> {
+        self.world.pass(PULSE);
         let outcome = self.reactor.turn(&mut self.script, Some(PULSE));
         assert!(self.script.faults.is_empty(), "{:?}", self.script.faults);
         outcome

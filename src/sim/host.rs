@@ -1,0 +1,484 @@
+//! A machine of the simulated world, as the reactor on it sees it.
+
+use std::cell::RefCell;
+use std::io::{self, IoSlice};
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use bytes::BytesMut;
+
+use super::fault::{self, Call};
+use super::net::{BOTH, Holder, Net, Notice, Personality, Socket};
+use crate::address::Address;
+use crate::backend::{Backend, Event, Events, Readiness, Token, Wake};
+use crate::config::{ListenConfig, SocketOptions};
+use crate::time::Instant;
+
+/// How far the coarse clock lies behind at most: a tick of a kernel with 250 of them in a second.
+const COARSE_NANOS: u64 = 4_000_000;
+
+/// How long a look-up takes unless it is told otherwise.
+const LOOKUP: Duration = Duration::from_millis(1);
+
+/// A simulated machine with one process on it: the [`Backend`] of one reactor.
+///
+/// Waiting neither blocks nor lets time pass: [`Sim`](super::Sim) does that, or whoever turns the
+/// reactor, by [`Sim::pass`](super::Sim::pass).
+#[derive(Debug)]
+pub struct Host {
+    net: Rc<RefCell<Net>>,
+    machine: usize,
+    woken: Arc<Woken>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Woken(AtomicBool);
+
+impl Woken {
+    pub(super) fn is_set(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
+}
+
+impl Wake for Woken {
+    fn wake(&self) -> io::Result<()> {
+        self.0.store(true, Ordering::Release);
+        Ok(())
+    }
+}
+
+/// A listening socket of a [`Host`].
+#[derive(Debug)]
+pub struct HostListener {
+    net: Rc<RefCell<Net>>,
+    index: usize,
+}
+
+/// A socket of a [`Host`].
+#[derive(Debug)]
+pub struct HostStream {
+    net: Rc<RefCell<Net>>,
+    socket: Socket,
+    fd: u32,
+    reset: bool,
+}
+
+impl Drop for HostListener {
+    fn drop(&mut self) {
+        self.net.borrow_mut().close_listener(self.index);
+    }
+}
+
+impl Drop for HostStream {
+    fn drop(&mut self) {
+        self.net.borrow_mut().close(self.socket, self.reset);
+    }
+}
+
+impl Host {
+    pub(super) fn new(net: Rc<RefCell<Net>>, machine: usize) -> Self {
+        Self { net, machine, woken: Arc::default() }
+    }
+
+    pub(super) const fn machine(&self) -> usize {
+        self.machine
+    }
+
+    pub(super) fn woken(&self) -> Arc<Woken> {
+        Arc::clone(&self.woken)
+    }
+
+    fn enter(&self, call: Call) -> io::Result<()> {
+        match self.net.borrow_mut().enter(self.machine, call) {
+            Some(errno) => Err(io::Error::from_raw_os_error(errno)),
+            None => Ok(()),
+        }
+    }
+
+    fn adopt_socket(&self, socket: Socket, fd: u32) -> HostStream {
+        let mut net = self.net.borrow_mut();
+        net.set_fd(socket, fd);
+        HostStream { net: Rc::clone(&self.net), socket, fd, reset: false }
+    }
+
+    /// The end of a read or write: what failed, and what that leaves behind.
+    fn transfer<T>(
+        &self,
+        call: Call,
+        stream: &HostStream,
+        ready: Readiness,
+        transfer: impl FnOnce(&mut Net) -> Result<T, i32>,
+    ) -> io::Result<T> {
+        let net = &mut *self.net.borrow_mut();
+        let notice = Notice::Socket(stream.socket);
+        let result = match net.enter(self.machine, call) {
+            Some(libc::EAGAIN) => {
+                net.arm(stream.socket, ready);
+                net.notify_later(notice, ready);
+                return Err(io::ErrorKind::WouldBlock.into());
+            }
+            Some(errno) => {
+                if fault::is_fatal(errno) {
+                    net.kill(stream.socket);
+                }
+                Err(errno)
+            }
+            None => transfer(net),
+        };
+        result.map_err(|errno| {
+            if errno == libc::EAGAIN {
+                net.arm(stream.socket, ready);
+            }
+            io::Error::from_raw_os_error(errno)
+        })
+    }
+
+    fn write_slices(&self, stream: &HostStream, slices: &[&[u8]]) -> io::Result<usize> {
+        let (machine, socket) = (self.machine, stream.socket);
+        let drains = self.short_io_drains();
+        self.transfer(Call::Write, stream, Readiness::WRITABLE, |net| {
+            let total: usize = slices.iter().map(|slice| slice.len()).sum();
+            let mut max = usize::MAX;
+            if total > 1 && net.chance(machine, |faults| faults.short_write) {
+                max = 1 + net.random.below(total as u64 - 1) as usize;
+            }
+            let taken = net.write(socket, slices, max)?;
+            net.note(0x20, taken as u64);
+            if taken < total && max < total && drains {
+                net.notify_later(Notice::Socket(socket), Readiness::WRITABLE);
+            }
+            Ok(taken)
+        })
+    }
+
+    /// One wait's worth of events, before faults.
+    fn collect(&self, net: &mut Net, most: usize) -> Vec<Event> {
+        let mut list = Vec::new();
+        while list.len() < most
+            && let Some(notice) = net.machines[self.machine].notices.pop_front()
+        {
+            let Some((token, said)) = net.take_notice(notice) else { continue };
+            let said = self.twist(net, said);
+            list.extend(
+                said.into_iter()
+                    .filter(|ready| *ready != Readiness::NONE)
+                    .map(|ready| Event { token, ready }),
+            );
+        }
+        list
+    }
+
+    /// An event as a system might tell it that keeps its promises barely.
+    fn twist(&self, net: &mut Net, said: [Readiness; 2]) -> [Readiness; 2] {
+        let mut said = said;
+        if net.chance(self.machine, |faults| faults.missing_hint) {
+            // An error or hang-up without its hint is still something to read.
+            said = said.map(|ready| ready.only(BOTH));
+        }
+        if said[1] == Readiness::NONE && net.chance(self.machine, |faults| faults.split_event) {
+            let writing = said[0].only(Readiness::WRITABLE);
+            let reading = said[0].except(Readiness::WRITABLE);
+            said = if net.random.below(2) == 0 { [reading, writing] } else { [writing, reading] };
+        }
+        said
+    }
+
+    fn announce(&self, net: &mut Net, list: &mut Vec<Event>, most: usize) {
+        let machine = &mut net.machines[self.machine];
+        machine.announced.clear();
+        while list.len() < most
+            && let Some(answer) = machine.answers.pop_front()
+        {
+            list.push(Event { token: answer.0, ready: Readiness::NONE });
+            machine.announced.push(answer);
+        }
+    }
+
+    fn add_spurious(&self, net: &mut Net, list: &mut Vec<Event>, most: usize) {
+        let mut count = usize::from(net.chance(self.machine, |faults| faults.spurious_event));
+        if net.chance(self.machine, |faults| faults.full_batch) {
+            count = most;
+        }
+        while count > 0 && list.len() < most {
+            count -= 1;
+            let Some(token) = net.any_token(self.machine) else { return };
+            let ready = match net.random.below(3) {
+                0 => Readiness::READABLE,
+                1 => Readiness::WRITABLE,
+                _ => BOTH,
+            };
+            list.push(Event { token, ready });
+        }
+    }
+}
+
+impl Backend for Host {
+    type Listener = HostListener;
+    type Stream = HostStream;
+
+    fn short_io_drains(&self) -> bool {
+        self.net.borrow().machines[self.machine].personality != Personality::Weakest
+    }
+
+    fn now(&mut self) -> Instant {
+        self.net.borrow_mut().host_now(self.machine)
+    }
+
+    fn coarse_now(&mut self) -> Instant {
+        let now = self.now().as_nanos();
+        Instant::from_nanos(now - now % COARSE_NANOS)
+    }
+
+    fn entropy(&mut self) -> u64 {
+        self.net.borrow_mut().random.next()
+    }
+
+    fn wait(&mut self, events: &mut Events, timeout: Option<Duration>) -> io::Result<()> {
+        events.clear();
+        let interrupted = self.enter(Call::Wait);
+        let net = &mut *self.net.borrow_mut();
+        let now = net.now;
+        net.machines[self.machine].resumed = false;
+        net.machines[self.machine].wakes_at = timeout.map_or(Instant::FAR_FUTURE, |it| now + it);
+        interrupted?;
+        let mut most = events.capacity();
+        if net.chance(self.machine, |faults| faults.small_batch) {
+            most = 1 + net.random.below(3) as usize;
+        }
+        // Room for the waker and for what comes as two.
+        let mut list = self.collect(net, most.saturating_sub(2).max(1));
+        self.announce(net, &mut list, most);
+        self.add_spurious(net, &mut list, most.saturating_sub(1));
+        if net.chance(self.machine, |faults| faults.reordered) {
+            net.random.shuffle(&mut list);
+        }
+        if self.woken.0.swap(false, Ordering::AcqRel) {
+            list.push(Event { token: Token::WAKER, ready: Readiness::READABLE });
+        }
+        if !list.is_empty() {
+            net.machines[self.machine].progress += 1;
+        }
+        for event in list {
+            net.note(0x21, event.token.to_bits() ^ u64::from(event.ready.to_bits()));
+            events.push(event);
+        }
+        Ok(())
+    }
+
+    fn waker(&mut self) -> Arc<dyn Wake> {
+        self.woken()
+    }
+
+    fn descriptor_limit(&mut self) -> usize {
+        self.net.borrow().machines[self.machine].fds_max
+    }
+
+    fn bind(
+        &mut self,
+        address: &Address,
+        listen: &ListenConfig,
+        _options: &SocketOptions,
+    ) -> io::Result<HostListener> {
+        let net = &mut *self.net.borrow_mut();
+        let holder = Holder::Host(self.machine);
+        let address = match address.ip() {
+            Some(addr) if addr.port() == 0 => {
+                let port = net.port_of(holder).ip().map_or(0, |addr| addr.port());
+                Address::Ip((addr.ip(), port).into())
+            }
+            _ => address.clone(),
+        };
+        if net.listeners.iter().any(|(_, listener)| listener.address == address) {
+            return Err(io::Error::from_raw_os_error(libc::EADDRINUSE));
+        }
+        let fd = net.take_fd(self.machine).ok_or_else(no_descriptor)?;
+        let index = net.listen(holder, address, listen.backlog as usize, Some(fd));
+        Ok(HostListener { net: Rc::clone(&self.net), index })
+    }
+
+    fn adopt(&mut self, _fd: OwnedFd, _options: &SocketOptions) -> io::Result<HostListener> {
+        Err(io::Error::new(io::ErrorKind::Unsupported, "nothing is inherited in a simulation"))
+    }
+
+    fn listener_addr(&mut self, listener: &HostListener) -> io::Result<Address> {
+        Ok(self.net.borrow().listeners[listener.index].address.clone())
+    }
+
+    fn register_listener(&mut self, listener: &mut HostListener, token: Token) -> io::Result<()> {
+        let net = &mut *self.net.borrow_mut();
+        net.listeners[listener.index].token = Some(token);
+        Ok(())
+    }
+
+    fn reregister_listener(&mut self, listener: &mut HostListener, token: Token) -> io::Result<()> {
+        self.enter(Call::Reregister)?;
+        let net = &mut *self.net.borrow_mut();
+        net.listeners[listener.index].token = Some(token);
+        net.arm_listener(listener.index);
+        if !net.listeners[listener.index].queue.is_empty() {
+            net.notify_listener(listener.index);
+        }
+        Ok(())
+    }
+
+    fn accept(&mut self, listener: &mut HostListener) -> io::Result<(HostStream, Address)> {
+        if let Err(error) = self.enter(Call::Accept) {
+            let net = &mut *self.net.borrow_mut();
+            match error.raw_os_error() {
+                Some(libc::EAGAIN) => {
+                    net.arm_listener(listener.index);
+                    net.notify_later(Notice::Listener(listener.index), Readiness::READABLE);
+                }
+                Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM | libc::EINTR) => {}
+                // accept(2): the error is that of a connection, which is gone.
+                _ => {
+                    if let Some(socket) = net.take_waiting(listener.index) {
+                        net.close(socket, true);
+                    }
+                }
+            }
+            return Err(error);
+        }
+        let mut net = self.net.borrow_mut();
+        if net.listeners[listener.index].queue.is_empty() {
+            net.arm_listener(listener.index);
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        let fd = net.take_fd(self.machine).ok_or_else(no_descriptor)?;
+        let socket = net.take_waiting(listener.index).ok_or(io::ErrorKind::WouldBlock)?;
+        let peer = net.address(socket.far());
+        drop(net);
+        Ok((self.adopt_socket(socket, fd), peer))
+    }
+
+    fn connect(&mut self, address: &Address, options: &SocketOptions) -> io::Result<HostStream> {
+        self.enter(Call::Connect)?;
+        let mut net = self.net.borrow_mut();
+        let fd = net.take_fd(self.machine).ok_or_else(no_descriptor)?;
+        let holder = Holder::Host(self.machine);
+        let from = net.port_of(holder);
+        let socket = net.dial(holder, from, address);
+        net.set_user_timeout(socket, options.user_timeout);
+        drop(net);
+        Ok(self.adopt_socket(socket, fd))
+    }
+
+    fn register(&mut self, stream: &mut HostStream, token: Token) -> io::Result<()> {
+        self.enter(Call::Register)?;
+        self.net.borrow_mut().register(stream.socket, token, stream.fd);
+        Ok(())
+    }
+
+    fn is_connected(&mut self, stream: &mut HostStream) -> io::Result<bool> {
+        if let Err(error) = self.enter(Call::IsConnected) {
+            self.net.borrow_mut().kill(stream.socket);
+            return Err(error);
+        }
+        let net = &mut *self.net.borrow_mut();
+        let connected = net.is_connected(stream.socket).map_err(io::Error::from_raw_os_error);
+        if matches!(connected, Ok(false)) {
+            net.arm(stream.socket, BOTH);
+        }
+        connected
+    }
+
+    fn local_addr(&mut self, stream: &HostStream) -> io::Result<Address> {
+        self.enter(Call::LocalAddr)?;
+        Ok(self.net.borrow().address(stream.socket))
+    }
+
+    fn take_error(&mut self, stream: &mut HostStream) -> io::Result<Option<io::Error>> {
+        self.enter(Call::TakeError)?;
+        let errno = self.net.borrow_mut().take_error(stream.socket);
+        Ok(errno.map(io::Error::from_raw_os_error))
+    }
+
+    fn read(
+        &mut self,
+        stream: &mut HostStream,
+        buffer: &mut BytesMut,
+        max: usize,
+    ) -> io::Result<usize> {
+        let (machine, socket) = (self.machine, stream.socket);
+        let drains = self.short_io_drains();
+        let max = max.min(buffer.capacity() - buffer.len());
+        self.transfer(Call::Read, stream, Readiness::READABLE, |net| {
+            let there = net.readable(socket).min(max);
+            let mut most = max;
+            if there > 1 && net.chance(machine, |faults| faults.short_read) {
+                most = 1 + net.random.below(there as u64 - 1) as usize;
+            }
+            let bytes = net.read(socket, most)?;
+            net.note(0x22, bytes.len() as u64);
+            if most < there && drains {
+                net.notify_later(Notice::Socket(socket), Readiness::READABLE);
+            }
+            buffer.extend_from_slice(&bytes);
+            Ok(bytes.len())
+        })
+    }
+
+    fn write(&mut self, stream: &mut HostStream, bytes: &[u8]) -> io::Result<usize> {
+        self.write_slices(stream, &[bytes])
+    }
+
+    fn write_vectored(
+        &mut self,
+        stream: &mut HostStream,
+        slices: &[IoSlice<'_>],
+    ) -> io::Result<usize> {
+        let slices: Vec<&[u8]> = slices.iter().map(|slice| &**slice).collect();
+        self.write_slices(stream, &slices)
+    }
+
+    fn unsent(&mut self, stream: &HostStream) -> Option<u64> {
+        Some(self.net.borrow().unsent(stream.socket))
+    }
+
+    fn finish(&mut self, stream: &mut HostStream) -> io::Result<()> {
+        self.enter(Call::Finish)?;
+        self.net.borrow_mut().finish(stream.socket).map_err(io::Error::from_raw_os_error)
+    }
+
+    fn close(&mut self, mut stream: HostStream, reset: bool) {
+        stream.reset = reset;
+        self.net.borrow_mut().machines[self.machine].progress += 1;
+    }
+
+    fn close_listener(&mut self, listener: HostListener) {
+        drop(listener);
+    }
+
+    fn resolve(&mut self, host: &str, port: u16, token: Token) -> io::Result<()> {
+        self.enter(Call::Resolve)?;
+        let net = &mut *self.net.borrow_mut();
+        let (answer, after) = match net.names.get(host) {
+            Some(name) => (name.answer.clone(), name.after),
+            None => (Err(libc::EADDRNOTAVAIL), Some(LOOKUP)),
+        };
+        let answer = answer.map_err(io::Error::from_raw_os_error).map(|addresses| {
+            let with_port = |address: Address| match address.ip() {
+                Some(addr) if addr.port() == 0 => Address::Ip((addr.ip(), port).into()),
+                _ => address,
+            };
+            addresses.into_iter().map(with_port).collect()
+        });
+        if let Some(after) = after {
+            net.answer_later(self.machine, token, answer, after);
+        }
+        Ok(())
+    }
+
+    fn resolved(&mut self, token: Token) -> Option<io::Result<Vec<Address>>> {
+        let announced = &mut self.net.borrow_mut().machines[self.machine].announced;
+        let index = announced.iter().position(|(it, _)| *it == token)?;
+        Some(announced.swap_remove(index).1)
+    }
+}
+
+fn no_descriptor() -> io::Error {
+    io::Error::from_raw_os_error(libc::EMFILE)
+}

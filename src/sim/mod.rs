@@ -1,0 +1,778 @@
+//! A world to test handlers in: virtual time, a network in memory, and faults from a seed.
+//!
+//! The reactor, its deadlines and the handler are those that run in production; only the sockets
+//! and the clock are made up. A test of a thirty-second timeout takes microseconds, needs no
+//! thread, port or sleep, and ends the same way every time.
+//!
+//! ```
+//! use std::time::Duration;
+//! use bytes::BytesMut;
+//! use wheelhouse::sim::{End, Sim};
+//! use wheelhouse::{CloseReason, Config, Conn, Handler, Timeout};
+//!
+//! struct Echo;
+//!
+//! impl Handler for Echo {
+//!     type Session = ();
+//!
+//!     fn on_open(&mut self, _: &mut Conn<'_>) -> Option<()> {
+//!         Some(())
+//!     }
+//!
+//!     fn on_data(&mut self, conn: &mut Conn<'_>, _: &mut (), input: &mut BytesMut) {
+//!         conn.write(input);
+//!         input.clear();
+//!     }
+//! }
+//!
+//! let mut config = Config::default();
+//! config.timeouts.idle = Some(Duration::from_secs(30));
+//! let mut sim = Sim::new(7);
+//! let server = sim.serve("10.0.0.1:7", config, Echo);
+//!
+//! let peer = sim.connect(server.address());
+//! peer.send(b"hi");
+//! sim.settle();
+//! peer.expect(b"hi");
+//!
+//! sim.advance(Duration::from_millis(29_990));
+//! assert!(peer.is_open());
+//! sim.advance(Duration::from_millis(20));
+//! assert_eq!(peer.closed(), Some(End::Fin));
+//! assert_eq!(server.take_closed()[0].reason, CloseReason::Timeout(Timeout::Idle));
+//! sim.assert_clean();
+//! ```
+//!
+//! # The three ways
+//!
+//! - *Scripted*, as above: [`Sim`] is the world, [`Peer`]s do what the test says, and single
+//!   failures are ordered with [`Sim::fail`].
+//! - [`swarm`] runs a scenario under many seeds, each with faults of its own, checks what must hold
+//!   after every turn, then stops the faults and demands that everything ends.
+//! - [`torture`] runs a scenario once, and then once for every call that the reactor made and every
+//!   error that the call can return.
+//!
+//! `docs/testing.md` goes through all three.
+//!
+//! # What is checked
+//!
+//! After every turn of a reactor made by [`Sim::serve`] or [`Sim::spawn`]: callbacks come in the
+//! order that [`Handler`] promises; a connection has a session and, once it
+//! is open, a stream; descriptors are those of listeners and streams; what is left to do is queued;
+//! the wheel comes up for every deadline in time; nothing ended early; buffers keep their limits;
+//! turns without progress do not follow each other.
+//!
+//! # What is not modelled
+//!
+//! Loss and reordering below TCP are seen only as time: a partition holds segments back and sends
+//! them again with growing pauses. Keepalive probes, urgent data and Nagle's algorithm are left
+//! out.
+
+mod fault;
+mod host;
+mod net;
+mod peer;
+mod random;
+mod run;
+mod watch;
+
+use std::cell::{Ref, RefCell};
+use std::fmt;
+use std::net::IpAddr;
+use std::rc::Rc;
+use std::time::Duration;
+
+pub use self::fault::{Call, Faults};
+pub use self::host::{Host, HostListener, HostStream};
+pub use self::net::{End, Link, Personality};
+use self::net::{FDS_FIXED, Holder, Name, Net};
+pub use self::peer::{Door, Peer};
+pub use self::run::{Summary, swarm, torture};
+pub use self::watch::Watched;
+use crate::address::Address;
+use crate::config::Config;
+use crate::context::Context;
+use crate::core::stats::Stats;
+use crate::error::Closed;
+use crate::handler::Handler;
+use crate::reactor::{Handle, Reactor};
+use crate::time::Instant;
+
+/// Turns in a row that change nothing before that counts as spinning.
+const IDLE_TURNS_MAX: u32 = 3;
+
+/// Up to so many connections every one is checked after every turn, beyond that not every turn.
+const CHECKED_EACH_TURN: usize = 64;
+
+/// Steps without time passing before that counts as spinning too.
+const STEPS_AT_ONCE_MAX: u64 = 1_000_000;
+
+/// How long everything may take to end once nothing goes wrong any more.
+const CONVERGENCE: Duration = Duration::from_secs(2 * 3_600);
+
+/// A simulated world: its time, its network, and the reactors in it.
+///
+/// Nothing happens by itself: [`advance`](Sim::advance), [`settle`](Sim::settle) and
+/// [`step`](Sim::step) let time pass and reactors turn. The same seed and the same calls give the
+/// same run, to the last event; [`trace_hash`](Sim::trace_hash) says whether it was.
+///
+/// # Panics
+///
+/// Whatever lets time pass panics if a check fails.
+pub struct Sim {
+    net: Rc<RefCell<Net>>,
+    nodes: Vec<Rc<RefCell<dyn Turns>>>,
+    seed: u64,
+    personality: Personality,
+    faults: Faults,
+    turns: u64,
+    steps_at_once: u64,
+}
+
+impl fmt::Debug for Sim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sim")
+            .field("seed", &self.seed)
+            .field("now", &self.now())
+            .field("turns", &self.turns)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The making of a world.
+impl Sim {
+    /// A world whose chances follow from `seed`. Nothing goes wrong in it until it is told to.
+    pub fn new(seed: u64) -> Self {
+        Self {
+            net: Rc::new(RefCell::new(Net::new(seed))),
+            nodes: Vec::new(),
+            seed,
+            personality: Personality::Epoll,
+            faults: Faults::NONE,
+            turns: 0,
+            steps_at_once: 0,
+        }
+    }
+
+    /// The seed it was made from.
+    pub const fn seed(&self) -> u64 {
+        self.seed
+    }
+
+    /// The kind of readiness that hosts made from here on report; [`Personality::Epoll`] at first.
+    pub const fn set_personality(&mut self, personality: Personality) {
+        self.personality = personality;
+    }
+
+    /// A machine at `ip`, for a reactor that the test makes and turns itself; see
+    /// [`pass`](Sim::pass).
+    ///
+    /// # Panics
+    ///
+    /// If `ip` is no IP address.
+    pub fn host(&mut self, ip: &str) -> Host {
+        let ip = ip.parse().expect("an IP address");
+        let mut net = self.net.borrow_mut();
+        let machine = net.add_machine(ip, self.personality);
+        net.machines[machine].faults = self.faults;
+        drop(net);
+        Host::new(Rc::clone(&self.net), machine)
+    }
+
+    /// A server: a machine of its own with a reactor that listens on `address`.
+    ///
+    /// # Panics
+    ///
+    /// If `address` is no IP address with a port, or something listens there.
+    pub fn serve<H: Handler + 'static>(
+        &mut self,
+        address: &str,
+        config: Config,
+        handler: H,
+    ) -> Server<H> {
+        let address: Address = address.parse().expect("an IP address and a port");
+        let ip = address.ip().expect("an IP address and a port").ip();
+        self.spawn(&ip.to_string(), config, handler, |reactor| {
+            reactor.listen(address).expect("the address is free");
+        })
+    }
+
+    /// A machine at `ip` with a reactor that the world turns. `set_up` may let it listen and dial.
+    ///
+    /// # Panics
+    ///
+    /// If `ip` is no IP address, or the configuration is refused.
+    pub fn spawn<H: Handler + 'static>(
+        &mut self,
+        ip: &str,
+        config: Config,
+        handler: H,
+        set_up: impl FnOnce(&mut Reactor<Watched<H>, Host>),
+    ) -> Server<H> {
+        let host = self.host(ip);
+        let machine = host.machine();
+        let woken = host.woken();
+        let bounded = is_bounded(&config);
+        let handler = Watched::new(handler, &self.net, machine, config.timeouts.clone());
+        let mut reactor = Reactor::with_backend(config, host).expect("the configuration is right");
+        set_up(&mut reactor);
+        let node = Node {
+            reactor: Some(reactor),
+            handler,
+            machine,
+            woken,
+            bounded,
+            wakes_at: Instant::EPOCH,
+            progress: 0,
+            idle_turns: 0,
+            turned_at: Instant::EPOCH,
+            stats: None,
+            failure: None,
+        };
+        let node = Rc::new(RefCell::new(node));
+        self.nodes.push(Rc::clone(&node) as Rc<RefCell<dyn Turns>>);
+        Server { node, net: Rc::clone(&self.net), machine }
+    }
+
+    /// A peer that dials `server`.
+    pub fn connect(&mut self, server: impl Into<Address>) -> Peer {
+        let mut net = self.net.borrow_mut();
+        let from = net.port_of(Holder::Peer);
+        let socket = net.dial(Holder::Peer, from, &server.into());
+        drop(net);
+        Peer::new(&self.net, socket)
+    }
+
+    /// A peer that dials `server` from an address of its own.
+    pub fn connect_from(&mut self, from: impl Into<Address>, server: impl Into<Address>) -> Peer {
+        let socket = self.net.borrow_mut().dial(Holder::Peer, from.into(), &server.into());
+        Peer::new(&self.net, socket)
+    }
+
+    /// A peer that dials `server` and has a receive buffer of `window` bytes.
+    pub fn connect_with_window(&mut self, server: impl Into<Address>, window: usize) -> Peer {
+        let peer = self.connect(server);
+        peer.set_window(window);
+        peer
+    }
+
+    /// A place at `address` where reactors find somebody to dial, with a backlog of so many.
+    pub fn open(&mut self, address: impl Into<Address>, backlog: usize) -> Door {
+        Door::new(&self.net, address.into(), backlog)
+    }
+
+    /// The address of peers: who dials it where no [`Door`] is open is refused. Whoever dials an
+    /// address that nobody has hears nothing.
+    pub fn peers_ip(&self) -> IpAddr {
+        self.net.borrow().peers_ip
+    }
+
+    /// How connections made from here on reach each other, where nothing else is said.
+    pub fn set_link(&mut self, link: Link) {
+        self.net.borrow_mut().link = link;
+    }
+
+    /// How connections between two machines made from here on reach each other.
+    pub fn set_link_between(&mut self, a: IpAddr, b: IpAddr, link: Link) {
+        self.net.borrow_mut().set_link(a, b, link);
+    }
+
+    /// The bytes that the socket buffers of connections made from here on hold, for sending and
+    /// for receiving: 256 KiB and 128 KiB at first.
+    pub fn set_buffers(&mut self, send: usize, receive: usize) {
+        self.net.borrow_mut().buffers = net::Buffers { send, receive };
+    }
+
+    /// What a look-up of `name` finds, and how long it takes. Addresses with port 0 get the port
+    /// that is dialled.
+    pub fn set_name(&mut self, name: &str, addresses: Vec<Address>, after: Duration) {
+        let name_of = Name { answer: Ok(addresses), after: Some(after) };
+        self.net.borrow_mut().names.insert(name.into(), name_of);
+    }
+
+    /// Lets look-ups of `name` fail with `errno`, or never end if that is `None`.
+    pub fn fail_name(&mut self, name: &str, errno: Option<i32>) {
+        let name_of = Name {
+            answer: Err(errno.unwrap_or(libc::ETIMEDOUT)),
+            after: errno.map(|_| Duration::from_millis(1)),
+        };
+        self.net.borrow_mut().names.insert(name.into(), name_of);
+    }
+}
+
+/// Accidents.
+impl Sim {
+    /// Lets things go wrong at these rates, on all hosts there are and will be.
+    pub fn set_faults(&mut self, faults: Faults) {
+        self.faults = faults;
+        for machine in &mut self.net.borrow_mut().machines {
+            machine.faults = faults;
+        }
+    }
+
+    /// The rates at which things go wrong.
+    pub const fn faults(&self) -> Faults {
+        self.faults
+    }
+
+    /// Lets the call of this kind fail with `errno` that comes after `after` others.
+    pub fn fail(&mut self, call: Call, after: u64, errno: i32) {
+        self.net.borrow_mut().fail(call, after, errno);
+    }
+
+    /// Holds back whatever two machines send each other, until [`repair`](Sim::repair).
+    pub fn partition(&mut self, a: IpAddr, b: IpAddr) {
+        self.net.borrow_mut().set_cut(a, b, true);
+    }
+
+    /// Ends a [`partition`](Sim::partition): what was held back arrives when it is sent again.
+    pub fn repair(&mut self, a: IpAddr, b: IpAddr) {
+        self.net.borrow_mut().set_cut(a, b, false);
+    }
+
+    /// Lets every host's clock jump ahead, as after a suspension.
+    pub fn jump_clocks(&mut self, ahead: Duration) {
+        let mut net = self.net.borrow_mut();
+        for machine in 0..net.machines.len() {
+            net.jump(machine, ahead);
+        }
+    }
+
+    /// What keeps a callback busy for a while when it calls it: the time passes, and what is on its
+    /// way arrives meanwhile.
+    pub fn stall(&self) -> impl Fn(Duration) + use<> {
+        let net = Rc::clone(&self.net);
+        move |duration| {
+            let mut net = net.borrow_mut();
+            let until = net.now + duration;
+            net.run_until(until);
+        }
+    }
+
+    /// How many faults there were so far.
+    pub fn faults_injected(&self) -> u64 {
+        self.net.borrow().tally.faults
+    }
+}
+
+/// Time.
+impl Sim {
+    /// The time of the world. Hosts' clocks may differ from it.
+    pub fn now(&self) -> Instant {
+        self.net.borrow().now
+    }
+
+    /// Lets so much time pass, and everything happen in it.
+    pub fn advance(&mut self, duration: Duration) {
+        let until = self.now() + duration;
+        while self.step_until(until) {}
+        self.net.borrow_mut().run_until(until);
+    }
+
+    /// Lets everything happen that is on its way: until nothing travels, and every reactor waits
+    /// for something that is not. Deadlines and what a script does later are left to
+    /// [`advance`](Sim::advance).
+    pub fn settle(&mut self) {
+        loop {
+            let next = {
+                let net = self.net.borrow();
+                if net.is_quiet() { None } else { net.next_at() }
+            };
+            let now = self.now();
+            while self.step_until(now) {}
+            match next {
+                Some(at) => self.net.borrow_mut().run_until(at),
+                None if self.net.borrow().is_quiet() => return,
+                None => {}
+            }
+        }
+    }
+
+    /// Lets the next thing happen, and time pass until then. Returns whether there was one.
+    pub fn step(&mut self) -> bool {
+        self.step_until(Instant::FAR_FUTURE)
+    }
+
+    /// For whoever turns a reactor himself: lets time pass until the next thing happens or a
+    /// [`Host`]'s wait would have ended, but no more than `most`.
+    pub fn pass(&mut self, most: Duration) {
+        let until = {
+            let mut net = self.net.borrow_mut();
+            let now = net.now;
+            net.run_until(now);
+            let busy = (0..net.machines.len()).any(|machine| net.has_notices(machine));
+            let wakes = net.machines.iter().map(|machine| machine.wakes_at).min();
+            let next = net.next_at().into_iter().chain(wakes).min().unwrap_or(now + most);
+            if busy { now } else { next.clamp(now, now + most) }
+        };
+        self.net.borrow_mut().run_until(until);
+    }
+
+    /// What everything that happened so far comes to: the same for two runs that are the same.
+    pub fn trace_hash(&self) -> u64 {
+        self.net.borrow().trace_hash()
+    }
+
+    fn step_until(&mut self, until: Instant) -> bool {
+        let now = self.now();
+        self.net.borrow_mut().run_until(now);
+        self.have_accidents();
+        let mut due: Vec<usize> = (0..self.nodes.len()).filter(|at| self.is_due(*at)).collect();
+        if !due.is_empty() {
+            self.steps_at_once += 1;
+            assert!(self.steps_at_once < STEPS_AT_ONCE_MAX, "the world spins at {now:?}");
+            self.net.borrow_mut().random.shuffle(&mut due);
+            for index in due {
+                self.turn(index);
+            }
+            return true;
+        }
+        let wakes = self.nodes.iter().filter_map(|node| node.borrow().wakes_at(&self.net.borrow()));
+        let next = wakes.chain(self.net.borrow().next_at()).min();
+        match next {
+            Some(at) if at <= until => {
+                self.steps_at_once = 0;
+                self.net.borrow_mut().run_until(at);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    fn is_due(&self, index: usize) -> bool {
+        let node = self.nodes[index].borrow();
+        let net = self.net.borrow();
+        node.wakes_at(&net).is_some_and(|at| at <= net.now)
+    }
+
+    fn turn(&mut self, index: usize) {
+        self.turns += 1;
+        let mut node = self.nodes[index].borrow_mut();
+        let connections = node.turn(&self.net);
+        let all = connections <= CHECKED_EACH_TURN || self.turns.is_multiple_of(connections as u64);
+        let checked = if all { node.check(&self.net) } else { Ok(()) };
+        drop(node);
+        let broken = self.net.borrow().broken.clone();
+        if let Some(what) = broken.or_else(|| checked.err()) {
+            panic!("at {:?}, seed {:#x}: {what}", self.now(), self.seed);
+        }
+    }
+
+    /// What befalls whole machines.
+    fn have_accidents(&self) {
+        if self.faults == Faults::NONE {
+            return;
+        }
+        let net = &mut *self.net.borrow_mut();
+        let now = net.now;
+        for index in 0..net.machines.len() {
+            if net.chance(index, |faults| faults.late) {
+                let late = net.random.below(fault::LATE_MAX.as_nanos() as u64);
+                net.machines[index].asleep_until = now + Duration::from_nanos(late);
+            }
+            if net.chance(index, |faults| faults.clock_jump) {
+                net.jump(index, fault::JUMP);
+            }
+            if net.chance(index, |faults| faults.clock_freeze) {
+                let pause = net.random.below(fault::FREEZE_MAX.as_nanos() as u64);
+                let until = now + Duration::from_nanos(pause);
+                net.machines[index].frozen.get_or_insert((now, until));
+            }
+        }
+    }
+}
+
+/// Ends.
+impl Sim {
+    /// Checks that nothing is left behind: no connection, session, stream, buffer or deadline, and no
+    /// descriptor but those of listeners.
+    ///
+    /// # Panics
+    ///
+    /// If something is.
+    pub fn assert_clean(&self) {
+        for node in &self.nodes {
+            if let Err(what) = node.borrow().check_clean(&self.net) {
+                panic!("at {:?}, seed {:#x}: {what}", self.now(), self.seed);
+            }
+        }
+    }
+
+    /// Lets nothing go wrong any more and everything end: time passes until every connection has.
+    /// Peers that are held live on if their reactors let them.
+    ///
+    /// # Panics
+    ///
+    /// If a connection is still there after two hours.
+    pub fn converge(&mut self) {
+        self.set_faults(Faults::NONE);
+        self.net.borrow_mut().clear_scripted();
+        let until = self.now() + CONVERGENCE;
+        while self.nodes.iter().any(|node| node.borrow().connections() > 0) {
+            assert!(
+                self.step_until(until),
+                "at {:?}, seed {:#x}: a connection does not end",
+                self.now(),
+                self.seed
+            );
+        }
+    }
+
+    fn tally(&self) -> net::Tally {
+        self.net.borrow().tally.clone()
+    }
+}
+
+/// A reactor in a [`Sim`], with its handler.
+pub struct Server<H: Handler + 'static> {
+    node: Rc<RefCell<Node<H>>>,
+    net: Rc<RefCell<Net>>,
+    machine: usize,
+}
+
+impl<H: Handler> fmt::Debug for Server<H> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Server").field("machine", &self.machine).finish_non_exhaustive()
+    }
+}
+
+impl<H: Handler> Server<H> {
+    /// Where its first listener listens.
+    ///
+    /// # Panics
+    ///
+    /// If it has none.
+    pub fn address(&self) -> Address {
+        let net = self.net.borrow();
+        let (_, listener) = net
+            .listeners
+            .iter()
+            .find(|(_, listener)| listener.holder == Holder::Host(self.machine))
+            .expect("it listens");
+        listener.address.clone()
+    }
+
+    /// The address of its machine.
+    pub fn ip(&self) -> IpAddr {
+        self.net.borrow().machines[self.machine].ip
+    }
+
+    /// Its handler.
+    pub fn handler(&self) -> Ref<'_, H> {
+        Ref::map(self.node.borrow(), |node| &*node.handler)
+    }
+
+    /// Does something with its handler and the loop, between two turns.
+    ///
+    /// # Panics
+    ///
+    /// If it has ended.
+    pub fn with<T>(&self, act: impl FnOnce(&mut H, &mut Context<'_>) -> T) -> T {
+        let node = &mut *self.node.borrow_mut();
+        let reactor = node.reactor.as_mut().expect("the reactor has not ended");
+        node.wakes_at = Instant::EPOCH;
+        act(&mut node.handler, &mut reactor.context())
+    }
+
+    /// What other threads would reach it by.
+    ///
+    /// # Panics
+    ///
+    /// If it has ended.
+    pub fn handle(&self) -> Handle<Watched<H>> {
+        self.node.borrow().reactor.as_ref().expect("the reactor has not ended").handle()
+    }
+
+    /// Its counters.
+    pub fn stats(&self) -> Stats {
+        self.node.borrow().stats()
+    }
+
+    /// How many connections it has.
+    pub fn connections(&self) -> usize {
+        self.node.borrow().connections()
+    }
+
+    /// The connections that ended since it was last asked, the latest 4,096 of them.
+    pub fn take_closed(&self) -> Vec<Closed> {
+        std::mem::take(&mut self.node.borrow_mut().handler.closed).into()
+    }
+
+    /// Lets it shut down as [`Handle::shutdown`] does.
+    pub fn shutdown(&self) {
+        self.handle().shutdown();
+    }
+
+    /// Whether a shutdown has ended, or the reactor failed.
+    pub fn is_finished(&self) -> bool {
+        self.node.borrow().reactor.is_none()
+    }
+
+    /// Why the reactor failed, if it did.
+    pub fn failure(&self) -> Option<String> {
+        self.node.borrow().failure.clone()
+    }
+
+    /// Limits the descriptors of its process, those it has included.
+    pub fn set_descriptors(&self, most: usize) {
+        self.net.borrow_mut().machines[self.machine].fds_max = most;
+    }
+
+    /// How many descriptors its process has open, the five that each begins with left out.
+    pub fn descriptors(&self) -> usize {
+        self.net.borrow().machines[self.machine].fds.len() - FDS_FIXED as usize
+    }
+}
+
+/// A reactor that the world turns.
+struct Node<H: Handler> {
+    /// `None` once it has ended.
+    reactor: Option<Reactor<Watched<H>, Host>>,
+    handler: Watched<H>,
+    machine: usize,
+    woken: std::sync::Arc<host::Woken>,
+    /// Every state has a finite deadline.
+    bounded: bool,
+    wakes_at: Instant,
+    progress: u64,
+    idle_turns: u32,
+    turned_at: Instant,
+    stats: Option<Stats>,
+    failure: Option<String>,
+}
+
+/// What the world asks of a reactor, whatever its handler.
+trait Turns {
+    /// When it is to be turned; `None` if it need not be.
+    fn wakes_at(&self, net: &Net) -> Option<Instant>;
+
+    /// Turns it, and returns how many connections it has.
+    fn turn(&mut self, net: &RefCell<Net>) -> usize;
+
+    fn check(&mut self, net: &RefCell<Net>) -> Result<(), String>;
+
+    fn check_clean(&self, net: &RefCell<Net>) -> Result<(), String>;
+
+    fn connections(&self) -> usize;
+}
+
+impl<H: Handler> Node<H> {
+    fn stats(&self) -> Stats {
+        match (&self.reactor, &self.stats) {
+            (Some(reactor), _) => reactor.handle().stats(),
+            (None, Some(stats)) => stats.clone(),
+            (None, None) => unreachable!("a reactor that ended left its counters"),
+        }
+    }
+}
+
+impl<H: Handler> Turns for Node<H> {
+    fn wakes_at(&self, net: &Net) -> Option<Instant> {
+        self.reactor.as_ref()?;
+        let machine = &net.machines[self.machine];
+        let at = if net.has_notices(self.machine) || self.woken.is_set() {
+            Instant::EPOCH
+        } else {
+            self.wakes_at
+        };
+        let at = at.max(machine.asleep_until);
+        (at < Instant::FAR_FUTURE).then_some(at)
+    }
+
+    fn turn(&mut self, net: &RefCell<Net>) -> usize {
+        let Some(reactor) = &mut self.reactor else { return 0 };
+        let outcome = reactor.turn(&mut self.handler, Some(Duration::ZERO));
+        if outcome.is_err() || reactor.is_finished() {
+            self.failure = outcome.err().map(|error| error.to_string());
+            self.stats = Some(reactor.handle().stats());
+            self.reactor = None;
+            return 0;
+        }
+        let timeout = reactor.next_timeout();
+        let connections = reactor.holdings_count();
+        let mut net = net.borrow_mut();
+        self.wakes_at = timeout.map_or(Instant::FAR_FUTURE, |timeout| net.now + timeout);
+        let machine = &net.machines[self.machine];
+        if machine.progress == self.progress && self.turned_at == net.now {
+            self.idle_turns += 1;
+        } else {
+            self.idle_turns = 0;
+        }
+        self.progress = machine.progress;
+        self.turned_at = net.now;
+        if self.idle_turns > IDLE_TURNS_MAX && timeout == Some(Duration::ZERO) {
+            net.fail_check("the reactor spins");
+        }
+        connections
+    }
+
+    fn check(&mut self, net: &RefCell<Net>) -> Result<(), String> {
+        let Some(reactor) = &self.reactor else { return Ok(()) };
+        reactor.audit()?;
+        if self.bounded
+            && let Some(id) = reactor.unbounded()
+        {
+            return Err(format!("no deadline bounds {id}"));
+        }
+        let holdings = reactor.holdings();
+        let net = net.borrow();
+        let streams = net.streams_of(self.machine);
+        if streams != holdings.streams {
+            return Err(format!("{streams} sockets and {} streams", holdings.streams));
+        }
+        let listeners = net
+            .listeners
+            .iter()
+            .filter(|(_, listener)| listener.holder == Holder::Host(self.machine))
+            .count();
+        let fds = net.machines[self.machine].fds.len() - FDS_FIXED as usize;
+        if fds != streams + listeners {
+            return Err(format!("{fds} descriptors for {listeners} listeners, {streams} streams"));
+        }
+        let sessions = self.handler.sessions();
+        if sessions != holdings.sessions {
+            return Err(format!("{sessions} sessions entered, {} kept", holdings.sessions));
+        }
+        Ok(())
+    }
+
+    fn check_clean(&self, net: &RefCell<Net>) -> Result<(), String> {
+        let Some(reactor) = &self.reactor else {
+            let net = net.borrow();
+            let fds = net.machines[self.machine].fds.len() - FDS_FIXED as usize;
+            return if fds == 0 { Ok(()) } else { Err(format!("{fds} descriptors are left")) };
+        };
+        let holdings = reactor.holdings();
+        if holdings != crate::reactor::Holdings::default() {
+            return Err(format!("left behind: {holdings:?}"));
+        }
+        if self.handler.sessions() > 0 {
+            return Err(format!("{} sessions were not left", self.handler.sessions()));
+        }
+        Ok(())
+    }
+
+    fn connections(&self) -> usize {
+        self.reactor.as_ref().map_or(0, Reactor::holdings_count)
+    }
+}
+
+/// Whether its timeouts leave no state without a deadline, as the defaults do.
+fn is_bounded(config: &Config) -> bool {
+    let it = &config.timeouts;
+    [
+        it.connect,
+        it.first_byte,
+        it.request,
+        it.read,
+        it.response,
+        it.write,
+        it.idle,
+        it.half_closed,
+        it.flush,
+        it.linger,
+        it.tunnel,
+    ]
+    .iter()
+    .all(Option::is_some)
+}

@@ -1,0 +1,585 @@
+//! The network of a simulated world: time, sockets, links, and what is on its way.
+//!
+//! TCP as its users see it (RFC 9293): bytes arrive in order within a window, a FIN comes behind
+//! them, a reset at once, and nothing is lost but time. What a partition holds back is sent again
+//! with growing pauses.
+
+mod peers;
+mod ready;
+mod side;
+mod tcp;
+
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
+use std::net::IpAddr;
+use std::time::Duration;
+use std::{cmp, fmt, io};
+
+use slab::Slab;
+
+use self::side::Connection;
+pub(super) use self::side::{BOTH, Buffers};
+use super::fault::{Call, Faults};
+use super::random::{Random, Trace};
+use crate::address::Address;
+use crate::backend::{Readiness, Token};
+use crate::time::Instant;
+
+/// How the two ends of a connection reach each other.
+///
+/// ```
+/// use std::time::Duration;
+/// use wheelhouse::sim::Link;
+///
+/// let modem = Link { latency: Duration::from_millis(80), bandwidth: Some(7_000), ..Link::LOOPBACK };
+/// assert_eq!(modem.segment, Link::LOOPBACK.segment);
+/// ```
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Link {
+    /// The time from one end to the other.
+    pub latency: Duration,
+    /// At most so much more, drawn for each segment; order is kept.
+    pub jitter: Duration,
+    /// Bytes per second, `None` for as many as there are.
+    pub bandwidth: Option<u64>,
+    /// The most bytes that travel, and arrive, together.
+    pub segment: usize,
+}
+
+impl Link {
+    /// No latency, no limit, segments of 64 KiB.
+    pub const LOOPBACK: Self =
+        Self { latency: Duration::ZERO, jitter: Duration::ZERO, bandwidth: None, segment: 65_536 };
+}
+
+impl Default for Link {
+    fn default() -> Self {
+        Self::LOOPBACK
+    }
+}
+
+/// Which kind of readiness a simulated host reports: what mio makes of each system.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub enum Personality {
+    /// Linux: one event says all that a socket is ready for, hints included; one comes for each
+    /// arrival, and for room to write only after a write that was cut short.
+    Epoll,
+    /// The BSDs: reading and writing are announced apart, room whenever there is some, and our own
+    /// FIN too.
+    Kqueue,
+    /// The least that mio's documentation allows: no hints, and no second event for reading or for
+    /// writing until a call of that kind would have blocked.
+    Weakest,
+}
+
+impl Personality {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Epoll, Self::Kqueue, Self::Weakest];
+}
+
+/// How a connection ended, as a peer saw it.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub enum End {
+    /// With a FIN, behind everything that was sent.
+    Fin,
+    /// With a reset.
+    Reset,
+    /// It never began: nobody listens there.
+    Refused,
+    /// It never began, or nothing got through any more.
+    TimedOut,
+}
+
+/// One end of a connection.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub(super) struct Socket {
+    index: u32,
+    serial: u32,
+    /// 0 dialled, 1 was dialled.
+    side: u8,
+}
+
+impl Socket {
+    pub(super) const fn far(self) -> Self {
+        Self { side: 1 - self.side, ..self }
+    }
+
+    const fn side(self) -> usize {
+        self.side as usize
+    }
+
+    fn mark(self) -> u64 {
+        u64::from(self.index) << 33 | u64::from(self.serial) << 1 | u64::from(self.side)
+    }
+}
+
+/// Who holds an end.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Holder {
+    /// A process on a host, which is told of readiness.
+    Host(usize),
+    /// A peer of the script.
+    Peer,
+}
+
+/// What a peer does with what arrives.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Appetite {
+    /// It reads at once.
+    All,
+    /// It reads nothing by itself.
+    Nothing,
+    /// So many bytes each hundredth of a second.
+    Rate(usize),
+}
+
+/// A listening socket.
+#[derive(Debug)]
+pub(super) struct Listener {
+    pub(super) holder: Holder,
+    pub(super) address: Address,
+    backlog: usize,
+    pub(super) queue: VecDeque<Socket>,
+    pub(super) token: Option<Token>,
+    queued: bool,
+    armed: bool,
+    pub(super) fd: Option<u32>,
+}
+
+/// Something a host is to be told.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Notice {
+    Socket(Socket),
+    Listener(usize),
+}
+
+/// A machine with one process.
+#[derive(Debug)]
+pub(super) struct Machine {
+    pub(super) ip: IpAddr,
+    pub(super) personality: Personality,
+    pub(super) notices: VecDeque<Notice>,
+    /// Descriptors in use.
+    pub(super) fds: BTreeSet<u32>,
+    pub(super) fds_max: usize,
+    /// What its clock shows beside the world's.
+    pub(super) ahead: Duration,
+    /// Its clock stands still at this moment, until that one.
+    pub(super) frozen: Option<(Instant, Instant)>,
+    /// It has been suspended, and wakes up from that.
+    pub(super) resumed: bool,
+    /// It is not scheduled before.
+    pub(super) asleep_until: Instant,
+    /// When its latest wait was to end.
+    pub(super) wakes_at: Instant,
+    /// Calls that did something, to tell a turn without progress.
+    pub(super) progress: u64,
+    /// Answers to look-ups not yet announced, and announced.
+    pub(super) answers: VecDeque<(Token, io::Result<Vec<Address>>)>,
+    pub(super) announced: Vec<(Token, io::Result<Vec<Address>>)>,
+    /// Tokens of sockets that were closed lately.
+    pub(super) stale: VecDeque<Token>,
+    pub(super) faults: Faults,
+    pub(super) panics: VecDeque<Instant>,
+    next_port: u16,
+}
+
+/// The descriptors that a process has before it opens any: standard input, output and error, a
+/// poll and a waker.
+pub(super) const FDS_FIXED: u32 = 5;
+
+/// A call that is to fail.
+#[derive(Clone, Copy, Debug)]
+struct Scripted {
+    call: Call,
+    /// How many of its kind come before.
+    after: u64,
+    errno: i32,
+}
+
+/// What happens at some time.
+enum Happening {
+    Arrive(Socket),
+    Retry(Socket),
+    Syn(Socket, u32),
+    Established(Socket),
+    Refuse(Socket),
+    Sip(Socket),
+    Notify(Notice, Readiness),
+    Answer(usize, Token, Option<io::Result<Vec<Address>>>),
+    Script(Box<dyn FnOnce(&mut Net)>),
+}
+
+struct Due {
+    at: Instant,
+    order: u64,
+    what: Happening,
+}
+
+impl PartialEq for Due {
+    fn eq(&self, other: &Self) -> bool {
+        (self.at, self.order) == (other.at, other.order)
+    }
+}
+
+impl Eq for Due {}
+
+impl PartialOrd for Due {
+    fn partial_cmp(&self, other: &Self) -> Option<cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+/// The earliest is the greatest, as a heap gives that first.
+impl Ord for Due {
+    fn cmp(&self, other: &Self) -> cmp::Ordering {
+        (other.at, other.order).cmp(&(self.at, self.order))
+    }
+}
+
+/// A name and what is known of it.
+#[derive(Clone, Debug)]
+pub(super) struct Name {
+    pub(super) answer: Result<Vec<Address>, i32>,
+    pub(super) after: Option<Duration>,
+}
+
+/// What faults have been injected.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Tally {
+    pub(super) faults: u64,
+    pub(super) pairs: BTreeSet<(Call, i32)>,
+}
+
+/// Everything but the reactors.
+pub(super) struct Net {
+    pub(super) now: Instant,
+    pub(super) random: Random,
+    trace: Trace,
+    happenings: BinaryHeap<Due>,
+    order: u64,
+    connections: Slab<Connection>,
+    serial: u32,
+    pub(super) listeners: Slab<Listener>,
+    pub(super) machines: Vec<Machine>,
+    /// Where peers are: a machine of the script's own that answers what it does not expect.
+    pub(super) peers_ip: IpAddr,
+    links: BTreeMap<(IpAddr, IpAddr), Link>,
+    pub(super) link: Link,
+    cut: BTreeSet<(IpAddr, IpAddr)>,
+    pub(super) names: BTreeMap<String, Name>,
+    pub(super) buffers: Buffers,
+    next_peer: u16,
+    /// How often each call was made, and all of them together.
+    calls: [u64; Call::ALL.len()],
+    log: Option<Vec<Call>>,
+    scripted: Vec<Scripted>,
+    /// The call of this number fails.
+    pub(super) inject: Option<(u64, i32)>,
+    made: u64,
+    pub(super) tally: Tally,
+    /// What a check found wrong first.
+    pub(super) broken: Option<String>,
+}
+
+impl fmt::Debug for Net {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Net")
+            .field("now", &self.now)
+            .field("connections", &self.connections.len())
+            .field("machines", &self.machines)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The addresses of peers are those of TEST-NET-1 (RFC 5737).
+const PEERS: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1));
+
+impl Net {
+    pub(super) fn new(seed: u64) -> Self {
+        Self {
+            now: Instant::EPOCH,
+            random: Random::new(seed),
+            trace: Trace::default(),
+            happenings: BinaryHeap::new(),
+            order: 0,
+            connections: Slab::new(),
+            serial: 0,
+            listeners: Slab::new(),
+            machines: Vec::new(),
+            peers_ip: PEERS,
+            links: BTreeMap::new(),
+            link: Link::LOOPBACK,
+            cut: BTreeSet::new(),
+            names: BTreeMap::new(),
+            buffers: Buffers { send: 256 * 1024, receive: 128 * 1024 },
+            next_peer: 40_000,
+            calls: [0; Call::ALL.len()],
+            log: None,
+            scripted: Vec::new(),
+            inject: None,
+            made: 0,
+            tally: Tally::default(),
+            broken: None,
+        }
+    }
+
+    /// Adds to the fingerprint of the run.
+    pub(super) const fn note(&mut self, kind: u64, value: u64) {
+        self.trace.note(kind);
+        self.trace.note(value);
+    }
+
+    pub(super) const fn trace_hash(&self) -> u64 {
+        self.trace.hash()
+    }
+
+    pub(super) fn fail_check(&mut self, what: impl Into<String>) {
+        self.broken.get_or_insert_with(|| what.into());
+    }
+}
+
+/// Time.
+impl Net {
+    fn schedule(&mut self, at: Instant, what: Happening) {
+        self.order += 1;
+        self.happenings.push(Due { at: at.max(self.now), order: self.order, what });
+    }
+
+    pub(super) fn at(&mut self, at: Instant, script: impl FnOnce(&mut Self) + 'static) {
+        self.schedule(at, Happening::Script(Box::new(script)));
+    }
+
+    /// When the next thing happens.
+    pub(super) fn next_at(&self) -> Option<Instant> {
+        self.happenings.peek().map(|due| due.at)
+    }
+
+    /// Lets everything happen that is due by `until`, and the time be that.
+    pub(super) fn run_until(&mut self, until: Instant) {
+        while let Some(due) = self.happenings.peek()
+            && due.at <= until
+        {
+            let Some(Due { at, what, .. }) = self.happenings.pop() else { return };
+            self.now = self.now.max(at);
+            self.happen(what);
+        }
+        self.now = self.now.max(until);
+    }
+
+    /// Whether bytes or signals are on their way.
+    pub(super) fn is_quiet(&self) -> bool {
+        !self.happenings.iter().any(|due| {
+            matches!(
+                due.what,
+                Happening::Arrive(_)
+                    | Happening::Established(_)
+                    | Happening::Notify(..)
+                    | Happening::Refuse(_)
+                    | Happening::Syn(_, 0)
+            )
+        })
+    }
+
+    fn happen(&mut self, what: Happening) {
+        match what {
+            Happening::Arrive(to) => self.arrive(to),
+            Happening::Retry(to) => self.retry(to),
+            Happening::Syn(from, attempt) => self.take_syn(from, attempt),
+            Happening::Established(socket) => self.establish(socket),
+            Happening::Refuse(socket) => self.refuse(socket),
+            Happening::Sip(socket) => self.sip(socket),
+            Happening::Notify(Notice::Socket(socket), what) => self.notify(socket, what),
+            Happening::Notify(Notice::Listener(index), _) => self.notify_listener(index),
+            Happening::Answer(machine, token, answer) => {
+                if let Some(answer) = answer {
+                    self.machines[machine].answers.push_back((token, answer));
+                }
+            }
+            Happening::Script(script) => script(self),
+        }
+    }
+
+    /// Says again, a moment later, what a socket is ready for: the system kept something back.
+    pub(super) fn notify_later(&mut self, notice: Notice, what: Readiness) {
+        let pause = Duration::from_micros(1 + self.random.below(5_000));
+        self.schedule(self.now + pause, Happening::Notify(notice, what));
+    }
+
+    pub(super) fn answer_later(
+        &mut self,
+        machine: usize,
+        token: Token,
+        answer: io::Result<Vec<Address>>,
+        after: Duration,
+    ) {
+        self.schedule(self.now + after, Happening::Answer(machine, token, Some(answer)));
+    }
+}
+
+/// Machines and the calls of their processes.
+impl Net {
+    pub(super) fn add_machine(&mut self, ip: IpAddr, personality: Personality) -> usize {
+        self.machines.push(Machine {
+            ip,
+            personality,
+            notices: VecDeque::new(),
+            fds: (0..FDS_FIXED).collect(),
+            fds_max: 20_000,
+            ahead: Duration::ZERO,
+            frozen: None,
+            resumed: false,
+            asleep_until: Instant::EPOCH,
+            wakes_at: Instant::EPOCH,
+            progress: 0,
+            answers: VecDeque::new(),
+            announced: Vec::new(),
+            stale: VecDeque::new(),
+            faults: Faults::NONE,
+            panics: VecDeque::new(),
+            next_port: 49_152,
+        });
+        self.machines.len() - 1
+    }
+
+    /// The lowest free descriptor, as POSIX demands.
+    pub(super) fn take_fd(&mut self, machine: usize) -> Option<u32> {
+        let machine = &mut self.machines[machine];
+        if machine.fds.len() >= machine.fds_max {
+            return None;
+        }
+        let free = (0..).find(|fd| !machine.fds.contains(fd))?;
+        machine.fds.insert(free);
+        Some(free)
+    }
+
+    fn free_fd(&mut self, machine: usize, fd: u32) {
+        if !self.machines[machine].fds.remove(&fd) {
+            self.fail_check(format!("descriptor {fd} was closed twice"));
+        }
+    }
+
+    pub(super) fn host_now(&mut self, machine: usize) -> Instant {
+        let now = self.now;
+        let machine = &mut self.machines[machine];
+        match machine.frozen {
+            Some((at, until)) if now < until => at + machine.ahead,
+            Some(_) => {
+                machine.frozen = None;
+                now + machine.ahead
+            }
+            None => now + machine.ahead,
+        }
+    }
+
+    /// Lets a clock jump ahead, as it may after a suspension.
+    pub(super) fn jump(&mut self, machine: usize, ahead: Duration) {
+        self.machines[machine].ahead += ahead;
+        self.machines[machine].resumed = true;
+    }
+
+    /// Whether a process has something to do without its clock.
+    pub(super) fn has_notices(&self, machine: usize) -> bool {
+        let machine = &self.machines[machine];
+        !machine.notices.is_empty() || !machine.answers.is_empty() || machine.resumed
+    }
+
+    /// The call of this kind and number is to fail.
+    pub(super) fn fail(&mut self, call: Call, after: u64, errno: i32) {
+        let after = self.calls[call as usize] + after;
+        self.scripted.push(Scripted { call, after, errno });
+    }
+
+    /// Lets no call fail any more that was ordered to.
+    pub(super) fn clear_scripted(&mut self) {
+        self.scripted.clear();
+        self.inject = None;
+    }
+
+    pub(super) fn start_log(&mut self) {
+        self.log = Some(Vec::new());
+    }
+
+    pub(super) fn take_log(&mut self) -> Vec<Call> {
+        self.log.take().unwrap_or_default()
+    }
+
+    /// Notes a call, and says with which error it is to fail, if it is.
+    pub(super) fn enter(&mut self, machine: usize, call: Call) -> Option<i32> {
+        if let Some(log) = &mut self.log {
+            log.push(call);
+        }
+        let number = self.made;
+        self.made += 1;
+        let of_kind = self.calls[call as usize];
+        self.calls[call as usize] += 1;
+        if call != Call::Wait {
+            self.machines[machine].progress += 1;
+        }
+        let scripted = self.scripted.iter().find(|it| it.call == call && it.after == of_kind);
+        let errno = scripted
+            .map(|scripted| scripted.errno)
+            .or_else(|| self.inject.filter(|(k, _)| *k == number).map(|(_, errno)| errno))
+            .or_else(|| self.draw(machine, call));
+        self.note(call as u64, errno.unwrap_or(0) as u64);
+        if let Some(errno) = errno {
+            self.tally.faults += 1;
+            self.tally.pairs.insert((call, errno));
+        }
+        errno
+    }
+
+    fn draw(&mut self, machine: usize, call: Call) -> Option<i32> {
+        let faults = self.machines[machine].faults;
+        if faults == Faults::NONE {
+            return None;
+        }
+        let random = &mut self.random;
+        let fatal = |errno: &i32| *errno != libc::EINTR && *errno != libc::EAGAIN;
+        match call {
+            Call::Wait => random.chance(faults.interrupted).then_some(libc::EINTR),
+            Call::Accept if random.chance(faults.accept_error) => {
+                random.pick(call.errnos()).copied()
+            }
+            Call::Read | Call::Write => {
+                if random.chance(faults.interrupted) {
+                    Some(libc::EINTR)
+                } else if random.chance(faults.would_block) {
+                    Some(libc::EAGAIN)
+                } else if random.chance(faults.stream_error) {
+                    let errnos: Vec<_> = call.errnos().iter().copied().filter(fatal).collect();
+                    random.pick(&errnos).copied()
+                } else {
+                    None
+                }
+            }
+            Call::Accept => None,
+            _ => {
+                if random.chance(faults.other_error) {
+                    random.pick(call.errnos()).copied()
+                } else {
+                    None
+                }
+            }
+        }
+    }
+
+    /// Rolls a die for a fault.
+    pub(super) fn chance(&mut self, machine: usize, rate: impl Fn(&Faults) -> u16) -> bool {
+        let rate = rate(&self.machines[machine].faults);
+        let comes = self.random.chance(rate);
+        self.tally.faults += u64::from(comes);
+        comes
+    }
+}
+
+/// What checks ask.
+impl Net {
+    /// Streams that processes on this machine hold.
+    pub(super) fn streams_of(&self, machine: usize) -> usize {
+        self.connections
+            .iter()
+            .flat_map(|(_, connection)| &connection.ends)
+            .filter(|side| side.holder == Holder::Host(machine) && side.fd.is_some())
+            .count()
+    }
+}

@@ -1,0 +1,80 @@
+//! What peers do with what arrives.
+
+use std::time::Duration;
+
+use super::{Appetite, End, Happening, Net, Socket};
+
+/// How long a peer with a rate pauses between two reads.
+const SIP_EVERY: Duration = Duration::from_millis(10);
+
+/// Peers.
+impl Net {
+    /// Lets a peer take in what has come.
+    pub(super) fn feed_peer(&mut self, socket: Socket) {
+        let Some(side) = self.side_mut(socket) else { return };
+        match side.appetite {
+            Appetite::Nothing => {}
+            Appetite::All => {
+                while let Ok(bytes) = self.read(socket, usize::MAX)
+                    && !bytes.is_empty()
+                {
+                    if let Some(side) = self.side_mut(socket) {
+                        side.received.extend(bytes);
+                    }
+                }
+            }
+            Appetite::Rate(_) if !side.sipping => {
+                side.sipping = true;
+                self.schedule(self.now + SIP_EVERY, Happening::Sip(socket));
+            }
+            Appetite::Rate(_) => {}
+        }
+    }
+
+    pub(super) fn sip(&mut self, socket: Socket) {
+        let Some(side) = self.side_mut(socket) else { return };
+        side.sipping = false;
+        let Appetite::Rate(count) = side.appetite else { return };
+        if let Ok(bytes) = self.read(socket, count)
+            && !bytes.is_empty()
+        {
+            if let Some(side) = self.side_mut(socket) {
+                side.received.extend(bytes);
+                side.sipping = true;
+            }
+            self.schedule(self.now + SIP_EVERY, Happening::Sip(socket));
+        }
+    }
+
+    pub(in crate::sim) fn set_appetite(&mut self, socket: Socket, appetite: Appetite) {
+        if let Some(side) = self.side_mut(socket) {
+            side.appetite = appetite;
+            self.feed_peer(socket);
+        }
+    }
+
+    pub(in crate::sim) fn set_window(&mut self, socket: Socket, bytes: usize) {
+        if let Some(side) = self.side_mut(socket) {
+            side.input_max = bytes;
+            side.told = bytes as u64;
+        }
+    }
+
+    /// What a peer has read since it was last asked.
+    pub(in crate::sim) fn take_received(&mut self, socket: Socket) -> Vec<u8> {
+        self.side_mut(socket).map(|side| side.received.drain(..).collect()).unwrap_or_default()
+    }
+
+    /// How a peer's connection ended; a FIN counts once everything before it was read.
+    pub(in crate::sim) fn end_of(&self, socket: Socket) -> Option<End> {
+        let side = self.side(socket)?;
+        match side.end {
+            Some(End::Fin) if !side.input.is_empty() => None,
+            end => end,
+        }
+    }
+
+    pub(in crate::sim) fn is_established(&self, socket: Socket) -> bool {
+        self.side(socket).is_some_and(|side| side.established)
+    }
+}

@@ -1,0 +1,112 @@
+//! What a host is told of its sockets, each personality in its way.
+
+use super::side::BOTH;
+use super::{Holder, Net, Notice, Personality, Socket};
+use crate::backend::{Readiness, Token};
+
+/// Readiness.
+impl Net {
+    pub(in crate::sim) fn register(&mut self, socket: Socket, token: Token, fd: u32) {
+        let Some(side) = self.side_mut(socket) else { return };
+        side.token = Some(token);
+        side.fd = Some(fd);
+        let level = side.level();
+        if level.has(BOTH) {
+            self.notify(socket, level);
+        }
+    }
+
+    pub(in crate::sim) fn set_fd(&mut self, socket: Socket, fd: u32) {
+        if let Some(side) = self.side_mut(socket) {
+            side.fd = Some(fd);
+        }
+    }
+
+    /// Whoever holds an end is to learn that it became ready for something.
+    pub(super) fn notify(&mut self, socket: Socket, what: Readiness) {
+        let Some(side) = self.side(socket) else { return };
+        let Holder::Host(machine) = side.holder else { return self.feed_peer(socket) };
+        let personality = self.machines[machine].personality;
+        let Some(side) = self.side_mut(socket) else { return };
+        if side.token.is_none() || side.closed {
+            return;
+        }
+        let news = match personality {
+            Personality::Epoll | Personality::Kqueue => what,
+            Personality::Weakest => {
+                let news = side.armed.only(what);
+                side.armed = side.armed.except(news);
+                news
+            }
+        };
+        if !news.has(BOTH) {
+            return;
+        }
+        side.pending = side.pending.and(news);
+        if !side.queued {
+            side.queued = true;
+            self.machines[machine].notices.push_back(Notice::Socket(socket));
+        }
+    }
+
+    /// A call of this kind would have blocked: the next change is to be told.
+    pub(in crate::sim) fn arm(&mut self, socket: Socket, what: Readiness) {
+        if let Some(side) = self.side_mut(socket) {
+            side.armed = side.armed.and(what);
+        }
+    }
+
+    /// Takes up a notice: the token, and what there is to say.
+    pub(in crate::sim) fn take_notice(
+        &mut self,
+        notice: Notice,
+    ) -> Option<(Token, [Readiness; 2])> {
+        const NONE: Readiness = Readiness::NONE;
+        match notice {
+            Notice::Listener(index) => {
+                let listener = self.listeners.get_mut(index)?;
+                listener.queued = false;
+                Some((listener.token?, [Readiness::READABLE, NONE]))
+            }
+            Notice::Socket(socket) => {
+                let Holder::Host(machine) = self.side(socket)?.holder else { return None };
+                let personality = self.machines[machine].personality;
+                let side = self.side_mut(socket)?;
+                side.queued = false;
+                let pending = std::mem::take(&mut side.pending);
+                let token = side.token?;
+                let level = side.level();
+                let said = match personality {
+                    Personality::Epoll => [level, NONE],
+                    Personality::Kqueue => {
+                        let hints = level.except(BOTH);
+                        let reading = pending.only(Readiness::READABLE).only(level);
+                        let writing = pending.only(Readiness::WRITABLE).only(level);
+                        let errors = hints.only(Readiness::ERROR.and(Readiness::HANGUP));
+                        let with = |ready: Readiness, hints| {
+                            if ready == NONE { NONE } else { ready.and(hints) }
+                        };
+                        let write_hints = if hints.has(Readiness::ERROR) { errors } else { NONE };
+                        [with(reading, hints), with(writing, write_hints)]
+                    }
+                    Personality::Weakest => [pending, NONE],
+                };
+                said.iter().any(|ready| *ready != NONE).then_some((token, said))
+            }
+        }
+    }
+
+    /// The token of a socket on this machine, drawn at random.
+    pub(in crate::sim) fn any_token(&mut self, machine: usize) -> Option<Token> {
+        let stale = self.machines[machine].stale.make_contiguous().to_vec();
+        let live = self.connections.iter().flat_map(|(_, connection)| {
+            connection
+                .ends
+                .iter()
+                .filter(|side| side.holder == Holder::Host(machine))
+                .filter_map(|side| side.token)
+        });
+        let tokens: Vec<Token> = live.chain(stale).collect();
+        self.random.pick(&tokens).copied()
+    }
+}

@@ -1,0 +1,172 @@
+//! One end of a connection, and what is on its way to the other.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use super::{Appetite, End, Holder, Link};
+use crate::address::Address;
+use crate::backend::{Readiness, Token};
+use crate::time::Instant;
+
+/// A connection, both ends of it.
+#[derive(Debug)]
+pub(super) struct Connection {
+    pub(super) serial: u32,
+    /// The SYN has been answered.
+    pub(super) open: bool,
+    pub(super) ends: [Side; 2],
+    /// What is on its way from each end to the other.
+    pub(super) paths: [Path; 2],
+}
+
+#[derive(Debug)]
+pub(super) struct Path {
+    pub(super) queue: VecDeque<(Instant, Segment)>,
+    pub(super) link: Link,
+    pub(super) busy_until: Instant,
+    pub(super) last_at: Instant,
+    /// Something was held back, and is sent again.
+    pub(super) retries: u32,
+    pub(super) stuck_since: Option<Instant>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Segment {
+    pub(super) bytes: Vec<u8>,
+    pub(super) fin: bool,
+    pub(super) reset: bool,
+    /// All bytes up to here have arrived at the sender of this.
+    pub(super) acked: u64,
+    /// It takes bytes up to here.
+    pub(super) edge: u64,
+}
+
+/// What one end of a connection is like.
+#[derive(Debug)]
+pub(super) struct Side {
+    pub(super) holder: Holder,
+    pub(super) address: Address,
+    /// The process has closed it.
+    pub(super) closed: bool,
+    /// Nothing is sent or received any more.
+    pub(super) dead: bool,
+    /// Its side of the handshake is done.
+    pub(super) established: bool,
+    pub(super) error: Option<i32>,
+    pub(super) end: Option<End>,
+    /// Bytes that a peer will write as room comes.
+    pub(super) backlog: VecDeque<u8>,
+    /// Bytes written and not acknowledged, of which the first `flying` have been sent.
+    pub(super) out: VecDeque<u8>,
+    pub(super) flying: usize,
+    pub(super) out_max: usize,
+    /// The position of the first byte in `out`.
+    pub(super) acked: u64,
+    /// The other end takes bytes up to here.
+    pub(super) edge: u64,
+    pub(super) finish: bool,
+    pub(super) fin_sent: bool,
+    /// Bytes that arrived and were not read.
+    pub(super) input: VecDeque<u8>,
+    pub(super) input_max: usize,
+    /// How many bytes have arrived.
+    pub(super) arrived: u64,
+    /// The edge last told to the other end.
+    pub(super) told: u64,
+    pub(super) eof: bool,
+    pub(super) appetite: Appetite,
+    pub(super) sipping: bool,
+    /// What a peer has read and not given to its script.
+    pub(super) received: VecDeque<u8>,
+    /// How many bytes the process wrote and read.
+    pub(super) written: u64,
+    pub(super) read: u64,
+    pub(super) user_timeout: Option<Duration>,
+    pub(super) token: Option<Token>,
+    pub(super) fd: Option<u32>,
+    pub(super) queued: bool,
+    pub(super) pending: Readiness,
+    pub(super) armed: Readiness,
+    /// A write was cut short.
+    pub(super) wants_room: bool,
+}
+
+impl Side {
+    pub(super) fn new(holder: Holder, address: Address, buffers: Buffers) -> Self {
+        Self {
+            holder,
+            address,
+            closed: false,
+            dead: false,
+            established: false,
+            error: None,
+            end: None,
+            backlog: VecDeque::new(),
+            out: VecDeque::new(),
+            flying: 0,
+            out_max: buffers.send,
+            acked: 0,
+            edge: 0,
+            finish: false,
+            fin_sent: false,
+            input: VecDeque::new(),
+            input_max: buffers.receive,
+            arrived: 0,
+            told: buffers.receive as u64,
+            eof: false,
+            appetite: Appetite::All,
+            sipping: false,
+            received: VecDeque::new(),
+            written: 0,
+            read: 0,
+            user_timeout: None,
+            token: None,
+            fd: None,
+            queued: false,
+            pending: Readiness::default(),
+            armed: BOTH,
+            wants_room: false,
+        }
+    }
+
+    /// The edge that its free buffer allows.
+    pub(super) fn new_edge(&self) -> u64 {
+        self.arrived + (self.input_max - self.input.len()) as u64
+    }
+
+    pub(super) fn is_readable(&self) -> bool {
+        !self.input.is_empty() || self.eof || self.dead || self.error.is_some()
+    }
+
+    /// tcp(7) systems announce room when a third of the buffer is free.
+    pub(super) fn has_room(&self) -> bool {
+        self.dead || self.error.is_some() || self.out.len() <= self.out_max / 3 * 2
+    }
+
+    /// All that it is ready for, as poll(2) would say.
+    pub(super) fn level(&self) -> Readiness {
+        let mut ready = Readiness::default();
+        if self.is_readable() {
+            ready = ready.and(Readiness::READABLE);
+        }
+        if (self.established && self.has_room()) || self.error.is_some() || self.dead {
+            ready = ready.and(Readiness::WRITABLE);
+        }
+        if self.eof || self.dead {
+            ready = ready.and(Readiness::HANGUP);
+        }
+        if self.error.is_some() {
+            ready = ready.and(Readiness::ERROR).and(Readiness::HANGUP);
+        }
+        ready
+    }
+}
+
+pub(in crate::sim) const BOTH: Readiness = Readiness::READABLE.and(Readiness::WRITABLE);
+
+/// The sizes of a socket's buffers in bytes.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::sim) struct Buffers {
+    pub(in crate::sim) send: usize,
+    pub(in crate::sim) receive: usize,
+}

@@ -1,0 +1,224 @@
+//! The far ends of connections, played by a script.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::time::Duration;
+
+use super::net::{Appetite, End, Holder, Net, Socket};
+use crate::address::Address;
+
+/// Somebody who talks to a reactor: the far end of one connection, played by the test.
+///
+/// By default it reads whatever comes. Dropping its last clone closes the connection, as a process
+/// that ends does.
+///
+/// ```
+/// use std::time::Duration;
+/// use wheelhouse::sim::{End, Sim};
+/// # use bytes::BytesMut;
+/// # use wheelhouse::{Config, Conn, Handler};
+/// # struct Echo;
+/// # impl Handler for Echo {
+/// #     type Session = ();
+/// #     fn on_open(&mut self, _: &mut Conn<'_>) -> Option<()> { Some(()) }
+/// #     fn on_data(&mut self, conn: &mut Conn<'_>, _: &mut (), input: &mut BytesMut) {
+/// #         conn.write(input);
+/// #         input.clear();
+/// #     }
+/// # }
+///
+/// let mut sim = Sim::new(1);
+/// let server = sim.serve("10.0.0.1:7", Config::default(), Echo);
+/// let peer = sim.connect(server.address());
+/// peer.drip(b"slowly", Duration::from_secs(1));
+/// sim.advance(Duration::from_secs(6));
+/// assert_eq!(peer.take(), b"slowly");
+/// peer.half_close();
+/// sim.settle();
+/// assert_eq!(peer.closed(), Some(End::Fin));
+/// ```
+#[derive(Clone, Debug)]
+pub struct Peer {
+    inner: Rc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    net: Rc<RefCell<Net>>,
+    socket: Socket,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        // A test that fails may unwind through a call on the network.
+        if let Ok(mut net) = self.net.try_borrow_mut() {
+            net.close(self.socket, false);
+        }
+    }
+}
+
+impl Peer {
+    pub(super) fn new(net: &Rc<RefCell<Net>>, socket: Socket) -> Self {
+        Self { inner: Rc::new(Inner { net: Rc::clone(net), socket }) }
+    }
+
+    fn with<T>(&self, act: impl FnOnce(&mut Net, Socket) -> T) -> T {
+        act(&mut self.inner.net.borrow_mut(), self.inner.socket)
+    }
+
+    /// Sends `bytes`, all of them, as fast as the reactor takes them.
+    pub fn send(&self, bytes: &[u8]) {
+        self.with(|net, socket| net.write_later(socket, bytes));
+    }
+
+    /// Sends what the socket takes of `bytes` at once, and returns how many that were; `None` if the
+    /// far end is gone.
+    pub fn offer(&self, bytes: &[u8]) -> Option<usize> {
+        match self.with(|net, socket| net.write(socket, &[bytes], usize::MAX)) {
+            Ok(count) => Some(count),
+            Err(libc::EAGAIN) => Some(0),
+            Err(_) => None,
+        }
+    }
+
+    /// Sends one byte after the other, the first at once and each next one `every` so much later.
+    pub fn drip(&self, bytes: &[u8], every: Duration) {
+        let mut net = self.inner.net.borrow_mut();
+        let (socket, mut at) = (self.inner.socket, net.now);
+        for byte in bytes.iter().copied() {
+            net.at(at, move |net| net.write_later(socket, &[byte]));
+            at += every;
+        }
+    }
+
+    /// Sends `bytes` when `delay` has passed.
+    pub fn send_after(&self, delay: Duration, bytes: impl Into<Vec<u8>>) {
+        let (bytes, socket) = (bytes.into(), self.inner.socket);
+        let mut net = self.inner.net.borrow_mut();
+        let at = net.now + delay;
+        net.at(at, move |net| net.write_later(socket, &bytes));
+    }
+
+    /// Reads no more by itself: its buffer fills, and its window closes.
+    pub fn stop_reading(&self) {
+        self.with(|net, socket| net.set_appetite(socket, Appetite::Nothing));
+    }
+
+    /// Reads so many bytes a second, a hundredth of them each hundredth of a second.
+    pub fn read_at(&self, bytes_per_second: usize) {
+        let appetite = Appetite::Rate((bytes_per_second / 100).max(1));
+        self.with(|net, socket| net.set_appetite(socket, appetite));
+    }
+
+    /// Reads whatever comes, as at the beginning.
+    pub fn resume_reading(&self) {
+        self.with(|net, socket| net.set_appetite(socket, Appetite::All));
+    }
+
+    /// Sends a FIN behind what was sent; reading goes on.
+    pub fn half_close(&self) {
+        // A connection that is over already has nothing to finish.
+        let _ = self.with(Net::finish);
+    }
+
+    /// Ends the connection with a reset.
+    pub fn reset(&self) {
+        self.with(|net, socket| net.close(socket, true));
+    }
+
+    /// Closes the connection as a process that ends does: with a FIN, or with a reset if something
+    /// was left unread.
+    pub fn close(&self) {
+        self.with(|net, socket| net.close(socket, false));
+    }
+
+    pub(super) fn set_window(&self, bytes: usize) {
+        self.with(|net, socket| net.set_window(socket, bytes));
+    }
+
+    /// What it has read since it was last asked.
+    pub fn take(&self) -> Vec<u8> {
+        self.with(Net::take_received)
+    }
+
+    /// Checks that what it has read since it was last asked is `want`.
+    ///
+    /// # Panics
+    ///
+    /// If it is not.
+    #[track_caller]
+    pub fn expect(&self, want: &[u8]) {
+        let got = self.take();
+        assert!(
+            got == want,
+            "the peer read {:?} instead of {:?}",
+            String::from_utf8_lossy(&got),
+            String::from_utf8_lossy(want)
+        );
+    }
+
+    /// Reads into `buffer` what there is, as recv(2) would: `Some(0)` at the end, `None` if there is
+    /// nothing. For a peer that [does not read by itself](Peer::stop_reading).
+    ///
+    /// # Errors
+    ///
+    /// How the connection ended, if that was not a FIN.
+    pub fn read(&self, buffer: &mut [u8]) -> Result<Option<usize>, End> {
+        let end = || self.with(|net, socket| net.end_of(socket)).unwrap_or(End::Reset);
+        match self.with(|net, socket| net.read(socket, buffer.len())) {
+            Ok(bytes) if bytes.is_empty() && end() != End::Fin => Err(end()),
+            Ok(bytes) => {
+                buffer[..bytes.len()].copy_from_slice(&bytes);
+                Ok(Some(bytes.len()))
+            }
+            Err(libc::EAGAIN | libc::ENOTCONN) => Ok(None),
+            Err(_) => Err(end()),
+        }
+    }
+
+    /// How the connection ended, as this peer saw it; `None` while it has not, or while bytes wait
+    /// in front of the FIN.
+    pub fn closed(&self) -> Option<End> {
+        self.with(|net, socket| net.end_of(socket))
+    }
+
+    /// Whether the connection was made and has not ended.
+    pub fn is_open(&self) -> bool {
+        self.with(|net, socket| net.is_established(socket)) && self.closed().is_none()
+    }
+
+    /// Its own address.
+    pub fn address(&self) -> Address {
+        self.with(|net, socket| net.address(socket))
+    }
+}
+
+/// A place where reactors find somebody to dial; see [`Sim::open`](super::Sim::open).
+#[derive(Debug)]
+pub struct Door {
+    net: Rc<RefCell<Net>>,
+    index: usize,
+}
+
+impl Drop for Door {
+    fn drop(&mut self) {
+        if let Ok(mut net) = self.net.try_borrow_mut() {
+            net.close_listener(self.index);
+        }
+    }
+}
+
+impl Door {
+    pub(super) fn new(net: &Rc<RefCell<Net>>, address: Address, backlog: usize) -> Self {
+        let index = net.borrow_mut().listen(Holder::Peer, address, backlog, None);
+        Self { net: Rc::clone(net), index }
+    }
+
+    /// Takes up the connection that has waited longest, if one does.
+    pub fn accept(&self) -> Option<Peer> {
+        let socket = self.net.borrow_mut().take_waiting(self.index)?;
+        let peer = Peer::new(&self.net, socket);
+        peer.resume_reading();
+        Some(peer)
+    }
+}
