@@ -110,6 +110,23 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         }
     }
 
+    /// What is known of the first connection, for whoever wonders why it is still there.
+    pub(crate) fn describe_first(&self) -> String {
+        let shared = &self.shared;
+        let Some(record) = shared.table.ids().next().and_then(|id| shared.table.get(id)) else {
+            return "there is none".into();
+        };
+        format!(
+            "{} is {:?}, {:?}, due at {:?}, in the wheel at tick {:?} of {}",
+            record.id,
+            record.state(),
+            record.flags,
+            record.clocks.next(record.periods(&shared.profiles)),
+            shared.wheel.tick_of(Key::Conn(record.id.index() as u32)),
+            shared.tick(),
+        )
+    }
+
     /// The first connection that no deadline bounds.
     pub(crate) fn unbounded(&self) -> Option<ConnId> {
         let shared = &self.shared;

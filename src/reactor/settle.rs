@@ -6,7 +6,7 @@ use super::{Reactor, Slot};
 use crate::backend::Backend;
 use crate::context::Shared;
 use crate::core::deadlines::{Deadline, Facts, Set};
-use crate::core::lifecycle::{State, Step};
+use crate::core::lifecycle::{Ending, State, Step};
 use crate::core::table::{ConnId, Flags, Record};
 use crate::error::{CloseReason, Timeout};
 use crate::handler::Handler;
@@ -191,14 +191,18 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         if !record.flags.take(Flags::BROKEN) {
             return;
         }
-        let reason = record.broken.take();
-        if record.state().is_open() && record.asked.is_none() {
-            record.flags.remove(Flags::ASKED);
-            record.flags.insert(Flags::READ_READY.and(Flags::HANGUP));
-            self.receive(handler, id);
+        if !record.state().is_open() || record.asked.is_some() {
+            // The end that is under way finds it broken.
+            return;
         }
-        if let Some(reason) = reason {
-            self.shared.table.at(id.index()).ask(reason);
+        let Some(reason) = record.broken.take() else { return };
+        record.flags.remove(Flags::ASKED);
+        record.flags.insert(Flags::READ_READY.and(Flags::HANGUP));
+        self.receive(handler, id);
+        let record = self.shared.table.at(id.index());
+        // It was broken before the handler asked for an end that would flush.
+        if record.asked.is_none_or(|asked| Ending::of(asked) != Ending::Reset) {
+            record.asked = Some(reason);
         }
     }
 

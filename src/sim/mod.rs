@@ -508,13 +508,12 @@ impl Sim {
         self.set_faults(Faults::NONE);
         self.net.borrow_mut().clear_scripted();
         let until = self.now() + CONVERGENCE;
-        while self.nodes.iter().any(|node| node.borrow().connections() > 0) {
-            assert!(
-                self.step_until(until),
-                "at {:?}, seed {:#x}: a connection does not end",
-                self.now(),
-                self.seed
-            );
+        while let Some(node) = self.nodes.iter().find(|node| node.borrow().connections() > 0) {
+            let node = Rc::clone(node);
+            if !self.step_until(until) {
+                let which = node.borrow().describe();
+                panic!("at {:?}, seed {:#x}: does not end: {which}", self.now(), self.seed);
+            }
         }
     }
 
@@ -654,6 +653,9 @@ trait Turns {
     fn check_clean(&self, net: &RefCell<Net>) -> Result<(), String>;
 
     fn connections(&self) -> usize;
+
+    /// What is known of its first connection.
+    fn describe(&self) -> String;
 }
 
 impl<H: Handler> Node<H> {
@@ -754,6 +756,10 @@ impl<H: Handler> Turns for Node<H> {
 
     fn connections(&self) -> usize {
         self.reactor.as_ref().map_or(0, Reactor::holdings_count)
+    }
+
+    fn describe(&self) -> String {
+        self.reactor.as_ref().map_or_else(String::new, Reactor::describe_first)
     }
 }
 

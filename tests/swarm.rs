@@ -1,0 +1,159 @@
+//! Scenarios under many seeds: whatever goes wrong, what must hold holds, and everything ends.
+//!
+//! `SIM_SEEDS=2000 SIM_FIRST=1 cargo test --release --test swarm` runs so many seeds of each
+//! scenario, from that one on.
+
+mod zoo;
+
+#[path = "zoo/peers.rs"]
+mod peers;
+
+use std::env;
+use std::time::Duration;
+
+use wheelhouse::sim::{self, Sim, Summary};
+use wheelhouse::{Address, Config, Handle, Target};
+
+use crate::peers::{Dice, let_peers_loose};
+use crate::zoo::{Echo, Keeper};
+
+const fn secs(secs: u64) -> Duration {
+    Duration::from_secs(secs)
+}
+
+fn number(variable: &str, default: u64) -> u64 {
+    env::var(variable).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+}
+
+/// Runs a scenario under as many seeds as are asked for.
+fn run(name: &str, scenario: fn(&mut Sim)) {
+    let summary = sim::swarm(number("SIM_FIRST", 1), number("SIM_SEEDS", 100), scenario);
+    tell(name, &summary);
+}
+
+#[expect(clippy::print_stdout, reason = "figures for whoever reads the output")]
+fn tell(name: &str, summary: &Summary) {
+    println!("swarm {name}: {summary}");
+}
+
+/// Whatever comes back to a client of an echo server is what it sent.
+fn echo(sim: &mut Sim) {
+    let mut dice = Dice::new(sim.seed());
+    let server = sim.serve("10.0.0.1:7", Config::default(), Echo);
+    let peers: Vec<_> = (0..8_u8)
+        .map(|index| {
+            let peer = sim.connect(server.address());
+            let sent: Vec<u8> = (0..dice.below(20_000)).map(|at| (at as u8) ^ index).collect();
+            peer.send(&sent);
+            (peer, sent, Vec::new())
+        })
+        .collect();
+    let mut peers = peers;
+    for _ in 0..20 {
+        sim.advance(Duration::from_millis(dice.below(2_000)));
+        for (peer, sent, echoed) in &mut peers {
+            echoed.extend(peer.take());
+            assert!(sent.starts_with(echoed), "what comes back is what was sent");
+            if dice.below(20) == 0 {
+                peer.reset();
+            }
+        }
+    }
+}
+
+/// A handler that does everything, and peers that do too.
+fn zoo(sim: &mut Sim) {
+    let mut dice = Dice::new(sim.seed());
+    let upstream = sim.serve("10.0.0.2:80", Config::default(), Echo);
+    sim.set_name("upstream", vec![upstream.address()], Duration::from_millis(dice.below(3_000)));
+    let mut config = Config::default();
+    if dice.below(2) == 0 {
+        config.limits.max_connections = Some(4 + dice.below(10) as usize);
+    }
+    if dice.below(4) == 0 {
+        config.limits.requests_max = Some(1 + dice.below(5));
+    }
+    if dice.below(4) == 0 {
+        config.timeouts.lifetime = Some(secs(1 + dice.below(20)));
+    }
+    let target: Target = if dice.below(2) == 0 {
+        upstream.address().into()
+    } else {
+        "upstream:80".parse().expect("a name and a port")
+    };
+    let server = sim.serve("10.0.0.1:7", config, Keeper::new(target));
+    if dice.below(4) == 0 {
+        server.set_descriptors(8 + dice.below(10) as usize);
+    }
+    let_peers_loose(sim, &server.address(), &mut dice, 60);
+}
+
+/// Servers that dial each other in a circle, and a partition between two of them.
+fn circle(sim: &mut Sim) {
+    let mut dice = Dice::new(sim.seed());
+    let at = |index: u64| -> Address { format!("10.0.0.{}:7", index % 3 + 1).parse().unwrap() };
+    let servers: Vec<_> = (0..3)
+        .map(|index| {
+            sim.serve(&at(index).to_string(), Config::default(), Keeper::new(at(index + 1)))
+        })
+        .collect();
+    let (a, b) = (servers[0].ip(), servers[1].ip());
+    for round in 0..6 {
+        match round % 3 {
+            1 => sim.partition(a, b),
+            2 => sim.repair(a, b),
+            _ => {}
+        }
+        let entry = servers[dice.below(3) as usize].address();
+        let_peers_loose(sim, &entry, &mut dice, 12);
+    }
+    sim.repair(a, b);
+}
+
+/// A server that is shut down while it is busy, once or twice, is gone by its deadline.
+fn shutdown(sim: &mut Sim) {
+    let mut dice = Dice::new(sim.seed());
+    let nobody: Address = "10.0.0.9:9".parse().unwrap();
+    let config = Config::default();
+    let grace = config.shutdown_timeout.expect("there is one by default");
+    let server = sim.serve("10.0.0.1:7", config, Keeper::new(nobody));
+    let peers: Vec<_> = (0..10).map(|_| sim.connect(server.address())).collect();
+    for peer in &peers {
+        peer.send(&dice.words());
+        if dice.below(3) == 0 {
+            peer.stop_reading();
+            peer.send(b"BBBB");
+        }
+    }
+    sim.advance(Duration::from_millis(dice.below(5_000)));
+    let handle: Option<Handle<_>> = (!server.is_finished()).then(|| server.handle());
+    for _ in 0..=dice.below(2) {
+        if let Some(handle) = &handle {
+            handle.shutdown();
+        }
+        sim.advance(Duration::from_millis(dice.below(3_000)));
+    }
+    sim.set_faults(sim::Faults::NONE);
+    sim.advance(grace + secs(30));
+    assert!(server.is_finished(), "the shutdown has ended");
+}
+
+#[test]
+fn swarm_echo() {
+    run("echo", echo);
+}
+
+#[test]
+fn swarm_zoo() {
+    run("zoo", zoo);
+}
+
+#[test]
+fn swarm_circle() {
+    run("circle", circle);
+}
+
+#[test]
+fn swarm_shutdown() {
+    run("shutdown", shutdown);
+}

@@ -1,0 +1,171 @@
+//! Handlers and peers that do everything, for scenarios in a simulated world.
+
+use std::time::Duration;
+
+use bytes::{Buf, BytesMut};
+use wheelhouse::{AlarmId, Closed, Conn, ConnId, Context, Handler, Origin, Target, Timeouts};
+
+const fn millis(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+/// Sends back what it is sent.
+pub(crate) struct Echo;
+
+impl Handler for Echo {
+    type Session = ();
+
+    fn on_open(&mut self, _: &mut Conn<'_>) -> Option<()> {
+        Some(())
+    }
+
+    fn on_data(&mut self, conn: &mut Conn<'_>, _: &mut (), input: &mut BytesMut) {
+        conn.write(input);
+        input.clear();
+    }
+}
+
+/// Does what single bytes tell it to: every part of the interface has one.
+pub(crate) struct Keeper {
+    /// Whom it dials.
+    pub(crate) upstream: Target,
+    pub(crate) ids: Vec<ConnId>,
+    pub(crate) alarms: Vec<AlarmId>,
+}
+
+#[derive(Default)]
+pub(crate) struct Animal {
+    paused: bool,
+    owes: u32,
+}
+
+impl Keeper {
+    pub(crate) fn new(upstream: impl Into<Target>) -> Self {
+        Self { upstream: upstream.into(), ids: Vec::new(), alarms: Vec::new() }
+    }
+
+    fn obey(&mut self, conn: &mut Conn<'_>, animal: &mut Animal, word: u8) -> bool {
+        match word {
+            b'b' => conn.write(&[b'b'; 3_000]),
+            b'B' => conn.write_bytes(vec![b'B'; 80_000]),
+            b'C' => conn.close(),
+            b'A' => conn.abort(),
+            b'F' => conn.finish(),
+            b'P' => {
+                animal.paused = true;
+                conn.pause_reading();
+                conn.set_timer(conn.now() + millis(700));
+            }
+            b'R' => {
+                animal.owes += 1;
+                conn.begin_request();
+                conn.set_timer(conn.now() + millis(300));
+            }
+            b'W' => conn.await_input(),
+            b'T' => conn.tunnel(),
+            b'Y' => {
+                conn.yield_now();
+                return false;
+            }
+            b'D' => {
+                if let Ok(id) = conn.connect(self.upstream.clone())
+                    && let Some(mut other) = conn.other(id)
+                {
+                    other.write(b"dialled");
+                }
+            }
+            b'O' => {
+                for id in &self.ids {
+                    if let Some(mut other) = conn.other(*id) {
+                        other.write(b"from another");
+                    }
+                }
+            }
+            b'K' => {
+                if let Some(mut other) = self.ids.first().and_then(|id| conn.other(*id)) {
+                    other.close();
+                }
+            }
+            b'S' => {
+                let mut timeouts = Timeouts::default();
+                // Not shorter than the world believes.
+                timeouts.idle = Some(millis(95_000));
+                timeouts.write = Some(millis(92_000));
+                conn.set_timeouts(&timeouts);
+            }
+            b'L' => {
+                let at = conn.now() + millis(400);
+                self.alarms.push(conn.cx().set_alarm(at));
+            }
+            b'N' => {
+                if let Some(alarm) = self.alarms.pop() {
+                    conn.cx().cancel_alarm(alarm);
+                }
+            }
+            b'e' => {
+                if let Some(id) = self.ids.last().copied().filter(|id| *id != conn.id()) {
+                    conn.feeds(id);
+                }
+            }
+            word => conn.write(&[word]),
+        }
+        true
+    }
+}
+
+impl Handler for Keeper {
+    type Session = Animal;
+
+    fn on_open(&mut self, conn: &mut Conn<'_>) -> Option<Animal> {
+        self.ids.push(conn.id());
+        // Now and then somebody is not welcome.
+        (self.ids.len() % 17 != 16).then(Animal::default)
+    }
+
+    fn on_data(&mut self, conn: &mut Conn<'_>, animal: &mut Animal, input: &mut BytesMut) {
+        if conn.origin() == Origin::Connect {
+            // Two that obey each other would never come to an end.
+            return input.clear();
+        }
+        while let Some(word) = input.first().copied() {
+            if conn.is_congested() || animal.paused || conn.is_closing() {
+                return;
+            }
+            input.advance(1);
+            if !self.obey(conn, animal, word) {
+                return;
+            }
+        }
+    }
+
+    fn on_timer(&mut self, conn: &mut Conn<'_>, animal: &mut Animal) {
+        if std::mem::take(&mut animal.paused) {
+            conn.resume_reading();
+        }
+        if animal.owes > 0 {
+            animal.owes -= 1;
+            conn.write(b"late reply");
+            conn.end_request();
+            if animal.owes > 0 {
+                conn.set_timer(conn.now() + millis(300));
+            }
+        }
+    }
+
+    fn on_drained(&mut self, conn: &mut Conn<'_>, _: &mut Animal) {
+        conn.write(b"drained");
+    }
+
+    fn on_closed(&mut self, _: &mut Context<'_>, closed: Closed, _: Animal) {
+        self.ids.retain(|id| *id != closed.id);
+    }
+
+    fn on_alarm(&mut self, cx: &mut Context<'_>, alarm: AlarmId) {
+        self.alarms.retain(|it| *it != alarm);
+        for id in cx.ids() {
+            if let Some(mut conn) = cx.conn(id) {
+                conn.write(b"alarm");
+            }
+        }
+    }
+}
