@@ -43,7 +43,7 @@ fn echo(sim: &mut Sim) {
     let peers: Vec<_> = (0..8_u8)
         .map(|index| {
             let peer = sim.connect(server.address());
-            let sent: Vec<u8> = (0..dice.below(20_000)).map(|at| (at as u8) ^ index).collect();
+            let sent: Vec<u8> = (0..dice.below(3_000)).map(|at| (at as u8) ^ index).collect();
             peer.send(&sent);
             (peer, sent, Vec::new())
         })

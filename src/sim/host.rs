@@ -242,7 +242,7 @@ impl Backend for Host {
         let net = &mut *self.net.borrow_mut();
         let now = net.now;
         net.machines[self.machine].resumed = false;
-        net.machines[self.machine].wakes_at = timeout.map_or(Instant::FAR_FUTURE, |it| now + it);
+        net.machines[self.machine].wakes_at = end_of_wait(now, timeout);
         interrupted?;
         let mut most = events.capacity();
         if net.chance(self.machine, |faults| faults.small_batch) {
@@ -476,6 +476,19 @@ impl Backend for Host {
         let announced = &mut self.net.borrow_mut().machines[self.machine].announced;
         let index = announced.iter().position(|(it, _)| *it == token)?;
         Some(announced.swap_remove(index).1)
+    }
+}
+
+/// When a wait from `now` on ends if nothing comes: epoll_wait(2) counts in milliseconds, and mio
+/// rounds up. Whoever waits for a clock that stands still does not wake all the time either.
+pub(super) fn end_of_wait(now: Instant, timeout: Option<Duration>) -> Instant {
+    const MILLI: u128 = 1_000_000;
+    match timeout {
+        Some(timeout) => {
+            let millis = timeout.as_nanos().div_ceil(MILLI);
+            now + Duration::from_millis(u64::try_from(millis).unwrap_or(u64::MAX))
+        }
+        None => Instant::FAR_FUTURE,
     }
 }
 

@@ -693,7 +693,7 @@ impl<H: Handler> Turns for Node<H> {
         let timeout = reactor.next_timeout();
         let connections = reactor.holdings_count();
         let mut net = net.borrow_mut();
-        self.wakes_at = timeout.map_or(Instant::FAR_FUTURE, |timeout| net.now + timeout);
+        self.wakes_at = host::end_of_wait(net.now, timeout);
         let machine = &net.machines[self.machine];
         if machine.progress == self.progress && self.turned_at == net.now {
             self.idle_turns += 1;

@@ -85,7 +85,9 @@ fn a_timer_set_in_every_turn_comes<W: World>(world: &mut W) {
 fn a_timer_set_in_every_turn_puts_no_deadline_off<W: World>(world: &mut W) {
     // Not a whole number of ticks, so that the deadline lies between two.
     let timeout = millis(205);
-    let script = Script::ignore().when_data(|conn, _, _| {
+    let script = Script::echo().when_data(|conn, _, input| {
+        input.clear();
+        conn.await_input();
         conn.set_timer(conn.now() + Duration::from_secs(10));
     });
     let mut config = Config::default();
