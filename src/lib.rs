@@ -111,6 +111,11 @@
 
 mod address;
 pub mod backend;
+#[cfg(feature = "canary")]
+#[doc(hidden)]
+pub mod canary;
+#[cfg(not(feature = "canary"))]
+mod canary;
 mod config;
 mod conn;
 mod context;

@@ -6,6 +6,7 @@ use std::num::NonZeroU64;
 use slab::Slab;
 
 use crate::address::{Address, Target};
+use crate::canary::{Canary, planted};
 use crate::core::deadlines::{Clocks, Facts, Periods};
 use crate::core::lifecycle::{Ending, State, Step};
 use crate::core::output::Output;
@@ -527,13 +528,17 @@ impl Table {
     /// The record of `id`, unless that connection is gone.
     #[inline]
     pub(crate) fn get(&self, id: ConnId) -> Option<&Record> {
-        self.records.get(id.index()).filter(|record| record.id == id)
+        self.records
+            .get(id.index())
+            .filter(|record| record.id == id || planted(Canary::DroppedGeneration))
     }
 
     /// The record of `id`, unless that connection is gone.
     #[inline]
     pub(crate) fn get_mut(&mut self, id: ConnId) -> Option<&mut Record> {
-        self.records.get_mut(id.index()).filter(|record| record.id == id)
+        self.records
+            .get_mut(id.index())
+            .filter(|record| record.id == id || planted(Canary::DroppedGeneration))
     }
 
     /// The record in a place that is known to be filled.

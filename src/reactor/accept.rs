@@ -7,6 +7,7 @@ use tracing::{debug, error, warn};
 use super::Reactor;
 use crate::address::Address;
 use crate::backend::{Backend, Token};
+use crate::canary::{Canary, planted};
 use crate::config::{ListenConfig, SocketOptions};
 use crate::context::{AlarmId, Purpose};
 use crate::core::deadlines::Periods;
@@ -274,6 +275,10 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
                 continue;
             };
             let token = Token::of_listener(ListenerId(index as u32));
+            if planted(Canary::AcceptNotRetried) {
+                listener.ready = false;
+                continue;
+            }
             if let Err(error) = self.backend.reregister_listener(socket, token) {
                 debug!(%error, "a listener cannot be registered again");
             }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::Reactor;
 use crate::backend::Backend;
+use crate::canary::{Canary, planted};
 use crate::context::{Purpose, Shared};
 use crate::core::deadlines::{Deadline, Set};
 use crate::core::lifecycle::State;
@@ -84,11 +85,18 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         if record.flags.has(Flags::REAPED) {
             return None;
         }
-        record.clocks.first_due(record.periods(profiles), *now, served)
+        let mut now = *now;
+        if planted(Canary::EarlyFire) {
+            now += Duration::from_secs(3_600);
+        }
+        record.clocks.first_due(record.periods(profiles), now, served)
     }
 
     /// Lets the wheel come up again for the next deadline of a connection.
     fn rearm(&mut self, id: ConnId) {
+        if planted(Canary::SkippedRearm) {
+            return;
+        }
         let Shared { table, profiles, .. } = &mut self.shared;
         let record = table.at(id.index());
         if let Some(at) = record.clocks.next(record.periods(profiles)) {

@@ -4,6 +4,7 @@ use tracing::debug;
 
 use super::Reactor;
 use crate::backend::Backend;
+use crate::canary::{Canary, planted};
 use crate::core::lifecycle::{Ending, State, Step};
 use crate::core::table::{ConnId, Flags};
 use crate::error::{CloseReason, Closed, Timeout};
@@ -124,6 +125,9 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             }
         }
         for id in &reaped {
+            if planted(Canary::LeakedSlot) {
+                continue;
+            }
             self.shared.remove(*id);
             let input = &mut self.slots[id.index()].input;
             if input.capacity() > 0 {

@@ -7,6 +7,7 @@ use bytes::BytesMut;
 use super::dispatch::call_data;
 use super::{READ_BUDGET, Reactor, refresh_now_if_stale};
 use crate::backend::Backend;
+use crate::canary::{Canary, planted};
 use crate::context::Shared;
 use crate::core::lifecycle::{State, Step};
 use crate::core::stats::Counters;
@@ -113,7 +114,12 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             own = make_room_behind(read_buffer, &mut slot.input, room);
             room = room.min(read_buffer.capacity() - read_buffer.len());
         }
-        match backend.read(stream, read_buffer, room) {
+        let read = if planted(Canary::UnreadBeforeEofLost) && record.flags.has(Flags::HANGUP) {
+            Ok(0)
+        } else {
+            backend.read(stream, read_buffer, room)
+        };
+        match read {
             Ok(count) if count > 0 => {
                 let drained =
                     backend.short_io_drains() && count < room && !record.flags.has(Flags::HANGUP);
@@ -222,7 +228,9 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             && record.output.len() <= self.shared.bounds.watermarks.low()
         {
             record.flags.remove(Flags::CONGESTED.and(Flags::OUTPUT_HELD));
-            record.flags.insert(Flags::DRAINED.and(Flags::DATA_DUE));
+            if !planted(Canary::WatermarkEdgeLost) {
+                record.flags.insert(Flags::DRAINED.and(Flags::DATA_DUE));
+            }
             if record.flags.has(Flags::IS_SINK) {
                 self.shared.release_feeders(id);
             }
@@ -378,7 +386,8 @@ fn send_scratch<B: Backend>(
         taken = note_write(backend, record, scratch.len(), result, now, counters);
     }
     if taken < scratch.len() {
-        record.output.push_copy(&scratch[taken..]);
+        let again = usize::from(planted(Canary::ShortWriteDoubled) && taken > 0);
+        record.output.push_copy(&scratch[taken - again..]);
     }
     scratch.clear();
 }
@@ -422,6 +431,7 @@ fn handle_read_error(record: &mut Record, error: io::Error) -> Read {
             record.flags.remove(Flags::READ_READY.and(Flags::HANGUP));
         }
         ErrorKind::Interrupted => return Read::More,
+        _ if planted(Canary::SwallowedReset) => record.flags.remove(Flags::READ_READY),
         kind => {
             record.flags.remove(Flags::READ_READY);
             record.ask(reason_of_kind(kind, error));

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use crate::backend::Wake;
+use crate::canary::{Canary, planted};
 use crate::conn::Conn;
 use crate::context::Context;
 use crate::core::stats::{Counters, Stats};
@@ -120,7 +121,7 @@ impl<H: Handler> Mailbox<H> {
         queue.letters.push_back(letter);
         let first = !self.pending.swap(true, Ordering::AcqRel);
         drop(queue);
-        if first { self.wake() } else { Ok(()) }
+        if first && !planted(Canary::LostWake) { self.wake() } else { Ok(()) }
     }
 
     fn wake(&self) -> Result<(), PostError> {

@@ -4,6 +4,7 @@
 use super::io::Read;
 use super::{Reactor, Slot};
 use crate::backend::Backend;
+use crate::canary::{Canary, planted};
 use crate::context::Shared;
 use crate::core::deadlines::{Deadline, Facts, Set};
 use crate::core::lifecycle::{Ending, State, Step};
@@ -142,8 +143,10 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         };
         let restless = restless || record.flags.has(Flags::ASKED);
         if record.has_work() && !record.flags.has(Flags::QUEUED_READY) {
-            record.flags.insert(Flags::QUEUED_READY);
-            self.shared.ready.push(id);
+            if !planted(Canary::LostReadyFlag) {
+                record.flags.insert(Flags::QUEUED_READY);
+                self.shared.ready.push(id);
+            }
         }
         if restless {
             self.shared.mark_dirty(id);

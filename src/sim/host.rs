@@ -202,9 +202,13 @@ impl Host {
         if net.chance(self.machine, |faults| faults.full_batch) {
             count = most;
         }
+        if count == 0 {
+            return;
+        }
+        let tokens = net.tokens(self.machine);
         while count > 0 && list.len() < most {
             count -= 1;
-            let Some(token) = net.any_token(self.machine) else { return };
+            let Some(token) = net.random.pick(&tokens).copied() else { return };
             let ready = match net.random.below(3) {
                 0 => Readiness::READABLE,
                 1 => Readiness::WRITABLE,

@@ -142,6 +142,8 @@ pub(super) struct Listener {
     pub(super) token: Option<Token>,
     queued: bool,
     armed: bool,
+    /// It will be announced again.
+    later: Readiness,
     pub(super) fd: Option<u32>,
 }
 
@@ -204,7 +206,7 @@ enum Happening {
     Established(Socket),
     Refuse(Socket),
     Sip(Socket),
-    Notify(Notice, Readiness),
+    Notify(Notice),
     Answer(usize, Token, Option<io::Result<Vec<Address>>>),
     Script(Box<dyn FnOnce(&mut Net)>),
 }
@@ -373,7 +375,7 @@ impl Net {
                 due.what,
                 Happening::Arrive(_)
                     | Happening::Established(_)
-                    | Happening::Notify(..)
+                    | Happening::Notify(_)
                     | Happening::Refuse(_)
                     | Happening::Syn(_, 0)
             )
@@ -388,8 +390,7 @@ impl Net {
             Happening::Established(socket) => self.establish(socket),
             Happening::Refuse(socket) => self.refuse(socket),
             Happening::Sip(socket) => self.sip(socket),
-            Happening::Notify(Notice::Socket(socket), what) => self.notify(socket, what),
-            Happening::Notify(Notice::Listener(index), _) => self.notify_listener(index),
+            Happening::Notify(notice) => self.say_later(notice),
             Happening::Answer(machine, token, answer) => {
                 if let Some(answer) = answer {
                     self.machines[machine].answers.push_back((token, answer));
@@ -401,8 +402,35 @@ impl Net {
 
     /// Says again, a moment later, what a socket is ready for: the system kept something back.
     pub(super) fn notify_later(&mut self, notice: Notice, what: Readiness) {
-        let pause = Duration::from_micros(1 + self.random.below(5_000));
-        self.schedule(self.now + pause, Happening::Notify(notice, what));
+        // One such saying at a time: each may lead to another, and they must not multiply.
+        let later = match notice {
+            Notice::Socket(socket) => self.side_mut(socket).map(|side| &mut side.later),
+            Notice::Listener(index) => {
+                self.listeners.get_mut(index).map(|listener| &mut listener.later)
+            }
+        };
+        let Some(later) = later else { return };
+        let first = *later == Readiness::NONE;
+        *later = later.and(what);
+        if first {
+            let pause = Duration::from_micros(1 + self.random.below(5_000));
+            self.schedule(self.now + pause, Happening::Notify(notice));
+        }
+    }
+
+    fn say_later(&mut self, notice: Notice) {
+        match notice {
+            Notice::Socket(socket) => {
+                let Some(side) = self.side_mut(socket) else { return };
+                let what = std::mem::take(&mut side.later);
+                self.notify(socket, what);
+            }
+            Notice::Listener(index) => {
+                let Some(listener) = self.listeners.get_mut(index) else { return };
+                listener.later = Readiness::NONE;
+                self.notify_listener(index);
+            }
+        }
     }
 
     pub(super) fn answer_later(

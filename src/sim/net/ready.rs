@@ -96,9 +96,9 @@ impl Net {
         }
     }
 
-    /// The token of a socket on this machine, drawn at random.
-    pub(in crate::sim) fn any_token(&mut self, machine: usize) -> Option<Token> {
-        let stale = self.machines[machine].stale.make_contiguous().to_vec();
+    /// The tokens of all sockets on this machine, and of some that were closed lately.
+    pub(in crate::sim) fn tokens(&self, machine: usize) -> Vec<Token> {
+        let stale = self.machines[machine].stale.iter().copied();
         let live = self.connections.iter().flat_map(|(_, connection)| {
             connection
                 .ends
@@ -106,7 +106,6 @@ impl Net {
                 .filter(|side| side.holder == Holder::Host(machine))
                 .filter_map(|side| side.token)
         });
-        let tokens: Vec<Token> = live.chain(stale).collect();
-        self.random.pick(&tokens).copied()
+        live.chain(stale).collect()
     }
 }

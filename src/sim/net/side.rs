@@ -87,6 +87,8 @@ pub(super) struct Side {
     pub(super) queued: bool,
     pub(super) pending: Readiness,
     pub(super) armed: Readiness,
+    /// What will be announced again.
+    pub(super) later: Readiness,
     /// A write was cut short.
     pub(super) wants_room: bool,
 }
@@ -125,6 +127,7 @@ impl Side {
             queued: false,
             pending: Readiness::default(),
             armed: BOTH,
+            later: Readiness::NONE,
             wants_room: false,
         }
     }

@@ -8,6 +8,7 @@ use super::side::{BOTH, Connection, Path, Segment, Side};
 use super::{End, Happening, Holder, Link, Listener, Net, Notice, Personality, Socket};
 use crate::address::Address;
 use crate::backend::Readiness;
+use crate::canary::{Canary, planted};
 use crate::time::{Instant, nanos};
 
 /// A segment that was held back is sent again after this, then after twice as long each time.
@@ -525,6 +526,9 @@ impl Net {
         if let Holder::Host(machine) = holder {
             if let Some(fd) = fd {
                 self.free_fd(machine, fd);
+                if planted(Canary::DoubleClose) {
+                    self.free_fd(machine, fd);
+                }
             }
             let machine = &mut self.machines[machine];
             machine.notices.retain(|notice| !matches!(notice, Notice::Socket(it) if *it == socket));
@@ -607,6 +611,7 @@ impl Net {
             token: None,
             queued: false,
             armed: true,
+            later: Readiness::NONE,
             fd,
         })
     }

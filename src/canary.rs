@@ -1,0 +1,58 @@
+//! Known bugs that a test can plant, to see that the checks of simulated runs find them.
+//!
+//! Without the feature `canary` none of this is compiled into anything: [`planted`] is a constant.
+
+#![cfg_attr(not(feature = "canary"), allow(unreachable_pub))]
+
+/// A bug.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Canary {
+    /// Whatever deadline runs is served whenever the wheel comes up.
+    EarlyFire,
+    /// An entry that came up early is not placed again.
+    SkippedRearm,
+    /// Work that is left is not queued.
+    LostReadyFlag,
+    /// An id reaches whoever has its place now.
+    DroppedGeneration,
+    /// A closed connection keeps its place.
+    LeakedSlot,
+    /// A descriptor is closed twice.
+    DoubleClose,
+    /// A hang-up ends the input, whatever waits in front of it.
+    UnreadBeforeEofLost,
+    /// The last byte that a short write took is sent again.
+    ShortWriteDoubled,
+    /// Nothing is accepted after a shortage until somebody new knocks.
+    AcceptNotRetried,
+    /// Nobody is told that congested output has drained.
+    WatermarkEdgeLost,
+    /// What other threads ask for wakes nobody.
+    LostWake,
+    /// A read error is not reported.
+    SwallowedReset,
+}
+
+#[cfg(feature = "canary")]
+thread_local! {
+    static PLANTED: std::cell::Cell<Option<Canary>> = const { std::cell::Cell::new(None) };
+}
+
+/// Plants a bug for this thread, in place of another.
+#[cfg(feature = "canary")]
+pub fn plant(canary: Option<Canary>) {
+    PLANTED.set(canary);
+}
+
+/// Whether this bug is planted.
+#[cfg(feature = "canary")]
+pub(crate) fn planted(canary: Canary) -> bool {
+    PLANTED.get() == Some(canary)
+}
+
+/// Whether this bug is planted.
+#[cfg(not(feature = "canary"))]
+#[inline(always)]
+pub(crate) const fn planted(_: Canary) -> bool {
+    false
+}

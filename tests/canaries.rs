@@ -1,0 +1,221 @@
+//! Each planted bug is found, by a test that passes without it.
+//!
+//! `cargo test --features canary --test canaries` runs them.
+
+use std::cell::RefCell;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
+use std::time::Duration;
+
+use bytes::{Buf, BytesMut};
+use wheelhouse::canary::{Canary, plant};
+use wheelhouse::sim::{End, Server, Sim};
+use wheelhouse::{CloseReason, Config, Conn, ConnId, Handler};
+
+const fn secs(secs: u64) -> Duration {
+    Duration::from_secs(secs)
+}
+
+/// Echoes; each `!` becomes a large reply, and an `@` goes to whoever came first.
+#[derive(Default)]
+struct Clerk {
+    first: Option<ConnId>,
+}
+
+impl Handler for Clerk {
+    type Session = ();
+
+    fn on_open(&mut self, conn: &mut Conn<'_>) -> Option<()> {
+        self.first.get_or_insert(conn.id());
+        Some(())
+    }
+
+    fn on_data(&mut self, conn: &mut Conn<'_>, _: &mut (), input: &mut BytesMut) {
+        while let Some(byte) = input.first().copied() {
+            if conn.is_congested() {
+                return;
+            }
+            input.advance(1);
+            match byte {
+                b'!' => conn.write(&[b'!'; 50_000]),
+                b'@' => {
+                    if let Some(mut other) = self.first.and_then(|id| conn.other(id)) {
+                        other.write(b"@");
+                    }
+                }
+                byte => conn.write(&[byte]),
+            }
+        }
+    }
+}
+
+fn serve(sim: &mut Sim) -> Server<Clerk> {
+    sim.serve("10.0.0.1:7", Config::default(), Clerk::default())
+}
+
+fn come_and_go(sim: &mut Sim, server: &Server<Clerk>) {
+    let peer = sim.connect(server.address());
+    sim.settle();
+    peer.close();
+    sim.settle();
+}
+
+/// The scenario passes as it is, and fails with the bug.
+fn must_catch(canary: Canary, scenario: impl Fn(&mut Sim)) {
+    let run = |planted: Option<Canary>| {
+        plant(planted);
+        let outcome = catch_unwind(AssertUnwindSafe(|| {
+            let mut sim = Sim::new(1);
+            scenario(&mut sim);
+            sim.converge();
+            sim.assert_clean();
+        }));
+        plant(None);
+        outcome
+    };
+    assert!(run(None).is_ok(), "it fails without the bug");
+    assert!(run(Some(canary)).is_err(), "{canary:?} was not noticed");
+}
+
+#[test]
+fn a_deadline_that_comes_early_is_noticed() {
+    must_catch(Canary::EarlyFire, |sim| {
+        let server = serve(sim);
+        let peer = sim.connect(server.address());
+        peer.send(b"x");
+        // The wheel comes up when the first byte would have been due.
+        sim.advance(secs(20));
+        assert!(peer.is_open());
+    });
+}
+
+#[test]
+fn an_entry_that_is_not_placed_again_is_noticed() {
+    must_catch(Canary::SkippedRearm, |sim| {
+        let server = serve(sim);
+        let peer = sim.connect(server.address());
+        peer.send(b"x");
+        sim.advance(secs(200));
+    });
+}
+
+#[test]
+fn work_that_is_not_queued_is_noticed() {
+    must_catch(Canary::LostReadyFlag, |sim| {
+        let server = serve(sim);
+        let peer = sim.connect(server.address());
+        // More than is read in one turn.
+        peer.send(&[b'x'; 100_000]);
+        sim.advance(secs(1));
+    });
+}
+
+#[test]
+fn an_id_that_reaches_another_connection_is_noticed() {
+    must_catch(Canary::DroppedGeneration, |sim| {
+        let server = serve(sim);
+        come_and_go(sim, &server);
+        let bystander = sim.connect(server.address());
+        let writer = sim.connect(server.address());
+        writer.send(b"@");
+        sim.settle();
+        bystander.expect(b"");
+    });
+}
+
+#[test]
+fn a_place_that_leaks_is_noticed() {
+    must_catch(Canary::LeakedSlot, |sim| {
+        let server = serve(sim);
+        come_and_go(sim, &server);
+    });
+}
+
+#[test]
+fn a_descriptor_closed_twice_is_noticed() {
+    must_catch(Canary::DoubleClose, |sim| {
+        let server = serve(sim);
+        come_and_go(sim, &server);
+    });
+}
+
+#[test]
+fn bytes_lost_before_a_fin_are_noticed() {
+    must_catch(Canary::UnreadBeforeEofLost, |sim| {
+        let server = serve(sim);
+        let peer = sim.connect(server.address());
+        peer.send(b"last words");
+        peer.half_close();
+        sim.settle();
+        peer.expect(b"last words");
+    });
+}
+
+#[test]
+fn a_byte_sent_twice_is_noticed() {
+    must_catch(Canary::ShortWriteDoubled, |sim| {
+        sim.set_buffers(1_000, 1_000);
+        let server = serve(sim);
+        let peer = sim.connect(server.address());
+        peer.send(b"!");
+        sim.advance(secs(1));
+        assert_eq!(peer.take().len(), 50_000);
+    });
+}
+
+#[test]
+fn a_backlog_that_is_not_looked_at_again_is_noticed() {
+    must_catch(Canary::AcceptNotRetried, |sim| {
+        let server = serve(sim);
+        server.set_descriptors(7);
+        let first = sim.connect(server.address());
+        let second = sim.connect(server.address());
+        second.send(b"x");
+        sim.advance(secs(1));
+        first.close();
+        sim.advance(secs(2));
+        second.expect(b"x");
+    });
+}
+
+#[test]
+fn a_drain_that_is_not_told_is_noticed() {
+    must_catch(Canary::WatermarkEdgeLost, |sim| {
+        let server = serve(sim);
+        let peer = sim.connect(server.address());
+        peer.read_at(1_000_000);
+        peer.send(&[b'!'; 40]);
+        sim.advance(secs(10));
+        assert_eq!(peer.take().len(), 40 * 50_000);
+    });
+}
+
+#[test]
+fn a_letter_that_wakes_nobody_is_noticed() {
+    must_catch(Canary::LostWake, |sim| {
+        let server = serve(sim);
+        sim.settle();
+        let seen = Rc::new(RefCell::new(false));
+        let (sender, receiver) = std::sync::mpsc::channel();
+        server.handle().post(move |_, _| sender.send(()).unwrap()).unwrap();
+        sim.advance(secs(1));
+        *seen.borrow_mut() = receiver.try_recv().is_ok();
+        assert!(*seen.borrow());
+    });
+}
+
+#[test]
+fn a_reset_that_is_swallowed_is_noticed() {
+    must_catch(Canary::SwallowedReset, |sim| {
+        let server = serve(sim);
+        let peer = sim.connect(server.address());
+        peer.send(b"x");
+        sim.settle();
+        peer.reset();
+        sim.settle();
+        let closed = server.take_closed();
+        assert_eq!(closed.len(), 1);
+        assert_eq!(closed[0].reason, CloseReason::PeerReset);
+        assert_eq!(peer.closed(), None::<End>);
+    });
+}
