@@ -91,7 +91,8 @@
 //!
 //! Sockets, clocks, randomness and name look-up come through one trait, [`backend::Backend`], so a
 //! reactor can be put into another world ([`Reactor::with_backend`]) and its time be made up; that
-//! is why [`Instant`] is not std's. [`Os`] is the only world in this crate so far.
+//! is why [`Instant`] is not std's. [`Os`] is the real world, and [`sim`] has one to test handlers
+//! in, with virtual time and injected faults.
 //!
 //! # Platforms
 //!
@@ -142,6 +143,11 @@ pub use crate::error::{
 pub use crate::handler::Handler;
 pub use crate::reactor::{Handle, Reactor, Report};
 pub use crate::time::Instant;
+
+/// Runs the programs in the guide to testing.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/testing.md")]
+struct Testing;
 
 /// Compiles the program in the README.
 #[cfg(doctest)]

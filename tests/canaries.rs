@@ -26,7 +26,7 @@ impl Handler for Clerk {
     type Session = ();
 
     fn on_open(&mut self, conn: &mut Conn<'_>) -> Option<()> {
-        self.first.get_or_insert(conn.id());
+        self.first.get_or_insert_with(|| conn.id());
         Some(())
     }
 

@@ -142,11 +142,10 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             State::Connecting | State::Closing | State::Closed => false,
         };
         let restless = restless || record.flags.has(Flags::ASKED);
-        if record.has_work() && !record.flags.has(Flags::QUEUED_READY) {
-            if !planted(Canary::LostReadyFlag) {
-                record.flags.insert(Flags::QUEUED_READY);
-                self.shared.ready.push(id);
-            }
+        let queues = record.has_work() && !planted(Canary::LostReadyFlag);
+        if queues && !record.flags.has(Flags::QUEUED_READY) {
+            record.flags.insert(Flags::QUEUED_READY);
+            self.shared.ready.push(id);
         }
         if restless {
             self.shared.mark_dirty(id);
