@@ -120,7 +120,11 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         for id in &reaped {
             self.say_closed(handler, *id);
             let reset = self.shared.table.at(id.index()).flags.has(Flags::RESET);
-            if let Some(stream) = self.slots[id.index()].stream.take() {
+            let slot = &mut self.slots[id.index()];
+            if slot.input.capacity() > 0 {
+                slot.input = bytes::BytesMut::new();
+            }
+            if let Some(stream) = slot.stream.take() {
                 self.backend.close(stream, reset);
             }
         }
@@ -129,10 +133,6 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
                 continue;
             }
             self.shared.remove(*id);
-            let input = &mut self.slots[id.index()].input;
-            if input.capacity() > 0 {
-                *input = bytes::BytesMut::new();
-            }
         }
         self.shared.count_connections();
         self.note_release();
