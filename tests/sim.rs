@@ -198,6 +198,25 @@ fn a_single_call_can_be_made_to_fail() {
 }
 
 #[test]
+fn a_listener_that_dies_leaves_the_others() {
+    let mut sim = Sim::new(1);
+    let server = sim.spawn("10.0.0.1", Config::default(), Echo, |reactor| {
+        reactor.listen("10.0.0.1:7".parse().unwrap()).unwrap();
+        reactor.listen("10.0.0.1:8".parse().unwrap()).unwrap();
+    });
+    sim.settle();
+    sim.fail(Call::Accept, 0, libc::EBADF);
+    let lost = sim.connect("10.0.0.1:7".parse::<Address>().unwrap());
+    sim.settle();
+    assert_eq!(lost.closed(), Some(End::Reset));
+    assert_eq!(server.descriptors(), 1);
+    let peer = sim.connect("10.0.0.1:8".parse::<Address>().unwrap());
+    peer.send(b"x");
+    sim.settle();
+    peer.expect(b"x");
+}
+
+#[test]
 fn descriptors_run_out_and_come_back() {
     let mut sim = Sim::new(1);
     let server = serve(&mut sim);

@@ -13,7 +13,7 @@ use libfuzzer_sys::fuzz_target;
 #[allow(dead_code, reason = "what only the reactor and the unit tests use")]
 mod address;
 #[path = "../../src/canary.rs"]
-#[allow(dead_code, unexpected_cfgs, reason = "nothing is planted here; the feature is the crate's")]
+#[allow(dead_code, reason = "what only the reactor and the unit tests use")]
 mod canary;
 #[path = "../../src/config.rs"]
 #[allow(dead_code, reason = "what only the reactor and the unit tests use")]
