@@ -73,8 +73,8 @@ pub struct Timeouts {
     pub response: Option<Duration>,
     /// How long queued output may stand still. Progress is what left the kernel's queue for the
     /// peer, so a slow reader that reads lives on. It is looked at every tick at first and then ever
-    /// more rarely, at least sixteen times in a timeout of 160 ms and more; the deadline runs from the last progress
-    /// seen. A peer's kernel opens a small window in steps of all of its buffer (8 KiB at 10 kB/s:
+    /// more rarely, at least sixteen times in a timeout of 160 ms and more; the deadline runs from
+    /// the last progress seen. A peer's kernel opens a small window in steps of all of its buffer (8 KiB at 10 kB/s:
     /// every 1.2 s), so a timeout of a second or two can be too short for a slow one. Default 60 s.
     pub write: Option<Duration>,
     /// How long a connection may stay idle between requests. Default 75 s.

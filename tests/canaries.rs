@@ -2,14 +2,12 @@
 //!
 //! `cargo test --features canary --test canaries` runs them.
 
-use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use wheelhouse::canary::{Canary, plant};
-use wheelhouse::sim::{End, Server, Sim};
+use wheelhouse::sim::{Server, Sim};
 use wheelhouse::{CloseReason, Config, Conn, ConnId, Handler};
 
 const fn secs(secs: u64) -> Duration {
@@ -195,12 +193,10 @@ fn a_letter_that_wakes_nobody_is_noticed() {
     must_catch(Canary::LostWake, |sim| {
         let server = serve(sim);
         sim.settle();
-        let seen = Rc::new(RefCell::new(false));
         let (sender, receiver) = std::sync::mpsc::channel();
         server.handle().post(move |_, _| sender.send(()).unwrap()).unwrap();
         sim.advance(secs(1));
-        *seen.borrow_mut() = receiver.try_recv().is_ok();
-        assert!(*seen.borrow());
+        receiver.try_recv().expect("the letter was opened");
     });
 }
 
@@ -216,6 +212,5 @@ fn a_reset_that_is_swallowed_is_noticed() {
         let closed = server.take_closed();
         assert_eq!(closed.len(), 1);
         assert_eq!(closed[0].reason, CloseReason::PeerReset);
-        assert_eq!(peer.closed(), None::<End>);
     });
 }

@@ -59,8 +59,9 @@
 //! After every turn of a reactor made by [`Sim::serve`] or [`Sim::spawn`]: callbacks come in the
 //! order that [`Handler`] promises; a connection has a session and, once it
 //! is open, a stream; descriptors are those of listeners and streams; what is left to do is queued;
-//! the wheel comes up for every deadline in time; nothing ended early; buffers keep their limits;
-//! turns without progress do not follow each other.
+//! the wheel comes up for every deadline in time; nothing ended early; input that is kept stays
+//! within its limit; the bytes that a connection is said to have moved are those that went through
+//! its socket; turns without progress do not follow each other.
 //!
 //! # What is not modelled
 //!

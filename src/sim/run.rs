@@ -158,10 +158,12 @@ pub fn torture(runs: usize, mut scenario: impl FnMut(&mut Sim)) -> Summary {
             net.start_log();
         }
         scenario(&mut sim);
+        // From here on nothing fails any more.
+        let calls = sim.net.borrow_mut().take_log();
         sim.converge();
         sim.assert_clean();
         summary.add(&sim);
-        sim.net.borrow_mut().take_log()
+        calls
     };
     let calls = run(None, &mut summary);
     let mut plan: Vec<(u64, i32)> = calls

@@ -11,6 +11,7 @@ use bytes::BytesMut;
 
 use super::fault::STALL_MAX;
 use super::net::Net;
+use crate::backend::Token;
 use crate::config::Timeouts;
 use crate::conn::Conn;
 use crate::context::{AlarmId, Context};
@@ -165,6 +166,19 @@ impl<H: Handler> Watched<H> {
         }
     }
 
+    /// What is said of its bytes is what went through its socket. What was discarded while it
+    /// closed is not counted as read.
+    fn check_bytes(&self, closed: &Closed) {
+        let mut net = self.net.borrow_mut();
+        let token = Token::of_conn(closed.id);
+        if let Some((read, written)) = net.moved(self.machine, token)
+            && (closed.bytes_in > read || closed.bytes_out != written)
+        {
+            let said = (closed.bytes_in, closed.bytes_out);
+            net.fail_check(format!("{} moved {:?}, not {said:?}", closed.id, (read, written)));
+        }
+    }
+
     /// A timeout that is sure to have begun with something seen here did not end anything early.
     fn check_age(&self, closed: &Closed, life: &Life, now: Instant) {
         let timeouts = &self.timeouts;
@@ -239,6 +253,7 @@ impl<H: Handler> Handler for Watched<H> {
         if let Some(life) = self.lives.remove(&closed.id) {
             self.check_age(&closed, &life, cx.now());
         }
+        self.check_bytes(&closed);
         if self.closed.len() == CLOSED_MAX {
             self.closed.pop_front();
         }

@@ -1,28 +1,16 @@
 //! Handlers and peers that do everything, for scenarios in a simulated world.
 
+mod echo;
+
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use wheelhouse::{AlarmId, Closed, Conn, ConnId, Context, Handler, Origin, Target, Timeouts};
 
+pub(crate) use self::echo::Echo;
+
 const fn millis(millis: u64) -> Duration {
     Duration::from_millis(millis)
-}
-
-/// Sends back what it is sent.
-pub(crate) struct Echo;
-
-impl Handler for Echo {
-    type Session = ();
-
-    fn on_open(&mut self, _: &mut Conn<'_>) -> Option<()> {
-        Some(())
-    }
-
-    fn on_data(&mut self, conn: &mut Conn<'_>, _: &mut (), input: &mut BytesMut) {
-        conn.write(input);
-        input.clear();
-    }
 }
 
 /// Does what single bytes tell it to: every part of the interface has one.

@@ -163,6 +163,8 @@ pub(super) struct Machine {
     /// Descriptors in use.
     pub(super) fds: BTreeSet<u32>,
     pub(super) fds_max: usize,
+    /// No descriptor below this one is free.
+    lowest_free: u32,
     /// What its clock shows beside the world's.
     pub(super) ahead: Duration,
     /// Its clock stands still at this moment, until that one.
@@ -207,7 +209,7 @@ enum Happening {
     Refuse(Socket),
     Sip(Socket),
     Notify(Notice),
-    Answer(usize, Token, Option<io::Result<Vec<Address>>>),
+    Answer(usize, Token, io::Result<Vec<Address>>),
     Script(Box<dyn FnOnce(&mut Net)>),
 }
 
@@ -392,9 +394,7 @@ impl Net {
             Happening::Sip(socket) => self.sip(socket),
             Happening::Notify(notice) => self.say_later(notice),
             Happening::Answer(machine, token, answer) => {
-                if let Some(answer) = answer {
-                    self.machines[machine].answers.push_back((token, answer));
-                }
+                self.machines[machine].answers.push_back((token, answer));
             }
             Happening::Script(script) => script(self),
         }
@@ -440,7 +440,7 @@ impl Net {
         answer: io::Result<Vec<Address>>,
         after: Duration,
     ) {
-        self.schedule(self.now + after, Happening::Answer(machine, token, Some(answer)));
+        self.schedule(self.now + after, Happening::Answer(machine, token, answer));
     }
 }
 
@@ -453,6 +453,7 @@ impl Net {
             notices: VecDeque::new(),
             fds: (0..FDS_FIXED).collect(),
             fds_max: 20_000,
+            lowest_free: FDS_FIXED,
             ahead: Duration::ZERO,
             frozen: None,
             resumed: false,
@@ -475,13 +476,16 @@ impl Net {
         if machine.fds.len() >= machine.fds_max {
             return None;
         }
-        let free = (0..).find(|fd| !machine.fds.contains(fd))?;
+        let free = (machine.lowest_free..).find(|fd| !machine.fds.contains(fd))?;
         machine.fds.insert(free);
+        machine.lowest_free = free + 1;
         Some(free)
     }
 
     fn free_fd(&mut self, machine: usize, fd: u32) {
-        if !self.machines[machine].fds.remove(&fd) {
+        let machine = &mut self.machines[machine];
+        machine.lowest_free = machine.lowest_free.min(fd);
+        if !machine.fds.remove(&fd) {
             self.fail_check(format!("descriptor {fd} was closed twice"));
         }
     }
@@ -602,6 +606,15 @@ impl Net {
 
 /// What checks ask.
 impl Net {
+    /// How many bytes a process read from the socket of this token, and wrote to it.
+    pub(super) fn moved(&self, machine: usize, token: Token) -> Option<(u64, u64)> {
+        self.connections
+            .iter()
+            .flat_map(|(_, connection)| &connection.ends)
+            .find(|side| side.holder == Holder::Host(machine) && side.token == Some(token))
+            .map(|side| (side.read, side.written))
+    }
+
     /// Streams that processes on this machine hold.
     pub(super) fn streams_of(&self, machine: usize) -> usize {
         self.connections
