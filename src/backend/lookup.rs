@@ -6,7 +6,8 @@ use std::net::ToSocketAddrs;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
-use super::{Event, Events, Readiness, Token};
+use super::waker::Waker;
+use super::{Event, Events, Readiness, Token, Wake};
 use crate::address::Address;
 
 /// Look-ups at once: a resolver that hangs must not cost a thread per connection.
@@ -19,7 +20,7 @@ const WAITING_MAX: usize = 1_024;
 /// Look-ups under way, waiting for a thread, and answered.
 #[derive(Debug)]
 pub(super) struct Lookups {
-    waker: Arc<mio::Waker>,
+    waker: Arc<Waker>,
     answers: Arc<Mutex<VecDeque<Answer>>>,
     running: usize,
     waiting: VecDeque<Question>,
@@ -38,7 +39,7 @@ struct Question {
 type Answer = (Token, io::Result<Vec<Address>>);
 
 impl Lookups {
-    pub(super) fn new(waker: Arc<mio::Waker>) -> Self {
+    pub(super) fn new(waker: Arc<Waker>) -> Self {
         Self {
             waker,
             answers: Arc::default(),

@@ -8,6 +8,7 @@
 mod lookup;
 mod os;
 mod sys;
+mod waker;
 
 use std::io::{self, IoSlice};
 use std::os::fd::OwnedFd;
@@ -338,7 +339,8 @@ pub struct Event {
     pub ready: Readiness,
 }
 
-/// What happened during one wait, at most `capacity` things.
+/// What happened during one wait: `capacity` things, or more if the system says more at once, as
+/// poll(2) does.
 #[derive(Debug)]
 pub struct Events {
     list: Vec<Event>,
@@ -357,13 +359,8 @@ impl Events {
     }
 
     /// Adds one.
-    ///
-    /// # Panics
-    ///
-    /// In debug builds, if it is full.
     #[inline]
     pub fn push(&mut self, event: Event) {
-        debug_assert!(!self.is_full(), "more events than the batch has room for");
         self.list.push(event);
     }
 
@@ -372,7 +369,7 @@ impl Events {
         self.list.len() >= self.capacity
     }
 
-    /// How many there is room for.
+    /// How many there is room for without more memory.
     pub const fn capacity(&self) -> usize {
         self.capacity
     }

@@ -17,6 +17,7 @@ use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
 use tracing::debug;
 
 use super::lookup::Lookups;
+use super::waker::Waker;
 use super::{Backend, Event, Events, Readiness, Token, Wake, sys};
 use crate::address::Address;
 use crate::config::{ListenConfig, SocketOptions};
@@ -32,7 +33,7 @@ use crate::time::Instant;
 pub struct Os {
     poll: mio::Poll,
     events: mio::Events,
-    waker: Arc<mio::Waker>,
+    waker: Arc<Waker>,
     lookups: Lookups,
     /// The reading of the monotonic clock that is this backend's epoch.
     epoch: u64,
@@ -51,7 +52,7 @@ impl Os {
     /// If the process has no descriptors left for them.
     pub fn new() -> io::Result<Self> {
         let poll = mio::Poll::new()?;
-        let waker = Arc::new(mio::Waker::new(poll.registry(), Token::WAKER.to_mio())?);
+        let waker = Arc::new(Waker::new(poll.registry())?);
         Ok(Self {
             poll,
             events: mio::Events::with_capacity(EVENTS_PER_WAIT),
@@ -148,12 +149,6 @@ impl OsListener {
     }
 }
 
-impl Wake for mio::Waker {
-    fn wake(&self) -> io::Result<()> {
-        Self::wake(self)
-    }
-}
-
 const BOTH: Interest = Interest::READABLE.add(Interest::WRITABLE);
 
 impl Backend for Os {
@@ -187,7 +182,12 @@ impl Backend for Os {
     #[inline]
     fn wait(&mut self, events: &mut Events, timeout: Option<Duration>) -> io::Result<()> {
         events.clear();
+        let unseen = self.waker.take_unseen();
+        let timeout = if unseen { Some(Duration::ZERO) } else { timeout };
         self.poll.poll(&mut self.events, timeout)?;
+        if unseen {
+            events.push(Event { token: Token::WAKER, ready: Readiness::default() });
+        }
         for event in &self.events {
             events.push(Event { token: Token::of_mio(event.token()), ready: readiness(event) });
         }
