@@ -347,7 +347,7 @@ impl error::Error for ConnectError {}
 pub enum PostError {
     /// The mailbox holds [`Limits::mailbox_max`](crate::Limits::mailbox_max) closures.
     Full,
-    /// The reactor is gone.
+    /// The reactor is gone, or the system would not wake it.
     Stopped,
 }
 

@@ -5,13 +5,16 @@ mod echo;
 
 use std::cell::RefCell;
 use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use bytes::BytesMut;
 use wheelhouse::sim::{self, Call, End, Link, Personality, Server, Sim};
 use wheelhouse::{
-    Address, CloseReason, Closed, Config, Conn, ConnId, Context, Handler, ListenConfig, Target,
-    Timeout,
+    Address, CloseReason, Closed, Config, Conn, ConnId, Context, Handler, ListenConfig, PostError,
+    Target, Timeout,
 };
 
 use crate::echo::Echo;
@@ -320,6 +323,45 @@ fn a_clock_that_jumps_expires_what_is_due_once() {
         assert_eq!(server.stats().closed(CloseReason::Timeout(Timeout::FirstByte)), 20);
         sim.assert_clean();
     }
+}
+
+#[test]
+fn a_clock_that_is_set_back_ends_nothing_early_and_nothing_never() {
+    let mut sim = Sim::new(1);
+    let server = serve(&mut sim);
+    let peer = sim.connect(server.address());
+    sim.advance(secs(5));
+    let first_byte = Config::default().timeouts.first_byte.unwrap();
+    sim.set_back_clocks(secs(3));
+    sim.advance(first_byte - secs(5));
+    assert!(peer.is_open(), "the clock has three seconds to make up for");
+    sim.advance(secs(3) + millis(20));
+    assert_eq!(peer.closed(), Some(End::Fin));
+    assert_eq!(reasons(&server), [CloseReason::Timeout(Timeout::FirstByte)]);
+    sim.assert_clean();
+}
+
+#[test]
+fn a_wake_up_that_fails_is_told_to_whoever_posts() {
+    let mut sim = Sim::new(1);
+    let server = serve(&mut sim);
+    sim.settle();
+    let handle = server.handle();
+    server.fail_wakes(2);
+    let ran = Arc::new(AtomicU32::new(0));
+    let count = |by: u32| {
+        let ran = Arc::clone(&ran);
+        handle.post(move |_, _| {
+            ran.fetch_add(by, Relaxed);
+        })
+    };
+    assert_eq!(count(1), Err(PostError::Stopped));
+    assert_eq!(count(10), Err(PostError::Stopped));
+    sim.settle();
+    assert_eq!(count(100), Ok(()));
+    assert_eq!(count(100), Ok(()));
+    sim.settle();
+    assert_eq!(ran.load(Relaxed), 200);
 }
 
 #[test]

@@ -39,14 +39,23 @@ pub(crate) struct Mailbox<H: Handler> {
 }
 
 struct Queue<H: Handler> {
-    letters: VecDeque<Letter<H>>,
+    /// With the numbers that tell them apart.
+    letters: VecDeque<(u64, Letter<H>)>,
+    posted: u64,
+    /// The latest wake-up failed: whoever posts next tries again.
+    unwoken: bool,
     closed: bool,
 }
 
 impl<H: Handler> Mailbox<H> {
     pub(crate) fn new(capacity: usize, waker: Arc<dyn Wake>, counters: Arc<Counters>) -> Self {
         Self {
-            queue: Mutex::new(Queue { letters: VecDeque::new(), closed: false }),
+            queue: Mutex::new(Queue {
+                letters: VecDeque::new(),
+                posted: 0,
+                unwoken: false,
+                closed: false,
+            }),
             room: Condvar::new(),
             pending: AtomicBool::new(false),
             shutdowns: AtomicU32::new(0),
@@ -81,7 +90,7 @@ impl<H: Handler> Mailbox<H> {
     pub(crate) fn take(&self, count: usize, batch: &mut VecDeque<Letter<H>>) {
         let mut queue = self.lock();
         let count = count.min(queue.letters.len());
-        batch.extend(queue.letters.drain(..count));
+        batch.extend(queue.letters.drain(..count).map(|(_, letter)| letter));
         self.pending.store(!queue.letters.is_empty(), Ordering::Release);
         let (left, room) = (!queue.letters.is_empty(), queue.letters.len() < self.capacity);
         drop(queue);
@@ -90,7 +99,7 @@ impl<H: Handler> Mailbox<H> {
         }
         if left {
             // The rest is for the next turn, which must not wait. If this fails nothing will.
-            let _ = self.wake();
+            let _ = self.waker.wake();
         }
     }
 
@@ -118,14 +127,26 @@ impl<H: Handler> Mailbox<H> {
         if queue.closed {
             return Err(PostError::Stopped);
         }
-        queue.letters.push_back(letter);
-        let first = !self.pending.swap(true, Ordering::AcqRel);
+        let number = queue.posted;
+        queue.posted += 1;
+        queue.letters.push_back((number, letter));
+        let first = !self.pending.swap(true, Ordering::AcqRel) | std::mem::take(&mut queue.unwoken);
         drop(queue);
-        if first && !planted(Canary::LostWake) { self.wake() } else { Ok(()) }
+        if first && !planted(Canary::LostWake) && self.waker.wake().is_err() {
+            return self.take_back(number);
+        }
+        Ok(())
     }
 
-    fn wake(&self) -> Result<(), PostError> {
-        self.waker.wake().map_err(|_| PostError::Stopped)
+    /// Nobody was woken for this letter: it is not to run after its sender was told so. The reactor
+    /// may have found it all the same.
+    fn take_back(&self, number: u64) -> Result<(), PostError> {
+        let mut queue = self.lock();
+        queue.unwoken = true;
+        let index = queue.letters.iter().position(|(it, _)| *it == number);
+        let letter = index.and_then(|index| queue.letters.remove(index));
+        drop(queue);
+        if letter.is_some() { Err(PostError::Stopped) } else { Ok(()) }
     }
 }
 
@@ -220,7 +241,7 @@ impl<H: Handler> Handle<H> {
     pub fn shutdown(&self) {
         self.mailbox.shutdowns.fetch_add(1, Ordering::AcqRel);
         // A wake-up that fails finds the reactor gone, which is what was wanted.
-        let _ = self.mailbox.wake();
+        let _ = self.mailbox.waker.wake();
     }
 }
 

@@ -179,6 +179,8 @@ pub struct Faults {
     pub late: u16,
     /// The clock jumps an hour ahead, as after a suspension.
     pub clock_jump: u16,
+    /// The clock is set back by up to 20 ms.
+    pub clock_back: u16,
     /// The clock stands still for up to a second.
     pub clock_freeze: u16,
     /// A callback of a connection panics, at most twice in ten seconds.
@@ -205,6 +207,7 @@ impl Faults {
         small_batch: 0,
         late: 0,
         clock_jump: 0,
+        clock_back: 0,
         clock_freeze: 0,
         panic: 0,
         stall: 0,
@@ -236,6 +239,7 @@ impl Faults {
             small_batch: rate(300),
             late: rate(10),
             clock_jump: rate(3),
+            clock_back: rate(20),
             clock_freeze: rate(20),
             panic: rate(10),
             stall: rate(10),
@@ -254,6 +258,9 @@ pub(super) const LATE_MAX: Duration = Duration::from_secs(10);
 
 /// How far the clock jumps.
 pub(super) const JUMP: Duration = Duration::from_secs(3_600);
+
+/// How far the clock is set back at most.
+pub(super) const BACK_MAX: Duration = Duration::from_millis(20);
 
 /// The longest that the clock stands still.
 pub(super) const FREEZE_MAX: Duration = Duration::from_secs(1);

@@ -5,7 +5,7 @@ use std::io::{self, IoSlice};
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use bytes::BytesMut;
@@ -35,17 +35,29 @@ pub struct Host {
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Woken(AtomicBool);
+pub(super) struct Woken {
+    set: AtomicBool,
+    /// So many of the next wake-ups fail.
+    failing: AtomicU32,
+}
 
 impl Woken {
     pub(super) fn is_set(&self) -> bool {
-        self.0.load(Ordering::Acquire)
+        self.set.load(Ordering::Acquire)
+    }
+
+    pub(super) fn fail(&self, count: u32) {
+        self.failing.store(count, Ordering::Relaxed);
     }
 }
 
 impl Wake for Woken {
     fn wake(&self) -> io::Result<()> {
-        self.0.store(true, Ordering::Release);
+        let fewer = |count: u32| count.checked_sub(1);
+        if self.failing.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fewer).is_ok() {
+            return Err(io::Error::from_raw_os_error(libc::EBADF));
+        }
+        self.set.store(true, Ordering::Release);
         Ok(())
     }
 }
@@ -259,7 +271,7 @@ impl Backend for Host {
         if net.chance(self.machine, |faults| faults.reordered) {
             net.random.shuffle(&mut list);
         }
-        if self.woken.0.swap(false, Ordering::AcqRel) {
+        if self.woken.set.swap(false, Ordering::AcqRel) {
             list.push(Event { token: Token::WAKER, ready: Readiness::READABLE });
         }
         if !list.is_empty() {

@@ -339,6 +339,14 @@ impl Sim {
         }
     }
 
+    /// Sets every host's clock back, as no monotonic clock should be and some have been.
+    pub fn set_back_clocks(&mut self, by: Duration) {
+        let mut net = self.net.borrow_mut();
+        for machine in 0..net.machines.len() {
+            net.set_back(machine, by);
+        }
+    }
+
     /// What keeps a callback busy for a while when it calls it: the time passes, and what is on its
     /// way arrives meanwhile.
     pub fn stall(&self) -> impl Fn(Duration) + use<> {
@@ -474,6 +482,10 @@ impl Sim {
             if net.chance(index, |faults| faults.clock_jump) {
                 net.jump(index, fault::JUMP);
             }
+            if net.chance(index, |faults| faults.clock_back) {
+                let by = net.random.below(fault::BACK_MAX.as_nanos() as u64);
+                net.set_back(index, Duration::from_nanos(by));
+            }
             if net.chance(index, |faults| faults.clock_freeze) {
                 let pause = net.random.below(fault::FREEZE_MAX.as_nanos() as u64);
                 let until = now + Duration::from_nanos(pause);
@@ -581,6 +593,11 @@ impl<H: Handler> Server<H> {
     /// If it has ended.
     pub fn handle(&self) -> Handle<Watched<H>> {
         self.node.borrow().reactor.as_ref().expect("the reactor has not ended").handle()
+    }
+
+    /// Lets the next `count` wake-ups by other threads fail.
+    pub fn fail_wakes(&self, count: u32) {
+        self.node.borrow().woken.fail(count);
     }
 
     /// Its counters.

@@ -166,7 +166,9 @@ pub(super) struct Machine {
     /// No descriptor below this one is free.
     lowest_free: u32,
     /// What its clock shows beside the world's.
-    pub(super) ahead: Duration,
+    ahead: Duration,
+    /// By how much it was set back.
+    behind: Duration,
     /// Its clock stands still at this moment, until that one.
     pub(super) frozen: Option<(Instant, Instant)>,
     /// It has been suspended, and wakes up from that.
@@ -185,6 +187,14 @@ pub(super) struct Machine {
     pub(super) faults: Faults,
     pub(super) panics: VecDeque<Instant>,
     next_port: u16,
+}
+
+impl Machine {
+    /// What its clock shows at `now`, if it goes.
+    fn clock_at(&self, now: Instant) -> Instant {
+        let shown = (now + self.ahead).as_nanos();
+        Instant::from_nanos(shown.saturating_sub(self.behind.as_nanos() as u64))
+    }
 }
 
 /// The descriptors that a process has before it opens any: standard input, output and error, a
@@ -455,6 +465,7 @@ impl Net {
             fds_max: 20_000,
             lowest_free: FDS_FIXED,
             ahead: Duration::ZERO,
+            behind: Duration::ZERO,
             frozen: None,
             resumed: false,
             asleep_until: Instant::EPOCH,
@@ -494,13 +505,18 @@ impl Net {
         let now = self.now;
         let machine = &mut self.machines[machine];
         match machine.frozen {
-            Some((at, until)) if now < until => at + machine.ahead,
+            Some((at, until)) if now < until => machine.clock_at(at),
             Some(_) => {
                 machine.frozen = None;
-                now + machine.ahead
+                machine.clock_at(now)
             }
-            None => now + machine.ahead,
+            None => machine.clock_at(now),
         }
+    }
+
+    /// Sets a clock back.
+    pub(super) fn set_back(&mut self, machine: usize, by: Duration) {
+        self.machines[machine].behind += by;
     }
 
     /// Lets a clock jump ahead, as it may after a suspension.
