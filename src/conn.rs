@@ -9,6 +9,7 @@ use crate::config::Timeouts;
 use crate::context::{Context, Shared};
 use crate::core::deadlines::{Deadline, Periods};
 use crate::core::lifecycle::State;
+use crate::core::pressure::NO_KEEP_ALIVE;
 use crate::core::table::{ConnId, Flags, Origin, Record};
 use crate::error::{CloseReason, ConnectError};
 use crate::time::Instant;
@@ -237,14 +238,16 @@ impl Conn<'_> {
 
     /// Whether the connection may stay open after the reply to the current request: not once the
     /// peer sent its FIN, the greatest age is reached, this request is the last of
-    /// [`Limits::requests_max`](crate::Limits::requests_max), or a shutdown began. A protocol that
-    /// can announce the end (`Connection: close`) asks before it writes that reply.
+    /// [`Limits::requests_max`](crate::Limits::requests_max), a shutdown began, or the loop is
+    /// [overloaded](crate::Limits#overload). A protocol that can announce the end
+    /// (`Connection: close`) asks before it writes that reply.
     pub fn keep_alive(&self) -> bool {
         let record = self.record();
         !self.is_closing()
             && !record.flags.has(Flags::EOF.and(Flags::RETIRING))
             && record.requests.saturating_add(1) < self.cx.shared.bounds.requests_max
             && !self.cx.is_shutting_down()
+            && self.cx.shared.pressure() < NO_KEEP_ALIVE
     }
 }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use slab::Slab;
+use tracing::warn;
 
 use crate::address::{Address, Target};
 use crate::config::{Config, Watermarks};
@@ -13,16 +14,23 @@ use crate::conn::Conn;
 use crate::core::deadlines::{Deadline, Periods};
 use crate::core::lifecycle::{State, Step};
 use crate::core::output::Output;
+use crate::core::pressure::{self, Lag, Permille};
 use crate::core::ready::Ready;
 use crate::core::stats::{Counters, Stats};
 use crate::core::table::{Birth, ConnId, Dial, Flags, Origin, Table};
 use crate::core::wheel::{Key, Wheel};
 use crate::error::{CloseReason, ConnectError};
-use crate::time::Instant;
+use crate::time::{Instant, nanos};
 
 /// The wheel's resolution.
 pub(crate) const TICK: Duration = Duration::from_millis(10);
 const TICK_NANOS: u64 = TICK.as_nanos() as u64;
+
+/// Tables with fewer places know no pressure of connections.
+const PRESSED_FROM: u64 = 64;
+
+/// Stalls are reported once in this time.
+const REPORT_EVERY: u64 = 1_000_000_000;
 
 /// How much a callback may write before it moves from the loop's buffer to the connection.
 const SCRATCH_MAX: usize = 64 * 1024;
@@ -134,6 +142,12 @@ pub(crate) enum Purpose {
     Application,
     /// Accepting is tried again after the system ran out of something.
     AcceptAgain,
+    /// Newcomers may be let in by now.
+    RetryAccept,
+    /// A look at the pressure is due.
+    Relieve,
+    /// A look at how far a shutdown has come.
+    LookAtStop,
     /// A shutdown has lasted long enough.
     HardStop,
 }
@@ -145,7 +159,12 @@ pub(crate) struct Bounds {
     pub(crate) input_max: usize,
     pub(crate) output_max: usize,
     pub(crate) requests_max: u64,
+    /// After so many requests it is looked whether a connection has come to its end.
+    pub(crate) looks_from: u64,
     pub(crate) flush_rate: u64,
+    pub(crate) buffered_max: u64,
+    /// How long a callback may take before it is reported, in nanoseconds.
+    pub(crate) stall: u64,
     /// As much output of one callback as calls for no second look: neither congested, nor at the
     /// limit, nor too much for the loop's buffer.
     easy: usize,
@@ -180,6 +199,15 @@ pub(crate) struct Shared {
     pub(crate) profiles: Vec<Periods>,
     /// Where each listener listens.
     pub(crate) listening_on: Vec<Address>,
+    /// Bytes unread and queued, of all connections together.
+    pub(crate) buffered: u64,
+    pub(crate) lag: Lag,
+    /// This turn is long, or turns were lately.
+    pub(crate) lags: bool,
+    /// When the long turn at hand began.
+    pub(crate) long_since: Option<Instant>,
+    /// When a stall was last reported.
+    stall_reported_at: Option<Instant>,
     /// How often callbacks asked for the end.
     pub(crate) shutdowns_asked: u32,
     /// The end has begun.
@@ -215,11 +243,19 @@ impl Shared {
                 input_max: config.limits.input_max,
                 output_max: config.limits.output_max,
                 requests_max: config.limits.requests_max.unwrap_or(u64::MAX),
+                looks_from: config.limits.requests_max.unwrap_or(u64::MAX),
                 flush_rate: config.limits.flush_rate,
+                buffered_max: config.limits.buffered_max as u64,
+                stall: config.stall_report.map_or(u64::MAX, nanos),
                 easy: config.watermarks.high().min(config.limits.output_max).min(SCRATCH_MAX),
             },
             profiles: vec![Periods::new(&config.timeouts)],
             listening_on: Vec::new(),
+            buffered: 0,
+            lag: Lag::new(config.limits.lag_max),
+            lags: false,
+            long_since: None,
+            stall_reported_at: None,
             shutdowns_asked: 0,
             stopping: false,
             scratch: Vec::new(),
@@ -418,7 +454,15 @@ impl Shared {
             Target::Address(address) => address.clone(),
             Target::Name { .. } => Address::Unnamed,
         };
-        let birth = Birth { origin: Origin::Connect, peer, owner, profile: 0, now: self.now };
+        let birth = Birth {
+            origin: Origin::Connect,
+            peer,
+            owner,
+            profile: 0,
+            exempt: false,
+            displaces: false,
+            now: self.now,
+        };
         let record = self.table.insert(birth).map_err(|_| ConnectError::Full)?;
         record.rare_mut().dial = Some(Dial { target, addresses: Vec::new(), failure: None });
         let id = record.id;
@@ -531,11 +575,64 @@ impl Shared {
         self.stop_feeding(id);
         self.dismiss_feeders(id);
         self.wheel.cancel(Key::Conn(id.index() as u32));
+        let record = self.table.at(id.index());
+        if record.counted != State::Closed {
+            self.counters.states.change(record.counted, State::Closed);
+            record.counted = State::Closed;
+        }
+        if record.buffered > 0 {
+            self.buffered -= u64::from(std::mem::take(&mut record.buffered));
+            self.counters.buffered.set(self.buffered);
+        }
         self.table.remove(id);
     }
 
     pub(crate) fn count_connections(&self) {
         self.counters.connections.set(self.table.len() as u64);
+    }
+
+    /// How near the loop is to what it can bear: the greatest share of connections, of buffered
+    /// bytes, and of lag.
+    pub(crate) fn pressure(&self) -> Permille {
+        let places = self.table.capacity() as u64;
+        // Of few places one is much: there a full table is no emergency.
+        let crowded = places >= PRESSED_FROM;
+        let connections =
+            if crowded { pressure::share(self.table.counted() as u64, places) } else { 0 };
+        let buffered = pressure::share(self.buffered, self.bounds.buffered_max);
+        connections.max(buffered).max(self.lag.pressure())
+    }
+
+    /// A callback returned, and the clock has moved on while it ran, and those before it: reports
+    /// it if that was long.
+    pub(crate) fn note_long(&mut self, callback: &'static str, id: Option<ConnId>, now: Instant) {
+        let since = self.now;
+        self.now = since.max(now);
+        self.long_since.get_or_insert(since);
+        self.lags = true;
+        let took = self.now.nanos_since(since);
+        if took < self.bounds.stall {
+            return;
+        }
+        self.counters.stalls.add(1);
+        self.counters.longest_callback.raise(took);
+        let silent =
+            self.stall_reported_at.is_some_and(|at| self.now.nanos_since(at) < REPORT_EVERY);
+        if !silent {
+            self.stall_reported_at = Some(self.now);
+            let (id, millis) = (id.map(tracing::field::display), took / 1_000_000);
+            warn!(callback, id, millis, "a callback kept the loop waiting");
+        }
+    }
+
+    /// Takes the turn that ends into account, long or not.
+    pub(crate) fn note_turn(&mut self) {
+        let took = self.long_since.take().map_or(0, |since| self.now.nanos_since(since));
+        if took > 0 {
+            self.counters.note_long_turn(took);
+        }
+        self.lag.note(took);
+        self.lags = !self.lag.is_none();
     }
 
     /// Lets the feeders' deadlines follow what was just changed about them.

@@ -12,8 +12,16 @@ use crate::time::Instant;
 pub enum CloseReason {
     /// The handler called [`Conn::abort`](crate::Conn::abort).
     Abort,
+    /// All buffers together held more than
+    /// [`Limits::buffered_max`](crate::Limits::buffered_max), and those of this connection were
+    /// among the greatest.
+    BufferLimit,
     /// Every address that was dialled refused or failed; this is the last failure.
     ConnectFailed(OsError),
+    /// It was idle, and made way: for a newcomer where
+    /// [`Limits::max_connections`](crate::Limits::max_connections) or the descriptors were used up,
+    /// or because the loop was [overloaded](crate::Limits#overload).
+    Evicted,
     /// A callback of this connection panicked.
     HandlerPanic,
     /// A shutdown reached its deadline, or was asked for twice.
@@ -41,13 +49,15 @@ pub enum CloseReason {
 
 impl CloseReason {
     /// How many labels there are.
-    pub(crate) const COUNT: usize = 12 + Timeout::ALL.len();
+    pub(crate) const COUNT: usize = 14 + Timeout::ALL.len();
 
     /// The reason's name in counters and logs, such as `peer_eof` or `idle_timeout`.
     pub const fn label(self) -> &'static str {
         match self {
             Self::Abort => "abort",
+            Self::BufferLimit => "buffer_limit",
             Self::ConnectFailed(_) => "connect_failed",
+            Self::Evicted => "evicted",
             Self::HandlerPanic => "handler_panic",
             Self::HardStop => "hard_stop",
             Self::InputLimit => "input_limit",
@@ -77,7 +87,9 @@ impl CloseReason {
             Self::PeerEof => 9,
             Self::PeerReset => 10,
             Self::Shutdown => 11,
-            Self::Timeout(timeout) => 12 + timeout as usize,
+            Self::BufferLimit => 12,
+            Self::Evicted => 13,
+            Self::Timeout(timeout) => 14 + timeout as usize,
         }
     }
 
@@ -97,7 +109,9 @@ impl CloseReason {
             9 => Self::PeerEof,
             10 => Self::PeerReset,
             11 => Self::Shutdown,
-            _ => Self::Timeout(Timeout::ALL[index - 12]),
+            12 => Self::BufferLimit,
+            13 => Self::Evicted,
+            _ => Self::Timeout(Timeout::ALL[index - 14]),
         }
     }
 }
@@ -106,7 +120,9 @@ impl fmt::Display for CloseReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Abort => f.write_str("aborted by the handler"),
+            Self::BufferLimit => f.write_str("too much buffered by all connections"),
             Self::ConnectFailed(cause) => write!(f, "connect failed: {cause}"),
+            Self::Evicted => f.write_str("made way for others"),
             Self::HandlerPanic => f.write_str("a callback panicked"),
             Self::HardStop => f.write_str("hard stop of a shutdown"),
             Self::InputLimit => f.write_str("too much unread input"),

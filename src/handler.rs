@@ -1,9 +1,12 @@
 //! What an application plugs in.
 
+use std::io;
+
 use bytes::BytesMut;
 
 use crate::conn::Conn;
 use crate::context::{AlarmId, Context};
+use crate::core::table::ListenerId;
 use crate::error::{CloseReason, Closed};
 
 /// A protocol: its callbacks are the transitions of a connection's life.
@@ -126,6 +129,16 @@ pub trait Handler: Sized {
 
     /// The time of [`Context::set_alarm`] has come.
     fn on_alarm(&mut self, cx: &mut Context<'_>, alarm: AlarmId) {}
+
+    /// A listener died of an error that no waiting mends, and is closed; the others live on. What
+    /// it had accepted is not affected.
+    fn on_listener_failed(
+        &mut self,
+        cx: &mut Context<'_>,
+        listener: ListenerId,
+        error: &io::Error,
+    ) {
+    }
 
     /// A shutdown began: listeners are closed, and every connection is about to be. Called once.
     fn on_shutdown(&mut self, cx: &mut Context<'_>) {}

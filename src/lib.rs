@@ -130,7 +130,8 @@ mod time;
 pub use crate::address::{Address, AddressError, Target};
 pub use crate::backend::Os;
 pub use crate::config::{
-    Config, Keepalive, Limits, ListenConfig, SocketOptions, Timeouts, Watermarks,
+    AtLimit, ClientLimits, Config, Keepalive, Limits, ListenConfig, Network, NetworkError, Rate,
+    Refusal, SocketOptions, Timeouts, Watermarks,
 };
 pub use crate::conn::Conn;
 pub use crate::context::{AlarmId, Context};

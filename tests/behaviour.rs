@@ -43,6 +43,7 @@ macro_rules! world {
 }
 
 mod behaviour {
+    mod admission;
     mod backpressure;
     mod bytes;
     mod closing;
@@ -51,6 +52,7 @@ mod behaviour {
     mod fairness;
     mod limits;
     mod listeners;
+    mod overload;
     mod panics;
     mod shutdown;
     mod threads;

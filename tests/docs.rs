@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use wheelhouse::{Config, Keepalive, ListenConfig};
+use wheelhouse::{AtLimit, Config, Keepalive, ListenConfig, Refusal};
 
 const README: &str = include_str!("../README.md");
 const ARCHITECTURE: &str = include_str!("../docs/architecture.md");
@@ -97,10 +97,15 @@ fn the_readme_quotes_the_defaults() {
 
 /// Every setting, and its default as the README puts it.
 fn defaults() -> BTreeMap<String, String> {
-    let Config { timeouts, limits, watermarks, socket, shutdown_timeout, .. } = Config::default();
+    let Config { timeouts, limits, watermarks, socket, shutdown_timeout, shutdown_spread, .. } =
+        Config::default();
+    let stall_report = Config::default().stall_report.unwrap();
     let listen = ListenConfig::default();
     assert_eq!((limits.max_connections, limits.requests_max), (None, None));
-    assert_eq!(listen.timeouts, None);
+    assert_eq!((limits.clients.connections, limits.clients.rate), (None, None));
+    assert_eq!((limits.accept_rate, &limits.at_limit), (None, &AtLimit::EvictIdle));
+    assert_eq!((limits.clients.refusal, limits.clients.allowed.len()), (Refusal::Close, 0));
+    assert_eq!((listen.timeouts, listen.exempt), (None, false));
     let Keepalive { idle, interval, retries } = socket.keepalive.unwrap();
     let keepalive = format!("{}, {}, {retries}", time(Some(idle)), time(Some(interval)));
     let defaults = [
@@ -119,8 +124,18 @@ fn defaults() -> BTreeMap<String, String> {
         ("timeouts.tunnel", time(timeouts.tunnel)),
         ("timeouts.lifetime", time(timeouts.lifetime)),
         ("limits.max_connections", "from the system".into()),
+        ("limits.at_limit", "evict idle".into()),
+        ("limits.clients.connections", "unlimited".into()),
+        ("limits.clients.rate", "unlimited".into()),
+        ("limits.clients.refusal", "close".into()),
+        ("limits.clients.prefix_v4", number(limits.clients.prefix_v4.into())),
+        ("limits.clients.prefix_v6", number(limits.clients.prefix_v6.into())),
+        ("limits.clients.allowed", "nobody".into()),
+        ("limits.accept_rate", "unlimited".into()),
         ("limits.input_max", size(limits.input_max)),
         ("limits.output_max", size(limits.output_max)),
+        ("limits.buffered_max", size(limits.buffered_max)),
+        ("limits.lag_max", millis(limits.lag_max.unwrap())),
         ("limits.requests_max", "unlimited".into()),
         ("limits.flush_rate", format!("{} B/s", limits.flush_rate)),
         ("limits.mailbox_max", number(limits.mailbox_max)),
@@ -129,8 +144,11 @@ fn defaults() -> BTreeMap<String, String> {
         ("socket.keepalive", keepalive),
         ("socket.user_timeout", time(socket.user_timeout)),
         ("socket.notsent_lowat", size(socket.notsent_lowat.unwrap() as usize)),
+        ("stall_report", millis(stall_report)),
         ("shutdown_timeout", time(shutdown_timeout)),
+        ("shutdown_spread", time(shutdown_spread)),
         ("backlog", number(listen.backlog as usize)),
+        ("exempt", "off".into()),
     ];
     defaults.into_iter().map(|(setting, default)| (setting.to_owned(), default)).collect()
 }
@@ -138,12 +156,13 @@ fn defaults() -> BTreeMap<String, String> {
 /// The structs are open to new fields, so the compiler does not ask for these to be listed.
 #[test]
 fn no_setting_is_left_out() {
-    let config = read("src/config.rs");
+    let config: String = sources("src/config").into_iter().map(read).collect();
     let mut settings = BTreeSet::new();
     for (name, prefix) in [
         ("Config", ""),
         ("Timeouts", "timeouts."),
         ("Limits", "limits."),
+        ("ClientLimits", "limits.clients."),
         ("SocketOptions", "socket."),
         ("ListenConfig", ""),
     ] {
@@ -153,7 +172,7 @@ fn no_setting_is_left_out() {
         });
         settings.extend(names.map(|name| format!("{prefix}{name}")));
     }
-    for group in ["timeouts", "limits", "socket"] {
+    for group in ["timeouts", "limits", "limits.clients", "socket"] {
         assert!(settings.remove(group), "{group}");
     }
     assert_eq!(settings, defaults().into_keys().collect());
@@ -165,6 +184,10 @@ fn time(timeout: Option<Duration>) -> String {
         Some(seconds) if seconds.is_multiple_of(3_600) => format!("{} h", seconds / 3_600),
         Some(seconds) => format!("{seconds} s"),
     }
+}
+
+fn millis(time: Duration) -> String {
+    format!("{} ms", time.as_millis())
 }
 
 fn size(bytes: usize) -> String {
@@ -281,7 +304,7 @@ fn what_is_named_of_a_type_is_there() {
         if owner == "Duration" || path.contains(' ') {
             continue;
         }
-        let items = ["fn NAME(", "fn NAME<", "pub NAME: ", "const NAME: "];
+        let items = ["fn NAME(", "fn NAME<", "pub NAME: ", "const NAME: ", "\n    NAME: counter;"];
         let mut items = items.into_iter().map(|item| item.replace("NAME", name));
         assert!(items.any(|item| source.contains(&item)), "{path}");
     }

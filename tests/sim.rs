@@ -13,8 +13,8 @@ use std::time::Duration;
 use bytes::BytesMut;
 use wheelhouse::sim::{self, Call, End, Link, Personality, Server, Sim};
 use wheelhouse::{
-    Address, CloseReason, Closed, Config, Conn, ConnId, Context, Handler, ListenConfig, PostError,
-    Target, Timeout,
+    Address, AtLimit, CloseReason, Closed, Config, Conn, ConnId, Context, Handler, ListenConfig,
+    PostError, Target, Timeout,
 };
 
 use crate::echo::Echo;
@@ -212,7 +212,9 @@ fn a_listener_that_dies_leaves_the_others() {
 #[test]
 fn descriptors_run_out_and_come_back() {
     let mut sim = Sim::new(1);
-    let server = serve(&mut sim);
+    let mut config = Config::default();
+    config.limits.at_limit = AtLimit::Pause;
+    let server = sim.serve(SERVER, config, Echo);
     // Five that every process has, the listener, and one connection.
     server.set_descriptors(7);
     let first = sim.connect(server.address());

@@ -15,7 +15,7 @@ mod address;
 #[path = "../../src/canary.rs"]
 #[allow(dead_code, reason = "what only the reactor and the unit tests use")]
 mod canary;
-#[path = "../../src/config.rs"]
+#[path = "../../src/config/mod.rs"]
 #[allow(dead_code, reason = "what only the reactor and the unit tests use")]
 mod config;
 #[path = "../../src/core/mod.rs"]
@@ -112,6 +112,8 @@ impl Beside {
             peer: Address::Unix("/peer".into()),
             owner,
             profile: mark as u32,
+            exempt: false,
+            displaces: false,
             now: Instant::from_nanos(mark),
         };
         match self.table.insert(birth) {

@@ -71,6 +71,28 @@ impl Deadline {
         }
     }
 
+    /// Its name in counters: that of its setting, where it has one.
+    pub(crate) const fn label(self) -> &'static str {
+        match self {
+            Self::Connect => "connect",
+            Self::ConnectAttempt => "connect_attempt",
+            Self::FirstByte => "first_byte",
+            Self::Request => "request",
+            Self::Read => "read",
+            Self::Response => "response",
+            Self::Write => "write",
+            Self::Idle => "idle",
+            Self::HalfClosed => "half_closed",
+            Self::Flush => "flush",
+            Self::Linger => "linger",
+            Self::LingerRead => "linger_read",
+            Self::Tunnel => "tunnel",
+            Self::Lifetime => "lifetime",
+            Self::Timer => "timer",
+            Self::Look => "look",
+        }
+    }
+
     /// Whether input that waits in the socket would put it off.
     pub(crate) const fn waits_for_input(self) -> bool {
         matches!(
@@ -470,7 +492,7 @@ impl Clocks {
         self.since[deadline.clock()] = instant;
     }
 
-    const fn since(&self, deadline: Deadline) -> Instant {
+    pub(crate) const fn since(&self, deadline: Deadline) -> Instant {
         self.since[deadline.clock()]
     }
 

@@ -90,12 +90,15 @@ impl Ending {
                 | Timeout::Request
                 | Timeout::Response,
             ) => Self::Flush,
-            CloseReason::Timeout(Timeout::Idle | Timeout::Tunnel) => Self::Close,
+            CloseReason::Evicted | CloseReason::Timeout(Timeout::Idle | Timeout::Tunnel) => {
+                Self::Close
+            }
             CloseReason::ConnectFailed(_)
             | CloseReason::Io(_)
             | CloseReason::PeerReset
             | CloseReason::Timeout(Timeout::Connect) => Self::Drop,
             CloseReason::Abort
+            | CloseReason::BufferLimit
             | CloseReason::HandlerPanic
             | CloseReason::HardStop
             | CloseReason::InputLimit
@@ -164,8 +167,8 @@ mod tests {
                 .count()
         };
         assert_eq!(count(Ending::Flush), 10);
-        assert_eq!(count(Ending::Close), 2);
+        assert_eq!(count(Ending::Close), 3);
         assert_eq!(count(Ending::Drop), 4);
-        assert_eq!(count(Ending::Reset), 6);
+        assert_eq!(count(Ending::Reset), 7);
     }
 }

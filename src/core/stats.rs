@@ -1,81 +1,142 @@
 //! Counters that one thread writes and any may read.
 
-use std::fmt;
+use std::fmt::{self, Display};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use crate::core::deadlines::Deadline;
+use crate::core::lifecycle::State;
 use crate::error::CloseReason;
 
-/// The counters behind [`Stats`]. The reactor alone writes them, so a plain load and store is
-/// enough: no locked instruction on the way of a message.
-#[derive(Debug)]
-pub(crate) struct Counters {
-    pub(crate) turns: Counter,
-    pub(crate) accepted: Counter,
-    pub(crate) dialled: Counter,
-    pub(crate) refused: Counter,
-    pub(crate) accept_errors: Counter,
-    pub(crate) accept_pauses: Counter,
-    pub(crate) connections: Counter,
-    pub(crate) requests: Counter,
-    pub(crate) bytes_in: Counter,
-    pub(crate) bytes_out: Counter,
-    pub(crate) unsent: Counter,
-    pub(crate) stale_events: Counter,
-    pub(crate) flush_expired: Counter,
-    pub(crate) linger_expired: Counter,
-    pub(crate) panics: Counter,
-    closed: [Counter; CloseReason::COUNT],
+/// Defines every number once: its name, what it means, and whether it only counts up (`counter`) or
+/// goes up and down (`gauge`).
+macro_rules! numbers {
+    ($(#[doc = $help:literal] $(#[doc = $more:literal])* $name:ident: $kind:ident;)*) => {
+        /// The numbers behind [`Stats`]. The reactor alone writes them, so a plain load and store is
+        /// enough: no locked instruction on the way of a message.
+        #[derive(Debug, Default)]
+        pub(crate) struct Counters {
+            $(pub(crate) $name: Counter,)*
+            pub(crate) states: States,
+            closed: Counts<{ CloseReason::COUNT }>,
+            fired: Counts<{ Deadline::ALL.len() }>,
+            long_turns: Counts<LONG_TURNS>,
+            long_turns_nanos: Counter,
+        }
+
+        impl Counters {
+            pub(crate) fn snapshot(&self) -> Stats {
+                Stats {
+                    $($name: self.$name.get(),)*
+                    states: self.states.get(),
+                    closed: self.closed.get(),
+                    fired: self.fired.get(),
+                    long_turns: self.long_turns.get(),
+                    long_turns_nanos: self.long_turns_nanos.get(),
+                }
+            }
+        }
+
+        /// What a reactor has done so far: a copy of its counters, taken without stopping or waking
+        /// it. Its numbers are read one by one, so that one may be newer than another by a turn.
+        ///
+        /// It displays as one line of `label=count` for the reasons that occurred, and as
+        /// [Prometheus](Stats::prometheus) text.
+        #[derive(Clone, Debug, Eq, PartialEq)]
+        #[non_exhaustive]
+        pub struct Stats {
+            $(#[doc = $help] $(#[doc = $more])* pub $name: u64,)*
+            states: [u64; STATES],
+            closed: [u64; CloseReason::COUNT],
+            fired: [u64; Deadline::ALL.len()],
+            long_turns: [u64; LONG_TURNS],
+            long_turns_nanos: u64,
+        }
+
+        impl Stats {
+            /// The name, kind, meaning and value of every plain number.
+            fn numbers(&self) -> impl Iterator<Item = (&'static str, &'static str, &'static str, u64)> {
+                [$((stringify!($name), stringify!($kind), $help, self.$name),)*].into_iter()
+            }
+        }
+    };
 }
 
-impl Default for Counters {
-    fn default() -> Self {
-        Self {
-            turns: Counter::default(),
-            accepted: Counter::default(),
-            dialled: Counter::default(),
-            refused: Counter::default(),
-            accept_errors: Counter::default(),
-            accept_pauses: Counter::default(),
-            connections: Counter::default(),
-            requests: Counter::default(),
-            bytes_in: Counter::default(),
-            bytes_out: Counter::default(),
-            unsent: Counter::default(),
-            stale_events: Counter::default(),
-            flush_expired: Counter::default(),
-            linger_expired: Counter::default(),
-            panics: Counter::default(),
-            closed: [const { Counter(AtomicU64::new(0)) }; CloseReason::COUNT],
-        }
-    }
+numbers! {
+    /// Turns of the loop.
+    turns: counter;
+    /// Connections accepted.
+    accepted: counter;
+    /// Connections dialled.
+    dialled: counter;
+    /// Connections that the handler refused in
+    /// [`Handler::on_open`](crate::Handler::on_open).
+    refused: counter;
+    /// Connections refused because there were as many as there may be.
+    refused_full: counter;
+    /// Connections refused because their client had as many as it may.
+    refused_client: counter;
+    /// Connections refused because their client came too often.
+    refused_client_rate: counter;
+    /// Failed accepts, the end of the backlog left out.
+    accept_errors: counter;
+    /// Times accepting paused for want of descriptors or memory.
+    accept_pauses: counter;
+    /// Times accepting waited for the accept rate.
+    accept_throttles: counter;
+    /// Connections at this moment.
+    connections: gauge;
+    /// Requests ended.
+    requests: counter;
+    /// Bytes read from peers, those discarded while closing left out.
+    bytes_in: counter;
+    /// Bytes the kernel took for peers.
+    bytes_out: counter;
+    /// Bytes written by handlers that the kernel never took.
+    unsent: counter;
+    /// Bytes unread and queued at this moment, of all connections.
+    buffered: gauge;
+    /// Events for connections that were gone.
+    stale_events: counter;
+    /// Closing connections reset because their last output stood still or left slower than
+    /// [`Limits::flush_rate`](crate::Limits::flush_rate).
+    flush_expired: counter;
+    /// Lingering connections whose peer did not close in time.
+    linger_expired: counter;
+    /// Callbacks that panicked.
+    panics: counter;
+    /// Callbacks that took longer than
+    /// [`Config::stall_report`](crate::Config::stall_report).
+    stalls: counter;
+    /// The longest callback that did, in nanoseconds.
+    longest_callback: gauge;
 }
+
+const STATES: usize = 5;
 
 impl Counters {
     pub(crate) fn count_close(&self, reason: CloseReason) {
-        self.closed[reason.index()].add(1);
+        self.closed.of[reason.index()].add(1);
     }
 
-    pub(crate) fn snapshot(&self) -> Stats {
-        Stats {
-            turns: self.turns.get(),
-            accepted: self.accepted.get(),
-            dialled: self.dialled.get(),
-            refused: self.refused.get(),
-            accept_errors: self.accept_errors.get(),
-            accept_pauses: self.accept_pauses.get(),
-            connections: self.connections.get(),
-            requests: self.requests.get(),
-            bytes_in: self.bytes_in.get(),
-            bytes_out: self.bytes_out.get(),
-            unsent: self.unsent.get(),
-            stale_events: self.stale_events.get(),
-            flush_expired: self.flush_expired.get(),
-            linger_expired: self.linger_expired.get(),
-            panics: self.panics.get(),
-            closed: std::array::from_fn(|index| self.closed[index].get()),
-        }
+    pub(crate) fn count_fired(&self, deadline: Deadline) {
+        self.fired.of[deadline as usize].add(1);
+    }
+
+    /// Counts a turn that was long enough to be seen.
+    pub(crate) fn note_long_turn(&self, nanos: u64) {
+        let bucket = LONG_TURN_MILLIS.partition_point(|millis| millis * 1_000_000 < nanos);
+        self.long_turns.of[bucket].add(1);
+        self.long_turns_nanos.add(nanos);
     }
 }
+
+/// The upper ends of the classes of turns, in milliseconds. Shorter turns than the first are not
+/// timed, longer ones than the last are in a class of their own.
+const LONG_TURN_MILLIS: [u64; LONG_TURNS - 1] = [16, 32, 64, 128, 256, 512, 1_024, 4_096];
+const LONG_TURNS: usize = 9;
+
+/// The shortest turn that is timed, in seconds.
+const SHORT_TURN: f64 = 0.008;
 
 /// A number with one writer.
 #[derive(Debug, Default)]
@@ -88,8 +149,18 @@ impl Counter {
     }
 
     #[inline]
+    pub(crate) fn sub(&self, count: u64) {
+        self.0.store(self.0.load(Relaxed).wrapping_sub(count), Relaxed);
+    }
+
+    #[inline]
     pub(crate) fn set(&self, value: u64) {
         self.0.store(value, Relaxed);
+    }
+
+    /// Sets it, unless it is greater already.
+    pub(crate) fn raise(&self, value: u64) {
+        self.set(self.get().max(value));
     }
 
     pub(crate) fn get(&self) -> u64 {
@@ -97,45 +168,42 @@ impl Counter {
     }
 }
 
-/// What a reactor has done so far: a copy of its counters, taken without stopping it.
-///
-/// All count up from the start of the reactor, `connections` aside. It displays as one line of
-/// `label=count` for the reasons that occurred.
-#[derive(Clone, Debug, Eq, PartialEq)]
-#[non_exhaustive]
-pub struct Stats {
-    /// Turns of the loop.
-    pub turns: u64,
-    /// Connections accepted.
-    pub accepted: u64,
-    /// Connections dialled.
-    pub dialled: u64,
-    /// Connections that [`Handler::on_open`](crate::Handler::on_open) refused.
-    pub refused: u64,
-    /// Failed accepts, the end of the backlog left out.
-    pub accept_errors: u64,
-    /// Times accepting paused for want of descriptors or memory.
-    pub accept_pauses: u64,
-    /// Connections at this moment.
-    pub connections: u64,
-    /// Requests ended.
-    pub requests: u64,
-    /// Bytes read from peers, those discarded while closing left out.
-    pub bytes_in: u64,
-    /// Bytes the kernel took for peers.
-    pub bytes_out: u64,
-    /// Bytes written by handlers that the kernel never took.
-    pub unsent: u64,
-    /// Events for connections that were gone.
-    pub stale_events: u64,
-    /// Closing connections reset because their last output stood still or left slower than
-    /// [`Limits::flush_rate`](crate::Limits::flush_rate).
-    pub flush_expired: u64,
-    /// Lingering connections whose peer did not close in time.
-    pub linger_expired: u64,
-    /// Callbacks that panicked.
-    pub panics: u64,
-    closed: [u64; CloseReason::COUNT],
+/// Counters of a kind.
+#[derive(Debug)]
+struct Counts<const N: usize> {
+    of: [Counter; N],
+}
+
+impl<const N: usize> Default for Counts<N> {
+    fn default() -> Self {
+        Self { of: [const { Counter(AtomicU64::new(0)) }; N] }
+    }
+}
+
+impl<const N: usize> Counts<N> {
+    fn get(&self) -> [u64; N] {
+        std::array::from_fn(|index| self.of[index].get())
+    }
+}
+
+/// How many connections are in each state.
+#[derive(Debug, Default)]
+pub(crate) struct States(Counts<STATES>);
+
+impl States {
+    /// A connection has moved.
+    pub(crate) fn change(&self, from: State, to: State) {
+        self.0.of[from as usize].sub(1);
+        self.0.of[to as usize].add(1);
+    }
+
+    pub(crate) fn of(&self, state: State) -> u64 {
+        self.0.of[state as usize].get()
+    }
+
+    fn get(&self) -> [u64; STATES] {
+        self.0.get()
+    }
 }
 
 impl Stats {
@@ -156,9 +224,35 @@ impl Stats {
             .enumerate()
             .map(|(index, count)| (CloseReason::of_index(index).label(), *count))
     }
+
+    /// Deadlines that passed, by name; what followed depends on the deadline.
+    pub fn deadlines_by_label(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        Deadline::ALL.into_iter().map(|deadline| (deadline.label(), self.fired[deadline as usize]))
+    }
+
+    /// Connections in `state` at this moment.
+    pub const fn in_state(&self, state: State) -> u64 {
+        match state {
+            State::Connected => {
+                let [connecting, _, idle, closing, _] = self.states;
+                self.connections.saturating_sub(connecting + idle + closing)
+            }
+            State::Closed => 0,
+            State::Connecting | State::Idle | State::Closing => self.states[state as usize],
+        }
+    }
+
+    /// All numbers in the [text format] that Prometheus collects.
+    ///
+    /// Lengths of turns are known from 8 ms on: shorter ones count as nothing in the sum.
+    ///
+    /// [text format]: https://prometheus.io/docs/instrumenting/exposition_formats/
+    pub fn prometheus(&self) -> impl Display {
+        Prometheus(self)
+    }
 }
 
-impl fmt::Display for Stats {
+impl Display for Stats {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "closed={}", self.closed_total())?;
         for (label, count) in self.closed_by_label().filter(|(_, count)| *count > 0) {
@@ -166,6 +260,64 @@ impl fmt::Display for Stats {
         }
         Ok(())
     }
+}
+
+struct Prometheus<'a>(&'a Stats);
+
+impl Display for Prometheus<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let stats = self.0;
+        for (name, kind, help, value) in stats.numbers() {
+            let (name, value) = match name {
+                "connections" => continue,
+                "longest_callback" => ("longest_callback_seconds", seconds(value)),
+                "buffered" => ("buffered_bytes", value.to_string()),
+                _ => (name, value.to_string()),
+            };
+            let end = if kind == "counter" { "_total" } else { "" };
+            head(f, &format!("{name}{end}"), kind, help.trim())?;
+            writeln!(f, "wheelhouse_{name}{end} {value}")?;
+        }
+        head(f, "connections", "gauge", "Connections at this moment, by state.")?;
+        for state in [State::Connecting, State::Connected, State::Idle, State::Closing] {
+            let label = format!("{state:?}").to_lowercase();
+            writeln!(f, "wheelhouse_connections{{state=\"{label}\"}} {}", stats.in_state(state))?;
+        }
+        head(f, "closed_total", "counter", "Connections that ended, by reason.")?;
+        for (label, count) in stats.closed_by_label() {
+            writeln!(f, "wheelhouse_closed_total{{reason=\"{label}\"}} {count}")?;
+        }
+        head(f, "deadlines_total", "counter", "Deadlines that passed.")?;
+        for (label, count) in stats.deadlines_by_label() {
+            writeln!(f, "wheelhouse_deadlines_total{{deadline=\"{label}\"}} {count}")?;
+        }
+        stats.write_turns(f)
+    }
+}
+
+impl Stats {
+    fn write_turns(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        head(f, "turn_seconds", "histogram", "How long turns lasted, waiting left out.")?;
+        let mut count = self.turns.saturating_sub(self.long_turns.iter().sum());
+        writeln!(f, "wheelhouse_turn_seconds_bucket{{le=\"{SHORT_TURN}\"}} {count}")?;
+        for (millis, turns) in LONG_TURN_MILLIS.iter().zip(self.long_turns) {
+            count += turns;
+            let end = seconds(millis * 1_000_000);
+            writeln!(f, "wheelhouse_turn_seconds_bucket{{le=\"{end}\"}} {count}")?;
+        }
+        count += self.long_turns[LONG_TURNS - 1];
+        writeln!(f, "wheelhouse_turn_seconds_bucket{{le=\"+Inf\"}} {count}")?;
+        writeln!(f, "wheelhouse_turn_seconds_sum {}", seconds(self.long_turns_nanos))?;
+        writeln!(f, "wheelhouse_turn_seconds_count {count}")
+    }
+}
+
+fn head(f: &mut fmt::Formatter<'_>, name: &str, kind: &str, help: &str) -> fmt::Result {
+    writeln!(f, "# HELP wheelhouse_{name} {help}\n# TYPE wheelhouse_{name} {kind}")
+}
+
+fn seconds(nanos: u64) -> String {
+    (nanos as f64 / 1e9).to_string()
 }
 
 #[cfg(test)]
@@ -182,5 +334,41 @@ mod tests {
         let stats = counters.snapshot();
         assert_eq!(stats.to_string(), "closed=3 peer_eof=2 idle_timeout=1");
         assert_eq!(stats.closed(CloseReason::PeerEof), 2);
+    }
+
+    #[test]
+    fn prometheus_gets_every_number_once_and_buckets_that_add_up() {
+        let counters = Counters::default();
+        counters.turns.add(10);
+        counters.connections.set(7);
+        counters.states.change(State::Closed, State::Idle);
+        counters.states.change(State::Closed, State::Closing);
+        counters.count_fired(Deadline::LingerRead);
+        for millis in [9, 16, 17, 5_000] {
+            counters.note_long_turn(millis * 1_000_000);
+        }
+        let text = counters.snapshot().prometheus().to_string();
+        for line in [
+            "# TYPE wheelhouse_turns_total counter",
+            "wheelhouse_turns_total 10",
+            "wheelhouse_connections{state=\"idle\"} 1",
+            "wheelhouse_connections{state=\"connected\"} 5",
+            "wheelhouse_deadlines_total{deadline=\"linger_read\"} 1",
+            "wheelhouse_turn_seconds_bucket{le=\"0.008\"} 6",
+            "wheelhouse_turn_seconds_bucket{le=\"0.016\"} 8",
+            "wheelhouse_turn_seconds_bucket{le=\"4.096\"} 9",
+            "wheelhouse_turn_seconds_bucket{le=\"+Inf\"} 10",
+            "wheelhouse_turn_seconds_sum 5.042",
+            "wheelhouse_turn_seconds_count 10",
+        ] {
+            assert!(text.lines().any(|it| it == line), "{line} in\n{text}");
+        }
+        let types: Vec<_> = text.lines().filter(|line| line.starts_with("# TYPE")).collect();
+        let distinct: std::collections::BTreeSet<_> = types.iter().collect();
+        assert_eq!(types.len(), distinct.len());
+        for line in text.lines().filter(|line| !line.starts_with('#')) {
+            let (_, value) = line.rsplit_once(' ').unwrap();
+            value.parse::<f64>().unwrap();
+        }
     }
 }

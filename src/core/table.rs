@@ -7,7 +7,7 @@ use slab::Slab;
 
 use crate::address::{Address, Target};
 use crate::canary::{Canary, planted};
-use crate::core::deadlines::{Clocks, Facts, Periods};
+use crate::core::deadlines::{Clocks, Deadline, Facts, Periods};
 use crate::core::lifecycle::{Ending, State, Step};
 use crate::core::output::Output;
 use crate::error::{CloseReason, OsError};
@@ -24,8 +24,10 @@ pub struct ConnId(NonZeroU64);
 const INDEX_BITS: u32 = 24;
 const GENERATION_MAX: u64 = (1 << (64 - INDEX_BITS)) - 1;
 
-/// The most connections a table can hold.
-pub(crate) const CAPACITY_MAX: usize = 1 << INDEX_BITS;
+const PLACES_MAX: usize = 1 << INDEX_BITS;
+
+/// The most connections a table can hold beside the exempt ones.
+pub(crate) const CAPACITY_MAX: usize = PLACES_MAX - EXEMPT_MAX;
 
 impl ConnId {
     pub(crate) const fn new(index: u32, generation: u64) -> Self {
@@ -47,7 +49,7 @@ impl ConnId {
     }
 
     pub(crate) const fn index(self) -> usize {
-        (self.to_bits() & (CAPACITY_MAX as u64 - 1)) as usize
+        (self.to_bits() & (PLACES_MAX as u64 - 1)) as usize
     }
 
     pub(crate) const fn generation(self) -> u64 {
@@ -262,6 +264,12 @@ pub(crate) struct Record {
     state: State,
     /// Requests begun and not ended.
     pub(crate) owed: u32,
+    /// Bytes of it that count as buffered, unread and queued ones, as far as they are accounted for.
+    pub(crate) buffered: u32,
+    /// The state in which it is counted; [`State::Connected`] is what the others leave.
+    pub(crate) counted: State,
+    /// The limits on connections leave it out.
+    exempt: bool,
     pub(crate) output: Output,
     pub(crate) clocks: Clocks,
     /// Whose timeouts apply, unless it has some of its own.
@@ -293,6 +301,9 @@ impl Record {
             flags: Flags::default(),
             state: State::Closed,
             owed: 0,
+            buffered: 0,
+            counted: State::Closed,
+            exempt: false,
             output: Output::default(),
             clocks: Clocks::default(),
             profile: 0,
@@ -311,10 +322,11 @@ impl Record {
     }
 
     fn fill(&mut self, birth: Birth) {
-        let Birth { origin, peer, owner, profile, now } = birth;
+        let Birth { origin, peer, owner, profile, exempt, now, .. } = birth;
         self.flags = if origin.is_inbound() { Flags::INBOUND } else { Flags::default() };
         self.state = State::Connecting;
         self.owed = 0;
+        self.exempt = exempt;
         self.clocks.reset();
         self.profile = profile;
         self.bytes_in = 0;
@@ -345,6 +357,11 @@ impl Record {
 
     pub(crate) const fn state(&self) -> State {
         self.state
+    }
+
+    /// Whether the limits on connections leave it out.
+    pub(crate) const fn is_exempt(&self) -> bool {
+        self.exempt
     }
 
     /// Moves along an arrow of the lifecycle; the only place where a state changes.
@@ -387,18 +404,49 @@ impl Record {
         !self.flags.has(BUSY) && self.owed == 0 && self.output.is_empty()
     }
 
-    /// [`State::Connected`] → [`State::Idle`], if it is quiet and no request is active. Returns
-    /// whether it was.
+    /// [`State::Connected`] → [`State::Idle`], if it is quiet and no request is active, and it is not
+    /// to be looked whether it has come to its end. Returns whether it was.
     #[inline]
-    pub(crate) fn try_rest(&mut self, requests_max: u64) -> bool {
+    pub(crate) fn try_rest(&mut self, looks_from: u64) -> bool {
         let rests = self.state == State::Connected
             && self.is_quiet()
             && self.quiet_facts().at_rest()
-            && self.requests < requests_max;
+            && self.requests < looks_from;
         if rests {
             self.step(Step::Rest);
         }
         rests
+    }
+
+    /// Whether it has just served its last active request, and is bound by the shutdown of all.
+    pub(crate) const fn finishes(&self) -> bool {
+        let inbound = self.flags.has(Flags::INBOUND) && !self.exempt;
+        matches!(self.state, State::Connected) && inbound && self.facts().at_rest()
+    }
+
+    /// Whether nothing but queued output keeps it active.
+    pub(crate) fn only_flushes(&self) -> bool {
+        const BUSY: Flags = Flags::RECEIVING.and(Flags::TUNNEL).and(Flags::PAUSED);
+        self.owed == 0 && !self.output.is_empty() && !self.flags.has(BUSY)
+    }
+
+    /// Since when it waits.
+    pub(crate) const fn quiet_since(&self) -> Instant {
+        if matches!(self.state, State::Idle) {
+            self.clocks.since(Deadline::Idle)
+        } else {
+            self.opened_at
+        }
+    }
+
+    /// Whether it waits for its peer to begin: idle, or never heard of.
+    pub(crate) const fn waits(&self) -> bool {
+        let silent = !self.flags.has(Flags::RECEIVED) && self.owed == 0 && self.output.is_empty();
+        matches!(self.state, State::Idle)
+            || (matches!(self.state, State::Connected)
+                && self.flags.has(Flags::INBOUND)
+                && silent
+                && !self.flags.has(Flags::TUNNEL))
     }
 
     /// [`Record::facts`] of a connection that is quiet.
@@ -476,10 +524,14 @@ pub(crate) struct Birth {
     pub(crate) peer: Address,
     pub(crate) owner: Option<ConnId>,
     pub(crate) profile: u32,
+    /// The limits on connections leave it out.
+    pub(crate) exempt: bool,
+    /// Another one has made way for it, or there was seen to be room.
+    pub(crate) displaces: bool,
     pub(crate) now: Instant,
 }
 
-/// The records of all connections, at most `capacity`.
+/// The records of all connections, at most `capacity` and some [exempt](EXEMPT_MAX) ones.
 ///
 /// The slab says which places are filled. The records lie beside it and outlive their connections,
 /// each in its place: one is written once, not moved in and out, and a free one already has the id
@@ -489,12 +541,18 @@ pub(crate) struct Table {
     places: Slab<()>,
     records: Vec<Record>,
     capacity: usize,
+    /// How many are exempt.
+    exempt: usize,
 }
+
+/// The most connections that are exempt from the limits on connections: an operator and a few
+/// collectors, out of the reserve of descriptors.
+pub(crate) const EXEMPT_MAX: usize = 16;
 
 impl Table {
     pub(crate) fn new(capacity: usize) -> Self {
-        assert!(capacity <= CAPACITY_MAX, "an index fits in 24 bits");
-        Self { places: Slab::new(), records: Vec::new(), capacity }
+        assert!(capacity + EXEMPT_MAX <= PLACES_MAX, "an index fits in 24 bits");
+        Self { places: Slab::new(), records: Vec::new(), capacity, exempt: 0 }
     }
 
     pub(crate) const fn capacity(&self) -> usize {
@@ -506,16 +564,29 @@ impl Table {
         self.places.len()
     }
 
+    /// How many count against the capacity.
+    #[inline]
+    pub(crate) fn counted(&self) -> usize {
+        self.places.len() - self.exempt
+    }
+
     #[inline]
     pub(crate) fn is_full(&self) -> bool {
-        self.places.len() >= self.capacity
+        self.counted() >= self.capacity
+    }
+
+    /// Whether there is no room even for one that is exempt.
+    pub(crate) const fn is_full_for_exempt(&self) -> bool {
+        self.exempt >= EXEMPT_MAX
     }
 
     /// Adds a record, or gives `birth` back when the table is full.
     pub(crate) fn insert(&mut self, birth: Birth) -> Result<&mut Record, Birth> {
-        if self.is_full() {
+        let full = if birth.exempt { self.is_full_for_exempt() } else { self.is_full() };
+        if full && !birth.displaces {
             return Err(birth);
         }
+        self.exempt += usize::from(birth.exempt);
         let index = self.places.insert(());
         if index == self.records.len() {
             self.records.push(Record::vacant(ConnId::new(index as u32, 1)));
@@ -555,7 +626,9 @@ impl Table {
     /// Frees the place of `id`; it may be filled again, under another id.
     pub(crate) fn remove(&mut self, id: ConnId) {
         if let Some(record) = self.get_mut(id) {
+            let exempt = record.exempt;
             record.vacate();
+            self.exempt -= usize::from(exempt);
             self.places.remove(id.index());
         }
     }
@@ -578,14 +651,16 @@ mod tests {
             peer: Address::Unnamed,
             owner: None,
             profile: 0,
+            exempt: false,
+            displaces: false,
             now: Instant::EPOCH,
         }
     }
 
     #[test]
     fn an_id_packs_and_unpacks() {
-        let id = ConnId::new(CAPACITY_MAX as u32 - 1, GENERATION_MAX);
-        assert_eq!(id.index(), CAPACITY_MAX - 1);
+        let id = ConnId::new(PLACES_MAX as u32 - 1, GENERATION_MAX);
+        assert_eq!(id.index(), PLACES_MAX - 1);
         assert_eq!(id.generation(), GENERATION_MAX);
         assert_eq!(ConnId::new(17, 3).to_string(), "17.3");
     }

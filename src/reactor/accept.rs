@@ -1,17 +1,20 @@
 //! Listeners: accepting within a budget, and what to do when it fails.
 
 use std::io;
+use std::time::Duration;
 
+use bytes::BytesMut;
 use tracing::{debug, error, warn};
 
 use super::Reactor;
 use crate::address::Address;
 use crate::backend::{Backend, Token};
 use crate::canary::{Canary, planted};
-use crate::config::{ListenConfig, SocketOptions};
+use crate::config::{AtLimit, Config, ListenConfig, Refusal, SocketOptions};
 use crate::context::{AlarmId, Purpose};
+use crate::core::admission::{Bucket, Clients, Excess};
 use crate::core::deadlines::Periods;
-use crate::core::table::{Birth, Flags, ListenerId, Origin};
+use crate::core::table::{Birth, ConnId, Flags, ListenerId, Origin};
 use crate::error::Error;
 use crate::handler::Handler;
 use crate::time::Instant;
@@ -34,32 +37,75 @@ pub(super) struct Listener<L> {
     ready: bool,
     /// An `accept` on a bound-to-all listener must be asked for its local end.
     wildcard: bool,
+    /// The limits on connections leave out those accepted here.
+    exempt: bool,
     profile: u32,
 }
 
 /// The state that all listeners share.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Accepting {
-    /// A listener is ready.
-    ready: bool,
+    /// A listener is ready, and may accept.
+    due: bool,
     /// The table was full, and has not emptied enough yet.
     full: bool,
+    /// The next connection would come too soon.
+    throttled: bool,
     /// The system ran out of something; nothing is accepted until an alarm or a close.
     paused: bool,
+    /// There is no room for another exempt connection.
+    exempt_full: bool,
+    /// Connections that made way in this turn, and whose places no newcomer has had yet.
+    vacated: u64,
     /// How long the latest pause was to last.
     pause_nanos: u64,
     /// What ends the pause.
     alarm: Option<AlarmId>,
+    /// What looks again whether there is room, or the next may come.
+    retry: Option<AlarmId>,
     warned_at: Option<Instant>,
     /// The listener whose turn it is to be first.
     first: usize,
+    at_limit: AtLimit,
+    clients: Option<Clients>,
+    bucket: Option<Bucket>,
 }
 
 impl Accepting {
-    pub(super) const fn is_due(&self, full: bool) -> bool {
-        self.ready && !self.paused && !self.full && !full
+    pub(super) fn new(config: &Config, capacity: usize) -> Self {
+        let limits = &config.limits;
+        Self {
+            due: false,
+            full: false,
+            throttled: false,
+            paused: false,
+            exempt_full: false,
+            vacated: 0,
+            pause_nanos: 0,
+            alarm: None,
+            retry: None,
+            warned_at: None,
+            first: 0,
+            at_limit: limits.at_limit.clone(),
+            clients: Clients::new(&limits.clients, capacity),
+            bucket: limits.accept_rate.map(Bucket::new),
+        }
+    }
+
+    #[inline]
+    pub(super) const fn is_due(&self) -> bool {
+        self.due
+    }
+
+    /// Whether a listener may accept, if it is ready.
+    const fn admits(&self, exempt: bool) -> bool {
+        let kept_out = if exempt { self.exempt_full } else { self.full || self.throttled };
+        !self.paused && !kept_out
     }
 }
+
+/// How often a full table is looked at for somebody idle, while newcomers wait.
+const RETRY_EVERY: Duration = Duration::from_millis(100);
 
 /// What an `errno` of accept(2) means for the listener.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -118,52 +164,51 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             socket: Some(socket),
             // Whoever made an inherited listener may have let connections wait already.
             ready: true,
+            exempt: listen.exempt,
             wildcard: address.ip().is_some_and(|addr| addr.ip().is_unspecified()),
             profile: self.shared.profiles.len() as u32 - 1,
         });
-        self.accepting.ready = true;
         self.shared.listening_on.push(address);
+        self.update_due();
         Ok(id)
     }
 
     /// Accepts from all listeners that may have connections waiting, each in its budget.
     #[inline]
     pub(super) fn accept(&mut self, handler: &mut H) {
-        if self.accepting.ready {
+        if self.accepting.due {
             self.accept_ready(handler);
         }
     }
 
+    /// Whether some listener is ready and may accept.
+    fn update_due(&mut self) {
+        let Self { listeners, accepting, .. } = self;
+        accepting.due = listeners.iter().any(|it| it.ready && accepting.admits(it.exempt));
+    }
+
     fn accept_ready(&mut self, handler: &mut H) {
-        if !self.accepting.is_due(self.shared.table.is_full()) {
-            self.accepting.full |= self.shared.table.is_full();
-            return;
-        }
         let count = self.listeners.len();
         self.accepting.first = (self.accepting.first + 1) % count.max(1);
         for offset in 0..count {
             self.accept_from(handler, (self.accepting.first + offset) % count);
         }
-        self.accepting.ready = self.listeners.iter().any(|listener| listener.ready);
+        self.update_due();
     }
 
     pub(super) fn note_listener_event(&mut self, id: ListenerId) {
         let listener = self.listeners.get_mut(id.0 as usize);
         if let Some(listener) = listener.filter(|listener| listener.socket.is_some()) {
             listener.ready = true;
-            self.accepting.ready = true;
+            self.accepting.due |= self.accepting.admits(listener.exempt);
         }
     }
 
     fn accept_from(&mut self, handler: &mut H, index: usize) {
         let mut failures = 0;
         for _ in 0..ACCEPTS_PER_TURN {
-            if self.accepting.paused {
-                return;
-            }
-            if self.shared.table.is_full() {
-                self.accepting.full = true;
-                debug!("the table is full; accepting pauses");
+            let exempt = self.listeners[index].exempt;
+            if !self.accepting.admits(exempt) || !self.has_room(exempt) {
                 return;
             }
             let listener = &mut self.listeners[index];
@@ -171,30 +216,165 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
                 return;
             };
             match self.backend.accept(socket) {
-                Ok((stream, peer)) => {
+                Ok((mut stream, peer)) => {
                     self.accepting.pause_nanos = 0;
+                    if self.is_guarded(exempt)
+                        && let Err(reset) = self.screen(handler, &mut stream, &peer)
+                    {
+                        self.backend.close(stream, reset);
+                        continue;
+                    }
                     self.admit(handler, index, stream, peer);
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => {
-                    self.handle_accept_error(index, &error);
+                    self.handle_accept_error(handler, index, &error);
                     failures += 1;
                     // An error that "passes" but never does must not spin.
                     if failures == ACCEPTS_PER_TURN {
-                        self.pause_accepting(&error);
+                        self.pause_accepting(handler, &error);
                     }
                 }
             }
         }
     }
 
+    /// Whether the next connection may come. If not, sees to it that somebody looks again.
+    #[inline]
+    fn has_room(&mut self, exempt: bool) -> bool {
+        if exempt {
+            self.accepting.exempt_full = self.shared.table.is_full_for_exempt();
+            return !self.accepting.exempt_full;
+        }
+        if self.shared.table.is_full() && !self.finds_room() {
+            return false;
+        }
+        self.accepting.bucket.is_none() || self.take_from_bucket()
+    }
+
+    /// The table is full: whether a newcomer is accepted all the same, because somebody idle can
+    /// make way for it or it is to be told. Nobody makes way before there is a newcomer.
+    #[cold]
+    fn finds_room(&mut self) -> bool {
+        let found = match self.accepting.at_limit {
+            AtLimit::EvictIdle => self.accepting.vacated > 0 || self.oldest_idle().is_some(),
+            AtLimit::Pause => false,
+            AtLimit::Reject(_) => true,
+        };
+        if !found {
+            self.accepting.full = true;
+            debug!("the table is full; newcomers wait");
+            if self.accepting.at_limit == AtLimit::EvictIdle {
+                self.retry_at(self.shared.now + RETRY_EVERY);
+            }
+        }
+        found
+    }
+
+    /// Whether somebody made way for a newcomer who has been accepted.
+    fn displaces(&mut self, handler: &mut H) -> bool {
+        if self.accepting.vacated == 0 && self.accepting.at_limit == AtLimit::EvictIdle {
+            self.accepting.vacated = self.evict(handler);
+        }
+        let displaces = self.accepting.vacated > 0;
+        self.accepting.vacated -= u64::from(displaces);
+        displaces
+    }
+
+    fn take_from_bucket(&mut self) -> bool {
+        let now = self.shared.now;
+        let Some(bucket) = &mut self.accepting.bucket else { return true };
+        let next = bucket.next(now);
+        if next <= now {
+            bucket.take(now);
+            return true;
+        }
+        self.accepting.throttled = true;
+        self.shared.counters.accept_throttles.add(1);
+        self.retry_at(next);
+        false
+    }
+
+    fn retry_at(&mut self, at: Instant) {
+        if self.accepting.retry.is_none() {
+            self.accepting.retry = Some(self.shared.set_alarm(at, Purpose::RetryAccept));
+        }
+    }
+
+    /// The time has come to look whether newcomers may be let in.
+    pub(super) fn retry_accepting(&mut self) {
+        self.accepting.retry = None;
+        self.accepting.throttled = false;
+        self.accepting.full = false;
+        self.update_due();
+    }
+
+    /// Whether a newcomer is to be looked at before it is let in.
+    #[inline]
+    fn is_guarded(&self, exempt: bool) -> bool {
+        !exempt && (self.accepting.clients.is_some() || self.shared.table.is_full())
+    }
+
+    /// Whether neither a newcomer nor its client is one too many. If one is, the newcomer hears of
+    /// it, and with `true` for a reset it is to be closed.
+    #[inline(never)]
+    fn screen(
+        &mut self,
+        handler: &mut H,
+        stream: &mut B::Stream,
+        peer: &Address,
+    ) -> Result<(), bool> {
+        let full = self.shared.table.is_full() && !self.displaces(handler);
+        let counters = &self.shared.counters;
+        if full {
+            counters.refused_full.add(1);
+            if let AtLimit::Reject(reply) = &self.accepting.at_limit {
+                reject(&mut self.backend, stream, reply);
+            }
+            return Err(false);
+        }
+        if let Some(clients) = &mut self.accepting.clients
+            && let Some(key) = peer.ip().and_then(|addr| clients.key_of(addr.ip()))
+            && let Err(excess) = clients.arrive(key, self.shared.now)
+        {
+            match excess {
+                Excess::Connections => counters.refused_client.add(1),
+                Excess::Rate => counters.refused_client_rate.add(1),
+            }
+            debug!(%peer, ?excess, "a client is refused");
+            return Err(self.config.limits.clients.refusal == Refusal::Reset);
+        }
+        Ok(())
+    }
+
+    /// A connection ends: its client may have another.
+    #[inline]
+    pub(super) fn depart(&mut self, id: ConnId) {
+        if self.accepting.clients.is_some() {
+            self.depart_client(id);
+        }
+    }
+
+    fn depart_client(&mut self, id: ConnId) {
+        let record = self.shared.table.at(id.index());
+        if let Some(clients) = &mut self.accepting.clients
+            && matches!(record.origin, Origin::Accepted(_))
+            && !record.is_exempt()
+            && let Some(key) = record.peer.ip().and_then(|addr| clients.key_of(addr.ip()))
+        {
+            clients.depart(key);
+        }
+    }
+
     fn admit(&mut self, handler: &mut H, index: usize, mut stream: B::Stream, peer: Address) {
-        let Listener { wildcard, profile, .. } = self.listeners[index];
+        let Listener { wildcard, exempt, profile, .. } = self.listeners[index];
         let birth = Birth {
             origin: Origin::Accepted(ListenerId(index as u32)),
             peer,
             owner: None,
             profile,
+            exempt,
+            displaces: true,
             now: self.shared.now,
         };
         let Ok(record) = self.shared.table.insert(birth) else {
@@ -211,11 +391,13 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         if let Err(error) = self.backend.register(&mut stream, Token::of_conn(id)) {
             warn!(%error, "an accepted connection cannot be registered");
             self.shared.counters.accept_errors.add(1);
+            self.depart(id);
             self.shared.remove(id);
             self.shared.count_connections();
             self.backend.close(stream, true);
             return;
         }
+        self.note_arrival();
         self.make_slot(id);
         self.slots[id.index()].stream = Some(stream);
         if self.call_accepted(handler, id) {
@@ -225,7 +407,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         }
     }
 
-    fn handle_accept_error(&mut self, index: usize, error: &io::Error) {
+    fn handle_accept_error(&mut self, handler: &mut H, index: usize, error: &io::Error) {
         let fault = AcceptFault::of(error);
         if fault == AcceptFault::Drained {
             self.listeners[index].ready = false;
@@ -235,17 +417,21 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         match fault {
             AcceptFault::Drained => unreachable!("the end of the backlog is no error"),
             AcceptFault::Transient => debug!(%error, "a connection was lost while waiting"),
-            AcceptFault::Exhausted => self.pause_accepting(error),
+            AcceptFault::Exhausted => self.pause_accepting(handler, error),
             AcceptFault::Dead => {
                 error!(%error, listener = %self.shared.listening_on[index], "a listener died");
                 self.close_listener(index);
+                let id = ListenerId(index as u32);
+                self.call_loop("on_listener_failed", |cx| {
+                    handler.on_listener_failed(cx, id, error);
+                });
             }
         }
     }
 
     /// Leaves the backlog alone until there may be descriptors again: after a while, longer each
-    /// time, or as soon as one of ours is closed.
-    fn pause_accepting(&mut self, error: &io::Error) {
+    /// time, or as soon as one of ours is closed. Who has been idle longest makes way.
+    fn pause_accepting(&mut self, handler: &mut H, error: &io::Error) {
         let now = self.shared.now;
         let quiet =
             self.accepting.warned_at.is_none_or(|at| now.nanos_since(at) >= WARN_EVERY_NANOS);
@@ -257,8 +443,11 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         self.accepting.pause_nanos = pause;
         self.accepting.paused = true;
         self.shared.counters.accept_pauses.add(1);
-        let again = now + std::time::Duration::from_nanos(pause);
+        let again = now + Duration::from_nanos(pause);
         self.accepting.alarm = Some(self.shared.set_alarm(again, Purpose::AcceptAgain));
+        if self.accepting.at_limit == AtLimit::EvictIdle {
+            self.evict(handler);
+        }
     }
 
     /// Tries again after a pause. An edge-triggered listener whose accept failed reports nothing
@@ -283,19 +472,28 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
                 debug!(%error, "a listener cannot be registered again");
             }
             listener.ready = true;
-            self.accepting.ready = true;
         }
+        self.update_due();
     }
 
     /// One of our descriptors was closed, and a place in the table is free.
+    #[inline]
     pub(super) fn note_release(&mut self) {
+        if self.accepting.full || self.accepting.exempt_full {
+            self.note_room();
+        }
+        self.accepting.vacated = 0;
+        self.resume_accepting();
+    }
+
+    fn note_room(&mut self) {
         let table = &self.shared.table;
         // Resuming at the first free place would pause again at once: a 64th gives room to breathe.
         let room = (table.capacity() / 64).max(1);
-        if self.accepting.full && table.len() <= table.capacity() - room {
-            self.accepting.full = false;
-        }
-        self.resume_accepting();
+        let enough = table.counted() + room <= table.capacity();
+        self.accepting.full &= !enough;
+        self.accepting.exempt_full &= table.is_full_for_exempt();
+        self.update_due();
     }
 
     pub(super) fn close_listener(&mut self, index: usize) {
@@ -306,13 +504,44 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         }
     }
 
-    pub(super) fn close_listeners(&mut self) {
+    /// Closes the listeners that a shutdown closes first, or `all`.
+    pub(super) fn close_listeners(&mut self, all: bool) {
         for index in 0..self.listeners.len() {
-            self.close_listener(index);
+            if all || !self.listeners[index].exempt {
+                self.close_listener(index);
+            }
         }
-        self.accepting.ready = false;
+        self.update_due();
+    }
+
+    /// Accepts whoever waits, as long as there is room.
+    pub(super) fn drain_backlogs(&mut self, handler: &mut H) {
+        for index in 0..self.listeners.len() {
+            // As many as a backlog of the usual length holds.
+            for _ in 0..4_096 / ACCEPTS_PER_TURN {
+                let Listener { ready, exempt, .. } = self.listeners[index];
+                if !ready || !self.accepting.admits(exempt) {
+                    break;
+                }
+                self.accept_from(handler, index);
+            }
+        }
     }
 }
+
+/// Tells a newcomer why it cannot stay. What it sent already is read, because closing over unread
+/// bytes would reset the connection and could destroy the reply.
+fn reject<B: Backend>(backend: &mut B, stream: &mut B::Stream, reply: &[u8]) {
+    let mut discarded = BytesMut::with_capacity(DISCARDED_MAX);
+    let told = backend.write(stream, reply).and_then(|_| backend.finish(stream));
+    if told.is_ok() {
+        // Whether there was anything does not matter.
+        let _ = backend.read(stream, &mut discarded, DISCARDED_MAX);
+    }
+}
+
+/// As much as is read of what a newcomer sent that cannot stay.
+const DISCARDED_MAX: usize = 16 * 1024;
 
 #[cfg(test)]
 mod tests {

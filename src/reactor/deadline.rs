@@ -55,8 +55,13 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
 
     fn ring(&mut self, handler: &mut H, index: u32) {
         match self.shared.take_alarm(index) {
-            (alarm, Purpose::Application) => self.call_loop(|cx| handler.on_alarm(cx, alarm)),
+            (alarm, Purpose::Application) => {
+                self.call_loop("on_alarm", |cx| handler.on_alarm(cx, alarm));
+            }
             (_, Purpose::AcceptAgain) => self.resume_accepting(),
+            (_, Purpose::RetryAccept) => self.retry_accepting(),
+            (_, Purpose::Relieve) => self.relieve(handler),
+            (_, Purpose::LookAtStop) => self.look_at_stop(),
             (_, Purpose::HardStop) => self.hard_stop(),
         }
     }
@@ -105,17 +110,18 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     }
 
     /// Input that waits in the socket beats a deadline that waits for input: it is read once.
-    fn last_chance(&mut self, handler: &mut H, id: ConnId) {
+    pub(super) fn last_chance(&mut self, handler: &mut H, id: ConnId) {
         let record = self.shared.table.at(id.index());
         record.flags.insert(Flags::READ_READY);
         self.serve(handler, id);
     }
 
     fn handle_deadline(&mut self, handler: &mut H, id: ConnId, deadline: Deadline) {
+        self.shared.counters.count_fired(deadline);
         match deadline {
             Deadline::Timer => {
                 self.shared.table.at(id.index()).flags.remove(Flags::HAS_TIMER);
-                self.call(id, |conn, session| handler.on_timer(conn, session));
+                self.call(id, "on_timer", |conn, session| handler.on_timer(conn, session));
             }
             Deadline::Look => {
                 self.look(id);
@@ -217,7 +223,9 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     fn retire(&mut self, handler: &mut H, id: ConnId) {
         let now = self.shared.now;
         let record = self.shared.table.at(id.index());
-        if record.flags.has(Flags::RETIRING) {
+        if self.shared.stopping && record.waits() {
+            self.end_waiting(handler, id);
+        } else if record.flags.has(Flags::RETIRING) {
             self.end(handler, id, Timeout::Lifetime);
         } else {
             record.flags.insert(Flags::RETIRING);

@@ -66,15 +66,17 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     pub(super) fn call(
         &mut self,
         id: ConnId,
+        name: &'static str,
         callback: impl FnOnce(&mut Conn<'_>, &mut H::Session),
     ) {
-        self.call_with_input(id, |conn, session, _| callback(conn, session));
+        self.call_with_input(id, name, |conn, session, _| callback(conn, session));
     }
 
     /// As [`Reactor::call`], with the input that the handler left.
     pub(super) fn call_with_input(
         &mut self,
         id: ConnId,
+        name: &'static str,
         callback: impl FnOnce(&mut Conn<'_>, &mut H::Session, &mut BytesMut),
     ) {
         let Self { slots, shared, .. } = self;
@@ -82,7 +84,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         shared.enter(id);
         let mut conn = Conn::new(shared, id);
         let outcome = catch_unwind(AssertUnwindSafe(|| callback(&mut conn, session, input)));
-        self.refresh_now_if_stale();
+        self.refresh_now_if_stale(name, Some(id));
         self.take_back(id, outcome.is_err());
     }
 
@@ -96,13 +98,13 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let outcome = catch_unwind(AssertUnwindSafe(|| {
             slot.session = handler.on_open(&mut conn);
             if let Some(session) = &mut slot.session {
-                super::refresh_now_if_stale(backend, conn.cx().shared);
+                super::refresh_now_if_stale(backend, conn.cx().shared, "on_open", Some(id));
                 conn.establish(|| backend.entropy());
                 handler.on_connected(&mut conn, session);
             }
         }));
         let taken = slot.session.is_some();
-        self.refresh_now_if_stale();
+        self.refresh_now_if_stale(if taken { "on_connected" } else { "on_open" }, Some(id));
         self.take_back(id, outcome.is_err());
         taken
     }
@@ -112,28 +114,36 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         self.shared.enter(id);
         let mut conn = Conn::new(&mut self.shared, id);
         let outcome = catch_unwind(AssertUnwindSafe(|| handler.on_open(&mut conn)));
-        self.refresh_now_if_stale();
+        self.refresh_now_if_stale("on_open", Some(id));
         self.take_back(id, outcome.is_err());
         self.slots[id.index()].session = outcome.ok().flatten();
         self.slots[id.index()].session.is_some()
     }
 
     /// Runs a callback of the whole loop; if it panics the reactor stops.
-    pub(super) fn call_loop(&mut self, callback: impl FnOnce(&mut Context<'_>)) {
-        if !self.call_shared(callback) {
+    pub(super) fn call_loop(
+        &mut self,
+        name: &'static str,
+        callback: impl FnOnce(&mut Context<'_>),
+    ) {
+        if !self.call_shared(name, callback) {
             self.stop.fail("a callback of the loop panicked");
         }
     }
 
     /// Runs a callback that has a context but no connection, and says whether it returned.
-    pub(super) fn call_shared(&mut self, callback: impl FnOnce(&mut Context<'_>)) -> bool {
+    pub(super) fn call_shared(
+        &mut self,
+        name: &'static str,
+        callback: impl FnOnce(&mut Context<'_>),
+    ) -> bool {
         self.shared.begin_journal();
         let mut cx = Context { shared: &mut self.shared };
         let outcome = catch_unwind(AssertUnwindSafe(|| callback(&mut cx)));
         if outcome.is_err() {
             self.count_panic();
         }
-        self.refresh_now_if_stale();
+        self.refresh_now_if_stale(name, None);
         outcome.is_ok()
     }
 

@@ -27,7 +27,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         record.step(Step::Close);
         self.shared.stop_feeding(id);
         self.shared.dismiss_feeders(id);
-        self.call(id, |conn, session| handler.on_closing(conn, session, &reason));
+        self.call(id, "on_closing", |conn, session| handler.on_closing(conn, session, &reason));
 
         let record = self.shared.table.at(id.index());
         record.flags.remove(Flags::LAST_WORDS);
@@ -118,6 +118,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         // What `on_closed` may cause is the next turn's.
         let reaped = std::mem::take(&mut self.shared.reaped);
         for id in &reaped {
+            self.depart(*id);
             self.say_closed(handler, *id);
             let reset = self.shared.table.at(id.index()).flags.has(Flags::RESET);
             let slot = &mut self.slots[id.index()];
@@ -161,6 +162,6 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         };
         debug!(id = %closed.id, peer = %closed.peer, %reason, "closed");
         self.shared.counters.count_close(reason);
-        self.call_shared(|cx| handler.on_closed(cx, closed, session));
+        self.call_shared("on_closed", |cx| handler.on_closed(cx, closed, session));
     }
 }

@@ -184,7 +184,9 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
 
     #[cold]
     fn deliver_eof(&mut self, handler: &mut H, id: ConnId) {
-        self.call_with_input(id, |conn, session, input| handler.on_eof(conn, session, input));
+        self.call_with_input(id, "on_eof", |conn, session, input| {
+            handler.on_eof(conn, session, input);
+        });
         self.slots[id.index()].input = BytesMut::new();
         // Whatever was arriving will never be whole.
         self.shared.table.at(id.index()).flags.remove(Flags::RECEIVING);
@@ -327,7 +329,7 @@ fn deliver<H: Handler, B: Backend>(
     let before = input.len();
     debug_assert!(before > 0);
     call_data(handler, shared, id, session, input, begun);
-    refresh_now_if_stale(backend, shared);
+    refresh_now_if_stale(backend, shared, "on_data", Some(id));
     let left = input.len();
     let Shared { table, scratch, bounds, counters, now, .. } = shared;
     let record = table.at(id.index());
@@ -345,7 +347,7 @@ fn deliver<H: Handler, B: Backend>(
         }
         return false;
     }
-    record.try_rest(bounds.requests_max)
+    record.try_rest(bounds.looks_from)
 }
 
 /// What a connection was like before its handler got input.

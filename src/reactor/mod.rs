@@ -8,6 +8,7 @@ mod dispatch;
 mod ending;
 mod io;
 mod mailbox;
+mod overload;
 mod settle;
 mod shutdown;
 
@@ -35,6 +36,7 @@ use crate::backend::{Backend, Events, Os, Readiness, Source};
 use crate::config::{Config, ListenConfig};
 use crate::context::{Context, Shared};
 use crate::core::lifecycle::State;
+use crate::core::pressure::SHRINKS_FROM;
 use crate::core::table::{CAPACITY_MAX, ConnId, Flags, ListenerId};
 use crate::error::Error;
 use crate::handler::Handler;
@@ -88,6 +90,9 @@ pub struct Reactor<H: Handler, B: Backend = Os> {
     woken: bool,
     listeners: Vec<Listener<B::Listener>>,
     accepting: accept::Accepting,
+    overload: overload::Overload,
+    /// So many connections are a pressure.
+    crowded_from: usize,
     /// What a connection has beside its record, by its place in the table.
     slots: Vec<Slot<H::Session, B::Stream>>,
     shared: Shared,
@@ -154,13 +159,15 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let mailbox =
             Mailbox::new(config.limits.mailbox_max, backend.waker(), Arc::clone(&shared.counters));
         Ok(Self {
+            accepting: accept::Accepting::new(&config, capacity),
             backend,
             config,
             events: Events::with_capacity(EVENTS_PER_WAIT),
             next_event: 0,
             woken: false,
             listeners: Vec::new(),
-            accepting: accept::Accepting::default(),
+            overload: overload::Overload::default(),
+            crowded_from: capacity - capacity / 5,
             slots: Vec::new(),
             shared,
             read_buffer: BytesMut::new(),
@@ -286,7 +293,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             || !self.letters.is_empty()
             || self.put_off > 0
             || self.stop.seen() != shared.shutdowns_asked
-            || self.accepting.is_due(shared.table.is_full())
+            || self.accepting.is_due()
         {
             return Some(Duration::ZERO);
         }
@@ -294,6 +301,9 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     }
 
     fn wait(&mut self, max_wait: Option<Duration>) -> std::io::Result<()> {
+        if self.shared.lags {
+            self.note_turn();
+        }
         let timeout = match (self.timeout(), max_wait) {
             (Some(timeout), Some(max_wait)) => Some(cmp::min(timeout, max_wait)),
             (timeout, max_wait) => timeout.or(max_wait),
@@ -310,6 +320,15 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         Ok(())
     }
 
+    /// The turn was long, or some before it were.
+    #[cold]
+    fn note_turn(&mut self) {
+        self.shared.note_turn();
+        if self.shared.lag.pressure() >= SHRINKS_FROM {
+            self.watch_pressure();
+        }
+    }
+
     /// Reads the clock. It never goes back, whatever the backend says.
     #[inline]
     fn refresh_now(&mut self) {
@@ -317,10 +336,10 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     }
 
     /// Reads the clock again after a callback that took long, so that what follows does not
-    /// reckon with the time before it.
+    /// reckon with the time before it, and notes how long it was.
     #[inline]
-    fn refresh_now_if_stale(&mut self) {
-        refresh_now_if_stale(&mut self.backend, &mut self.shared);
+    fn refresh_now_if_stale(&mut self, callback: &'static str, id: Option<ConnId>) {
+        refresh_now_if_stale(&mut self.backend, &mut self.shared, callback, id);
     }
 
     fn serve_events(&mut self, handler: &mut H) {
@@ -393,10 +412,11 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         while let Some(letter) = self.letters.pop_front() {
             match letter {
                 Letter::ToLoop(closure) => {
-                    self.call_loop(|cx| closure(handler, cx));
+                    self.call_loop("a posted closure", |cx| closure(handler, cx));
                 }
                 Letter::ToConn(id, closure) if self.has_session(id) => {
-                    self.call(id, |conn, session| closure(handler, conn, session));
+                    let name = "a posted closure";
+                    self.call(id, name, |conn, session| closure(handler, conn, session));
                     self.shared.mark_dirty(id);
                 }
                 // It is to be born in this turn; whatever was posted later waits with it.
@@ -444,9 +464,14 @@ impl<H: Handler, B: Backend + AsFd> AsFd for Reactor<H, B> {
 }
 
 #[inline(always)]
-fn refresh_now_if_stale<B: Backend>(backend: &mut B, shared: &mut Shared) {
+fn refresh_now_if_stale<B: Backend>(
+    backend: &mut B,
+    shared: &mut Shared,
+    callback: &'static str,
+    id: Option<ConnId>,
+) {
     if backend.coarse_now().nanos_since(shared.now) >= STALE_NANOS {
-        shared.now = shared.now.max(backend.now());
+        shared.note_long(callback, id, backend.now());
     }
 }
 

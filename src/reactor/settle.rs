@@ -67,7 +67,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     fn serve_due(&mut self, handler: &mut H, id: ConnId) {
         self.flush(id);
         if self.shared.table.at(id.index()).flags.take(Flags::DRAINED) {
-            self.call(id, |conn, session| handler.on_drained(conn, session));
+            self.call(id, "on_drained", |conn, session| handler.on_drained(conn, session));
         }
         let record = self.shared.table.at(id.index());
         if record.is_held() || record.asked.is_some() {
@@ -81,9 +81,9 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// Brings a connection into the state that follows from what happened to it, with the
     /// deadlines of that state, and queues it if there is more to do.
     pub(super) fn settle(&mut self, handler: &mut H, id: ConnId) {
-        let requests_max = self.shared.bounds.requests_max;
+        let looks_from = self.shared.bounds.looks_from;
         let record = self.shared.table.at(id.index());
-        if record.flags.has(UNUSUAL) || record.requests >= requests_max {
+        if record.flags.has(UNUSUAL) || record.requests >= looks_from {
             self.act(handler, id);
             if self.shared.table.at(id.index()).flags.has(Flags::REAPED) {
                 return;
@@ -115,8 +115,13 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let Shared { table, profiles, now, .. } = &mut self.shared;
         let record = table.at(id.index());
         record.clocks.run_only(deadline, facts, *now);
+        let resting = deadline == Deadline::Idle;
+        let counted = !resting || (record.counted == State::Idle && record.buffered == 0);
         let at = record.clocks.due(deadline, record.periods(profiles));
         self.shared.arm(id, at);
+        if !counted {
+            self.account_change(id, 0);
+        }
         true
     }
 
@@ -150,6 +155,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         if restless {
             self.shared.mark_dirty(id);
         }
+        self.account(id);
         if rearm || !began.is_empty() {
             self.arm_deadlines(id, began, rearm);
         }
@@ -158,14 +164,14 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// [`State::Idle`] → [`State::Connected`].
     fn wake_session(&mut self, handler: &mut H, id: ConnId) {
         self.shared.table.at(id.index()).step(Step::Wake);
-        self.call(id, |conn, session| handler.on_active(conn, session));
+        self.call(id, "on_active", |conn, session| handler.on_active(conn, session));
     }
 
     /// [`State::Connecting`] → [`State::Connected`] for a dialled connection.
     pub(super) fn establish(&mut self, handler: &mut H, id: ConnId) {
         let Self { backend, shared, .. } = self;
         shared.establish(id, || backend.entropy());
-        self.call(id, |conn, session| handler.on_connected(conn, session));
+        self.call(id, "on_connected", |conn, session| handler.on_connected(conn, session));
     }
 
     /// Does what callbacks asked for and ends what has come to its end.
@@ -180,7 +186,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         record.flags.remove(Flags::ASKED);
         let reason = match record.asked.take() {
             Some(reason) => Some(reason),
-            None => ended(record, self.shared.bounds.requests_max),
+            None => ended(record, self.shared.bounds.requests_max, self.shared.stopping),
         };
         if let Some(reason) = reason {
             self.begin_closing(handler, id, reason);
@@ -275,7 +281,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
 }
 
 /// Why an open connection has come to its end of its own accord, if it has.
-fn ended(record: &Record, requests_max: u64) -> Option<CloseReason> {
+fn ended(record: &Record, requests_max: u64, stopping: bool) -> Option<CloseReason> {
     let flags = record.flags;
     let done = record.owed == 0 && record.output.is_empty();
     let eof = flags.has(Flags::EOF)
@@ -288,6 +294,9 @@ fn ended(record: &Record, requests_max: u64) -> Option<CloseReason> {
         Some(CloseReason::PeerEof)
     } else if record.requests >= requests_max && record.owed == 0 {
         Some(CloseReason::MaxRequests)
+    } else if stopping && record.finishes() {
+        // It was served to the end. Whoever is idle already has a time of its own.
+        Some(CloseReason::Shutdown)
     } else if flags.has(Flags::RETIRING) && record.facts().at_rest() {
         Some(CloseReason::Timeout(Timeout::Lifetime))
     } else {

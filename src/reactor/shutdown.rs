@@ -1,5 +1,5 @@
-//! The end of the reactor: listeners close, every connection ends, and what does not end in time is
-//! aborted.
+//! The end of the reactor: listeners close, connections are served to the end or spread over a
+//! while, and what does not end in time is aborted.
 
 use std::time::Duration;
 use std::{fmt, io};
@@ -8,15 +8,25 @@ use tracing::info;
 
 use super::Reactor;
 use crate::backend::Backend;
-use crate::context::Purpose;
+use crate::context::{Purpose, Shared};
+use crate::core::deadlines::Deadline;
+use crate::core::lifecycle::State;
 use crate::core::stats::Stats;
+use crate::core::table::{ConnId, Flags, Record};
 use crate::error::CloseReason;
 use crate::handler::Handler;
-use crate::time::Instant;
+use crate::time::{Instant, nanos};
 
 /// Panics within [`PANIC_WINDOW`] that stop the reactor: this is no accident any more.
 const PANICS_MAX: usize = 3;
 const PANIC_WINDOW: Duration = Duration::from_secs(10);
+
+/// No connection is closed sooner than this after its last reply: a request that crosses our FIN
+/// on its way may be one that its client must not send twice.
+const QUIET_LEAST: Duration = Duration::from_secs(1);
+
+/// How often it is looked whether only dialled connections are left.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// How far the end of the reactor has come.
 #[derive(Debug, Default)]
@@ -28,6 +38,8 @@ pub(super) struct Stop {
     seen: u32,
     /// Connections are no longer flushed.
     hard: bool,
+    /// Nobody is left but the exempt, who are told to go.
+    alone: bool,
     failure: Option<&'static str>,
     /// It has begun, or failed.
     stirs: bool,
@@ -103,6 +115,11 @@ impl fmt::Display for Report {
     }
 }
 
+/// A share of `whole`, as great as `random` is of all numbers.
+fn share_of(whole: u64, random: u64) -> u64 {
+    ((u128::from(whole) * u128::from(random)) >> 64) as u64
+}
+
 impl<H: Handler, B: Backend> Reactor<H, B> {
     /// Begins, hardens and ends the shutdown, as was asked for.
     #[inline]
@@ -124,35 +141,112 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
                 self.hard_stop();
             }
         }
-        self.stop.ended = self.stop.has_begun() && self.shared.table.len() == 0;
+        if self.stop.has_begun() && self.shared.table.counted() == 0 {
+            if !std::mem::replace(&mut self.stop.alone, true) {
+                self.end_exempt();
+            }
+            self.stop.ended = self.shared.table.len() == 0;
+        }
     }
 
+    /// Nobody new from here on: who waits in a backlog is let in, for he was told that he is
+    /// connected, and then the listeners close.
     fn begin_shutdown(&mut self, handler: &mut H) {
+        self.drain_backlogs(handler);
         info!(connections = self.shared.table.len(), "shutting down");
         self.stop.begun_at = Some(self.shared.now);
         self.stop.stirs = true;
         self.shared.stopping = true;
-        self.close_listeners();
-        self.call_loop(|cx| handler.on_shutdown(cx));
-        self.ask_all(CloseReason::Shutdown);
+        self.shared.bounds.looks_from = 0;
+        self.close_listeners(false);
+        self.call_loop("on_shutdown", |cx| handler.on_shutdown(cx));
+        self.plan_ends();
+        self.look_at_stop();
         if let Some(timeout) = self.config.shutdown_timeout {
             self.shared.set_alarm(self.shared.now + timeout, Purpose::HardStop);
         }
     }
 
-    pub(super) fn hard_stop(&mut self) {
-        if !std::mem::replace(&mut self.stop.hard, true) {
-            self.ask_all(CloseReason::HardStop);
+    /// Gives every connection that waits for its peer a time to end. Those that are active end when
+    /// they have served what they are at; tunnels know no such time, and are the handler's to close.
+    fn plan_ends(&mut self) {
+        let Self { backend, shared, config, .. } = self;
+        let now = shared.now;
+        for id in shared.table.ids().collect::<Vec<_>>() {
+            let record = shared.table.at(id.index());
+            if record.is_exempt() {
+                continue;
+            }
+            // Whose last reply is written already has only to be flushed.
+            if record.state() == State::Connecting || record.only_flushes() {
+                record.ask(CloseReason::Shutdown);
+            } else if record.waits() && record.flags.has(Flags::INBOUND) {
+                match config.shutdown_spread {
+                    None => record.ask(CloseReason::Shutdown),
+                    Some(spread) => {
+                        let quiet_since = record.quiet_since();
+                        let share = share_of(nanos(spread), backend.entropy());
+                        let at = now.after(share).max(quiet_since + QUIET_LEAST);
+                        record.clocks.set(Deadline::Lifetime, at);
+                        record.flags.insert(Flags::HAS_LIFETIME.and(Flags::REARM));
+                    }
+                }
+            }
+            shared.mark_dirty(id);
         }
     }
 
-    fn ask_all(&mut self, reason: CloseReason) {
-        for id in self.shared.table.ids().collect::<Vec<_>>() {
-            let record = self.shared.table.at(id.index());
-            if record.state().is_open() || reason == CloseReason::HardStop {
-                record.ask(reason);
-                self.shared.mark_dirty(id);
+    /// Once no inbound connection is left, nothing is relayed any more: dialled ones that are at
+    /// rest can go.
+    pub(super) fn look_at_stop(&mut self) {
+        let Shared { table, .. } = &mut self.shared;
+        let ids: Vec<_> =
+            table.ids().filter(|id| !table.get(*id).is_some_and(Record::is_exempt)).collect();
+        let inbound = |id: &ConnId| table.get(*id).is_some_and(|it| it.flags.has(Flags::INBOUND));
+        if ids.is_empty() {
+            return;
+        }
+        if !ids.iter().any(inbound) {
+            for id in ids {
+                let record = self.shared.table.at(id.index());
+                if record.state().is_open() && record.facts().at_rest() {
+                    record.ask(CloseReason::Shutdown);
+                    self.shared.mark_dirty(id);
+                }
             }
+        }
+        self.shared.set_alarm(self.shared.now + LOOK_EVERY, Purpose::LookAtStop);
+    }
+
+    /// The time to end has come for a connection that waited for its peer, unless the peer begins in
+    /// this moment.
+    pub(super) fn end_waiting(&mut self, handler: &mut H, id: ConnId) {
+        self.last_chance(handler, id);
+        let record = self.shared.table.at(id.index());
+        // Whoever is active now ends when he has been served.
+        record.clocks.set(Deadline::Lifetime, Instant::FAR_FUTURE);
+        if record.waits() && record.reason.is_none() {
+            self.begin_closing(handler, id, CloseReason::Shutdown);
+        }
+    }
+
+    /// Whoever watched the shutdown has seen it.
+    fn end_exempt(&mut self) {
+        self.close_listeners(true);
+        for id in self.shared.table.ids().collect::<Vec<_>>() {
+            self.shared.table.at(id.index()).ask(CloseReason::Shutdown);
+            self.shared.mark_dirty(id);
+        }
+    }
+
+    pub(super) fn hard_stop(&mut self) {
+        if std::mem::replace(&mut self.stop.hard, true) {
+            return;
+        }
+        self.close_listeners(true);
+        for id in self.shared.table.ids().collect::<Vec<_>>() {
+            self.shared.table.at(id.index()).ask(CloseReason::HardStop);
+            self.shared.mark_dirty(id);
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
+use std::io;
 use std::ops::{Deref, DerefMut};
 use std::panic::resume_unwind;
 use std::rc::Rc;
@@ -15,7 +16,7 @@ use crate::backend::Token;
 use crate::config::Timeouts;
 use crate::conn::Conn;
 use crate::context::{AlarmId, Context};
-use crate::core::table::ConnId;
+use crate::core::table::{ConnId, ListenerId};
 use crate::error::{CloseReason, Closed, Timeout};
 use crate::handler::Handler;
 use crate::time::{Instant, nanos};
@@ -281,6 +282,15 @@ impl<H: Handler> Handler for Watched<H> {
 
     fn on_alarm(&mut self, cx: &mut Context<'_>, alarm: AlarmId) {
         self.inner.on_alarm(cx, alarm);
+    }
+
+    fn on_listener_failed(
+        &mut self,
+        cx: &mut Context<'_>,
+        listener: ListenerId,
+        error: &io::Error,
+    ) {
+        self.inner.on_listener_failed(cx, listener, error);
     }
 
     fn on_shutdown(&mut self, cx: &mut Context<'_>) {

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use wheelhouse::{CloseReason, Config, ConnectError, Timeout};
+use wheelhouse::{AtLimit, CloseReason, Config, ConnectError, Timeout};
 
 use crate::harness::{Got, Scene, Script, What, World, millis};
 
@@ -36,8 +36,15 @@ fn config(max_connections: usize) -> Config {
     config
 }
 
+/// Newcomers wait, whoever is idle.
+fn waiting(max_connections: usize) -> Config {
+    let mut config = config(max_connections);
+    config.limits.at_limit = AtLimit::Pause;
+    config
+}
+
 fn a_full_server_lets_clients_wait<W: World>(world: &mut W) {
-    let mut scene = Scene::new(world, config(3), Script::echo());
+    let mut scene = Scene::new(world, waiting(3), Script::echo());
     let peers: Vec<_> = (0..5).map(|_| scene.connect()).collect();
     for peer in &peers {
         scene.send(*peer, b"hello");
@@ -90,7 +97,7 @@ fn nobody_dials_from_a_full_server<W: World>(world: &mut W) {
 
 fn room_is_made_before_accepting_resumes<W: World>(world: &mut W) {
     // Of 128 places two have to be free: a server at its limit does not sway for each that leaves.
-    let mut scene = Scene::new(world, config(128), Script::echo());
+    let mut scene = Scene::new(world, waiting(128), Script::echo());
     let peers: Vec<_> = (0..129).map(|_| scene.connect()).collect();
     scene.until("a full house", |scene| scene.script.ids.len() == 128);
     scene.wait(millis(20));

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use wheelhouse::{CloseReason, Config, PostError, Reactor, State};
+use wheelhouse::{CloseReason, Config, ListenConfig, PostError, Reactor, State};
 
 use crate::harness::{Got, Scene, Script, What, World, assert_same, millis};
 
@@ -16,6 +16,13 @@ behaviours! {
         the_handler_is_told_once_and_first
         nobody_is_kept_alive_during_a_shutdown
         a_handle_outlives_its_reactor
+        who_is_active_is_served_to_the_end
+        a_request_that_is_arriving_is_served
+        idle_ones_are_closed_over_a_while
+        who_waits_in_the_backlog_is_let_in
+        exempt_listeners_are_the_last_to_go
+        a_hard_stop_reaches_who_is_active
+        dialled_connections_last_as_long_as_they_may_be_needed
     }
     over_tcp {
         nobody_new_is_let_in
@@ -28,6 +35,13 @@ behaviours! {
     in_real_time {
         run_returns_the_handler_and_a_report
     }
+}
+
+/// Nobody idle is waited for.
+fn at_once() -> Config {
+    let mut config = Config::default();
+    config.shutdown_spread = None;
+    config
 }
 
 const LARGE: usize = 4 << 20;
@@ -44,7 +58,7 @@ fn end<W: World>(scene: &mut Scene<'_, W>) {
 }
 
 fn a_server_without_connections_ends_at_once<W: World>(world: &mut W) {
-    let mut scene = Scene::new(world, Config::default(), Script::echo());
+    let mut scene = Scene::new(world, at_once(), Script::echo());
     scene.turn();
     assert!(!scene.reactor.is_finished());
     scene.reactor.handle().shutdown();
@@ -53,7 +67,7 @@ fn a_server_without_connections_ends_at_once<W: World>(world: &mut W) {
 }
 
 fn idle_connections_are_closed_at_once<W: World>(world: &mut W) {
-    let mut scene = Scene::new(world, Config::default(), Script::echo());
+    let mut scene = Scene::new(world, at_once(), Script::echo());
     let peers: Vec<_> = (0..10).map(|_| scene.enter()).collect();
     for (peer, number) in &peers {
         scene.send(*peer, b"hello");
@@ -72,7 +86,7 @@ fn idle_connections_are_closed_at_once<W: World>(world: &mut W) {
 }
 
 fn a_shutdown_closes_whoever_said_nothing<W: World>(world: &mut W) {
-    let mut scene = Scene::new(world, Config::default(), Script::echo());
+    let mut scene = Scene::new(world, at_once(), Script::echo());
     let (peer, _) = scene.enter();
     let start = scene.now();
     scene.reactor.handle().shutdown();
@@ -84,7 +98,7 @@ fn a_shutdown_closes_whoever_said_nothing<W: World>(world: &mut W) {
 }
 
 fn what_is_queued_is_flushed_first<W: World>(world: &mut W) {
-    let mut scene = Scene::new(world, Config::default(), large_reply());
+    let mut scene = Scene::new(world, at_once(), large_reply());
     let peer = scene.connect();
     scene.send(peer, b"x");
     scene.saw(0, What::Data(1));
@@ -103,7 +117,7 @@ fn last_words_are_sent<W: World>(world: &mut W) {
         assert_eq!(*reason, CloseReason::Shutdown);
         conn.write(b"closing time");
     });
-    let mut scene = Scene::new(world, Config::default(), script);
+    let mut scene = Scene::new(world, at_once(), script);
     let (peer, number) = scene.enter();
     scene.send(peer, b"hello");
     scene.expect(peer, b"hello");
@@ -124,7 +138,7 @@ fn the_handler_is_told_once_and_first<W: World>(world: &mut W) {
             conn.write(b"told");
         }
     });
-    let mut scene = Scene::new(world, Config::default(), script);
+    let mut scene = Scene::new(world, at_once(), script);
     let (peer, _) = scene.enter();
     scene.reactor.handle().shutdown();
     assert_eq!(scene.read_to_end(peer), (b"told".to_vec(), Got::Eof));
@@ -142,7 +156,7 @@ fn nobody_is_kept_alive_during_a_shutdown<W: World>(world: &mut W) {
         assert!(before && !conn.keep_alive());
         conn.write(b"bye");
     });
-    let mut scene = Scene::new(world, Config::default(), script);
+    let mut scene = Scene::new(world, at_once(), script);
     let peer = scene.connect();
     scene.send(peer, b"x");
     assert_eq!(scene.read_to_end(peer), (b"bye".to_vec(), Got::Eof));
@@ -152,7 +166,7 @@ fn nobody_is_kept_alive_during_a_shutdown<W: World>(world: &mut W) {
 }
 
 fn a_handle_outlives_its_reactor<W: World>(world: &mut W) {
-    let mut scene = Scene::new(world, Config::default(), Script::echo());
+    let mut scene = Scene::new(world, at_once(), Script::echo());
     let handle = scene.reactor.handle();
     let (peer, _) = scene.enter();
     scene.leave(peer);
@@ -166,8 +180,7 @@ fn a_handle_outlives_its_reactor<W: World>(world: &mut W) {
 
 fn run_returns_the_handler_and_a_report<W: World>(world: &mut W) {
     let backend = world.backend();
-    let mut reactor: Reactor<Script, _> =
-        Reactor::with_backend(Config::default(), backend).unwrap();
+    let mut reactor: Reactor<Script, _> = Reactor::with_backend(at_once(), backend).unwrap();
     let listener = reactor.listen(world.address()).unwrap();
     let address = reactor.local_addr(listener).clone();
     let script = Script::echo().when_alarm(|cx, _| cx.shutdown());
@@ -191,7 +204,7 @@ fn run_returns_the_handler_and_a_report<W: World>(world: &mut W) {
 }
 
 fn nobody_new_is_let_in<W: World>(world: &mut W) {
-    let mut scene = Scene::new(world, Config::default(), large_reply());
+    let mut scene = Scene::new(world, at_once(), large_reply());
     let address = scene.address.clone();
     let peer = scene.connect();
     scene.send(peer, b"x");
@@ -208,7 +221,7 @@ fn nobody_new_is_let_in<W: World>(world: &mut W) {
 }
 
 fn a_second_call_drops_what_is_queued<W: World>(world: &mut W) {
-    let mut scene = Scene::new(world, Config::default(), large_reply());
+    let mut scene = Scene::new(world, at_once(), large_reply());
     let peer = scene.connect_small();
     scene.send(peer, b"x");
     scene.saw(0, What::Data(1));
@@ -264,7 +277,7 @@ fn a_shutdown_does_not_wait_for_who_lingers<W: World>(world: &mut W) {
 }
 
 fn two_calls_at_once_are_a_hard_stop<W: World>(world: &mut W) {
-    let mut scene = Scene::new(world, Config::default(), large_reply());
+    let mut scene = Scene::new(world, at_once(), large_reply());
     let peer = scene.connect_small();
     scene.send(peer, b"x");
     let (bystander, _) = scene.enter();
@@ -285,7 +298,7 @@ fn two_calls_at_once_are_a_hard_stop<W: World>(world: &mut W) {
 }
 
 fn a_second_call_from_elsewhere_is_a_hard_stop<W: World>(world: &mut W) {
-    let mut scene = Scene::new(world, Config::default(), large_reply());
+    let mut scene = Scene::new(world, at_once(), large_reply());
     let peer = scene.connect_small();
     scene.send(peer, b"x");
     scene.saw(0, What::Data(1));
@@ -300,4 +313,152 @@ fn a_second_call_from_elsewhere_is_a_hard_stop<W: World>(world: &mut W) {
     assert!(took < Duration::from_secs(1), "{took:?}");
     assert!(scene.expect_closed(CloseReason::Shutdown).unsent > 0);
     assert_eq!(scene.script.shutdowns, 1);
+}
+
+/// A server whose reply takes until its application ends the request.
+fn slow_reply() -> Script {
+    Script::echo().when_data(|conn, _, input| {
+        conn.begin_request();
+        input.clear();
+    })
+}
+
+fn who_is_active_is_served_to_the_end<W: World>(world: &mut W) {
+    let mut scene = Scene::new(world, at_once(), slow_reply());
+    let (peer, number) = scene.enter();
+    scene.send(peer, b"question");
+    scene.saw(number, What::Data(8));
+    scene.reactor.handle().shutdown();
+    scene.wait(millis(100));
+    scene.expect_none_closed();
+    scene.with(number, |conn| {
+        assert!(!conn.keep_alive());
+        conn.write(b"answer");
+        conn.end_request();
+    });
+    assert_eq!(scene.read_to_end(peer), (b"answer".to_vec(), Got::Eof));
+    scene.leave(peer);
+    end(&mut scene);
+    assert_eq!(scene.expect_closed(CloseReason::Shutdown).unsent, 0);
+}
+
+fn a_request_that_is_arriving_is_served<W: World>(world: &mut W) {
+    let script = Script::echo().when_data(|conn, _, input| {
+        if input.ends_with(b"\n") {
+            conn.write(input);
+            input.clear();
+        }
+    });
+    let mut scene = Scene::new(world, at_once(), script);
+    let (peer, number) = scene.enter();
+    scene.send(peer, b"half ");
+    scene.saw(number, What::Data(5));
+    scene.reactor.handle().shutdown();
+    scene.wait(millis(50));
+    scene.send(peer, b"and half\n");
+    assert_eq!(scene.read_to_end(peer), (b"half and half\n".to_vec(), Got::Eof));
+    scene.leave(peer);
+    end(&mut scene);
+    scene.expect_closed(CloseReason::Shutdown);
+}
+
+fn idle_ones_are_closed_over_a_while<W: World>(world: &mut W) {
+    let mut config = Config::default();
+    config.shutdown_spread = Some(Duration::from_secs(2));
+    let mut scene = Scene::new(world, config, Script::echo());
+    let peers: Vec<_> = (0..20).map(|_| scene.enter()).collect();
+    for (peer, number) in &peers[..10] {
+        scene.send(*peer, b"hello");
+        scene.expect(*peer, b"hello");
+        scene.saw(*number, What::Idle);
+    }
+    let start = scene.now();
+    scene.reactor.handle().shutdown();
+    scene.wait(millis(900));
+    // Within a second of its last reply nobody is closed, and a request still is served.
+    scene.expect_none_closed();
+    let (late, _) = peers[0];
+    scene.send(late, b"again");
+    assert_eq!(scene.read_to_end(late), (b"again".to_vec(), Got::Eof));
+    scene.leave(late);
+    end(&mut scene);
+    let took = scene.now() - start;
+    assert!(took < millis(2_500), "{took:?}");
+    let ends: Vec<_> = scene.script.closed.iter().map(|it| it.opened_at + it.age).collect();
+    assert_eq!(ends.len(), 20);
+    let spread = *ends.iter().max().unwrap() - *ends.iter().min().unwrap();
+    assert!(spread >= millis(300), "all at once: {spread:?}");
+    for _ in 0..20 {
+        scene.expect_closed(CloseReason::Shutdown);
+    }
+}
+
+fn who_waits_in_the_backlog_is_let_in<W: World>(world: &mut W) {
+    let mut scene = Scene::new(world, Config::default(), Script::echo());
+    let peers: Vec<_> = (0..40).map(|_| scene.connect()).collect();
+    for peer in &peers {
+        scene.send(*peer, b"hello");
+    }
+    scene.reactor.handle().shutdown();
+    for peer in &peers {
+        scene.expect(*peer, b"hello");
+        scene.leave(*peer);
+    }
+    end(&mut scene);
+    assert_eq!(scene.script.ids.len(), 40);
+}
+
+fn exempt_listeners_are_the_last_to_go<W: World>(world: &mut W) {
+    let mut scene = Scene::new(world, at_once(), slow_reply());
+    let mut listen = ListenConfig::default();
+    listen.exempt = true;
+    let listener = scene.reactor.listen_with(scene.world.address(), listen).unwrap();
+    let address = scene.reactor.local_addr(listener).clone();
+    let (peer, number) = scene.enter();
+    scene.send(peer, b"question");
+    scene.saw(number, What::Data(8));
+    scene.reactor.handle().shutdown();
+    scene.wait(millis(50));
+    let operator = scene.connect_to(&address);
+    scene.saw(1, What::Connected);
+    assert!(!scene.reactor.is_finished());
+    scene.with(number, |conn| conn.end_request());
+    assert_eq!(scene.read_to_end(peer), (Vec::new(), Got::Eof));
+    scene.leave(peer);
+    assert_eq!(scene.read_to_end(operator), (Vec::new(), Got::Eof));
+    end(&mut scene);
+    assert_eq!(scene.reactor.handle().stats().closed_total(), 2);
+}
+
+fn a_hard_stop_reaches_who_is_active<W: World>(world: &mut W) {
+    let mut config = at_once();
+    config.shutdown_timeout = Some(millis(200));
+    let mut scene = Scene::new(world, config, slow_reply());
+    let (peer, number) = scene.enter();
+    scene.send(peer, b"question");
+    scene.saw(number, What::Data(8));
+    let start = scene.now();
+    scene.reactor.handle().shutdown();
+    end(&mut scene);
+    scene.assert_took(start, millis(200));
+    scene.expect_closed(CloseReason::HardStop);
+}
+
+fn dialled_connections_last_as_long_as_they_may_be_needed<W: World>(world: &mut W) {
+    let mut scene = Scene::new(world, at_once(), slow_reply());
+    let (mut door, address) = scene.world.open_door();
+    let (peer, number) = scene.enter();
+    scene.send(peer, b"question");
+    scene.saw(number, What::Data(8));
+    scene.reactor.context().connect(address).unwrap();
+    let upstream = scene.answer(&mut door);
+    scene.saw(1, What::Idle);
+    scene.reactor.handle().shutdown();
+    scene.wait(millis(200));
+    scene.expect_none_closed();
+    scene.with(number, |conn| conn.end_request());
+    assert_eq!(scene.read_to_end(peer), (Vec::new(), Got::Eof));
+    scene.leave(peer);
+    assert_eq!(scene.read_to_end(upstream), (Vec::new(), Got::Eof));
+    end(&mut scene);
 }

@@ -112,6 +112,12 @@ impl<W: World> Scene<'_, W> {
         self.add(peer)
     }
 
+    /// Dials another listener of the server.
+    pub(crate) fn connect_to(&mut self, address: &Address) -> PeerId {
+        let peer = self.world.connect(address, None);
+        self.add(peer)
+    }
+
     /// Dials the server with a small receive buffer.
     pub(crate) fn connect_small(&mut self) -> PeerId {
         let peer = self.world.connect(&self.address, Some(8 * 1024));

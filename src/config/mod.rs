@@ -1,0 +1,244 @@
+//! Settings and their defaults, each with its reason.
+//!
+//! Every deadline and limit is finite by default. Zero is refused when the
+//! [`Reactor`](crate::Reactor) is made, and `None` is how "off" is spelled.
+
+mod limits;
+mod socket;
+mod timeouts;
+
+use std::time::Duration;
+
+pub(crate) use self::limits::masked;
+pub use self::limits::{AtLimit, ClientLimits, Limits, Network, NetworkError, Rate, Refusal};
+pub use self::socket::{Keepalive, SocketOptions};
+pub use self::timeouts::Timeouts;
+use crate::error::ConfigError;
+
+/// Everything a [`Reactor`](crate::Reactor) can be told, with defaults that are safe on a hostile
+/// network.
+///
+/// ```
+/// use std::time::Duration;
+/// use wheelhouse::Config;
+///
+/// let mut config = Config::default();
+/// config.timeouts.idle = Some(Duration::from_secs(30));
+/// config.limits.max_connections = Some(1_000);
+/// ```
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Config {
+    /// How long a connection may take over each thing it does.
+    pub timeouts: Timeouts,
+    /// How much of each resource may be used.
+    pub limits: Limits,
+    /// When a connection counts as congested, and when as drained.
+    pub watermarks: Watermarks,
+    /// Options set on every socket.
+    pub socket: SocketOptions,
+    /// How long a callback may take before it is reported: named in a warning, at most one each
+    /// second, and counted in [`Stats::stalls`](crate::Stats::stalls). It is measured to within
+    /// 8 ms, at no cost where callbacks are short. Default 25 ms, which everybody else waits for;
+    /// `None` reports none.
+    pub stall_report: Option<Duration>,
+    /// How long a shutdown may last before what is left is aborted. Default 30 s, the grace that
+    /// common orchestrators give; `None` waits for as long as the other deadlines let it.
+    pub shutdown_timeout: Option<Duration>,
+    /// Over how long a shutdown spreads the closing of idle connections, so that their clients do
+    /// not all come back at once elsewhere. None is closed within a second of its last reply, so
+    /// that a request on its way is not lost to the closing. Default 5 s; `None` closes all of them
+    /// at once.
+    pub shutdown_spread: Option<Duration>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            timeouts: Timeouts::default(),
+            limits: Limits::default(),
+            watermarks: Watermarks::default(),
+            socket: SocketOptions::default(),
+            stall_report: Some(Duration::from_millis(25)),
+            shutdown_timeout: Some(Duration::from_secs(30)),
+            shutdown_spread: Some(Duration::from_secs(5)),
+        }
+    }
+}
+
+impl Config {
+    /// The first setting that is out of its range, if one is.
+    pub(crate) fn refuse_out_of_range(&self) -> Result<(), ConfigError> {
+        self.timeouts.refuse_zero()?;
+        self.limits.refuse_out_of_range()?;
+        if self.stall_report == Some(Duration::ZERO) {
+            return Err(ConfigError::new("stall_report", "longer than zero, or None"));
+        }
+        if self.shutdown_timeout == Some(Duration::ZERO) {
+            return Err(ConfigError::new("shutdown_timeout", "longer than zero, or None"));
+        }
+        if self.shutdown_spread == Some(Duration::ZERO) {
+            return Err(ConfigError::new("shutdown_spread", "longer than zero, or None"));
+        }
+        self.socket.refuse_out_of_range()
+    }
+}
+
+/// When a connection counts as congested: above `high` queued bytes, until it has drained to `low`.
+///
+/// A congested connection is not read (one that [feeds](crate::Conn::feeds) another excepted), so a
+/// client that sends requests and never reads the replies
+/// costs little more than `high`. Default 64 KiB and 32 KiB.
+///
+/// ```
+/// use wheelhouse::Watermarks;
+///
+/// let marks = Watermarks::new(1_024, 4_096)?;
+/// assert_eq!((marks.low(), marks.high()), (1_024, 4_096));
+/// assert!(Watermarks::new(2, 1).is_err());
+/// # Ok::<(), wheelhouse::ConfigError>(())
+/// ```
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Watermarks {
+    low: usize,
+    high: usize,
+}
+
+impl Watermarks {
+    /// Watermarks in bytes.
+    ///
+    /// # Errors
+    ///
+    /// If `high` is zero or `low` is above it.
+    pub const fn new(low: usize, high: usize) -> Result<Self, ConfigError> {
+        if high == 0 || low > high {
+            return Err(ConfigError::new("watermarks", "low <= high, high at least 1"));
+        }
+        Ok(Self { low, high })
+    }
+
+    /// Queued bytes at or below which a congested connection has drained.
+    pub const fn low(self) -> usize {
+        self.low
+    }
+
+    /// Queued bytes above which a connection is congested.
+    pub const fn high(self) -> usize {
+        self.high
+    }
+}
+
+impl Default for Watermarks {
+    fn default() -> Self {
+        Self { low: 32 * 1024, high: 64 * 1024 }
+    }
+}
+
+/// What one listener does differently.
+///
+/// ```
+/// use std::time::Duration;
+/// use wheelhouse::{Config, ListenConfig};
+///
+/// let mut listen = ListenConfig::default();
+/// listen.timeouts = Some(Config::default().timeouts);
+/// ```
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct ListenConfig {
+    /// The kernel's queue of connections not yet accepted, which it may shorten to its own limit
+    /// (`net.core.somaxconn`). Default 4,096.
+    pub backlog: u32,
+    /// The timeouts of connections accepted here. Default `None`: those of [`Config`].
+    pub timeouts: Option<Timeouts>,
+    /// Connections accepted here are not limited in number by
+    /// [`Limits::max_connections`], by client or in rate, and neither pressure nor newcomers evict
+    /// them; a shutdown closes this listener last. For metrics and operators, who must get through
+    /// when nobody else does: at most 16 such connections at once, of all such listeners together.
+    /// Default off.
+    pub exempt: bool,
+}
+
+impl Default for ListenConfig {
+    fn default() -> Self {
+        Self { backlog: 4_096, timeouts: None, exempt: false }
+    }
+}
+
+impl ListenConfig {
+    pub(crate) fn refuse_out_of_range(&self) -> Result<(), ConfigError> {
+        if self.backlog == 0 || i32::try_from(self.backlog).is_err() {
+            return Err(ConfigError::new("backlog", "from 1 to 2,147,483,647"));
+        }
+        self.timeouts.as_ref().map_or(Ok(()), Timeouts::refuse_zero)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defaults_are_in_range_and_finite() {
+        let config = Config::default();
+        config.refuse_out_of_range().unwrap();
+        ListenConfig::default().refuse_out_of_range().unwrap();
+        let off: Vec<_> =
+            config.timeouts.named().into_iter().filter(|(_, timeout)| timeout.is_none()).collect();
+        assert_eq!(off, [("timeouts.lifetime", None)]);
+    }
+
+    #[test]
+    fn zero_is_refused_by_name() {
+        for index in 0..Timeouts::default().named().len() {
+            let mut config = Config::default();
+            let timeouts = &mut config.timeouts;
+            let fields = [
+                &mut timeouts.connect,
+                &mut timeouts.connect_attempt,
+                &mut timeouts.first_byte,
+                &mut timeouts.request,
+                &mut timeouts.read,
+                &mut timeouts.response,
+                &mut timeouts.write,
+                &mut timeouts.idle,
+                &mut timeouts.half_closed,
+                &mut timeouts.flush,
+                &mut timeouts.linger_read,
+                &mut timeouts.linger,
+                &mut timeouts.tunnel,
+                &mut timeouts.lifetime,
+            ];
+            **fields.into_iter().collect::<Vec<_>>().get_mut(index).unwrap() = Some(Duration::ZERO);
+            let error = config.refuse_out_of_range().unwrap_err();
+            assert_eq!(error.setting(), Timeouts::default().named()[index].0);
+        }
+        type Spoil = fn(&mut Config);
+        let spoil: [(&str, Spoil); 8] = [
+            ("limits.max_connections", |c| c.limits.max_connections = Some(0)),
+            ("limits.input_max", |c| c.limits.input_max = 0),
+            ("limits.output_max", |c| c.limits.output_max = 0),
+            ("limits.requests_max", |c| c.limits.requests_max = Some(0)),
+            ("limits.flush_rate", |c| c.limits.flush_rate = 0),
+            ("limits.mailbox_max", |c| c.limits.mailbox_max = 0),
+            ("shutdown_timeout", |c| c.shutdown_timeout = Some(Duration::ZERO)),
+            ("socket.notsent_lowat", |c| c.socket.notsent_lowat = Some(0)),
+        ];
+        for (setting, spoil) in spoil {
+            let mut config = Config::default();
+            spoil(&mut config);
+            assert_eq!(config.refuse_out_of_range().unwrap_err().setting(), setting);
+        }
+    }
+
+    #[test]
+    fn the_user_timeout_never_beats_the_write_deadline() {
+        let mut timeouts = Timeouts::default();
+        let options = SocketOptions::default();
+        assert_eq!(options.beside(&timeouts).user_timeout, Some(Duration::from_secs(90)));
+        timeouts.write = Some(Duration::from_secs(300));
+        assert_eq!(options.beside(&timeouts).user_timeout, Some(Duration::from_secs(330)));
+        timeouts.write = None;
+        assert_eq!(options.beside(&timeouts).user_timeout, None);
+    }
+}

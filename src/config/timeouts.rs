@@ -1,0 +1,110 @@
+//! How long a connection may take over each thing it does.
+
+use std::time::Duration;
+
+use crate::error::ConfigError;
+
+/// The deadlines of a connection: no limit in time that a peer or the application could stretch is
+/// left open. `None` turns one off.
+///
+/// None fires early; each fires at most one tick of the wheel (10 ms) plus the length of the turn
+/// at hand late. [`CloseReason::Timeout`](crate::CloseReason::Timeout) names the one that did.
+#[derive(Clone, Debug, Eq, PartialEq)]
+#[non_exhaustive]
+pub struct Timeouts {
+    /// Dialling, the look-up of the name and all attempts together. Default 10 s.
+    pub connect: Option<Duration>,
+    /// One attempt to dial one address. Default 5 s: two lost SYNs (1 s + 2 s) still fit.
+    pub connect_attempt: Option<Duration>,
+    /// From accept to the first byte of an inbound connection. Default 10 s.
+    pub first_byte: Option<Duration>,
+    /// From the first byte of a request until the handler has consumed it. Nothing extends it: a
+    /// peer that dribbles is cut off all the same. It stands still while reading is paused or the
+    /// connection is congested. Default 30 s; a protocol with long uploads turns it off and relies
+    /// on `read`.
+    pub request: Option<Duration>,
+    /// Between two bytes of a request, or of the reply to a request of ours. Default 30 s, which
+    /// spans several retransmissions.
+    pub read: Option<Duration>,
+    /// How long the application may owe a reply, or keep reading paused, with nothing queued.
+    /// Default 60 s.
+    pub response: Option<Duration>,
+    /// How long queued output may stand still. Progress is what left the kernel's queue for the
+    /// peer, so a slow reader that reads lives on. It is looked at every tick at first and then ever
+    /// more rarely, at least sixteen times in a timeout of 160 ms and more; the deadline runs from
+    /// the last progress seen. A peer's kernel opens a small window in steps of all of its buffer (8 KiB at 10 kB/s:
+    /// every 1.2 s), so a timeout of a second or two can be too short for a slow one. Default 60 s.
+    pub write: Option<Duration>,
+    /// How long a connection may stay idle between requests. Default 75 s.
+    pub idle: Option<Duration>,
+    /// How long one side may be shut without anything moving on the other. It stands still while
+    /// output is queued, the application owes a reply or reading is paused: `write` or `response`
+    /// runs then. Default 10 s.
+    pub half_closed: Option<Duration>,
+    /// The grace before the last output of a closing connection must have left at
+    /// [`Limits::flush_rate`] on average. Default 5 s.
+    pub flush: Option<Duration>,
+    /// After our FIN, how long the peer may be silent before the socket is closed. Default 5 s.
+    pub linger_read: Option<Duration>,
+    /// After our FIN, how long the peer's remaining bytes are read in all. Default 30 s.
+    pub linger: Option<Duration>,
+    /// How long a tunnel may carry nothing in either direction. Default 1 h.
+    pub tunnel: Option<Duration>,
+    /// The greatest age, shortened at random by up to a quarter so that connections opened
+    /// together do not end together. It acts between two requests, 30 s later in any case.
+    /// Default `None`.
+    pub lifetime: Option<Duration>,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        const fn seconds(seconds: u64) -> Option<Duration> {
+            Some(Duration::from_secs(seconds))
+        }
+        Self {
+            connect: seconds(10),
+            connect_attempt: seconds(5),
+            first_byte: seconds(10),
+            request: seconds(30),
+            read: seconds(30),
+            response: seconds(60),
+            write: seconds(60),
+            idle: seconds(75),
+            half_closed: seconds(10),
+            flush: seconds(5),
+            linger_read: seconds(5),
+            linger: seconds(30),
+            tunnel: seconds(3_600),
+            lifetime: None,
+        }
+    }
+}
+
+impl Timeouts {
+    pub(super) fn named(&self) -> [(&'static str, Option<Duration>); 14] {
+        [
+            ("timeouts.connect", self.connect),
+            ("timeouts.connect_attempt", self.connect_attempt),
+            ("timeouts.first_byte", self.first_byte),
+            ("timeouts.request", self.request),
+            ("timeouts.read", self.read),
+            ("timeouts.response", self.response),
+            ("timeouts.write", self.write),
+            ("timeouts.idle", self.idle),
+            ("timeouts.half_closed", self.half_closed),
+            ("timeouts.flush", self.flush),
+            ("timeouts.linger_read", self.linger_read),
+            ("timeouts.linger", self.linger),
+            ("timeouts.tunnel", self.tunnel),
+            ("timeouts.lifetime", self.lifetime),
+        ]
+    }
+
+    /// The first timeout that is zero, if one is.
+    pub(crate) fn refuse_zero(&self) -> Result<(), ConfigError> {
+        match self.named().into_iter().find(|(_, timeout)| *timeout == Some(Duration::ZERO)) {
+            Some((setting, _)) => Err(ConfigError::new(setting, "longer than zero, or None")),
+            None => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,300 @@
+//! Who is let in: what each client uses, and how many come at once.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use crate::config::{ClientLimits, Network, Rate, masked};
+use crate::time::Instant;
+
+/// Why a client is not let in.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Excess {
+    /// It has as many connections as it may.
+    Connections,
+    /// It comes too often.
+    Rate,
+}
+
+/// The clients with a connection, and those that came lately.
+///
+/// A tree rather than a hash table: peers choose their addresses, and nothing they choose makes a
+/// look-up in a tree slow.
+#[derive(Debug)]
+pub(crate) struct Clients {
+    connections: u32,
+    rate: Option<Rate>,
+    prefix_v4: u8,
+    prefix_v6: u8,
+    allowed: Vec<Network>,
+    known: BTreeMap<ClientKey, Client>,
+    /// How many may be known.
+    most: usize,
+}
+
+/// A client by its address, or by as much of it as makes a client.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub(crate) struct ClientKey {
+    is_v4: bool,
+    bits: u128,
+}
+
+#[derive(Debug, Default)]
+struct Client {
+    connections: u32,
+    /// When the current window began, and who came in it and in the one before.
+    window: Instant,
+    arrivals: u32,
+    arrivals_before: u32,
+}
+
+impl Clients {
+    /// `None` if nothing is limited.
+    pub(crate) fn new(limits: &ClientLimits, capacity: usize) -> Option<Self> {
+        (!limits.are_off()).then(|| Self {
+            connections: limits.connections.unwrap_or(u32::MAX),
+            rate: limits.rate,
+            prefix_v4: limits.prefix_v4,
+            prefix_v6: limits.prefix_v6,
+            allowed: limits.allowed.clone(),
+            known: BTreeMap::new(),
+            most: capacity.saturating_mul(4),
+        })
+    }
+
+    /// The client at `address`; `None` if it is not limited.
+    pub(crate) fn key_of(&self, address: IpAddr) -> Option<ClientKey> {
+        let address = address.to_canonical();
+        if self.allowed.iter().any(|network| network.contains(address)) {
+            return None;
+        }
+        let prefix = if address.is_ipv4() { self.prefix_v4 } else { self.prefix_v6 };
+        Some(ClientKey { is_v4: address.is_ipv4(), bits: masked(address, prefix) })
+    }
+
+    /// Counts an arrival, and a connection unless there is one too many.
+    pub(crate) fn arrive(&mut self, key: ClientKey, now: Instant) -> Result<(), Excess> {
+        if self.known.len() >= self.most && !self.known.contains_key(&key) {
+            self.forget(now);
+        }
+        let client = self.known.entry(key).or_default();
+        if let Some(rate) = self.rate
+            && !client.comes_within(rate, now)
+        {
+            return Err(Excess::Rate);
+        }
+        if client.connections >= self.connections {
+            return Err(Excess::Connections);
+        }
+        client.connections += 1;
+        Ok(())
+    }
+
+    /// One of its connections is gone.
+    pub(crate) fn depart(&mut self, key: ClientKey) {
+        let Some(client) = self.known.get_mut(&key) else { return };
+        client.connections = client.connections.saturating_sub(1);
+        if client.connections == 0 && self.rate.is_none() {
+            self.known.remove(&key);
+        }
+    }
+
+    /// Makes room: forgets who has no connection and has not come lately, and if these are few, all
+    /// that have no connection. Their rates begin anew then; memory stays bounded whatever comes.
+    fn forget(&mut self, now: Instant) {
+        let recent = self.rate.map_or(0, |rate| rate.per_nanos().saturating_mul(2));
+        self.known
+            .retain(|_, client| client.connections > 0 || now.nanos_since(client.window) < recent);
+        if self.known.len() > self.most / 2 {
+            self.known.retain(|_, client| client.connections > 0);
+        }
+    }
+
+    #[cfg(test)]
+    fn len(&self) -> usize {
+        self.known.len()
+    }
+}
+
+impl Client {
+    /// Counts an arrival, and says whether it is within `rate`: those of this window and, in
+    /// proportion to what is left of it, of the one before.
+    fn comes_within(&mut self, rate: Rate, now: Instant) -> bool {
+        let per = rate.per_nanos();
+        let age = now.nanos_since(self.window);
+        if age >= per {
+            self.arrivals_before = if age / per == 1 { self.arrivals } else { 0 };
+            self.arrivals = 0;
+            self.window = self.window.after(age - age % per);
+        }
+        self.arrivals = self.arrivals.saturating_add(1);
+        let left = per - now.nanos_since(self.window).min(per);
+        let before = u128::from(self.arrivals_before) * u128::from(left) / u128::from(per);
+        before + u128::from(self.arrivals) <= u128::from(rate.count())
+    }
+}
+
+/// A limit on how many come at once from all clients together: the generic cell rate algorithm
+/// (ITU-T I.371), which is a leaky bucket kept as one time.
+#[derive(Debug)]
+pub(crate) struct Bucket {
+    /// The time one arrival takes up.
+    each: u64,
+    /// As much of it as may be taken up at once.
+    most: u64,
+    /// Until when all of it is taken up.
+    full_until: Instant,
+}
+
+impl Bucket {
+    pub(crate) fn new(rate: Rate) -> Self {
+        let per = rate.per_nanos();
+        Self { each: (per / u64::from(rate.count())).max(1), most: per, full_until: Instant::EPOCH }
+    }
+
+    /// When the next may come: not after `now` if it may at once.
+    pub(crate) fn next(&self, now: Instant) -> Instant {
+        let from = self.full_until.max(now);
+        let ahead = from.nanos_since(now).saturating_add(self.each);
+        now.after(ahead.saturating_sub(self.most))
+    }
+
+    /// One comes.
+    pub(crate) fn take(&mut self, now: Instant) {
+        self.full_until = self.full_until.max(now).after(self.each);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::time::Duration;
+
+    fn clients(change: impl FnOnce(&mut ClientLimits), capacity: usize) -> Clients {
+        let mut limits = ClientLimits::default();
+        change(&mut limits);
+        Clients::new(&limits, capacity).unwrap()
+    }
+
+    fn key(clients: &Clients, address: &str) -> ClientKey {
+        clients.key_of(address.parse().unwrap()).unwrap()
+    }
+
+    fn at(millis: u64) -> Instant {
+        Instant::EPOCH + Duration::from_millis(millis)
+    }
+
+    #[test]
+    fn nothing_is_kept_without_a_limit() {
+        assert!(Clients::new(&ClientLimits::default(), 1).is_none());
+    }
+
+    #[test]
+    fn a_client_has_its_share_and_gets_it_back() {
+        let mut clients = clients(|limits| limits.connections = Some(2), 8);
+        let (one, other) = (key(&clients, "10.0.0.1"), key(&clients, "10.0.0.2"));
+        assert_eq!(clients.arrive(one, at(0)), Ok(()));
+        assert_eq!(clients.arrive(one, at(0)), Ok(()));
+        assert_eq!(clients.arrive(one, at(0)), Err(Excess::Connections));
+        assert_eq!(clients.arrive(other, at(0)), Ok(()));
+        clients.depart(one);
+        assert_eq!(clients.arrive(one, at(0)), Ok(()));
+        for key in [one, one, other] {
+            clients.depart(key);
+        }
+        assert_eq!(clients.len(), 0);
+    }
+
+    #[test]
+    fn a_network_of_ipv6_is_one_client_and_mapped_ipv4_is_ipv4() {
+        let clients = clients(|limits| limits.connections = Some(1), 8);
+        let key = |address| key(&clients, address);
+        assert_eq!(key("2001:db8::1"), key("2001:db8::ffff:1"));
+        assert_ne!(key("2001:db8::1"), key("2001:db8:0:1::1"));
+        assert_eq!(key("::ffff:10.0.0.1"), key("10.0.0.1"));
+        assert_ne!(key("10.0.0.1"), key("10.0.0.2"));
+        assert_ne!(key("0.0.0.0"), key("::"));
+    }
+
+    #[test]
+    fn who_is_allowed_is_no_client() {
+        let clients = clients(
+            |limits| {
+                limits.connections = Some(1);
+                limits.allowed = vec!["127.0.0.0/8".parse().unwrap()];
+            },
+            8,
+        );
+        assert_eq!(clients.key_of("127.1.2.3".parse().unwrap()), None);
+        assert!(clients.key_of("10.0.0.1".parse().unwrap()).is_some());
+    }
+
+    #[test]
+    fn a_rate_slides() {
+        let rate = Rate::new(10, Duration::from_secs(1));
+        let mut clients = clients(|limits| limits.rate = Some(rate), 8);
+        let key = key(&clients, "10.0.0.1");
+        for _ in 0..10 {
+            assert_eq!(clients.arrive(key, at(5_900)), Ok(()));
+        }
+        assert_eq!(clients.arrive(key, at(5_999)), Err(Excess::Rate));
+        // Half of the window later half of the eleven still count.
+        for _ in 0..5 {
+            assert_eq!(clients.arrive(key, at(6_500)), Ok(()));
+        }
+        assert_eq!(clients.arrive(key, at(6_500)), Err(Excess::Rate));
+        assert_eq!(clients.arrive(key, at(60_000)), Ok(()));
+    }
+
+    #[test]
+    fn memory_is_bounded_whoever_comes() {
+        let rate = Rate::per_second(1);
+        let mut clients = clients(|limits| limits.rate = Some(rate), 16);
+        let held = key(&clients, "192.0.2.1");
+        clients.arrive(held, at(0)).unwrap();
+        for number in 0..10_000_u32 {
+            let key = key(&clients, &format!("10.0.{}.{}", number >> 8, number & 255));
+            clients.arrive(key, at(u64::from(number / 100))).unwrap();
+            clients.depart(key);
+            assert!(clients.len() <= 64);
+        }
+        assert!(clients.known.contains_key(&held), "who is connected is not forgotten");
+    }
+
+    #[test]
+    fn a_bucket_lets_a_burst_in_and_then_one_by_one() {
+        let mut bucket = Bucket::new(Rate::per_second(4));
+        for _ in 0..4 {
+            assert_eq!(bucket.next(at(1_000)), at(1_000));
+            bucket.take(at(1_000));
+        }
+        assert_eq!(bucket.next(at(1_000)), at(1_250));
+        assert_eq!(bucket.next(at(1_250)), at(1_250));
+        bucket.take(at(1_250));
+        assert_eq!(bucket.next(at(1_250)), at(1_500));
+        assert_eq!(bucket.next(at(9_000)), at(9_000));
+    }
+
+    proptest! {
+        /// In no window of the rate's length are there more than twice as many as it allows: the
+        /// bound of a bucket that was full.
+        #[test]
+        fn a_bucket_never_lets_in_more_than_its_rate(
+            count in 1_u32..20,
+            waits in proptest::collection::vec(0_u64..400, 1..200),
+        ) {
+            let mut bucket = Bucket::new(Rate::per_second(count));
+            let mut now = at(10_000);
+            let mut taken = Vec::new();
+            for wait in waits {
+                now += Duration::from_millis(wait);
+                while bucket.next(now) <= now {
+                    bucket.take(now);
+                    taken.push(now);
+                }
+                let recent = taken.iter().filter(|at| now - **at < Duration::from_secs(1)).count();
+                prop_assert!(recent <= 2 * count as usize);
+            }
+        }
+    }
+}

@@ -1,0 +1,246 @@
+//! What is done when the loop comes near what it can bear: idle connections stay for less long and
+//! make way, and the greatest holders of buffers are shed.
+
+use std::cmp::Reverse;
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use tracing::{debug, warn};
+
+use super::Reactor;
+use crate::backend::Backend;
+use crate::context::{AlarmId, Purpose, Shared};
+use crate::core::deadlines::Deadline;
+use crate::core::lifecycle::State;
+use crate::core::pressure::{self, EVICTS_FROM, SHRINKS_FROM};
+use crate::core::table::ConnId;
+use crate::error::CloseReason;
+use crate::handler::Handler;
+use crate::time::Instant;
+
+/// The most connections evicted at a time: nginx's number.
+const EVICTIONS_MAX: u64 = 32;
+
+/// How many of those idle longest are found in one walk over the table.
+const FOUND_MAX: usize = 1_024;
+
+/// The least time between two walks that look for them, and between two looks at the pressure.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// The most connections shed at a time.
+const SHED_MAX: usize = 64;
+
+/// What is known of the pressure, and of who makes way next.
+#[derive(Debug, Default)]
+pub(super) struct Overload {
+    /// Those idle longest, and since when, the longest first. Whoever became idle since they were
+    /// found is idle for less long than all of them, so an entry that still holds is the oldest.
+    oldest: VecDeque<(Instant, ConnId)>,
+    walked_at: Option<Instant>,
+    /// What looks at the pressure again.
+    alarm: Option<AlarmId>,
+    shed_in_turn: u64,
+    warned_at: Option<Instant>,
+}
+
+impl<H: Handler, B: Backend> Reactor<H, B> {
+    /// Keeps the sums over all connections true: how many are in which state, and what they hold.
+    #[inline]
+    pub(super) fn account(&mut self, id: ConnId) {
+        let record = self.shared.table.at(id.index());
+        let held = record.output.len() + self.slots[id.index()].input.capacity();
+        if record.counted != record.state() || record.buffered as usize != held {
+            self.account_change(id, held);
+        }
+    }
+
+    /// It holds so many bytes now, or is in another state.
+    #[inline(never)]
+    pub(super) fn account_change(&mut self, id: ConnId, held: usize) {
+        let Shared { table, counters, buffered, .. } = &mut self.shared;
+        let record = table.at(id.index());
+        if record.counted != record.state() {
+            counters.states.change(record.counted, record.state());
+            record.counted = record.state();
+        }
+        let held = u32::try_from(held).unwrap_or(u32::MAX);
+        let grows = held > record.buffered;
+        *buffered = *buffered - u64::from(record.buffered) + u64::from(held);
+        record.buffered = held;
+        counters.buffered.set(*buffered);
+        if grows && *buffered > self.shared.bounds.buffered_max {
+            self.shed();
+        }
+        if grows
+            && pressure::share(self.shared.buffered, self.shared.bounds.buffered_max)
+                >= SHRINKS_FROM
+        {
+            self.watch_pressure();
+        }
+    }
+
+    /// Aborts those that hold the most, until a sixteenth of what all may hold is free, so that this
+    /// is not done again at once.
+    fn shed(&mut self) {
+        let turn = self.shared.counters.turns.get();
+        if std::mem::replace(&mut self.overload.shed_in_turn, turn) == turn {
+            // Those that were shed are not gone yet.
+            return self.watch_pressure();
+        }
+        let Shared { table, bounds, buffered, .. } = &mut self.shared;
+        let mut holders: Vec<_> = table
+            .ids()
+            .filter_map(|id| Some((table.get(id)?.buffered, id)))
+            .filter(|(held, _)| *held > 0)
+            .collect();
+        let worst = holders.len().min(SHED_MAX);
+        if worst < holders.len() {
+            holders.select_nth_unstable_by_key(worst, |(held, _)| Reverse(*held));
+        }
+        holders.truncate(worst);
+        holders.sort_unstable_by_key(|(held, id)| (Reverse(*held), *id));
+        let enough = bounds.buffered_max - bounds.buffered_max / 16;
+        let mut left = *buffered;
+        for (held, id) in holders {
+            if left <= enough {
+                break;
+            }
+            left -= u64::from(held);
+            debug!(%id, held, "shed: all buffers together are too large");
+            self.shared.table.at(id.index()).ask(CloseReason::BufferLimit);
+            self.shared.mark_dirty(id);
+        }
+        self.warn_of_pressure("buffers");
+    }
+
+    /// A connection came: there may be many.
+    #[inline]
+    pub(super) fn note_arrival(&mut self) {
+        if self.shared.table.counted() >= self.crowded_from {
+            self.watch_pressure();
+        }
+    }
+
+    /// Looks at the pressure soon, and until it has gone.
+    pub(super) fn watch_pressure(&mut self) {
+        if self.overload.alarm.is_none() {
+            let at = self.shared.now;
+            self.overload.alarm = Some(self.shared.set_alarm(at, Purpose::Relieve));
+        }
+    }
+
+    /// Lets idle connections go as the pressure demands, and looks again while there is any.
+    pub(super) fn relieve(&mut self, handler: &mut H) {
+        self.overload.alarm = None;
+        let pressure = self.shared.pressure();
+        if pressure < SHRINKS_FROM {
+            return;
+        }
+        if self.shared.buffered > self.shared.bounds.buffered_max {
+            self.shed();
+        }
+        self.close_long_idle(handler, pressure);
+        if pressure >= EVICTS_FROM {
+            self.warn_of_pressure("the loop");
+            self.evict(handler);
+        }
+        let at = self.shared.now + LOOK_EVERY;
+        self.overload.alarm = Some(self.shared.set_alarm(at, Purpose::Relieve));
+    }
+
+    /// Evicts those that have been idle for longer than is allowed under `pressure`.
+    fn close_long_idle(&mut self, handler: &mut H, pressure: pressure::Permille) {
+        for _ in 0..FOUND_MAX {
+            let Some((since, id)) = self.oldest_idle() else { return };
+            let Shared { table, profiles, now, .. } = &mut self.shared;
+            let idle = table.at(id.index()).periods(profiles).of(Deadline::Idle);
+            let allowed = pressure::idle_allowed(pressure, idle);
+            if allowed.is_none_or(|allowed| now.nanos_since(since) < allowed) {
+                return;
+            }
+            self.overload.oldest.pop_front();
+            self.make_way(handler, id);
+        }
+    }
+
+    /// Evicts the connections that have been idle longest, an eighth of them and at least one, and
+    /// returns how many made way.
+    pub(super) fn evict(&mut self, handler: &mut H) -> u64 {
+        let idle = self.shared.counters.states.of(State::Idle);
+        let mut evicted = 0;
+        while evicted < (idle / 8).clamp(1, EVICTIONS_MAX)
+            && let Some((_, id)) = self.oldest_idle()
+        {
+            self.overload.oldest.pop_front();
+            evicted += u64::from(self.make_way(handler, id));
+        }
+        evicted
+    }
+
+    /// Closes an idle connection, unless a request of it waits in the socket.
+    fn make_way(&mut self, handler: &mut H, id: ConnId) -> bool {
+        self.guard(handler, |reactor, handler| {
+            reactor.last_chance(handler, id);
+            if reactor.is_evictable(id).is_some() {
+                reactor.begin_closing(handler, id, CloseReason::Evicted);
+                reactor.settle(handler, id);
+            }
+        });
+        self.shared.table.at(id.index()).reason == Some(CloseReason::Evicted)
+    }
+
+    /// The connection that has been idle longest.
+    pub(super) fn oldest_idle(&mut self) -> Option<(Instant, ConnId)> {
+        for walked in [false, true] {
+            if walked && !self.walk() {
+                break;
+            }
+            while let Some((since, id)) = self.overload.oldest.front().copied() {
+                if self.is_evictable(id) == Some(since) {
+                    return Some((since, id));
+                }
+                self.overload.oldest.pop_front();
+            }
+        }
+        None
+    }
+
+    /// Since when a connection is idle, if it may be made to go.
+    fn is_evictable(&self, id: ConnId) -> Option<Instant> {
+        let record = self.shared.table.get(id)?;
+        let idle = record.state() == State::Idle && !record.is_exempt() && record.asked.is_none();
+        idle.then(|| record.clocks.since(Deadline::Idle))
+    }
+
+    /// Finds those idle longest. Returns whether it is time to.
+    fn walk(&mut self) -> bool {
+        let now = self.shared.now;
+        let soon = self.overload.walked_at.is_some_and(|at| now < at + LOOK_EVERY);
+        if soon || self.shared.counters.states.of(State::Idle) == 0 {
+            return false;
+        }
+        self.overload.walked_at = Some(now);
+        let ids = self.shared.table.ids();
+        let mut idle: Vec<_> = ids.filter_map(|id| Some((self.is_evictable(id)?, id))).collect();
+        if idle.len() > FOUND_MAX {
+            idle.select_nth_unstable(FOUND_MAX);
+            idle.truncate(FOUND_MAX);
+        }
+        idle.sort_unstable();
+        self.overload.oldest = idle.into();
+        true
+    }
+
+    fn warn_of_pressure(&mut self, of: &'static str) {
+        let now = self.shared.now;
+        if self.overload.warned_at.is_none_or(|at| now >= at + Duration::from_secs(1)) {
+            self.overload.warned_at = Some(now);
+            warn!(
+                of,
+                connections = self.shared.table.len(),
+                buffered = self.shared.buffered,
+                "overloaded"
+            );
+        }
+    }
+}

@@ -1,0 +1,184 @@
+//! A loop near what it can bear: idle ones go sooner, nobody is kept alive, the greatest holders of
+//! buffers are shed, and what keeps everybody waiting is named.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::time::Duration;
+
+use wheelhouse::{CloseReason, Config, State, Timeout, Watermarks};
+
+use crate::harness::{PeerId, Scene, Script, What, World, millis};
+
+behaviours! {
+    everywhere {
+        nobody_is_kept_alive_in_a_crowd
+        buffers_are_counted_and_given_back
+        the_greatest_holder_of_input_is_shed
+        a_callback_that_stalls_is_counted
+        states_are_counted
+        deadlines_are_counted
+    }
+    over_tcp {
+        the_greatest_holder_of_output_is_shed
+        idle_ones_go_sooner_in_a_crowd
+    }
+}
+
+fn ask<W: World>(scene: &mut Scene<'_, W>, peer: PeerId) {
+    scene.send(peer, b"hello");
+    scene.expect(peer, b"hello");
+}
+
+fn crowd(places: usize) -> Config {
+    let mut config = Config::default();
+    config.limits.max_connections = Some(places);
+    config
+}
+
+fn nobody_is_kept_alive_in_a_crowd<W: World>(world: &mut W) {
+    let answers = Rc::new(RefCell::new(Vec::new()));
+    let kept = Rc::clone(&answers);
+    let script = Script::echo().when_data(move |conn, _, input| {
+        kept.borrow_mut().push(conn.keep_alive());
+        conn.write(input);
+        input.clear();
+    });
+    let mut scene = Scene::new(world, crowd(100), script);
+    let peers: Vec<_> = (0..91).map(|_| scene.enter().0).collect();
+    ask(&mut scene, peers[0]);
+    for peer in &peers[1..5] {
+        scene.leave(*peer);
+    }
+    scene.until("some to go", |scene| scene.script.closed.len() == 4);
+    ask(&mut scene, peers[5]);
+    assert_eq!(*answers.borrow(), [false, true]);
+}
+
+fn idle_ones_go_sooner_in_a_crowd<W: World>(world: &mut W) {
+    let mut config = crowd(100);
+    config.timeouts.idle = Some(Duration::from_secs(3));
+    let mut scene = Scene::new(world, config, Script::echo());
+    let (first, number) = scene.enter();
+    ask(&mut scene, first);
+    let since = scene.saw(number, What::Idle);
+    // At 90 of 100 a third of the idle time is left, and a bit.
+    let others: Vec<_> = (1..90).map(|_| scene.enter().0).collect();
+    scene.wait(millis(1_000));
+    scene.expect_none_closed();
+    let closed = scene.expect_closed(CloseReason::Evicted);
+    assert_eq!(closed.id, scene.script.ids[number]);
+    let took = closed.opened_at + closed.age - since;
+    assert!(took >= millis(1_660) && took < millis(2_300), "{took:?}");
+    for peer in others {
+        ask(&mut scene, peer);
+    }
+}
+
+fn buffers_are_counted_and_given_back<W: World>(world: &mut W) {
+    let mut scene = Scene::new(world, Config::default(), Script::ignore());
+    let peers = [(); 3].map(|()| scene.enter().0);
+    for peer in peers {
+        scene.send(peer, &[b'x'; 1_000]);
+    }
+    let buffered = |scene: &mut Scene<'_, W>| scene.reactor.handle().stats().buffered;
+    scene.until("it to be held", |scene| buffered(scene) >= 3_000);
+    assert!(buffered(&mut scene) < 20_000);
+    for peer in peers {
+        scene.leave(peer);
+    }
+    scene.until("it to be given back", |scene| buffered(scene) == 0);
+}
+
+fn the_greatest_holder_of_input_is_shed<W: World>(world: &mut W) {
+    let mut config = Config::default();
+    config.limits.input_max = 256 * 1024;
+    config.limits.buffered_max = 256 * 1024;
+    let mut scene = Scene::new(world, config, Script::ignore());
+    let (large, number) = scene.enter();
+    let others = [(); 3].map(|()| scene.enter().0);
+    // A buffer that grows may be twice as large as what it holds.
+    scene.send(large, &[b'x'; 130_000]);
+    scene.saw(number, What::Data(130_000));
+    scene.expect_none_closed();
+    for other in others {
+        scene.send(other, &[b'x'; 60_000]);
+    }
+    let closed = scene.expect_closed(CloseReason::BufferLimit);
+    assert_eq!(closed.id, scene.script.ids[number]);
+    scene.wait(millis(20));
+    assert!(scene.reactor.handle().stats().buffered <= 256 * 1024);
+}
+
+fn the_greatest_holder_of_output_is_shed<W: World>(world: &mut W) {
+    let mut config = Config::default();
+    config.limits.buffered_max = 6 << 20;
+    config.watermarks = Watermarks::new(1 << 20, 8 << 20).unwrap();
+    let script = Script::echo().when_data(|conn, _, input| {
+        conn.write_bytes(vec![b'x'; input.len() << 20]);
+        input.clear();
+    });
+    let mut scene = Scene::new(world, config, script);
+    let peers = [(); 3].map(|()| scene.connect_small());
+    scene.send(peers[0], b"...");
+    scene.send(peers[1], b"............");
+    let closed = scene.expect_closed(CloseReason::BufferLimit);
+    assert_eq!(closed.id, scene.script.ids[1]);
+    assert!(closed.unsent > 0);
+    assert_eq!(scene.read(peers[0], 3 << 20).len(), 3 << 20);
+    scene.expect_none_closed();
+}
+
+fn a_callback_that_stalls_is_counted<W: World>(world: &mut W) {
+    let stall = world.stall();
+    let script = Script::echo().when_data(move |conn, _, input| {
+        stall(millis(60));
+        conn.write(input);
+        input.clear();
+    });
+    let mut scene = Scene::new(world, Config::default(), script);
+    let peer = scene.connect();
+    ask(&mut scene, peer);
+    scene.turn();
+    let stats = scene.reactor.handle().stats();
+    assert_eq!(stats.stalls, 1);
+    assert!(stats.longest_callback >= 60_000_000, "{stats:?}");
+    let text = stats.prometheus().to_string();
+    assert!(text.contains("wheelhouse_stalls_total 1\n"), "{text}");
+    assert!(!text.contains("wheelhouse_turn_seconds_sum 0\n"), "{text}");
+}
+
+fn states_are_counted<W: World>(world: &mut W) {
+    let mut scene = Scene::new(world, Config::default(), Script::echo());
+    let (idle, number) = scene.enter();
+    ask(&mut scene, idle);
+    scene.saw(number, What::Idle);
+    let (silent, _) = scene.enter();
+    let count = |scene: &mut Scene<'_, W>| {
+        let stats = scene.reactor.handle().stats();
+        [State::Connecting, State::Connected, State::Idle, State::Closing]
+            .map(|state| stats.in_state(state))
+    };
+    assert_eq!(count(&mut scene), [0, 1, 1, 0]);
+    scene.leave(silent);
+    scene.expect_closed(CloseReason::PeerEof);
+    let (_door, address) = scene.world.open_door();
+    scene.reactor.context().connect(address).unwrap();
+    assert_eq!(scene.reactor.handle().stats().connections, 2);
+    scene.saw(2, What::Connected);
+    scene.leave(idle);
+    scene.expect_closed(CloseReason::PeerEof);
+    scene.wait(millis(20));
+    let [connecting, connected, idle, closing] = count(&mut scene);
+    assert_eq!((connecting, connected + idle, closing), (0, 1, 0));
+}
+
+fn deadlines_are_counted<W: World>(world: &mut W) {
+    let mut config = Config::default();
+    config.timeouts.first_byte = Some(millis(50));
+    let mut scene = Scene::new(world, config, Script::echo());
+    scene.connect();
+    scene.expect_timeout(Timeout::FirstByte);
+    let stats = scene.reactor.handle().stats();
+    let fired: Vec<_> = stats.deadlines_by_label().filter(|(_, count)| *count > 0).collect();
+    assert_eq!(fired, [("first_byte", 1)]);
+}
