@@ -33,5 +33,5 @@ impl Handler for Echo {
 fn main() {
     let args: Args = common::parse();
     common::log();
-    common::serve(&args.server, Echo);
+    common::serve(args.server.listen.clone(), args.server.config(), Echo);
 }

@@ -138,10 +138,10 @@ pub(crate) fn shut_down_on_signals<H: Handler + 'static>(handle: Handle<H>) -> i
     Ok(())
 }
 
-/// Serves until a signal, and then prints how the connections ended.
-pub(crate) fn serve<H: Handler + 'static>(args: &ServerArgs, handler: H) {
-    let served = Reactor::new(args.config()).and_then(|mut reactor| {
-        let listener = reactor.listen(args.listen.clone())?;
+/// Serves at `listen` until a signal, and then prints how the connections ended.
+pub(crate) fn serve<H: Handler + 'static>(listen: Address, config: Config, handler: H) {
+    let served = Reactor::new(config).and_then(|mut reactor| {
+        let listener = reactor.listen(listen)?;
         shut_down_on_signals(reactor.handle())?;
         print(format_args!("listening on {}", reactor.local_addr(listener)));
         Ok(reactor.run(handler)?)

@@ -50,6 +50,6 @@ fn main() {
     common::log();
     match args.connect {
         Some(target) => client::run(Client::new(target, args.count, args.interval)),
-        None => common::serve(&args.server, Server),
+        None => common::serve(args.server.listen.clone(), args.server.config(), Server),
     }
 }
