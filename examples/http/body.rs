@@ -23,15 +23,22 @@ pub(crate) enum Body {
 }
 
 impl Body {
+    /// The body that ends as `framing` says.
+    ///
     /// # Errors
     ///
-    /// If the body is said to be too large.
+    /// If it is said to be too large.
     pub(crate) fn new(framing: Framing) -> Result<Self, Status> {
         match framing {
             Framing::Length(length) if length > BODY_MAX => Err(Status::ContentTooLarge),
             Framing::Length(length) => Ok(Self::Length(length)),
             Framing::Chunked => Ok(Self::Chunked(Chunks::default())),
         }
+    }
+
+    /// Whether there is none.
+    pub(crate) const fn is_empty(&self) -> bool {
+        matches!(self, Self::Length(0))
     }
 
     /// Takes off the front of `input` what belongs to the body, and gives its content to `keep`.

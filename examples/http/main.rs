@@ -1,8 +1,9 @@
 //! An HTTP/1.1 server: keep-alive, pipelining, bodies with a length or in chunks, replies that are
 //! streamed or come later, and an answer to everything that is no request.
 //!
-//! `/` says hello, `/bytes/N` sends N bytes, `/echo` sends back what is posted, `/slow?ms=N` answers
-//! after N milliseconds, `/metrics` shows the counters, `/healthz` and `/readyz` say how it is.
+//! `/` says hello, `/bytes/N` sends N bytes, `/echo` sends back what is posted, `/slow?ms=N`
+//! answers after N milliseconds, `/metrics` shows the counters, `/healthz` and `/readyz` say how it
+//! is.
 
 #[path = "../common/mod.rs"]
 mod common;

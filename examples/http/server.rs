@@ -6,7 +6,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use wheelhouse::{CloseReason, Config, Conn, Handler, Timeout};
 
 use crate::body::Body;
-use crate::head::{Framing, Head, Method};
+use crate::head::{Head, Method};
 use crate::metrics;
 use crate::reply::{Content, Manner, Reply, Status, Writer};
 use crate::route::Route;
@@ -192,6 +192,10 @@ impl Http {
             *phase = Phase::Head(Arrived::EmptyLine);
             return Step::Next;
         }
+        if input[..] == b"\r"[..] {
+            // Half of such a line, which is not yet part of a request.
+            return Step::Rest;
+        }
         let head = match Head::parse(input) {
             Ok(Some(head)) => head,
             Ok(None) => {
@@ -205,32 +209,21 @@ impl Http {
             head_only: head.method == Method::Head,
             persists: head.persists,
         };
-        let Head { framing, expects_continue, len, .. } = head;
-        if framing == Framing::Length(0) {
-            input.advance(len);
-            return self.answer(conn, phase, request, Vec::new());
-        }
-        self.begin_body(conn, phase, input, (request, framing, expects_continue, len))
-    }
-
-    fn begin_body(
-        &mut self,
-        conn: &mut Conn<'_>,
-        phase: &mut Phase,
-        input: &mut BytesMut,
-        (mut request, framing, expects_continue, len): (Request, Framing, bool, usize),
-    ) -> Step {
-        let body = match Body::new(framing) {
+        let (len, waits) = (head.len, head.expects_continue);
+        let body = match Body::new(head.framing) {
             Ok(body) => body,
             Err(status) => return self.refuse(conn, phase, input, status),
         };
         input.advance(len);
-        if expects_continue && request.route.is_refusal() {
-            // Whether the body still comes is up to the peer, so what follows has no meaning.
-            request.persists = false;
+        if body.is_empty() {
             return self.answer(conn, phase, request, Vec::new());
         }
-        if expects_continue && input.is_empty() {
+        if waits && request.route.is_refusal() {
+            // Whether the body still comes is up to the peer, so what follows has no meaning.
+            let request = Request { persists: false, ..request };
+            return self.answer(conn, phase, request, Vec::new());
+        }
+        if waits && input.is_empty() {
             conn.write(b"HTTP/1.1 100 Continue\r\n\r\n");
         }
         *phase = Phase::Body(Box::new(Upload { request, body, content: Vec::new() }));
