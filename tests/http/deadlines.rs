@@ -1,0 +1,104 @@
+//! Requests that do not become whole in time.
+
+use wheelhouse::sim::{End, Sim};
+use wheelhouse::{CloseReason, Timeout};
+
+use super::client::{millis, secs, serve, take_replies};
+
+const HELLO: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+
+/// Beginnings of requests.
+const PARTS: [&[u8]; 6] = [
+    b"G",
+    b"GET / HTTP/1.1\r\nHost: a\r\n",
+    b"GET / HTTP/1.1\r\nHost: a\r\n\r",
+    b"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\n",
+    b"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nabc",
+    b"POST /echo HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n",
+];
+
+#[test]
+fn a_request_that_stalls_is_answered_and_ended() {
+    for (part, used) in PARTS.into_iter().flat_map(|part| [(part, false), (part, true)]) {
+        let mut sim = Sim::new(1);
+        let server = serve(&mut sim);
+        let peer = sim.connect(server.address());
+        if used {
+            peer.send(HELLO);
+            sim.advance(secs(3));
+            take_replies(&peer, 1);
+        }
+        peer.send(part);
+        sim.advance(millis(29_900));
+        assert_eq!(peer.take(), b"");
+        sim.advance(millis(200));
+        let reply = take_replies(&peer, 1).remove(0);
+        assert_eq!((reply.status, reply.stays()), (408, false), "{}", part.escape_ascii());
+        assert_eq!(peer.closed(), Some(End::Fin));
+        peer.close();
+        sim.advance(secs(60));
+        let reason = server.take_closed()[0].reason;
+        let request = CloseReason::Timeout(Timeout::Request);
+        let read = CloseReason::Timeout(Timeout::Read);
+        assert!(reason == request || reason == read, "{reason}");
+        sim.assert_clean();
+    }
+}
+
+#[test]
+fn a_request_that_dribbles_is_answered_and_ended() {
+    for part in PARTS {
+        let mut sim = Sim::new(1);
+        let server = serve(&mut sim);
+        let peer = sim.connect(server.address());
+        let head = "POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 5000\r\nX: ";
+        let mut sent = head.as_bytes().to_vec();
+        if part.ends_with(b"abc") {
+            sent.extend_from_slice(b"\r\n\r\n");
+        }
+        sent.resize(500, b'x');
+        peer.drip(&sent, millis(200));
+        sim.advance(secs(29));
+        assert_eq!(peer.take(), b"");
+        sim.advance(secs(2));
+        assert_eq!(take_replies(&peer, 1)[0].status, 408);
+        drop(peer);
+        sim.advance(secs(90));
+        assert_eq!(server.take_closed()[0].reason, CloseReason::Timeout(Timeout::Request));
+    }
+}
+
+#[test]
+fn who_says_nothing_hears_nothing() {
+    let mut sim = Sim::new(1);
+    let server = serve(&mut sim);
+    let (new, used) = (sim.connect(server.address()), sim.connect(server.address()));
+    used.send(HELLO);
+    sim.settle();
+    take_replies(&used, 1);
+    sim.advance(secs(100));
+    for peer in [&new, &used] {
+        assert_eq!(peer.take(), b"");
+        assert_eq!(peer.closed(), Some(End::Fin));
+    }
+    let reasons: Vec<_> = server.take_closed().iter().map(|closed| closed.reason).collect();
+    let timeouts = [Timeout::FirstByte, Timeout::Idle].map(CloseReason::Timeout);
+    assert_eq!(reasons, timeouts);
+    sim.assert_clean();
+}
+
+#[test]
+fn the_clock_of_a_request_begins_with_it() {
+    let mut sim = Sim::new(1);
+    let server = serve(&mut sim);
+    let peer = sim.connect(server.address());
+    peer.send(b"G");
+    sim.advance(secs(25));
+    // The rest of the first request, and the beginning of the next, in one piece.
+    peer.send(&[&HELLO[1..], PARTS[1]].concat());
+    sim.advance(secs(29));
+    assert_eq!(take_replies(&peer, 1)[0].status, 200);
+    assert!(peer.is_open());
+    sim.advance(secs(2));
+    assert_eq!(take_replies(&peer, 1)[0].status, 408);
+}

@@ -1,0 +1,218 @@
+//! Requests that are too large, and connections that have had their share.
+
+use wheelhouse::sim::Sim;
+use wheelhouse::{CloseReason, Timeout};
+
+use super::client::{
+    answer_pieces, config, last_reply_to, replies, reply_to, secs, serve, serve_with, take_replies,
+};
+use crate::head::{HEAD_MAX, LINE_MAX};
+
+/// A request whose line has `len` bytes.
+fn with_line(len: usize) -> String {
+    let around = "GET /? HTTP/1.1\r\n";
+    format!("GET /?{} HTTP/1.1\r\nHost: a\r\n\r\n", "x".repeat(len - around.len()))
+}
+
+/// A request whose head has `len` bytes.
+fn with_head(len: usize) -> String {
+    let around = "GET / HTTP/1.1\r\nHost: a\r\nX: \r\n\r\n";
+    format!("GET / HTTP/1.1\r\nHost: a\r\nX: {}\r\n\r\n", "x".repeat(len - around.len()))
+}
+
+/// A request with so many fields.
+fn with_fields(count: usize) -> String {
+    format!("GET / HTTP/1.1\r\nHost: a\r\n{}\r\n", "X: y\r\n".repeat(count - 1))
+}
+
+#[test]
+fn requests_may_be_as_large_as_that() {
+    for sent in [with_line(LINE_MAX), with_head(HEAD_MAX), with_fields(64)] {
+        assert_eq!(reply_to(&sent).status, 200);
+    }
+}
+
+#[test]
+fn a_line_that_is_too_long_is_refused() {
+    for len in [LINE_MAX + 1, HEAD_MAX, 64 * 1024, 500_000] {
+        assert_eq!(last_reply_to(with_line(len).as_bytes()).status, 414, "{len}");
+    }
+    // It need not have come to its end.
+    assert_eq!(last_reply_to(&with_line(LINE_MAX + 100).as_bytes()[..=LINE_MAX]).status, 414);
+    // What is wrong in it before that is worse.
+    let wrong = with_line(20_000).replace("/?", "/\x01");
+    assert_eq!(last_reply_to(wrong.as_bytes()).status, 400);
+}
+
+#[test]
+fn a_head_that_is_too_large_is_refused() {
+    for len in [HEAD_MAX + 1, 64 * 1024, 500_000] {
+        assert_eq!(last_reply_to(with_head(len).as_bytes()).status, 431, "{len}");
+    }
+    assert_eq!(last_reply_to(&with_head(HEAD_MAX + 100).as_bytes()[..HEAD_MAX]).status, 431);
+    for count in [65, 500, 5_000] {
+        assert_eq!(last_reply_to(with_fields(count).as_bytes()).status, 431, "{count}");
+    }
+}
+
+#[test]
+fn extensions_and_trailers_have_their_limits() {
+    let head = "POST /echo HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n";
+    let extended = |len: usize| format!("{head}3;{}\r\nabc\r\n0\r\n\r\n", "x".repeat(len));
+    assert_eq!(reply_to(&extended(8_192)).status, 200);
+    assert_eq!(last_reply_to(extended(8_193).as_bytes()).status, 400);
+    let trailed = |len: usize| format!("{head}0\r\nX:{}\r\n\r\n", "x".repeat(len - 1));
+    assert_eq!(reply_to(&trailed(8_192)).status, 200);
+    assert_eq!(last_reply_to(trailed(8_193).as_bytes()).status, 431);
+    // All chunks together.
+    let many = format!("{head}{}0\r\n\r\n", "1;xxxxxxxx\r\na\r\n".repeat(1_025));
+    assert_eq!(last_reply_to(many.as_bytes()).status, 400);
+}
+
+#[test]
+fn nobody_is_reset_for_too_much_input() {
+    let mut sim = Sim::new(1);
+    let server = serve(&mut sim);
+    let peer = sim.connect(server.address());
+    peer.send(&vec![b'A'; 1_000_000]);
+    sim.advance(secs(60));
+    assert_eq!(take_replies(&peer, 1)[0].status, 414);
+    drop(peer);
+    sim.advance(secs(60));
+    assert_eq!(server.take_closed()[0].reason, CloseReason::Local);
+}
+
+#[test]
+fn the_last_request_is_told_that_it_is() {
+    let mut config = config();
+    config.limits.requests_max = Some(5);
+    let hello = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+    for pipelined in [true, false] {
+        let mut sim = Sim::new(1);
+        let server = serve_with(&mut sim, config.clone());
+        let peer = sim.connect(server.address());
+        if pipelined {
+            peer.send(hello.repeat(9).as_bytes());
+        } else {
+            for _ in 0..9 {
+                peer.send(hello.as_bytes());
+                sim.settle();
+            }
+        }
+        sim.advance(secs(1));
+        let stays: Vec<_> = take_replies(&peer, 5).iter().map(|reply| reply.stays()).collect();
+        assert_eq!(stays, [true, true, true, true, false]);
+        assert!(!peer.is_open());
+        drop(peer);
+        sim.advance(secs(60));
+        assert_eq!(server.take_closed()[0].reason, CloseReason::MaxRequests);
+        assert_eq!(server.stats().requests, 5);
+    }
+}
+
+#[test]
+fn the_last_request_may_be_of_any_kind() {
+    let mut config = config();
+    config.limits.requests_max = Some(2);
+    let hello = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+    for (last, len) in [
+        ("GET /bytes/300000 HTTP/1.1\r\nHost: a\r\n\r\n", 300_000),
+        ("GET /slow?ms=500 HTTP/1.1\r\nHost: a\r\n\r\n", 5),
+        ("POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nhi", 2),
+    ] {
+        let mut sim = Sim::new(1);
+        let server = serve_with(&mut sim, config.clone());
+        let peer = sim.connect(server.address());
+        peer.send([hello, last, hello, hello].concat().as_bytes());
+        sim.advance(secs(2));
+        let replies = take_replies(&peer, 2);
+        assert!(replies[0].stays() && !replies[1].stays(), "{last}");
+        assert_eq!(replies[1].body.len(), len);
+        assert!(!peer.is_open());
+        drop(peer);
+        sim.advance(secs(60));
+        assert_eq!(server.take_closed()[0].reason, CloseReason::MaxRequests, "{last}");
+    }
+}
+
+#[test]
+fn a_thousand_requests_are_the_limit() {
+    let mut sim = Sim::new(1);
+    let server = serve(&mut sim);
+    let peer = sim.connect(server.address());
+    peer.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n".repeat(1_100).as_bytes());
+    sim.advance(secs(1));
+    let replies = take_replies(&peer, 1_000);
+    assert!(replies[..999].iter().all(|reply| reply.stays()));
+    assert!(!replies[999].stays());
+}
+
+#[test]
+fn a_connection_that_is_too_old_is_told_so() {
+    let mut config = config();
+    config.timeouts.lifetime = Some(secs(10));
+    for (delay, status, end) in [(12_000, 200, 13), (59_000, 503, 41)] {
+        let mut sim = Sim::new(1);
+        let server = serve_with(&mut sim, config.clone());
+        let peer = sim.connect(server.address());
+        let slow = format!("GET /slow?ms={delay} HTTP/1.1\r\nHost: a\r\n\r\n").repeat(2);
+        peer.send(slow.as_bytes());
+        sim.advance(secs(end));
+        let reply = take_replies(&peer, 1).remove(0);
+        assert_eq!((reply.status, reply.stays()), (status, false));
+        assert!(!peer.is_open());
+        drop(peer);
+        sim.advance(secs(60));
+        let lifetime = CloseReason::Timeout(Timeout::Lifetime);
+        assert_eq!(server.take_closed()[0].reason, lifetime);
+        sim.assert_clean();
+    }
+}
+
+#[test]
+fn a_request_that_the_peer_cuts_short_is_bad() {
+    for sent in [
+        "G",
+        "GET / HTTP/1.1\r\nHost: a\r\n",
+        "POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nabc",
+        "POST /echo HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nab",
+    ] {
+        let mut sim = Sim::new(1);
+        let server = serve(&mut sim);
+        let peer = sim.connect(server.address());
+        peer.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+        peer.send(sent.as_bytes());
+        peer.half_close();
+        sim.advance(secs(1));
+        let replies = take_replies(&peer, 2);
+        assert_eq!((replies[0].status, replies[1].status), (200, 400), "{sent:?}");
+        assert!(!replies[1].stays() && !peer.is_open());
+        assert_eq!(server.take_closed()[0].reason, CloseReason::PeerEof);
+        sim.assert_clean();
+    }
+}
+
+#[test]
+fn whole_requests_are_served_after_the_fin() {
+    let mut sim = Sim::new(1);
+    let server = serve(&mut sim);
+    let peer = sim.connect(server.address());
+    let get = |path: &str| format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n");
+    let sent = get("/bytes/200000") + &get("/slow?ms=700") + &get("/").repeat(200);
+    peer.send(sent.as_bytes());
+    peer.half_close();
+    sim.advance(secs(2));
+    let replies = take_replies(&peer, 202);
+    assert_eq!(replies[0].body.len(), 200_000);
+    assert_eq!(replies[1].text(), "slow\n");
+    assert!(!peer.is_open());
+    assert_eq!(server.take_closed()[0].reason, CloseReason::PeerEof);
+}
+
+#[test]
+fn a_request_in_pieces_is_one_request() {
+    let whole = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+    let pieces: Vec<&[u8]> = whole.chunks(1).collect();
+    let (bytes, closed) = answer_pieces(&pieces);
+    assert_eq!((replies(&bytes, &[false]).len(), closed), (1, false));
+}

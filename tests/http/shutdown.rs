@@ -1,0 +1,111 @@
+//! The end of the server, seen by those who are in the middle of something.
+
+use bytes::BytesMut;
+use wheelhouse::sim::{End, Sim};
+use wheelhouse::{CloseReason, Handler};
+
+use super::client::{Reply, replies, secs, serve, take_replies};
+use crate::server::{Arrived, Phase};
+
+#[test]
+fn who_waits_for_a_reply_is_told_that_there_will_be_none() {
+    for sent in [
+        "GET /slow?ms=20000 HTTP/1.1\r\nHost: a\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost:",
+        "POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nabc",
+    ] {
+        let mut sim = Sim::new(1);
+        let server = serve(&mut sim);
+        let peer = sim.connect(server.address());
+        peer.send(sent.as_bytes());
+        sim.advance(secs(1));
+        server.shutdown();
+        sim.advance(secs(1));
+        let reply = take_replies(&peer, 1).remove(0);
+        assert_eq!((reply.status, reply.stays()), (503, false), "{sent}");
+        assert_eq!(peer.closed(), Some(End::Fin));
+        drop(peer);
+        sim.advance(secs(60));
+        assert!(server.is_finished());
+        assert_eq!(server.take_closed()[0].reason, CloseReason::Shutdown);
+        sim.assert_clean();
+    }
+}
+
+#[test]
+fn who_is_idle_is_told_nothing() {
+    let mut sim = Sim::new(1);
+    let server = serve(&mut sim);
+    let (new, used) = (sim.connect(server.address()), sim.connect(server.address()));
+    used.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+    sim.settle();
+    take_replies(&used, 1);
+    server.shutdown();
+    sim.advance(secs(1));
+    for peer in [&new, &used] {
+        assert_eq!(peer.take(), b"");
+        assert_eq!(peer.closed(), Some(End::Fin));
+    }
+}
+
+#[test]
+fn queued_replies_leave_first() {
+    let mut sim = Sim::new(1);
+    let server = serve(&mut sim);
+    let peer = sim.connect(server.address());
+    sim.settle();
+    peer.stop_reading();
+    let body = "x".repeat(600_000);
+    let echo = format!("POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 600000\r\n\r\n{body}");
+    peer.send(echo.as_bytes());
+    sim.advance(secs(1));
+    server.shutdown();
+    sim.advance(secs(1));
+    peer.resume_reading();
+    sim.advance(secs(5));
+    assert!(take_replies(&peer, 1)[0].text() == body);
+    assert_eq!(peer.closed(), Some(End::Fin));
+}
+
+#[test]
+fn requests_that_a_shutdown_finds_are_told_that_they_are_the_last() {
+    let mut sim = Sim::new(1);
+    let server = serve(&mut sim);
+    let peer = sim.connect(server.address());
+    sim.settle();
+    let id = server.with(|_, cx| cx.ids()[0]);
+    // Requests that are served between the call for the end and the end.
+    let mut input = BytesMut::from("GET /readyz HTTP/1.1\r\nHost: a\r\n\r\n".repeat(2).as_str());
+    let posted = server.handle().post_to(id, move |http, conn, phase| {
+        conn.cx().shutdown();
+        http.on_data(conn, phase, &mut input);
+    });
+    posted.expect("it has not ended");
+    sim.settle();
+    let reply = take_replies(&peer, 1).remove(0);
+    assert_eq!((reply.status, reply.stays()), (503, false));
+    assert_eq!(reply.text(), "503 Service Unavailable\n");
+    sim.advance(secs(60));
+    assert!(server.is_finished());
+}
+
+#[test]
+fn a_server_that_stays_is_ready() {
+    let mut sim = Sim::new(1);
+    let server = serve(&mut sim);
+    let peer = sim.connect(server.address());
+    for (path, text) in [("/readyz", "ready\n"), ("/healthz", "ok\n")] {
+        peer.send(format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n").as_bytes());
+        sim.settle();
+        let got = replies(&peer.take(), &[false]);
+        assert_eq!((got[0].status, got[0].text()), (200, text));
+    }
+}
+
+#[test]
+fn a_session_begins_with_nothing() {
+    // What an idle connection costs beside its record.
+    assert!(size_of::<Phase>() <= 64, "{}", size_of::<Phase>());
+    assert!(matches!(Phase::Head(Arrived::Nothing), Phase::Head(_)));
+    assert!(Reply::next(b"HTTP/1.1 200 OK\r\n", false).is_none());
+}
