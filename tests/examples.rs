@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{self, Receiver};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 use std::{env, fs, process, thread};
 
 /// How long anything may take that is not a matter of a deadline under test.
@@ -25,7 +25,7 @@ mod start {
 
     #[test]
     fn the_first_line_says_where_it_listens() {
-        for name in ["echo", "ping"] {
+        for name in ["echo", "http", "ping"] {
             let server = Server::start(name, &[]);
             let port = server.addr.strip_prefix("127.0.0.1:").expect("the address asked for");
             assert_ne!(port.parse::<u16>().expect("a port"), 0, "{name}");
@@ -42,7 +42,7 @@ mod start {
         }
         wrong.extend(["0", "few", "-1", ""].map(|value| ("--max-connections", value)));
         wrong.extend(["", "7000", "unix:", "127.0.0.1:70000"].map(|value| ("--listen", value)));
-        for name in ["echo", "ping"] {
+        for name in ["echo", "http", "ping"] {
             for (option, value) in &wrong {
                 let line = refusal(name, &[&format!("{option}={value}")]);
                 assert!(line.contains(option), "{line}");
@@ -50,6 +50,10 @@ mod start {
             }
             assert!(refusal(name, &["--no-such-option"]).contains("--no-such-option"));
             assert!(refusal(name, &["--idle-timeout"]).contains("--idle-timeout"));
+        }
+        for value in ["0", "all", "-1", ""] {
+            let line = refusal("http", &[&format!("--max-requests={value}")]);
+            assert!(line.contains("--max-requests") && line.contains("needed"), "{line}");
         }
     }
 
@@ -688,6 +692,185 @@ mod ping_client {
     }
 }
 
+mod http {
+    use super::*;
+
+    const HELLO: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+
+    #[test]
+    fn requests_are_answered_in_order_on_one_connection() {
+        let mut server = Server::start("http", &[]);
+        let mut peer = server.dial();
+        for _ in 0..3 {
+            peer.write_all(&HELLO.repeat(100)).expect("a server that reads");
+            for _ in 0..100 {
+                assert_eq!(read_reply(&mut peer), (200, b"Hello, World!".to_vec()));
+            }
+        }
+        drop(peer);
+        eventually("the end is noticed", || metric(&server, "wheelhouse_connections") == 1);
+        assert_eq!(metric(&server, "wheelhouse_requests_total"), 301);
+        assert_eq!(server.stop("TERM"), "closed=3 peer_eof=3");
+    }
+
+    #[test]
+    fn replies_are_dated_now() {
+        let server = Server::start("http", &[]);
+        let mut peer = server.dial();
+        peer.write_all(HELLO).expect("a server that reads");
+        let head = read_head(&mut peer);
+        let date = head.lines().find_map(|line| line.strip_prefix("Date: ")).expect("a date");
+        let date = httpdate::parse_http_date(date).expect("a date of HTTP");
+        let now = SystemTime::now();
+        let off = now.duration_since(date).unwrap_or_else(|error| error.duration());
+        assert!(off < Duration::from_secs(1) + LATENESS, "{off:?}");
+    }
+
+    #[test]
+    fn a_large_reply_to_a_slow_reader_takes_no_memory() {
+        let server = Server::start("http", &[]);
+        let mut peer = server.dial();
+        let memory = server.program.memory_peak();
+        peer.write_all(b"GET /bytes/100000000 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+            .expect("a server that reads");
+        thread::sleep(Duration::from_millis(300));
+        read_head(&mut peer);
+        let mut count = 0;
+        let mut buffer = vec![0; 1_000_000];
+        loop {
+            match peer.read(&mut buffer).expect("more of the reply") {
+                0 => break,
+                more => count += more,
+            }
+        }
+        assert_eq!(count, 100_000_000);
+        let grown = server.program.memory_peak() - memory;
+        assert!(grown <= 2_048, "{grown} KiB");
+    }
+
+    #[test]
+    fn a_request_that_is_late_is_told_so() {
+        let mut server = Server::start("http", &["--request-timeout=400ms"]);
+        let mut peer = server.dial();
+        let began = Instant::now();
+        peer.write_all(b"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nabc")
+            .expect("a server that reads");
+        assert_eq!(read_reply(&mut peer).0, 408);
+        assert_passed(began, Duration::from_millis(400));
+        assert_eq!(read_to_end(&mut peer), b"");
+        drop(peer);
+        assert_eq!(server.stop("TERM"), "closed=1 request_timeout=1");
+    }
+
+    #[test]
+    fn the_last_request_is_told_that_it_is() {
+        let mut server = Server::start("http", &["--max-requests=2"]);
+        let mut peer = server.dial();
+        peer.write_all(&HELLO.repeat(3)).expect("a server that reads");
+        assert!(read_head(&mut peer).contains("Connection: keep-alive"));
+        expect(&mut peer, b"Hello, World!");
+        assert!(read_head(&mut peer).contains("Connection: close"));
+        assert_eq!(read_to_end(&mut peer), b"Hello, World!");
+        drop(peer);
+        assert_eq!(server.stop("TERM"), "closed=1 max_requests=1");
+    }
+
+    #[test]
+    fn who_waits_when_the_server_ends_is_told_so() {
+        let mut server = Server::start("http", &[]);
+        let mut peer = server.dial();
+        peer.write_all(&[HELLO, b"GET /slow?ms=30000 HTTP/1.1\r\nHost: a\r\n\r\n"].concat())
+            .expect("a server that reads");
+        assert_eq!(read_reply(&mut peer).0, 200);
+        server.program.signal("TERM");
+        assert_eq!(read_reply(&mut peer).0, 503);
+        assert_eq!(read_to_end(&mut peer), b"");
+        drop(peer);
+        assert_eq!(server.program.exit_code(), Some(0));
+        assert_eq!(server.program.stdout.rest(), ["closed=1 shutdown=1"]);
+    }
+
+    #[test]
+    fn curl_understands_it() {
+        if Command::new("curl").arg("--version").output().is_err() {
+            return eprintln!("skipped: no curl here");
+        }
+        let mut server = Server::start("http", &[]);
+        let url = |path: &str| format!("http://{}{path}", server.addr);
+        let upload = TempPath::new();
+        let body = vec![b'x'; 300_000];
+        fs::write(&upload.0, &body).expect("a place for temporary files");
+        let file = format!("@{}", upload.0.display());
+        let echo = url("/echo");
+        assert_eq!(curl(&[&url("/")]), b"Hello, World!");
+        // One after the other on one connection.
+        let both = curl(&["-w", "%{num_connects}", &url("/healthz"), &url("/readyz")]);
+        assert_eq!(both, b"ok\n1ready\n0");
+        assert_eq!(curl(&["--http1.0", &url("/healthz")]), b"ok\n");
+        assert_eq!(curl(&[&url("/bytes/1000000")]).len(), 1_000_000);
+        let head = curl(&["--head", &url("/bytes/18446744073709551615")]);
+        let length = b"Content-Length: 18446744073709551615\r\n";
+        assert!(head.windows(length.len()).any(|window| window == length));
+        // With a length, with a wait for 100 Continue, and in chunks.
+        for fields in [&["-H", "Expect:"][..], &["-H", "Expect: 100-continue"]] {
+            assert!(curl(&[fields, &["--data-binary", &file, &echo]].concat()) == body);
+        }
+        let chunked = ["-H", "Transfer-Encoding: chunked", "--data-binary", &file];
+        assert!(curl(&[&chunked[..], &[&echo]].concat()) == body);
+        let status =
+            |args: &[&str]| curl(&[&["-o", "/dev/null", "-w", "%{http_code}"], args].concat());
+        assert_eq!(status(&[&url("/nowhere")]), b"404");
+        assert_eq!(status(&["-d", "x", &url("/")]), b"405");
+        assert_eq!(status(&["-X", "PATCH", &url("/")]), b"501");
+        assert_eq!(status(&["-H", "Host:", &url("/")]), b"400");
+        assert_eq!(status(&[&url(&format!("/?{}", "x".repeat(10_000)))]), b"414");
+        assert_eq!(status(&["-H", &format!("X: {}", "x".repeat(20_000)), &url("/")]), b"431");
+        assert!(server.stop("TERM").contains("local=4"));
+    }
+
+    /// What curl prints; it must not complain.
+    fn curl(args: &[&str]) -> Vec<u8> {
+        let output = Command::new("curl")
+            .args(["--silent", "--show-error", "--noproxy", "*", "--max-time", "10"])
+            .args(args)
+            .output()
+            .expect("curl was there before");
+        let complaint = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{args:?}: {complaint}");
+        output.stdout
+    }
+
+    fn metric(server: &Server, name: &str) -> u64 {
+        let mut peer = server.dial();
+        peer.write_all(b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n").expect("a server that reads");
+        let (_, text) = read_reply(&mut peer);
+        let text = String::from_utf8(text).expect("text");
+        let mut lines = text.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        lines.next().expect("the metric").parse().expect("a number")
+    }
+
+    /// Reads to the end of a head.
+    fn read_head(peer: &mut TcpStream) -> String {
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            let mut byte = [0];
+            peer.read_exact(&mut byte).expect("more of the head");
+            head.push(byte[0]);
+        }
+        String::from_utf8(head).expect("a head is text")
+    }
+
+    /// The status and the body of a reply.
+    fn read_reply(peer: &mut TcpStream) -> (u16, Vec<u8>) {
+        let head = read_head(peer);
+        let status = head.strip_prefix("HTTP/1.1 ").and_then(|rest| rest.get(..3));
+        let length = head.lines().find_map(|line| line.strip_prefix("Content-Length: "));
+        let mut body = vec![0; length.expect("a length").parse().expect("a number")];
+        peer.read_exact(&mut body).expect("the body");
+        (status.expect("a status").parse().expect("a number"), body)
+    }
+}
+
 /// The one line by which a program refuses its command line.
 fn refusal(name: &str, args: &[&str]) -> String {
     let mut program = Program::start(example(name).args(args));
@@ -762,6 +945,13 @@ impl Program {
         let ticks: u64 =
             fields.skip(11).take(2).filter_map(|ticks| ticks.parse::<u64>().ok()).sum();
         Duration::from_millis(ticks * 10)
+    }
+
+    /// The most memory it has had, in KiB; zero where the system does not tell.
+    fn memory_peak(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap_or_default();
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.strip_suffix("kB"));
+        peak.map_or(0, |peak| peak.trim().parse().expect("a number"))
     }
 
     /// The limit that leaves room for `count` more descriptors.
