@@ -1,6 +1,8 @@
 //! Sends back what it is sent, with every deadline and limit armed.
 
 mod common;
+#[path = "common/metrics.rs"]
+mod metrics;
 
 use bytes::BytesMut;
 use clap::Parser;
@@ -33,5 +35,5 @@ impl Handler for Echo {
 fn main() {
     let args: Args = common::parse();
     common::log();
-    common::serve(args.server.listen.clone(), args.server.config(), Echo);
+    metrics::serve(&args.server, Echo);
 }

@@ -210,8 +210,15 @@ impl Conn<'_> {
 impl Conn<'_> {
     /// Begins a request: the peer's whose reply comes later, or ours on a dialled connection.
     /// Until [`end_request`](Conn::end_request) the connection is active and its reply is owed.
+    ///
+    /// What arrives behind an inbound request that was begun is another one, or the rest of this
+    /// one: the clock of [`Timeouts::request`] begins anew.
     pub fn begin_request(&mut self) {
+        let now = self.cx.shared.now;
         let record = self.record_mut();
+        if record.flags.has(Flags::RECEIVING) && record.flags.has(Flags::INBOUND) {
+            record.clocks.restart_request(now);
+        }
         record.owed = record.owed.saturating_add(1);
         record.flags.insert(Flags::COUNTS_REQUESTS);
     }

@@ -34,9 +34,11 @@ mod start {
 
     #[test]
     fn what_is_wrong_with_an_option_is_said_in_one_line() {
-        let durations = ["first-byte", "request", "read", "write", "idle", "linger"];
+        let durations = ["first-byte", "request", "read", "write", "idle", "linger", "shutdown"];
         let durations = durations.map(|deadline| format!("--{deadline}-timeout"));
         let mut wrong: Vec<(&str, &str)> = Vec::new();
+        wrong.extend(["0", "few", "-1", ""].map(|value| ("--max-per-client", value)));
+        wrong.extend(["0", "1.5"].map(|value| ("--accept-rate", value)));
         for option in &durations {
             wrong.extend(["0", "0s", "0ms", "soon", "", "-1s"].map(|value| (&option[..], value)));
         }
@@ -87,6 +89,11 @@ mod start {
                 "--write-timeout=off",
                 "--idle-timeout=off",
                 "--linger-timeout=off",
+                "--shutdown-timeout=off",
+                "--max-per-client=off",
+                "--accept-rate=off",
+                "--max-requests=off",
+                "--lifetime=off",
             ],
         );
         exchange(&mut server.dial(), b"hello", b"hello");
@@ -146,7 +153,7 @@ mod end {
     fn a_signal_ends_a_server_and_its_connections_are_counted() {
         for (name, hello) in [("echo", b"PING\n"), ("ping", b"PONG\n")] {
             for signal in ["TERM", "INT"] {
-                let mut server = Server::start(name, &[]);
+                let mut server = Server::start(name, &["--shutdown-spread=off"]);
                 let mut gone = server.dial();
                 exchange(&mut gone, b"PING\n", hello);
                 drop(gone);
@@ -179,6 +186,32 @@ mod end {
         let began = Instant::now();
         assert_eq!(server.stop("TERM"), "closed=2 shutdown=2");
         assert!(began.elapsed() < LATENESS, "{:?}", began.elapsed());
+    }
+
+    #[test]
+    fn metrics_are_told_to_the_end() {
+        for name in ["echo", "ping"] {
+            let options = ["--metrics=127.0.0.1:0", "--shutdown-spread=3s", "--max-connections=1"];
+            let mut server = Server::start(name, &options);
+            let watched = server.metrics_addr();
+            let collect = |path: &str| {
+                let mut collector = TcpStream::connect(&watched).expect("it answers to the end");
+                write!(collector, "GET {path} HTTP/1.1\r\nHost: a\r\n\r\n").expect("it reads");
+                String::from_utf8(read_to_end(&mut collector)).expect("text")
+            };
+            let mut peer = server.dial();
+            let hello: &[u8] = if name == "echo" { b"PING\n" } else { b"PONG\n" };
+            exchange(&mut peer, b"PING\n", hello);
+            let text = collect("/metrics");
+            assert!(text.starts_with("HTTP/1.1 200 OK\r\n"), "{text}");
+            assert_eq!(value(&text, "wheelhouse_accepted_total"), 2, "{text}");
+            assert!(collect("/").starts_with("HTTP/1.1 404 "));
+            server.program.signal("TERM");
+            eventually("it closes its door", || TcpStream::connect(&server.addr).is_err());
+            assert_eq!(value(&collect("/metrics"), "wheelhouse_connections"), 2);
+            drop(peer);
+            assert_eq!(server.program.exit_code(), Some(0));
+        }
     }
 
     #[test]
@@ -319,20 +352,62 @@ mod limits {
     use super::*;
 
     #[test]
-    fn who_comes_too_many_is_served_when_another_leaves() {
-        let server = Server::start("echo", &["--max-connections=2"]);
+    fn who_comes_too_many_is_served_when_another_makes_way() {
+        let mut server = Server::start("echo", &["--max-connections=2"]);
         let mut first = server.dial();
         let mut second = server.dial();
         exchange(&mut first, b"1", b"1");
         exchange(&mut second, b"2", b"2");
-        let mut third = server.dial();
-        third.write_all(b"3").expect("the kernel accepts for the server");
-        assert_silent(&mut third, Duration::from_millis(300));
         exchange(&mut first, b"1", b"1");
-        exchange(&mut second, b"2", b"2");
-        drop(first);
-        expect(&mut third, b"3");
-        exchange(&mut second, b"2", b"2");
+        exchange(&mut server.dial(), b"3", b"3");
+        // Who was idle longest is gone.
+        assert_eq!(read_to_end(&mut second), b"");
+        exchange(&mut first, b"1", b"1");
+        let ends = server.stop("TERM");
+        assert!(ends.contains("evicted=1"), "{ends}");
+    }
+
+    #[test]
+    fn a_client_has_its_share() {
+        let server = Server::start("echo", &["--max-per-client=2"]);
+        let mut peers = [(); 2].map(|()| server.dial());
+        for peer in &mut peers {
+            exchange(peer, b"hello", b"hello");
+        }
+        assert_eq!(read_to_end(&mut server.dial()), b"");
+        drop(peers);
+        eventually("its share is given back", || {
+            let mut peer = server.dial();
+            peer.write_all(b"x").is_ok() && peer.read(&mut [0]).is_ok_and(|count| count == 1)
+        });
+    }
+
+    #[test]
+    fn newcomers_come_at_their_rate() {
+        let server = Server::start("echo", &["--accept-rate=5"]);
+        let began = Instant::now();
+        let mut peers: Vec<_> = (0..8).map(|_| server.dial()).collect();
+        for peer in &mut peers {
+            exchange(peer, b"hello", b"hello");
+        }
+        assert!(began.elapsed() >= Duration::from_millis(500), "{:?}", began.elapsed());
+    }
+
+    #[test]
+    fn a_connection_has_its_requests_and_its_age() {
+        let server = Server::start("ping", &["--max-requests=2"]);
+        let mut peer = server.dial();
+        exchange(&mut peer, b"PING\n", b"PONG\n");
+        exchange(&mut peer, b"PING\n", b"PONG\n");
+        assert_eq!(read_to_end(&mut peer), b"");
+        let mut server = Server::start("ping", &["--lifetime=400ms"]);
+        let mut peer = server.dial();
+        let began = Instant::now();
+        exchange(&mut peer, b"PING\n", b"PONG\n");
+        assert_eq!(read_to_end(&mut peer), b"");
+        assert!(began.elapsed() >= Duration::from_millis(300), "{:?}", began.elapsed());
+        drop(peer);
+        assert_eq!(server.stop("TERM"), "closed=1 lifetime=1");
     }
 
     #[test]
@@ -358,34 +433,35 @@ mod limits {
 
     #[test]
     fn a_server_out_of_descriptors_waits_and_recovers() {
-        let server = Server::start("echo", &[]);
+        const SLOW: &[u8] = b"GET /slow?ms=1500 HTTP/1.1\r\nHost: a\r\n\r\n";
+        const QUICK: &[u8] = b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n";
+        let server = Server::start("http", &[]);
         if !server.program.can_be_limited() {
             return eprintln!("skipped: no prlimit(1) here");
         }
         server.program.limit_descriptors(server.program.limit_for(2));
         let mut peers: Vec<_> = (0..8).map(|_| server.dial()).collect();
-        for peer in &mut peers {
-            peer.write_all(b"hello").expect("the kernel accepts for the server");
+        for peer in &mut peers[..2] {
+            peer.write_all(SLOW).expect("the kernel accepts for the server");
         }
-        let mut waiting = peers.split_off(2);
-        for peer in &mut peers {
-            expect(peer, b"hello");
+        for peer in &mut peers[2..] {
+            peer.write_all(QUICK).expect("the kernel accepts for the server");
         }
+        assert_silent(&mut peers[0], Duration::from_millis(200));
         assert_at_rest(&server.program);
-        for peer in &mut waiting {
+        for peer in &mut peers[2..] {
             assert_silent(peer, Duration::from_millis(10));
         }
-        // A descriptor that is closed is another's, without anybody new knocking.
-        drop(peers.pop());
-        expect(&mut waiting[0], b"hello");
+        // Whoever has been served makes way for the next, without anybody new knocking.
+        for peer in &mut peers {
+            peer.read_exact(&mut [0]).expect("a reply");
+        }
         assert_at_rest(&server.program);
         server.program.limit_descriptors(256);
-        for peer in &mut waiting[1..] {
-            expect(peer, b"hello");
-        }
-        exchange(&mut peers[0], b"well?", b"well?");
+        let mut peer = server.dial();
+        exchange(&mut peer, b"GET", b"");
         let warnings = server.program.stderr.so_far();
-        assert!((1..=6).contains(&warnings.len()), "{warnings:?}");
+        assert!((1..=8).contains(&warnings.len()), "{warnings:?}");
     }
 
     /// Whoever is served leaves, and makes room for the next.
@@ -776,18 +852,26 @@ mod http {
     }
 
     #[test]
-    fn who_waits_when_the_server_ends_is_told_so() {
-        let mut server = Server::start("http", &[]);
+    fn who_waits_when_the_server_ends_is_answered() {
+        let mut server = Server::start("http", &["--metrics=127.0.0.1:0"]);
+        let watched = server.metrics_addr();
         let mut peer = server.dial();
-        peer.write_all(&[HELLO, b"GET /slow?ms=30000 HTTP/1.1\r\nHost: a\r\n\r\n"].concat())
+        peer.write_all(&[HELLO, b"GET /slow?ms=1000 HTTP/1.1\r\nHost: a\r\n\r\n"].concat())
             .expect("a server that reads");
         assert_eq!(read_reply(&mut peer).0, 200);
+        let ready = |status| {
+            let mut collector = TcpStream::connect(&watched).expect("it answers to the end");
+            collector.write_all(b"GET /readyz HTTP/1.1\r\nHost: a\r\n\r\n").expect("it reads");
+            read_reply(&mut collector).0 == status
+        };
+        assert!(ready(200));
         server.program.signal("TERM");
-        assert_eq!(read_reply(&mut peer).0, 503);
+        eventually("it is not ready any more", || ready(503));
+        assert!(TcpStream::connect(&server.addr).is_err(), "nobody new is let in");
+        assert_eq!(read_reply(&mut peer).0, 200);
         assert_eq!(read_to_end(&mut peer), b"");
         drop(peer);
         assert_eq!(server.program.exit_code(), Some(0));
-        assert_eq!(server.program.stdout.rest(), ["closed=1 shutdown=1"]);
     }
 
     #[test]
@@ -845,8 +929,7 @@ mod http {
         peer.write_all(b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n").expect("a server that reads");
         let (_, text) = read_reply(&mut peer);
         let text = String::from_utf8(text).expect("text");
-        let mut lines = text.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-        lines.next().expect("the metric").parse().expect("a number")
+        value(&text, name)
     }
 
     /// Reads to the end of a head.
@@ -1044,6 +1127,12 @@ impl Server {
         peer
     }
 
+    /// Where it answers who watches it, as its second line says.
+    fn metrics_addr(&self) -> String {
+        let line = self.program.stdout.0.recv_timeout(PATIENCE).expect("a second line");
+        line.strip_prefix("metrics on ").expect(&line).to_owned()
+    }
+
     /// Ends it by a signal, and returns the line that it prints last.
     fn stop(&mut self, signal: &str) -> String {
         self.program.signal(signal);
@@ -1121,6 +1210,15 @@ fn dribble(peer: &mut TcpStream, start: &[u8], pause: Duration) {
             Err(error) => !is_timeout(&error),
         }
     });
+}
+
+/// The value of a metric in Prometheus text, of all its labels together.
+fn value(text: &str, name: &str) -> u64 {
+    let lines = text
+        .lines()
+        .filter(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with([' ', '{'])));
+    let values = lines.map(|line| line.rsplit_once(' ').expect("a value").1);
+    values.map(|value| value.parse::<u64>().expect("a number")).sum()
 }
 
 fn assert_silent(peer: &mut TcpStream, span: Duration) {

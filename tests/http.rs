@@ -5,8 +5,6 @@
 mod body;
 #[path = "../examples/http/head.rs"]
 mod head;
-#[path = "../examples/http/metrics.rs"]
-mod metrics;
 #[path = "../examples/http/reply.rs"]
 mod reply;
 #[path = "../examples/http/route.rs"]

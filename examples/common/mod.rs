@@ -11,7 +11,7 @@ use clap::{Args, Parser};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use tracing_subscriber::EnvFilter;
-use wheelhouse::{Address, Config, Handle, Handler, Reactor};
+use wheelhouse::{Address, Config, Handle, Handler, ListenConfig, ListenerId, Rate, Reactor};
 
 /// The options of a server. What is not given keeps the default of the library.
 #[derive(Args, Debug)]
@@ -23,6 +23,22 @@ pub(crate) struct ServerArgs {
     /// Connections at once, at least 1 [default: what the descriptors allow]
     #[arg(long, value_name = "N", value_parser = positive)]
     max_connections: Option<usize>,
+
+    /// Connections of one client at once [default: off]
+    #[arg(long, value_name = "N|off")]
+    max_per_client: Option<Count>,
+
+    /// Connections accepted each second [default: off]
+    #[arg(long, value_name = "N|off")]
+    accept_rate: Option<Count>,
+
+    /// Requests on one connection [default: off]
+    #[arg(long, value_name = "N|off")]
+    max_requests: Option<Count>,
+
+    /// The greatest age of a connection, shortened at random by up to a quarter [default: off]
+    #[arg(long, value_name = "DURATION|off")]
+    lifetime: Option<Patience>,
 
     /// From accept to the first byte, such as 500ms or 30s [default: 10s]
     #[arg(long, value_name = "DURATION|off")]
@@ -47,12 +63,23 @@ pub(crate) struct ServerArgs {
     /// After our FIN, for the peer's, in all [default: 30s]
     #[arg(long, value_name = "DURATION|off")]
     linger_timeout: Option<Patience>,
+
+    /// After a signal, for connections to end before they are reset [default: 30s]
+    #[arg(long, value_name = "DURATION|off")]
+    shutdown_timeout: Option<Patience>,
+
+    /// After a signal, over how long idle connections are closed [default: 5s]
+    #[arg(long, value_name = "DURATION|off")]
+    shutdown_spread: Option<Patience>,
+
+    /// Where to answer GET /metrics, until the end of a shutdown and beside all limits
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) metrics: Option<Address>,
 }
 
 impl ServerArgs {
-    /// The library's defaults with what was given put in.
-    pub(crate) fn config(&self) -> Config {
-        let mut config = Config::default();
+    /// These settings with what was given put in.
+    pub(crate) fn config(&self, mut config: Config) -> Config {
         let timeouts = &mut config.timeouts;
         for (given, timeout) in [
             (self.first_byte_timeout, &mut timeouts.first_byte),
@@ -61,13 +88,26 @@ impl ServerArgs {
             (self.write_timeout, &mut timeouts.write),
             (self.idle_timeout, &mut timeouts.idle),
             (self.linger_timeout, &mut timeouts.linger),
+            (self.lifetime, &mut timeouts.lifetime),
+            (self.shutdown_timeout, &mut config.shutdown_timeout),
+            (self.shutdown_spread, &mut config.shutdown_spread),
         ] {
             if let Some(Patience(given)) = given {
                 *timeout = given;
             }
         }
+        let limits = &mut config.limits;
         if self.max_connections.is_some() {
-            config.limits.max_connections = self.max_connections;
+            limits.max_connections = self.max_connections;
+        }
+        if let Some(Count(given)) = self.max_per_client {
+            limits.clients.connections = given;
+        }
+        if let Some(Count(given)) = self.accept_rate {
+            limits.accept_rate = given.map(Rate::per_second);
+        }
+        if let Some(Count(given)) = self.max_requests {
+            limits.requests_max = given.map(u64::from);
         }
         config
     }
@@ -78,6 +118,22 @@ pub(crate) fn positive(text: &str) -> Result<usize, &'static str> {
     match text.parse() {
         Ok(0) | Err(_) => Err("a whole number from 1 on is needed"),
         Ok(number) => Ok(number),
+    }
+}
+
+/// A whole number from 1 on, or `off`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Count(Option<u32>);
+
+impl FromStr for Count {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.parse() {
+            _ if text == "off" => Ok(Self(None)),
+            Ok(0) | Err(_) => Err("a whole number from 1 on is needed, or off"),
+            Ok(number) => Ok(Self(Some(number))),
+        }
     }
 }
 
@@ -138,13 +194,29 @@ pub(crate) fn shut_down_on_signals<H: Handler + 'static>(handle: Handle<H>) -> i
     Ok(())
 }
 
-/// Serves at `listen` until a signal, and then prints how the connections ended.
-pub(crate) fn serve<H: Handler + 'static>(listen: Address, config: Config, handler: H) {
+/// Serves until a signal, and then prints how the connections ended. The handler is made for the
+/// listener for metrics, if there is to be one, and serves those who come there too.
+pub(crate) fn run<H: Handler + 'static>(
+    args: &ServerArgs,
+    config: Config,
+    handler: impl FnOnce(Option<ListenerId>) -> H,
+) {
     let served = Reactor::new(config).and_then(|mut reactor| {
-        let listener = reactor.listen(listen)?;
+        let listener = reactor.listen(args.listen.clone())?;
+        let metrics = match &args.metrics {
+            Some(address) => {
+                let mut exempt = ListenConfig::default();
+                exempt.exempt = true;
+                Some(reactor.listen_with(address.clone(), exempt)?)
+            }
+            None => None,
+        };
         shut_down_on_signals(reactor.handle())?;
         print(format_args!("listening on {}", reactor.local_addr(listener)));
-        Ok(reactor.run(handler)?)
+        if let Some(metrics) = metrics {
+            print(format_args!("metrics on {}", reactor.local_addr(metrics)));
+        }
+        Ok(reactor.run(handler(metrics))?)
     });
     match served {
         Ok((_, report)) => print(report),

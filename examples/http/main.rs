@@ -10,7 +10,6 @@ mod common;
 
 mod body;
 mod head;
-mod metrics;
 mod reply;
 mod route;
 mod server;
@@ -27,10 +26,6 @@ use self::server::Http;
 struct Args {
     #[command(flatten)]
     server: common::ServerArgs,
-
-    /// Requests on one connection, at least 1
-    #[arg(long, value_name = "N", value_parser = common::positive, default_value = "1000")]
-    max_requests: usize,
 }
 
 #[expect(clippy::disallowed_methods, reason = "replies are dated by the clock on the wall")]
@@ -39,7 +34,6 @@ const WALL_CLOCK: fn() -> SystemTime = SystemTime::now;
 fn main() {
     let args: Args = common::parse();
     common::log();
-    let mut config = args.server.config();
-    server::limit(&mut config, args.max_requests as u64);
-    common::serve(args.server.listen, config, Http::new(WALL_CLOCK));
+    let config = args.server.config(server::defaults());
+    common::run(&args.server, config, |_| Http::new(WALL_CLOCK));
 }

@@ -7,7 +7,6 @@ use wheelhouse::{CloseReason, Config, Conn, Handler, Timeout};
 
 use crate::body::Body;
 use crate::head::{Head, Method};
-use crate::metrics;
 use crate::reply::{Content, Manner, Reply, Status, Writer};
 use crate::route::Route;
 
@@ -31,13 +30,16 @@ const fn pattern() -> [u8; 64 * 1024] {
     bytes
 }
 
-/// Limits that suit HTTP: a connection is used for at most so many requests, and more input is
-/// taken at once than the greatest head has, so that one that is too large gets a reply.
-pub(crate) fn limit(config: &mut Config, requests_max: u64) {
+/// Settings that suit HTTP: a connection is used for at most 1,000 requests, as with nginx, and
+/// more input is taken at once than the greatest head has, so that one that is too large gets a
+/// reply.
+pub(crate) fn defaults() -> Config {
     const INPUT_MAX: usize = 64 * 1024;
     const _: () = assert!(INPUT_MAX > crate::head::HEAD_MAX);
+    let mut config = Config::default();
     config.limits.input_max = INPUT_MAX;
-    config.limits.requests_max = Some(requests_max);
+    config.limits.requests_max = Some(1_000);
+    config
 }
 
 /// An HTTP/1.1 server.
@@ -288,8 +290,9 @@ impl Http {
             },
             Route::Healthz => Reply::text("ok\n"),
             Route::Metrics => Reply {
-                media_type: metrics::MEDIA_TYPE,
-                content: Content::Large(metrics::render(&conn.cx().stats()).into()),
+                // The text format that Prometheus collects.
+                media_type: "text/plain; version=0.0.4",
+                content: Content::Large(conn.cx().stats().prometheus().to_string().into()),
                 ..Reply::text("")
             },
             Route::NotAllowed(methods) => {

@@ -6,6 +6,8 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+#[path = "../common/metrics.rs"]
+mod metrics;
 
 mod client;
 mod line;
@@ -50,6 +52,6 @@ fn main() {
     common::log();
     match args.connect {
         Some(target) => client::run(Client::new(target, args.count, args.interval)),
-        None => common::serve(args.server.listen.clone(), args.server.config(), Server),
+        None => metrics::serve(&args.server, Server),
     }
 }

@@ -68,8 +68,8 @@ numbers! {
     accepted: counter;
     /// Connections dialled.
     dialled: counter;
-    /// Connections that the handler refused in
-    /// [`Handler::on_open`](crate::Handler::on_open).
+    /// Connections that the handler refused.
+    /// See [`Handler::on_open`](crate::Handler::on_open).
     refused: counter;
     /// Connections refused because there were as many as there may be.
     refused_full: counter;
@@ -97,17 +97,18 @@ numbers! {
     buffered: gauge;
     /// Events for connections that were gone.
     stale_events: counter;
-    /// Closing connections reset because their last output stood still or left slower than
-    /// [`Limits::flush_rate`](crate::Limits::flush_rate).
+    /// Closing connections reset because their last output left too slowly.
+    /// [`Limits::flush_rate`](crate::Limits::flush_rate) says what that is.
     flush_expired: counter;
     /// Lingering connections whose peer did not close in time.
     linger_expired: counter;
     /// Callbacks that panicked.
     panics: counter;
-    /// Callbacks that took longer than
-    /// [`Config::stall_report`](crate::Config::stall_report).
+    /// Callbacks that kept the loop waiting.
+    /// [`Config::stall_report`](crate::Config::stall_report) says from when on.
     stalls: counter;
-    /// The longest callback that did, in nanoseconds.
+    /// The longest callback that kept the loop waiting.
+    /// In nanoseconds.
     longest_callback: gauge;
 }
 

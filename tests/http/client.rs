@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use wheelhouse::Config;
 use wheelhouse::sim::{Peer, Server, Sim};
 
-use crate::server::{Http, limit};
+use crate::server::{Http, defaults};
 
 /// The date of replies unless the clock on the wall is set: the example of RFC 9110, 5.6.7.
 pub(crate) const DATE: &str = "Sun, 06 Nov 1994 08:49:37 GMT";
@@ -34,9 +34,7 @@ pub(crate) const fn millis(millis: u64) -> Duration {
 
 /// The settings of the example.
 pub(crate) fn config() -> Config {
-    let mut config = Config::default();
-    limit(&mut config, 1_000);
-    config
+    defaults()
 }
 
 pub(crate) fn serve(sim: &mut Sim) -> Server<Http> {

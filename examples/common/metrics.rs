@@ -1,0 +1,147 @@
+//! A second listener for whoever watches the server: it answers `GET /metrics` and nothing else.
+
+use std::io;
+
+use bytes::BytesMut;
+use wheelhouse::{
+    AlarmId, CloseReason, Closed, Config, Conn, Context, Handler, ListenerId, Origin, Timeouts,
+};
+
+use crate::common::{ServerArgs, run};
+
+/// Serves until a signal, with metrics beside it if they are wanted.
+pub(crate) fn serve<H: Handler + 'static>(args: &ServerArgs, handler: H) {
+    let config = args.config(Config::default());
+    if args.metrics.is_none() {
+        return run(args, config, |_| handler);
+    }
+    run(args, config, |listener| Metered::new(handler, listener.expect("a listener for metrics")));
+}
+
+/// Fields that a collector may send.
+const FIELDS: usize = 32;
+
+/// A handler, and beside it the metrics of its reactor: two protocols on one loop.
+pub(crate) struct Metered<H> {
+    inner: H,
+    listener: ListenerId,
+}
+
+/// What a connection is for.
+pub(crate) enum Session<S> {
+    Served(S),
+    Collector,
+}
+
+impl<H: Handler> Metered<H> {
+    /// Serves metrics to those who come to `listener`, and everybody else as `inner` does.
+    pub(crate) const fn new(inner: H, listener: ListenerId) -> Self {
+        Self { inner, listener }
+    }
+}
+
+/// Answers a collector that has sent a whole head.
+fn answer(conn: &mut Conn<'_>, input: &mut BytesMut) {
+    let mut fields = [httparse::EMPTY_HEADER; FIELDS];
+    let mut request = httparse::Request::new(&mut fields);
+    let (status, text) = match request.parse(input) {
+        Ok(httparse::Status::Partial) => return,
+        Ok(_) if (request.method, request.path) == (Some("GET"), Some("/metrics")) => {
+            ("200 OK", conn.cx().stats().prometheus().to_string())
+        }
+        Ok(_) => ("404 Not Found", "There is only GET /metrics.\n".to_owned()),
+        Err(_) => ("400 Bad Request", String::new()),
+    };
+    input.clear();
+    write!(
+        conn,
+        "HTTP/1.1 {status}\r\nContent-Type: text/plain; version=0.0.4\r\n\
+         Content-Length: {}\r\nConnection: close\r\n\r\n{text}",
+        text.len()
+    );
+    conn.close();
+}
+
+/// Passes a callback on to the handler of a connection that is not a collector's.
+macro_rules! pass_on {
+    ($handler:expr, $callback:ident, $conn:expr, $session:expr $(, $argument:expr)*) => {
+        if let Session::Served(session) = $session {
+            $handler.inner.$callback($conn, session $(, $argument)*);
+        }
+    };
+}
+
+impl<H: Handler> Handler for Metered<H> {
+    type Session = Session<H::Session>;
+
+    fn on_open(&mut self, conn: &mut Conn<'_>) -> Option<Self::Session> {
+        if conn.origin() == Origin::Accepted(self.listener) {
+            conn.set_timeouts(&Timeouts::default());
+            return Some(Session::Collector);
+        }
+        self.inner.on_open(conn).map(Session::Served)
+    }
+
+    fn on_data(&mut self, conn: &mut Conn<'_>, session: &mut Self::Session, input: &mut BytesMut) {
+        match session {
+            Session::Served(session) => self.inner.on_data(conn, session, input),
+            Session::Collector => answer(conn, input),
+        }
+    }
+
+    fn on_connected(&mut self, conn: &mut Conn<'_>, session: &mut Self::Session) {
+        pass_on!(self, on_connected, conn, session);
+    }
+
+    fn on_idle(&mut self, conn: &mut Conn<'_>, session: &mut Self::Session) {
+        pass_on!(self, on_idle, conn, session);
+    }
+
+    fn on_active(&mut self, conn: &mut Conn<'_>, session: &mut Self::Session) {
+        pass_on!(self, on_active, conn, session);
+    }
+
+    fn on_closing(
+        &mut self,
+        conn: &mut Conn<'_>,
+        session: &mut Self::Session,
+        reason: &CloseReason,
+    ) {
+        pass_on!(self, on_closing, conn, session, reason);
+    }
+
+    fn on_closed(&mut self, cx: &mut Context<'_>, closed: Closed, session: Self::Session) {
+        if let Session::Served(session) = session {
+            self.inner.on_closed(cx, closed, session);
+        }
+    }
+
+    fn on_eof(&mut self, conn: &mut Conn<'_>, session: &mut Self::Session, input: &mut BytesMut) {
+        pass_on!(self, on_eof, conn, session, input);
+    }
+
+    fn on_drained(&mut self, conn: &mut Conn<'_>, session: &mut Self::Session) {
+        pass_on!(self, on_drained, conn, session);
+    }
+
+    fn on_timer(&mut self, conn: &mut Conn<'_>, session: &mut Self::Session) {
+        pass_on!(self, on_timer, conn, session);
+    }
+
+    fn on_alarm(&mut self, cx: &mut Context<'_>, alarm: AlarmId) {
+        self.inner.on_alarm(cx, alarm);
+    }
+
+    fn on_listener_failed(
+        &mut self,
+        cx: &mut Context<'_>,
+        listener: ListenerId,
+        error: &io::Error,
+    ) {
+        self.inner.on_listener_failed(cx, listener, error);
+    }
+
+    fn on_shutdown(&mut self, cx: &mut Context<'_>) {
+        self.inner.on_shutdown(cx);
+    }
+}
