@@ -158,6 +158,8 @@ pub enum Timeout {
     Write,
     /// A keep-alive connection stayed quiet for too long.
     Idle,
+    /// No sign of life came when the connection was asked for one.
+    Ping,
     /// One side was shut and the other did not follow.
     HalfClosed,
     /// A tunnel carried nothing in either direction.
@@ -167,7 +169,7 @@ pub enum Timeout {
 }
 
 impl Timeout {
-    pub(crate) const ALL: [Self; 10] = [
+    pub(crate) const ALL: [Self; 11] = [
         Self::Connect,
         Self::FirstByte,
         Self::Request,
@@ -175,6 +177,7 @@ impl Timeout {
         Self::Response,
         Self::Write,
         Self::Idle,
+        Self::Ping,
         Self::HalfClosed,
         Self::Tunnel,
         Self::Lifetime,
@@ -190,6 +193,7 @@ impl Timeout {
             Self::Response => "response_timeout",
             Self::Write => "write_timeout",
             Self::Idle => "idle_timeout",
+            Self::Ping => "ping_timeout",
             Self::HalfClosed => "half_closed_timeout",
             Self::Tunnel => "tunnel_timeout",
             Self::Lifetime => "lifetime",
@@ -207,6 +211,7 @@ impl fmt::Display for Timeout {
             Self::Response => "response timed out",
             Self::Write => "write timed out",
             Self::Idle => "idle for too long",
+            Self::Ping => "gave no sign of life",
             Self::HalfClosed => "half-closed for too long",
             Self::Tunnel => "tunnel idle for too long",
             Self::Lifetime => "reached its greatest age",

@@ -127,6 +127,11 @@ pub trait Handler: Sized {
     /// The time of [`Conn::set_timer`] has come.
     fn on_timer(&mut self, conn: &mut Conn<'_>, session: &mut Self::Session) {}
 
+    /// The connection has been idle for [`Timeouts::ping_after`](crate::Timeouts::ping_after): the
+    /// moment to send what its peer must answer. If nothing at all arrives within
+    /// [`Timeouts::ping`](crate::Timeouts::ping) it is closed.
+    fn on_health_check(&mut self, conn: &mut Conn<'_>, session: &mut Self::Session) {}
+
     /// The time of [`Context::set_alarm`] has come.
     fn on_alarm(&mut self, cx: &mut Context<'_>, alarm: AlarmId) {}
 

@@ -102,6 +102,7 @@ fn defaults() -> BTreeMap<String, String> {
     let stall_report = Config::default().stall_report.unwrap();
     let listen = ListenConfig::default();
     assert_eq!((limits.max_connections, limits.requests_max), (None, None));
+    assert_eq!(timeouts.request_rate, None);
     assert_eq!((limits.clients.connections, limits.clients.rate), (None, None));
     assert_eq!((limits.accept_rate, &limits.at_limit), (None, &AtLimit::EvictIdle));
     assert_eq!((limits.clients.refusal, limits.clients.allowed.len()), (Refusal::Close, 0));
@@ -117,6 +118,9 @@ fn defaults() -> BTreeMap<String, String> {
         ("timeouts.response", time(timeouts.response)),
         ("timeouts.write", time(timeouts.write)),
         ("timeouts.idle", time(timeouts.idle)),
+        ("timeouts.request_rate", "off".into()),
+        ("timeouts.ping_after", time(timeouts.ping_after)),
+        ("timeouts.ping", time(timeouts.ping)),
         ("timeouts.half_closed", time(timeouts.half_closed)),
         ("timeouts.flush", time(timeouts.flush)),
         ("timeouts.linger_read", time(timeouts.linger_read)),

@@ -128,6 +128,10 @@ impl<H: Handler> Handler for Metered<H> {
         pass_on!(self, on_timer, conn, session);
     }
 
+    fn on_health_check(&mut self, conn: &mut Conn<'_>, session: &mut Self::Session) {
+        pass_on!(self, on_health_check, conn, session);
+    }
+
     fn on_alarm(&mut self, cx: &mut Context<'_>, alarm: AlarmId) {
         self.inner.on_alarm(cx, alarm);
     }

@@ -46,9 +46,9 @@ pub struct Limits {
     /// [`OutputLimit`](crate::CloseReason::OutputLimit). It is checked before the write, so one
     /// write of any size is taken. Default 16 MiB.
     pub output_max: usize,
-    /// Bytes unread and queued of all connections together, beyond which the greatest holders of
-    /// them are aborted with [`BufferLimit`](crate::CloseReason::BufferLimit). It is checked at the
-    /// end of each turn. Default 256 MiB.
+    /// Bytes of memory for unread input and queued output of all connections together, beyond which
+    /// the greatest holders of them are aborted with
+    /// [`BufferLimit`](crate::CloseReason::BufferLimit), at once. Default 256 MiB.
     pub buffered_max: usize,
     /// The average length of a turn at which the loop counts as fully loaded; see
     /// [`Limits`](#overload). Default 250 ms: ten times what counts as a stall. `None` leaves lag

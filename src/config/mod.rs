@@ -67,6 +67,32 @@ impl Default for Config {
 }
 
 impl Config {
+    /// The most memory, in bytes, that a reactor with these settings uses, sessions and whatever
+    /// else the handler keeps aside: its own buffers and wheel, a KiB for each connection there may
+    /// be, [`Limits::buffered_max`], and beside that what one connection may hold before it is
+    /// looked at (input twice, as it moves to a larger buffer, and the output limit). One write of
+    /// more than that counts on top, and so does memory that is shared with the handler by
+    /// [`Conn::write_bytes`](crate::Conn::write_bytes) beyond the bytes written.
+    ///
+    /// Where [`Limits::max_connections`] is left to the system, 65,536 are reckoned with.
+    ///
+    /// ```
+    /// use wheelhouse::Config;
+    ///
+    /// assert!(Config::default().worst_case_memory() < 512 << 20);
+    /// ```
+    pub fn worst_case_memory(&self) -> u64 {
+        const LOOP: u64 = 1 << 20;
+        const CONNECTION: u64 = 1 << 10;
+        let limits = &self.limits;
+        let places = limits.max_connections.unwrap_or(65_536).saturating_add(16) as u64;
+        let buffered = limits.buffered_max as u64;
+        let one = (limits.input_max as u64) * 2 + limits.output_max as u64;
+        LOOP.saturating_add(places.saturating_mul(CONNECTION))
+            .saturating_add(buffered)
+            .saturating_add(one)
+    }
+
     /// The first setting that is out of its range, if one is.
     pub(crate) fn refuse_out_of_range(&self) -> Result<(), ConfigError> {
         self.timeouts.refuse_zero()?;
@@ -185,7 +211,7 @@ mod tests {
         ListenConfig::default().refuse_out_of_range().unwrap();
         let off: Vec<_> =
             config.timeouts.named().into_iter().filter(|(_, timeout)| timeout.is_none()).collect();
-        assert_eq!(off, [("timeouts.lifetime", None)]);
+        assert_eq!(off, [("timeouts.ping_after", None), ("timeouts.lifetime", None)]);
     }
 
     #[test]
@@ -202,6 +228,8 @@ mod tests {
                 &mut timeouts.response,
                 &mut timeouts.write,
                 &mut timeouts.idle,
+                &mut timeouts.ping_after,
+                &mut timeouts.ping,
                 &mut timeouts.half_closed,
                 &mut timeouts.flush,
                 &mut timeouts.linger_read,

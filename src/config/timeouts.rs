@@ -23,6 +23,10 @@ pub struct Timeouts {
     /// connection is congested. Default 30 s; a protocol with long uploads turns it off and relies
     /// on `read`.
     pub request: Option<Duration>,
+    /// Makes `request` a grace instead of a limit: a request that is not whole by then must go on
+    /// arriving at this rate, in bytes per second, looked at every 5 s. For uploads of any length
+    /// from clients of any speed but none. Default `None`: `request` is absolute.
+    pub request_rate: Option<u64>,
     /// Between two bytes of a request, or of the reply to a request of ours. Default 30 s, which
     /// spans several retransmissions.
     pub read: Option<Duration>,
@@ -37,6 +41,12 @@ pub struct Timeouts {
     pub write: Option<Duration>,
     /// How long a connection may stay idle between requests. Default 75 s.
     pub idle: Option<Duration>,
+    /// How long a connection may stay idle before it is asked for a sign of life, by
+    /// [`Handler::on_health_check`](crate::Handler::on_health_check). An answer is activity, so a
+    /// peer that answers stays for as long as it does. Default `None`.
+    pub ping_after: Option<Duration>,
+    /// How long a sign of life may take. Default 5 s.
+    pub ping: Option<Duration>,
     /// How long one side may be shut without anything moving on the other. It stands still while
     /// output is queued, the application owes a reply or reading is paused: `write` or `response`
     /// runs then. Default 10 s.
@@ -66,10 +76,13 @@ impl Default for Timeouts {
             connect_attempt: seconds(5),
             first_byte: seconds(10),
             request: seconds(30),
+            request_rate: None,
             read: seconds(30),
             response: seconds(60),
             write: seconds(60),
             idle: seconds(75),
+            ping_after: None,
+            ping: seconds(5),
             half_closed: seconds(10),
             flush: seconds(5),
             linger_read: seconds(5),
@@ -81,7 +94,7 @@ impl Default for Timeouts {
 }
 
 impl Timeouts {
-    pub(super) fn named(&self) -> [(&'static str, Option<Duration>); 14] {
+    pub(super) fn named(&self) -> [(&'static str, Option<Duration>); 16] {
         [
             ("timeouts.connect", self.connect),
             ("timeouts.connect_attempt", self.connect_attempt),
@@ -91,6 +104,8 @@ impl Timeouts {
             ("timeouts.response", self.response),
             ("timeouts.write", self.write),
             ("timeouts.idle", self.idle),
+            ("timeouts.ping_after", self.ping_after),
+            ("timeouts.ping", self.ping),
             ("timeouts.half_closed", self.half_closed),
             ("timeouts.flush", self.flush),
             ("timeouts.linger_read", self.linger_read),
@@ -102,6 +117,9 @@ impl Timeouts {
 
     /// The first timeout that is zero, if one is.
     pub(crate) fn refuse_zero(&self) -> Result<(), ConfigError> {
+        if self.request_rate == Some(0) {
+            return Err(ConfigError::new("timeouts.request_rate", "at least 1, or None"));
+        }
         match self.named().into_iter().find(|(_, timeout)| *timeout == Some(Duration::ZERO)) {
             Some((setting, _)) => Err(ConfigError::new(setting, "longer than zero, or None")),
             None => Ok(()),

@@ -311,6 +311,10 @@ const LEAVING: Set = Set::of(Deadline::Write).and(Deadline::Look);
 pub(crate) struct Periods {
     of: [u64; Deadline::ALL.len()],
     lifetime: u64,
+    /// Bytes per second of a request that is not whole in time; zero if none is given more.
+    request_rate: u64,
+    /// How long an idle connection has for a sign of life; zero if it is not asked for one.
+    ping: u64,
 }
 
 impl Periods {
@@ -323,7 +327,8 @@ impl Periods {
             Deadline::Read => period(timeouts.read),
             Deadline::Response => period(timeouts.response),
             Deadline::Write => period(timeouts.write),
-            Deadline::Idle => period(timeouts.idle),
+            // Whichever comes first: a sign of life is asked for, or the end has come.
+            Deadline::Idle => period(timeouts.idle).min(period(timeouts.ping_after)),
             Deadline::HalfClosed => period(timeouts.half_closed),
             Deadline::Flush => period(timeouts.flush),
             Deadline::Linger => period(timeouts.linger),
@@ -334,11 +339,27 @@ impl Periods {
             // Without a write deadline nobody wants to know.
             Deadline::Look => timeouts.write.map_or(u64::MAX, |_| 0),
         });
-        Self { of, lifetime: period(timeouts.lifetime) }
+        let pings = period(timeouts.ping_after) < period(timeouts.idle);
+        Self {
+            of,
+            lifetime: period(timeouts.lifetime),
+            request_rate: timeouts.request_rate.unwrap_or(0),
+            ping: if pings { period(timeouts.ping) } else { 0 },
+        }
     }
 
     pub(crate) const fn of(&self, deadline: Deadline) -> u64 {
         self.of[deadline as usize]
+    }
+
+    /// The rate at which a request must go on arriving that is not whole in time.
+    pub(crate) const fn request_rate(&self) -> Option<u64> {
+        if self.request_rate == 0 { None } else { Some(self.request_rate) }
+    }
+
+    /// How long an idle connection has for a sign of life, if it is asked for one.
+    pub(crate) const fn ping(&self) -> Option<u64> {
+        if self.ping == 0 { None } else { Some(self.ping) }
     }
 
     /// The greatest age, shortened by up to a quarter: how much of it `random` says. `None` if it

@@ -90,9 +90,8 @@ impl Ending {
                 | Timeout::Request
                 | Timeout::Response,
             ) => Self::Flush,
-            CloseReason::Evicted | CloseReason::Timeout(Timeout::Idle | Timeout::Tunnel) => {
-                Self::Close
-            }
+            CloseReason::Evicted
+            | CloseReason::Timeout(Timeout::Idle | Timeout::Ping | Timeout::Tunnel) => Self::Close,
             CloseReason::ConnectFailed(_)
             | CloseReason::Io(_)
             | CloseReason::PeerReset
@@ -167,7 +166,7 @@ mod tests {
                 .count()
         };
         assert_eq!(count(Ending::Flush), 10);
-        assert_eq!(count(Ending::Close), 3);
+        assert_eq!(count(Ending::Close), 4);
         assert_eq!(count(Ending::Drop), 4);
         assert_eq!(count(Ending::Reset), 7);
     }

@@ -19,19 +19,36 @@ const COPY_BUFFER: usize = 4 * 1024;
 pub(crate) struct Output {
     pieces: VecDeque<Piece>,
     len: usize,
+    /// The memory of the pieces, what has been consumed of the first one included.
+    held: usize,
 }
 
 #[derive(Debug)]
-enum Piece {
+struct Piece {
+    bytes: Content,
+    /// The memory it holds until it is gone.
+    cost: usize,
+}
+
+#[derive(Debug)]
+enum Content {
     Copied(BytesMut),
     Shared(Bytes),
 }
 
 impl Piece {
+    fn copied(bytes: BytesMut) -> Self {
+        Self { cost: bytes.capacity(), bytes: Content::Copied(bytes) }
+    }
+
+    const fn shared(bytes: Bytes) -> Self {
+        Self { cost: bytes.len(), bytes: Content::Shared(bytes) }
+    }
+
     fn as_slice(&self) -> &[u8] {
-        match self {
-            Self::Copied(bytes) => bytes,
-            Self::Shared(bytes) => bytes,
+        match &self.bytes {
+            Content::Copied(bytes) => bytes,
+            Content::Shared(bytes) => bytes,
         }
     }
 }
@@ -45,13 +62,18 @@ impl Output {
         self.len == 0
     }
 
+    /// The memory that what is queued takes up, or may be keeping from being freed.
+    pub(crate) const fn held(&self) -> usize {
+        self.held
+    }
+
     /// Queues a copy of `bytes`.
     pub(crate) fn push_copy(&mut self, bytes: &[u8]) {
         if bytes.is_empty() {
             return;
         }
         self.len += bytes.len();
-        if let Some(Piece::Copied(last)) = self.pieces.back_mut()
+        if let Some(Piece { bytes: Content::Copied(last), .. }) = self.pieces.back_mut()
             && last.capacity() - last.len() >= bytes.len()
         {
             last.extend_from_slice(bytes);
@@ -59,7 +81,7 @@ impl Output {
         }
         let mut piece = BytesMut::with_capacity(bytes.len().max(COPY_BUFFER));
         piece.extend_from_slice(bytes);
-        self.pieces.push_back(Piece::Copied(piece));
+        self.push_piece(Piece::copied(piece));
     }
 
     /// Queues `bytes` without copying them, unless they are so few that copying is cheaper.
@@ -68,7 +90,12 @@ impl Output {
             return self.push_copy(&bytes);
         }
         self.len += bytes.len();
-        self.pieces.push_back(Piece::Shared(bytes));
+        self.push_piece(Piece::shared(bytes));
+    }
+
+    fn push_piece(&mut self, piece: Piece) {
+        self.held += piece.cost;
+        self.pieces.push_back(piece);
     }
 
     /// Whether [`Output::push`] would share a piece of this size.
@@ -97,13 +124,14 @@ impl Output {
         while let Some(piece) = self.pieces.front_mut() {
             let len = piece.as_slice().len();
             if count < len {
-                match piece {
-                    Piece::Copied(bytes) => bytes.advance(count),
-                    Piece::Shared(bytes) => bytes.advance(count),
+                match &mut piece.bytes {
+                    Content::Copied(bytes) => bytes.advance(count),
+                    Content::Shared(bytes) => bytes.advance(count),
                 }
                 return;
             }
             count -= len;
+            self.held -= piece.cost;
             self.pieces.pop_front();
         }
         self.pieces = VecDeque::new();
@@ -118,13 +146,14 @@ impl Output {
             let size = piece.as_slice().len();
             let excess = self.len - len;
             self.len -= size;
+            self.held -= piece.cost;
             if size > excess {
-                match &mut piece {
-                    Piece::Copied(bytes) => bytes.truncate(size - excess),
-                    Piece::Shared(bytes) => bytes.truncate(size - excess),
+                match &mut piece.bytes {
+                    Content::Copied(bytes) => bytes.truncate(size - excess),
+                    Content::Shared(bytes) => bytes.truncate(size - excess),
                 }
                 self.len += size - excess;
-                self.pieces.push_back(piece);
+                self.push_piece(piece);
             }
         }
         if self.is_empty() {

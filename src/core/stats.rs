@@ -95,6 +95,8 @@ numbers! {
     unsent: counter;
     /// Bytes unread and queued at this moment, of all connections.
     buffered: gauge;
+    /// Idle connections asked for a sign of life.
+    health_checks: counter;
     /// Events for connections that were gone.
     stale_events: counter;
     /// Closing connections reset because their last output left too slowly.

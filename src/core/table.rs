@@ -254,6 +254,11 @@ pub(crate) struct Rare {
     pub(crate) left_at_flush: u64,
     /// When output last became queued.
     pub(crate) queued_at: Instant,
+    /// The request that was given more time: since when its clock said that it runs, and the bytes
+    /// read by then.
+    pub(crate) request: Option<(Instant, u64)>,
+    /// The bytes read when a sign of life was asked for.
+    pub(crate) pinged: Option<u64>,
 }
 
 /// What the reactor knows of one connection, its socket, session and unread input aside.
@@ -698,7 +703,7 @@ mod tests {
     #[test]
     fn a_record_stays_small() {
         // The record is most of what an idle connection costs.
-        assert!(size_of::<Record>() <= 288, "{}", size_of::<Record>());
+        assert!(size_of::<Record>() <= 296, "{}", size_of::<Record>());
     }
 
     proptest! {

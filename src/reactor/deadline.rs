@@ -12,6 +12,7 @@ use crate::core::table::{ConnId, Flags};
 use crate::core::wheel::Key;
 use crate::error::{CloseReason, Timeout};
 use crate::handler::Handler;
+use crate::time::Instant;
 
 /// Wheel entries looked at in one turn: however many fall on one tick, I/O goes on.
 const EXPIRIES_PER_TURN: usize = 4_096;
@@ -22,6 +23,9 @@ const LATE_TICKS: u64 = 10;
 /// Waits in a row that may put deadlines off because they returned a full batch. Beyond that every
 /// deadline that input would put off looks for it itself.
 const PUT_OFF_MAX: u32 = 4;
+
+/// How often it is looked whether a request that takes its time still arrives, in seconds.
+const RATE_LOOK_SECS: u64 = 5;
 
 /// How long a connection past its lifetime may go on without coming to a request boundary.
 const RETIREMENT: Duration = Duration::from_secs(30);
@@ -143,6 +147,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             Deadline::Lifetime => self.retire(handler, id),
             Deadline::ConnectAttempt => self.give_up_attempt(handler, id),
             Deadline::Response if self.sink_moves(id) => {}
+            Deadline::Request if self.keeps_up(id) => {}
+            Deadline::Idle if self.asks_for_life(handler, id) => {}
             Deadline::Connect
             | Deadline::FirstByte
             | Deadline::HalfClosed
@@ -203,6 +209,45 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             Some(sink) if held && record.owed == 0 => self.look(sink),
             _ => false,
         }
+    }
+
+    /// Whether a request that is not whole in time arrives at its minimum rate, where it has one.
+    fn keeps_up(&mut self, id: ConnId) -> bool {
+        let Shared { table, profiles, .. } = &mut self.shared;
+        let record = table.at(id.index());
+        let Some(rate) = record.periods(profiles).request_rate() else { return false };
+        let (since, read) = (record.clocks.since(Deadline::Request), record.bytes_in);
+        // The same request was looked at before only if nothing has set its clock since.
+        let before = record.rare_mut().request.filter(|(at, _)| *at == since);
+        let least = rate.saturating_mul(RATE_LOOK_SECS);
+        if before.is_some_and(|(_, before)| read - before < least) {
+            return false;
+        }
+        record.clocks.extend(Deadline::Request, RATE_LOOK_SECS * 1_000_000_000);
+        let since = record.clocks.since(Deadline::Request);
+        record.rare_mut().request = Some((since, read));
+        true
+    }
+
+    /// Asks an idle connection for a sign of life, where that is wanted and none is due yet.
+    fn asks_for_life(&mut self, handler: &mut H, id: ConnId) -> bool {
+        let Shared { table, profiles, .. } = &mut self.shared;
+        let record = table.at(id.index());
+        let Some(ping) = record.periods(profiles).ping() else { return false };
+        let read = record.bytes_in;
+        if record.rare_mut().pinged.replace(read) == Some(read) {
+            self.end(handler, id, Timeout::Ping);
+            return true;
+        }
+        self.shared.counters.health_checks.add(1);
+        self.call(id, "on_health_check", |conn, session| handler.on_health_check(conn, session));
+        // Idle is due when the sign of life is.
+        let Shared { table, profiles, now, .. } = &mut self.shared;
+        let record = table.at(id.index());
+        let idle = record.periods(profiles).of(Deadline::Idle);
+        let since = now.as_nanos().saturating_add(ping).saturating_sub(idle);
+        record.clocks.set(Deadline::Idle, Instant::from_nanos(since));
+        true
     }
 
     /// Whether the last output leaves at the minimum rate: every byte that left buys its time.

@@ -5,6 +5,7 @@ use std::cmp::Reverse;
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use bytes::BytesMut;
 use tracing::{debug, warn};
 
 use super::Reactor;
@@ -39,7 +40,6 @@ pub(super) struct Overload {
     walked_at: Option<Instant>,
     /// What looks at the pressure again.
     alarm: Option<AlarmId>,
-    shed_in_turn: u64,
     warned_at: Option<Instant>,
 }
 
@@ -48,7 +48,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     #[inline]
     pub(super) fn account(&mut self, id: ConnId) {
         let record = self.shared.table.at(id.index());
-        let held = record.output.len() + self.slots[id.index()].input.capacity();
+        let held = record.output.held() + self.slots[id.index()].input.capacity();
         if record.counted != record.state() || record.buffered as usize != held {
             self.account_change(id, held);
         }
@@ -80,13 +80,9 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     }
 
     /// Aborts those that hold the most, until a sixteenth of what all may hold is free, so that this
-    /// is not done again at once.
+    /// is not done again at once. Their buffers are freed here and now: memory is bounded at every
+    /// moment, not only between turns.
     fn shed(&mut self) {
-        let turn = self.shared.counters.turns.get();
-        if std::mem::replace(&mut self.overload.shed_in_turn, turn) == turn {
-            // Those that were shed are not gone yet.
-            return self.watch_pressure();
-        }
         let Shared { table, bounds, buffered, .. } = &mut self.shared;
         let mut holders: Vec<_> = table
             .ids()
@@ -107,9 +103,15 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             }
             left -= u64::from(held);
             debug!(%id, held, "shed: all buffers together are too large");
-            self.shared.table.at(id.index()).ask(CloseReason::BufferLimit);
+            self.drop_output(id);
+            self.slots[id.index()].input = BytesMut::new();
+            let record = self.shared.table.at(id.index());
+            record.buffered = 0;
+            record.ask(CloseReason::BufferLimit);
             self.shared.mark_dirty(id);
         }
+        self.shared.buffered = left;
+        self.shared.counters.buffered.set(left);
         self.warn_of_pressure("buffers");
     }
 
@@ -135,9 +137,6 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let pressure = self.shared.pressure();
         if pressure < SHRINKS_FROM {
             return;
-        }
-        if self.shared.buffered > self.shared.bounds.buffered_max {
-            self.shed();
         }
         self.close_long_idle(handler, pressure);
         if pressure >= EVICTS_FROM {

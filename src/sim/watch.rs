@@ -280,6 +280,12 @@ impl<H: Handler> Handler for Watched<H> {
         self.leave();
     }
 
+    fn on_health_check(&mut self, conn: &mut Conn<'_>, session: &mut H::Session) {
+        self.enter(conn.id(), conn.now(), What::Timer);
+        self.inner.on_health_check(conn, session);
+        self.leave();
+    }
+
     fn on_alarm(&mut self, cx: &mut Context<'_>, alarm: AlarmId) {
         self.inner.on_alarm(cx, alarm);
     }

@@ -8,6 +8,9 @@ use crate::harness::{Got, Scene, Script, What, World, assert_on_time, millis};
 
 behaviours! {
     everywhere {
+        an_upload_that_keeps_its_rate_may_take_long
+        an_upload_that_dribbles_is_cut_off
+        a_peer_that_gives_signs_of_life_stays
         a_peer_that_says_nothing_is_closed
         a_request_must_be_whole_in_time_however_it_dribbles
         a_request_taken_in_piecemeal_must_be_whole_in_time
@@ -610,4 +613,77 @@ fn a_request_does_not_inherit_the_clock_of_the_one_before<W: World>(world: &mut 
     scene.assert_took(start, millis(200));
     scene.leave(peer);
     scene.expect_service();
+}
+
+/// Waits for the end of a line.
+fn lines() -> Script {
+    Script::echo().when_data(|conn, _, input| {
+        if input.ends_with(b"\n") {
+            conn.write(b"done");
+            input.clear();
+        }
+    })
+}
+
+fn an_upload_that_keeps_its_rate_may_take_long<W: World>(world: &mut W) {
+    let mut config = Config::default();
+    config.timeouts.request = Some(millis(500));
+    config.timeouts.request_rate = Some(100);
+    let mut scene = Scene::new(world, config, lines());
+    let (peer, _) = scene.enter();
+    let start = scene.now();
+    while scene.now() - start < Duration::from_secs(12) {
+        scene.send(peer, &[b'x'; 100]);
+        scene.wait(millis(500));
+    }
+    scene.expect_none_closed();
+    scene.send(peer, b"\n");
+    scene.expect(peer, b"done");
+}
+
+fn an_upload_that_dribbles_is_cut_off<W: World>(world: &mut W) {
+    let mut config = Config::default();
+    config.timeouts.request = Some(millis(500));
+    config.timeouts.request_rate = Some(100);
+    let mut scene = Scene::new(world, config, lines());
+    let (peer, _) = scene.enter();
+    let start = scene.now();
+    // What came fast before does not count for what comes slowly now.
+    scene.send(peer, &[b'x'; 10_000]);
+    while scene.script.closed.is_empty() {
+        scene.try_send(peer, b"x");
+        scene.wait(millis(100));
+    }
+    scene.expect_timeout(Timeout::Request);
+    let took = scene.now() - start;
+    assert!(took >= millis(5_500) && took < millis(6_500), "{took:?}");
+}
+
+fn a_peer_that_gives_signs_of_life_stays<W: World>(world: &mut W) {
+    let mut config = Config::default();
+    config.timeouts.ping_after = Some(millis(100));
+    config.timeouts.ping = Some(millis(200));
+    let script = Script::echo()
+        .when_data(|conn, _, input| {
+            if input.starts_with(b"hello") {
+                conn.write(b"hello");
+            }
+            input.clear();
+        })
+        .when_health_check(|conn, _| conn.write(b"ping"));
+    let mut scene = Scene::new(world, config, script);
+    let (peer, _) = scene.enter();
+    scene.send(peer, b"hello");
+    scene.expect(peer, b"hello");
+    for _ in 0..5 {
+        scene.expect(peer, b"ping");
+        scene.send(peer, b"pong");
+    }
+    scene.expect(peer, b"ping");
+    let start = scene.now();
+    scene.expect_timeout(Timeout::Ping);
+    let took = scene.now() - start;
+    assert!(took >= millis(150) && took < millis(700), "{took:?}");
+    assert_eq!(scene.read_to_end(peer).0, b"");
+    assert_eq!(scene.reactor.handle().stats().health_checks, 6);
 }

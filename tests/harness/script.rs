@@ -60,6 +60,7 @@ struct Hooks {
     eof: InputHook,
     drained: Hook,
     timer: Hook,
+    health_check: Hook,
     closing: ClosingHook,
     closed: ClosedHook,
     alarm: AlarmHook,
@@ -110,6 +111,7 @@ impl Script {
                 eof: Box::new(|_, _, _| {}),
                 drained: Box::new(|_, _| {}),
                 timer: Box::new(|_, _| {}),
+                health_check: Box::new(|_, _| {}),
                 closing: Box::new(|_, _, _| {}),
                 closed: Box::new(|_, _| {}),
                 alarm: Box::new(|_, _| {}),
@@ -185,6 +187,14 @@ impl Script {
         hook: impl FnMut(&mut Conn<'_>, &mut Session) + 'static,
     ) -> Self {
         self.hooks.drained = Box::new(hook);
+        self
+    }
+
+    pub(crate) fn when_health_check(
+        mut self,
+        hook: impl FnMut(&mut Conn<'_>, &mut Session) + 'static,
+    ) -> Self {
+        self.hooks.health_check = Box::new(hook);
         self
     }
 
@@ -368,6 +378,10 @@ impl Handler for Script {
             self.closed.push_back(closed.clone());
             (self.hooks.closed)(cx, &closed);
         }
+    }
+
+    fn on_health_check(&mut self, conn: &mut Conn<'_>, session: &mut Session) {
+        (self.hooks.health_check)(conn, session);
     }
 
     fn on_alarm(&mut self, cx: &mut Context<'_>, alarm: AlarmId) {
