@@ -1,0 +1,124 @@
+#!/usr/bin/env python3
+"""Requests per CPU-second of the `http` example, as a ratio to nginx with one worker.
+
+As in compare.py, both run in every round, pinned to the same core, and the ratio is taken within the
+round. Both answer `GET /` with 13 bytes of text from memory; the sizes of the whole replies must lie
+within 5 % of each other. The load is `wrk -t1`.
+"""
+
+import argparse
+import re
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from harness import LOAD_CORE, SERVER_CORE, BenchError, Server, prepare
+
+EXAMPLE = "target/release/examples/http --listen {addr} --max-requests off"
+START_TIMEOUT_S = 10
+
+NGINX = """
+daemon off;
+master_process off;
+pid {directory}/pid;
+error_log stderr crit;
+events {{ worker_connections 4096; }}
+http {{
+    access_log off;
+    keepalive_requests 1000000000;
+    default_type text/plain;
+    server {{
+        listen 127.0.0.1:{port} backlog=4096;
+        location / {{ return 200 "Hello, World!"; }}
+    }}
+}}
+"""
+
+
+class Nginx(Server):
+    """nginx in one process, so that its CPU time is that of the process."""
+
+    def __init__(self):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.directory = tempfile.TemporaryDirectory()
+        settings = Path(self.directory.name) / "nginx.conf"
+        settings.write_text(NGINX.format(directory=self.directory.name, port=self.port))
+        # The base class wants a place for an address; nginx has its own in the settings.
+        super().__init__(f"nginx -c {settings} -p {self.directory.name} -g '#{{addr}}'")
+        self.arguments = ["taskset", "-c", SERVER_CORE, "nginx", "-c", settings]
+        self.arguments += ["-p", self.directory.name]
+
+    def _listening_address(self):
+        give_up = time.monotonic() + START_TIMEOUT_S
+        while time.monotonic() < give_up:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
+                    return f"127.0.0.1:{self.port}"
+            time.sleep(0.01)
+        raise BenchError("nginx does not listen")
+
+
+def main():
+    options = parse_options()
+    prepare()
+    servers = {"nginx": Nginx, "http": lambda: Server(options.server)}
+    sizes = {name: reply_size(server) for name, server in servers.items()}
+    print("bytes of a reply:", ", ".join(f"{name} {size}" for name, size in sizes.items()))
+    if abs(sizes["http"] - sizes["nginx"]) > 0.05 * sizes["nginx"]:
+        raise BenchError("the replies are not of a size")
+    ratios = []
+    for number in range(options.rounds):
+        order = list(servers) if number % 2 == 0 else list(reversed(servers))
+        rates = {name: measure(servers[name], options) for name in order}
+        ratios.append(rates["http"] / rates["nginx"])
+        shown = ", ".join(f"{name} {rate:,.0f}" for name, rate in sorted(rates.items()))
+        print(f"round {number + 1}: {shown} requests per CPU-second, ratio {ratios[-1]:.3f}")
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    print(f"http / nginx: {middle:.3f} [{low:.3f}, {high:.3f}]")
+
+
+def parse_options():
+    parser = argparse.ArgumentParser(description="Compares the http example with nginx.")
+    parser.add_argument("--server", default=EXAMPLE, metavar="COMMAND")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--seconds", type=float, default=2)
+    parser.add_argument("--connections", type=int, default=64)
+    return parser.parse_args()
+
+
+def reply_size(server):
+    with server() as running:
+        host, port = running.address.split(":")
+        with socket.create_connection((host, int(port))) as peer:
+            peer.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+            reply = b""
+            while not reply.endswith(b"Hello, World!"):
+                reply += peer.recv(4096)
+    return len(reply)
+
+
+def measure(server, options):
+    """Requests per second of CPU time that the server used."""
+    with server() as running:
+        wrk = ["taskset", "-c", LOAD_CORE, "wrk", "-t1", f"-c{options.connections}"]
+        wrk += [f"-d{options.seconds:g}s", f"http://{running.address}/"]
+        before_ns = running.settle()
+        output = subprocess.run(wrk, check=True, capture_output=True, text=True).stdout
+        used_ns = running.settle() - before_ns
+    served = re.search(r"^\s*(\d+) requests in", output, re.MULTILINE)
+    if not served or "Non-2xx" in output or "Socket errors" in output:
+        raise BenchError(output)
+    return int(served[1]) * 1e9 / used_ns
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except BenchError as error:
+        sys.exit(f"{Path(__file__).name}: {error}")
