@@ -120,6 +120,10 @@ impl<H: Handler> Watched<H> {
         Self { inner, net, machine, timeouts, lives: BTreeMap::new(), closed: VecDeque::new() }
     }
 
+    pub(super) const fn timeouts(&self) -> &Timeouts {
+        &self.timeouts
+    }
+
     /// Sessions that were entered and not left.
     pub(super) fn sessions(&self) -> usize {
         self.lives.len()
