@@ -93,9 +93,7 @@ fn circle(sim: &mut Sim) {
     let mut dice = Dice::new(sim.seed());
     let at = |index: u64| -> Address { format!("10.0.0.{}:7", index % 3 + 1).parse().unwrap() };
     let servers: Vec<_> = (0..3)
-        .map(|index| {
-            sim.serve(&at(index).to_string(), Config::default(), Keeper::new(at(index + 1)))
-        })
+        .map(|index| sim.serve(at(index), Config::default(), Keeper::new(at(index + 1))))
         .collect();
     let (a, b) = (servers[0].ip(), servers[1].ip());
     for round in 0..6 {

@@ -213,6 +213,31 @@ impl Faults {
         stall: 0,
     };
 
+    /// Every rate with its name.
+    pub(super) const fn rates(&self) -> [(&'static str, u16); 19] {
+        [
+            ("short_read", self.short_read),
+            ("short_write", self.short_write),
+            ("interrupted", self.interrupted),
+            ("would_block", self.would_block),
+            ("accept_error", self.accept_error),
+            ("stream_error", self.stream_error),
+            ("other_error", self.other_error),
+            ("spurious_event", self.spurious_event),
+            ("split_event", self.split_event),
+            ("missing_hint", self.missing_hint),
+            ("reordered", self.reordered),
+            ("full_batch", self.full_batch),
+            ("small_batch", self.small_batch),
+            ("late", self.late),
+            ("clock_jump", self.clock_jump),
+            ("clock_back", self.clock_back),
+            ("clock_freeze", self.clock_freeze),
+            ("panic", self.panic),
+            ("stall", self.stall),
+        ]
+    }
+
     /// About half of the faults, each at a rate of its own: what finds more than all of them at
     /// once (Groce et al., "Swarm Testing", ISSTA 2012).
     pub(super) fn random(random: &mut Random) -> Self {

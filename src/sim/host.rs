@@ -11,6 +11,7 @@ use std::time::Duration;
 use bytes::BytesMut;
 
 use super::fault::{self, Call};
+use super::history::Outcome;
 use super::net::{BOTH, Holder, Net, Notice, Personality, Socket};
 use crate::address::Address;
 use crate::backend::{Backend, Event, Events, Readiness, Token, Wake};
@@ -103,11 +104,17 @@ impl Host {
         Arc::clone(&self.woken)
     }
 
-    fn enter(&self, call: Call) -> io::Result<()> {
-        match self.net.borrow_mut().enter(self.machine, call) {
+    fn enter(&self, call: Call, socket: Option<Socket>) -> io::Result<()> {
+        match self.net.borrow_mut().enter(self.machine, call, socket) {
             Some(errno) => Err(io::Error::from_raw_os_error(errno)),
             None => Ok(()),
         }
+    }
+
+    /// Notes that the latest call fails by itself.
+    fn fail<T>(&self, net: &mut Net, call: Call, errno: i32) -> io::Result<T> {
+        net.record_call(self.machine, call, None, Outcome::Failed(errno));
+        Err(io::Error::from_raw_os_error(errno))
     }
 
     fn adopt_socket(&self, socket: Socket, fd: u32) -> HostStream {
@@ -117,16 +124,16 @@ impl Host {
     }
 
     /// The end of a read or write: what failed, and what that leaves behind.
-    fn transfer<T>(
+    fn transfer(
         &self,
         call: Call,
         stream: &HostStream,
         ready: Readiness,
-        transfer: impl FnOnce(&mut Net) -> Result<T, i32>,
-    ) -> io::Result<T> {
+        transfer: impl FnOnce(&mut Net) -> Result<usize, i32>,
+    ) -> io::Result<usize> {
         let net = &mut *self.net.borrow_mut();
         let notice = Notice::Socket(stream.socket);
-        let result = match net.enter(self.machine, call) {
+        let result = match net.enter(self.machine, call, Some(stream.socket)) {
             Some(libc::EAGAIN) => {
                 net.arm(stream.socket, ready);
                 net.notify_later(notice, ready);
@@ -138,7 +145,15 @@ impl Host {
                 }
                 Err(errno)
             }
-            None => transfer(net),
+            None => {
+                let result = transfer(net);
+                let outcome = match result {
+                    Ok(count) => Outcome::Count(count),
+                    Err(errno) => Outcome::Failed(errno),
+                };
+                net.record_call(self.machine, call, Some(stream.socket), outcome);
+                result
+            }
         };
         result.map_err(|errno| {
             if errno == libc::EAGAIN {
@@ -154,7 +169,7 @@ impl Host {
         self.transfer(Call::Write, stream, Readiness::WRITABLE, |net| {
             let total: usize = slices.iter().map(|slice| slice.len()).sum();
             let mut max = usize::MAX;
-            if total > 1 && net.chance(machine, |faults| faults.short_write) {
+            if total > 1 && net.befalls(machine, "short_write", |it| it.short_write) {
                 max = 1 + net.random.below(total as u64 - 1) as usize;
             }
             let taken = net.write(socket, slices, max)?;
@@ -220,7 +235,7 @@ impl Host {
         let tokens = net.tokens(self.machine);
         while count > 0 && list.len() < most {
             count -= 1;
-            let Some(token) = net.random.pick(&tokens).copied() else { return };
+            let Some(token) = net.random.choose(&tokens).copied() else { return };
             let ready = match net.random.below(3) {
                 0 => Readiness::READABLE,
                 1 => Readiness::WRITABLE,
@@ -254,7 +269,7 @@ impl Backend for Host {
 
     fn wait(&mut self, events: &mut Events, timeout: Option<Duration>) -> io::Result<()> {
         events.clear();
-        let interrupted = self.enter(Call::Wait);
+        let interrupted = self.enter(Call::Wait, None);
         let net = &mut *self.net.borrow_mut();
         let now = net.now;
         net.machines[self.machine].resumed = false;
@@ -276,6 +291,7 @@ impl Backend for Host {
         }
         if !list.is_empty() {
             net.machines[self.machine].progress += 1;
+            net.record_call(self.machine, Call::Wait, None, Outcome::Count(list.len()));
         }
         for event in list {
             net.note(0x21, event.token.to_bits() ^ u64::from(event.ready.to_bits()));
@@ -310,7 +326,9 @@ impl Backend for Host {
         if net.listeners.iter().any(|(_, listener)| listener.address == address) {
             return Err(io::Error::from_raw_os_error(libc::EADDRINUSE));
         }
-        let fd = net.take_fd(self.machine).ok_or_else(no_descriptor)?;
+        let Some(fd) = net.take_fd(self.machine) else {
+            return Err(io::Error::from_raw_os_error(libc::EMFILE));
+        };
         let index = net.listen(holder, address, listen.backlog as usize, Some(fd));
         Ok(HostListener { net: Rc::clone(&self.net), index })
     }
@@ -330,8 +348,9 @@ impl Backend for Host {
     }
 
     fn reregister_listener(&mut self, listener: &mut HostListener, token: Token) -> io::Result<()> {
-        self.enter(Call::Reregister)?;
+        self.enter(Call::Reregister, None)?;
         let net = &mut *self.net.borrow_mut();
+        net.record_call(self.machine, Call::Reregister, None, Outcome::Done);
         net.listeners[listener.index].token = Some(token);
         net.arm_listener(listener.index);
         if !net.listeners[listener.index].queue.is_empty() {
@@ -341,7 +360,7 @@ impl Backend for Host {
     }
 
     fn accept(&mut self, listener: &mut HostListener) -> io::Result<(HostStream, Address)> {
-        if let Err(error) = self.enter(Call::Accept) {
+        if let Err(error) = self.enter(Call::Accept, None) {
             let net = &mut *self.net.borrow_mut();
             match error.raw_os_error() {
                 Some(libc::EAGAIN) => {
@@ -361,54 +380,73 @@ impl Backend for Host {
         let mut net = self.net.borrow_mut();
         if net.listeners[listener.index].queue.is_empty() {
             net.arm_listener(listener.index);
-            return Err(io::ErrorKind::WouldBlock.into());
+            return self.fail(&mut net, Call::Accept, libc::EAGAIN);
         }
-        let fd = net.take_fd(self.machine).ok_or_else(no_descriptor)?;
+        let Some(fd) = net.take_fd(self.machine) else {
+            return self.fail(&mut net, Call::Accept, libc::EMFILE);
+        };
         let socket = net.take_waiting(listener.index).ok_or(io::ErrorKind::WouldBlock)?;
+        net.record_call(self.machine, Call::Accept, Some(socket), Outcome::Done);
         let peer = net.address(socket.far());
         drop(net);
         Ok((self.adopt_socket(socket, fd), peer))
     }
 
     fn connect(&mut self, address: &Address, options: &SocketOptions) -> io::Result<HostStream> {
-        self.enter(Call::Connect)?;
+        self.enter(Call::Connect, None)?;
         let mut net = self.net.borrow_mut();
-        let fd = net.take_fd(self.machine).ok_or_else(no_descriptor)?;
+        let Some(fd) = net.take_fd(self.machine) else {
+            return self.fail(&mut net, Call::Connect, libc::EMFILE);
+        };
         let holder = Holder::Host(self.machine);
         let from = net.port_of(holder);
         let socket = net.dial(holder, from, address);
+        net.record_call(self.machine, Call::Connect, Some(socket), Outcome::Done);
         net.set_user_timeout(socket, options.user_timeout);
         drop(net);
         Ok(self.adopt_socket(socket, fd))
     }
 
     fn register(&mut self, stream: &mut HostStream, token: Token) -> io::Result<()> {
-        self.enter(Call::Register)?;
-        self.net.borrow_mut().register(stream.socket, token, stream.fd);
+        self.enter(Call::Register, Some(stream.socket))?;
+        let net = &mut *self.net.borrow_mut();
+        net.register(stream.socket, token, stream.fd);
+        net.record_call(self.machine, Call::Register, Some(stream.socket), Outcome::Done);
         Ok(())
     }
 
     fn is_connected(&mut self, stream: &mut HostStream) -> io::Result<bool> {
-        if let Err(error) = self.enter(Call::IsConnected) {
+        if let Err(error) = self.enter(Call::IsConnected, Some(stream.socket)) {
             self.net.borrow_mut().kill(stream.socket);
             return Err(error);
         }
         let net = &mut *self.net.borrow_mut();
-        let connected = net.is_connected(stream.socket).map_err(io::Error::from_raw_os_error);
+        let connected = net.is_connected(stream.socket);
+        let outcome = match connected {
+            Ok(true) => Outcome::Done,
+            Ok(false) => Outcome::Failed(libc::EAGAIN),
+            Err(errno) => Outcome::Failed(errno),
+        };
+        net.record_call(self.machine, Call::IsConnected, Some(stream.socket), outcome);
         if matches!(connected, Ok(false)) {
             net.arm(stream.socket, BOTH);
         }
-        connected
+        connected.map_err(io::Error::from_raw_os_error)
     }
 
     fn local_addr(&mut self, stream: &HostStream) -> io::Result<Address> {
-        self.enter(Call::LocalAddr)?;
-        Ok(self.net.borrow().address(stream.socket))
+        self.enter(Call::LocalAddr, Some(stream.socket))?;
+        let net = &mut *self.net.borrow_mut();
+        net.record_call(self.machine, Call::LocalAddr, Some(stream.socket), Outcome::Done);
+        Ok(net.address(stream.socket))
     }
 
     fn take_error(&mut self, stream: &mut HostStream) -> io::Result<Option<io::Error>> {
-        self.enter(Call::TakeError)?;
-        let errno = self.net.borrow_mut().take_error(stream.socket);
+        self.enter(Call::TakeError, Some(stream.socket))?;
+        let net = &mut *self.net.borrow_mut();
+        let errno = net.take_error(stream.socket);
+        let outcome = errno.map_or(Outcome::Done, Outcome::Found);
+        net.record_call(self.machine, Call::TakeError, Some(stream.socket), outcome);
         Ok(errno.map(io::Error::from_raw_os_error))
     }
 
@@ -424,7 +462,7 @@ impl Backend for Host {
         self.transfer(Call::Read, stream, Readiness::READABLE, |net| {
             let there = net.readable(socket).min(max);
             let mut most = max;
-            if there > 1 && net.chance(machine, |faults| faults.short_read) {
+            if there > 1 && net.befalls(machine, "short_read", |it| it.short_read) {
                 most = 1 + net.random.below(there as u64 - 1) as usize;
             }
             let bytes = net.read(socket, most)?;
@@ -455,8 +493,12 @@ impl Backend for Host {
     }
 
     fn finish(&mut self, stream: &mut HostStream) -> io::Result<()> {
-        self.enter(Call::Finish)?;
-        self.net.borrow_mut().finish(stream.socket).map_err(io::Error::from_raw_os_error)
+        self.enter(Call::Finish, Some(stream.socket))?;
+        let net = &mut *self.net.borrow_mut();
+        let finished = net.finish(stream.socket);
+        let outcome = finished.map_or_else(Outcome::Failed, |()| Outcome::Done);
+        net.record_call(self.machine, Call::Finish, Some(stream.socket), outcome);
+        finished.map_err(io::Error::from_raw_os_error)
     }
 
     fn close(&mut self, mut stream: HostStream, reset: bool) {
@@ -469,8 +511,9 @@ impl Backend for Host {
     }
 
     fn resolve(&mut self, host: &str, port: u16, token: Token) -> io::Result<()> {
-        self.enter(Call::Resolve)?;
+        self.enter(Call::Resolve, None)?;
         let net = &mut *self.net.borrow_mut();
+        net.record_call(self.machine, Call::Resolve, None, Outcome::Done);
         let (answer, after) = match net.names.get(host) {
             Some(name) => (name.answer.clone(), name.after),
             None => (Err(libc::EADDRNOTAVAIL), Some(LOOKUP)),
@@ -506,8 +549,4 @@ pub(super) fn end_of_wait(now: Instant, timeout: Option<Duration>) -> Instant {
         }
         None => Instant::FAR_FUTURE,
     }
-}
-
-fn no_descriptor() -> io::Error {
-    io::Error::from_raw_os_error(libc::EMFILE)
 }

@@ -69,10 +69,13 @@
 //! them again with growing pauses. Keepalive probes, urgent data and Nagle's algorithm are left
 //! out.
 
+pub mod errno;
 mod fault;
+mod history;
 mod host;
 mod net;
 mod peer;
+mod place;
 mod random;
 mod run;
 mod server;
@@ -82,18 +85,21 @@ use std::cell::RefCell;
 use std::fmt;
 use std::net::IpAddr;
 use std::rc::Rc;
+use std::thread;
 use std::time::Duration;
 
 pub use self::fault::{Call, Faults};
+use self::history::{Deed, Place};
 pub use self::host::{Host, HostListener, HostStream};
 pub use self::net::{End, Link, Personality};
 use self::net::{Holder, Name, Net};
 pub use self::peer::{Door, Peer};
+pub use self::place::{ToAddress, ToIp};
+pub use self::random::Random;
 pub use self::run::{Summary, swarm, torture};
 pub use self::server::Server;
 use self::server::{Node, Turns};
 pub use self::watch::Watched;
-use crate::address::Address;
 use crate::config::Config;
 use crate::handler::Handler;
 use crate::reactor::Reactor;
@@ -125,6 +131,8 @@ pub struct Sim {
     faults: Faults,
     turns: u64,
     steps_at_once: u64,
+    /// Generators given to the script.
+    forks: u64,
 }
 
 impl fmt::Debug for Sim {
@@ -149,12 +157,32 @@ impl Sim {
             faults: Faults::NONE,
             turns: 0,
             steps_at_once: 0,
+            forks: 0,
         }
     }
 
     /// The seed it was made from.
     pub const fn seed(&self) -> u64 {
         self.seed
+    }
+
+    /// Numbers for the script: they follow from the seed, and drawing them changes nothing of what
+    /// the world draws for itself. Each call gives a generator of its own, with other numbers.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use wheelhouse::sim::Sim;
+    ///
+    /// let mut sim = Sim::new(7);
+    /// let mut random = sim.random();
+    /// sim.advance(Duration::from_millis(random.below(1_000)));
+    /// let verb = *random.pick(&["GET", "SET"]);
+    /// assert_eq!(Sim::new(7).random().below(1_000), sim.now().as_nanos() / 1_000_000);
+    /// # let _ = verb;
+    /// ```
+    pub const fn random(&mut self) -> Random {
+        self.forks += 1;
+        Random::forked(self.seed, self.forks)
     }
 
     /// The kind of readiness that hosts made from here on report; [`Personality::Epoll`] at first.
@@ -168,8 +196,9 @@ impl Sim {
     /// # Panics
     ///
     /// If `ip` is no IP address.
-    pub fn host(&mut self, ip: &str) -> Host {
-        let ip = ip.parse().expect("an IP address");
+    #[track_caller]
+    pub fn host(&mut self, ip: impl ToIp) -> Host {
+        let ip = ip.to_ip();
         let mut net = self.net.borrow_mut();
         let machine = net.add_machine(ip, self.personality);
         net.machines[machine].faults = self.faults;
@@ -181,18 +210,25 @@ impl Sim {
     ///
     /// # Panics
     ///
-    /// If `address` is no IP address with a port, or something listens there.
+    /// If `address` is no IP address with a port, something listens there, or the configuration is
+    /// refused.
+    #[track_caller]
     pub fn serve<H: Handler + 'static>(
         &mut self,
-        address: &str,
+        address: impl ToAddress,
         config: Config,
         handler: H,
     ) -> Server<H> {
-        let address: Address = address.parse().expect("an IP address and a port");
-        let ip = address.ip().expect("an IP address and a port").ip();
-        self.spawn(&ip.to_string(), config, handler, |reactor| {
-            reactor.listen(address).expect("the address is free");
-        })
+        let address = address.to_address();
+        let Some(addr) = address.ip() else { panic!("{address} is no IP address with a port") };
+        let mut listening = Ok(());
+        let server = self.spawn(addr.ip(), config, handler, |reactor| {
+            listening = reactor.listen(address).map(drop);
+        });
+        if let Err(error) = listening {
+            panic!("{error}");
+        }
+        server
     }
 
     /// A machine at `ip` with a reactor that the world turns. `set_up` may let it listen and dial.
@@ -200,9 +236,10 @@ impl Sim {
     /// # Panics
     ///
     /// If `ip` is no IP address, or the configuration is refused.
+    #[track_caller]
     pub fn spawn<H: Handler + 'static>(
         &mut self,
-        ip: &str,
+        ip: impl ToIp,
         config: Config,
         handler: H,
         set_up: impl FnOnce(&mut Reactor<Watched<H>, Host>),
@@ -212,7 +249,10 @@ impl Sim {
         let woken = host.woken();
         let timeouts = config.timeouts.clone();
         let handler = Watched::new(handler, &self.net, machine, timeouts);
-        let mut reactor = Reactor::with_backend(config, host).expect("the configuration is right");
+        let mut reactor = match Reactor::with_backend(config, host) {
+            Ok(reactor) => reactor,
+            Err(error) => panic!("{error}"),
+        };
         set_up(&mut reactor);
         let node = Rc::new(RefCell::new(Node::new(reactor, handler, machine, woken)));
         self.nodes.push(Rc::clone(&node) as Rc<RefCell<dyn Turns>>);
@@ -220,30 +260,43 @@ impl Sim {
     }
 
     /// A peer that dials `server`.
-    pub fn connect(&mut self, server: impl Into<Address>) -> Peer {
+    #[track_caller]
+    pub fn connect(&mut self, server: impl ToAddress) -> Peer {
+        let server = server.to_address();
         let mut net = self.net.borrow_mut();
         let from = net.port_of(Holder::Peer);
-        let socket = net.dial(Holder::Peer, from, &server.into());
+        let socket = net.dial(Holder::Peer, from, &server);
         drop(net);
         Peer::new(&self.net, socket)
     }
 
     /// A peer that dials `server` from an address of its own.
-    pub fn connect_from(&mut self, from: impl Into<Address>, server: impl Into<Address>) -> Peer {
-        let socket = self.net.borrow_mut().dial(Holder::Peer, from.into(), &server.into());
+    #[track_caller]
+    pub fn connect_from(&mut self, from: impl ToAddress, server: impl ToAddress) -> Peer {
+        let (from, server) = (from.to_address(), server.to_address());
+        let socket = self.net.borrow_mut().dial(Holder::Peer, from, &server);
         Peer::new(&self.net, socket)
     }
 
     /// A peer that dials `server` and has a receive buffer of `window` bytes.
-    pub fn connect_with_window(&mut self, server: impl Into<Address>, window: usize) -> Peer {
+    #[track_caller]
+    pub fn connect_with_window(&mut self, server: impl ToAddress, window: usize) -> Peer {
         let peer = self.connect(server);
         peer.set_window(window);
         peer
     }
 
     /// A place at `address` where reactors find somebody to dial, with a backlog of so many.
-    pub fn open(&mut self, address: impl Into<Address>, backlog: usize) -> Door {
-        Door::new(&self.net, address.into(), backlog)
+    ///
+    /// # Panics
+    ///
+    /// If somebody listens there.
+    #[track_caller]
+    pub fn open(&mut self, address: impl ToAddress, backlog: usize) -> Door {
+        let address = address.to_address();
+        let taken = self.net.borrow().listeners.iter().any(|(_, it)| it.address == address);
+        assert!(!taken, "somebody listens on {address}");
+        Door::new(&self.net, address, backlog)
     }
 
     /// The address of peers: who dials it where no [`Door`] is open is refused. Whoever dials an
@@ -258,7 +311,9 @@ impl Sim {
     }
 
     /// How connections between two machines made from here on reach each other.
-    pub fn set_link_between(&mut self, a: IpAddr, b: IpAddr, link: Link) {
+    #[track_caller]
+    pub fn set_link_between(&mut self, a: impl ToIp, b: impl ToIp, link: Link) {
+        let (a, b) = (a.to_ip(), b.to_ip());
         self.net.borrow_mut().set_link(a, b, link);
     }
 
@@ -270,8 +325,18 @@ impl Sim {
 
     /// What a look-up of `name` finds, and how long it takes. Addresses with port 0 get the port
     /// that is dialled.
-    pub fn set_name(&mut self, name: &str, addresses: Vec<Address>, after: Duration) {
-        let name_of = Name { answer: Ok(addresses), after: Some(after) };
+    #[track_caller]
+    pub fn set_name(
+        &mut self,
+        name: &str,
+        addresses: impl IntoIterator<Item = impl ToAddress>,
+        after: Duration,
+    ) {
+        let mut answer = Vec::new();
+        for address in addresses {
+            answer.push(address.to_address());
+        }
+        let name_of = Name { answer: Ok(answer), after: Some(after) };
         self.net.borrow_mut().names.insert(name.into(), name_of);
     }
 
@@ -300,19 +365,47 @@ impl Sim {
         self.faults
     }
 
-    /// Lets the call of this kind fail with `errno` that comes after `after` others.
+    /// Lets one call of this kind fail with `errno`: the one that comes after `after` others.
+    ///
+    /// Counted are all calls of that kind, by the reactors of all hosts together, from now on. Those
+    /// that would have blocked count too, as do those that fail: a reactor accepts until there is
+    /// nobody left, and reads on an event that had nothing for it. To aim at one host, use
+    /// [`Server::fail`]. [`errno`] has names for the numbers.
+    ///
+    /// Each order is for one call. What is left of them when the test is over has tested nothing,
+    /// and [`assert_clean`](Sim::assert_clean) complains of it.
     pub fn fail(&mut self, call: Call, after: u64, errno: i32) {
-        self.net.borrow_mut().fail(call, after, errno);
+        self.net.borrow_mut().fail(None, call, after, errno);
+    }
+
+    /// How many ordered failures ([`fail`](Sim::fail), [`Server::fail`]) have not come yet.
+    pub fn failures_left(&self) -> usize {
+        self.net.borrow().unspent().len()
+    }
+
+    /// Lets callbacks panic: without this a panic in a handler that the world did not
+    /// [inject](Faults::panic) fails the run at the end of its turn, and so does a reactor that
+    /// fails. For tests of what a panic leaves behind.
+    pub fn allow_panics(&mut self) {
+        self.net.borrow_mut().panics_allowed = true;
     }
 
     /// Holds back whatever two machines send each other, until [`repair`](Sim::repair).
-    pub fn partition(&mut self, a: IpAddr, b: IpAddr) {
-        self.net.borrow_mut().set_cut(a, b, true);
+    #[track_caller]
+    pub fn partition(&mut self, a: impl ToIp, b: impl ToIp) {
+        let (a, b) = (a.to_ip(), b.to_ip());
+        let net = &mut *self.net.borrow_mut();
+        net.record(Place::World, Deed::Partition(a, b));
+        net.set_cut(a, b, true);
     }
 
     /// Ends a [`partition`](Sim::partition): what was held back arrives when it is sent again.
-    pub fn repair(&mut self, a: IpAddr, b: IpAddr) {
-        self.net.borrow_mut().set_cut(a, b, false);
+    #[track_caller]
+    pub fn repair(&mut self, a: impl ToIp, b: impl ToIp) {
+        let (a, b) = (a.to_ip(), b.to_ip());
+        let net = &mut *self.net.borrow_mut();
+        net.record(Place::World, Deed::Repair(a, b));
+        net.set_cut(a, b, false);
     }
 
     /// Lets every host's clock jump ahead, as after a suspension.
@@ -356,6 +449,7 @@ impl Sim {
     }
 
     /// Lets so much time pass, and everything happen in it.
+    #[track_caller]
     pub fn advance(&mut self, duration: Duration) {
         let until = self.now() + duration;
         while self.step_until(until) {}
@@ -365,6 +459,7 @@ impl Sim {
     /// Lets everything happen that is on its way: until nothing travels, and every reactor waits
     /// for something that is not. Deadlines and what a script does later are left to
     /// [`advance`](Sim::advance).
+    #[track_caller]
     pub fn settle(&mut self) {
         loop {
             let next = {
@@ -382,6 +477,7 @@ impl Sim {
     }
 
     /// Lets the next thing happen, and time pass until then. Returns whether there was one.
+    #[track_caller]
     pub fn step(&mut self) -> bool {
         self.step_until(Instant::FAR_FUTURE)
     }
@@ -406,6 +502,7 @@ impl Sim {
         self.net.borrow().trace_hash()
     }
 
+    #[track_caller]
     fn step_until(&mut self, until: Instant) -> bool {
         let now = self.now();
         self.net.borrow_mut().run_until(now);
@@ -438,6 +535,7 @@ impl Sim {
         node.wakes_at(&net).is_some_and(|at| at <= net.now)
     }
 
+    #[track_caller]
     fn turn(&mut self, index: usize) {
         self.turns += 1;
         let mut node = self.nodes[index].borrow_mut();
@@ -447,8 +545,14 @@ impl Sim {
         drop(node);
         let broken = self.net.borrow().broken.clone();
         if let Some(what) = broken.or_else(|| checked.err()) {
-            panic!("at {:?}, seed {:#x}: {what}", self.now(), self.seed);
+            self.complain(&what);
         }
+    }
+
+    /// Something that must hold does not.
+    #[track_caller]
+    fn complain(&self, what: &str) -> ! {
+        panic!("at {:?}, seed {:#x}: {what}", self.now(), self.seed)
     }
 
     /// What befalls whole machines.
@@ -459,18 +563,20 @@ impl Sim {
         let net = &mut *self.net.borrow_mut();
         let now = net.now;
         for index in 0..net.machines.len() {
-            if net.chance(index, |faults| faults.late) {
+            if net.befalls(index, "late", |faults| faults.late) {
                 let late = net.random.below(fault::LATE_MAX.as_nanos() as u64);
-                net.machines[index].asleep_until = now + Duration::from_nanos(late);
+                let until = now + Duration::from_nanos(late);
+                net.machines[index].asleep_until = until;
+                net.disturb(index, until);
             }
-            if net.chance(index, |faults| faults.clock_jump) {
+            if net.befalls(index, "clock_jump", |faults| faults.clock_jump) {
                 net.jump(index, fault::JUMP);
             }
-            if net.chance(index, |faults| faults.clock_back) {
+            if net.befalls(index, "clock_back", |faults| faults.clock_back) {
                 let by = net.random.below(fault::BACK_MAX.as_nanos() as u64);
                 net.set_back(index, Duration::from_nanos(by));
             }
-            if net.chance(index, |faults| faults.clock_freeze) {
+            if net.befalls(index, "clock_freeze", |faults| faults.clock_freeze) {
                 let pause = net.random.below(fault::FREEZE_MAX.as_nanos() as u64);
                 let until = now + Duration::from_nanos(pause);
                 net.machines[index].frozen.get_or_insert((now, until));
@@ -481,40 +587,106 @@ impl Sim {
 
 /// Ends.
 impl Sim {
-    /// Checks that nothing is left behind: no connection, session, stream, buffer or deadline, and no
-    /// descriptor but those of listeners.
+    /// Checks that nothing is left behind: no connection, session, stream, buffer or deadline, no
+    /// descriptor but those of listeners, and no [failure](Sim::fail) that was ordered and never
+    /// came.
     ///
     /// # Panics
     ///
     /// If something is.
+    #[track_caller]
     pub fn assert_clean(&self) {
         for node in &self.nodes {
-            if let Err(what) = node.borrow().check_clean(&self.net) {
-                panic!("at {:?}, seed {:#x}: {what}", self.now(), self.seed);
+            let checked = node.borrow().check_clean(&self.net);
+            if let Err(mut what) = checked {
+                let mut node = node.borrow_mut();
+                if node.connections() > 0 {
+                    what = format!("{what}; there is {}", node.describe(&self.net));
+                }
+                drop(node);
+                self.complain(&what);
             }
+        }
+        let net = self.net.borrow();
+        let unspent = net.unspent().first().map(|scripted| net.describe_scripted(scripted));
+        drop(net);
+        if let Some(what) = unspent {
+            self.complain(&format!("a failure that was ordered never came: {what}"));
         }
     }
 
     /// Lets nothing go wrong any more and everything end: time passes until every connection has.
-    /// Peers that are held live on if their reactors let them.
+    /// Peers that are held live on if their reactors let them. What was ordered to
+    /// [fail](Sim::fail) and has not is forgotten.
     ///
     /// # Panics
     ///
     /// If a connection is still there after two hours.
+    #[track_caller]
     pub fn converge(&mut self) {
         self.set_faults(Faults::NONE);
-        self.net.borrow_mut().clear_scripted();
+        let mut net = self.net.borrow_mut();
+        net.clear_scripted();
+        net.record(Place::World, Deed::Converge);
+        drop(net);
         let until = self.now() + CONVERGENCE;
         while let Some(node) = self.nodes.iter().find(|node| node.borrow().connections() > 0) {
             let node = Rc::clone(node);
             if !self.step_until(until) {
-                let which = node.borrow().describe();
-                panic!("at {:?}, seed {:#x}: does not end: {which}", self.now(), self.seed);
+                let which = node.borrow_mut().describe(&self.net);
+                self.complain(&format!("something does not end: there is {which}"));
             }
         }
     }
 
+    /// What happened last, a line for each event: calls and what came of them, arrivals, callbacks,
+    /// what peers did, faults. A run that fails prints it by itself, and with the variable
+    /// `SIM_TRACE=1` every event is printed as it happens.
+    pub fn history(&self) -> String {
+        self.net.borrow().history.to_string()
+    }
+
     fn tally(&self) -> net::Tally {
         self.net.borrow().tally.clone()
+    }
+
+    /// What kind of world this is, and what happened in it last.
+    fn describe(&self, net: &Net) -> String {
+        let Link { latency, jitter, bandwidth, segment } = net.link;
+        let bandwidth =
+            bandwidth.map_or_else(|| "any bandwidth".into(), |rate| format!("{rate} B/s"));
+        let net::Buffers { send, receive } = net.buffers;
+        let rates: Vec<_> = self
+            .faults
+            .rates()
+            .into_iter()
+            .filter(|(_, rate)| *rate > 0)
+            .map(|(name, rate)| format!("{name} {rate}"))
+            .collect();
+        let rates = if rates.is_empty() { "none".into() } else { rates.join(", ") };
+        format!(
+            "The world at {now:?}, seed {seed:#x}:\n\
+             personality: {personality:?}\n\
+             link: latency {latency:?}, jitter {jitter:?}, {bandwidth}, segments of {segment} B\n\
+             buffers: {send} B to send, {receive} B to receive\n\
+             faults in a thousand: {rates}\n\
+             what happened last:\n{history}",
+            now = net.now,
+            seed = self.seed,
+            personality = self.personality,
+            history = net.history,
+        )
+    }
+}
+
+/// A world that ends because a test fails says what it was like.
+impl Drop for Sim {
+    #[expect(clippy::print_stderr, reason = "for whoever reads the output of a failing test")]
+    fn drop(&mut self) {
+        if thread::panicking()
+            && let Ok(net) = self.net.try_borrow()
+        {
+            eprintln!("{}", self.describe(&net));
+        }
     }
 }

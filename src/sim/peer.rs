@@ -1,16 +1,20 @@
 //! The far ends of connections, played by a script.
 
 use std::cell::RefCell;
+use std::fmt;
 use std::rc::Rc;
+use std::thread;
 use std::time::Duration;
 
+use super::history::Deed;
 use super::net::{Appetite, End, Holder, Net, Socket};
 use crate::address::Address;
 
 /// Somebody who talks to a reactor: the far end of one connection, played by the test.
 ///
-/// By default it reads whatever comes. Dropping its last clone closes the connection, as a process
-/// that ends does.
+/// By default it reads whatever comes. Dropping its last clone [closes](Peer::close) the connection,
+/// as a process that ends does; so a peer that is to stay must be kept, `let _ = sim.connect(..)`
+/// hangs up at once, and `let _peer = sim.connect(..)` does not.
 ///
 /// ```
 /// use std::time::Duration;
@@ -38,6 +42,7 @@ use crate::address::Address;
 /// assert_eq!(peer.closed(), Some(End::Fin));
 /// ```
 #[derive(Clone, Debug)]
+#[must_use = "a peer that is dropped closes its connection"]
 pub struct Peer {
     inner: Rc<Inner>,
 }
@@ -52,7 +57,10 @@ impl Drop for Inner {
     fn drop(&mut self) {
         // A test that fails may unwind through a call on the network.
         if let Ok(mut net) = self.net.try_borrow_mut() {
+            // And what it closes then is none of what led to the failure.
+            net.history.ignored = thread::panicking();
             net.close(self.socket, false);
+            net.history.ignored = false;
         }
     }
 }
@@ -75,7 +83,10 @@ impl Peer {
     /// far end is gone.
     pub fn offer(&self, bytes: &[u8]) -> Option<usize> {
         match self.with(|net, socket| net.write(socket, &[bytes], usize::MAX)) {
-            Ok(count) => Some(count),
+            Ok(count) => {
+                self.with(|net, socket| net.record_at(socket, Deed::Send(count)));
+                Some(count)
+            }
             Err(libc::EAGAIN) => Some(0),
             Err(_) => None,
         }
@@ -104,9 +115,14 @@ impl Peer {
         self.with(|net, socket| net.set_appetite(socket, Appetite::Nothing));
     }
 
-    /// Reads so many bytes a second, a hundredth of them each hundredth of a second.
+    /// Reads so many bytes a second while there are any, evenly: it looks each hundredth of a
+    /// second, and what is less than a byte then counts the next time. Zero is
+    /// [`stop_reading`](Peer::stop_reading).
     pub fn read_at(&self, bytes_per_second: usize) {
-        let appetite = Appetite::Rate((bytes_per_second / 100).max(1));
+        let appetite = match bytes_per_second {
+            0 => Appetite::Nothing,
+            rate => Appetite::Rate(rate as u64),
+        };
         self.with(|net, socket| net.set_appetite(socket, appetite));
     }
 
@@ -117,8 +133,11 @@ impl Peer {
 
     /// Sends a FIN behind what was sent; reading goes on.
     pub fn half_close(&self) {
-        // A connection that is over already has nothing to finish.
-        let _ = self.with(Net::finish);
+        self.with(|net, socket| {
+            net.record_at(socket, Deed::Finish);
+            // A connection that is over already has nothing to finish.
+            let _ = net.finish(socket);
+        });
     }
 
     /// Ends the connection with a reset.
@@ -141,7 +160,12 @@ impl Peer {
         self.with(Net::take_received)
     }
 
-    /// Checks that what it has read since it was last asked is `want`.
+    /// The same as [`take`](Peer::take), and leaves it there.
+    pub fn received(&self) -> Vec<u8> {
+        self.with(|net, socket| net.received(socket))
+    }
+
+    /// Takes what it has read since it was last asked, and checks that it is `want`.
     ///
     /// # Panics
     ///
@@ -149,12 +173,20 @@ impl Peer {
     #[track_caller]
     pub fn expect(&self, want: &[u8]) {
         let got = self.take();
-        assert!(
-            got == want,
-            "the peer read {:?} instead of {:?}",
-            String::from_utf8_lossy(&got),
-            String::from_utf8_lossy(want)
-        );
+        assert!(got == want, "the peer read {} instead of {}", Text(&got), Text(want));
+    }
+
+    /// Checks that what it has read since it was last asked is `want` or the beginning of it, and
+    /// leaves it there: what holds of a reply whatever goes wrong on its way.
+    ///
+    /// # Panics
+    ///
+    /// If it is not.
+    #[track_caller]
+    pub fn expect_prefix_of(&self, want: &[u8]) {
+        let got = self.received();
+        let what = "which is no beginning of";
+        assert!(want.starts_with(&got), "the peer read {}, {what} {}", Text(&got), Text(want));
     }
 
     /// Reads into `buffer` what there is, as recv(2) would: `Some(0)` at the end, `None` if there is
@@ -176,13 +208,14 @@ impl Peer {
         }
     }
 
-    /// How the connection ended, as this peer saw it; `None` while it has not, or while bytes wait
-    /// in front of the FIN.
+    /// How the far end or the network ended the connection, as this peer saw it; `None` while
+    /// nobody has, or while bytes wait in front of the FIN. A peer that closed or reset the
+    /// connection itself sees nothing of it from then on.
     pub fn closed(&self) -> Option<End> {
         self.with(|net, socket| net.end_of(socket))
     }
 
-    /// Whether the connection was made and has not ended.
+    /// Whether the connection was made, and has been ended neither from there nor by this peer.
     pub fn is_open(&self) -> bool {
         self.with(|net, socket| net.is_established(socket)) && self.closed().is_none()
     }
@@ -193,8 +226,24 @@ impl Peer {
     }
 }
 
-/// A place where reactors find somebody to dial; see [`Sim::open`](super::Sim::open).
+/// Bytes as people read them, the first few of them.
+struct Text<'a>(&'a [u8]);
+
+impl fmt::Display for Text<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const SHOWN: usize = 256;
+        write!(f, "\"{}\"", self.0[..self.0.len().min(SHOWN)].escape_ascii())?;
+        if self.0.len() > SHOWN {
+            write!(f, "... ({} bytes)", self.0.len())?;
+        }
+        Ok(())
+    }
+}
+
+/// A place where reactors find somebody to dial; see [`Sim::open`](super::Sim::open). Dropping it
+/// closes it, and resets who waits there.
 #[derive(Debug)]
+#[must_use = "a door that is dropped is closed"]
 pub struct Door {
     net: Rc<RefCell<Net>>,
     index: usize,
@@ -212,6 +261,11 @@ impl Door {
     pub(super) fn new(net: &Rc<RefCell<Net>>, address: Address, backlog: usize) -> Self {
         let index = net.borrow_mut().listen(Holder::Peer, address, backlog, None);
         Self { net: Rc::clone(net), index }
+    }
+
+    /// Where it is.
+    pub fn address(&self) -> Address {
+        self.net.borrow().listeners[self.index].address.clone()
     }
 
     /// Takes up the connection that has waited longest, if one does.

@@ -1,12 +1,20 @@
 //! Numbers that are the same on every run of a seed.
 
-/// SplitMix64 (Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators", 2014).
+/// Numbers that follow from a seed; see [`Sim::random`](super::Sim::random).
+///
+/// The generator is SplitMix64 (Steele, Lea and Flood, "Fast Splittable Pseudorandom Number
+/// Generators", 2014).
 #[derive(Clone, Debug)]
-pub(super) struct Random(u64);
+pub struct Random(u64);
 
 impl Random {
     pub(super) const fn new(seed: u64) -> Self {
         Self(seed)
+    }
+
+    /// The `fork`th generator for the script of a world with this seed: far from the world's own.
+    pub(super) const fn forked(seed: u64, fork: u64) -> Self {
+        Self(mix(mix(seed) ^ fork))
     }
 
     pub(super) const fn next(&mut self) -> u64 {
@@ -15,22 +23,33 @@ impl Random {
     }
 
     /// A number below `bound`; zero if that is zero.
-    pub(super) const fn below(&mut self, bound: u64) -> u64 {
+    pub const fn below(&mut self, bound: u64) -> u64 {
         ((self.next() as u128 * bound as u128) >> 64) as u64
     }
 
-    /// True `per_mille` times in a thousand. Draws nothing where the answer is known, so that a
-    /// fault that is off does not change what another one does.
-    pub(super) const fn chance(&mut self, per_mille: u16) -> bool {
+    /// True `per_mille` times in a thousand.
+    // It draws nothing where the answer is known, so that a fault that is off does not change what
+    // another one does.
+    pub const fn chance(&mut self, per_mille: u16) -> bool {
         per_mille > 0 && self.below(1_000) < per_mille as u64
     }
 
-    pub(super) fn pick<'a, T>(&mut self, from: &'a [T]) -> Option<&'a T> {
+    /// One of these.
+    ///
+    /// # Panics
+    ///
+    /// If there are none.
+    #[track_caller]
+    pub fn pick<'a, T>(&mut self, from: &'a [T]) -> &'a T {
+        self.choose(from).expect("there is something to pick from")
+    }
+
+    pub(super) fn choose<'a, T>(&mut self, from: &'a [T]) -> Option<&'a T> {
         from.get(self.below(from.len() as u64) as usize)
     }
 
-    /// Fisher and Yates's shuffle.
-    pub(super) fn shuffle<T>(&mut self, list: &mut [T]) {
+    /// Brings these into some order, each order as likely as any other.
+    pub fn shuffle<T>(&mut self, list: &mut [T]) {
         for last in (1..list.len()).rev() {
             list.swap(last, self.below(last as u64 + 1) as usize);
         }

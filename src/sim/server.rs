@@ -1,20 +1,23 @@
 //! A reactor in the world: what a test asks of it, and what the world checks after its turns.
 
 use std::cell::{Ref, RefCell};
-use std::fmt;
+use std::fmt::{self, Write};
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::fault::Call;
 use super::host::{self, Host, Woken};
 use super::net::{FDS_FIXED, Holder, Net};
 use super::watch::Watched;
 use crate::address::Address;
+use crate::backend::Token;
 use crate::config::Timeouts;
 use crate::context::Context;
+use crate::core::lifecycle::State;
 use crate::core::stats::Stats;
-use crate::error::Closed;
+use crate::error::{CloseReason, Closed};
 use crate::handler::Handler;
 use crate::reactor::{Handle, Holdings, Reactor};
 use crate::time::Instant;
@@ -22,37 +25,44 @@ use crate::time::Instant;
 /// Turns in a row that change nothing before that counts as spinning.
 const IDLE_TURNS_MAX: u32 = 3;
 
-/// A reactor in a [`Sim`], with its handler.
+/// A reactor in a [`Sim`](super::Sim), with its handler. It lives on in its world when this is
+/// dropped.
 pub struct Server<H: Handler + 'static> {
     node: Rc<RefCell<Node<H>>>,
     net: Rc<RefCell<Net>>,
     machine: usize,
+    address: Option<Address>,
 }
 
 impl<H: Handler> fmt::Debug for Server<H> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Server").field("machine", &self.machine).finish_non_exhaustive()
+        f.debug_struct("Server").field("ip", &self.ip()).finish_non_exhaustive()
     }
 }
 
 impl<H: Handler> Server<H> {
     pub(super) fn new(node: Rc<RefCell<Node<H>>>, net: &Rc<RefCell<Net>>, machine: usize) -> Self {
-        Self { node, net: Rc::clone(net), machine }
+        let holder = Holder::Host(machine);
+        let address = net
+            .borrow()
+            .listeners
+            .iter()
+            .find(|(_, listener)| listener.holder == holder)
+            .map(|(_, listener)| listener.address.clone());
+        Self { node, net: Rc::clone(net), machine, address }
     }
 
-    /// Where its first listener listens.
+    /// Where its first listener listens, or listened before the reactor closed it.
     ///
     /// # Panics
     ///
-    /// If it has none.
+    /// If it had none when it was made.
+    #[track_caller]
     pub fn address(&self) -> Address {
-        let net = self.net.borrow();
-        let (_, listener) = net
-            .listeners
-            .iter()
-            .find(|(_, listener)| listener.holder == Holder::Host(self.machine))
-            .expect("it listens");
-        listener.address.clone()
+        match &self.address {
+            Some(address) => address.clone(),
+            None => panic!("the reactor at {} was set up without a listener", self.ip()),
+        }
     }
 
     /// The address of its machine.
@@ -69,21 +79,22 @@ impl<H: Handler> Server<H> {
     ///
     /// # Panics
     ///
-    /// If it has ended.
+    /// If its reactor has ended; the panic says why.
+    #[track_caller]
     pub fn with<T>(&self, act: impl FnOnce(&mut H, &mut Context<'_>) -> T) -> T {
         let node = &mut *self.node.borrow_mut();
-        let reactor = node.reactor.as_mut().expect("the reactor has not ended");
+        let Some(reactor) = &mut node.reactor else {
+            let why = node.failure.as_deref().unwrap_or("its shutdown is over");
+            panic!("the reactor at {} ended at {:?}: {why}", self.ip(), node.turned_at);
+        };
         node.wakes_at = Instant::EPOCH;
         act(&mut node.handler, &mut reactor.context())
     }
 
-    /// What other threads would reach it by.
-    ///
-    /// # Panics
-    ///
-    /// If it has ended.
+    /// What other threads would reach it by. Once the reactor has ended posting is refused, as in
+    /// production.
     pub fn handle(&self) -> Handle<Watched<H>> {
-        self.node.borrow().reactor.as_ref().expect("the reactor has not ended").handle()
+        self.node.borrow().handle.clone()
     }
 
     /// Lets the next `count` wake-ups by other threads fail.
@@ -91,19 +102,78 @@ impl<H: Handler> Server<H> {
         self.node.borrow().woken.fail(count);
     }
 
-    /// Its counters.
-    pub fn stats(&self) -> Stats {
-        self.node.borrow().stats()
+    /// As [`Sim::fail`](super::Sim::fail), where only the calls of this server's reactor count.
+    pub fn fail(&self, call: Call, after: u64, errno: i32) {
+        self.net.borrow_mut().fail(Some(self.machine), call, after, errno);
     }
 
-    /// How many connections it has.
+    /// Its counters.
+    pub fn stats(&self) -> Stats {
+        self.node.borrow().handle.stats()
+    }
+
+    /// How many connections it has, those that are closing included.
     pub fn connections(&self) -> usize {
         self.node.borrow().connections()
     }
 
-    /// The connections that ended since it was last asked, the latest 4,096 of them.
+    /// The connections that ended since it was last asked, oldest first, the latest 4,096 of them.
+    ///
+    /// A connection has ended once its reactor is done with it. That is later than what its peer
+    /// sees: after our FIN the reactor listens on for a while
+    /// ([`Timeouts::linger`](crate::Timeouts)) unless the peer has sent its own, so a test that
+    /// wants the reason lets the peer close, or some time pass.
     pub fn take_closed(&self) -> Vec<Closed> {
         std::mem::take(&mut self.node.borrow_mut().handler.closed).into()
+    }
+
+    /// Takes the connection that ended first of those not yet [taken](Server::take_closed), and
+    /// checks that it ended for this reason.
+    ///
+    /// # Panics
+    ///
+    /// If it ended for another one, or none has ended; then the panic lists those that have not.
+    #[track_caller]
+    pub fn expect_closed(&self, reason: CloseReason) -> Closed {
+        let node = &mut *self.node.borrow_mut();
+        match node.handler.closed.pop_front() {
+            Some(closed) if closed.reason == reason => closed,
+            Some(Closed { id, reason: other, .. }) => {
+                panic!("connection {id} ended with {other:?} ({other}) instead of {reason:?}")
+            }
+            None => {
+                let list = node.describe(&self.net);
+                panic!("no connection has ended, and {reason:?} was expected; there is {list}")
+            }
+        }
+    }
+
+    /// Checks that no connection so far ended in a way that only a mistake of the handler explains:
+    ///
+    /// - [`HandlerPanic`](CloseReason::HandlerPanic), panics that were [injected](super::Faults::panic)
+    ///   left out;
+    /// - [`InputLimit`](CloseReason::InputLimit): it let input pile up that it did not use;
+    /// - [`OutputLimit`](CloseReason::OutputLimit): it wrote on, whatever was queued;
+    /// - [`Timeout::Response`](crate::Timeout::Response): it owed a reply, or kept reading paused, and forgot. The timeout is
+    ///   that of the [`Config`](crate::Config). Where the process or its clock was disturbed
+    ///   meanwhile by [`late`](super::Faults::late), [`stall`](super::Faults::stall) or
+    ///   [`clock_jump`](super::Faults::clock_jump) nobody is to blame.
+    ///
+    /// [`Abort`](CloseReason::Abort) and [`Local`](CloseReason::Local) are left out because the
+    /// handler asked for them, every other reason because it is the peer's or the system's.
+    ///
+    /// # Panics
+    ///
+    /// If one did.
+    #[track_caller]
+    pub fn assert_blameless(&self) {
+        if let Some((Closed { id, reason, peer, .. }, count)) = &self.node.borrow().handler.blamed {
+            let others = match count {
+                1 => String::new(),
+                count => format!(", and so are {} others", count - 1),
+            };
+            panic!("the handler is to blame for the end of {id} with {peer}: {reason}{others}");
+        }
     }
 
     /// Lets it shut down as [`Handle::shutdown`] does.
@@ -145,7 +215,8 @@ pub(super) struct Node<H: Handler> {
     progress: u64,
     idle_turns: u32,
     turned_at: Instant,
-    stats: Option<Stats>,
+    /// What outlives the reactor.
+    handle: Handle<Watched<H>>,
     failure: Option<String>,
 }
 
@@ -163,8 +234,8 @@ pub(super) trait Turns {
 
     fn connections(&self) -> usize;
 
-    /// What is known of its first connection.
-    fn describe(&self) -> String;
+    /// What is known of its connections.
+    fn describe(&mut self, net: &RefCell<Net>) -> String;
 }
 
 impl<H: Handler> Node<H> {
@@ -174,8 +245,9 @@ impl<H: Handler> Node<H> {
         machine: usize,
         woken: Arc<Woken>,
     ) -> Self {
-        let bounded = is_bounded(handler.timeouts());
+        let bounded = timeouts_off(handler.timeouts()).next().is_none();
         Self {
+            handle: reactor.handle(),
             reactor: Some(reactor),
             handler,
             machine,
@@ -185,16 +257,7 @@ impl<H: Handler> Node<H> {
             progress: 0,
             idle_turns: 0,
             turned_at: Instant::EPOCH,
-            stats: None,
             failure: None,
-        }
-    }
-
-    fn stats(&self) -> Stats {
-        match (&self.reactor, &self.stats) {
-            (Some(reactor), _) => reactor.handle().stats(),
-            (None, Some(stats)) => stats.clone(),
-            (None, None) => unreachable!("a reactor that ended left its counters"),
         }
     }
 }
@@ -216,9 +279,17 @@ impl<H: Handler> Turns for Node<H> {
         let Some(reactor) = &mut self.reactor else { return 0 };
         let outcome = reactor.turn(&mut self.handler, Some(Duration::ZERO));
         if outcome.is_err() || reactor.is_finished() {
-            self.failure = outcome.err().map(|error| error.to_string());
-            self.stats = Some(reactor.handle().stats());
             self.reactor = None;
+            let mut net = net.borrow_mut();
+            self.turned_at = net.now;
+            let Err(error) = outcome else { return 0 };
+            let machine = &net.machines[self.machine];
+            let meant = net.panics_allowed || machine.wait_failed;
+            if !meant {
+                let what = format!("the reactor at {} failed: {error}", machine.ip);
+                net.fail_check(what);
+            }
+            self.failure = Some(error.to_string());
             return 0;
         }
         let timeout = reactor.next_timeout();
@@ -234,7 +305,8 @@ impl<H: Handler> Turns for Node<H> {
         self.progress = machine.progress;
         self.turned_at = net.now;
         if self.idle_turns > IDLE_TURNS_MAX && timeout == Some(Duration::ZERO) {
-            net.fail_check("the reactor spins");
+            let what = format!("the reactor at {} spins", net.machines[self.machine].ip);
+            net.fail_check(what);
         }
         connections
     }
@@ -289,26 +361,62 @@ impl<H: Handler> Turns for Node<H> {
         self.reactor.as_ref().map_or(0, Reactor::holdings_count)
     }
 
-    fn describe(&self) -> String {
-        self.reactor.as_ref().map_or_else(String::new, Reactor::describe_first)
+    fn describe(&mut self, net: &RefCell<Net>) -> String {
+        const SHOWN: usize = 8;
+        let Some(reactor) = &mut self.reactor else { return "none, as the reactor ended".into() };
+        let raw = reactor.describe_first();
+        let mut cx = reactor.context();
+        let ids = cx.ids();
+        if ids.is_empty() {
+            return "none".into();
+        }
+        let mut text = String::new();
+        for id in ids.iter().take(SHOWN) {
+            let far = net.borrow().far_peer(self.machine, Token::of_conn(*id));
+            let Some(conn) = cx.conn(*id) else { continue };
+            let doing = match conn.state() {
+                State::Connecting => "is being dialled",
+                State::Connected => "has an active request, or was never heard of",
+                State::Idle => "has no active request",
+                State::Closing => "flushes its last output, or waits for its peer to be done",
+                State::Closed => "is gone",
+            };
+            let _ =
+                write!(text, "\n    {id}, {:?} ({doing}), with {}", conn.state(), conn.peer_addr());
+            match far {
+                Some((_, true)) => text.push_str(", a peer that the test holds and has not closed"),
+                Some((_, false)) => text.push_str(", a peer that is gone"),
+                None => {}
+            }
+        }
+        if ids.len() > SHOWN {
+            let _ = write!(text, "\n    and {} more", ids.len() - SHOWN);
+        }
+        let off: Vec<_> = timeouts_off(self.handler.timeouts()).collect();
+        if !off.is_empty() {
+            let _ = write!(text, "\n    timeouts that are off: {}", off.join(", "));
+        }
+        let _ = write!(text, "\n    of the first: {raw}");
+        text
     }
 }
 
-/// Whether its timeouts leave no state without a deadline, as the defaults do.
-fn is_bounded(it: &Timeouts) -> bool {
+/// Which of the timeouts that leave no state without a deadline are off; none by default.
+fn timeouts_off(it: &Timeouts) -> impl Iterator<Item = &'static str> + use<> {
     [
-        it.connect,
-        it.first_byte,
-        it.request,
-        it.read,
-        it.response,
-        it.write,
-        it.idle,
-        it.half_closed,
-        it.flush,
-        it.linger,
-        it.tunnel,
+        ("connect", it.connect),
+        ("first_byte", it.first_byte),
+        ("request", it.request),
+        ("read", it.read),
+        ("response", it.response),
+        ("write", it.write),
+        ("idle", it.idle),
+        ("half_closed", it.half_closed),
+        ("flush", it.flush),
+        ("linger", it.linger),
+        ("tunnel", it.tunnel),
     ]
-    .iter()
-    .all(Option::is_some)
+    .into_iter()
+    .filter(|(_, timeout)| timeout.is_none())
+    .map(|(name, _)| name)
 }

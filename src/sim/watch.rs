@@ -1,16 +1,18 @@
 //! A handler around the user's that sees what it is told, checks it, and has accidents.
 
+use std::any::Any;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::ops::{Deref, DerefMut};
-use std::panic::resume_unwind;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::BytesMut;
 
 use super::fault::STALL_MAX;
+use super::history::{Deed, Of};
 use super::net::Net;
 use crate::backend::Token;
 use crate::config::Timeouts;
@@ -24,6 +26,9 @@ use crate::time::{Instant, nanos};
 /// Callbacks that panic are so far apart that they do not stop the reactor.
 const PANIC_WINDOW: Duration = Duration::from_secs(11);
 const PANICS_MAX: usize = 1;
+
+/// How long a disturbance has its effects, beside the deadline that it let pass.
+const DISTURBANCE: Duration = Duration::from_secs(1);
 
 /// Ended connections that are kept for whoever asks.
 const CLOSED_MAX: usize = 4_096;
@@ -43,6 +48,24 @@ enum What {
     Closed,
 }
 
+impl What {
+    /// The callback's name in [`Handler`].
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Open => "on_open",
+            Self::Connected => "on_connected",
+            Self::Data => "on_data",
+            Self::Idle => "on_idle",
+            Self::Active => "on_active",
+            Self::Eof => "on_eof",
+            Self::Drained => "on_drained",
+            Self::Timer => "on_timer",
+            Self::Closing => "on_closing",
+            Self::Closed => "on_closed",
+        }
+    }
+}
+
 /// How far a connection has come.
 #[derive(Debug, Default)]
 struct Life {
@@ -50,6 +73,10 @@ struct Life {
     idle: bool,
     eof: bool,
     closing: bool,
+    /// A callback was made to panic.
+    accident: bool,
+    /// A callback panicked by itself.
+    panicked: bool,
     opened_at: Instant,
     active_at: Instant,
 }
@@ -93,6 +120,8 @@ pub struct Watched<H: Handler> {
     timeouts: Timeouts,
     lives: BTreeMap<ConnId, Life>,
     pub(super) closed: VecDeque<Closed>,
+    /// The first connection whose end is to be blamed on the handler, and how many there were.
+    pub(super) blamed: Option<(Closed, u64)>,
 }
 
 impl<H: Handler> Deref for Watched<H> {
@@ -117,7 +146,8 @@ impl<H: Handler> Watched<H> {
         timeouts: Timeouts,
     ) -> Self {
         let net = Rc::clone(net);
-        Self { inner, net, machine, timeouts, lives: BTreeMap::new(), closed: VecDeque::new() }
+        let (lives, closed) = (BTreeMap::new(), VecDeque::new());
+        Self { inner, net, machine, timeouts, lives, closed, blamed: None }
     }
 
     pub(super) const fn timeouts(&self) -> &Timeouts {
@@ -129,9 +159,11 @@ impl<H: Handler> Watched<H> {
         self.lives.len()
     }
 
-    fn enter(&mut self, id: ConnId, now: Instant, what: What) {
+    fn enter(&mut self, what: What, id: ConnId, now: Instant, reason: Option<CloseReason>) {
         let net = &mut *self.net.borrow_mut();
         net.note(0x30 + what as u64, id.to_bits());
+        let of = Of { id: Some(id), far: None };
+        net.record(net.place_of(self.machine), Deed::Callback { name: what.name(), of, reason });
         net.machines[self.machine].progress += 1;
         match self.lives.get_mut(&id) {
             Some(life) => {
@@ -151,13 +183,45 @@ impl<H: Handler> Watched<H> {
         }
     }
 
-    /// Has the accidents that are due: the callback takes its time, or panics.
-    fn leave(&self) {
+    /// Runs a callback of a connection, and then has the accidents that are due.
+    fn run<T>(&mut self, what: What, id: ConnId, callback: impl FnOnce(&mut H) -> T) -> T {
+        let result = self.net_under(what.name(), Some(id), callback);
+        self.have_accident(id);
+        result
+    }
+
+    /// Runs a callback; if it panics, so does the run that it is part of.
+    fn net_under<T>(
+        &mut self,
+        name: &'static str,
+        id: Option<ConnId>,
+        callback: impl FnOnce(&mut H) -> T,
+    ) -> T {
+        let inner = &mut self.inner;
+        catch_unwind(AssertUnwindSafe(|| callback(inner))).unwrap_or_else(|panic| {
+            let life = id.and_then(|id| self.lives.get_mut(&id));
+            if let Some(life) = life {
+                life.panicked = true;
+            }
+            let mut net = self.net.borrow_mut();
+            if !net.panics_allowed {
+                let of = id.map_or_else(String::new, |id| format!(" of connection {id}"));
+                net.fail_check(format!("{name}{of} panicked: {}", message_of(&*panic)));
+            }
+            drop(net);
+            // The reactor does with it what it does in production.
+            resume_unwind(panic)
+        })
+    }
+
+    /// The callback takes its time, or panics, if that is due.
+    fn have_accident(&mut self, id: ConnId) {
         let net = &mut *self.net.borrow_mut();
-        if net.chance(self.machine, |faults| faults.stall) {
+        if net.befalls(self.machine, "stall", |faults| faults.stall) {
             let most = nanos(STALL_MAX);
             let until = net.now + Duration::from_nanos(net.random.below(most));
             net.run_until(until);
+            net.disturb(self.machine, until);
         }
         if net.chance(self.machine, |faults| faults.panic) {
             let now = net.now;
@@ -165,9 +229,45 @@ impl<H: Handler> Watched<H> {
             panics.retain(|at| now - *at < PANIC_WINDOW);
             if panics.len() < PANICS_MAX {
                 panics.push_back(now);
+                net.record(net.place_of(self.machine), Deed::Fault("panic"));
+                if let Some(life) = self.lives.get_mut(&id) {
+                    life.accident = true;
+                }
                 // Without the hook: it is no news.
                 resume_unwind(Box::new("an accident in a callback"));
             }
+        }
+    }
+
+    /// A connection that ends for a panic has had one that was seen here, or a closure posted to it
+    /// did.
+    fn check_panic(&self, id: ConnId, reason: CloseReason) {
+        let known = self.lives.get(&id).is_none_or(|life| life.accident || life.panicked);
+        let mut net = self.net.borrow_mut();
+        if reason == CloseReason::HandlerPanic && !known && !net.panics_allowed {
+            net.fail_check(format!("a closure posted to connection {id} panicked"));
+        }
+    }
+
+    /// Remembers an end that a handler without mistakes does not come to, whatever peers and the
+    /// system do.
+    fn blame(&mut self, closed: &Closed, life: &Life) {
+        let net = self.net.borrow();
+        let disturbed = net.machines[self.machine].disturbed_until;
+        let to_blame = match closed.reason {
+            CloseReason::HandlerPanic => !life.accident,
+            CloseReason::InputLimit | CloseReason::OutputLimit => true,
+            // No handler keeps a deadline that passes while its process or clock stands still.
+            CloseReason::Timeout(Timeout::Response) => {
+                let patience = self.timeouts.response.unwrap_or_default() + DISTURBANCE;
+                disturbed.is_none_or(|until| net.now - until > patience)
+            }
+            _ => false,
+        };
+        drop(net);
+        if to_blame {
+            let (_, count) = self.blamed.get_or_insert_with(|| (closed.clone(), 0));
+            *count += 1;
         }
     }
 
@@ -207,11 +307,10 @@ impl<H: Handler> Handler for Watched<H> {
 
     fn on_open(&mut self, conn: &mut Conn<'_>) -> Option<H::Session> {
         let id = conn.id();
-        self.enter(id, conn.now(), What::Open);
+        self.enter(What::Open, id, conn.now(), None);
         // If it panics there is no session, and no callback follows.
         let life = self.lives.remove(&id);
-        let session = self.inner.on_open(conn);
-        self.leave();
+        let session = self.run(What::Open, id, |handler| handler.on_open(conn));
         if session.is_some()
             && let Some(life) = life
         {
@@ -221,67 +320,70 @@ impl<H: Handler> Handler for Watched<H> {
     }
 
     fn on_data(&mut self, conn: &mut Conn<'_>, session: &mut H::Session, input: &mut BytesMut) {
-        self.enter(conn.id(), conn.now(), What::Data);
+        let id = conn.id();
+        self.enter(What::Data, id, conn.now(), None);
         if input.is_empty() {
             self.net.borrow_mut().fail_check("on_data without input");
         }
-        self.inner.on_data(conn, session, input);
-        self.leave();
+        self.run(What::Data, id, |handler| handler.on_data(conn, session, input));
     }
 
     fn on_connected(&mut self, conn: &mut Conn<'_>, session: &mut H::Session) {
-        self.enter(conn.id(), conn.now(), What::Connected);
-        self.inner.on_connected(conn, session);
-        self.leave();
+        let id = conn.id();
+        self.enter(What::Connected, id, conn.now(), None);
+        self.run(What::Connected, id, |handler| handler.on_connected(conn, session));
     }
 
     fn on_idle(&mut self, conn: &mut Conn<'_>, session: &mut H::Session) {
-        self.enter(conn.id(), conn.now(), What::Idle);
-        self.inner.on_idle(conn, session);
-        self.leave();
+        let id = conn.id();
+        self.enter(What::Idle, id, conn.now(), None);
+        self.run(What::Idle, id, |handler| handler.on_idle(conn, session));
     }
 
     fn on_active(&mut self, conn: &mut Conn<'_>, session: &mut H::Session) {
-        self.enter(conn.id(), conn.now(), What::Active);
-        self.inner.on_active(conn, session);
-        self.leave();
+        let id = conn.id();
+        self.enter(What::Active, id, conn.now(), None);
+        self.run(What::Active, id, |handler| handler.on_active(conn, session));
     }
 
     fn on_closing(&mut self, conn: &mut Conn<'_>, session: &mut H::Session, reason: &CloseReason) {
-        self.enter(conn.id(), conn.now(), What::Closing);
-        self.inner.on_closing(conn, session, reason);
-        self.leave();
+        let id = conn.id();
+        self.enter(What::Closing, id, conn.now(), Some(*reason));
+        self.check_panic(id, *reason);
+        self.run(What::Closing, id, |handler| handler.on_closing(conn, session, reason));
     }
 
     fn on_closed(&mut self, cx: &mut Context<'_>, closed: Closed, session: H::Session) {
-        self.enter(closed.id, cx.now(), What::Closed);
-        if let Some(life) = self.lives.remove(&closed.id) {
+        let id = closed.id;
+        self.enter(What::Closed, id, cx.now(), Some(closed.reason));
+        if let Some(life) = self.lives.remove(&id) {
             self.check_age(&closed, &life, cx.now());
+            self.blame(&closed, &life);
         }
         self.check_bytes(&closed);
         if self.closed.len() == CLOSED_MAX {
             self.closed.pop_front();
         }
         self.closed.push_back(closed.clone());
-        self.inner.on_closed(cx, closed, session);
+        self.net_under("on_closed", Some(id), |handler| handler.on_closed(cx, closed, session));
     }
 
     fn on_eof(&mut self, conn: &mut Conn<'_>, session: &mut H::Session, input: &mut BytesMut) {
-        self.enter(conn.id(), conn.now(), What::Eof);
-        self.inner.on_eof(conn, session, input);
-        self.leave();
+        let id = conn.id();
+        self.enter(What::Eof, id, conn.now(), None);
+        self.run(What::Eof, id, |handler| handler.on_eof(conn, session, input));
     }
 
     fn on_drained(&mut self, conn: &mut Conn<'_>, session: &mut H::Session) {
-        self.enter(conn.id(), conn.now(), What::Drained);
-        self.inner.on_drained(conn, session);
-        self.leave();
+        let id = conn.id();
+        self.enter(What::Drained, id, conn.now(), None);
+        self.run(What::Drained, id, |handler| handler.on_drained(conn, session));
     }
 
     fn on_timer(&mut self, conn: &mut Conn<'_>, session: &mut H::Session) {
-        self.enter(conn.id(), conn.now(), What::Timer);
-        self.inner.on_timer(conn, session);
-        self.leave();
+        let id = conn.id();
+        self.enter(What::Timer, id, conn.now(), None);
+        self.run(What::Timer, id, |handler| handler.on_timer(conn, session));
     }
 
     fn on_health_check(&mut self, conn: &mut Conn<'_>, session: &mut H::Session) {
@@ -291,7 +393,7 @@ impl<H: Handler> Handler for Watched<H> {
     }
 
     fn on_alarm(&mut self, cx: &mut Context<'_>, alarm: AlarmId) {
-        self.inner.on_alarm(cx, alarm);
+        self.net_under("on_alarm", None, |handler| handler.on_alarm(cx, alarm));
     }
 
     fn on_listener_failed(
@@ -304,6 +406,12 @@ impl<H: Handler> Handler for Watched<H> {
     }
 
     fn on_shutdown(&mut self, cx: &mut Context<'_>) {
-        self.inner.on_shutdown(cx);
+        self.net_under("on_shutdown", None, |handler| handler.on_shutdown(cx));
     }
+}
+
+/// What a panic said.
+fn message_of(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref().map(String::as_str)).unwrap_or("no text")
 }

@@ -47,7 +47,7 @@ pub(crate) fn let_peers_loose(sim: &mut Sim, server: &Address, dice: &mut Dice, 
             let peer = peers[index].clone();
             act(&peer, dice, deed);
             if deed == 11 {
-                peers.swap_remove(index);
+                drop(peers.swap_remove(index));
             }
         }
         // Mostly short, sometimes long.

@@ -17,11 +17,14 @@ use std::{cmp, fmt, io};
 use slab::Slab;
 
 use self::side::Connection;
+use self::side::Side;
 pub(super) use self::side::{BOTH, Buffers};
+use super::errno::Named;
 use super::fault::{Call, Faults};
+use super::history::{Deed, History, Of, Outcome, Place};
 use super::random::{Random, Trace};
 use crate::address::Address;
-use crate::backend::{Readiness, Token};
+use crate::backend::{Readiness, Source, Token};
 use crate::time::Instant;
 
 /// How the two ends of a connection reach each other.
@@ -128,8 +131,8 @@ pub(super) enum Appetite {
     All,
     /// It reads nothing by itself.
     Nothing,
-    /// So many bytes each hundredth of a second.
-    Rate(usize),
+    /// So many bytes a second.
+    Rate(u64),
 }
 
 /// A listening socket.
@@ -187,6 +190,12 @@ pub(super) struct Machine {
     pub(super) faults: Faults,
     pub(super) panics: VecDeque<Instant>,
     next_port: u16,
+    /// How often its process made each call.
+    calls: [u64; Call::ALL.len()],
+    /// Until when its process or clock was last out of step with the world.
+    pub(super) disturbed_until: Option<Instant>,
+    /// A wait failed because it was ordered to.
+    pub(super) wait_failed: bool,
 }
 
 impl Machine {
@@ -203,11 +212,21 @@ pub(super) const FDS_FIXED: u32 = 5;
 
 /// A call that is to fail.
 #[derive(Clone, Copy, Debug)]
-struct Scripted {
+pub(super) struct Scripted {
+    /// On which machine; on any if there is none.
+    machine: Option<usize>,
     call: Call,
     /// How many of its kind come before.
     after: u64,
     errno: i32,
+}
+
+/// The one call of a run that is to fail, by its number among all calls.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub(super) struct Injection {
+    pub(super) number: u64,
+    pub(super) call: Call,
+    pub(super) errno: i32,
 }
 
 /// What happens at some time.
@@ -287,9 +306,11 @@ pub(super) struct Net {
     calls: [u64; Call::ALL.len()],
     log: Option<Vec<Call>>,
     scripted: Vec<Scripted>,
-    /// The call of this number fails.
-    pub(super) inject: Option<(u64, i32)>,
+    pub(super) inject: Option<Injection>,
     made: u64,
+    pub(super) history: History,
+    /// Callbacks may panic by themselves.
+    pub(super) panics_allowed: bool,
     pub(super) tally: Tally,
     /// What a check found wrong first.
     pub(super) broken: Option<String>,
@@ -332,6 +353,8 @@ impl Net {
             scripted: Vec::new(),
             inject: None,
             made: 0,
+            history: History::new(),
+            panics_allowed: false,
             tally: Tally::default(),
             broken: None,
         }
@@ -345,6 +368,47 @@ impl Net {
 
     pub(super) const fn trace_hash(&self) -> u64 {
         self.trace.hash()
+    }
+
+    pub(super) fn record(&mut self, place: Place, deed: Deed) {
+        self.history.record(self.now, place, deed);
+    }
+
+    /// What happened at whoever holds this end.
+    pub(super) fn record_at(&mut self, socket: Socket, deed: Deed) {
+        let place = match self.side(socket) {
+            Some(Side { holder: Holder::Host(machine), .. }) => self.place_of(*machine),
+            Some(side) => Place::Peer(side.address.ip()),
+            None => return,
+        };
+        self.record(place, deed);
+    }
+
+    pub(super) fn place_of(&self, machine: usize) -> Place {
+        Place::Machine(self.machines[machine].ip)
+    }
+
+    /// How events name the connection of a socket.
+    pub(super) fn of(&self, socket: Socket) -> Of {
+        let source = self.side(socket).and_then(|side| side.token).map(Token::source);
+        let id = match source {
+            Some(Source::Conn(id)) => Some(id),
+            _ => None,
+        };
+        Of { id, far: self.side(socket.far()).and_then(|side| side.address.ip()) }
+    }
+
+    /// Notes what came of the call that a process made last.
+    pub(super) fn record_call(
+        &mut self,
+        machine: usize,
+        call: Call,
+        socket: Option<Socket>,
+        outcome: Outcome,
+    ) {
+        let of = socket.map_or_else(Of::default, |socket| self.of(socket));
+        let deed = Deed::Call { number: self.made.saturating_sub(1), call, of, outcome };
+        self.record(self.place_of(machine), deed);
     }
 
     pub(super) fn fail_check(&mut self, what: impl Into<String>) {
@@ -404,6 +468,9 @@ impl Net {
             Happening::Sip(socket) => self.sip(socket),
             Happening::Notify(notice) => self.say_later(notice),
             Happening::Answer(machine, token, answer) => {
+                let found = answer.as_ref().map(Vec::len);
+                let found = found.map_err(|error| error.raw_os_error().unwrap_or(0));
+                self.record(self.place_of(machine), Deed::Answer(found));
                 self.machines[machine].answers.push_back((token, answer));
             }
             Happening::Script(script) => script(self),
@@ -477,6 +544,9 @@ impl Net {
             faults: Faults::NONE,
             panics: VecDeque::new(),
             next_port: 49_152,
+            calls: [0; Call::ALL.len()],
+            disturbed_until: None,
+            wait_failed: false,
         });
         self.machines.len() - 1
     }
@@ -523,6 +593,14 @@ impl Net {
     pub(super) fn jump(&mut self, machine: usize, ahead: Duration) {
         self.machines[machine].ahead += ahead;
         self.machines[machine].resumed = true;
+        self.disturb(machine, self.now);
+    }
+
+    /// A process or its clock is out of step with the world until then, so that deadlines pass which
+    /// it could not have kept.
+    pub(super) fn disturb(&mut self, machine: usize, until: Instant) {
+        let disturbed = &mut self.machines[machine].disturbed_until;
+        *disturbed = Some(disturbed.map_or(until, |before| before.max(until)));
     }
 
     /// Whether a process has something to do without its clock.
@@ -531,16 +609,34 @@ impl Net {
         !machine.notices.is_empty() || !machine.answers.is_empty() || machine.resumed
     }
 
-    /// The call of this kind and number is to fail.
-    pub(super) fn fail(&mut self, call: Call, after: u64, errno: i32) {
-        let after = self.calls[call as usize] + after;
-        self.scripted.push(Scripted { call, after, errno });
+    /// The call of this kind that comes after so many others is to fail: those of one machine count,
+    /// or those of all.
+    pub(super) fn fail(&mut self, machine: Option<usize>, call: Call, after: u64, errno: i32) {
+        let made = machine.map_or(&self.calls, |machine| &self.machines[machine].calls);
+        let after = made[call as usize] + after;
+        self.scripted.push(Scripted { machine, call, after, errno });
     }
 
     /// Lets no call fail any more that was ordered to.
     pub(super) fn clear_scripted(&mut self) {
         self.scripted.clear();
         self.inject = None;
+    }
+
+    /// The failures that were ordered, and whose calls have not been made.
+    pub(super) fn unspent(&self) -> &[Scripted] {
+        &self.scripted
+    }
+
+    pub(super) fn describe_scripted(&self, scripted: &Scripted) -> String {
+        let Scripted { machine, call, after, errno } = *scripted;
+        let made = machine.map_or(&self.calls, |machine| &self.machines[machine].calls);
+        let host = machine.map_or_else(
+            || "all hosts together".into(),
+            |machine| self.machines[machine].ip.to_string(),
+        );
+        let made = made[call as usize];
+        format!("{call} number {after} was to fail with {}, and {host} made {made}", Named(errno))
     }
 
     pub(super) fn start_log(&mut self) {
@@ -552,28 +648,62 @@ impl Net {
     }
 
     /// Notes a call, and says with which error it is to fail, if it is.
-    pub(super) fn enter(&mut self, machine: usize, call: Call) -> Option<i32> {
+    pub(super) fn enter(
+        &mut self,
+        machine: usize,
+        call: Call,
+        socket: Option<Socket>,
+    ) -> Option<i32> {
         if let Some(log) = &mut self.log {
             log.push(call);
         }
         let number = self.made;
         self.made += 1;
-        let of_kind = self.calls[call as usize];
+        let errno = self
+            .take_scripted(machine, call)
+            .or_else(|| self.take_injection(number, call))
+            .or_else(|| self.draw(machine, call));
         self.calls[call as usize] += 1;
+        self.machines[machine].calls[call as usize] += 1;
         if call != Call::Wait {
             self.machines[machine].progress += 1;
         }
-        let scripted = self.scripted.iter().find(|it| it.call == call && it.after == of_kind);
-        let errno = scripted
-            .map(|scripted| scripted.errno)
-            .or_else(|| self.inject.filter(|(k, _)| *k == number).map(|(_, errno)| errno))
-            .or_else(|| self.draw(machine, call));
         self.note(call as u64, errno.unwrap_or(0) as u64);
         if let Some(errno) = errno {
             self.tally.faults += 1;
             self.tally.pairs.insert((call, errno));
+            self.record_call(machine, call, socket, Outcome::Injected(errno));
+            // A signal is none of the failures that end a reactor.
+            self.machines[machine].wait_failed |= call == Call::Wait && errno != libc::EINTR;
         }
         errno
+    }
+
+    fn take_scripted(&mut self, machine: usize, call: Call) -> Option<i32> {
+        if self.scripted.is_empty() {
+            return None;
+        }
+        let calls = (&self.calls, &self.machines[machine].calls);
+        let index = self.scripted.iter().position(|it| {
+            let made = if it.machine.is_some() { calls.1 } else { calls.0 };
+            it.call == call
+                && it.machine.is_none_or(|it| it == machine)
+                && it.after == made[call as usize]
+        })?;
+        Some(self.scripted.remove(index).errno)
+    }
+
+    fn take_injection(&mut self, number: u64, call: Call) -> Option<i32> {
+        let injection = self.inject.take_if(|it| it.number == number)?;
+        if injection.call != call {
+            self.fail_check(format!(
+                "call {number} is {call} and was {} when the scenario was run before: it is not \
+                 the same run each time",
+                injection.call
+            ));
+            return None;
+        }
+        Some(injection.errno)
     }
 
     fn draw(&mut self, machine: usize, call: Call) -> Option<i32> {
@@ -586,7 +716,7 @@ impl Net {
         match call {
             Call::Wait => random.chance(faults.interrupted).then_some(libc::EINTR),
             Call::Accept if random.chance(faults.accept_error) => {
-                random.pick(call.errnos()).copied()
+                random.choose(call.errnos()).copied()
             }
             Call::Read | Call::Write => {
                 if random.chance(faults.interrupted) {
@@ -595,7 +725,7 @@ impl Net {
                     Some(libc::EAGAIN)
                 } else if random.chance(faults.stream_error) {
                     let errnos: Vec<_> = call.errnos().iter().copied().filter(fatal).collect();
-                    random.pick(&errnos).copied()
+                    random.choose(&errnos).copied()
                 } else {
                     None
                 }
@@ -603,7 +733,7 @@ impl Net {
             Call::Accept => None,
             _ => {
                 if random.chance(faults.other_error) {
-                    random.pick(call.errnos()).copied()
+                    random.choose(call.errnos()).copied()
                 } else {
                     None
                 }
@@ -618,6 +748,20 @@ impl Net {
         self.tally.faults += u64::from(comes);
         comes
     }
+
+    /// Rolls a die for a fault that a handler may notice, and keeps it in the history.
+    pub(super) fn befalls(
+        &mut self,
+        machine: usize,
+        name: &'static str,
+        rate: impl Fn(&Faults) -> u16,
+    ) -> bool {
+        let comes = self.chance(machine, rate);
+        if comes {
+            self.record(self.place_of(machine), Deed::Fault(name));
+        }
+        comes
+    }
 }
 
 /// What checks ask.
@@ -629,6 +773,16 @@ impl Net {
             .flat_map(|(_, connection)| &connection.ends)
             .find(|side| side.holder == Holder::Host(machine) && side.token == Some(token))
             .map(|side| (side.read, side.written))
+    }
+
+    /// The script that plays the far end of a connection, if one does, and whether it still holds
+    /// that end open.
+    pub(super) fn far_peer(&self, machine: usize, token: Token) -> Option<(Address, bool)> {
+        let connections = self.connections.iter().map(|(_, connection)| &connection.ends);
+        let mut pairs = connections.flat_map(|[a, b]| [(a, b), (b, a)]);
+        let here = |side: &Side| side.holder == Holder::Host(machine) && side.token == Some(token);
+        let (_, far) = pairs.find(|(side, _)| here(side))?;
+        (far.holder == Holder::Peer).then(|| (far.address.clone(), !far.closed && !far.dead))
     }
 
     /// Streams that processes on this machine hold.

@@ -4,8 +4,10 @@ use std::time::Duration;
 
 use super::{Appetite, End, Happening, Net, Socket};
 
-/// How long a peer with a rate pauses between two reads.
-const SIP_EVERY: Duration = Duration::from_millis(10);
+/// How often in a second a peer with a rate reads.
+pub(super) const SIPS: u64 = 100;
+
+const SIP_EVERY: Duration = Duration::from_millis(1_000 / SIPS);
 
 /// Peers.
 impl Net {
@@ -34,16 +36,22 @@ impl Net {
     pub(super) fn sip(&mut self, socket: Socket) {
         let Some(side) = self.side_mut(socket) else { return };
         side.sipping = false;
-        let Appetite::Rate(count) = side.appetite else { return };
-        if let Ok(bytes) = self.read(socket, count)
-            && !bytes.is_empty()
-        {
-            if let Some(side) = self.side_mut(socket) {
-                side.received.extend(bytes);
-                side.sipping = true;
-            }
-            self.schedule(self.now + SIP_EVERY, Happening::Sip(socket));
+        let Appetite::Rate(rate) = side.appetite else { return };
+        if side.input.is_empty() {
+            return;
         }
+        side.sipping = true;
+        // What is less than a byte is kept for the next time.
+        side.allowance += rate;
+        let count = side.allowance / SIPS;
+        side.allowance %= SIPS;
+        if count > 0
+            && let Ok(bytes) = self.read(socket, usize::try_from(count).unwrap_or(usize::MAX))
+            && let Some(side) = self.side_mut(socket)
+        {
+            side.received.extend(bytes);
+        }
+        self.schedule(self.now + SIP_EVERY, Happening::Sip(socket));
     }
 
     pub(in crate::sim) fn set_appetite(&mut self, socket: Socket, appetite: Appetite) {
@@ -65,6 +73,11 @@ impl Net {
         self.side_mut(socket).map(|side| side.received.drain(..).collect()).unwrap_or_default()
     }
 
+    /// The same, and leaves it there.
+    pub(in crate::sim) fn received(&self, socket: Socket) -> Vec<u8> {
+        self.side(socket).map(|side| side.received.iter().copied().collect()).unwrap_or_default()
+    }
+
     /// How a peer's connection ended; a FIN counts once everything before it was read.
     pub(in crate::sim) fn end_of(&self, socket: Socket) -> Option<End> {
         let side = self.side(socket)?;
@@ -75,6 +88,6 @@ impl Net {
     }
 
     pub(in crate::sim) fn is_established(&self, socket: Socket) -> bool {
-        self.side(socket).is_some_and(|side| side.established)
+        self.side(socket).is_some_and(|side| side.established && !side.closed)
     }
 }

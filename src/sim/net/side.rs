@@ -76,6 +76,8 @@ pub(super) struct Side {
     pub(super) eof: bool,
     pub(super) appetite: Appetite,
     pub(super) sipping: bool,
+    /// What a peer with a rate may read already: so many [`SIPS`](super::peers::SIPS)ths of a byte.
+    pub(super) allowance: u64,
     /// What a peer has read and not given to its script.
     pub(super) received: VecDeque<u8>,
     /// How many bytes the process wrote and read.
@@ -118,6 +120,7 @@ impl Side {
             eof: false,
             appetite: Appetite::All,
             sipping: false,
+            allowance: 0,
             received: VecDeque::new(),
             written: 0,
             read: 0,

@@ -9,6 +9,7 @@ use super::{End, Happening, Holder, Link, Listener, Net, Notice, Personality, So
 use crate::address::Address;
 use crate::backend::Readiness;
 use crate::canary::{Canary, planted};
+use crate::sim::history::Deed;
 use crate::time::{Instant, nanos};
 
 /// A segment that was held back is sent again after this, then after twice as long each time.
@@ -105,6 +106,7 @@ impl Net {
         let index = self.connections.insert(connection) as u32;
         let socket = Socket { index, serial: self.serial, side: 0 };
         self.note(0x10, socket.mark());
+        self.record_at(socket, Deed::Dial(to.ip()));
         let at = self.now + link.latency;
         self.schedule(at, Happening::Syn(socket, 0));
         socket
@@ -342,6 +344,11 @@ impl Net {
             segment.bytes.len() as u64,
             u64::from(segment.fin) << 1 | u64::from(segment.reset),
         );
+        let Segment { ref bytes, fin, reset, .. } = segment;
+        if reset || fin || !bytes.is_empty() {
+            let deed = Deed::Arrival { of: self.of(to), bytes: bytes.len(), fin, reset };
+            self.record_at(to, deed);
+        }
         let tells_all_room = self.is_kqueue(to);
         let Some(side) = self.side_mut(to) else { return };
         if side.dead {
@@ -478,6 +485,7 @@ impl Net {
             && !side.finish
         {
             side.backlog.extend(bytes);
+            self.record_at(socket, Deed::Send(bytes.len()));
             self.pump(socket);
         }
     }
@@ -500,6 +508,7 @@ impl Net {
     /// or there are bytes that nobody will read (RFC 2525, 2.17).
     pub(in crate::sim) fn close(&mut self, socket: Socket, reset: bool) {
         self.note(0x13, socket.mark() << 1 | u64::from(reset));
+        let of = self.of(socket);
         let Some(connection) = self.connection_mut(socket) else { return };
         let open = connection.open;
         let side = &mut connection.ends[socket.side()];
@@ -507,6 +516,9 @@ impl Net {
             return;
         }
         side.closed = true;
+        self.record_at(socket, Deed::Close { of, reset });
+        let Some(connection) = self.connection_mut(socket) else { return };
+        let side = &mut connection.ends[socket.side()];
         let (token, fd, holder) = (side.token.take(), side.fd.take(), side.holder);
         let unread = !side.input.is_empty();
         if !open {
