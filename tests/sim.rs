@@ -11,7 +11,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use bytes::BytesMut;
-use wheelhouse::sim::{self, Call, End, Link, Personality, Server, Sim};
+use wheelhouse::sim::{self, Call, End, Link, Personality, Random, Server, Sim, errno};
 use wheelhouse::{
     Address, AtLimit, CloseReason, Closed, Config, Conn, ConnId, Context, Handler, ListenConfig,
     PostError, Target, Timeout,
@@ -425,4 +425,134 @@ fn an_hour_of_a_thousand_connections_passes_quickly() {
         peer.expect(want.as_bytes());
     }
     assert_eq!(server.stats().requests, PEERS * rounds);
+}
+
+#[test]
+fn a_peer_reads_at_any_rate() {
+    let mut sim = Sim::new(1);
+    let server = serve(&mut sim);
+    for rate in [1, 7, 150, 999, 20_000] {
+        let peer = sim.connect(&server);
+        peer.read_at(rate);
+        peer.send(&vec![b'x'; 11 * rate]);
+        sim.advance(secs(10));
+        let read = peer.take().len();
+        assert!((10 * rate - rate / 50 - 1..=10 * rate).contains(&read), "{rate}: {read}");
+    }
+    let peer = sim.connect(&server);
+    peer.read_at(0);
+    peer.send(b"x");
+    sim.advance(secs(10));
+    peer.expect(b"");
+}
+
+#[test]
+fn sockets_and_machines_are_named_in_any_way() {
+    let mut sim = Sim::new(1);
+    let server = serve(&mut sim);
+    let address: std::net::SocketAddr = SERVER.parse().unwrap();
+    let peers =
+        [sim.connect(SERVER), sim.connect(address), sim.connect(&server), sim.connect(&server)];
+    let stranger = sim.connect_from("172.16.0.1:99", server.address());
+    sim.partition(&peers[0], &server);
+    for peer in peers.iter().chain([&stranger]) {
+        peer.send(b"x");
+    }
+    sim.advance(secs(1));
+    assert!(peers.iter().all(|peer| peer.take() == b""));
+    stranger.expect(b"x");
+    sim.repair("192.0.2.1", server.ip());
+    sim.advance(secs(5));
+    assert!(peers.iter().all(|peer| peer.take() == b"x"));
+}
+
+#[test]
+fn an_ordered_failure_is_for_one_host() {
+    let mut sim = Sim::new(1);
+    let (a, b) = (serve(&mut sim), sim.serve("10.0.0.2:7", Config::default(), Echo));
+    b.fail(Call::Accept, 0, errno::EMFILE);
+    let peers = [sim.connect(&a), sim.connect(&b)];
+    sim.settle();
+    assert_eq!((a.stats().accept_pauses, b.stats().accept_pauses), (0, 1));
+    assert_eq!(sim.failures_left(), 0);
+    drop(peers);
+    sim.advance(secs(1));
+    sim.assert_clean();
+}
+
+#[test]
+fn numbers_of_the_script_change_nothing_in_the_world() {
+    let run = |drawn: u64| {
+        let mut hash = 0;
+        sim::swarm(5, 1, |sim| {
+            let mut random = sim.random();
+            let mut numbers: Vec<_> = (0..drawn).map(|_| random.below(100)).collect();
+            random.shuffle(&mut numbers);
+            let server = serve(sim);
+            let peer = sim.connect(&server);
+            peer.drip(&[b'x'; 50], millis(100));
+            sim.advance(secs(30));
+            hash = sim.trace_hash();
+        });
+        hash
+    };
+    assert_eq!(run(0), run(1_000));
+    let mut sim = Sim::new(5);
+    let [mut a, mut b, mut again] = [sim.random(), sim.random(), Sim::new(5).random()];
+    let numbers = |random: &mut Random| [(); 4].map(|()| random.below(1 << 40));
+    let first = numbers(&mut a);
+    assert_eq!(first, numbers(&mut again));
+    assert_ne!(first, numbers(&mut b));
+}
+
+#[test]
+fn what_a_peer_read_can_be_looked_at_before_it_is_taken() {
+    let mut sim = Sim::new(1);
+    let server = serve(&mut sim);
+    let peer = sim.connect(&server);
+    peer.send(b"abc");
+    sim.settle();
+    assert_eq!(peer.received(), b"abc");
+    peer.expect_prefix_of(b"abcdef");
+    peer.expect(b"abc");
+    assert!(peer.is_open());
+    peer.close();
+    assert!(!peer.is_open());
+    sim.settle();
+    assert_eq!(peer.closed(), None, "it closed the connection itself");
+    server.expect_closed(CloseReason::PeerEof);
+    server.assert_blameless();
+}
+
+#[test]
+fn a_server_knows_where_it_listened() {
+    let mut sim = Sim::new(1);
+    let server = serve(&mut sim);
+    server.shutdown();
+    sim.advance(secs(1));
+    assert!(server.is_finished());
+    assert_eq!(server.address().to_string(), SERVER);
+    assert_eq!(sim.connect(&server).closed(), None);
+    assert_eq!(server.handle().post(|_, _| ()), Err(PostError::Stopped));
+}
+
+#[test]
+fn the_history_ends_with_what_happened_last() {
+    let mut sim = Sim::new(1);
+    let server = serve(&mut sim);
+    let peer = sim.connect(&server);
+    for _ in 0..100 {
+        peer.send(b"xyz");
+        sim.settle();
+    }
+    sim.advance(secs(1));
+    peer.close();
+    sim.settle();
+    let history = sim.history();
+    let lines: Vec<_> = history.lines().collect();
+    assert_eq!(lines.len(), 40);
+    assert!(lines.iter().any(|line| line.contains("gets 3 bytes on 0.")), "{history}");
+    let [.., closed, last] = &lines[..] else { unreachable!("there are forty") };
+    assert!(closed.contains("on_closed on 0.1: closed by the peer"), "{history}");
+    assert!(last.contains("+1s") && last.contains("closes its end on 0.1"), "{history}");
 }

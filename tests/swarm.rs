@@ -14,7 +14,7 @@ use std::time::Duration;
 use wheelhouse::sim::{self, Sim, Summary};
 use wheelhouse::{Address, Config, Handle, Target};
 
-use crate::peers::{Dice, let_peers_loose};
+use crate::peers::{let_peers_loose, words};
 use crate::zoo::{Echo, Keeper};
 
 const fn secs(secs: u64) -> Duration {
@@ -38,59 +38,58 @@ fn tell(name: &str, summary: &Summary) {
 
 /// Whatever comes back to a client of an echo server is what it sent.
 fn echo(sim: &mut Sim) {
-    let mut dice = Dice::new(sim.seed());
+    let mut random = sim.random();
     let server = sim.serve("10.0.0.1:7", Config::default(), Echo);
     let peers: Vec<_> = (0..8_u8)
         .map(|index| {
-            let peer = sim.connect(server.address());
-            let sent: Vec<u8> = (0..dice.below(3_000)).map(|at| (at as u8) ^ index).collect();
+            let peer = sim.connect(&server);
+            let sent: Vec<u8> = (0..random.below(3_000)).map(|at| (at as u8) ^ index).collect();
             peer.send(&sent);
-            (peer, sent, Vec::new())
+            (peer, sent)
         })
         .collect();
-    let mut peers = peers;
     for _ in 0..20 {
-        sim.advance(Duration::from_millis(dice.below(2_000)));
-        for (peer, sent, echoed) in &mut peers {
-            echoed.extend(peer.take());
-            assert!(sent.starts_with(echoed), "what comes back is what was sent");
-            if dice.below(20) == 0 {
+        sim.advance(Duration::from_millis(random.below(2_000)));
+        for (peer, sent) in &peers {
+            peer.expect_prefix_of(sent);
+            if random.below(20) == 0 {
                 peer.reset();
             }
         }
     }
+    server.assert_blameless();
 }
 
 /// A handler that does everything, and peers that do too.
 fn zoo(sim: &mut Sim) {
-    let mut dice = Dice::new(sim.seed());
+    let mut random = sim.random();
     let upstream = sim.serve("10.0.0.2:80", Config::default(), Echo);
-    sim.set_name("upstream", vec![upstream.address()], Duration::from_millis(dice.below(3_000)));
+    sim.set_name("upstream", vec![upstream.address()], Duration::from_millis(random.below(3_000)));
     let mut config = Config::default();
-    if dice.below(2) == 0 {
-        config.limits.max_connections = Some(4 + dice.below(10) as usize);
+    if random.below(2) == 0 {
+        config.limits.max_connections = Some(4 + random.below(10) as usize);
     }
-    if dice.below(4) == 0 {
-        config.limits.requests_max = Some(1 + dice.below(5));
+    if random.below(4) == 0 {
+        config.limits.requests_max = Some(1 + random.below(5));
     }
-    if dice.below(4) == 0 {
-        config.timeouts.lifetime = Some(secs(1 + dice.below(20)));
+    if random.below(4) == 0 {
+        config.timeouts.lifetime = Some(secs(1 + random.below(20)));
     }
-    let target: Target = if dice.below(2) == 0 {
+    let target: Target = if random.below(2) == 0 {
         upstream.address().into()
     } else {
         "upstream:80".parse().expect("a name and a port")
     };
     let server = sim.serve("10.0.0.1:7", config, Keeper::new(target));
-    if dice.below(4) == 0 {
-        server.set_descriptors(8 + dice.below(10) as usize);
+    if random.below(4) == 0 {
+        server.set_descriptors(8 + random.below(10) as usize);
     }
-    let_peers_loose(sim, &server.address(), &mut dice, 60);
+    let_peers_loose(sim, &server.address(), &mut random, 60);
 }
 
 /// Servers that dial each other in a circle, and a partition between two of them.
 fn circle(sim: &mut Sim) {
-    let mut dice = Dice::new(sim.seed());
+    let mut random = sim.random();
     let at = |index: u64| -> Address { format!("10.0.0.{}:7", index % 3 + 1).parse().unwrap() };
     let servers: Vec<_> = (0..3)
         .map(|index| sim.serve(at(index), Config::default(), Keeper::new(at(index + 1))))
@@ -102,34 +101,34 @@ fn circle(sim: &mut Sim) {
             2 => sim.repair(a, b),
             _ => {}
         }
-        let entry = servers[dice.below(3) as usize].address();
-        let_peers_loose(sim, &entry, &mut dice, 12);
+        let entry = servers[random.below(3) as usize].address();
+        let_peers_loose(sim, &entry, &mut random, 12);
     }
     sim.repair(a, b);
 }
 
 /// A server that is shut down while it is busy, once or twice, is gone by its deadline.
 fn shutdown(sim: &mut Sim) {
-    let mut dice = Dice::new(sim.seed());
+    let mut random = sim.random();
     let nobody: Address = "10.0.0.9:9".parse().unwrap();
     let config = Config::default();
     let grace = config.shutdown_timeout.expect("there is one by default");
     let server = sim.serve("10.0.0.1:7", config, Keeper::new(nobody));
     let peers: Vec<_> = (0..10).map(|_| sim.connect(server.address())).collect();
     for peer in &peers {
-        peer.send(&dice.words());
-        if dice.below(3) == 0 {
+        peer.send(&words(&mut random));
+        if random.below(3) == 0 {
             peer.stop_reading();
             peer.send(b"BBBB");
         }
     }
-    sim.advance(Duration::from_millis(dice.below(5_000)));
+    sim.advance(Duration::from_millis(random.below(5_000)));
     let handle: Option<Handle<_>> = (!server.is_finished()).then(|| server.handle());
-    for _ in 0..=dice.below(2) {
+    for _ in 0..=random.below(2) {
         if let Some(handle) = &handle {
             handle.shutdown();
         }
-        sim.advance(Duration::from_millis(dice.below(3_000)));
+        sim.advance(Duration::from_millis(random.below(3_000)));
     }
     sim.set_faults(sim::Faults::NONE);
     sim.advance(grace + secs(30));

@@ -20,16 +20,14 @@ const fn secs(secs: u64) -> Duration {
 const SERVER: &str = "10.0.0.1:7";
 
 #[expect(clippy::print_stdout, reason = "figures for whoever reads the output")]
-fn run(name: &str, scenario: fn(&mut Sim)) {
+fn run(name: &str, personality: Personality, scenario: fn(&mut Sim)) {
     let runs =
         env::var("TORTURE_RUNS").ok().and_then(|text| text.parse().ok()).unwrap_or(usize::MAX);
-    for personality in Personality::ALL {
-        let summary = sim::torture(runs, |sim| {
-            sim.set_personality(personality);
-            scenario(sim);
-        });
-        println!("torture {name} {personality:?}: {summary}");
-    }
+    let summary = sim::torture(runs, |sim| {
+        sim.set_personality(personality);
+        scenario(sim);
+    });
+    println!("torture {name} {personality:?}: {summary}");
 }
 
 /// Whatever failed before, somebody who comes now is served; should that be what fails, the one
@@ -228,10 +226,21 @@ fn a_shutdown(sim: &mut Sim) {
 
 macro_rules! scenarios {
     ($($scenario:ident)*) => {
-        mod survives_any_failure_in {
+        world! { epoll Epoll $($scenario)* }
+        world! { kqueue Kqueue $($scenario)* }
+        world! { weakest Weakest $($scenario)* }
+    };
+}
+
+/// A test for each scenario in one kind of world, so that `SIM_FAULT` means one torture.
+macro_rules! world {
+    ($module:ident $personality:ident $($scenario:ident)*) => {
+        mod $module {
+            use wheelhouse::sim::Personality::$personality;
+
             $(#[test]
             fn $scenario() {
-                super::run(stringify!($scenario), super::$scenario);
+                super::run(stringify!($scenario), $personality, super::$scenario);
             })*
         }
     };

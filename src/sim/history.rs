@@ -150,8 +150,8 @@ impl fmt::Display for Place {
 impl fmt::Display for Of {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (self.id, self.far) {
-            (Some(id), _) => write!(f, " of {id}"),
-            (None, Some(far)) => write!(f, " of {far}"),
+            (Some(id), _) => write!(f, " on {id}"),
+            (None, Some(far)) => write!(f, " with {far}"),
             (None, None) => Ok(()),
         }
     }
@@ -169,22 +169,21 @@ impl fmt::Display for Deed {
                 reason.map_or(Ok(()), |reason| write!(f, ": {reason}"))
             }
             Self::Arrival { of, bytes, fin, reset } => {
-                let what = match (bytes, fin, reset) {
-                    (_, _, true) => "a reset",
-                    (0, ..) => "a FIN",
-                    (_, true, _) => "bytes and a FIN",
-                    _ => "bytes",
-                };
-                match bytes {
-                    0 => write!(f, "{what} arrives{of}"),
-                    _ => write!(f, "{bytes} {what} arrive{of}"),
+                let bytes = (bytes > 0).then(|| count(bytes, "byte"));
+                let signal =
+                    if reset { Some("a reset".into()) } else { fin.then(|| "a FIN".into()) };
+                let what: Vec<String> = bytes.into_iter().chain(signal).collect();
+                write!(f, "gets {}", what.join(" and "))?;
+                match of {
+                    Of { id: None, far: Some(far) } => write!(f, " from {far}"),
+                    of => of.fmt(f),
                 }
             }
-            Self::Answer(Ok(found)) => write!(f, "a look-up finds {found} addresses"),
+            Self::Answer(Ok(found)) => write!(f, "a look-up finds {}", count(found, "address")),
             Self::Answer(Err(errno)) => write!(f, "a look-up fails with {}", Named(errno)),
             Self::Dial(Some(to)) => write!(f, "dials {to}"),
             Self::Dial(None) => f.write_str("dials"),
-            Self::Send(bytes) => write!(f, "sends {bytes} bytes"),
+            Self::Send(bytes) => write!(f, "sends {}", count(bytes, "byte")),
             Self::Finish => f.write_str("sends its FIN"),
             Self::Close { of, reset: false } => write!(f, "closes its end{of}"),
             Self::Close { of, reset: true } => write!(f, "resets its end{of}"),
@@ -199,11 +198,20 @@ impl fmt::Display for Deed {
 fn write_outcome(f: &mut fmt::Formatter<'_>, call: Call, outcome: Outcome) -> fmt::Result {
     match outcome {
         Outcome::Done => f.write_str("done"),
-        Outcome::Count(count) if call == Call::Wait => write!(f, "{count} events"),
-        Outcome::Count(count) => write!(f, "{count} bytes"),
+        Outcome::Count(events) if call == Call::Wait => f.write_str(&count(events, "event")),
+        Outcome::Count(bytes) => f.write_str(&count(bytes, "byte")),
         Outcome::Found(errno) => write!(f, "finds {}", Named(errno)),
         Outcome::Failed(libc::EAGAIN) => f.write_str("would block"),
         Outcome::Failed(errno) => write!(f, "fails with {}", Named(errno)),
         Outcome::Injected(errno) => write!(f, "is made to fail with {}", Named(errno)),
     }
+}
+
+fn count(count: usize, of: &str) -> String {
+    let end = match of {
+        _ if count == 1 => "",
+        "address" => "es",
+        _ => "s",
+    };
+    format!("{count} {of}{end}")
 }
