@@ -61,7 +61,14 @@
 //! is open, a stream; descriptors are those of listeners and streams; what is left to do is queued;
 //! the wheel comes up for every deadline in time; nothing ended early; input that is kept stays
 //! within its limit; the bytes that a connection is said to have moved are those that went through
-//! its socket; turns without progress do not follow each other.
+//! its socket; turns without progress do not follow each other; no callback panics by itself
+//! ([`Sim::allow_panics`] turns that off) and no reactor fails.
+//!
+//! # When a run fails
+//!
+//! It prints what the world is like and what happened in it last ([`Sim::history`]), a [`swarm`] and
+//! a [`torture`] also a command that replays it. With `SIM_TRACE=1` everything is printed as it
+//! happens. The guide goes from there to the cause.
 //!
 //! # What is not modelled
 //!
@@ -299,7 +306,7 @@ impl Sim {
         Door::new(&self.net, address, backlog)
     }
 
-    /// The address of peers: who dials it where no [`Door`] is open is refused. Whoever dials an
+    /// The address of peers, 192.0.2.1: who dials it where no [`Door`] is open is refused. Whoever dials an
     /// address that nobody has hears nothing.
     pub fn peers_ip(&self) -> IpAddr {
         self.net.borrow().peers_ip
