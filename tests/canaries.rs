@@ -58,8 +58,8 @@ fn come_and_go(sim: &mut Sim, server: &Server<Clerk>) {
     sim.settle();
 }
 
-/// The scenario passes as it is, and fails with the bug.
-fn must_catch(canary: Canary, scenario: impl Fn(&mut Sim)) {
+/// The scenario passes as it is, and with the bug it fails for a reason that says so.
+fn must_catch(canary: Canary, said: &str, scenario: impl Fn(&mut Sim)) {
     let run = |planted: Option<Canary>| {
         plant(planted);
         let outcome = catch_unwind(AssertUnwindSafe(|| {
@@ -72,12 +72,17 @@ fn must_catch(canary: Canary, scenario: impl Fn(&mut Sim)) {
         outcome
     };
     assert!(run(None).is_ok(), "it fails without the bug");
-    assert!(run(Some(canary)).is_err(), "{canary:?} was not noticed");
+    let panic = run(Some(canary)).expect_err("the bug is noticed");
+    let what = match panic.downcast::<String>() {
+        Ok(what) => *what,
+        Err(panic) => (*panic.downcast::<&str>().expect("a panic has a text")).to_owned(),
+    };
+    assert!(what.contains(said), "{canary:?} was noticed by accident: {what}");
 }
 
 #[test]
 fn a_deadline_that_comes_early_is_noticed() {
-    must_catch(Canary::EarlyFire, |sim| {
+    must_catch(Canary::EarlyFire, "ended early", |sim| {
         let server = serve(sim);
         let peer = sim.connect(server.address());
         peer.send(b"x");
@@ -89,7 +94,7 @@ fn a_deadline_that_comes_early_is_noticed() {
 
 #[test]
 fn an_entry_that_is_not_placed_again_is_noticed() {
-    must_catch(Canary::SkippedRearm, |sim| {
+    must_catch(Canary::SkippedRearm, "not in the wheel", |sim| {
         let server = serve(sim);
         let peer = sim.connect(server.address());
         peer.send(b"x");
@@ -99,7 +104,7 @@ fn an_entry_that_is_not_placed_again_is_noticed() {
 
 #[test]
 fn work_that_is_not_queued_is_noticed() {
-    must_catch(Canary::LostReadyFlag, |sim| {
+    must_catch(Canary::LostReadyFlag, "work is left and not queued", |sim| {
         let server = serve(sim);
         let peer = sim.connect(server.address());
         // More than is read in one turn.
@@ -110,7 +115,7 @@ fn work_that_is_not_queued_is_noticed() {
 
 #[test]
 fn an_id_that_reaches_another_connection_is_noticed() {
-    must_catch(Canary::DroppedGeneration, |sim| {
+    must_catch(Canary::DroppedGeneration, "the peer read \"@\"", |sim| {
         let server = serve(sim);
         come_and_go(sim, &server);
         let bystander = sim.connect(server.address());
@@ -123,7 +128,7 @@ fn an_id_that_reaches_another_connection_is_noticed() {
 
 #[test]
 fn a_place_that_leaks_is_noticed() {
-    must_catch(Canary::LeakedSlot, |sim| {
+    must_catch(Canary::LeakedSlot, "closed and still has its place", |sim| {
         let server = serve(sim);
         come_and_go(sim, &server);
     });
@@ -131,7 +136,7 @@ fn a_place_that_leaks_is_noticed() {
 
 #[test]
 fn a_descriptor_closed_twice_is_noticed() {
-    must_catch(Canary::DoubleClose, |sim| {
+    must_catch(Canary::DoubleClose, "closed twice", |sim| {
         let server = serve(sim);
         come_and_go(sim, &server);
     });
@@ -139,7 +144,7 @@ fn a_descriptor_closed_twice_is_noticed() {
 
 #[test]
 fn bytes_lost_before_a_fin_are_noticed() {
-    must_catch(Canary::UnreadBeforeEofLost, |sim| {
+    must_catch(Canary::UnreadBeforeEofLost, "the peer read \"\" instead", |sim| {
         let server = serve(sim);
         let peer = sim.connect(server.address());
         peer.send(b"last words");
@@ -151,19 +156,19 @@ fn bytes_lost_before_a_fin_are_noticed() {
 
 #[test]
 fn a_byte_sent_twice_is_noticed() {
-    must_catch(Canary::ShortWriteDoubled, |sim| {
+    must_catch(Canary::ShortWriteDoubled, "each byte comes once", |sim| {
         sim.set_buffers(1_000, 1_000);
         let server = serve(sim);
         let peer = sim.connect(server.address());
         peer.send(b"!");
         sim.advance(secs(1));
-        assert_eq!(peer.take().len(), 50_000);
+        assert_eq!(peer.take().len(), 50_000, "each byte comes once");
     });
 }
 
 #[test]
 fn a_backlog_that_is_not_looked_at_again_is_noticed() {
-    must_catch(Canary::AcceptNotRetried, |sim| {
+    must_catch(Canary::AcceptNotRetried, "the peer read \"\" instead", |sim| {
         let server = serve(sim);
         server.set_descriptors(7);
         let first = sim.connect(server.address());
@@ -178,19 +183,19 @@ fn a_backlog_that_is_not_looked_at_again_is_noticed() {
 
 #[test]
 fn a_drain_that_is_not_told_is_noticed() {
-    must_catch(Canary::WatermarkEdgeLost, |sim| {
+    must_catch(Canary::WatermarkEdgeLost, "all of it comes", |sim| {
         let server = serve(sim);
         let peer = sim.connect(server.address());
         peer.read_at(1_000_000);
         peer.send(&[b'!'; 40]);
         sim.advance(secs(10));
-        assert_eq!(peer.take().len(), 40 * 50_000);
+        assert_eq!(peer.take().len(), 40 * 50_000, "all of it comes");
     });
 }
 
 #[test]
 fn a_letter_that_wakes_nobody_is_noticed() {
-    must_catch(Canary::LostWake, |sim| {
+    must_catch(Canary::LostWake, "the letter was opened", |sim| {
         let server = serve(sim);
         sim.settle();
         let (sender, receiver) = std::sync::mpsc::channel();
@@ -202,15 +207,14 @@ fn a_letter_that_wakes_nobody_is_noticed() {
 
 #[test]
 fn a_reset_that_is_swallowed_is_noticed() {
-    must_catch(Canary::SwallowedReset, |sim| {
+    must_catch(Canary::SwallowedReset, "the reset is the reason", |sim| {
         let server = serve(sim);
         let peer = sim.connect(server.address());
         peer.send(b"x");
         sim.settle();
         peer.reset();
         sim.settle();
-        let closed = server.take_closed();
-        assert_eq!(closed.len(), 1);
-        assert_eq!(closed[0].reason, CloseReason::PeerReset);
+        let reason = server.take_closed().first().map(|closed| closed.reason);
+        assert_eq!(reason, Some(CloseReason::PeerReset), "the reset is the reason");
     });
 }

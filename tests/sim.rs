@@ -556,3 +556,59 @@ fn the_history_ends_with_what_happened_last() {
     assert!(closed.contains("on_closed on 0.1: closed by the peer"), "{history}");
     assert!(last.contains("+1s") && last.contains("closes its end on 0.1"), "{history}");
 }
+
+/// What a peer and a handler see of one failure: the table of the guide.
+#[test]
+fn a_call_that_fails_means_what_the_guide_says() {
+    use CloseReason::{Io, Local, PeerEof, PeerReset};
+    /// Closes when asked to, so that a FIN is sent while the peer's has not come.
+    struct Curt;
+    impl Handler for Curt {
+        type Session = ();
+        fn on_open(&mut self, _: &mut Conn<'_>) -> Option<()> {
+            Some(())
+        }
+        fn on_data(&mut self, conn: &mut Conn<'_>, _: &mut (), input: &mut BytesMut) {
+            conn.write(input);
+            if input.contains(&b'!') {
+                conn.close();
+            }
+            input.clear();
+        }
+    }
+    // What is sent, what comes back, how it ends for the peer, and why for the handler.
+    let fin = Some(End::Fin);
+    let reset = Some(End::Reset);
+    let visit = |call: Call, errno: i32, word: &[u8]| {
+        let mut sim = Sim::new(1);
+        let server = sim.serve(SERVER, Config::default(), Curt);
+        sim.settle();
+        let peer = sim.connect(&server);
+        server.fail(call, 0, errno);
+        peer.send(word);
+        sim.advance(secs(3));
+        let got = peer.take();
+        if word == b"x" {
+            peer.half_close();
+        }
+        sim.advance(secs(60));
+        assert_eq!(sim.failures_left(), 0, "{call}");
+        (got, peer.closed(), reasons(&server).pop())
+    };
+    let served = |word: &[u8], reason| (word.to_vec(), fin, Some(reason));
+    assert_eq!(visit(Call::Wait, errno::EINTR, b"x"), served(b"x", PeerEof));
+    assert_eq!(visit(Call::Accept, errno::EMFILE, b"x"), served(b"x", PeerEof));
+    for errno in [errno::EBADF, errno::ECONNABORTED] {
+        assert_eq!(visit(Call::Accept, errno, b"x"), (vec![], reset, None));
+    }
+    assert_eq!(visit(Call::Register, errno::ENOMEM, b"x"), (vec![], reset, None));
+    for call in [Call::Read, Call::Write] {
+        assert_eq!(visit(call, errno::EAGAIN, b"x"), served(b"x", PeerEof));
+        assert_eq!(visit(call, errno::EINTR, b"x"), served(b"x", PeerEof));
+        assert_eq!(visit(call, errno::ECONNRESET, b"x"), (vec![], reset, Some(PeerReset)));
+        let (got, end, reason) = visit(call, errno::ENOBUFS, b"x");
+        assert_eq!((got, matches!(reason, Some(Io(_)))), (vec![], true), "{reason:?}");
+        assert!(end.is_some());
+    }
+    assert_eq!(visit(Call::Finish, errno::ENOTCONN, b"!"), served(b"!", Local));
+}

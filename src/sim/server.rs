@@ -373,7 +373,10 @@ impl<H: Handler> Turns for Node<H> {
         let mut text = String::new();
         for id in ids.iter().take(SHOWN) {
             let far = net.borrow().far_peer(self.machine, Token::of_conn(*id));
-            let Some(conn) = cx.conn(*id) else { continue };
+            let Some(conn) = cx.conn(*id) else {
+                let _ = write!(text, "\n    {id}, which is closed and still has its place");
+                continue;
+            };
             let doing = match conn.state() {
                 State::Connecting => "is being dialled",
                 State::Connected => "has an active request, or was never heard of",
