@@ -4,12 +4,13 @@
 mod echo;
 
 use std::collections::HashMap;
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use wheelhouse::sim::{self, Call, Faults, Server, Sim, errno};
-use wheelhouse::{CloseReason, Config, Conn, ConnId, Context, Handler, Timeout};
+use wheelhouse::{CloseReason, Config, Conn, ConnId, Context, Handler, ListenerId, Timeout};
 
 use crate::echo::Echo;
 
@@ -79,6 +80,10 @@ impl Handler for Clumsy {
     fn on_alarm(&mut self, _: &mut Context<'_>, _: wheelhouse::AlarmId) {
         panic!("alarmed");
     }
+
+    fn on_listener_failed(&mut self, _: &mut Context<'_>, _: ListenerId, error: &io::Error) {
+        panic!("deaf: {error}");
+    }
 }
 
 fn clumsy(sim: &mut Sim) -> Server<Clumsy> {
@@ -109,6 +114,13 @@ fn a_callback_that_panics_fails_the_run() {
     expect_said(&said, &["on_closed", "nobody resets"]);
     let said = panic_of(|| drop(say(&mut Sim::new(1), b"a")));
     expect_said(&said, &["on_alarm", "alarmed"]);
+    let said = panic_of(|| {
+        let mut sim = Sim::new(1);
+        let server = clumsy(&mut sim);
+        server.fail(Call::Accept, 0, errno::EBADF);
+        sim.advance(secs(1));
+    });
+    expect_said(&said, &["on_listener_failed", "deaf"]);
 }
 
 #[test]

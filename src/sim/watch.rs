@@ -402,7 +402,9 @@ impl<H: Handler> Handler for Watched<H> {
         listener: ListenerId,
         error: &io::Error,
     ) {
-        self.inner.on_listener_failed(cx, listener, error);
+        self.net_under("on_listener_failed", None, |handler| {
+            handler.on_listener_failed(cx, listener, error);
+        });
     }
 
     fn on_shutdown(&mut self, cx: &mut Context<'_>) {
