@@ -8,7 +8,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 use bytes::BytesMut;
-use wheelhouse::{Config, Conn, Handler, Reactor};
+use wheelhouse::{AtLimit, Config, Conn, Handler, Reactor};
 
 struct Echo;
 
@@ -67,7 +67,10 @@ fn lower_limit(to: u64) {
 
 #[test]
 fn whoever_waits_is_served_once_there_are_descriptors_again() {
-    let mut reactor = Reactor::new(Config::default()).unwrap();
+    let mut config = Config::default();
+    // Nobody idle makes way here.
+    config.limits.at_limit = AtLimit::Pause;
+    let mut reactor = Reactor::new(config).unwrap();
     let listener = reactor.listen("127.0.0.1:0".parse().unwrap()).unwrap();
     let address = reactor.local_addr(listener).ip().unwrap();
     let mut first = dial(address);

@@ -44,6 +44,7 @@ enum What {
     Eof,
     Drained,
     Timer,
+    HealthCheck,
     Closing,
     Closed,
 }
@@ -60,6 +61,7 @@ impl What {
             Self::Eof => "on_eof",
             Self::Drained => "on_drained",
             Self::Timer => "on_timer",
+            Self::HealthCheck => "on_health_check",
             Self::Closing => "on_closing",
             Self::Closed => "on_closed",
         }
@@ -93,6 +95,7 @@ impl Life {
             What::Active => serving && self.idle,
             What::Eof => serving && !self.eof,
             What::Drained => serving,
+            What::HealthCheck => serving && self.idle,
             What::Timer | What::Closing => !self.closing,
             What::Closed => self.closing,
         }
@@ -105,7 +108,12 @@ impl Life {
             What::Active => self.idle = false,
             What::Eof => self.eof = true,
             What::Closing => self.closing = true,
-            What::Open | What::Data | What::Drained | What::Timer | What::Closed => {}
+            What::Open
+            | What::Data
+            | What::Drained
+            | What::Timer
+            | What::HealthCheck
+            | What::Closed => {}
         }
     }
 }
@@ -387,9 +395,9 @@ impl<H: Handler> Handler for Watched<H> {
     }
 
     fn on_health_check(&mut self, conn: &mut Conn<'_>, session: &mut H::Session) {
-        self.enter(conn.id(), conn.now(), What::Timer);
-        self.inner.on_health_check(conn, session);
-        self.leave();
+        let id = conn.id();
+        self.enter(What::HealthCheck, id, conn.now(), None);
+        self.run(What::HealthCheck, id, |handler| handler.on_health_check(conn, session));
     }
 
     fn on_alarm(&mut self, cx: &mut Context<'_>, alarm: AlarmId) {
