@@ -47,6 +47,10 @@ impl Instant {
         Self(self.0.saturating_add(nanos))
     }
 
+    pub(crate) const fn before(self, nanos: u64) -> Self {
+        Self(self.0.saturating_sub(nanos))
+    }
+
     pub(crate) const fn nanos_since(self, earlier: Self) -> u64 {
         self.0.saturating_sub(earlier.0)
     }

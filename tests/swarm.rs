@@ -12,7 +12,7 @@ use std::env;
 use std::time::Duration;
 
 use wheelhouse::sim::{self, Sim, Summary};
-use wheelhouse::{Address, Config, Handle, Target};
+use wheelhouse::{Address, AtLimit, Config, Handle, ListenConfig, Rate, Refusal, Target};
 
 use crate::peers::{let_peers_loose, words};
 use crate::zoo::{Echo, Keeper};
@@ -87,6 +87,60 @@ fn zoo(sim: &mut Sim) {
     let_peers_loose(sim, &server.address(), &mut random, 60);
 }
 
+/// A server near all of its limits, with an operator who gets through all the same.
+fn crowd(sim: &mut Sim) {
+    let mut random = sim.random();
+    let mut config = Config::default();
+    let limits = &mut config.limits;
+    limits.max_connections = Some(3 + random.below(100) as usize);
+    limits.at_limit = match random.below(3) {
+        0 => AtLimit::Pause,
+        1 => AtLimit::Reject("too many\n".into()),
+        _ => AtLimit::EvictIdle,
+    };
+    limits.buffered_max = 20_000 + random.below(300_000) as usize;
+    if random.below(2) == 0 {
+        limits.clients.connections = Some(2 + random.below(60) as u32);
+        limits.clients.refusal = if random.below(2) == 0 { Refusal::Close } else { Refusal::Reset };
+    }
+    if random.below(2) == 0 {
+        limits.clients.rate = Some(Rate::new(5 + random.below(50) as u32, secs(10)));
+    }
+    if random.below(2) == 0 {
+        limits.accept_rate = Some(Rate::per_second(5 + random.below(100) as u32));
+    }
+    if random.below(2) == 0 {
+        config.timeouts.ping_after = Some(secs(1 + random.below(20)));
+    }
+    if random.below(2) == 0 {
+        config.timeouts.request = Some(secs(1 + random.below(5)));
+        config.timeouts.request_rate = Some(1 + random.below(500));
+    }
+    let nobody: Address = "10.0.0.9:9".parse().unwrap();
+    let server = sim.spawn("10.0.0.1", config, Keeper::new(nobody), |reactor| {
+        reactor.listen("10.0.0.1:7".parse().unwrap()).unwrap();
+        let mut listen = ListenConfig::default();
+        listen.exempt = true;
+        reactor.listen_with("10.0.0.1:9090".parse().unwrap(), listen).unwrap();
+    });
+    let entry: Address = "10.0.0.1:7".parse().unwrap();
+    let_peers_loose(sim, &entry, &mut random, 120);
+    sim.set_faults(sim::Faults::NONE);
+    // Whatever the crowd does, an operator gets through: he is answered, unless the handler refused
+    // him or did what somebody else said and closed him.
+    let operator = sim.connect("10.0.0.1:9090");
+    operator.send(b"x");
+    // The process may not be scheduled for ten seconds yet.
+    sim.advance(secs(15));
+    let through = operator.received().contains(&b'x') || operator.closed().is_some();
+    assert!(server.is_finished() || through, "an operator does not get through");
+    if random.below(2) == 0 {
+        server.shutdown();
+        sim.advance(secs(60));
+        assert!(server.is_finished(), "the shutdown has ended");
+    }
+}
+
 /// Servers that dial each other in a circle, and a partition between two of them.
 fn circle(sim: &mut Sim) {
     let mut random = sim.random();
@@ -143,6 +197,20 @@ fn swarm_echo() {
 #[test]
 fn swarm_zoo() {
     run("zoo", zoo);
+}
+
+/// Seeds under which a reactor once did wrong.
+#[test]
+fn seeds_that_failed_once() {
+    // What was asked for by a sign of life, or given to a request, let the wheel come up too late.
+    for seed in [0xa477, 0xa482] {
+        sim::swarm(seed, 1, crowd);
+    }
+}
+
+#[test]
+fn swarm_crowd() {
+    run("crowd", crowd);
 }
 
 #[test]

@@ -24,8 +24,9 @@ pub struct Timeouts {
     /// on `read`.
     pub request: Option<Duration>,
     /// Makes `request` a grace instead of a limit: a request that is not whole by then must go on
-    /// arriving at this rate, in bytes per second, looked at every 5 s. For uploads of any length
-    /// from clients of any speed but none. Default `None`: `request` is absolute.
+    /// arriving at this rate, in bytes per second, looked at every 5 s, or every `request` if that is
+    /// shorter. For uploads of any length from clients of any speed but none. Default `None`:
+    /// `request` is absolute.
     pub request_rate: Option<u64>,
     /// Between two bytes of a request, or of the reply to a request of ours. Default 30 s, which
     /// spans several retransmissions.

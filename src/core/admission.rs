@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use crate::config::{ClientLimits, Network, Rate, masked};
+use crate::core::table::{Origin, Record};
 use crate::time::Instant;
 
 /// Why a client is not let in.
@@ -69,6 +70,17 @@ impl Clients {
         }
         let prefix = if address.is_ipv4() { self.prefix_v4 } else { self.prefix_v6 };
         Some(ClientKey { is_v4: address.is_ipv4(), bits: masked(address, prefix) })
+    }
+
+    /// The client of a connection; `None` if it is not limited.
+    pub(crate) fn key_of_record(&self, record: &Record) -> Option<ClientKey> {
+        let limited = matches!(record.origin, Origin::Accepted(_)) && !record.is_exempt();
+        record.peer.ip().filter(|_| limited).and_then(|addr| self.key_of(addr.ip()))
+    }
+
+    /// How many connections all of them have.
+    pub(crate) fn connections(&self) -> usize {
+        self.known.values().map(|client| client.connections as usize).sum()
     }
 
     /// Counts an arrival, and a connection unless there is one too many.

@@ -254,11 +254,20 @@ pub(crate) struct Rare {
     pub(crate) left_at_flush: u64,
     /// When output last became queued.
     pub(crate) queued_at: Instant,
-    /// The request that was given more time: since when its clock said that it runs, and the bytes
-    /// read by then.
-    pub(crate) request: Option<(Instant, u64)>,
-    /// The bytes read when a sign of life was asked for.
-    pub(crate) pinged: Option<u64>,
+    /// The latest look at a request that was given more time.
+    pub(crate) request: Option<RequestLook>,
+    /// Until when a sign of life may come that was asked for, and the bytes read before.
+    pub(crate) asked_for_life: Option<(Instant, u64)>,
+}
+
+/// A look at a request that arrives for long.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RequestLook {
+    /// Since when the clock of the request runs by it, to tell that request.
+    pub(crate) since: Instant,
+    pub(crate) at: Instant,
+    /// The bytes read by then.
+    pub(crate) read: u64,
 }
 
 /// What the reactor knows of one connection, its socket, session and unread input aside.

@@ -14,7 +14,7 @@ use crate::config::{AtLimit, Config, ListenConfig, Refusal, SocketOptions};
 use crate::context::{AlarmId, Purpose};
 use crate::core::admission::{Bucket, Clients, Excess};
 use crate::core::deadlines::Periods;
-use crate::core::table::{Birth, ConnId, Flags, ListenerId, Origin};
+use crate::core::table::{Birth, ConnId, Flags, ListenerId, Origin, Record};
 use crate::error::Error;
 use crate::handler::Handler;
 use crate::time::Instant;
@@ -95,6 +95,11 @@ impl Accepting {
     #[inline]
     pub(super) const fn is_due(&self) -> bool {
         self.due
+    }
+
+    /// How many connections the clients have that are limited, if any are.
+    pub(super) fn clients_connected(&self) -> Option<usize> {
+        self.clients.as_ref().map(Clients::connections)
     }
 
     /// Whether a listener may accept, if it is ready.
@@ -358,12 +363,16 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     fn depart_client(&mut self, id: ConnId) {
         let record = self.shared.table.at(id.index());
         if let Some(clients) = &mut self.accepting.clients
-            && matches!(record.origin, Origin::Accepted(_))
-            && !record.is_exempt()
-            && let Some(key) = record.peer.ip().and_then(|addr| clients.key_of(addr.ip()))
+            && let Some(key) = clients.key_of_record(record)
         {
             clients.depart(key);
         }
+    }
+
+    /// Whether a connection counts against what its client may have.
+    pub(super) fn is_limited(&self, record: &Record) -> bool {
+        let clients = self.accepting.clients.as_ref();
+        clients.is_some_and(|clients| clients.key_of_record(record).is_some())
     }
 
     fn admit(&mut self, handler: &mut H, index: usize, mut stream: B::Stream, peer: Address) {

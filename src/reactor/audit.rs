@@ -46,6 +46,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     ///
     /// What is wrong.
     pub(crate) fn audit(&self) -> Result<(), String> {
+        self.audit_sums()?;
         let mut filled = vec![false; self.slots.len()];
         for id in self.shared.table.ids() {
             self.audit_conn(id).map_err(|what| format!("{id}: {what}"))?;

@@ -8,11 +8,10 @@ use crate::canary::{Canary, planted};
 use crate::context::{Purpose, Shared};
 use crate::core::deadlines::{Deadline, Set};
 use crate::core::lifecycle::State;
-use crate::core::table::{ConnId, Flags};
+use crate::core::table::{ConnId, Flags, RequestLook};
 use crate::core::wheel::Key;
 use crate::error::{CloseReason, Timeout};
 use crate::handler::Handler;
-use crate::time::Instant;
 
 /// Wheel entries looked at in one turn: however many fall on one tick, I/O goes on.
 const EXPIRIES_PER_TURN: usize = 4_096;
@@ -24,8 +23,8 @@ const LATE_TICKS: u64 = 10;
 /// deadline that input would put off looks for it itself.
 const PUT_OFF_MAX: u32 = 4;
 
-/// How often it is looked whether a request that takes its time still arrives, in seconds.
-const RATE_LOOK_SECS: u64 = 5;
+/// How often it is looked whether a request that takes its time still arrives.
+const RATE_LOOK_NANOS: u64 = 5_000_000_000;
 
 /// How long a connection past its lifetime may go on without coming to a request boundary.
 const RETIREMENT: Duration = Duration::from_secs(30);
@@ -213,40 +212,56 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
 
     /// Whether a request that is not whole in time arrives at its minimum rate, where it has one.
     fn keeps_up(&mut self, id: ConnId) -> bool {
-        let Shared { table, profiles, .. } = &mut self.shared;
+        let Shared { table, profiles, now, .. } = &mut self.shared;
         let record = table.at(id.index());
-        let Some(rate) = record.periods(profiles).request_rate() else { return false };
+        let periods = record.periods(profiles);
+        let (timeout, rate) = (periods.of(Deadline::Request), periods.request_rate());
+        let Some(rate) = rate else { return false };
         let (since, read) = (record.clocks.since(Deadline::Request), record.bytes_in);
         // The same request was looked at before only if nothing has set its clock since.
-        let before = record.rare_mut().request.filter(|(at, _)| *at == since);
-        let least = rate.saturating_mul(RATE_LOOK_SECS);
-        if before.is_some_and(|(_, before)| read - before < least) {
-            return false;
+        let before = record.rare_mut().request.filter(|look| look.since == since);
+        if let Some(before) = before {
+            let least = u128::from(now.nanos_since(before.at)) * u128::from(rate) / 1_000_000_000;
+            if u128::from(read - before.read) < least {
+                return false;
+            }
         }
-        record.clocks.extend(Deadline::Request, RATE_LOOK_SECS * 1_000_000_000);
-        let since = record.clocks.since(Deadline::Request);
-        record.rare_mut().request = Some((since, read));
+        // A clock that is set to now must never be due sooner than the wheel comes up, so none runs
+        // since a time to come.
+        let since = now.before(timeout - timeout.min(RATE_LOOK_NANOS));
+        record.clocks.set(Deadline::Request, since);
+        record.rare_mut().request = Some(RequestLook { since, at: *now, read });
         true
     }
 
     /// Asks an idle connection for a sign of life, where that is wanted and none is due yet.
     fn asks_for_life(&mut self, handler: &mut H, id: ConnId) -> bool {
-        let Shared { table, profiles, .. } = &mut self.shared;
+        let Shared { table, profiles, now, .. } = &mut self.shared;
         let record = table.at(id.index());
         let Some(ping) = record.periods(profiles).ping() else { return false };
         let read = record.bytes_in;
-        if record.rare_mut().pinged.replace(read) == Some(read) {
-            self.end(handler, id, Timeout::Ping);
-            return true;
-        }
-        self.shared.counters.health_checks.add(1);
-        self.call(id, "on_health_check", |conn, session| handler.on_health_check(conn, session));
-        // Idle is due when the sign of life is.
+        let asked = record.rare_mut().asked_for_life.filter(|(_, before)| *before == read);
+        let until = match asked {
+            Some((until, _)) if until <= *now => {
+                self.end(handler, id, Timeout::Ping);
+                return true;
+            }
+            Some((until, _)) => until,
+            None => {
+                let until = now.after(ping);
+                record.rare_mut().asked_for_life = Some((until, read));
+                self.shared.counters.health_checks.add(1);
+                self.call(id, "on_health_check", |conn, session| {
+                    handler.on_health_check(conn, session);
+                });
+                until
+            }
+        };
+        // Idle is due when the sign of life is, or for another look before.
         let Shared { table, profiles, now, .. } = &mut self.shared;
         let record = table.at(id.index());
         let idle = record.periods(profiles).of(Deadline::Idle);
-        let since = now.as_nanos().saturating_add(ping).saturating_sub(idle);
-        record.clocks.set(Deadline::Idle, Instant::from_nanos(since));
+        record.clocks.set(Deadline::Idle, until.before(idle).min(*now));
         true
     }
 

@@ -230,6 +230,34 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         true
     }
 
+    /// Checks the sums over all connections, and their bounds, against the connections themselves.
+    pub(super) fn audit_sums(&self) -> Result<(), String> {
+        let shared = &self.shared;
+        let records = || shared.table.ids().filter_map(|id| shared.table.get(id));
+        let held: u64 = records().map(|record| u64::from(record.buffered)).sum();
+        if held != shared.buffered {
+            return Err(format!("{held} bytes are held, {} accounted for", shared.buffered));
+        }
+        if held > shared.bounds.buffered_max {
+            return Err(format!("{held} bytes are held of {}", shared.bounds.buffered_max));
+        }
+        if shared.table.counted() > shared.table.capacity() {
+            return Err(format!("{} connections are too many", shared.table.counted()));
+        }
+        let limited = records().filter(|record| self.is_limited(record)).count();
+        let known = self.accepting.clients_connected();
+        if known.is_some_and(|known| known != limited) {
+            return Err(format!("clients have {limited} connections, not {known:?}"));
+        }
+        for state in [State::Connecting, State::Idle, State::Closing] {
+            let counted = records().filter(|record| record.counted == state).count() as u64;
+            if counted != shared.counters.states.of(state) {
+                return Err(format!("{counted} are counted as {state:?}"));
+            }
+        }
+        Ok(())
+    }
+
     fn warn_of_pressure(&mut self, of: &'static str) {
         let now = self.shared.now;
         if self.overload.warned_at.is_none_or(|at| now >= at + Duration::from_secs(1)) {
