@@ -1,0 +1,256 @@
+//! The example servers under tools that others wrote: loads, slow attacks, floods. A tool that is
+//! not installed is reported as skipped.
+#![expect(clippy::disallowed_methods, reason = "programs are timed by the clock on the wall")]
+
+#[allow(dead_code, reason = "what only the other tests of programs use")]
+mod programs;
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::programs::{
+    LATENESS, Server, assert_at_rest, eventually, example_path, expect, read_to_end, value,
+};
+
+const HELLO: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+
+/// How long a bystander may wait for a reply while others attack, on a busy machine.
+const BYSTANDER: Duration = Duration::from_millis(500);
+
+/// Whether a tool is there; says so if it is not.
+fn has(tool: &str) -> bool {
+    let found = Command::new("sh").args(["-c", &format!("command -v {tool}")]).output();
+    let found = found.is_ok_and(|output| output.status.success());
+    if !found {
+        eprintln!("skipped: no {tool} here");
+    }
+    found
+}
+
+/// Asks for the greeting, and says how long that took.
+fn ask(peer: &mut TcpStream) -> Duration {
+    let began = Instant::now();
+    peer.write_all(HELLO).expect("a server that reads");
+    let mut reply = Vec::new();
+    while !reply.ends_with(b"Hello, World!") {
+        let mut piece = [0; 1_024];
+        let count = peer.read(&mut piece).expect("a reply");
+        assert_ne!(count, 0, "the server hung up on a bystander");
+        reply.extend_from_slice(&piece[..count]);
+    }
+    began.elapsed()
+}
+
+fn metrics(server: &Server) -> String {
+    let mut collector = server.dial();
+    collector
+        .write_all(b"GET /metrics HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        .expect("a server that reads");
+    String::from_utf8(read_to_end(&mut collector)).expect("text")
+}
+
+mod loads {
+    use super::*;
+
+    fn run(tool: &mut Command) -> String {
+        let output = tool.output().expect("the tool was there before");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let complaint = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{text}{complaint}");
+        text
+    }
+
+    #[test]
+    fn wrk_gets_all_its_replies() {
+        if !has("wrk") {
+            return;
+        }
+        let server = Server::start("http", &[]);
+        let url = format!("http://{}/", server.addr);
+        let text = run(Command::new("wrk").args(["-t1", "-c32", "-d1s", &url]));
+        assert!(!text.contains("Non-2xx") && !text.contains("Socket errors"), "{text}");
+        assert!(value(&metrics(&server), "wheelhouse_requests_total") > 32);
+    }
+
+    #[test]
+    fn ab_gets_all_its_replies() {
+        if !has("ab") {
+            return;
+        }
+        let server = Server::start("http", &[]);
+        let url = format!("http://{}/bytes/10000", server.addr);
+        for keeps in [&["-k"][..], &[]] {
+            let text = run(Command::new("ab").args(["-q", "-n2000", "-c20"]).args(keeps).arg(&url));
+            assert!(text.contains("Complete requests:      2000\n"), "{text}");
+            assert!(text.contains("Failed requests:        0\n"), "{text}");
+            assert!(!text.contains("Non-2xx"), "{text}");
+        }
+    }
+}
+
+mod slow {
+    use super::*;
+
+    /// A tool that attacks for a while.
+    struct Attack(Child);
+
+    impl Drop for Attack {
+        fn drop(&mut self) {
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        }
+    }
+
+    /// Attacks a server with short deadlines, asks it all the while, and returns its metrics once
+    /// every attacker is gone.
+    fn attacked(mode: &[&str], path: &str) -> Option<String> {
+        if !has("slowhttptest") {
+            return None;
+        }
+        let deadlines = ["--request-timeout=2s", "--read-timeout=2s", "--write-timeout=2s"];
+        let server = Server::start("http", &deadlines);
+        let attack = Command::new("slowhttptest")
+            .args(mode)
+            .args(["-c400", "-r400", "-l6", "-v0", "-u"])
+            .arg(format!("http://{}{path}", server.addr))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn();
+        let attack = Attack(attack.expect("the tool was there before"));
+        let mut bystander = server.dial();
+        ask(&mut bystander);
+        eventually("the attack has begun", || {
+            value(&metrics(&server), "wheelhouse_connections") > 200
+        });
+        let began = Instant::now();
+        while began.elapsed() < Duration::from_secs(4) {
+            let took = ask(&mut bystander).max(ask(&mut server.dial()));
+            assert!(took < BYSTANDER, "{took:?}");
+            thread::sleep(Duration::from_millis(20));
+        }
+        drop(attack);
+        eventually("they are all gone", || value(&metrics(&server), "wheelhouse_connections") <= 2);
+        Some(metrics(&server))
+    }
+
+    fn ended(text: &str, reason: &str) -> u64 {
+        value(text, &format!("wheelhouse_closed_total{{reason=\"{reason}\"}}"))
+    }
+
+    #[test]
+    fn headers_that_never_end_are_cut_off() {
+        if let Some(text) = attacked(&["-H", "-i1"], "/") {
+            assert!(ended(&text, "request_timeout") >= 200, "{text}");
+        }
+    }
+
+    #[test]
+    fn bodies_that_never_end_are_cut_off() {
+        if let Some(text) = attacked(&["-B", "-i1", "-s8192"], "/echo") {
+            assert!(ended(&text, "request_timeout") >= 200, "{text}");
+        }
+    }
+
+    #[test]
+    fn readers_that_hardly_read_are_cut_off() {
+        let mode = ["-X", "-w1", "-y2", "-n10", "-z1"];
+        if let Some(text) = attacked(&mode, "/bytes/10000000") {
+            assert!(ended(&text, "write_timeout") >= 100, "{text}");
+        }
+    }
+}
+
+mod floods {
+    use super::*;
+
+    #[test]
+    fn a_flood_without_descriptors_costs_nothing() {
+        let path = example_path("http");
+        let server = Server::of(Command::new("sh").args([
+            "-c",
+            r#"ulimit -n 32; exec "$0" --listen 127.0.0.1:0 --first-byte-timeout off"#,
+            path.to_str().expect("a path in UTF-8"),
+        ]));
+        let mut flood: Vec<_> = (0..200).map(|_| server.dial()).collect();
+        for peer in &mut flood {
+            // Half a request, so that nobody is idle and makes way.
+            peer.write_all(b"GET / HTTP/1.1\r\n").expect("the kernel accepts for the server");
+        }
+        thread::sleep(Duration::from_millis(200));
+        // As much as a twentieth of a processor's time.
+        let (began, before) = (Instant::now(), server.program.cpu());
+        thread::sleep(Duration::from_secs(2));
+        let used = server.program.cpu() - before;
+        assert!(used < began.elapsed() / 20, "{used:?}");
+        // Those who are in finish and leave; the others come in without anybody new knocking.
+        let mut served = 0;
+        for peer in &mut flood {
+            peer.write_all(b"Host: a\r\nConnection: close\r\n\r\n").expect("an open connection");
+        }
+        for mut peer in flood {
+            served += usize::from(read_to_end(&mut peer).ends_with(b"Hello, World!"));
+        }
+        assert_eq!(served, 200);
+        assert_at_rest(&server.program);
+    }
+
+    #[test]
+    fn ten_thousand_connections_are_drained() {
+        const MANY: usize = 10_000;
+        let mut server = Server::start("http", &["--shutdown-spread=1s", "--max-requests=off"]);
+        if !server.program.can_be_limited() {
+            return eprintln!("skipped: no prlimit(1) here");
+        }
+        if !raise_own_limit(MANY + 1_000) {
+            return eprintln!("skipped: {MANY} descriptors are not allowed here");
+        }
+        let mut peers: Vec<_> = (0..MANY).map(|_| server.dial()).collect();
+        // Half of them have been served, and some wait for a reply when the end comes.
+        for peer in &mut peers[..MANY / 2] {
+            peer.write_all(HELLO).expect("a server that reads");
+        }
+        for peer in &mut peers[..MANY / 2] {
+            read_reply(peer);
+        }
+        let slow = b"GET /slow?ms=2000 HTTP/1.1\r\nHost: a\r\n\r\n";
+        for peer in &mut peers[..100] {
+            peer.write_all(slow).expect("a server that reads");
+        }
+        eventually("all have asked", || {
+            value(&metrics(&server), "wheelhouse_connections{state=\"connected\"}")
+                >= (MANY / 2 + 100) as u64
+        });
+        let began = Instant::now();
+        server.program.signal("TERM");
+        for peer in &mut peers[..100] {
+            read_reply(peer);
+        }
+        for mut peer in peers {
+            assert_eq!(read_to_end(&mut peer), b"");
+        }
+        assert_eq!(server.program.exit_code(), Some(0));
+        assert!(began.elapsed() < Duration::from_secs(3) + 2 * LATENESS, "{:?}", began.elapsed());
+        let line = server.program.stdout.rest().remove(0);
+        assert!(line.contains(&format!("shutdown={MANY}")), "{line}");
+    }
+
+    /// Reads a reply with a small body.
+    fn read_reply(peer: &mut TcpStream) {
+        expect(peer, b"HTTP/1.1 200 OK\r\n");
+        let mut rest = [0; 4_096];
+        let count = peer.read(&mut rest).expect("the rest of the reply");
+        assert!(rest[..count].windows(4).any(|window| window == b"\r\n\r\n"));
+    }
+
+    /// Lets this process open so many descriptors, if it may.
+    fn raise_own_limit(count: usize) -> bool {
+        let own = std::process::id().to_string();
+        let limit = format!("--nofile={count}:");
+        let raised = Command::new("prlimit").args(["--pid", &own, &limit]).output();
+        raised.is_ok_and(|output| output.status.success())
+    }
+}
