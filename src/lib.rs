@@ -150,6 +150,11 @@ pub use crate::time::Instant;
 #[doc = include_str!("../docs/testing.md")]
 struct Testing;
 
+/// Runs the programs in the guide to writing a protocol server.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/guide.md")]
+struct Guide;
+
 /// Compiles the program in the README.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
