@@ -109,8 +109,8 @@ impl Context<'_> {
         self.shared.cancel_alarm(alarm);
     }
 
-    /// Closes the listeners and every connection, as [`Handle::shutdown`](crate::Handle::shutdown)
-    /// does.
+    /// Closes the listeners, and every connection when it has been served, as
+    /// [`Handle::shutdown`](crate::Handle::shutdown) does.
     pub fn shutdown(&mut self) {
         self.shared.shutdowns_asked = self.shared.shutdowns_asked.saturating_add(1);
     }

@@ -53,7 +53,7 @@ pub struct Timeouts {
     /// runs then. Default 10 s.
     pub half_closed: Option<Duration>,
     /// The grace before the last output of a closing connection must have left at
-    /// [`Limits::flush_rate`] on average. Default 5 s.
+    /// [`Limits::flush_rate`](crate::Limits::flush_rate) on average. Default 5 s.
     pub flush: Option<Duration>,
     /// After our FIN, how long the peer may be silent before the socket is closed. Default 5 s.
     pub linger_read: Option<Duration>,

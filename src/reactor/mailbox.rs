@@ -236,8 +236,11 @@ impl<H: Handler> Handle<H> {
         self.mailbox.counters.snapshot()
     }
 
-    /// Closes the listeners and every connection: what is queued is flushed, within
-    /// [`Config::shutdown_timeout`](crate::Config::shutdown_timeout). A second call drops it.
+    /// Closes the listeners, and every connection when it has been served: requests that are active
+    /// go on, idle connections end within
+    /// [`Config::shutdown_spread`](crate::Config::shutdown_spread), and after
+    /// [`Config::shutdown_timeout`](crate::Config::shutdown_timeout) whatever is left is reset. A
+    /// second call resets it at once.
     pub fn shutdown(&self) {
         self.mailbox.shutdowns.fetch_add(1, Ordering::AcqRel);
         // A wake-up that fails finds the reactor gone, which is what was wanted.
