@@ -61,7 +61,8 @@
 //! In `src/`: `handler.rs` is the contract, [`Handler`]; `conn.rs` what a callback may ask for,
 //! [`Conn`]; `reactor/mod.rs` the loop, whose [`turn`](Reactor::turn) is a table of contents; and
 //! `core/` all decisions, as plain data and functions. `docs/architecture.md` has the map, one turn
-//! step by step, and the reasons.
+//! step by step, and the reasons; `docs/guide.md` writes a protocol server from nothing, and
+//! `docs/operations.md` is for whoever runs one.
 //!
 //! # Deadlines and limits
 //!
@@ -154,6 +155,11 @@ struct Testing;
 #[cfg(doctest)]
 #[doc = include_str!("../docs/guide.md")]
 struct Guide;
+
+/// Runs the programs in the guide to running a server.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/operations.md")]
+struct Operations;
 
 /// Compiles the program in the README.
 #[cfg(doctest)]

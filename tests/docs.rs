@@ -1,15 +1,27 @@
-//! What README.md, docs/architecture.md and the examples say, against what the code says: whatever
-//! no test checks, drifts.
+//! What README.md, the pages in docs/ and the examples say, against what the code says: whatever no
+//! test checks, drifts.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use wheelhouse::{AtLimit, Config, Keepalive, ListenConfig, Refusal};
+use bytes::BytesMut;
+use wheelhouse::{
+    AtLimit, Config, Conn, Handler, Keepalive, ListenConfig, Reactor, Refusal, Stats,
+};
 
 const README: &str = include_str!("../README.md");
 const ARCHITECTURE: &str = include_str!("../docs/architecture.md");
+const GUIDE: &str = include_str!("../docs/guide.md");
+const OPERATIONS: &str = include_str!("../docs/operations.md");
+
+const PAGES: [(&str, &str); 4] = [
+    ("README.md", README),
+    ("docs/architecture.md", ARCHITECTURE),
+    ("docs/guide.md", GUIDE),
+    ("docs/operations.md", OPERATIONS),
+];
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -88,14 +100,41 @@ fn the_commands_of_the_readme_are_those_that_are_checked() {
 }
 
 #[test]
-fn the_readme_quotes_the_defaults() {
-    let quoted: BTreeMap<_, _> = rows(between(README, "## What is on by default", "\n## "))
-        .map(|cells| (cells[0].to_owned(), cells[1].to_owned()))
-        .collect();
-    assert_eq!(quoted, defaults());
+fn the_defaults_are_quoted() {
+    let quoted = |text, section| -> BTreeMap<_, _> {
+        let rows = rows(between(text, section, "\n## "));
+        rows.map(|cells| (cells[0].to_owned(), cells[1].to_owned())).collect()
+    };
+    assert_eq!(quoted(OPERATIONS, "\n## Settings\n"), defaults());
+    // The README has some of them.
+    let defaults = defaults();
+    let some = quoted(README, "\n## What is on by default\n");
+    assert!(some.len() >= 10, "{some:?}");
+    for (setting, default) in some {
+        assert_eq!(Some(&default), defaults.get(&setting), "{setting}");
+    }
 }
 
-/// Every setting, and its default as the README puts it.
+#[test]
+fn settings_in_prose_are_there() {
+    let settings = defaults();
+    for (name, text) in PAGES {
+        for setting in quoted(text) {
+            let group = setting.split('.').next().unwrap_or_default();
+            let is_setting = ["timeouts", "limits", "socket"].contains(&group)
+                && setting.contains('.')
+                && !setting.contains([' ', '(']);
+            let is_there = settings.keys().any(|known| {
+                known
+                    .strip_prefix(setting)
+                    .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+            });
+            assert!(!is_setting || is_there, "{name}: {setting}");
+        }
+    }
+}
+
+/// Every setting, and its default as the documents put it.
 fn defaults() -> BTreeMap<String, String> {
     let Config { timeouts, limits, watermarks, socket, shutdown_timeout, shutdown_spread, .. } =
         Config::default();
@@ -244,13 +283,13 @@ fn the_map_is_the_tree() {
 
 #[test]
 fn paths_in_prose_lead_somewhere() {
-    for (name, text) in [("README.md", README), ("docs/architecture.md", ARCHITECTURE)] {
+    for (name, text) in PAGES {
         let paths = quoted(text).filter(|quoted| {
             let is_file = [".rs", ".md", ".toml"].iter().any(|end| quoted.ends_with(end));
             (is_file || quoted.ends_with('/')) && !quoted.contains([' ', '*'])
         });
         for path in paths {
-            let found = ["", "src", "src/reactor"]
+            let found = ["", "docs", "src", "src/reactor"]
                 .into_iter()
                 .any(|directory| root().join(directory).join(path).exists());
             assert!(found, "{name}: {path}");
@@ -300,7 +339,7 @@ fn what_is_named_of_a_type_is_there() {
     let source: String = sources("src").into_iter().map(read).collect();
     let way = between(ARCHITECTURE, "## The way of a message\n", "\n## ");
     let named = way.split_whitespace().filter(|word| word.contains("::"));
-    for path in named.chain(quoted(README)).chain(quoted(ARCHITECTURE)) {
+    for path in named.chain(PAGES.into_iter().flat_map(|(_, text)| quoted(text))) {
         let Some((owner, name)) = path.split_once("::") else {
             continue;
         };
@@ -319,4 +358,126 @@ fn the_size_of_a_record_is_the_one_asserted() {
     let table = read("src/core/table.rs");
     let most = between(&table, "size_of::<Record>() <= ", ",");
     assert!(ARCHITECTURE.contains(&format!("its record, at most {most} bytes")));
+}
+
+#[test]
+fn the_programs_of_the_guide_include_what_it_shows() {
+    let store = read("docs/guide/store.rs");
+    for part in store.split("\n#[derive(Default)]\n") {
+        let (_, part) = part.rsplit_once("use bytes::{Buf, BytesMut};\n").unwrap_or(("", part));
+        assert!(GUIDE.contains(part.trim()), "{part}");
+    }
+}
+
+/// The reasons for each ending, as `Ending::of` has them.
+fn endings() -> BTreeMap<String, BTreeSet<String>> {
+    let lifecycle = read("src/core/lifecycle.rs");
+    let arms = between(&lifecycle, "match reason {", "\n        }\n");
+    let mut endings = BTreeMap::new();
+    let mut reasons = BTreeSet::new();
+    for word in arms.split(|letter: char| !letter.is_alphanumeric() && letter != ':') {
+        match word.split_once("::") {
+            Some(("Self", ending)) => {
+                endings.insert(ending.to_owned(), std::mem::take(&mut reasons));
+            }
+            Some((_, reason)) if reason != "Timeout" => {
+                reasons.insert(reason.to_owned());
+            }
+            _ => {}
+        }
+    }
+    endings
+}
+
+#[test]
+fn the_endings_are_those_of_the_reasons() {
+    let endings = endings();
+    assert_eq!(
+        endings.values().map(BTreeSet::len).sum::<usize>(),
+        stats().closed_by_label().count()
+    );
+    let sections = [(ARCHITECTURE, "\n### Endings\n"), (GUIDE, "\n| ending | reasons |\n")];
+    for (text, section) in sections {
+        for (ending, reasons) in &endings {
+            let row = between(between(text, section, "\n## "), &format!("\n| {ending} | "), " |");
+            let told: BTreeSet<_> = quoted(row).filter(|name| *name != "Timeout").collect();
+            assert_eq!(told, reasons.iter().map(String::as_str).collect(), "{section} {ending}");
+        }
+    }
+}
+
+/// The counters of a reactor that has done nothing.
+fn stats() -> Stats {
+    struct Nobody;
+    impl Handler for Nobody {
+        type Session = ();
+        fn on_open(&mut self, _: &mut Conn<'_>) -> Option<()> {
+            None
+        }
+        fn on_data(&mut self, _: &mut Conn<'_>, _: &mut (), _: &mut BytesMut) {}
+    }
+    Reactor::<Nobody>::new(Config::default()).unwrap().handle().stats()
+}
+
+#[test]
+fn the_metrics_are_those_that_are_told() {
+    let text = stats().prometheus().to_string();
+    let types: BTreeMap<_, _> =
+        text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' ')).collect();
+    let told: BTreeMap<_, _> = rows(between(OPERATIONS, "\n## Metrics\n", "\n## "))
+        .map(|cells| (cells[0], cells[1]))
+        .collect();
+    assert_eq!(told, types);
+    let names = OPERATIONS.split(|letter: char| !letter.is_alphanumeric() && letter != '_');
+    for name in names.filter(|name| name.starts_with("wheelhouse_")) {
+        let name = name.strip_suffix("_bucket").unwrap_or(name);
+        assert!(types.contains_key(name), "{name}");
+    }
+    for state in quoted(between(OPERATIONS, "connections now, by `state`: ", " |")) {
+        assert!(text.contains(&format!("{{state=\"{state}\"}}")), "{state}");
+    }
+}
+
+#[test]
+fn the_close_reasons_are_those_that_are_told() {
+    let stats = stats();
+    let labels: BTreeSet<_> = stats.closed_by_label().map(|(label, _)| label).collect();
+    let told: Vec<_> =
+        rows(between(OPERATIONS, "\n## Close reasons\n", "\n## ")).map(|cells| cells[0]).collect();
+    assert!(told.is_sorted(), "{told:?}");
+    assert_eq!(told.into_iter().collect::<BTreeSet<_>>(), labels);
+}
+
+#[test]
+fn the_events_are_those_that_are_told() {
+    let simulated = root().join("src/sim");
+    let files = sources("src").into_iter().filter(|path| !path.starts_with(&simulated));
+    let source: String = files.map(read).collect();
+    let mut events = BTreeMap::new();
+    for level in ["error", "warn", "info", "debug", "trace"] {
+        for (at, call) in source.match_indices(&format!("{level}!(")) {
+            // Not the end of another name.
+            if !source[..at].ends_with(|letter: char| letter.is_alphanumeric() || letter == '_') {
+                events.insert(between(&source[at + call.len()..], "\"", "\""), level);
+            }
+        }
+    }
+    let told: BTreeMap<_, _> = rows(between(OPERATIONS, "\n## Logs\n", "\n## "))
+        .map(|cells| (cells[0], cells[1]))
+        .collect();
+    assert_eq!(told, events);
+}
+
+#[test]
+fn the_thresholds_of_overload_are_the_constants() {
+    let pressure = read("src/core/pressure.rs");
+    let told: Vec<_> = between(OPERATIONS, "\n| pressure | what follows |\n", "\n\n")
+        .lines()
+        .filter_map(|line| line.strip_prefix("| from ")?.split_once(" %"))
+        .map(|(percent, _)| percent.parse::<u32>().unwrap() * 10)
+        .collect();
+    let constants = ["SHRINKS_FROM", "NO_KEEP_ALIVE", "EVICTS_FROM"].map(|name| {
+        between(&pressure, &format!("const {name}: Permille = "), ";").parse::<u32>().unwrap()
+    });
+    assert_eq!(told, constants);
 }
