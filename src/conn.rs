@@ -248,13 +248,25 @@ impl Conn<'_> {
     /// [`Limits::requests_max`](crate::Limits::requests_max), a shutdown began, or the loop is
     /// [overloaded](crate::Limits#overload). A protocol that can announce the end
     /// (`Connection: close`) asks before it writes that reply.
-    pub fn keep_alive(&self) -> bool {
+    pub fn keep_alive(&mut self) -> bool {
+        let stays = self.may_stay();
+        if stays && self.cx.shared.pressure() >= NO_KEEP_ALIVE {
+            // The peer may be told now that this was the last reply, so it shall be, whatever the
+            // pressure is then.
+            let record = self.record_mut();
+            record.flags.insert(Flags::RETIRING);
+            record.rare_mut().overloaded = true;
+            return false;
+        }
+        stays
+    }
+
+    fn may_stay(&self) -> bool {
         let record = self.record();
         !self.is_closing()
             && !record.flags.has(Flags::EOF.and(Flags::RETIRING))
             && record.requests.saturating_add(1) < self.cx.shared.bounds.requests_max
             && !self.cx.is_shutting_down()
-            && self.cx.shared.pressure() < NO_KEEP_ALIVE
     }
 }
 

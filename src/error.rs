@@ -37,6 +37,10 @@ pub enum CloseReason {
     /// The handler wrote when [`Limits::output_max`](crate::Limits::output_max) bytes or more were
     /// queued already.
     OutputLimit,
+    /// The loop was [overloaded](crate::Limits#overload), and
+    /// [`Conn::keep_alive`](crate::Conn::keep_alive) said so: the connection was served to the end of
+    /// its request.
+    Overload,
     /// The peer closed, and got everything it was owed.
     PeerEof,
     /// The peer reset the connection.
@@ -49,7 +53,7 @@ pub enum CloseReason {
 
 impl CloseReason {
     /// How many labels there are.
-    pub(crate) const COUNT: usize = 14 + Timeout::ALL.len();
+    pub(crate) const COUNT: usize = 15 + Timeout::ALL.len();
 
     /// The reason's name in counters and logs, such as `peer_eof` or `idle_timeout`.
     pub const fn label(self) -> &'static str {
@@ -65,6 +69,7 @@ impl CloseReason {
             Self::Local => "local",
             Self::MaxRequests => "max_requests",
             Self::OutputLimit => "output_limit",
+            Self::Overload => "overload",
             Self::PeerEof => "peer_eof",
             Self::PeerReset => "peer_reset",
             Self::Shutdown => "shutdown",
@@ -89,7 +94,8 @@ impl CloseReason {
             Self::Shutdown => 11,
             Self::BufferLimit => 12,
             Self::Evicted => 13,
-            Self::Timeout(timeout) => 14 + timeout as usize,
+            Self::Overload => 14,
+            Self::Timeout(timeout) => 15 + timeout as usize,
         }
     }
 
@@ -111,7 +117,8 @@ impl CloseReason {
             11 => Self::Shutdown,
             12 => Self::BufferLimit,
             13 => Self::Evicted,
-            _ => Self::Timeout(Timeout::ALL[index - 14]),
+            14 => Self::Overload,
+            _ => Self::Timeout(Timeout::ALL[index - 15]),
         }
     }
 }
@@ -130,6 +137,7 @@ impl fmt::Display for CloseReason {
             Self::Local => f.write_str("closed by the handler"),
             Self::MaxRequests => f.write_str("served its share of requests"),
             Self::OutputLimit => f.write_str("too much queued output"),
+            Self::Overload => f.write_str("not kept alive under overload"),
             Self::PeerEof => f.write_str("closed by the peer"),
             Self::PeerReset => f.write_str("reset by the peer"),
             Self::Shutdown => f.write_str("shutting down"),

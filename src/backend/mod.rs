@@ -66,7 +66,7 @@ pub trait Backend {
     /// What other threads end a [`wait`](Backend::wait) with, now or the next one.
     fn waker(&mut self) -> Arc<dyn Wake>;
 
-    /// How many descriptors the process may have open.
+    /// How many descriptors the process may have open, as far as it can see to that itself.
     fn descriptor_limit(&mut self) -> usize;
 
     /// Opens a listener; `options` are those of the connections it accepts.

@@ -29,6 +29,9 @@ use crate::time::Instant;
 /// on; elsewhere they are set on each. Where the system cannot say how much of the output the peer
 /// has acknowledged (Linux, Apple's systems, FreeBSD and DragonFly can), a byte counts as gone once
 /// the kernel took it. Where there is no coarse clock (all but Linux) the precise one serves.
+///
+/// A reactor made over it raises the process's soft limit of descriptors (RLIMIT_NOFILE) to the hard
+/// one, as setrlimit(2) lets everybody: the soft one is there for programs that call select(2).
 #[derive(Debug)]
 pub struct Os {
     poll: mio::Poll,
@@ -200,7 +203,7 @@ impl Backend for Os {
     }
 
     fn descriptor_limit(&mut self) -> usize {
-        usize::try_from(sys::descriptor_limit()).unwrap_or(usize::MAX)
+        usize::try_from(sys::raise_descriptor_limit()).unwrap_or(usize::MAX)
     }
 
     fn bind(

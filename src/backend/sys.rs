@@ -189,15 +189,21 @@ pub(super) fn nanos(clock: Clock) -> u64 {
     (time.tv_sec as u64).wrapping_mul(1_000_000_000).wrapping_add(time.tv_nsec as u64)
 }
 
-/// The soft limit of RLIMIT_NOFILE.
-pub(super) fn descriptor_limit() -> u64 {
+/// Raises the soft limit of RLIMIT_NOFILE to the hard one, where that is allowed, and returns what
+/// it is then.
+pub(super) fn raise_descriptor_limit() -> u64 {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: `limit` is writable.
-    match done(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) }) {
-        #[allow(clippy::unnecessary_cast, reason = "signed on some systems")]
-        Ok(()) => limit.rlim_cur as u64,
-        Err(_) => 1_024,
+    if done(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) }).is_err() {
+        return 1_024;
     }
+    let raised = libc::rlimit { rlim_cur: limit.rlim_max, ..limit };
+    // SAFETY: `raised` is readable.
+    if done(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const raised) }).is_ok() {
+        limit = raised;
+    }
+    #[allow(clippy::unnecessary_cast, reason = "signed on some systems")]
+    return limit.rlim_cur as u64;
 }
 
 /// The descriptor of a poll, which mio only gives as a number.

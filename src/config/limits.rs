@@ -27,7 +27,7 @@ use crate::time::nanos;
 pub struct Limits {
     /// Connections of all kinds at once, those of [exempt](crate::ListenConfig::exempt) listeners
     /// aside; [`at_limit`](Limits::at_limit) says what happens then. Default `None`: the process's
-    /// descriptor limit less a reserve for files, at most 65,536. What is set here is cut down to
+    /// descriptor limit, raised to the hard one, less a reserve for files, at most 65,536. What is set here is cut down to
     /// that, with a warning.
     pub max_connections: Option<usize>,
     /// What happens to a newcomer when there are as many connections as there may be.

@@ -80,6 +80,7 @@ impl Ending {
         match reason {
             CloseReason::Local
             | CloseReason::MaxRequests
+            | CloseReason::Overload
             | CloseReason::PeerEof
             | CloseReason::Shutdown
             | CloseReason::Timeout(
@@ -165,7 +166,7 @@ mod tests {
                 .filter(|index| Ending::of(CloseReason::of_index(*index)) == ending)
                 .count()
         };
-        assert_eq!(count(Ending::Flush), 10);
+        assert_eq!(count(Ending::Flush), 11);
         assert_eq!(count(Ending::Close), 4);
         assert_eq!(count(Ending::Drop), 4);
         assert_eq!(count(Ending::Reset), 7);

@@ -85,6 +85,8 @@ numbers! {
     accept_throttles: counter;
     /// Connections at this moment.
     connections: gauge;
+    /// The most connections there may be, exempt ones aside.
+    connections_max: gauge;
     /// Requests ended.
     requests: counter;
     /// Bytes read from peers, those discarded while closing left out.

@@ -254,6 +254,8 @@ pub(crate) struct Rare {
     pub(crate) left_at_flush: u64,
     /// When output last became queued.
     pub(crate) queued_at: Instant,
+    /// It is to end at the next request boundary because of the pressure, not of its age.
+    pub(crate) overloaded: bool,
     /// The latest look at a request that was given more time.
     pub(crate) request: Option<RequestLook>,
     /// Until when a sign of life may come that was asked for, and the bytes read before.
@@ -487,6 +489,11 @@ impl Record {
     pub(crate) const fn takes_writes(&self) -> bool {
         let open = self.state.is_open() || self.flags.has(Flags::LAST_WORDS);
         open && self.asked.is_none() && !self.flags.has(FINISHED)
+    }
+
+    /// Forgets that it is to end because of the pressure, and says whether it was.
+    pub(crate) fn take_overloaded(&mut self) -> bool {
+        self.rare.as_mut().is_some_and(|rare| std::mem::take(&mut rare.overloaded))
     }
 
     /// What few connections need, if this one does.

@@ -398,13 +398,14 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         self.shared.counters.accepted.add(1);
         self.shared.count_connections();
         if let Err(error) = self.backend.register(&mut stream, Token::of_conn(id)) {
-            warn!(%error, "an accepted connection cannot be registered");
+            debug!(%error, "an accepted connection cannot be registered");
             self.shared.counters.accept_errors.add(1);
             self.depart(id);
             self.shared.remove(id);
             self.shared.count_connections();
             self.backend.close(stream, true);
-            return;
+            // epoll_ctl(2) is out of memory or watches: the next one would fare no better.
+            return self.pause_accepting(handler, &error);
         }
         self.note_arrival();
         self.make_slot(id);

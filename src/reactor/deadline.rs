@@ -285,7 +285,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let record = self.shared.table.at(id.index());
         if self.shared.stopping && record.waits() {
             self.end_waiting(handler, id);
-        } else if record.flags.has(Flags::RETIRING) {
+        } else if record.flags.has(Flags::RETIRING) && !record.take_overloaded() {
             self.end(handler, id, Timeout::Lifetime);
         } else {
             record.flags.insert(Flags::RETIRING);

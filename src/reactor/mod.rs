@@ -156,6 +156,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         }
         let now = backend.now();
         let shared = Shared::new(&config, capacity, now);
+        shared.counters.connections_max.set(capacity as u64);
         let mailbox =
             Mailbox::new(config.limits.mailbox_max, backend.waker(), Arc::clone(&shared.counters));
         Ok(Self {

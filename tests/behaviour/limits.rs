@@ -229,7 +229,8 @@ fn requests() -> Script {
         while !input.is_empty() && !conn.is_closing() {
             let _ = input.split_to(1);
             conn.begin_request();
-            conn.write(if conn.keep_alive() { b"k" } else { b"c" });
+            let stays = conn.keep_alive();
+            conn.write(if stays { b"k" } else { b"c" });
             conn.end_request();
             if conn.cx().stats().requests % 3 == 0 {
                 break;
@@ -296,7 +297,8 @@ fn a_reply_that_comes_later_is_the_last_all_the_same<W: World>(world: &mut W) {
             conn.set_timer(conn.now() + millis(40));
         })
         .when_timer(|conn, _| {
-            conn.write(if conn.keep_alive() { b"k" } else { b"c" });
+            let stays = conn.keep_alive();
+            conn.write(if stays { b"k" } else { b"c" });
             conn.end_request();
         });
     let mut scene = Scene::new(world, config, script);

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use wheelhouse::{CloseReason, Config, State, Timeout, Watermarks};
 
-use crate::harness::{PeerId, Scene, Script, What, World, millis};
+use crate::harness::{Got, PeerId, Scene, Script, What, World, millis};
 
 behaviours! {
     everywhere {
@@ -46,6 +46,10 @@ fn nobody_is_kept_alive_in_a_crowd<W: World>(world: &mut W) {
     let mut scene = Scene::new(world, crowd(100), script);
     let peers: Vec<_> = (0..91).map(|_| scene.enter().0).collect();
     ask(&mut scene, peers[0]);
+    // Who was told that it is over is not left waiting, whatever the pressure is then.
+    scene.expect_closed(CloseReason::Overload);
+    assert_eq!(scene.read_to_end(peers[0]), (Vec::new(), Got::Eof));
+    scene.leave(peers[0]);
     for peer in &peers[1..5] {
         scene.leave(*peer);
     }
