@@ -14,6 +14,7 @@ behaviours! {
         nobody_is_kept_alive_in_a_crowd
         buffers_are_counted_and_given_back
         the_greatest_holder_of_input_is_shed
+        a_flood_fills_the_buffers_and_no_more
         a_callback_that_stalls_is_counted
         states_are_counted
         deadlines_are_counted
@@ -185,4 +186,26 @@ fn deadlines_are_counted<W: World>(world: &mut W) {
     let stats = scene.reactor.handle().stats();
     let fired: Vec<_> = stats.deadlines_by_label().filter(|(_, count)| *count > 0).collect();
     assert_eq!(fired, [("first_byte", 1)]);
+}
+
+fn a_flood_fills_the_buffers_and_no_more<W: World>(world: &mut W) {
+    const MOST: u64 = 1 << 20;
+    let mut config = Config::default();
+    config.limits.buffered_max = MOST as usize;
+    let mut scene = Scene::new(world, config, Script::ignore());
+    let mut peers: Vec<_> = (0..40).map(|_| scene.enter().0).collect();
+    let mut most = 0;
+    for round in 0..200 {
+        let peer = peers[round % peers.len()];
+        if scene.try_send(peer, &[b'x'; 10_000]).is_none() {
+            // It was shed, and comes again.
+            peers[round % 40] = scene.enter().0;
+        }
+        scene.turn();
+        let held = scene.reactor.handle().stats().buffered;
+        assert!(held <= MOST, "{held}");
+        most = most.max(held);
+    }
+    assert!(most >= MOST / 2, "{most}");
+    assert!(scene.reactor.handle().stats().closed(CloseReason::BufferLimit) > 0);
 }
