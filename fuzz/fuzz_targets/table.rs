@@ -16,7 +16,7 @@ mod address;
 #[allow(dead_code, reason = "what only the reactor and the unit tests use")]
 mod canary;
 #[path = "../../src/config/mod.rs"]
-#[allow(dead_code, reason = "what only the reactor and the unit tests use")]
+#[allow(dead_code, unused_imports, reason = "what only the reactor and the unit tests use")]
 mod config;
 #[path = "../../src/core/mod.rs"]
 #[allow(dead_code, reason = "what only the reactor and the unit tests use")]
