@@ -310,7 +310,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     pub(super) fn retry_accepting(&mut self) {
         self.accepting.retry = None;
         self.accepting.throttled = false;
-        self.accepting.full = false;
+        // Where nobody makes way, room is made by those who leave.
+        self.accepting.full &= self.accepting.at_limit != AtLimit::EvictIdle;
         self.update_due();
     }
 
