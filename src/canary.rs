@@ -17,8 +17,8 @@ pub enum Canary {
     DroppedGeneration,
     /// A closed connection keeps its place.
     LeakedSlot,
-    /// A descriptor is closed twice.
-    DoubleClose,
+    /// A socket is forgotten and not closed.
+    LeakedDescriptor,
     /// A hang-up ends the input, whatever waits in front of it.
     UnreadBeforeEofLost,
     /// The last byte that a short write took is sent again.

@@ -135,8 +135,8 @@ fn a_place_that_leaks_is_noticed() {
 }
 
 #[test]
-fn a_descriptor_closed_twice_is_noticed() {
-    must_catch(Canary::DoubleClose, "closed twice", |sim| {
+fn a_socket_that_is_forgotten_is_noticed() {
+    must_catch(Canary::LeakedDescriptor, "1 sockets and 0 streams", |sim| {
         let server = serve(sim);
         come_and_go(sim, &server);
     });

@@ -45,7 +45,8 @@ pub trait Backend {
     /// changes.
     fn short_io_drains(&self) -> bool;
 
-    /// The time. It never goes back.
+    /// The time. It should not go back; where it does the reactor holds on to the latest it has
+    /// seen until the clock has caught up.
     fn now(&mut self) -> Instant;
 
     /// The time of the last clock tick of the system: some milliseconds behind

@@ -24,6 +24,11 @@ impl Ready {
         self.next.is_empty()
     }
 
+    /// Those to be served in the next turn.
+    pub(crate) fn queued(&self) -> &[ConnId] {
+        &self.next
+    }
+
     /// A turn begins: what is queued from here on waits for the next one.
     #[inline]
     pub(crate) fn begin_turn(&mut self) {

@@ -1,9 +1,12 @@
 //! What must hold between two turns, checked from the records themselves: for simulated runs.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use super::Reactor;
 use super::io::wants_reading;
 use crate::backend::Backend;
-use crate::context::TICK;
+use crate::context::{Shared, TICK};
+use crate::core::deadlines::{Deadline, Set};
 use crate::core::lifecycle::State;
 use crate::core::table::{ConnId, Flags};
 use crate::core::wheel::Key;
@@ -40,32 +43,78 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         holdings
     }
 
-    /// Checks every connection, and returns what is wrong with the first that is not in order.
+    /// Checks every connection, after a turn that began at `began`, and returns what is wrong with
+    /// the first that is not in order. `timers` says how often the timer of a connection came.
     ///
     /// # Errors
     ///
     /// What is wrong.
-    pub(crate) fn audit(&self) -> Result<(), String> {
+    pub(crate) fn audit(
+        &self,
+        memory: &mut Memory,
+        began: Instant,
+        timers: impl Fn(ConnId) -> u64,
+    ) -> Result<(), String> {
         self.audit_sums()?;
         let mut filled = vec![false; self.slots.len()];
+        let lists = self.audit_lists()?;
+        // Whatever the wheel held by then has been looked at.
+        let caught_up = self.put_off == 0
+            && self.shared.wheel.next_tick().is_none_or(|next| next > tick_at(began));
+        memory.served = caught_up.then_some(began);
+        let before = std::mem::take(&mut memory.seen);
         for id in self.shared.table.ids() {
-            self.audit_conn(id).map_err(|what| format!("{id}: {what}"))?;
+            self.audit_conn(id, &lists)
+                .and_then(|()| self.audit_lateness(memory, &before, id, timers(id)))
+                .and_then(|()| self.audit_queue(memory, &before, id))
+                .map_err(|what| format!("{id}: {what}"))?;
             if let Some(filled) = filled.get_mut(id.index()) {
                 *filled = true;
             }
         }
         for (index, (slot, filled)) in self.slots.iter().zip(filled).enumerate() {
-            if !filled && (slot.session.is_some() || slot.stream.is_some()) {
+            if filled {
+                continue;
+            }
+            if slot.session.is_some() || slot.stream.is_some() {
                 return Err(format!("place {index} is free and not empty"));
+            }
+            if self.shared.wheel.tick_of(Key::Conn(index as u32)).is_some() {
+                return Err(format!("place {index} is free and has an entry in the wheel"));
             }
         }
         Ok(())
     }
 
-    fn audit_conn(&self, id: ConnId) -> Result<(), String> {
+    /// Who is marked as queued is queued, and the other way round: nobody else would come back to
+    /// it.
+    fn audit_lists(&self) -> Result<Lists, String> {
+        let Shared { table, ready, dirty, reaped, .. } = &self.shared;
+        let lists = Lists {
+            ready: ready.queued().iter().copied().collect(),
+            dirty: dirty.iter().copied().collect(),
+            reaped: reaped.iter().copied().collect(),
+        };
+        for (flag, list) in lists.marks() {
+            let unmarked = list.iter().find(|id| {
+                table.get(**id).is_some_and(|record| record.id == **id && !record.flags.has(flag))
+            });
+            if let Some(id) = unmarked {
+                return Err(format!("{id} is in a list and not marked so: {flag:?}"));
+            }
+        }
+        Ok(lists)
+    }
+
+    fn audit_conn(&self, id: ConnId, lists: &Lists) -> Result<(), String> {
         let shared = &self.shared;
         let Some(record) = shared.table.get(id) else { return Ok(()) };
         let Some(slot) = self.slots.get(id.index()) else { return Ok(()) };
+        for (flag, list) in lists.marks() {
+            if record.flags.has(flag) && !list.contains(&id) {
+                return Err(format!("marked as in a list and not in it: {:?}", record.flags));
+            }
+        }
         if shared.births.contains(&id) || record.flags.has(Flags::REAPED) {
             return Ok(());
         }
@@ -80,13 +129,15 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         if slot.input.len() > bounds.input_max {
             return Err(format!("{} bytes unread", slot.input.len()));
         }
-        // Somebody else's settling is due in the next turn.
-        if record.flags.has(Flags::DIRTY.and(Flags::QUEUED_READY)) {
-            return Ok(());
-        }
+        // What is in a list is served in the next turn, and need not be settled before.
+        let listed = record.flags.has(Flags::DIRTY.and(Flags::QUEUED_READY));
         let unread = open && wants_reading(record.flags);
-        if unread || record.has_work() {
+        if !listed && (unread || record.has_work()) {
             return Err(format!("work is left and not queued: {:?}", record.flags));
+        }
+        if record.flags.has(Flags::REARM) {
+            // A deadline that another connection's callback set.
+            return if listed { Ok(()) } else { Err("a deadline was set and is not armed".into()) };
         }
         self.audit_deadline(id)
     }
@@ -97,6 +148,9 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let Some(record) = shared.table.get(id) else { return Ok(()) };
         let due = record.clocks.next(record.periods(&shared.profiles));
         let tick = shared.wheel.tick_of(Key::Conn(id.index() as u32));
+        if tick.is_some() && shared.wheel.next_tick() > tick {
+            return Err("the wheel does not come up for its entry".into());
+        }
         match (due, tick) {
             (None, _) => Ok(()),
             (Some(due), None) => Err(format!("due at {due:?} and not in the wheel")),
@@ -109,6 +163,98 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
                 Ok(())
             }
         }
+    }
+
+    /// A deadline that was due when this was last looked at has been served, if a turn since then
+    /// served all that its wheel held a tick later.
+    fn audit_lateness(
+        &self,
+        memory: &mut Memory,
+        before: &BTreeMap<ConnId, Seen>,
+        id: ConnId,
+        timers: u64,
+    ) -> Result<(), String> {
+        let shared = &self.shared;
+        let Some(record) = shared.table.get(id) else { return Ok(()) };
+        let periods = record.periods(&shared.profiles);
+        if record.flags.has(Flags::REAPED.and(Flags::REARM)) || shared.births.contains(&id) {
+            return Ok(());
+        }
+        let mut left_out = Set::EMPTY;
+        while let Some(deadline) = record.clocks.first_due(periods, shared.now, left_out) {
+            left_out = left_out.with(deadline, true);
+            let timers = if deadline == Deadline::Timer { timers } else { 0 };
+            let due = record.clocks.due(deadline, periods);
+            let late = Late { deadline, due, timers, seen_at: shared.now };
+            let known = before.get(&id).and_then(|seen| seen.late.iter().find(|it| it.is(&late)));
+            if let (Some(known), Some(served)) = (known, memory.served)
+                && tick_at(served) > tick_at(known.seen_at)
+            {
+                let now = shared.now;
+                return Err(format!(
+                    "{deadline:?} was due at {due:?} and is not served at {now:?}"
+                ));
+            }
+            memory.seen.entry(id).or_default().late.push(known.copied().unwrap_or(late));
+        }
+        Ok(())
+    }
+
+    /// Where the limit was reached nothing more is taken: what is queued does not grow until some of
+    /// it has left.
+    fn audit_queue(
+        &self,
+        memory: &mut Memory,
+        before: &BTreeMap<ConnId, Seen>,
+        id: ConnId,
+    ) -> Result<(), String> {
+        let Some(record) = self.shared.table.get(id) else { return Ok(()) };
+        let queued = record.output.len();
+        let full = Full { queued, left: record.bytes_out };
+        if queued < self.shared.bounds.output_max {
+            return Ok(());
+        }
+        if let Some(known) = before.get(&id).and_then(|seen| seen.full)
+            && known.left == full.left
+            && known.queued < queued
+        {
+            return Err(format!("{queued} bytes are queued, after {} at the limit", known.queued));
+        }
+        memory.seen.entry(id).or_default().full = Some(full);
+        Ok(())
+    }
+
+    /// The time as the next turn will see it at its beginning.
+    pub(crate) fn clock(&mut self) -> Instant {
+        self.refresh_now();
+        self.shared.now
+    }
+
+    /// Lets closures posted before the first turn be posted without waiting for room: whoever makes
+    /// a reactor in a simulation turns it too.
+    pub(crate) fn claim_mailbox(&self) {
+        self.mailbox.claim();
+    }
+
+    /// Whether closures were posted that no turn has taken.
+    pub(crate) fn has_letters(&self) -> bool {
+        self.mailbox.has_letters() || !self.letters.is_empty()
+    }
+
+    /// Whether a connection is open with nothing left to do for it.
+    pub(crate) fn is_at_peace(&self, id: ConnId) -> bool {
+        self.shared.table.get(id).is_some_and(|record| {
+            matches!(record.state(), State::Connected | State::Idle)
+                && !record.flags.has(Flags::DIRTY.and(Flags::QUEUED_READY).and(Flags::ASKED))
+        })
+    }
+
+    /// Whether the output of an open connection has drained, and nobody is going to be told.
+    pub(crate) fn has_drained_unheard(&self, id: ConnId) -> bool {
+        self.shared.table.get(id).is_some_and(|record| {
+            matches!(record.state(), State::Connected | State::Idle)
+                && !record.flags.has(Flags::CONGESTED.and(Flags::DRAINED))
+        })
     }
 
     /// What is known of the first connection, for whoever wonders why it is still there.
@@ -128,15 +274,92 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         )
     }
 
-    /// The first connection that no deadline bounds.
+    /// The first connection that no deadline bounds, though its timeouts leave no state without
+    /// one, as the defaults do.
     pub(crate) fn unbounded(&self) -> Option<ConnId> {
         let shared = &self.shared;
         shared.table.ids().find(|id| {
             shared.table.get(*id).is_some_and(|record| {
+                let periods = record.periods(&shared.profiles);
                 !shared.births.contains(id)
                     && !record.flags.has(Flags::REAPED.and(Flags::DIRTY).and(Flags::QUEUED_READY))
-                    && record.clocks.next(record.periods(&shared.profiles)).is_none()
+                    && BOUNDING.iter().all(|deadline| periods.of(*deadline) < u64::MAX)
+                    && record.clocks.next(periods).is_none()
             })
         })
     }
+}
+
+/// The deadlines of which one runs in every state.
+const BOUNDING: [Deadline; 11] = [
+    Deadline::Connect,
+    Deadline::FirstByte,
+    Deadline::Request,
+    Deadline::Read,
+    Deadline::Response,
+    Deadline::Write,
+    Deadline::Idle,
+    Deadline::HalfClosed,
+    Deadline::Flush,
+    Deadline::Linger,
+    Deadline::Tunnel,
+];
+
+/// What whoever audits a reactor remembers from one time to the next.
+#[derive(Debug, Default)]
+pub(crate) struct Memory {
+    seen: BTreeMap<ConnId, Seen>,
+    /// When the turn began, if it served everything that was due by then.
+    served: Option<Instant>,
+}
+
+/// What is worth remembering of one connection.
+#[derive(Debug, Default)]
+struct Seen {
+    late: Vec<Late>,
+    full: Option<Full>,
+}
+
+/// A deadline that was due and not served.
+#[derive(Clone, Copy, Debug)]
+struct Late {
+    deadline: Deadline,
+    due: Instant,
+    /// How often the timer came before: it may be set to the same time again.
+    timers: u64,
+    seen_at: Instant,
+}
+
+impl Late {
+    fn is(&self, other: &Self) -> bool {
+        (self.deadline, self.due, self.timers) == (other.deadline, other.due, other.timers)
+    }
+}
+
+/// Output at its limit, and how much had left before.
+#[derive(Clone, Copy, Debug)]
+struct Full {
+    queued: usize,
+    left: u64,
+}
+
+/// The lists that a record is marked to be in.
+struct Lists {
+    ready: BTreeSet<ConnId>,
+    dirty: BTreeSet<ConnId>,
+    reaped: BTreeSet<ConnId>,
+}
+
+impl Lists {
+    const fn marks(&self) -> [(Flags, &BTreeSet<ConnId>); 3] {
+        [
+            (Flags::QUEUED_READY, &self.ready),
+            (Flags::DIRTY, &self.dirty),
+            (Flags::REAPED, &self.reaped),
+        ]
+    }
+}
+
+fn tick_at(at: Instant) -> u64 {
+    at.as_nanos() / nanos(TICK)
 }

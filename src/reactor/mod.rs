@@ -25,7 +25,7 @@ use bytes::BytesMut;
 use tracing::{info, warn};
 
 use self::accept::Listener;
-pub(crate) use self::audit::Holdings;
+pub(crate) use self::audit::{Holdings, Memory};
 use self::io::wants_reading;
 pub use self::mailbox::Handle;
 use self::mailbox::{Letter, Mailbox};

@@ -10,6 +10,10 @@ use super::random::Random;
 pub enum Call {
     /// Waiting for events.
     Wait,
+    /// Opening a listener.
+    Bind,
+    /// Registering a listener.
+    RegisterListener,
     /// Taking a connection off a backlog.
     Accept,
     /// Beginning to dial.
@@ -36,8 +40,10 @@ pub enum Call {
 
 impl Call {
     /// All of them.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 14] = [
         Self::Wait,
+        Self::Bind,
+        Self::RegisterListener,
         Self::Accept,
         Self::Connect,
         Self::Register,
@@ -54,10 +60,11 @@ impl Call {
     /// The errors that Linux documents for it and that a server must survive: those of accept(2),
     /// connect(2), epoll_ctl(2), recv(2), send(2), shutdown(2) and tcp(7). Errors that only a
     /// broken program gets, such as `EBADF`, are left out; [`Sim::fail`](super::Sim::fail) injects
-    /// them too.
+    /// them too. There are none for opening a listener, as whoever asks for one is told.
     pub const fn errnos(self) -> &'static [i32] {
         match self {
             Self::Wait => &[libc::EINTR],
+            Self::Bind | Self::RegisterListener => &[],
             Self::Accept => &[
                 libc::EAGAIN,
                 libc::EINTR,
@@ -71,6 +78,8 @@ impl Call {
                 libc::ENOPROTOOPT,
                 libc::EOPNOTSUPP,
                 libc::ETIMEDOUT,
+                #[cfg(target_os = "linux")]
+                libc::ENONET,
                 libc::EMFILE,
                 libc::ENFILE,
                 libc::ENOBUFS,
@@ -87,9 +96,13 @@ impl Call {
                 libc::EHOSTUNREACH,
                 libc::ECONNREFUSED,
                 libc::EACCES,
+                libc::EPERM,
+                libc::EADDRINUSE,
+                libc::EAGAIN,
+                libc::ETIMEDOUT,
             ],
-            Self::Register => &[libc::ENOMEM, libc::ENOSPC],
-            Self::Reregister => &[libc::ENOMEM],
+            Self::Register => &[libc::ENOMEM, libc::ENOSPC, libc::EEXIST],
+            Self::Reregister => &[libc::ENOMEM, libc::ENOENT],
             Self::IsConnected => &[
                 libc::ECONNREFUSED,
                 libc::ETIMEDOUT,
@@ -115,6 +128,7 @@ impl Call {
                 libc::ETIMEDOUT,
                 libc::EHOSTUNREACH,
                 libc::ENOBUFS,
+                libc::ENOMEM,
             ],
             Self::Finish => &[libc::ENOTCONN],
             Self::Resolve => &[libc::EAGAIN],
@@ -183,9 +197,9 @@ pub struct Faults {
     pub clock_back: u16,
     /// The clock stands still for up to a second.
     pub clock_freeze: u16,
-    /// A callback of a connection panics, at most twice in ten seconds.
+    /// A callback of a connection panics, at most one in eleven seconds; `on_closed` never does.
     pub panic: u16,
-    /// A callback takes up to two seconds.
+    /// A callback of a connection takes up to two seconds; `on_closed` never does.
     pub stall: u16,
 }
 

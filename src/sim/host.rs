@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 
-use super::fault::{self, Call};
+use super::fault::{self, Call, Faults};
 use super::history::Outcome;
 use super::net::{BOTH, Holder, Net, Notice, Personality, Socket};
 use crate::address::Address;
@@ -158,6 +158,8 @@ impl Host {
         result.map_err(|errno| {
             if errno == libc::EAGAIN {
                 net.arm(stream.socket, ready);
+            } else if errno != libc::EINTR {
+                net.note_failed(stream.socket);
             }
             io::Error::from_raw_os_error(errno)
         })
@@ -173,6 +175,7 @@ impl Host {
                 max = 1 + net.random.below(total as u64 - 1) as usize;
             }
             let taken = net.write(socket, slices, max)?;
+            net.note_written(machine, socket, slices, taken);
             net.note(0x20, taken as u64);
             if taken < total && max < total && drains {
                 net.notify_later(Notice::Socket(socket), Readiness::WRITABLE);
@@ -201,11 +204,13 @@ impl Host {
     /// An event as a system might tell it that keeps its promises barely.
     fn twist(&self, net: &mut Net, said: [Readiness; 2]) -> [Readiness; 2] {
         let mut said = said;
-        if net.chance(self.machine, |faults| faults.missing_hint) {
+        let hinted = said.iter().any(|ready| *ready != ready.only(BOTH));
+        if hinted && net.chance(self.machine, |faults| faults.missing_hint) {
             // An error or hang-up without its hint is still something to read.
             said = said.map(|ready| ready.only(BOTH));
         }
-        if said[1] == Readiness::NONE && net.chance(self.machine, |faults| faults.split_event) {
+        let whole = said[1] == Readiness::NONE && said[0].only(BOTH) == BOTH;
+        if whole && net.chance(self.machine, |faults| faults.split_event) {
             let writing = said[0].only(Readiness::WRITABLE);
             let reading = said[0].except(Readiness::WRITABLE);
             said = if net.random.below(2) == 0 { [reading, writing] } else { [writing, reading] };
@@ -225,14 +230,17 @@ impl Host {
     }
 
     fn add_spurious(&self, net: &mut Net, list: &mut Vec<Event>, most: usize) {
+        if net.machines[self.machine].faults == Faults::NONE || list.len() >= most {
+            return;
+        }
+        let tokens = net.tokens(self.machine);
+        if tokens.is_empty() {
+            return;
+        }
         let mut count = usize::from(net.chance(self.machine, |faults| faults.spurious_event));
         if net.chance(self.machine, |faults| faults.full_batch) {
             count = most;
         }
-        if count == 0 {
-            return;
-        }
-        let tokens = net.tokens(self.machine);
         while count > 0 && list.len() < most {
             count -= 1;
             let Some(token) = net.random.choose(&tokens).copied() else { return };
@@ -275,22 +283,25 @@ impl Backend for Host {
         net.machines[self.machine].resumed = false;
         net.machines[self.machine].wakes_at = end_of_wait(now, timeout);
         interrupted?;
-        let mut most = events.capacity();
-        if net.chance(self.machine, |faults| faults.small_batch) {
-            most = 1 + net.random.below(3) as usize;
+        let capacity = events.capacity();
+        let waiting = net.machines[self.machine].notices.len();
+        let mut most = capacity;
+        // That there are fewer than room is for is no fault.
+        if waiting > 1 && net.chance(self.machine, |faults| faults.small_batch) {
+            most = 1 + net.random.below(waiting.min(4) as u64 - 1) as usize;
         }
         // Room for the waker and for what comes as two.
-        let mut list = self.collect(net, most.saturating_sub(2).max(1));
-        self.announce(net, &mut list, most);
-        self.add_spurious(net, &mut list, most.saturating_sub(1));
-        if net.chance(self.machine, |faults| faults.reordered) {
+        let mut list = self.collect(net, most.min(capacity.saturating_sub(2)).max(1));
+        self.announce(net, &mut list, capacity.saturating_sub(1));
+        let woken = self.woken.set.swap(false, Ordering::AcqRel);
+        self.add_spurious(net, &mut list, capacity.saturating_sub(usize::from(woken)));
+        if list.len() > 1 && net.chance(self.machine, |faults| faults.reordered) {
             net.random.shuffle(&mut list);
         }
-        if self.woken.set.swap(false, Ordering::AcqRel) {
+        if woken {
             list.push(Event { token: Token::WAKER, ready: Readiness::READABLE });
         }
         if !list.is_empty() {
-            net.machines[self.machine].progress += 1;
             net.record_call(self.machine, Call::Wait, None, Outcome::Count(list.len()));
         }
         for event in list {
@@ -312,8 +323,9 @@ impl Backend for Host {
         &mut self,
         address: &Address,
         listen: &ListenConfig,
-        _options: &SocketOptions,
+        options: &SocketOptions,
     ) -> io::Result<HostListener> {
+        self.enter(Call::Bind, None)?;
         let net = &mut *self.net.borrow_mut();
         let holder = Holder::Host(self.machine);
         let address = match address.ip() {
@@ -323,13 +335,22 @@ impl Backend for Host {
             }
             _ => address.clone(),
         };
-        if net.listeners.iter().any(|(_, listener)| listener.address == address) {
-            return Err(io::Error::from_raw_os_error(libc::EADDRINUSE));
+        let here = net.machines[self.machine].ip;
+        let foreign = address.ip().is_some_and(|addr| {
+            !(addr.ip().is_unspecified() || addr.ip().is_loopback() || addr.ip() == here)
+        });
+        if foreign {
+            return self.fail(net, Call::Bind, libc::EADDRNOTAVAIL);
+        }
+        if net.is_taken(holder, &address) {
+            return self.fail(net, Call::Bind, libc::EADDRINUSE);
         }
         let Some(fd) = net.take_fd(self.machine) else {
-            return Err(io::Error::from_raw_os_error(libc::EMFILE));
+            return self.fail(net, Call::Bind, libc::EMFILE);
         };
+        net.record_call(self.machine, Call::Bind, None, Outcome::Done);
         let index = net.listen(holder, address, listen.backlog as usize, Some(fd));
+        net.listeners[index].user_timeout = options.user_timeout;
         Ok(HostListener { net: Rc::clone(&self.net), index })
     }
 
@@ -342,7 +363,9 @@ impl Backend for Host {
     }
 
     fn register_listener(&mut self, listener: &mut HostListener, token: Token) -> io::Result<()> {
+        self.enter(Call::RegisterListener, None)?;
         let net = &mut *self.net.borrow_mut();
+        net.record_call(self.machine, Call::RegisterListener, None, Outcome::Done);
         net.listeners[listener.index].token = Some(token);
         Ok(())
     }
@@ -378,14 +401,17 @@ impl Backend for Host {
             return Err(error);
         }
         let mut net = self.net.borrow_mut();
-        if net.listeners[listener.index].queue.is_empty() {
-            net.arm_listener(listener.index);
-            return self.fail(&mut net, Call::Accept, libc::EAGAIN);
-        }
+        // Linux takes the descriptor first, and lacks one even where nobody waits.
         let Some(fd) = net.take_fd(self.machine) else {
             return self.fail(&mut net, Call::Accept, libc::EMFILE);
         };
-        let socket = net.take_waiting(listener.index).ok_or(io::ErrorKind::WouldBlock)?;
+        let Some(socket) = net.take_waiting(listener.index) else {
+            net.free_fd(self.machine, fd);
+            net.arm_listener(listener.index);
+            return self.fail(&mut net, Call::Accept, libc::EAGAIN);
+        };
+        let user_timeout = net.listeners[listener.index].user_timeout;
+        net.set_user_timeout(socket, user_timeout);
         net.record_call(self.machine, Call::Accept, Some(socket), Outcome::Done);
         let peer = net.address(socket.far());
         drop(net);
@@ -445,6 +471,9 @@ impl Backend for Host {
         self.enter(Call::TakeError, Some(stream.socket))?;
         let net = &mut *self.net.borrow_mut();
         let errno = net.take_error(stream.socket);
+        if errno.is_some() {
+            net.note_failed(stream.socket);
+        }
         let outcome = errno.map_or(Outcome::Done, Outcome::Found);
         net.record_call(self.machine, Call::TakeError, Some(stream.socket), outcome);
         Ok(errno.map(io::Error::from_raw_os_error))
@@ -470,6 +499,7 @@ impl Backend for Host {
             if most < there && drains {
                 net.notify_later(Notice::Socket(socket), Readiness::READABLE);
             }
+            net.note_read(machine, socket, &bytes);
             buffer.extend_from_slice(&bytes);
             Ok(bytes.len())
         })

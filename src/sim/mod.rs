@@ -56,13 +56,18 @@
 //!
 //! # What is checked
 //!
-//! After every turn of a reactor made by [`Sim::serve`] or [`Sim::spawn`]: callbacks come in the
-//! order that [`Handler`] promises; a connection has a session and, once it
-//! is open, a stream; descriptors are those of listeners and streams; what is left to do is queued;
-//! the wheel comes up for every deadline in time; nothing ended early; input that is kept stays
-//! within its limit; the bytes that a connection is said to have moved are those that went through
-//! its socket; turns without progress do not follow each other; no callback panics by itself
-//! ([`Sim::allow_panics`] turns that off) and no reactor fails.
+//! At every call and callback of a reactor made by [`Sim::serve`] or [`Sim::spawn`]: callbacks come
+//! in the order that [`Handler`] promises; no timeout or timer is early; what a handler is given is
+//! what its socket gave, and what it wrote is what its socket gets, byte for byte; an end is told when
+//! it was read; no callback panics by itself ([`Sim::allow_panics`] turns that off) and no reactor
+//! fails. After every turn: no turns without progress follow each other.
+//!
+//! After every turn while there are at most 64 connections, and else so often that on average 64
+//! connections are looked at in a turn: a connection has a session and, once it is open, a stream;
+//! descriptors are those of listeners and streams; what is left to do is queued; who is marked as
+//! queued is; whose socket failed is ended; who was congested is told when that is over; the wheel
+//! comes up for every deadline, and a deadline that is due is served a tick and a turn later; kept
+//! input and queued output stay within their limits.
 //!
 //! # When a run fails
 //!
@@ -80,6 +85,7 @@ pub mod errno;
 mod fault;
 mod history;
 mod host;
+mod ledger;
 mod net;
 mod peer;
 mod place;
@@ -111,9 +117,6 @@ use crate::config::Config;
 use crate::handler::Handler;
 use crate::reactor::Reactor;
 use crate::time::Instant;
-
-/// Up to so many connections every one is checked after every turn, beyond that not every turn.
-const CHECKED_EACH_TURN: usize = 64;
 
 /// Steps without time passing before that counts as spinning too.
 const STEPS_AT_ONCE_MAX: u64 = 1_000_000;
@@ -254,6 +257,7 @@ impl Sim {
         let host = self.host(ip);
         let machine = host.machine();
         let woken = host.woken();
+        self.net.borrow_mut().machines[machine].watched = true;
         let timeouts = config.timeouts.clone();
         let handler = Watched::new(handler, &self.net, machine, timeouts);
         let mut reactor = match Reactor::with_backend(config, host) {
@@ -464,22 +468,17 @@ impl Sim {
     }
 
     /// Lets everything happen that is on its way: until nothing travels, and every reactor waits
-    /// for something that is not. Deadlines and what a script does later are left to
-    /// [`advance`](Sim::advance).
+    /// for something that is not. A deadline or a deed of the script that comes while something
+    /// travels is in time; those that come later are left to [`advance`](Sim::advance).
     #[track_caller]
     pub fn settle(&mut self) {
         loop {
-            let next = {
-                let net = self.net.borrow();
-                if net.is_quiet() { None } else { net.next_at() }
-            };
             let now = self.now();
             while self.step_until(now) {}
-            match next {
-                Some(at) => self.net.borrow_mut().run_until(at),
-                None if self.net.borrow().is_quiet() => return,
-                None => {}
+            if self.net.borrow().is_quiet() {
+                return;
             }
+            self.step();
         }
     }
 
@@ -491,6 +490,7 @@ impl Sim {
 
     /// For whoever turns a reactor himself: lets time pass until the next thing happens or a
     /// [`Host`]'s wait would have ended, but no more than `most`.
+    #[track_caller]
     pub fn pass(&mut self, most: Duration) {
         let until = {
             let mut net = self.net.borrow_mut();
@@ -502,6 +502,7 @@ impl Sim {
             if busy { now } else { next.clamp(now, now + most) }
         };
         self.net.borrow_mut().run_until(until);
+        self.complain_of_broken();
     }
 
     /// What everything that happened so far comes to: the same for two runs that are the same.
@@ -546,12 +547,20 @@ impl Sim {
     fn turn(&mut self, index: usize) {
         self.turns += 1;
         let mut node = self.nodes[index].borrow_mut();
-        let connections = node.turn(&self.net);
-        let all = connections <= CHECKED_EACH_TURN || self.turns.is_multiple_of(connections as u64);
-        let checked = if all { node.check(&self.net) } else { Ok(()) };
+        node.turn(&self.net);
+        let checked = node.check(&self.net);
         drop(node);
+        self.complain_of_broken();
+        if let Err(what) = checked {
+            self.complain(&what);
+        }
+    }
+
+    /// What a call or a callback found wrong first.
+    #[track_caller]
+    fn complain_of_broken(&self) {
         let broken = self.net.borrow().broken.clone();
-        if let Some(what) = broken.or_else(|| checked.err()) {
+        if let Some(what) = broken {
             self.complain(&what);
         }
     }
@@ -595,14 +604,16 @@ impl Sim {
 /// Ends.
 impl Sim {
     /// Checks that nothing is left behind: no connection, session, stream, buffer or deadline, no
-    /// descriptor but those of listeners, and no [failure](Sim::fail) that was ordered and never
-    /// came.
+    /// descriptor but those of listeners, nobody in a backlog, no closure that was posted and not
+    /// taken, and no [failure](Sim::fail) that was ordered and never came. Alarms are the handler's
+    /// own, and may stay.
     ///
     /// # Panics
     ///
     /// If something is.
     #[track_caller]
     pub fn assert_clean(&self) {
+        self.complain_of_broken();
         for node in &self.nodes {
             let checked = node.borrow().check_clean(&self.net);
             if let Err(mut what) = checked {
@@ -622,7 +633,8 @@ impl Sim {
         }
     }
 
-    /// Lets nothing go wrong any more and everything end: time passes until every connection has.
+    /// Lets nothing go wrong any more and everything end: time passes until every connection has,
+    /// those that wait in a backlog included.
     /// Peers that are held live on if their reactors let them. What was ordered to
     /// [fail](Sim::fail) and has not is forgotten.
     ///
@@ -637,9 +649,13 @@ impl Sim {
         net.record(Place::World, Deed::Converge);
         drop(net);
         let until = self.now() + CONVERGENCE;
-        while let Some(node) = self.nodes.iter().find(|node| node.borrow().connections() > 0) {
+        while let Some(node) = self.nodes.iter().find(|it| it.borrow().is_busy(&self.net.borrow()))
+        {
             let node = Rc::clone(node);
             if !self.step_until(until) {
+                if node.borrow().connections() == 0 {
+                    return;
+                }
                 let which = node.borrow_mut().describe(&self.net);
                 self.complain(&format!("something does not end: there is {which}"));
             }

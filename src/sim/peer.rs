@@ -59,7 +59,7 @@ impl Drop for Inner {
         if let Ok(mut net) = self.net.try_borrow_mut() {
             // And what it closes then is none of what led to the failure.
             net.history.ignored = thread::panicking();
-            net.close(self.socket, false);
+            net.let_go(self.socket);
             net.history.ignored = false;
         }
     }
@@ -67,6 +67,7 @@ impl Drop for Inner {
 
 impl Peer {
     pub(super) fn new(net: &Rc<RefCell<Net>>, socket: Socket) -> Self {
+        net.borrow_mut().hold(socket);
         Self { inner: Rc::new(Inner { net: Rc::clone(net), socket }) }
     }
 

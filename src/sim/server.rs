@@ -19,11 +19,14 @@ use crate::core::lifecycle::State;
 use crate::core::stats::Stats;
 use crate::error::{CloseReason, Closed};
 use crate::handler::Handler;
-use crate::reactor::{Handle, Holdings, Reactor};
+use crate::reactor::{Handle, Holdings, Memory, Reactor};
 use crate::time::Instant;
 
 /// Turns in a row that change nothing before that counts as spinning.
 const IDLE_TURNS_MAX: u32 = 3;
+
+/// Connections that are looked at in a turn on average: up to so many all are, after every turn.
+const CHECKED_EACH_TURN: usize = 64;
 
 /// A reactor in a [`Sim`](super::Sim), with its handler. It lives on in its world when this is
 /// dropped.
@@ -209,12 +212,16 @@ pub(super) struct Node<H: Handler> {
     handler: Watched<H>,
     machine: usize,
     woken: Arc<Woken>,
-    /// Every state has a finite deadline.
-    bounded: bool,
     wakes_at: Instant,
     progress: u64,
     idle_turns: u32,
     turned_at: Instant,
+    /// Turns since all connections were looked at.
+    unchecked_turns: usize,
+    memory: Memory,
+    began: Instant,
+    /// How many deadlines of closing connections passed, as the reactor counts: flush and linger.
+    impatient: (u64, u64),
     /// What outlives the reactor.
     handle: Handle<Watched<H>>,
     failure: Option<String>,
@@ -225,14 +232,17 @@ pub(super) trait Turns {
     /// When it is to be turned; `None` if it need not be.
     fn wakes_at(&self, net: &Net) -> Option<Instant>;
 
-    /// Turns it, and returns how many connections it has.
-    fn turn(&mut self, net: &RefCell<Net>) -> usize;
+    fn turn(&mut self, net: &RefCell<Net>);
 
+    /// Looks at what the turn left behind.
     fn check(&mut self, net: &RefCell<Net>) -> Result<(), String>;
 
     fn check_clean(&self, net: &RefCell<Net>) -> Result<(), String>;
 
     fn connections(&self) -> usize;
+
+    /// Whether somebody is there, or wants to be.
+    fn is_busy(&self, net: &Net) -> bool;
 
     /// What is known of its connections.
     fn describe(&mut self, net: &RefCell<Net>) -> String;
@@ -245,20 +255,49 @@ impl<H: Handler> Node<H> {
         machine: usize,
         woken: Arc<Woken>,
     ) -> Self {
-        let bounded = timeouts_off(handler.timeouts()).next().is_none();
+        // So whoever posts more than there is room for before the first turn waits for nobody.
+        reactor.claim_mailbox();
         Self {
             handle: reactor.handle(),
             reactor: Some(reactor),
             handler,
             machine,
             woken,
-            bounded,
             wakes_at: Instant::EPOCH,
             progress: 0,
             idle_turns: 0,
             turned_at: Instant::EPOCH,
+            unchecked_turns: 0,
+            memory: Memory::default(),
+            began: Instant::EPOCH,
+            impatient: (0, 0),
             failure: None,
         }
+    }
+}
+
+impl<H: Handler> Node<H> {
+    /// A reactor that ended has left all sessions; one that failed was left by them.
+    fn check_end(&self) -> Result<(), String> {
+        match (self.handler.sessions(), &self.failure) {
+            (0, _) | (_, Some(_)) => Ok(()),
+            (count, None) => Err(format!("the reactor has ended, and {count} sessions have not")),
+        }
+    }
+
+    /// No closing connection was given up before one of its deadlines had passed.
+    fn check_patience(&mut self, stats: &Stats) -> Result<(), String> {
+        let (flush, linger) = (stats.flush_expired, stats.linger_expired);
+        let given_up = (flush - self.impatient.0, linger - self.impatient.1);
+        self.impatient = (flush, linger);
+        let passed = std::mem::take(&mut self.handler.impatient);
+        if given_up.0 > passed.0 || given_up.1 > passed.1 {
+            return Err(format!(
+                "{given_up:?} closing connections were given up for flush and linger, and the \
+                 deadlines of {passed:?} had passed"
+            ));
+        }
+        Ok(())
     }
 }
 
@@ -275,14 +314,15 @@ impl<H: Handler> Turns for Node<H> {
         (at < Instant::FAR_FUTURE).then_some(at)
     }
 
-    fn turn(&mut self, net: &RefCell<Net>) -> usize {
-        let Some(reactor) = &mut self.reactor else { return 0 };
+    fn turn(&mut self, net: &RefCell<Net>) {
+        let Some(reactor) = &mut self.reactor else { return };
+        self.began = reactor.clock();
         let outcome = reactor.turn(&mut self.handler, Some(Duration::ZERO));
         if outcome.is_err() || reactor.is_finished() {
             self.reactor = None;
             let mut net = net.borrow_mut();
             self.turned_at = net.now;
-            let Err(error) = outcome else { return 0 };
+            let Err(error) = outcome else { return };
             let machine = &net.machines[self.machine];
             let meant = net.panics_allowed || machine.wait_failed;
             if !meant {
@@ -290,10 +330,9 @@ impl<H: Handler> Turns for Node<H> {
                 net.fail_check(what);
             }
             self.failure = Some(error.to_string());
-            return 0;
+            return;
         }
         let timeout = reactor.next_timeout();
-        let connections = reactor.holdings_count();
         let mut net = net.borrow_mut();
         self.wakes_at = host::end_of_wait(net.now, timeout);
         let machine = &net.machines[self.machine];
@@ -308,32 +347,36 @@ impl<H: Handler> Turns for Node<H> {
             let what = format!("the reactor at {} spins", net.machines[self.machine].ip);
             net.fail_check(what);
         }
-        connections
     }
 
     fn check(&mut self, net: &RefCell<Net>) -> Result<(), String> {
+        if self.reactor.is_none() {
+            return self.check_end();
+        }
+        self.check_patience(&self.handle.stats())?;
         let Some(reactor) = &self.reactor else { return Ok(()) };
-        reactor.audit()?;
-        if self.bounded
-            && let Some(id) = reactor.unbounded()
-        {
+        self.unchecked_turns += 1;
+        if self.unchecked_turns * CHECKED_EACH_TURN < reactor.holdings_count() {
+            return Ok(());
+        }
+        self.unchecked_turns = 0;
+        reactor.audit(&mut self.memory, self.began, |id| self.handler.timers(id))?;
+        if let Some(id) = reactor.unbounded() {
             return Err(format!("no deadline bounds {id}"));
         }
-        let holdings = reactor.holdings();
+        if let Some(id) = self.handler.congested().find(|id| reactor.has_drained_unheard(*id)) {
+            return Err(format!("the output of {id} has drained, and nobody was told"));
+        }
         let net = net.borrow();
+        if let Some(id) = net.failed(self.machine).find(|id| reactor.is_at_peace(*id)) {
+            return Err(format!("the socket of {id} has failed, and it goes on as if it had not"));
+        }
+        let holdings = reactor.holdings();
         let streams = net.streams_of(self.machine);
         if streams != holdings.streams {
             return Err(format!("{streams} sockets and {} streams", holdings.streams));
         }
-        let listeners = net
-            .listeners
-            .iter()
-            .filter(|(_, listener)| listener.holder == Holder::Host(self.machine))
-            .count();
-        let fds = net.machines[self.machine].fds.len() - FDS_FIXED as usize;
-        if fds != streams + listeners {
-            return Err(format!("{fds} descriptors for {listeners} listeners, {streams} streams"));
-        }
+        net.check_descriptors(self.machine)?;
         let sessions = self.handler.sessions();
         if sessions != holdings.sessions {
             return Err(format!("{sessions} sessions entered, {} kept", holdings.sessions));
@@ -342,19 +385,27 @@ impl<H: Handler> Turns for Node<H> {
     }
 
     fn check_clean(&self, net: &RefCell<Net>) -> Result<(), String> {
-        let Some(reactor) = &self.reactor else {
-            let net = net.borrow();
-            let fds = net.machines[self.machine].fds.len() - FDS_FIXED as usize;
-            return if fds == 0 { Ok(()) } else { Err(format!("{fds} descriptors are left")) };
-        };
+        let net = net.borrow();
+        net.check_descriptors(self.machine)?;
+        if self.handler.sessions() > 0 {
+            return Err(format!("{} sessions were not left", self.handler.sessions()));
+        }
+        let Some(reactor) = &self.reactor else { return Ok(()) };
         let holdings = reactor.holdings();
         if holdings != Holdings::default() {
             return Err(format!("left behind: {holdings:?}"));
         }
-        if self.handler.sessions() > 0 {
-            return Err(format!("{} sessions were not left", self.handler.sessions()));
+        if reactor.has_letters() && !self.woken.is_set() {
+            return Err("closures were posted, and nobody was woken for them".into());
         }
-        Ok(())
+        match net.waiting(self.machine) {
+            0 => Ok(()),
+            count => Err(format!("{count} wait in the backlog, and nobody accepts them")),
+        }
+    }
+
+    fn is_busy(&self, net: &Net) -> bool {
+        self.reactor.is_some() && (self.connections() > 0 || net.waiting(self.machine) > 0)
     }
 
     fn connections(&self) -> usize {

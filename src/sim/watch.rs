@@ -13,6 +13,7 @@ use bytes::BytesMut;
 
 use super::fault::STALL_MAX;
 use super::history::{Deed, Of};
+use super::ledger::{self, Account};
 use super::net::Net;
 use crate::backend::Token;
 use crate::config::Timeouts;
@@ -81,6 +82,10 @@ struct Life {
     panicked: bool,
     opened_at: Instant,
     active_at: Instant,
+    /// How often its timer came.
+    timers: u64,
+    /// It was left congested, and has not been told of the end of that.
+    congested: bool,
 }
 
 impl Life {
@@ -130,6 +135,8 @@ pub struct Watched<H: Handler> {
     pub(super) closed: VecDeque<Closed>,
     /// The first connection whose end is to be blamed on the handler, and how many there were.
     pub(super) blamed: Option<(Closed, u64)>,
+    /// How many connections are gone for which the flush deadline had passed, and the linger one.
+    pub(super) impatient: (u64, u64),
 }
 
 impl<H: Handler> Deref for Watched<H> {
@@ -155,11 +162,40 @@ impl<H: Handler> Watched<H> {
     ) -> Self {
         let net = Rc::clone(net);
         let (lives, closed) = (BTreeMap::new(), VecDeque::new());
-        Self { inner, net, machine, timeouts, lives, closed, blamed: None }
+        Self { inner, net, machine, timeouts, lives, closed, blamed: None, impatient: (0, 0) }
     }
 
     pub(super) const fn timeouts(&self) -> &Timeouts {
         &self.timeouts
+    }
+
+    /// How often the timer of a connection came.
+    pub(super) fn timers(&self, id: ConnId) -> u64 {
+        self.lives.get(&id).map_or(0, |life| life.timers)
+    }
+
+    /// Connections that were left congested, and have not been told of the end of that.
+    pub(super) fn congested(&self) -> impl Iterator<Item = ConnId> {
+        self.lives.iter().filter(|(_, life)| life.congested && !life.closing).map(|(id, _)| *id)
+    }
+
+    const fn account(&self, id: ConnId) -> Account {
+        Account { machine: self.machine, id }
+    }
+
+    /// A callback of a connection has returned: what it wrote is to be sent.
+    fn note_left(&mut self, conn: &mut Conn<'_>) {
+        let id = conn.id();
+        self.account(id).note_output(&mut self.net.borrow_mut(), conn);
+        if let Some(life) = self.lives.get_mut(&id) {
+            life.congested = conn.is_congested();
+        }
+    }
+
+    fn check(&self, result: Result<(), String>) {
+        if let Err(what) = result {
+            self.net.borrow_mut().fail_check(what);
+        }
     }
 
     /// Sessions that were entered and not left.
@@ -291,23 +327,6 @@ impl<H: Handler> Watched<H> {
             net.fail_check(format!("{} moved {:?}, not {said:?}", closed.id, (read, written)));
         }
     }
-
-    /// A timeout that is sure to have begun with something seen here did not end anything early.
-    fn check_age(&self, closed: &Closed, life: &Life, now: Instant) {
-        let timeouts = &self.timeouts;
-        let (since, timeout) = match closed.reason {
-            CloseReason::Timeout(Timeout::FirstByte) => (life.opened_at, timeouts.first_byte),
-            CloseReason::Timeout(Timeout::Request) => (life.opened_at, timeouts.request),
-            CloseReason::Timeout(Timeout::Read) => (life.opened_at, timeouts.read),
-            CloseReason::Timeout(Timeout::Write) => (life.opened_at, timeouts.write),
-            CloseReason::Timeout(Timeout::Idle) => (life.active_at, timeouts.idle),
-            _ => return,
-        };
-        if timeout.is_some_and(|timeout| now - since < timeout) {
-            let mut net = self.net.borrow_mut();
-            net.fail_check(format!("{} ended early: {}", closed.id, closed.reason));
-        }
-    }
 }
 
 impl<H: Handler> Handler for Watched<H> {
@@ -319,6 +338,7 @@ impl<H: Handler> Handler for Watched<H> {
         // If it panics there is no session, and no callback follows.
         let life = self.lives.remove(&id);
         let session = self.run(What::Open, id, |handler| handler.on_open(conn));
+        self.account(id).note_output(&mut self.net.borrow_mut(), conn);
         if session.is_some()
             && let Some(life) = life
         {
@@ -333,41 +353,56 @@ impl<H: Handler> Handler for Watched<H> {
         if input.is_empty() {
             self.net.borrow_mut().fail_check("on_data without input");
         }
+        self.account(id).check_input(&mut self.net.borrow_mut(), input);
         self.run(What::Data, id, |handler| handler.on_data(conn, session, input));
+        self.account(id).note_unused(&mut self.net.borrow_mut(), input);
+        self.note_left(conn);
     }
 
     fn on_connected(&mut self, conn: &mut Conn<'_>, session: &mut H::Session) {
         let id = conn.id();
         self.enter(What::Connected, id, conn.now(), None);
         self.run(What::Connected, id, |handler| handler.on_connected(conn, session));
+        self.note_left(conn);
     }
 
     fn on_idle(&mut self, conn: &mut Conn<'_>, session: &mut H::Session) {
         let id = conn.id();
         self.enter(What::Idle, id, conn.now(), None);
         self.run(What::Idle, id, |handler| handler.on_idle(conn, session));
+        self.note_left(conn);
     }
 
     fn on_active(&mut self, conn: &mut Conn<'_>, session: &mut H::Session) {
         let id = conn.id();
         self.enter(What::Active, id, conn.now(), None);
         self.run(What::Active, id, |handler| handler.on_active(conn, session));
+        self.note_left(conn);
     }
 
     fn on_closing(&mut self, conn: &mut Conn<'_>, session: &mut H::Session, reason: &CloseReason) {
         let id = conn.id();
         self.enter(What::Closing, id, conn.now(), Some(*reason));
         self.check_panic(id, *reason);
+        if let Some(life) = self.lives.get(&id) {
+            let (opened_at, active_at) = (life.opened_at, life.active_at);
+            self.check(ledger::check_timeout(conn.cx(), id, *reason, opened_at, active_at));
+        }
         self.run(What::Closing, id, |handler| handler.on_closing(conn, session, reason));
+        if *reason != CloseReason::HandlerPanic {
+            self.note_left(conn);
+        }
     }
 
     fn on_closed(&mut self, cx: &mut Context<'_>, closed: Closed, session: H::Session) {
         let id = closed.id;
         self.enter(What::Closed, id, cx.now(), Some(closed.reason));
         if let Some(life) = self.lives.remove(&id) {
-            self.check_age(&closed, &life, cx.now());
             self.blame(&closed, &life);
         }
+        let (flush, linger) = ledger::has_lost_patience(cx, id);
+        self.impatient.0 += u64::from(flush);
+        self.impatient.1 += u64::from(linger);
         self.check_bytes(&closed);
         if self.closed.len() == CLOSED_MAX {
             self.closed.pop_front();
@@ -379,19 +414,29 @@ impl<H: Handler> Handler for Watched<H> {
     fn on_eof(&mut self, conn: &mut Conn<'_>, session: &mut H::Session, input: &mut BytesMut) {
         let id = conn.id();
         self.enter(What::Eof, id, conn.now(), None);
+        self.account(id).check_eof(&mut self.net.borrow_mut());
+        self.account(id).check_input(&mut self.net.borrow_mut(), input);
         self.run(What::Eof, id, |handler| handler.on_eof(conn, session, input));
+        self.account(id).note_unused(&mut self.net.borrow_mut(), &BytesMut::new());
+        self.note_left(conn);
     }
 
     fn on_drained(&mut self, conn: &mut Conn<'_>, session: &mut H::Session) {
         let id = conn.id();
         self.enter(What::Drained, id, conn.now(), None);
         self.run(What::Drained, id, |handler| handler.on_drained(conn, session));
+        self.note_left(conn);
     }
 
     fn on_timer(&mut self, conn: &mut Conn<'_>, session: &mut H::Session) {
         let id = conn.id();
         self.enter(What::Timer, id, conn.now(), None);
+        self.check(ledger::check_timer(conn.cx(), id));
+        if let Some(life) = self.lives.get_mut(&id) {
+            life.timers += 1;
+        }
         self.run(What::Timer, id, |handler| handler.on_timer(conn, session));
+        self.note_left(conn);
     }
 
     fn on_health_check(&mut self, conn: &mut Conn<'_>, session: &mut H::Session) {
@@ -401,6 +446,7 @@ impl<H: Handler> Handler for Watched<H> {
     }
 
     fn on_alarm(&mut self, cx: &mut Context<'_>, alarm: AlarmId) {
+        self.net.borrow_mut().machines[self.machine].progress += 1;
         self.net_under("on_alarm", None, |handler| handler.on_alarm(cx, alarm));
     }
 

@@ -16,16 +16,16 @@ use std::{cmp, fmt, io};
 
 use slab::Slab;
 
-use self::side::Connection;
-use self::side::Side;
 pub(super) use self::side::{BOTH, Buffers};
+use self::side::{Connection, Ledger, Side};
 use super::errno::Named;
 use super::fault::{Call, Faults};
 use super::history::{Deed, History, Of, Outcome, Place};
 use super::random::{Random, Trace};
 use crate::address::Address;
 use crate::backend::{Readiness, Source, Token};
-use crate::time::Instant;
+use crate::core::table::ConnId;
+use crate::time::{Instant, nanos};
 
 /// How the two ends of a connection reach each other.
 ///
@@ -148,6 +148,8 @@ pub(super) struct Listener {
     /// It will be announced again.
     later: Readiness,
     pub(super) fd: Option<u32>,
+    /// That of the connections it gives.
+    pub(super) user_timeout: Option<Duration>,
 }
 
 /// Something a host is to be told.
@@ -185,7 +187,11 @@ pub(super) struct Machine {
     /// Answers to look-ups not yet announced, and announced.
     pub(super) answers: VecDeque<(Token, io::Result<Vec<Address>>)>,
     pub(super) announced: Vec<(Token, io::Result<Vec<Address>>)>,
-    /// Tokens of sockets that were closed lately.
+    /// Sockets by the tokens they are registered under.
+    tokens: BTreeMap<Token, Socket>,
+    /// What its handler gets and writes is compared with what its sockets do.
+    pub(super) watched: bool,
+    /// Tokens of sockets that were closed lately, the latest last.
     pub(super) stale: VecDeque<Token>,
     pub(super) faults: Faults,
     pub(super) panics: VecDeque<Instant>,
@@ -202,7 +208,7 @@ impl Machine {
     /// What its clock shows at `now`, if it goes.
     fn clock_at(&self, now: Instant) -> Instant {
         let shown = (now + self.ahead).as_nanos();
-        Instant::from_nanos(shown.saturating_sub(self.behind.as_nanos() as u64))
+        Instant::from_nanos(shown.saturating_sub(nanos(self.behind)))
     }
 }
 
@@ -234,12 +240,26 @@ enum Happening {
     Arrive(Socket),
     Retry(Socket),
     Syn(Socket, u32),
-    Established(Socket),
-    Refuse(Socket),
+    Established(Socket, u32),
+    Refuse(Socket, u32),
     Sip(Socket),
     Notify(Notice),
     Answer(usize, Token, io::Result<Vec<Address>>),
     Script(Box<dyn FnOnce(&mut Net)>),
+}
+
+impl Happening {
+    /// Whether it ends a journey: what is tried again after a pause does not.
+    const fn travels(&self) -> bool {
+        matches!(
+            self,
+            Self::Arrive(_)
+                | Self::Established(_, 0)
+                | Self::Notify(_)
+                | Self::Refuse(_, 0)
+                | Self::Syn(_, 0)
+        )
+    }
 }
 
 struct Due {
@@ -289,6 +309,8 @@ pub(super) struct Net {
     pub(super) random: Random,
     trace: Trace,
     happenings: BinaryHeap<Due>,
+    /// How many of them are bytes or signals on their way.
+    travelling: usize,
     order: u64,
     connections: Slab<Connection>,
     serial: u32,
@@ -336,6 +358,7 @@ impl Net {
             random: Random::new(seed),
             trace: Trace::default(),
             happenings: BinaryHeap::new(),
+            travelling: 0,
             order: 0,
             connections: Slab::new(),
             serial: 0,
@@ -362,8 +385,22 @@ impl Net {
 
     /// Adds to the fingerprint of the run.
     pub(super) const fn note(&mut self, kind: u64, value: u64) {
+        self.trace.note(self.now.as_nanos());
         self.trace.note(kind);
         self.trace.note(value);
+    }
+
+    /// Adds bytes to the fingerprint.
+    fn note_bytes(&mut self, bytes: &[u8]) {
+        // FNV-1a, by words.
+        let mut words = bytes.chunks_exact(8);
+        let mut hash = words.by_ref().fold(0xCBF2_9CE4_8422_2325, |hash: u64, word| {
+            (hash ^ word.try_into().map_or(0, u64::from_le_bytes)).wrapping_mul(0x100_0000_01B3)
+        });
+        for byte in words.remainder() {
+            hash = (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01B3);
+        }
+        self.note(bytes.len() as u64, hash);
     }
 
     pub(super) const fn trace_hash(&self) -> u64 {
@@ -406,6 +443,14 @@ impl Net {
         socket: Option<Socket>,
         outcome: Outcome,
     ) {
+        // What only asks, or moves nothing, is no progress.
+        let moves = match outcome {
+            Outcome::Done => call != Call::TakeError && call != Call::LocalAddr,
+            Outcome::Count(count) => count > 0 || call == Call::Read,
+            Outcome::Found(_) => true,
+            Outcome::Failed(_) | Outcome::Injected(_) => false,
+        };
+        self.machines[machine].progress += u64::from(moves);
         let of = socket.map_or_else(Of::default, |socket| self.of(socket));
         let deed = Deed::Call { number: self.made.saturating_sub(1), call, of, outcome };
         self.record(self.place_of(machine), deed);
@@ -420,6 +465,7 @@ impl Net {
 impl Net {
     fn schedule(&mut self, at: Instant, what: Happening) {
         self.order += 1;
+        self.travelling += usize::from(what.travels());
         self.happenings.push(Due { at: at.max(self.now), order: self.order, what });
     }
 
@@ -438,24 +484,16 @@ impl Net {
             && due.at <= until
         {
             let Some(Due { at, what, .. }) = self.happenings.pop() else { return };
+            self.travelling -= usize::from(what.travels());
             self.now = self.now.max(at);
             self.happen(what);
         }
         self.now = self.now.max(until);
     }
 
-    /// Whether bytes or signals are on their way.
-    pub(super) fn is_quiet(&self) -> bool {
-        !self.happenings.iter().any(|due| {
-            matches!(
-                due.what,
-                Happening::Arrive(_)
-                    | Happening::Established(_)
-                    | Happening::Notify(_)
-                    | Happening::Refuse(_)
-                    | Happening::Syn(_, 0)
-            )
-        })
+    /// Whether no bytes or signals are on their way.
+    pub(super) const fn is_quiet(&self) -> bool {
+        self.travelling == 0
     }
 
     fn happen(&mut self, what: Happening) {
@@ -463,8 +501,8 @@ impl Net {
             Happening::Arrive(to) => self.arrive(to),
             Happening::Retry(to) => self.retry(to),
             Happening::Syn(from, attempt) => self.take_syn(from, attempt),
-            Happening::Established(socket) => self.establish(socket),
-            Happening::Refuse(socket) => self.refuse(socket),
+            Happening::Established(socket, attempt) => self.establish(socket, attempt),
+            Happening::Refuse(socket, attempt) => self.refuse(socket, attempt),
             Happening::Sip(socket) => self.sip(socket),
             Happening::Notify(notice) => self.say_later(notice),
             Happening::Answer(machine, token, answer) => {
@@ -540,6 +578,8 @@ impl Net {
             progress: 0,
             answers: VecDeque::new(),
             announced: Vec::new(),
+            tokens: BTreeMap::new(),
+            watched: false,
             stale: VecDeque::new(),
             faults: Faults::NONE,
             panics: VecDeque::new(),
@@ -563,7 +603,7 @@ impl Net {
         Some(free)
     }
 
-    fn free_fd(&mut self, machine: usize, fd: u32) {
+    pub(super) fn free_fd(&mut self, machine: usize, fd: u32) {
         let machine = &mut self.machines[machine];
         machine.lowest_free = machine.lowest_free.min(fd);
         if !machine.fds.remove(&fd) {
@@ -586,12 +626,14 @@ impl Net {
 
     /// Sets a clock back.
     pub(super) fn set_back(&mut self, machine: usize, by: Duration) {
-        self.machines[machine].behind += by;
+        let behind = &mut self.machines[machine].behind;
+        *behind = behind.saturating_add(by);
     }
 
     /// Lets a clock jump ahead, as it may after a suspension.
     pub(super) fn jump(&mut self, machine: usize, ahead: Duration) {
-        self.machines[machine].ahead += ahead;
+        let before = &mut self.machines[machine].ahead;
+        *before = before.saturating_add(ahead);
         self.machines[machine].resumed = true;
         self.disturb(machine, self.now);
     }
@@ -665,9 +707,6 @@ impl Net {
             .or_else(|| self.draw(machine, call));
         self.calls[call as usize] += 1;
         self.machines[machine].calls[call as usize] += 1;
-        if call != Call::Wait {
-            self.machines[machine].progress += 1;
-        }
         self.note(call as u64, errno.unwrap_or(0) as u64);
         if let Some(errno) = errno {
             self.tally.faults += 1;
@@ -766,22 +805,88 @@ impl Net {
 
 /// What checks ask.
 impl Net {
+    /// A call told a process that a socket is done for.
+    pub(super) fn note_failed(&mut self, socket: Socket) {
+        if let Some(side) = self.side_mut(socket) {
+            side.ledger.failed = true;
+        }
+    }
+
+    /// A process has read bytes, or the end.
+    pub(super) fn note_read(&mut self, machine: usize, socket: Socket, bytes: &[u8]) {
+        let watched = self.machines[machine].watched;
+        if let Some(side) = self.side_mut(socket).filter(|_| watched) {
+            side.ledger.eof |= bytes.is_empty();
+            side.ledger.unused.extend_from_slice(bytes);
+        }
+    }
+
+    /// A process has written so many bytes of these, which are those that its handler left to be
+    /// written as far as that is known.
+    pub(super) fn note_written(
+        &mut self,
+        machine: usize,
+        socket: Socket,
+        slices: &[&[u8]],
+        taken: usize,
+    ) {
+        let watched = self.machines[machine].watched;
+        let Some(side) = self.side_mut(socket).filter(|_| watched) else { return };
+        let (mut left, mut same) = (taken, true);
+        for slice in slices {
+            let known = left.min(slice.len()).min(side.ledger.promised.len());
+            same &= side.ledger.promised.split_to(known) == slice[..known];
+            left = left.saturating_sub(slice.len());
+        }
+        if !same {
+            let of = self.of(socket);
+            self.fail_check(format!("other bytes are written to {of} than its handler wrote"));
+        }
+    }
+
     /// How many bytes a process read from the socket of this token, and wrote to it.
     pub(super) fn moved(&self, machine: usize, token: Token) -> Option<(u64, u64)> {
-        self.connections
-            .iter()
-            .flat_map(|(_, connection)| &connection.ends)
-            .find(|side| side.holder == Holder::Host(machine) && side.token == Some(token))
-            .map(|side| (side.read, side.written))
+        let side = self.side(*self.machines[machine].tokens.get(&token)?)?;
+        Some((side.read, side.written))
+    }
+
+    /// What is known of the bytes of the socket of this token.
+    pub(super) fn ledger(&mut self, machine: usize, token: Token) -> Option<&mut Ledger> {
+        let machine = &self.machines[machine];
+        let socket = *machine.tokens.get(&token).filter(|_| machine.watched)?;
+        Some(&mut self.side_mut(socket)?.ledger)
+    }
+
+    /// The connections of a process whose sockets failed in a call that told it so.
+    pub(super) fn failed(&self, machine: usize) -> impl Iterator<Item = ConnId> {
+        self.machines[machine].tokens.iter().filter_map(|(token, socket)| match token.source() {
+            Source::Conn(id) if self.side(*socket)?.ledger.failed => Some(id),
+            _ => None,
+        })
+    }
+
+    /// How many wait to be accepted by a process.
+    pub(super) fn waiting(&self, machine: usize) -> usize {
+        let own = |listener: &&Listener| listener.holder == Holder::Host(machine);
+        self.listeners.iter().map(|(_, it)| it).filter(own).map(|it| it.queue.len()).sum()
+    }
+
+    /// A process has the descriptors of its listeners and streams and no other.
+    pub(super) fn check_descriptors(&self, machine: usize) -> Result<(), String> {
+        let streams = self.streams_of(machine);
+        let own = |listener: &Listener| listener.holder == Holder::Host(machine);
+        let listeners = self.listeners.iter().filter(|(_, listener)| own(listener)).count();
+        let fds = self.machines[machine].fds.len() - FDS_FIXED as usize;
+        if fds != streams + listeners {
+            return Err(format!("{fds} descriptors for {listeners} listeners, {streams} streams"));
+        }
+        Ok(())
     }
 
     /// The script that plays the far end of a connection, if one does, and whether it still holds
     /// that end open.
     pub(super) fn far_peer(&self, machine: usize, token: Token) -> Option<(Address, bool)> {
-        let connections = self.connections.iter().map(|(_, connection)| &connection.ends);
-        let mut pairs = connections.flat_map(|[a, b]| [(a, b), (b, a)]);
-        let here = |side: &Side| side.holder == Holder::Host(machine) && side.token == Some(token);
-        let (_, far) = pairs.find(|(side, _)| here(side))?;
+        let far = self.side(self.machines[machine].tokens.get(&token)?.far())?;
         (far.holder == Holder::Peer).then(|| (far.address.clone(), !far.closed && !far.dead))
     }
 

@@ -54,6 +54,22 @@ impl Net {
         self.schedule(self.now + SIP_EVERY, Happening::Sip(socket));
     }
 
+    /// A script begins to play this end.
+    pub(in crate::sim) fn hold(&mut self, socket: Socket) {
+        if let Some(side) = self.side_mut(socket) {
+            side.held = true;
+        }
+    }
+
+    /// A script has lost sight of this end: nobody asks what became of it.
+    pub(in crate::sim) fn let_go(&mut self, socket: Socket) {
+        self.close(socket, false);
+        if let Some(side) = self.side_mut(socket) {
+            side.held = false;
+            self.reclaim(socket);
+        }
+    }
+
     pub(in crate::sim) fn set_appetite(&mut self, socket: Socket, appetite: Appetite) {
         if let Some(side) = self.side_mut(socket) {
             side.appetite = appetite;

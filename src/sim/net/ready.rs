@@ -10,7 +10,10 @@ impl Net {
         let Some(side) = self.side_mut(socket) else { return };
         side.token = Some(token);
         side.fd = Some(fd);
-        let level = side.level();
+        let (level, holder) = (side.level(), side.holder);
+        if let Holder::Host(machine) = holder {
+            self.machines[machine].tokens.insert(token, socket);
+        }
         if level.has(BOTH) {
             self.notify(socket, level);
         }
@@ -99,13 +102,7 @@ impl Net {
     /// The tokens of all sockets on this machine, and of some that were closed lately.
     pub(in crate::sim) fn tokens(&self, machine: usize) -> Vec<Token> {
         let stale = self.machines[machine].stale.iter().copied();
-        let live = self.connections.iter().flat_map(|(_, connection)| {
-            connection
-                .ends
-                .iter()
-                .filter(|side| side.holder == Holder::Host(machine))
-                .filter_map(|side| side.token)
-        });
+        let live = self.machines[machine].tokens.keys().copied();
         live.chain(stale).collect()
     }
 }

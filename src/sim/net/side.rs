@@ -3,6 +3,8 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use bytes::BytesMut;
+
 use super::{Appetite, End, Holder, Link};
 use crate::address::Address;
 use crate::backend::{Readiness, Token};
@@ -41,11 +43,20 @@ pub(super) struct Segment {
     pub(super) edge: u64,
 }
 
+impl Segment {
+    /// Whether the other end says that it has come, so that it is sent again if that is not heard.
+    pub(super) fn is_acknowledged(&self) -> bool {
+        !self.bytes.is_empty() || self.fin
+    }
+}
+
 /// What one end of a connection is like.
 #[derive(Debug)]
 pub(super) struct Side {
     pub(super) holder: Holder,
     pub(super) address: Address,
+    /// A script holds it, and may ask for what came of it.
+    pub(super) held: bool,
     /// The process has closed it.
     pub(super) closed: bool,
     /// Nothing is sent or received any more.
@@ -93,6 +104,22 @@ pub(super) struct Side {
     pub(super) later: Readiness,
     /// A write was cut short.
     pub(super) wants_room: bool,
+    /// Bytes that were never acknowledged before it died: SIOCOUTQ goes on counting them.
+    pub(super) lost: u64,
+    pub(super) ledger: Ledger,
+}
+
+/// What a process has been told by calls on a socket, and what its handler has made of it.
+#[derive(Debug, Default)]
+pub(in crate::sim) struct Ledger {
+    /// Bytes that were read and that the handler has not used.
+    pub(in crate::sim) unused: Vec<u8>,
+    /// Bytes that callbacks left to be written.
+    pub(in crate::sim) promised: BytesMut,
+    /// A read said that no more bytes will come.
+    pub(in crate::sim) eof: bool,
+    /// A call failed for good.
+    pub(in crate::sim) failed: bool,
 }
 
 impl Side {
@@ -100,6 +127,7 @@ impl Side {
         Self {
             holder,
             address,
+            held: false,
             closed: false,
             dead: false,
             established: false,
@@ -132,6 +160,8 @@ impl Side {
             armed: BOTH,
             later: Readiness::NONE,
             wants_room: false,
+            lost: 0,
+            ledger: Ledger::default(),
         }
     }
 
@@ -149,13 +179,22 @@ impl Side {
         self.dead || self.error.is_some() || self.out.len() <= self.out_max / 3 * 2
     }
 
+    /// Nothing of what was to be sent will be.
+    pub(super) fn drop_output(&mut self) {
+        self.lost += self.out.len() as u64;
+        self.out.clear();
+        self.flying = 0;
+        self.backlog.clear();
+    }
+
     /// All that it is ready for, as poll(2) would say.
     pub(super) fn level(&self) -> Readiness {
         let mut ready = Readiness::default();
         if self.is_readable() {
             ready = ready.and(Readiness::READABLE);
         }
-        if (self.established && self.has_room()) || self.error.is_some() || self.dead {
+        let takes = self.established && (self.has_room() || self.finish);
+        if takes || self.error.is_some() || self.dead {
             ready = ready.and(Readiness::WRITABLE);
         }
         if self.eof || self.dead {

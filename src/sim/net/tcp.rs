@@ -8,7 +8,6 @@ use super::side::{BOTH, Connection, Path, Segment, Side};
 use super::{End, Happening, Holder, Link, Listener, Net, Notice, Personality, Socket};
 use crate::address::Address;
 use crate::backend::Readiness;
-use crate::canary::{Canary, planted};
 use crate::sim::history::Deed;
 use crate::time::{Instant, nanos};
 
@@ -23,6 +22,14 @@ const SYN_RETRIES_MAX: u32 = 6;
 
 /// A SYN that was dropped is sent again after this, then after twice as long each time.
 const SYN_RTO: Duration = Duration::from_secs(1);
+
+/// How many tokens of closed sockets a machine remembers, for events that come too late.
+const STALE_MAX: usize = 16;
+
+/// How long the answer to a SYN is waited for.
+fn syn_pause(attempt: u32) -> Duration {
+    SYN_RTO * 2_u32.saturating_pow(attempt)
+}
 
 /// Links.
 impl Net {
@@ -79,6 +86,8 @@ impl Net {
 
     /// Begins to dial `to` from `from`.
     pub(in crate::sim) fn dial(&mut self, holder: Holder, from: Address, to: &Address) -> Socket {
+        // unix(7): whoever does not bind has no name.
+        let from = if let Address::Unix(_) = to { Address::Unnamed } else { from };
         let link = match (from.ip(), to.ip()) {
             (Some(from), Some(to)) => self.link_between(from.ip(), to.ip()),
             _ => self.link,
@@ -128,6 +137,20 @@ impl Net {
         Address::Ip((ip, port).into())
     }
 
+    /// Whether an address is taken by another listener of whoever wants it: the address itself, or
+    /// its port on all addresses.
+    pub(in crate::sim) fn is_taken(&self, holder: Holder, address: &Address) -> bool {
+        self.listeners.iter().filter(|(_, it)| it.holder == holder).any(|(_, it)| {
+            match (it.address.ip(), address.ip()) {
+                (Some(a), Some(b)) => {
+                    let all = a.ip().is_unspecified() || b.ip().is_unspecified();
+                    a.port() == b.port() && (a.ip() == b.ip() || all)
+                }
+                _ => it.address == *address,
+            }
+        })
+    }
+
     pub(in crate::sim) fn find_listener(&self, address: &Address) -> Option<usize> {
         let exact = self.listeners.iter().find(|(_, listener)| listener.address == *address);
         exact
@@ -165,12 +188,15 @@ impl Net {
         if connection.open || connection.ends[0].dead {
             return;
         }
+        if attempt > SYN_RETRIES_MAX {
+            return self.give_up(from, libc::ETIMEDOUT, End::TimedOut);
+        }
         let to = connection.ends[1].address.clone();
         let latency = connection.paths[0].link.latency;
         let listener = self.find_listener(&to);
         let lost = self.is_cut(from);
         if !lost && listener.is_none() && self.is_up(&to) {
-            self.schedule(self.now + latency, Happening::Refuse(from));
+            self.schedule(self.now + latency, Happening::Refuse(from, attempt));
             return;
         }
         let taken = listener.filter(|index| {
@@ -178,13 +204,7 @@ impl Net {
             !lost && listener.queue.len() < listener.backlog
         });
         let Some(index) = taken else {
-            if attempt < SYN_RETRIES_MAX {
-                let pause = SYN_RTO * 2_u32.pow(attempt);
-                self.schedule(self.now + pause, Happening::Syn(from, attempt + 1));
-            } else {
-                self.give_up(from, libc::ETIMEDOUT, End::TimedOut);
-            }
-            return;
+            return self.schedule(self.now + syn_pause(attempt), Happening::Syn(from, attempt + 1));
         };
         let listener = &mut self.listeners[index];
         let far = from.far();
@@ -201,18 +221,29 @@ impl Net {
         connection.paths[1].last_at = now + latency;
         self.note(0x11, from.mark());
         self.notify_listener(index);
-        self.schedule(now + latency, Happening::Established(from));
+        self.schedule(now + latency, Happening::Established(from, 0));
     }
 
-    /// The answer to its SYN reaches the dialler.
-    pub(super) fn establish(&mut self, socket: Socket) {
+    /// The answer to its SYN reaches the dialler, unless it is lost: then it comes again.
+    pub(super) fn establish(&mut self, socket: Socket, attempt: u32) {
+        if self.is_cut(socket) {
+            if attempt > SYN_RETRIES_MAX {
+                return self.give_up(socket, libc::ETIMEDOUT, End::TimedOut);
+            }
+            let again = Happening::Established(socket, attempt + 1);
+            return self.schedule(self.now + syn_pause(attempt), again);
+        }
         let Some(side) = self.side_mut(socket) else { return };
         side.established = true;
         self.notify(socket, Readiness::WRITABLE);
         self.pump(socket);
     }
 
-    pub(super) fn refuse(&mut self, socket: Socket) {
+    pub(super) fn refuse(&mut self, socket: Socket, attempt: u32) {
+        if self.is_cut(socket) {
+            let again = Happening::Syn(socket, attempt + 1);
+            return self.schedule(self.now + syn_pause(attempt), again);
+        }
         self.give_up(socket, libc::ECONNREFUSED, End::Refused);
     }
 
@@ -225,9 +256,7 @@ impl Net {
         side.dead = true;
         side.error = Some(errno);
         side.end.get_or_insert(end);
-        side.out.clear();
-        side.flying = 0;
-        side.backlog.clear();
+        side.drop_output();
         self.notify(socket, BOTH);
     }
 
@@ -293,12 +322,16 @@ impl Net {
         if path.stuck_since.is_some() || path.queue.is_empty() {
             return;
         }
-        if cut {
-            path.stuck_since = Some(now);
-            path.retries = 0;
-            return self.schedule(now + RTO_MIN, Happening::Retry(to));
+        if !cut {
+            return self.deliver_due(to);
         }
-        self.deliver_due(to);
+        if connection.ends[1 - to.side()].dead {
+            // Nobody sends a reset again.
+            return path.queue.clear();
+        }
+        path.stuck_since = Some(now);
+        path.retries = 0;
+        self.schedule(now + RTO_MIN, Happening::Retry(to));
     }
 
     /// What was held back is sent again.
@@ -306,20 +339,34 @@ impl Net {
         let cut = self.is_cut(to);
         let now = self.now;
         let Some(connection) = self.connection_mut(to) else { return };
-        let patience = connection.ends[1 - to.side()].user_timeout;
         let path = &mut connection.paths[1 - to.side()];
         let since = path.stuck_since.unwrap_or(now);
         if !cut {
             path.stuck_since = None;
             return self.deliver_due(to);
         }
-        path.retries += 1;
+        path.retries = path.retries.saturating_add(1);
         let retries = path.retries;
-        let impatient = patience.is_some_and(|patience| now - since >= patience);
-        if retries > RETRIES_MAX || impatient {
+        let from = to.far();
+        // Acknowledgements are not sent again by themselves: whoever misses one sends what it was
+        // for again, and gives up if it never comes.
+        let waits = if path.queue.iter().any(|(_, segment)| segment.is_acknowledged()) {
+            Some(from)
+        } else {
+            (connection.ends[to.side()].flying > 0).then_some(to)
+        };
+        let impatient = waits.is_some_and(|socket| {
+            let patience = connection.ends[socket.side()].user_timeout;
+            retries > RETRIES_MAX || patience.is_some_and(|patience| now - since >= patience)
+        });
+        if impatient || connection.ends[from.side()].dead {
+            let path = &mut connection.paths[1 - to.side()];
             path.queue.clear();
             path.stuck_since = None;
-            return self.give_up(to.far(), libc::ETIMEDOUT, End::TimedOut);
+            if let Some(socket) = waits {
+                self.give_up(socket, libc::ETIMEDOUT, End::TimedOut);
+            }
+            return;
         }
         let pause = RTO_MIN.saturating_mul(2_u32.saturating_pow(retries)).min(RTO_MAX);
         self.schedule(now + pause, Happening::Retry(to));
@@ -340,10 +387,8 @@ impl Net {
 
     pub(super) fn deliver(&mut self, to: Socket, segment: Segment) {
         self.note(0x12, to.mark());
-        self.note(
-            segment.bytes.len() as u64,
-            u64::from(segment.fin) << 1 | u64::from(segment.reset),
-        );
+        self.note(0x14, u64::from(segment.fin) << 1 | u64::from(segment.reset));
+        self.note_bytes(&segment.bytes);
         let Segment { ref bytes, fin, reset, .. } = segment;
         if reset || fin || !bytes.is_empty() {
             let deed = Deed::Arrival { of: self.of(to), bytes: bytes.len(), fin, reset };
@@ -352,6 +397,10 @@ impl Net {
         let tells_all_room = self.is_kqueue(to);
         let Some(side) = self.side_mut(to) else { return };
         if side.dead {
+            // RFC 9293, 3.10.7.1: what comes for a connection that is none is answered so.
+            if !reset {
+                self.send(to, Vec::new(), false, true);
+            }
             return;
         }
         if segment.reset {
@@ -360,9 +409,7 @@ impl Net {
             // after that, and reads still find the end.
             side.error = Some(if side.eof { libc::EPIPE } else { libc::ECONNRESET });
             side.end.get_or_insert(End::Reset);
-            side.out.clear();
-            side.flying = 0;
-            side.backlog.clear();
+            side.drop_output();
             return self.notify(to, BOTH);
         }
         let freed = segment.acked.saturating_sub(side.acked).min(side.flying as u64) as usize;
@@ -376,7 +423,7 @@ impl Net {
             // had to read.
             if arrived {
                 side.dead = true;
-                side.out.clear();
+                side.drop_output();
                 self.send(to, Vec::new(), false, true);
             }
             return;
@@ -413,6 +460,15 @@ impl Net {
         }
     }
 
+    fn is_weakest(&self, socket: Socket) -> bool {
+        match self.side(socket).map(|side| side.holder) {
+            Some(Holder::Host(machine)) => {
+                self.machines[machine].personality == Personality::Weakest
+            }
+            Some(Holder::Peer) | None => false,
+        }
+    }
+
     /// After a read: tells the other end of the room, if it is worth it (RFC 1122, 4.2.3.3).
     pub(super) fn tell_room(&mut self, socket: Socket) {
         let Some(side) = self.side(socket) else { return };
@@ -437,7 +493,8 @@ impl Net {
             if side.eof || side.dead {
                 return Ok(Vec::new());
             }
-            return Err(if side.established { libc::EAGAIN } else { libc::ENOTCONN });
+            // As on Linux also while it is being connected.
+            return Err(libc::EAGAIN);
         }
         let count = side.input.len().min(max);
         let bytes: Vec<u8> = side.input.drain(..count).collect();
@@ -461,7 +518,7 @@ impl Net {
             return Err(libc::EPIPE);
         }
         if !side.established && side.holder != Holder::Peer {
-            return Err(libc::ENOTCONN);
+            return Err(libc::EAGAIN);
         }
         let total: usize = slices.iter().map(|slice| slice.len()).sum();
         let room = side.out_max.saturating_sub(side.out.len() + side.backlog.len()).min(max);
@@ -497,8 +554,9 @@ impl Net {
         }
         side.finish = true;
         self.pump(socket);
-        if self.is_kqueue(socket) {
-            // EV_EOF of the write filter.
+        if !self.is_weakest(socket) {
+            // EV_EOF of the write filter; and Linux wakes whoever waits when a side is shut down,
+            // and calls a socket writable that no write can wait for.
             self.notify(socket, Readiness::WRITABLE);
         }
         Ok(())
@@ -526,9 +584,7 @@ impl Net {
         } else if !side.dead {
             if reset || unread {
                 side.dead = true;
-                side.out.clear();
-                side.flying = 0;
-                side.backlog.clear();
+                side.drop_output();
                 self.send(socket, Vec::new(), false, true);
             } else {
                 side.finish = true;
@@ -538,15 +594,15 @@ impl Net {
         if let Holder::Host(machine) = holder {
             if let Some(fd) = fd {
                 self.free_fd(machine, fd);
-                if planted(Canary::DoubleClose) {
-                    self.free_fd(machine, fd);
-                }
             }
             let machine = &mut self.machines[machine];
             machine.notices.retain(|notice| !matches!(notice, Notice::Socket(it) if *it == socket));
             if let Some(token) = token {
+                machine.tokens.remove(&token);
+                if machine.stale.len() == STALE_MAX {
+                    machine.stale.pop_front();
+                }
                 machine.stale.push_back(token);
-                machine.stale.truncate(16);
             }
         }
         self.reclaim(socket);
@@ -556,8 +612,9 @@ impl Net {
     pub(super) fn reclaim(&mut self, socket: Socket) {
         let Some(connection) = self.connection(socket) else { return };
         let waits = !connection.open && !connection.ends[0].dead;
-        let far_is_held = connection.open && !connection.ends[1].closed;
-        if connection.ends[0].closed && !far_is_held && !waits {
+        let far_is_open = connection.open && !connection.ends[1].closed;
+        let held = connection.ends.iter().any(|side| side.held);
+        if connection.ends[0].closed && !far_is_open && !waits && !held {
             self.connections.remove(socket.index as usize);
         }
     }
@@ -581,13 +638,12 @@ impl Net {
         }
         side.dead = true;
         side.error = None;
-        side.out.clear();
-        side.flying = 0;
+        side.drop_output();
         self.send(socket, Vec::new(), false, true);
     }
 
     pub(in crate::sim) fn unsent(&self, socket: Socket) -> u64 {
-        self.side(socket).map_or(0, |side| side.out.len() as u64)
+        self.side(socket).map_or(0, |side| side.lost + side.out.len() as u64)
     }
 
     pub(in crate::sim) fn address(&self, socket: Socket) -> Address {
@@ -625,6 +681,7 @@ impl Net {
             armed: true,
             later: Readiness::NONE,
             fd,
+            user_timeout: None,
         })
     }
 

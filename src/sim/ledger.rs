@@ -1,0 +1,151 @@
+//! What is checked of a connection while its handler has it: that its bytes are those of its socket,
+//! and that no deadline is early.
+
+use std::io::IoSlice;
+use std::time::Duration;
+
+use bytes::BytesMut;
+
+use super::net::Net;
+use crate::backend::Token;
+use crate::conn::Conn;
+use crate::context::Context;
+use crate::core::deadlines::Deadline;
+use crate::core::table::{ConnId, Flags};
+use crate::error::{CloseReason, Timeout};
+use crate::time::Instant;
+
+/// Pieces of queued output that are looked at.
+const PIECES: usize = 256;
+
+/// How long a connection past its lifetime may go on.
+const RETIREMENT: Duration = Duration::from_secs(30);
+
+/// A connection as the network knows it: a machine and a token there.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Account {
+    pub(super) machine: usize,
+    pub(super) id: ConnId,
+}
+
+impl Account {
+    const fn token(self) -> Token {
+        Token::of_conn(self.id)
+    }
+
+    /// What a handler is given is what its socket gave and the handler has not used, all of it.
+    pub(super) fn check_input(self, net: &mut Net, input: &BytesMut) {
+        let Some(ledger) = net.ledger(self.machine, self.token()) else { return };
+        if ledger.unused != input[..] {
+            let (given, had) = (input.len(), ledger.unused.len());
+            let what = format!(
+                "{} got {given} bytes that are not the {had} which its socket gave and it has not \
+                 used",
+                self.id
+            );
+            net.fail_check(what);
+        }
+    }
+
+    /// A handler is told of the end only when its socket has said so.
+    pub(super) fn check_eof(self, net: &mut Net) {
+        if net.ledger(self.machine, self.token()).is_some_and(|ledger| !ledger.eof) {
+            net.fail_check(format!("{} was told of an end that nobody has read", self.id));
+        }
+    }
+
+    /// What a handler left it is given again.
+    pub(super) fn note_unused(self, net: &mut Net, input: &BytesMut) {
+        if let Some(ledger) = net.ledger(self.machine, self.token()) {
+            ledger.unused.clear();
+            ledger.unused.extend_from_slice(input);
+        }
+    }
+
+    /// What a callback left to be written is what the socket gets next. What others wrote to the
+    /// connection is seen when its own callback runs.
+    pub(super) fn note_output(self, net: &mut Net, conn: &mut Conn<'_>) {
+        let Some(ledger) = net.ledger(self.machine, self.token()) else { return };
+        let shared = &*conn.cx().shared;
+        let Some(record) = shared.table.get(self.id) else { return };
+        if record.asked == Some(CloseReason::HandlerPanic) {
+            return;
+        }
+        let mut pieces = [IoSlice::new(&[]); PIECES];
+        let filled = record.output.front(&mut pieces);
+        let mut queued = Vec::with_capacity(record.output.len() + shared.scratch.len());
+        pieces[..filled].iter().for_each(|piece| queued.extend_from_slice(piece));
+        let whole = queued.len() == record.output.len();
+        if shared.scratch_owner == Some(self.id) && whole {
+            queued.extend_from_slice(&shared.scratch);
+        }
+        let known = ledger.promised.len().min(queued.len());
+        let lost = known < ledger.promised.len() && whole;
+        if lost || ledger.promised[..known] != queued[..known] {
+            net.fail_check(format!("{} has other bytes queued than it wrote", self.id));
+            return;
+        }
+        ledger.promised.extend_from_slice(&queued[known..]);
+    }
+}
+
+/// Says what is wrong if a connection ends for a timeout that has not passed: by its own clocks, or
+/// by what can be seen of it from outside.
+pub(super) fn check_timeout(
+    cx: &Context<'_>,
+    id: ConnId,
+    reason: CloseReason,
+    opened_at: Instant,
+    active_at: Instant,
+) -> Result<(), String> {
+    let CloseReason::Timeout(timeout) = reason else { return Ok(()) };
+    let shared = &*cx.shared;
+    let Some(record) = shared.table.get(id) else { return Ok(()) };
+    let periods = record.periods(&shared.profiles);
+    let now = shared.now;
+    // The clocks of these two begin anew where they end a connection.
+    let (clocks, shortest) = match timeout {
+        Timeout::Connect => {
+            let attempt = periods.of(Deadline::ConnectAttempt);
+            (true, attempt.min(periods.of(Deadline::Connect)))
+        }
+        Timeout::Lifetime => {
+            let grace = if record.flags.has(Flags::RETIRING) { RETIREMENT } else { Duration::ZERO };
+            (record.clocks.due(Deadline::Lifetime, periods) <= now + grace, 0)
+        }
+        timeout => {
+            let of = |deadline: &Deadline| deadline.timeout() == Some(timeout);
+            let Some(deadline) = Deadline::ALL.into_iter().find(of) else { return Ok(()) };
+            (record.clocks.due(deadline, periods) <= now, periods.of(deadline))
+        }
+    };
+    let since = if timeout == Timeout::Idle { active_at } else { opened_at };
+    if !clocks || now.nanos_since(since) < shortest {
+        return Err(format!("{id} ended early: {reason}"));
+    }
+    Ok(())
+}
+
+/// As [`check_timeout`], for the timer.
+pub(super) fn check_timer(cx: &Context<'_>, id: ConnId) -> Result<(), String> {
+    let shared = &*cx.shared;
+    let Some(record) = shared.table.get(id) else { return Ok(()) };
+    let due = record.clocks.due(Deadline::Timer, record.periods(&shared.profiles));
+    if due > shared.now {
+        return Err(format!("{id} had its timer at {:?}, and it was due at {due:?}", shared.now));
+    }
+    Ok(())
+}
+
+/// Whether the deadlines for the last output of a connection that is gone have passed, and those
+/// for its peer's FIN.
+pub(super) fn has_lost_patience(cx: &Context<'_>, id: ConnId) -> (bool, bool) {
+    let shared = &*cx.shared;
+    let Some(record) = shared.table.get(id) else { return (false, false) };
+    let periods = record.periods(&shared.profiles);
+    let passed = |deadline| record.clocks.due(deadline, periods) <= shared.now;
+    (
+        passed(Deadline::Flush) || passed(Deadline::Write),
+        passed(Deadline::Linger) || passed(Deadline::LingerRead),
+    )
+}
