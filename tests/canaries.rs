@@ -128,7 +128,7 @@ fn an_id_that_reaches_another_connection_is_noticed() {
 
 #[test]
 fn a_place_that_leaks_is_noticed() {
-    must_catch(Canary::LeakedSlot, "closed and still has its place", |sim| {
+    must_catch(Canary::LeakedSlot, "marked as in a list and not in it", |sim| {
         let server = serve(sim);
         come_and_go(sim, &server);
     });
@@ -144,7 +144,7 @@ fn a_socket_that_is_forgotten_is_noticed() {
 
 #[test]
 fn bytes_lost_before_a_fin_are_noticed() {
-    must_catch(Canary::UnreadBeforeEofLost, "the peer read \"\" instead", |sim| {
+    must_catch(Canary::UnreadBeforeEofLost, "told of an end that nobody has read", |sim| {
         let server = serve(sim);
         let peer = sim.connect(server.address());
         peer.send(b"last words");
@@ -183,7 +183,7 @@ fn a_backlog_that_is_not_looked_at_again_is_noticed() {
 
 #[test]
 fn a_drain_that_is_not_told_is_noticed() {
-    must_catch(Canary::WatermarkEdgeLost, "all of it comes", |sim| {
+    must_catch(Canary::WatermarkEdgeLost, "has drained, and nobody was told", |sim| {
         let server = serve(sim);
         let peer = sim.connect(server.address());
         peer.read_at(1_000_000);
@@ -207,7 +207,7 @@ fn a_letter_that_wakes_nobody_is_noticed() {
 
 #[test]
 fn a_reset_that_is_swallowed_is_noticed() {
-    must_catch(Canary::SwallowedReset, "the reset is the reason", |sim| {
+    must_catch(Canary::SwallowedReset, "has failed, and it goes on", |sim| {
         let server = serve(sim);
         let peer = sim.connect(server.address());
         peer.send(b"x");

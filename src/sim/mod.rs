@@ -305,7 +305,7 @@ impl Sim {
     #[track_caller]
     pub fn open(&mut self, address: impl ToAddress, backlog: usize) -> Door {
         let address = address.to_address();
-        let taken = self.net.borrow().listeners.iter().any(|(_, it)| it.address == address);
+        let taken = self.net.borrow().is_taken(Holder::Peer, &address);
         assert!(!taken, "somebody listens on {address}");
         Door::new(&self.net, address, backlog)
     }

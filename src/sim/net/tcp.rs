@@ -137,17 +137,21 @@ impl Net {
         Address::Ip((ip, port).into())
     }
 
-    /// Whether an address is taken by another listener of whoever wants it: the address itself, or
-    /// its port on all addresses.
+    /// Whether an address is taken for whoever wants to listen there: by a listener on it, or on its
+    /// port at all addresses of the machine.
     pub(in crate::sim) fn is_taken(&self, holder: Holder, address: &Address) -> bool {
-        self.listeners.iter().filter(|(_, it)| it.holder == holder).any(|(_, it)| {
-            match (it.address.ip(), address.ip()) {
-                (Some(a), Some(b)) => {
-                    let all = a.ip().is_unspecified() || b.ip().is_unspecified();
-                    a.port() == b.port() && (a.ip() == b.ip() || all)
-                }
-                _ => it.address == *address,
+        let ip_of = |holder: Holder, ip: IpAddr| match holder {
+            Holder::Host(machine) if ip.is_unspecified() => self.machines[machine].ip,
+            Holder::Peer if ip.is_unspecified() => self.peers_ip,
+            Holder::Host(_) | Holder::Peer => ip,
+        };
+        self.listeners.iter().any(|(_, it)| match (it.address.ip(), address.ip()) {
+            (Some(a), Some(b)) => {
+                let (here, there) = (ip_of(it.holder, a.ip()), ip_of(holder, b.ip()));
+                let own = !here.is_loopback() || it.holder == holder;
+                a.port() == b.port() && here == there && own
             }
+            _ => it.address == *address && it.holder == holder,
         })
     }
 
@@ -390,7 +394,9 @@ impl Net {
         self.note(0x14, u64::from(segment.fin) << 1 | u64::from(segment.reset));
         self.note_bytes(&segment.bytes);
         let Segment { ref bytes, fin, reset, .. } = segment;
-        if reset || fin || !bytes.is_empty() {
+        // A script that has closed its end sees nothing of what still comes there.
+        let seen = self.side(to).is_some_and(|side| !side.closed);
+        if seen && (reset || fin || !bytes.is_empty()) {
             let deed = Deed::Arrival { of: self.of(to), bytes: bytes.len(), fin, reset };
             self.record_at(to, deed);
         }
