@@ -31,6 +31,18 @@ pub enum Canary {
     LostWake,
     /// A read error is not reported.
     SwallowedReset,
+    /// Work that is left is marked as queued and is not.
+    UnqueuedWork,
+    /// Deadlines are served a minute late, though the wheel comes up for them.
+    LateFire,
+    /// A process without descriptors tries to accept again and again.
+    ShortageSpins,
+    /// A free place keeps its entry in the wheel.
+    LeftEntry,
+    /// However much is queued, more is taken.
+    NoOutputLimit,
+    /// A socket that would block is read again and again.
+    EndlessReading,
 }
 
 #[cfg(feature = "canary")]

@@ -2,13 +2,24 @@
 //!
 //! `cargo test --features canary --test canaries` runs them.
 
+mod zoo;
+
+#[path = "zoo/peers.rs"]
+mod peers;
+
+#[path = "zoo/scenarios.rs"]
+mod scenarios;
+
+use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use wheelhouse::canary::{Canary, plant};
-use wheelhouse::sim::{Server, Sim};
+use wheelhouse::sim::{self, Server, Sim};
 use wheelhouse::{CloseReason, Config, Conn, ConnId, Handler};
+
+use crate::scenarios::SCENARIOS;
 
 const fn secs(secs: u64) -> Duration {
     Duration::from_secs(secs)
@@ -72,12 +83,15 @@ fn must_catch(canary: Canary, said: &str, scenario: impl Fn(&mut Sim)) {
         outcome
     };
     assert!(run(None).is_ok(), "it fails without the bug");
-    let panic = run(Some(canary)).expect_err("the bug is noticed");
-    let what = match panic.downcast::<String>() {
+    let what = said_by(run(Some(canary)).expect_err("the bug is noticed"));
+    assert!(what.contains(said), "{canary:?} was noticed by accident: {what}");
+}
+
+fn said_by(panic: Box<dyn Any + Send>) -> String {
+    match panic.downcast::<String>() {
         Ok(what) => *what,
         Err(panic) => (*panic.downcast::<&str>().expect("a panic has a text")).to_owned(),
-    };
-    assert!(what.contains(said), "{canary:?} was noticed by accident: {what}");
+    }
 }
 
 #[test]
@@ -217,4 +231,67 @@ fn a_reset_that_is_swallowed_is_noticed() {
         let reason = server.take_closed().first().map(|closed| closed.reason);
         assert_eq!(reason, Some(CloseReason::PeerReset), "the reset is the reason");
     });
+}
+
+/// What the world says of each bug in a swarm.
+const SAID: [(Canary, &[&str]); 18] = [
+    (Canary::EarlyFire, &["ended early", "had its timer"]),
+    (Canary::SkippedRearm, &["not in the wheel", "and the wheel comes up at"]),
+    (Canary::LostReadyFlag, &["work is left and not queued"]),
+    (Canary::DroppedGeneration, &["reaches somebody else", "is free"]),
+    (Canary::LeakedSlot, &["marked as in a list and not in it"]),
+    (Canary::LeakedDescriptor, &["sockets and"]),
+    (Canary::UnreadBeforeEofLost, &["an end that nobody has read"]),
+    (Canary::ShortWriteDoubled, &["other bytes"]),
+    (Canary::AcceptNotRetried, &["nobody accepts him"]),
+    (Canary::WatermarkEdgeLost, &["has drained, and nobody was told"]),
+    (Canary::LostWake, &["nobody was woken"]),
+    (Canary::SwallowedReset, &["has failed, and it goes on"]),
+    (Canary::UnqueuedWork, &["marked as in a list and not in it"]),
+    (Canary::LateFire, &["is not served at"]),
+    (Canary::ShortageSpins, &["spins"]),
+    (Canary::LeftEntry, &["has an entry in the wheel"]),
+    (Canary::NoOutputLimit, &["limit"]),
+    (Canary::EndlessReading, &["spins"]),
+];
+
+/// The first seed of a swarm that fails with the bug planted, and what it says.
+fn first_failure(canary: Canary, scenario: fn(&mut Sim), seeds: u64) -> Option<(u64, String)> {
+    let failure = |seed| {
+        plant(Some(canary));
+        let outcome = catch_unwind(AssertUnwindSafe(|| drop(sim::swarm(seed, 1, scenario))));
+        plant(None);
+        outcome.err().map(|panic| (seed, said_by(panic)))
+    };
+    (1..=seeds).find_map(failure)
+}
+
+#[test]
+#[expect(clippy::print_stdout, reason = "figures for whoever reads the output")]
+fn every_bug_is_noticed_by_the_world_in_some_swarm() {
+    const SEEDS: u64 = 30;
+    let mut missed = Vec::new();
+    for (canary, said) in SAID {
+        let mut row = format!("{:>20}", format!("{canary:?}"));
+        let mut noticed = false;
+        for (name, scenario) in SCENARIOS {
+            let failure = first_failure(canary, scenario, SEEDS);
+            let (seed, what) = failure.unwrap_or_else(|| (0, String::new()));
+            let rightly = said.iter().any(|said| what.contains(said));
+            noticed |= rightly;
+            let cell = match (seed, rightly) {
+                (0, _) => "-".into(),
+                (seed, true) => format!("seed {seed}"),
+                (seed, false) => {
+                    format!("seed {seed}: {}", what.chars().take(120).collect::<String>())
+                }
+            };
+            row.push_str(&format!(" | {name} {cell}"));
+        }
+        println!("{row}");
+        if !noticed {
+            missed.push(canary);
+        }
+    }
+    assert!(missed.is_empty(), "{missed:?}");
 }

@@ -8,18 +8,12 @@ mod zoo;
 #[path = "zoo/peers.rs"]
 mod peers;
 
+#[path = "zoo/scenarios.rs"]
+mod scenarios;
+
 use std::env;
-use std::time::Duration;
 
 use wheelhouse::sim::{self, Sim, Summary};
-use wheelhouse::{Address, AtLimit, Config, Handle, ListenConfig, Rate, Refusal, Target};
-
-use crate::peers::{let_peers_loose, words};
-use crate::zoo::{Echo, Keeper};
-
-const fn secs(secs: u64) -> Duration {
-    Duration::from_secs(secs)
-}
 
 fn number(variable: &str, default: u64) -> u64 {
     env::var(variable).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
@@ -36,167 +30,14 @@ fn tell(name: &str, summary: &Summary) {
     println!("swarm {name}: {summary}");
 }
 
-/// Whatever comes back to a client of an echo server is what it sent.
-fn echo(sim: &mut Sim) {
-    let mut random = sim.random();
-    let server = sim.serve("10.0.0.1:7", Config::default(), Echo);
-    let peers: Vec<_> = (0..8_u8)
-        .map(|index| {
-            let peer = sim.connect(&server);
-            let sent: Vec<u8> = (0..random.below(3_000)).map(|at| (at as u8) ^ index).collect();
-            peer.send(&sent);
-            (peer, sent)
-        })
-        .collect();
-    for _ in 0..20 {
-        sim.advance(Duration::from_millis(random.below(2_000)));
-        for (peer, sent) in &peers {
-            peer.expect_prefix_of(sent);
-            if random.below(20) == 0 {
-                peer.reset();
-            }
-        }
-    }
-    server.assert_blameless();
-}
-
-/// A handler that does everything, and peers that do too.
-fn zoo(sim: &mut Sim) {
-    let mut random = sim.random();
-    let upstream = sim.serve("10.0.0.2:80", Config::default(), Echo);
-    sim.set_name("upstream", vec![upstream.address()], Duration::from_millis(random.below(3_000)));
-    let mut config = Config::default();
-    if random.below(2) == 0 {
-        config.limits.max_connections = Some(4 + random.below(10) as usize);
-    }
-    if random.below(4) == 0 {
-        config.limits.requests_max = Some(1 + random.below(5));
-    }
-    if random.below(4) == 0 {
-        config.timeouts.lifetime = Some(secs(1 + random.below(20)));
-    }
-    let target: Target = if random.below(2) == 0 {
-        upstream.address().into()
-    } else {
-        "upstream:80".parse().expect("a name and a port")
-    };
-    let server = sim.serve("10.0.0.1:7", config, Keeper::new(target));
-    if random.below(4) == 0 {
-        server.set_descriptors(8 + random.below(10) as usize);
-    }
-    let_peers_loose(sim, &server.address(), &mut random, 60);
-}
-
-/// A server near all of its limits, with an operator who gets through all the same.
-fn crowd(sim: &mut Sim) {
-    let mut random = sim.random();
-    let mut config = Config::default();
-    let limits = &mut config.limits;
-    limits.max_connections = Some(3 + random.below(100) as usize);
-    limits.at_limit = match random.below(3) {
-        0 => AtLimit::Pause,
-        1 => AtLimit::Reject("too many\n".into()),
-        _ => AtLimit::EvictIdle,
-    };
-    limits.buffered_max = 20_000 + random.below(300_000) as usize;
-    if random.below(2) == 0 {
-        limits.clients.connections = Some(2 + random.below(60) as u32);
-        limits.clients.refusal = if random.below(2) == 0 { Refusal::Close } else { Refusal::Reset };
-    }
-    if random.below(2) == 0 {
-        limits.clients.rate = Some(Rate::new(5 + random.below(50) as u32, secs(10)));
-    }
-    if random.below(2) == 0 {
-        limits.accept_rate = Some(Rate::per_second(5 + random.below(100) as u32));
-    }
-    if random.below(2) == 0 {
-        config.timeouts.ping_after = Some(secs(1 + random.below(20)));
-    }
-    if random.below(2) == 0 {
-        config.timeouts.request = Some(secs(1 + random.below(5)));
-        config.timeouts.request_rate = Some(1 + random.below(500));
-    }
-    let nobody: Address = "10.0.0.9:9".parse().unwrap();
-    let server = sim.spawn("10.0.0.1", config, Keeper::new(nobody), |reactor| {
-        reactor.listen("10.0.0.1:7".parse().unwrap()).unwrap();
-        let mut listen = ListenConfig::default();
-        listen.exempt = true;
-        reactor.listen_with("10.0.0.1:9090".parse().unwrap(), listen).unwrap();
-    });
-    let entry: Address = "10.0.0.1:7".parse().unwrap();
-    let_peers_loose(sim, &entry, &mut random, 120);
-    sim.set_faults(sim::Faults::NONE);
-    // Whatever the crowd does, an operator gets through: he is answered, unless the handler refused
-    // him or did what somebody else said and closed him.
-    let operator = sim.connect("10.0.0.1:9090");
-    operator.send(b"x");
-    // The process may not be scheduled for ten seconds yet.
-    sim.advance(secs(15));
-    let through = operator.received().contains(&b'x') || operator.closed().is_some();
-    assert!(server.is_finished() || through, "an operator does not get through");
-    if random.below(2) == 0 {
-        server.shutdown();
-        sim.advance(secs(60));
-        assert!(server.is_finished(), "the shutdown has ended");
-    }
-}
-
-/// Servers that dial each other in a circle, and a partition between two of them.
-fn circle(sim: &mut Sim) {
-    let mut random = sim.random();
-    let at = |index: u64| -> Address { format!("10.0.0.{}:7", index % 3 + 1).parse().unwrap() };
-    let servers: Vec<_> = (0..3)
-        .map(|index| sim.serve(at(index), Config::default(), Keeper::new(at(index + 1))))
-        .collect();
-    let (a, b) = (servers[0].ip(), servers[1].ip());
-    for round in 0..6 {
-        match round % 3 {
-            1 => sim.partition(a, b),
-            2 => sim.repair(a, b),
-            _ => {}
-        }
-        let entry = servers[random.below(3) as usize].address();
-        let_peers_loose(sim, &entry, &mut random, 12);
-    }
-    sim.repair(a, b);
-}
-
-/// A server that is shut down while it is busy, once or twice, is gone by its deadline.
-fn shutdown(sim: &mut Sim) {
-    let mut random = sim.random();
-    let nobody: Address = "10.0.0.9:9".parse().unwrap();
-    let config = Config::default();
-    let grace = config.shutdown_timeout.expect("there is one by default");
-    let server = sim.serve("10.0.0.1:7", config, Keeper::new(nobody));
-    let peers: Vec<_> = (0..10).map(|_| sim.connect(server.address())).collect();
-    for peer in &peers {
-        peer.send(&words(&mut random));
-        if random.below(3) == 0 {
-            peer.stop_reading();
-            peer.send(b"BBBB");
-        }
-    }
-    sim.advance(Duration::from_millis(random.below(5_000)));
-    let handle: Option<Handle<_>> = (!server.is_finished()).then(|| server.handle());
-    for _ in 0..=random.below(2) {
-        if let Some(handle) = &handle {
-            handle.shutdown();
-        }
-        sim.advance(Duration::from_millis(random.below(3_000)));
-    }
-    sim.set_faults(sim::Faults::NONE);
-    sim.advance(grace + secs(30));
-    assert!(server.is_finished(), "the shutdown has ended");
-}
-
 #[test]
 fn swarm_echo() {
-    run("echo", echo);
+    run("echo", scenarios::echo);
 }
 
 #[test]
 fn swarm_zoo() {
-    run("zoo", zoo);
+    run("zoo", scenarios::zoo);
 }
 
 /// Seeds under which a reactor once did wrong.
@@ -204,21 +45,21 @@ fn swarm_zoo() {
 fn seeds_that_failed_once() {
     // What was asked for by a sign of life, or given to a request, let the wheel come up too late.
     for seed in [0xa477, 0xa482] {
-        sim::swarm(seed, 1, crowd);
+        sim::swarm(seed, 1, scenarios::crowd);
     }
 }
 
 #[test]
 fn swarm_crowd() {
-    run("crowd", crowd);
+    run("crowd", scenarios::crowd);
 }
 
 #[test]
 fn swarm_circle() {
-    run("circle", circle);
+    run("circle", scenarios::circle);
 }
 
 #[test]
 fn swarm_shutdown() {
-    run("shutdown", shutdown);
+    run("shutdown", scenarios::shutdown);
 }

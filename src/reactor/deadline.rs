@@ -94,6 +94,9 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             return None;
         }
         let mut now = *now;
+        if planted(Canary::LateFire) {
+            now = now - Duration::from_secs(60);
+        }
         if planted(Canary::EarlyFire) {
             now += Duration::from_secs(3_600);
         }

@@ -150,7 +150,9 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let queues = record.has_work() && !planted(Canary::LostReadyFlag);
         if queues && !record.flags.has(Flags::QUEUED_READY) {
             record.flags.insert(Flags::QUEUED_READY);
-            self.shared.ready.push(id);
+            if !planted(Canary::UnqueuedWork) {
+                self.shared.ready.push(id);
+            }
         }
         if restless {
             self.shared.mark_dirty(id);

@@ -85,6 +85,10 @@ impl Account {
             net.fail_check(format!("{} has other bytes queued than it wrote", self.id));
             return;
         }
+        if known >= shared.bounds.output_max && queued.len() > known {
+            net.fail_check(format!("{} took more output than its limit allows", self.id));
+            return;
+        }
         ledger.promised.extend_from_slice(&queued[known..]);
     }
 }

@@ -654,7 +654,7 @@ impl Sim {
             let node = Rc::clone(node);
             if !self.step_until(until) {
                 if node.borrow().connections() == 0 {
-                    return;
+                    self.complain("somebody waits in a backlog, and nobody accepts him");
                 }
                 let which = node.borrow_mut().describe(&self.net);
                 self.complain(&format!("something does not end: there is {which}"));

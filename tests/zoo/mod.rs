@@ -2,6 +2,7 @@
 
 mod echo;
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
@@ -19,6 +20,13 @@ pub(crate) struct Keeper {
     pub(crate) upstream: Target,
     pub(crate) ids: Vec<ConnId>,
     pub(crate) alarms: Vec<AlarmId>,
+    /// Connections that are gone.
+    gone: VecDeque<ConnId>,
+}
+
+/// Bytes of which none is where another belongs.
+pub(crate) fn pattern(len: usize) -> Vec<u8> {
+    (0..len).map(|at| (at % 251) as u8 ^ (at / 251) as u8).collect()
 }
 
 #[derive(Default)]
@@ -29,13 +37,19 @@ pub(crate) struct Animal {
 
 impl Keeper {
     pub(crate) fn new(upstream: impl Into<Target>) -> Self {
-        Self { upstream: upstream.into(), ids: Vec::new(), alarms: Vec::new() }
+        Self {
+            upstream: upstream.into(),
+            ids: Vec::new(),
+            alarms: Vec::new(),
+            gone: VecDeque::new(),
+        }
     }
 
     fn obey(&mut self, conn: &mut Conn<'_>, animal: &mut Animal, word: u8) -> bool {
         match word {
-            b'b' => conn.write(&[b'b'; 3_000]),
-            b'B' => conn.write_bytes(vec![b'B'; 80_000]),
+            b'b' => conn.write(&pattern(3_000)),
+            b'B' => conn.write_bytes(pattern(80_000)),
+            b'M' => (0..600).for_each(|_| conn.write(&pattern(3_000))),
             b'C' => conn.close(),
             b'A' => conn.abort(),
             b'F' => conn.finish(),
@@ -67,6 +81,11 @@ impl Keeper {
                     if let Some(mut other) = conn.other(*id) {
                         other.write(b"from another");
                     }
+                }
+            }
+            b'G' => {
+                for id in &self.gone {
+                    assert!(conn.other(*id).is_none(), "{id} is gone and reaches somebody else");
                 }
             }
             b'K' => {
@@ -146,6 +165,10 @@ impl Handler for Keeper {
 
     fn on_closed(&mut self, _: &mut Context<'_>, closed: Closed, _: Animal) {
         self.ids.retain(|id| *id != closed.id);
+        self.gone.push_back(closed.id);
+        if self.gone.len() > 8 {
+            self.gone.pop_front();
+        }
     }
 
     fn on_alarm(&mut self, cx: &mut Context<'_>, alarm: AlarmId) {

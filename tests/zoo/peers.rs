@@ -10,14 +10,14 @@ const fn millis(millis: u64) -> Duration {
 }
 
 /// What a keeper understands.
-pub(crate) const WORDS: &[u8] = b"aaaaaaaabBCAFPRWTYDOSLKNe";
+pub(crate) const WORDS: &[u8] = b"aaaaaaaabBCAFPRWTYDOSLKNeGM";
 
 /// Some of what a keeper understands.
 pub(crate) fn words(random: &mut Random) -> Vec<u8> {
     (0..=random.below(12)).map(|_| *random.pick(WORDS)).collect()
 }
 
-/// Peers that come, talk and go as the random fall.
+/// Peers that come, talk and go as chance has it.
 pub(crate) fn let_peers_loose(sim: &mut Sim, server: &Address, random: &mut Random, steps: u64) {
     let mut peers: Vec<Peer> = Vec::new();
     for _ in 0..steps {
