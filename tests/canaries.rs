@@ -8,6 +8,7 @@ mod zoo;
 mod peers;
 
 #[path = "zoo/scenarios.rs"]
+#[allow(dead_code, reason = "what only the swarm runs")]
 mod scenarios;
 
 use std::any::Any;
@@ -19,7 +20,14 @@ use wheelhouse::canary::{Canary, plant};
 use wheelhouse::sim::{self, Server, Sim};
 use wheelhouse::{CloseReason, Config, Conn, ConnId, Handler};
 
-use crate::scenarios::SCENARIOS;
+use crate::scenarios::{circle, echo, shutdown, zoo};
+
+/// A scenario and its name.
+type Scenario = (&'static str, fn(&mut Sim));
+
+/// Those in which nearly everything happens.
+const SCENARIOS: [Scenario; 4] =
+    [("echo", echo), ("zoo", zoo), ("circle", circle), ("shutdown", shutdown)];
 
 const fn secs(secs: u64) -> Duration {
     Duration::from_secs(secs)

@@ -68,7 +68,9 @@ impl Account {
         let Some(ledger) = net.ledger(self.machine, self.token()) else { return };
         let shared = &*conn.cx().shared;
         let Some(record) = shared.table.get(self.id) else { return };
-        if record.asked == Some(CloseReason::HandlerPanic) {
+        // What is dropped at once is not queued any more.
+        let dropped = [CloseReason::BufferLimit, CloseReason::HandlerPanic].map(Some);
+        if dropped.contains(&record.asked.or(record.reason)) {
             return;
         }
         let mut pieces = [IoSlice::new(&[]); PIECES];

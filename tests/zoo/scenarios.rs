@@ -12,13 +12,6 @@ const fn secs(secs: u64) -> Duration {
     Duration::from_secs(secs)
 }
 
-/// A scenario and its name.
-pub(crate) type Scenario = (&'static str, fn(&mut Sim));
-
-/// All of them.
-pub(crate) const SCENARIOS: [Scenario; 5] =
-    [("echo", echo), ("zoo", zoo), ("crowd", crowd), ("circle", circle), ("shutdown", shutdown)];
-
 /// Whatever went wrong before: now that nothing does, whoever comes is served to the last byte, and
 /// to a good end.
 fn expect_service<H: Handler>(sim: &mut Sim, server: &Server<H>, count: usize) {
