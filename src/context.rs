@@ -651,26 +651,35 @@ impl Shared {
     }
 
     /// Lets the wheel come up for a connection by `at`.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn arm(&mut self, id: ConnId, at: Instant) {
         let key = Key::Conn(id.index() as u32);
         let entry = self.wheel.tick_of(key);
         let comes_by_then =
             entry.is_some_and(|tick| tick.saturating_mul(TICK_NANOS) <= at.as_nanos());
         if !comes_by_then && at < Instant::FAR_FUTURE {
-            let tick = self.tick_of(at);
-            // One that is due already must not be put off: who is touched in every turn would never
-            // be late.
-            if entry.is_none_or(|entry| tick < entry) {
-                self.wheel.schedule(key, tick);
-            }
+            self.arm_earlier(id, at);
+        }
+    }
+
+    /// [`Shared::arm`] where nothing comes up by then. Mostly something does.
+    #[inline(never)]
+    fn arm_earlier(&mut self, id: ConnId, at: Instant) {
+        let key = Key::Conn(id.index() as u32);
+        let tick = self.tick_of(at);
+        // One that is due already must not be put off: who is touched in every turn would never be
+        // late.
+        if self.wheel.tick_of(key).is_none_or(|entry| tick < entry) {
+            self.wheel.schedule(key, tick);
         }
     }
 
     /// The first tick that is not before `at`, and not before the next one: what is armed while
     /// deadlines are served waits for another turn.
+    #[inline]
     fn tick_of(&self, at: Instant) -> u64 {
-        at.as_nanos().div_ceil(TICK_NANOS).max(self.tick().saturating_add(1))
+        // The tick after the last instant at which it must not come up.
+        at.as_nanos().saturating_sub(1).max(self.now.as_nanos()) / TICK_NANOS + 1
     }
 
     /// The latest tick that has come.
@@ -710,5 +719,24 @@ impl Shared {
         let alarm = self.alarms.remove(index as usize);
         debug_assert!(alarm.at <= self.now, "an alarm comes up early");
         (AlarmId { index, serial: alarm.serial }, alarm.purpose)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tick_is_neither_early_nor_over() {
+        let mut shared = Shared::new(&Config::default(), 1, Instant::EPOCH);
+        for now in [0, 1, TICK_NANOS - 1, TICK_NANOS, TICK_NANOS + 1] {
+            shared.now = Instant::from_nanos(now);
+            for at in (0..4 * TICK_NANOS).step_by(TICK_NANOS as usize / 2).chain([u64::MAX - 1]) {
+                for at in [at.saturating_sub(1), at, at + 1] {
+                    let tick = shared.tick_of(Instant::from_nanos(at));
+                    assert_eq!(tick, at.div_ceil(TICK_NANOS).max(shared.tick() + 1), "{at} {now}");
+                }
+            }
+        }
     }
 }
