@@ -8,6 +8,7 @@ use crate::canary::{Canary, planted};
 use crate::core::deadlines::{Clocks, Deadline, Facts, Periods};
 use crate::core::lifecycle::{Ending, State, Step};
 use crate::core::output::Output;
+use crate::core::stats::States;
 use crate::error::{CloseReason, OsError};
 use crate::time::Instant;
 
@@ -394,6 +395,15 @@ impl Record {
         let after = self.state.after(step);
         debug_assert!(after.is_some(), "{}: {step:?} from {:?}", self.id, self.state);
         self.state = after.unwrap_or(self.state);
+    }
+
+    /// Lets it be counted in the state it is in.
+    #[inline]
+    pub(crate) fn count_state(&mut self, states: &States) {
+        if self.counted != self.state {
+            states.change(self.counted, self.state);
+            self.counted = self.state;
+        }
     }
 
     /// What the choice of deadlines depends on.

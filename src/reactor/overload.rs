@@ -47,22 +47,20 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// Keeps the sums over all connections true: how many are in which state, and what they hold.
     #[inline]
     pub(super) fn account(&mut self, id: ConnId) {
-        let record = self.shared.table.at(id.index());
+        let Shared { table, counters, .. } = &mut self.shared;
+        let record = table.at(id.index());
+        record.count_state(&counters.states);
         let held = record.output.held() + self.slots[id.index()].input.capacity();
-        if record.counted != record.state() || record.buffered as usize != held {
-            self.account_change(id, held);
+        if record.buffered as usize != held {
+            self.account_held(id, held);
         }
     }
 
-    /// It holds so many bytes now, or is in another state.
+    /// It holds so many bytes now.
     #[inline(never)]
-    pub(super) fn account_change(&mut self, id: ConnId, held: usize) {
+    pub(super) fn account_held(&mut self, id: ConnId, held: usize) {
         let Shared { table, counters, buffered, .. } = &mut self.shared;
         let record = table.at(id.index());
-        if record.counted != record.state() {
-            counters.states.change(record.counted, record.state());
-            record.counted = record.state();
-        }
         let held = u32::try_from(held).unwrap_or(u32::MAX);
         let grows = held > record.buffered;
         *buffered = *buffered - u64::from(record.buffered) + u64::from(held);

@@ -109,19 +109,21 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
 
     /// [`Reactor::resettle`] for a quiet connection that only waits for its peer. Returns whether
     /// it is one.
-    #[inline]
+    #[inline(always)]
     fn settle_plain(&mut self, id: ConnId, facts: Facts) -> bool {
         let Some(deadline) = facts.plain() else { return false };
-        let Shared { table, profiles, now, .. } = &mut self.shared;
+        let Shared { table, profiles, counters, now, .. } = &mut self.shared;
         let record = table.at(id.index());
         record.clocks.run_only(deadline, facts, *now);
-        let resting = deadline == Deadline::Idle;
-        let counted = !resting || (record.counted == State::Idle && record.buffered == 0);
         let at = record.clocks.due(deadline, record.periods(profiles));
-        self.shared.arm(id, at);
-        if !counted {
-            self.account_change(id, 0);
+        // A newcomer holds nothing, and its state is what is left when all others are counted.
+        if deadline == Deadline::Idle {
+            record.count_state(&counters.states);
+            if record.buffered > 0 {
+                self.account_held(id, 0);
+            }
         }
+        self.shared.arm(id, at);
         true
     }
 
