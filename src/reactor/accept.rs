@@ -69,11 +69,14 @@ pub(super) struct Accepting {
     at_limit: AtLimit,
     clients: Option<Clients>,
     bucket: Option<Bucket>,
+    /// There are limits for clients, or a rate for all.
+    restricts: bool,
 }
 
 impl Accepting {
     pub(super) fn new(config: &Config, capacity: usize) -> Self {
         let limits = &config.limits;
+        let clients = Clients::new(&limits.clients, capacity);
         Self {
             due: false,
             full: false,
@@ -87,7 +90,8 @@ impl Accepting {
             warned_at: None,
             first: 0,
             at_limit: limits.at_limit.clone(),
-            clients: Clients::new(&limits.clients, capacity),
+            restricts: clients.is_some() || limits.accept_rate.is_some(),
+            clients,
             bucket: limits.accept_rate.map(Bucket::new),
         }
     }
@@ -210,10 +214,11 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     }
 
     fn accept_from(&mut self, handler: &mut H, index: usize) {
+        let exempt = self.listeners[index].exempt;
         let mut failures = 0;
         for _ in 0..ACCEPTS_PER_TURN {
-            let exempt = self.listeners[index].exempt;
-            if !self.accepting.admits(exempt) || !self.has_room(exempt) {
+            let welcome = self.welcomes(exempt);
+            if !self.accepting.admits(exempt) || !(welcome || self.has_room(exempt)) {
                 return;
             }
             let listener = &mut self.listeners[index];
@@ -223,7 +228,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             match self.backend.accept(socket) {
                 Ok((mut stream, peer)) => {
                     self.accepting.pause_nanos = 0;
-                    if self.is_guarded(exempt)
+                    if !welcome
+                        && !exempt
                         && let Err(reset) = self.screen(handler, &mut stream, &peer)
                     {
                         self.backend.close(stream, reset);
@@ -244,8 +250,17 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         }
     }
 
-    /// Whether the next connection may come. If not, sees to it that somebody looks again.
+    /// Whether the next connection may come, and nothing is to be asked about it or its client: the
+    /// usual case, which is to cost little.
     #[inline]
+    fn welcomes(&self, exempt: bool) -> bool {
+        // There is room: a table is crowded before it is full.
+        let few = self.shared.table.counted() < self.crowded_from;
+        few && !exempt && !self.accepting.restricts
+    }
+
+    /// Whether the next connection may come. If not, sees to it that somebody looks again.
+    #[inline(never)]
     fn has_room(&mut self, exempt: bool) -> bool {
         if exempt {
             self.accepting.exempt_full = self.shared.table.is_full_for_exempt();
@@ -313,12 +328,6 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         // Where nobody makes way, room is made by those who leave.
         self.accepting.full &= self.accepting.at_limit != AtLimit::EvictIdle;
         self.update_due();
-    }
-
-    /// Whether a newcomer is to be looked at before it is let in.
-    #[inline]
-    fn is_guarded(&self, exempt: bool) -> bool {
-        !exempt && (self.accepting.clients.is_some() || self.shared.table.is_full())
     }
 
     /// Whether neither a newcomer nor its client is one too many. If one is, the newcomer hears of
@@ -409,8 +418,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             return self.pause_accepting(handler, &error);
         }
         self.note_arrival();
-        self.make_slot(id);
-        self.slots[id.index()].stream = Some(stream);
+        self.make_slot(id).stream = Some(stream);
         if self.call_accepted(handler, id) {
             self.settle_accepted(handler, id);
         } else {

@@ -276,11 +276,13 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         self.shared.table.at(id.index()).bytes_out.saturating_sub(unsent)
     }
 
-    /// A slot for a connection.
-    pub(super) fn make_slot(&mut self, id: ConnId) {
+    /// The slot of a connection, which may be the first in its place.
+    #[inline]
+    pub(super) fn make_slot(&mut self, id: ConnId) -> &mut Slot<H::Session, B::Stream> {
         if self.slots.len() <= id.index() {
             self.slots.resize_with(id.index() + 1, Slot::default);
         }
+        &mut self.slots[id.index()]
     }
 }
 
