@@ -500,14 +500,12 @@ impl Shared {
     }
 
     /// Ends what [`Shared::feed`] began.
-    #[inline]
     pub(crate) fn stop_feeding(&mut self, id: ConnId) {
         if self.table.at(id.index()).rare().is_some_and(|rare| rare.sink.is_some()) {
             self.leave_sink(id);
         }
     }
 
-    #[inline(never)]
     fn leave_sink(&mut self, id: ConnId) {
         let record = self.table.at(id.index());
         record.flags.remove(Flags::SINK_HELD);
@@ -545,15 +543,7 @@ impl Shared {
     }
 
     /// The sink ends: those who feed it are read again, and held by their own output only.
-    #[inline]
-    pub(crate) fn dismiss_feeders(&mut self, sink: ConnId) {
-        if self.table.at(sink.index()).flags.has(Flags::IS_SINK) {
-            self.end_feeding(sink);
-        }
-    }
-
-    #[inline(never)]
-    fn end_feeding(&mut self, sink: ConnId) {
+    fn dismiss_feeders(&mut self, sink: ConnId) {
         for feeder in self.feeders.get(&sink).cloned().into_iter().flatten() {
             self.stop_feeding(feeder);
             self.table.at(feeder.index()).flags.insert(Flags::DATA_DUE);
@@ -572,10 +562,19 @@ impl Shared {
         }
     }
 
+    /// The connection ends: it feeds nobody any more, and nobody feeds it.
+    #[inline]
+    pub(crate) fn end_feeding(&mut self, id: ConnId) {
+        let record = self.table.at(id.index());
+        if record.rare().is_some() || record.flags.has(Flags::IS_SINK) {
+            self.stop_feeding(id);
+            self.dismiss_feeders(id);
+        }
+    }
+
     /// Frees the place of a connection; nothing is left that names it.
     pub(crate) fn remove(&mut self, id: ConnId) {
-        self.stop_feeding(id);
-        self.dismiss_feeders(id);
+        self.end_feeding(id);
         if !planted(Canary::LeftEntry) {
             self.wheel.cancel(Key::Conn(id.index() as u32));
         }

@@ -164,7 +164,12 @@ impl Output {
     /// Forgets everything and returns how much it was.
     #[inline]
     pub(crate) fn clear(&mut self) -> usize {
-        if self.is_empty() { 0 } else { std::mem::take(self).len }
+        if self.is_empty() { 0 } else { self.give_up() }
+    }
+
+    #[cold]
+    fn give_up(&mut self) -> usize {
+        std::mem::take(self).len
     }
 }
 

@@ -25,8 +25,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         record.flags.remove(Flags::ASKED.and(Flags::HAS_TIMER).and(Flags::PAUSED));
         record.flags.set(Flags::LAST_WORDS, ending == Ending::Flush);
         record.step(Step::Close);
-        self.shared.stop_feeding(id);
-        self.shared.dismiss_feeders(id);
+        self.shared.end_feeding(id);
         self.call(id, "on_closing", |conn, session| handler.on_closing(conn, session, &reason));
 
         let record = self.shared.table.at(id.index());
@@ -35,13 +34,12 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         // Whoever has had our FIN for that long is not waited for again.
         let waited = reason == CloseReason::Timeout(Timeout::HalfClosed);
         record.flags.set(Flags::LINGERING, lingers && !quiet_stop && !waited);
-        match ending {
-            // There is nobody to send it to.
-            Ending::Flush if unborn => self.drop_output_and_release(id, false),
+        // There is nobody to send it to before a connection stands.
+        if ending == Ending::Flush && !unborn {
             // What `on_closing` may have asked for is seen to first.
-            Ending::Flush => self.progress_closing(id),
-            Ending::Close | Ending::Drop => self.drop_output_and_release(id, false),
-            Ending::Reset => self.drop_output_and_release(id, true),
+            self.progress_closing(id);
+        } else {
+            self.drop_output_and_release(id, ending == Ending::Reset);
         }
     }
 
@@ -77,12 +75,14 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         }
     }
 
+    #[inline]
     pub(super) fn drop_output_and_release(&mut self, id: ConnId, reset: bool) {
         self.drop_output(id);
         self.shared.table.at(id.index()).flags.set(Flags::RESET, reset);
         self.release(id);
     }
 
+    #[inline]
     pub(super) fn drop_output(&mut self, id: ConnId) {
         let record = self.shared.table.at(id.index());
         let dropped = record.output.clear() as u64;
@@ -93,6 +93,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     }
 
     /// Nothing is left to flush or to wait for: the record goes at the end of the turn.
+    #[inline]
     pub(super) fn release(&mut self, id: ConnId) {
         let record = self.shared.table.at(id.index());
         if !record.flags.has(Flags::REAPED) {
@@ -119,8 +120,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let reaped = std::mem::take(&mut self.shared.reaped);
         for id in &reaped {
             self.depart(*id);
-            self.say_closed(handler, *id);
             let reset = self.shared.table.at(id.index()).flags.has(Flags::RESET);
+            self.say_closed(handler, *id);
             let slot = &mut self.slots[id.index()];
             if slot.input.capacity() > 0 {
                 slot.input = bytes::BytesMut::new();

@@ -181,8 +181,11 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// Does what callbacks asked for and ends what has come to its end.
     #[cold]
     fn act(&mut self, handler: &mut H, id: ConnId) {
-        self.read_before_broken(handler, id);
-        self.send_fin(id);
+        let record = self.shared.table.at(id.index());
+        if record.flags.has(Flags::BROKEN.and(Flags::FINISH)) {
+            self.read_before_broken(handler, id);
+            self.send_fin(id);
+        }
         let record = self.shared.table.at(id.index());
         if !record.state().is_open() {
             return self.progress_closing(id);
