@@ -182,7 +182,7 @@ impl Backend for Os {
         hasher.finish()
     }
 
-    #[inline]
+    #[inline(always)]
     fn wait(&mut self, events: &mut Events, timeout: Option<Duration>) -> io::Result<()> {
         events.clear();
         let unseen = self.waker.take_unseen();

@@ -88,9 +88,11 @@ impl Stop {
     /// The failure that stopped the reactor, once everything has ended.
     #[inline]
     pub(super) fn failure(&self) -> io::Result<()> {
-        if !self.ended {
-            return Ok(());
-        }
+        if self.ended { self.outcome() } else { Ok(()) }
+    }
+
+    #[cold]
+    fn outcome(&self) -> io::Result<()> {
         self.failure.map_or(Ok(()), |why| Err(io::Error::other(why)))
     }
 }
