@@ -1,7 +1,9 @@
-//! Connection records by place, and the ids that outlive them.
+//! Connection records over a slab, and the ids that outlive them.
 
 use std::fmt;
 use std::num::NonZeroU64;
+
+use slab::Slab;
 
 use crate::address::{Address, Target};
 use crate::canary::{Canary, planted};
@@ -285,8 +287,6 @@ pub(crate) struct Record {
     pub(crate) counted: State,
     /// The limits on connections leave it out.
     exempt: bool,
-    /// There is a connection in this place.
-    filled: bool,
     pub(crate) output: Output,
     pub(crate) clocks: Clocks,
     /// Whose timeouts apply, unless it has some of its own.
@@ -321,7 +321,6 @@ impl Record {
             buffered: 0,
             counted: State::Closed,
             exempt: false,
-            filled: false,
             output: Output::default(),
             clocks: Clocks::default(),
             profile: 0,
@@ -339,14 +338,12 @@ impl Record {
         }
     }
 
-    #[inline]
     fn fill(&mut self, birth: Birth) {
         let Birth { origin, peer, owner, profile, exempt, now, .. } = birth;
         self.flags = if origin.is_inbound() { Flags::INBOUND } else { Flags::default() };
         self.state = State::Connecting;
         self.owed = 0;
         self.exempt = exempt;
-        self.filled = true;
         self.clocks.reset();
         self.profile = profile;
         self.bytes_in = 0;
@@ -368,7 +365,6 @@ impl Record {
     fn vacate(&mut self) {
         self.id = self.id.next();
         self.state = State::Closed;
-        self.filled = false;
         self.output.clear();
         self.rare = None;
         if let Address::Unix(_) = self.peer {
@@ -568,16 +564,14 @@ pub(crate) struct Birth {
 
 /// The records of all connections, at most `capacity` and some [exempt](EXEMPT_MAX) ones.
 ///
-/// The records outlive their connections, each in its place: one is written once, not moved in and
-/// out, and a free one already has the id of the next connection there, which nobody can know.
+/// The slab says which places are filled. The records lie beside it and outlive their connections,
+/// each in its place: one is written once, not moved in and out, and a free one already has the id
+/// of the next connection there, which nobody can know.
 #[derive(Debug)]
 pub(crate) struct Table {
+    places: Slab<()>,
     records: Vec<Record>,
-    /// The places that are not filled; the one that became free last is filled first.
-    free: Vec<u32>,
     capacity: usize,
-    /// How many count against the capacity.
-    counted: usize,
     /// How many are exempt.
     exempt: usize,
 }
@@ -589,7 +583,7 @@ pub(crate) const EXEMPT_MAX: usize = 16;
 impl Table {
     pub(crate) fn new(capacity: usize) -> Self {
         assert!(capacity + EXEMPT_MAX <= PLACES_MAX, "an index fits in 24 bits");
-        Self { records: Vec::new(), free: Vec::new(), capacity, counted: 0, exempt: 0 }
+        Self { places: Slab::new(), records: Vec::new(), capacity, exempt: 0 }
     }
 
     pub(crate) const fn capacity(&self) -> usize {
@@ -597,19 +591,19 @@ impl Table {
     }
 
     #[inline]
-    pub(crate) const fn len(&self) -> usize {
-        self.counted + self.exempt
+    pub(crate) fn len(&self) -> usize {
+        self.places.len()
     }
 
     /// How many count against the capacity.
     #[inline]
-    pub(crate) const fn counted(&self) -> usize {
-        self.counted
+    pub(crate) fn counted(&self) -> usize {
+        self.places.len() - self.exempt
     }
 
     #[inline]
-    pub(crate) const fn is_full(&self) -> bool {
-        self.counted >= self.capacity
+    pub(crate) fn is_full(&self) -> bool {
+        self.counted() >= self.capacity
     }
 
     /// Whether there is no room even for one that is exempt.
@@ -617,34 +611,20 @@ impl Table {
         self.exempt >= EXEMPT_MAX
     }
 
-    /// Adds a record, or gives `birth` back when the table is full. Inlined, it writes a birth once:
-    /// into its record.
-    #[inline(always)]
+    /// Adds a record, or gives `birth` back when the table is full.
     pub(crate) fn insert(&mut self, birth: Birth) -> Result<&mut Record, Birth> {
-        if !birth.displaces && self.lacks_room(birth.exempt) {
+        let full = if birth.exempt { self.is_full_for_exempt() } else { self.is_full() };
+        if full && !birth.displaces {
             return Err(birth);
         }
-        if birth.exempt {
-            self.exempt += 1;
-        } else {
-            self.counted += 1;
+        self.exempt += usize::from(birth.exempt);
+        let index = self.places.insert(());
+        if index == self.records.len() {
+            self.records.push(Record::vacant(ConnId::new(index as u32, 1)));
         }
-        let place = self.free.pop().unwrap_or_else(|| self.grow());
-        let record = &mut self.records[place as usize];
+        let record = &mut self.records[index];
         record.fill(birth);
         Ok(record)
-    }
-
-    const fn lacks_room(&self, exempt: bool) -> bool {
-        if exempt { self.is_full_for_exempt() } else { self.is_full() }
-    }
-
-    /// A place behind all others.
-    #[cold]
-    fn grow(&mut self) -> u32 {
-        let place = self.records.len() as u32;
-        self.records.push(Record::vacant(ConnId::new(place, 1)));
-        place
     }
 
     /// The record of `id`, unless that connection is gone.
@@ -670,29 +650,23 @@ impl Table {
     /// In debug builds, if it is not; in all, if there is no such place.
     #[inline]
     pub(crate) fn at(&mut self, index: usize) -> &mut Record {
-        let record = &mut self.records[index];
-        debug_assert!(record.filled, "place {index} is free");
-        record
+        debug_assert!(self.places.contains(index), "place {index} is free");
+        &mut self.records[index]
     }
 
     /// Frees the place of `id`; it may be filled again, under another id.
     pub(crate) fn remove(&mut self, id: ConnId) {
         if let Some(record) = self.get_mut(id) {
-            debug_assert!(record.filled, "{id} is removed once");
             let exempt = record.exempt;
             record.vacate();
-            if exempt {
-                self.exempt -= 1;
-            } else {
-                self.counted -= 1;
-            }
-            self.free.push(id.index() as u32);
+            self.exempt -= usize::from(exempt);
+            self.places.remove(id.index());
         }
     }
 
     /// All ids, in the order of their places.
     pub(crate) fn ids(&self) -> impl Iterator<Item = ConnId> {
-        self.records.iter().filter(|record| record.filled).map(|record| record.id)
+        self.places.iter().map(|(index, ())| self.records[index].id)
     }
 }
 
