@@ -250,7 +250,8 @@ impl Conn<'_> {
     /// (`Connection: close`) asks before it writes that reply.
     pub fn keep_alive(&mut self) -> bool {
         let stays = self.may_stay();
-        if stays && self.cx.shared.pressure() >= NO_KEEP_ALIVE {
+        let exempt = self.record().is_exempt();
+        if stays && !exempt && self.cx.shared.pressure() >= NO_KEEP_ALIVE {
             // The peer may be told now that this was the last reply, so it shall be, whatever the
             // pressure is then.
             let record = self.record_mut();

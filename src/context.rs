@@ -164,6 +164,9 @@ pub(crate) struct Bounds {
     pub(crate) looks_from: u64,
     pub(crate) flush_rate: u64,
     pub(crate) buffered_max: u64,
+    /// What all may hold while callbacks run, before the greatest holders are looked for: beyond it
+    /// a further write aborts the connection written to.
+    buffered_all: u64,
     /// How long a callback may take before it is reported, in nanoseconds.
     pub(crate) stall: u64,
     /// As much output of one callback as calls for no second look: neither congested, nor at the
@@ -247,6 +250,8 @@ impl Shared {
                 looks_from: config.limits.requests_max.unwrap_or(u64::MAX),
                 flush_rate: config.limits.flush_rate,
                 buffered_max: config.limits.buffered_max as u64,
+                buffered_all: (config.limits.buffered_max as u64)
+                    .saturating_add(config.limits.output_max as u64),
                 stall: config.stall_report.map_or(u64::MAX, nanos),
                 easy: config.watermarks.high().min(config.limits.output_max).min(SCRATCH_MAX),
             },
@@ -386,7 +391,7 @@ impl Shared {
             record.flags.insert(Flags::WROTE);
             self.scratch.extend_from_slice(bytes);
         } else if self.may_write(id, bytes.len()) {
-            self.output_behind_scratch(id).push_copy(bytes);
+            self.queue(id, |output| output.push_copy(bytes));
         }
     }
 
@@ -394,7 +399,7 @@ impl Shared {
         if !Output::shares(bytes.len()) {
             self.write(id, &bytes);
         } else if self.may_write(id, bytes.len()) {
-            self.output_behind_scratch(id).push(bytes);
+            self.queue(id, |output| output.push(bytes));
         }
     }
 
@@ -408,6 +413,11 @@ impl Shared {
             if record.takes_writes() {
                 record.ask(CloseReason::OutputLimit);
             }
+            self.count_dropped(id, len);
+            return false;
+        }
+        if self.buffered > self.bounds.buffered_all {
+            record.ask(CloseReason::BufferLimit);
             self.count_dropped(id, len);
             return false;
         }
@@ -427,17 +437,22 @@ impl Shared {
         true
     }
 
-    /// The connection's own queue, with what it wrote so far in front.
+    /// Queues what `push` pushes behind what the connection wrote so far. It is accounted for at
+    /// once, because one callback may write to many connections.
     #[inline(never)]
-    fn output_behind_scratch(&mut self, id: ConnId) -> &mut Output {
+    fn queue(&mut self, id: ConnId, push: impl FnOnce(&mut Output)) {
         let record = self.table.at(id.index());
+        let before = record.output.held();
         if self.scratch_owner == Some(id) {
             record.output.push_copy(&self.scratch);
             self.scratch.clear();
             self.scratch_owner = None;
             self.spilled = true;
         }
-        &mut record.output
+        push(&mut record.output);
+        let grown = u32::try_from(record.output.held() - before).unwrap_or(u32::MAX);
+        self.buffered += u64::from(grown.min(u32::MAX - record.buffered));
+        record.buffered = record.buffered.saturating_add(grown);
     }
 
     pub(crate) const fn is_shutting_down(&self) -> bool {

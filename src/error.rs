@@ -24,7 +24,8 @@ pub enum CloseReason {
     Evicted,
     /// A callback of this connection panicked.
     HandlerPanic,
-    /// A shutdown reached its deadline, or was asked for twice.
+    /// A shutdown reached its deadline or was asked for twice, or callbacks that panicked stopped the
+    /// reactor.
     HardStop,
     /// The handler left [`Limits::input_max`](crate::Limits::input_max) bytes unread.
     InputLimit,

@@ -197,10 +197,14 @@ pub(super) fn raise_descriptor_limit() -> u64 {
     if done(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) }).is_err() {
         return 1_024;
     }
-    let raised = libc::rlimit { rlim_cur: limit.rlim_max, ..limit };
-    // SAFETY: `raised` is readable.
-    if done(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const raised) }).is_ok() {
-        limit = raised;
+    // Where the hard limit is infinite, as on macOS, the soft one may not be: OPEN_MAX serves.
+    for most in [limit.rlim_max, limit.rlim_max.min(10_240)] {
+        let raised = libc::rlimit { rlim_cur: most.max(limit.rlim_cur), ..limit };
+        // SAFETY: `raised` is readable.
+        if done(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const raised) }).is_ok() {
+            limit = raised;
+            break;
+        }
     }
     #[allow(clippy::unnecessary_cast, reason = "signed on some systems")]
     return limit.rlim_cur as u64;

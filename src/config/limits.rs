@@ -21,7 +21,9 @@ use crate::time::nanos;
 /// (where that are 64 or more), buffered bytes of `buffered_max`, and the average length of a turn
 /// of `lag_max`. From 80 % on idle connections may stay for less long, linearly down to a second at
 /// 95 %; from 90 % on [`Conn::keep_alive`](crate::Conn::keep_alive) says no; from 95 % on those that
-/// have been idle longest are evicted, whatever their age. It is looked at ten times a second.
+/// have been idle longest are evicted, whatever their age. It is looked at ten times a second. Nobody
+/// is evicted, and idle times stay as they are, where `at_limit` is another than
+/// [`AtLimit::EvictIdle`]. Exempt connections are beside all of it.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Limits {
@@ -284,6 +286,15 @@ pub(crate) fn masked(address: IpAddr, prefix: u8) -> u128 {
     bits & u128::MAX.checked_shl(128 - u32::from(prefix)).unwrap_or(0)
 }
 
+/// The first address of a network.
+fn first_of(address: IpAddr, prefix: u8) -> IpAddr {
+    let bits = masked(address, prefix);
+    match address {
+        IpAddr::V4(_) => IpAddr::V4(((bits >> 96) as u32).into()),
+        IpAddr::V6(_) => IpAddr::V6(bits.into()),
+    }
+}
+
 impl FromStr for Network {
     type Err = NetworkError;
 
@@ -292,13 +303,24 @@ impl FromStr for Network {
             Some((address, prefix)) => (address, Some(prefix)),
             None => (text, None),
         };
-        let address: IpAddr = address.parse().map_err(|_| NetworkError)?;
-        let longest = if address.is_ipv4() { 32 } else { 128 };
-        let prefix = prefix.map_or(Ok(longest), str::parse).map_err(|_| NetworkError)?;
+        let given: IpAddr = address.parse().map_err(|_| NetworkError)?;
+        let longest = if given.is_ipv4() { 32 } else { 128 };
+        let prefix = match prefix {
+            None => longest,
+            // Only digits: a number as such could have a sign.
+            Some(text) if text.bytes().all(|byte| byte.is_ascii_digit()) => {
+                text.parse().map_err(|_| NetworkError)?
+            }
+            Some(_) => return Err(NetworkError),
+        };
         if prefix > longest {
             return Err(NetworkError);
         }
-        Ok(Self { address, prefix })
+        // An IPv4 network written as a part of IPv6 is one all the same.
+        let mapped = given.is_ipv6() && given.to_canonical().is_ipv4() && prefix >= 96;
+        let (address, prefix) =
+            if mapped { (given.to_canonical(), prefix - 96) } else { (given, prefix) };
+        Ok(Self { address: first_of(address, prefix), prefix })
     }
 }
 
@@ -341,6 +363,7 @@ mod tests {
             ("0.0.0.0/0", "255.1.1.1", "::1"),
             ("::/0", "2001:db8::1", "127.0.0.1"),
             ("10.0.0.0/8", "::ffff:10.1.1.1", "::10.1.1.1"),
+            ("::ffff:10.0.0.0/104", "10.1.1.1", "11.1.1.1"),
         ] {
             assert!(network(net).contains(ip(inside)), "{net} {inside}");
             assert!(!network(net).contains(ip(outside)), "{net} {outside}");
@@ -349,9 +372,11 @@ mod tests {
 
     #[test]
     fn what_is_no_network_is_refused() {
-        for text in ["", "10.0.0.0/33", "::/129", "10.0.0.0/", "10.0.0.0/-1", "host/8", "/8"] {
+        for text in
+            ["", "10.0.0.0/33", "::/129", "10.0.0.0/", "10.0.0.0/-1", "10.0.0.0/+8", "host/8", "/8"]
+        {
             assert_eq!(text.parse::<Network>(), Err(NetworkError), "{text}");
         }
-        assert_eq!(network("10.0.0.0/8").to_string(), "10.0.0.0/8");
+        assert_eq!(network("10.0.0.1/8").to_string(), "10.0.0.0/8");
     }
 }

@@ -121,6 +121,9 @@ impl Timeouts {
         if self.request_rate == Some(0) {
             return Err(ConfigError::new("timeouts.request_rate", "at least 1, or None"));
         }
+        if self.ping_after.is_some() && self.ping.is_none() {
+            return Err(ConfigError::new("timeouts.ping", "set, where ping_after is"));
+        }
         match self.named().into_iter().find(|(_, timeout)| *timeout == Some(Duration::ZERO)) {
             Some((setting, _)) => Err(ConfigError::new(setting, "longer than zero, or None")),
             None => Ok(()),

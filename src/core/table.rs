@@ -450,10 +450,11 @@ impl Record {
         matches!(self.state, State::Connected) && inbound && self.facts().at_rest()
     }
 
-    /// Whether nothing but queued output keeps it active.
+    /// Whether nothing but queued output keeps an inbound one active.
     pub(crate) fn only_flushes(&self) -> bool {
         const BUSY: Flags = Flags::RECEIVING.and(Flags::TUNNEL).and(Flags::PAUSED);
-        self.owed == 0 && !self.output.is_empty() && !self.flags.has(BUSY)
+        let inbound = self.flags.has(Flags::INBOUND);
+        inbound && self.owed == 0 && !self.output.is_empty() && !self.flags.has(BUSY)
     }
 
     /// Since when it waits.
@@ -468,11 +469,12 @@ impl Record {
     /// Whether it waits for its peer to begin: idle, or never heard of.
     pub(crate) const fn waits(&self) -> bool {
         let silent = !self.flags.has(Flags::RECEIVED) && self.owed == 0 && self.output.is_empty();
-        matches!(self.state, State::Idle)
-            || (matches!(self.state, State::Connected)
-                && self.flags.has(Flags::INBOUND)
-                && silent
-                && !self.flags.has(Flags::TUNNEL))
+        let unheard = matches!(self.state, State::Connected)
+            && self.flags.has(Flags::INBOUND)
+            && silent
+            && !self.flags.has(Flags::TUNNEL);
+        // What is held may have a request in its socket.
+        !self.is_held() && (matches!(self.state, State::Idle) || unheard)
     }
 
     /// [`Record::facts`] of a connection that is quiet.
@@ -499,6 +501,13 @@ impl Record {
     pub(crate) const fn takes_writes(&self) -> bool {
         let open = self.state.is_open() || self.flags.has(Flags::LAST_WORDS);
         open && self.asked.is_none() && !self.flags.has(FINISHED)
+    }
+
+    /// Until when an idle connection must give a sign of life, if it was asked for one and has given
+    /// none.
+    pub(crate) fn life_due(&self) -> Option<Instant> {
+        let (until, before) = self.rare.as_ref()?.asked_for_life?;
+        (self.state == State::Idle && self.bytes_in == before).then_some(until)
     }
 
     /// Forgets that it is to end because of the pressure, and says whether it was.

@@ -55,6 +55,8 @@ pub(super) struct Accepting {
     paused: bool,
     /// There is no room for another exempt connection.
     exempt_full: bool,
+    /// The listeners are about to close: who waits is let in as long as there is room.
+    draining: bool,
     /// Connections that made way in this turn, and whose places no newcomer has had yet.
     vacated: u64,
     /// How long the latest pause was to last.
@@ -83,6 +85,7 @@ impl Accepting {
             throttled: false,
             paused: false,
             exempt_full: false,
+            draining: false,
             vacated: 0,
             pause_nanos: 0,
             alarm: None,
@@ -106,10 +109,17 @@ impl Accepting {
         self.clients.as_ref().map(Clients::connections)
     }
 
+    /// One has come.
+    fn count_arrival(&mut self, now: Instant) {
+        if let Some(bucket) = &mut self.bucket {
+            bucket.take(now);
+        }
+    }
+
     /// Whether a listener may accept, if it is ready.
     const fn admits(&self, exempt: bool) -> bool {
         let kept_out = if exempt { self.exempt_full } else { self.full || self.throttled };
-        !self.paused && !kept_out
+        !self.paused && (!kept_out || self.draining)
     }
 }
 
@@ -218,7 +228,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let mut failures = 0;
         for _ in 0..ACCEPTS_PER_TURN {
             let welcome = self.welcomes(exempt);
-            if !self.accepting.admits(exempt) || !(welcome || self.has_room(exempt)) {
+            if !self.accepting.admits(exempt) || !(welcome || self.has_room(handler, exempt)) {
                 return;
             }
             let listener = &mut self.listeners[index];
@@ -228,6 +238,9 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             match self.backend.accept(socket) {
                 Ok((mut stream, peer)) => {
                     self.accepting.pause_nanos = 0;
+                    if !welcome && !exempt {
+                        self.accepting.count_arrival(self.shared.now);
+                    }
                     if !welcome
                         && !exempt
                         && let Err(reset) = self.screen(handler, &mut stream, &peer)
@@ -243,7 +256,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
                     failures += 1;
                     // An error that "passes" but never does must not spin.
                     if failures == ACCEPTS_PER_TURN && !planted(Canary::ShortageSpins) {
-                        self.pause_accepting(handler, &error);
+                        self.pause_accepting(&error);
                     }
                 }
             }
@@ -261,23 +274,26 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
 
     /// Whether the next connection may come. If not, sees to it that somebody looks again.
     #[inline(never)]
-    fn has_room(&mut self, exempt: bool) -> bool {
+    fn has_room(&mut self, handler: &mut H, exempt: bool) -> bool {
+        if self.accepting.draining && !exempt {
+            return !self.shared.table.is_full();
+        }
         if exempt {
             self.accepting.exempt_full = self.shared.table.is_full_for_exempt();
             return !self.accepting.exempt_full;
         }
-        if self.shared.table.is_full() && !self.finds_room() {
+        if self.shared.table.is_full() && !self.finds_room(handler) {
             return false;
         }
-        self.accepting.bucket.is_none() || self.take_from_bucket()
+        self.accepting.bucket.is_none() || self.is_time()
     }
 
     /// The table is full: whether a newcomer is accepted all the same, because somebody idle can
     /// make way for it or it is to be told. Nobody makes way before there is a newcomer.
     #[cold]
-    fn finds_room(&mut self) -> bool {
+    fn finds_room(&mut self, handler: &mut H) -> bool {
         let found = match self.accepting.at_limit {
-            AtLimit::EvictIdle => self.accepting.vacated > 0 || self.oldest_idle().is_some(),
+            AtLimit::EvictIdle => self.accepting.vacated > 0 || self.finds_evictee(handler),
             AtLimit::Pause => false,
             AtLimit::Reject(_) => true,
         };
@@ -301,12 +317,12 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         displaces
     }
 
-    fn take_from_bucket(&mut self) -> bool {
+    /// Whether the next one would not come too soon.
+    fn is_time(&mut self) -> bool {
         let now = self.shared.now;
-        let Some(bucket) = &mut self.accepting.bucket else { return true };
+        let Some(bucket) = &self.accepting.bucket else { return true };
         let next = bucket.next(now);
         if next <= now {
-            bucket.take(now);
             return true;
         }
         self.accepting.throttled = true;
@@ -339,18 +355,13 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         stream: &mut B::Stream,
         peer: &Address,
     ) -> Result<(), bool> {
-        let full = self.shared.table.is_full() && !self.displaces(handler);
-        let counters = &self.shared.counters;
-        if full {
-            counters.refused_full.add(1);
-            if let AtLimit::Reject(reply) = &self.accepting.at_limit {
-                reject(&mut self.backend, stream, reply);
-            }
-            return Err(false);
-        }
-        if let Some(clients) = &mut self.accepting.clients
-            && let Some(key) = peer.ip().and_then(|addr| clients.key_of(addr.ip()))
-            && let Err(excess) = clients.arrive(key, self.shared.now)
+        let Self { accepting, shared, .. } = self;
+        let counters = &shared.counters;
+        // A client that is over its own limits takes nobody's place.
+        let clients = accepting.clients.as_mut();
+        let key = clients.and_then(|it| peer.ip().and_then(|addr| it.key_of(addr.ip())));
+        if let (Some(clients), Some(key)) = (&mut accepting.clients, key)
+            && let Err(excess) = clients.arrive(key, shared.now)
         {
             match excess {
                 Excess::Connections => counters.refused_client.add(1),
@@ -358,6 +369,16 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             }
             debug!(%peer, ?excess, "a client is refused");
             return Err(self.config.limits.clients.refusal == Refusal::Reset);
+        }
+        if self.shared.table.is_full() && !self.displaces(handler) {
+            if let (Some(clients), Some(key)) = (&mut self.accepting.clients, key) {
+                clients.depart(key);
+            }
+            self.shared.counters.refused_full.add(1);
+            if let AtLimit::Reject(reply) = &self.accepting.at_limit {
+                reject(&mut self.backend, stream, reply);
+            }
+            return Err(false);
         }
         Ok(())
     }
@@ -415,7 +436,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             self.shared.count_connections();
             self.backend.close(stream, true);
             // epoll_ctl(2) is out of memory or watches: the next one would fare no better.
-            return self.pause_accepting(handler, &error);
+            return self.relieve_shortage(handler, &error);
         }
         self.note_arrival();
         self.make_slot(id).stream = Some(stream);
@@ -437,7 +458,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             AcceptFault::Drained => unreachable!("the end of the backlog is no error"),
             AcceptFault::Transient => debug!(%error, "a connection was lost while waiting"),
             AcceptFault::Exhausted if planted(Canary::ShortageSpins) => {}
-            AcceptFault::Exhausted => self.pause_accepting(handler, error),
+            AcceptFault::Exhausted => self.relieve_shortage(handler, error),
             AcceptFault::Dead => {
                 error!(%error, listener = %self.shared.listening_on[index], "a listener died");
                 self.close_listener(index);
@@ -449,9 +470,19 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         }
     }
 
+    /// The system ran out of something: who has been idle longest makes way, once. If that does not
+    /// help it is not for us to mend, and nobody else is sacrificed.
+    fn relieve_shortage(&mut self, handler: &mut H, error: &io::Error) {
+        let first = self.accepting.pause_nanos == 0;
+        self.pause_accepting(error);
+        if first && self.accepting.at_limit == AtLimit::EvictIdle {
+            self.evict(handler);
+        }
+    }
+
     /// Leaves the backlog alone until there may be descriptors again: after a while, longer each
-    /// time, or as soon as one of ours is closed. Who has been idle longest makes way.
-    fn pause_accepting(&mut self, handler: &mut H, error: &io::Error) {
+    /// time, or as soon as one of ours is closed.
+    fn pause_accepting(&mut self, error: &io::Error) {
         let now = self.shared.now;
         let quiet =
             self.accepting.warned_at.is_none_or(|at| now.nanos_since(at) >= WARN_EVERY_NANOS);
@@ -465,9 +496,6 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         self.shared.counters.accept_pauses.add(1);
         let again = now + Duration::from_nanos(pause);
         self.accepting.alarm = Some(self.shared.set_alarm(again, Purpose::AcceptAgain));
-        if self.accepting.at_limit == AtLimit::EvictIdle {
-            self.evict(handler);
-        }
     }
 
     /// Tries again after a pause. An edge-triggered listener whose accept failed reports nothing
@@ -479,6 +507,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         if let Some(alarm) = self.accepting.alarm.take() {
             self.shared.cancel_alarm(alarm);
         }
+        let mut failure = None;
         for (index, listener) in self.listeners.iter_mut().enumerate() {
             let Some(socket) = &mut listener.socket else {
                 continue;
@@ -490,8 +519,13 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             }
             if let Err(error) = self.backend.reregister_listener(socket, token) {
                 debug!(%error, "a listener cannot be registered again");
+                failure = Some(error);
             }
             listener.ready = true;
+        }
+        // One that was not registered would be deaf once it is drained.
+        if let Some(error) = failure {
+            self.pause_accepting(&error);
         }
         self.update_due();
     }
@@ -534,18 +568,24 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         self.update_due();
     }
 
-    /// Accepts whoever waits, as long as there is room.
+    /// Accepts whoever waits, as long as there is room: at no particular rate, and without anybody
+    /// making way.
     pub(super) fn drain_backlogs(&mut self, handler: &mut H) {
+        self.accepting.draining = true;
         for index in 0..self.listeners.len() {
+            // Its event may be on its way.
+            self.listeners[index].ready = self.listeners[index].socket.is_some();
             // As many as a backlog of the usual length holds.
             for _ in 0..4_096 / ACCEPTS_PER_TURN {
                 let Listener { ready, exempt, .. } = self.listeners[index];
-                if !ready || !self.accepting.admits(exempt) {
+                let full = self.shared.table.is_full();
+                if !ready || exempt || full || !self.accepting.admits(exempt) {
                     break;
                 }
                 self.accept_from(handler, index);
             }
         }
+        self.accepting.draining = false;
     }
 }
 

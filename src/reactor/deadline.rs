@@ -71,6 +71,15 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
 
     /// The entry of a connection came up: some of its deadlines may be due.
     fn expire(&mut self, handler: &mut H, id: ConnId) {
+        // What we sent meanwhile put idle off, but is no sign of life.
+        if self.is_lifeless(id) {
+            self.last_chance(handler, id);
+            if self.is_lifeless(id) {
+                self.shared.counters.count_fired(Deadline::Idle);
+                self.end(handler, id, Timeout::Ping);
+                return self.settle(handler, id);
+            }
+        }
         // Each deadline is served at most once; what it moves into the past waits for a tick.
         let mut served = Set::EMPTY;
         while let Some(deadline) = self.first_due(id, served) {
@@ -110,7 +119,9 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         }
         let Shared { table, profiles, .. } = &mut self.shared;
         let record = table.at(id.index());
-        if let Some(at) = record.clocks.next(record.periods(profiles)) {
+        let next = record.clocks.next(record.periods(profiles));
+        let life = record.life_due();
+        if let Some(at) = next.into_iter().chain(life).min() {
             self.shared.arm(id, at);
         }
     }
@@ -237,19 +248,20 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         true
     }
 
+    /// Whether a connection was asked for a sign of life, and has given none in time.
+    fn is_lifeless(&mut self, id: ConnId) -> bool {
+        let now = self.shared.now;
+        self.shared.table.at(id.index()).life_due().is_some_and(|due| due <= now)
+    }
+
     /// Asks an idle connection for a sign of life, where that is wanted and none is due yet.
     fn asks_for_life(&mut self, handler: &mut H, id: ConnId) -> bool {
         let Shared { table, profiles, now, .. } = &mut self.shared;
         let record = table.at(id.index());
         let Some(ping) = record.periods(profiles).ping() else { return false };
         let read = record.bytes_in;
-        let asked = record.rare_mut().asked_for_life.filter(|(_, before)| *before == read);
-        let until = match asked {
-            Some((until, _)) if until <= *now => {
-                self.end(handler, id, Timeout::Ping);
-                return true;
-            }
-            Some((until, _)) => until,
+        let until = match record.life_due() {
+            Some(until) => until,
             None => {
                 let until = now.after(ping);
                 record.rare_mut().asked_for_life = Some((until, read));

@@ -10,6 +10,7 @@ use tracing::{debug, warn};
 
 use super::Reactor;
 use crate::backend::Backend;
+use crate::config::AtLimit;
 use crate::context::{AlarmId, Purpose, Shared};
 use crate::core::deadlines::Deadline;
 use crate::core::lifecycle::State;
@@ -28,9 +29,6 @@ const FOUND_MAX: usize = 1_024;
 /// The least time between two walks that look for them, and between two looks at the pressure.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
-/// The most connections shed at a time.
-const SHED_MAX: usize = 64;
-
 /// What is known of the pressure, and of who makes way next.
 #[derive(Debug, Default)]
 pub(super) struct Overload {
@@ -47,11 +45,12 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// Keeps the sums over all connections true: how many are in which state, and what they hold.
     #[inline]
     pub(super) fn account(&mut self, id: ConnId) {
-        let Shared { table, counters, .. } = &mut self.shared;
+        let Shared { table, counters, buffered, bounds, .. } = &mut self.shared;
         let record = table.at(id.index());
         record.count_state(&counters.states);
         let held = record.output.held() + self.slots[id.index()].input.capacity();
-        if record.buffered as usize != held {
+        let over = *buffered > bounds.buffered_max;
+        if record.buffered as usize != held || over {
             self.account_held(id, held);
         }
     }
@@ -62,17 +61,14 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let Shared { table, counters, buffered, .. } = &mut self.shared;
         let record = table.at(id.index());
         let held = u32::try_from(held).unwrap_or(u32::MAX);
-        let grows = held > record.buffered;
         *buffered = *buffered - u64::from(record.buffered) + u64::from(held);
         record.buffered = held;
         counters.buffered.set(*buffered);
-        if grows && *buffered > self.shared.bounds.buffered_max {
+        if *buffered > self.shared.bounds.buffered_max {
             self.shed();
         }
-        if grows
-            && pressure::share(self.shared.buffered, self.shared.bounds.buffered_max)
-                >= SHRINKS_FROM
-        {
+        let most = self.shared.bounds.buffered_max;
+        if pressure::share(self.shared.buffered, most) >= SHRINKS_FROM {
             self.watch_pressure();
         }
     }
@@ -84,14 +80,10 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let Shared { table, bounds, buffered, .. } = &mut self.shared;
         let mut holders: Vec<_> = table
             .ids()
-            .filter_map(|id| Some((table.get(id)?.buffered, id)))
-            .filter(|(held, _)| *held > 0)
+            .filter_map(|id| table.get(id))
+            .filter(|record| record.buffered > 0 && !record.is_exempt())
+            .map(|record| (record.buffered, record.id))
             .collect();
-        let worst = holders.len().min(SHED_MAX);
-        if worst < holders.len() {
-            holders.select_nth_unstable_by_key(worst, |(held, _)| Reverse(*held));
-        }
-        holders.truncate(worst);
         holders.sort_unstable_by_key(|(held, id)| (Reverse(*held), *id));
         let enough = bounds.buffered_max - bounds.buffered_max / 16;
         let mut left = *buffered;
@@ -136,10 +128,15 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         if pressure < SHRINKS_FROM {
             return;
         }
-        self.close_long_idle(handler, pressure);
+        let evicts = self.config.limits.at_limit == AtLimit::EvictIdle;
+        if evicts {
+            self.close_long_idle(handler, pressure);
+        }
         if pressure >= EVICTS_FROM {
             self.warn_of_pressure("the loop");
-            self.evict(handler);
+            if evicts {
+                self.evict(handler);
+            }
         }
         let at = self.shared.now + LOOK_EVERY;
         self.overload.alarm = Some(self.shared.set_alarm(at, Purpose::Relieve));
@@ -156,7 +153,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
                 return;
             }
             self.overload.oldest.pop_front();
-            self.make_way(handler, id);
+            self.make_way(handler, since, id);
         }
     }
 
@@ -166,19 +163,20 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let idle = self.shared.counters.states.of(State::Idle);
         let mut evicted = 0;
         while evicted < (idle / 8).clamp(1, EVICTIONS_MAX)
-            && let Some((_, id)) = self.oldest_idle()
+            && let Some((since, id)) = self.oldest_idle()
         {
             self.overload.oldest.pop_front();
-            evicted += u64::from(self.make_way(handler, id));
+            evicted += u64::from(self.make_way(handler, since, id));
         }
         evicted
     }
 
     /// Closes an idle connection, unless a request of it waits in the socket.
-    fn make_way(&mut self, handler: &mut H, id: ConnId) -> bool {
+    fn make_way(&mut self, handler: &mut H, since: Instant, id: ConnId) -> bool {
         self.guard(handler, |reactor, handler| {
             reactor.last_chance(handler, id);
-            if reactor.is_evictable(id).is_some() {
+            // If it was served just now it is idle again, and the youngest.
+            if reactor.is_evictable(id) == Some(since) {
                 reactor.begin_closing(handler, id, CloseReason::Evicted);
                 reactor.settle(handler, id);
             }
@@ -186,8 +184,20 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         self.shared.table.at(id.index()).reason == Some(CloseReason::Evicted)
     }
 
+    /// Whether there is a connection that can make way: one that is idle, and whose peer has sent
+    /// nothing since.
+    pub(super) fn finds_evictee(&mut self, handler: &mut H) -> bool {
+        while let Some((since, id)) = self.oldest_idle() {
+            self.guard(handler, |reactor, handler| reactor.last_chance(handler, id));
+            if self.is_evictable(id) == Some(since) {
+                return true;
+            }
+        }
+        false
+    }
+
     /// The connection that has been idle longest.
-    pub(super) fn oldest_idle(&mut self) -> Option<(Instant, ConnId)> {
+    fn oldest_idle(&mut self) -> Option<(Instant, ConnId)> {
         for walked in [false, true] {
             if walked && !self.walk() {
                 break;
@@ -205,7 +215,11 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// Since when a connection is idle, if it may be made to go.
     fn is_evictable(&self, id: ConnId) -> Option<Instant> {
         let record = self.shared.table.get(id)?;
-        let idle = record.state() == State::Idle && !record.is_exempt() && record.asked.is_none();
+        // What is held may have input in its socket that no last chance reads.
+        let idle = record.state() == State::Idle
+            && !record.is_exempt()
+            && !record.is_held()
+            && record.asked.is_none();
         idle.then(|| record.clocks.since(Deadline::Idle))
     }
 

@@ -224,7 +224,10 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// Sends the FIN that the handler wants behind its output, once that is gone.
     fn send_fin(&mut self, id: ConnId) {
         let record = self.shared.table.at(id.index());
+        // A FIN behind bytes that were dropped would pass off what came before as all there is.
+        let dropped = record.asked.is_some_and(|asked| Ending::of(asked) != Ending::Flush);
         let due = record.flags.has(Flags::FINISH)
+            && !dropped
             && !record.flags.has(Flags::FIN)
             && record.output.is_empty()
             && matches!(record.state(), State::Connected | State::Idle);

@@ -172,29 +172,40 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// Gives every connection that waits for its peer a time to end. Those that are active end when
     /// they have served what they are at; tunnels know no such time, and are the handler's to close.
     fn plan_ends(&mut self) {
-        let Self { backend, shared, config, .. } = self;
-        let now = shared.now;
-        for id in shared.table.ids().collect::<Vec<_>>() {
-            let record = shared.table.at(id.index());
+        for id in self.shared.table.ids().collect::<Vec<_>>() {
+            let record = self.shared.table.at(id.index());
             if record.is_exempt() {
                 continue;
             }
             // Whose last reply is written already has only to be flushed.
             if record.state() == State::Connecting || record.only_flushes() {
                 record.ask(CloseReason::Shutdown);
-            } else if record.waits() && record.flags.has(Flags::INBOUND) {
-                match config.shutdown_spread {
-                    None => record.ask(CloseReason::Shutdown),
-                    Some(spread) => {
-                        let quiet_since = record.quiet_since();
-                        let share = share_of(nanos(spread), backend.entropy());
-                        let at = now.after(share).max(quiet_since + QUIET_LEAST);
-                        record.clocks.set(Deadline::Lifetime, at);
-                        record.flags.insert(Flags::HAS_LIFETIME.and(Flags::REARM));
-                    }
-                }
+            } else {
+                self.plan_end(id);
             }
-            shared.mark_dirty(id);
+            self.shared.mark_dirty(id);
+        }
+    }
+
+    /// Gives a connection a time to end if it waits for its peer and has none.
+    fn plan_end(&mut self, id: ConnId) {
+        let Self { backend, shared, config, .. } = self;
+        let now = shared.now;
+        let record = shared.table.at(id.index());
+        if !record.waits() || !record.flags.has(Flags::INBOUND) {
+            return;
+        }
+        let Some(spread) = config.shutdown_spread else {
+            return record.ask(CloseReason::Shutdown);
+        };
+        let latest = now + spread + QUIET_LEAST;
+        let planned = record.flags.has(Flags::HAS_LIFETIME)
+            && record.clocks.since(Deadline::Lifetime) <= latest;
+        if !planned {
+            let share = share_of(nanos(spread), backend.entropy());
+            let at = now.after(share).max(record.quiet_since() + QUIET_LEAST);
+            record.clocks.set(Deadline::Lifetime, at);
+            record.flags.insert(Flags::HAS_LIFETIME.and(Flags::REARM));
         }
     }
 
@@ -208,7 +219,15 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         if ids.is_empty() {
             return;
         }
-        if !ids.iter().any(inbound) {
+        if ids.iter().any(inbound) {
+            // Some that were held wait for their peer by now.
+            for id in ids {
+                if self.shared.table.get(id).is_some_and(Record::waits) {
+                    self.plan_end(id);
+                    self.shared.mark_dirty(id);
+                }
+            }
+        } else {
             for id in ids {
                 let record = self.shared.table.at(id.index());
                 if record.state().is_open() && record.facts().at_rest() {

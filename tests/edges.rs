@@ -1,0 +1,328 @@
+//! What limits do at their edges, to those who do not deserve it.
+
+#[path = "zoo/echo.rs"]
+mod echo;
+
+use std::time::Duration;
+
+use bytes::BytesMut;
+use wheelhouse::sim::{Call, End, Peer, Server, Sim, errno};
+use wheelhouse::{
+    Address, AtLimit, CloseReason, Config, Conn, Handler, ListenConfig, Origin, Rate, Timeout,
+};
+
+use crate::echo::Echo;
+
+const SERVER: &str = "10.0.0.1:7";
+
+const fn millis(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+const fn secs(secs: u64) -> Duration {
+    Duration::from_secs(secs)
+}
+
+fn crowded(places: usize) -> Config {
+    let mut config = Config::default();
+    config.limits.max_connections = Some(places);
+    config
+}
+
+/// So many clients that have been served and are idle.
+fn idle(sim: &mut Sim, count: usize) -> Vec<Peer> {
+    (0..count)
+        .map(|_| {
+            let peer = sim.connect_from("10.9.0.1:0", SERVER);
+            peer.send(b"hi");
+            sim.settle();
+            peer.expect(b"hi");
+            sim.advance(millis(5));
+            peer
+        })
+        .collect()
+}
+
+fn evicted<H: Handler>(server: &Server<H>) -> u64 {
+    server.stats().closed(CloseReason::Evicted)
+}
+
+#[test]
+fn arrivals_one_by_one_use_all_of_their_rate() {
+    let mut config = Config::default();
+    config.limits.accept_rate = Some(Rate::new(4, secs(10)));
+    let mut sim = Sim::new(1);
+    let server = sim.serve(SERVER, config, Echo);
+    let _peers: Vec<_> = (0..4)
+        .map(|_| {
+            let peer = sim.connect(SERVER);
+            sim.advance(millis(10));
+            peer
+        })
+        .collect();
+    assert_eq!(server.stats().accepted, 4);
+}
+
+#[test]
+fn who_is_over_his_own_limit_takes_nobodys_place() {
+    let mut config = crowded(9);
+    config.limits.clients.connections = Some(1);
+    config.limits.clients.allowed = vec!["10.9.0.0/16".parse().unwrap()];
+    let mut sim = Sim::new(1);
+    let server = sim.serve(SERVER, config, Echo);
+    let _friends = idle(&mut sim, 8);
+    let greedy: Vec<_> = (0..9).map(|_| sim.connect_from("10.66.6.6:0", SERVER)).collect();
+    sim.settle();
+    assert_eq!((server.stats().refused_client, evicted(&server)), (8, 0));
+    assert_eq!(greedy.iter().filter(|peer| peer.is_open()).count(), 1);
+}
+
+#[test]
+fn a_shortage_that_lasts_costs_few_their_place() {
+    let mut sim = Sim::new(1);
+    let server = sim.serve(SERVER, Config::default(), Echo);
+    let _friends = idle(&mut sim, 200);
+    let _newcomer = sim.connect(SERVER);
+    for after in 0..10 {
+        server.fail(Call::Accept, after, errno::ENFILE);
+    }
+    sim.advance(secs(20));
+    assert_eq!(evicted(&server), 25, "an eighth, once");
+    assert!(server.stats().accept_pauses >= 10);
+}
+
+#[test]
+fn connections_that_were_aborted_cost_nobody_his_place() {
+    let mut sim = Sim::new(1);
+    let server = sim.serve(SERVER, Config::default(), Echo);
+    let _friends = idle(&mut sim, 20);
+    for _ in 0..40 {
+        server.fail(Call::Accept, 0, errno::ECONNABORTED);
+        drop(sim.connect(SERVER));
+        sim.settle();
+    }
+    sim.advance(secs(5));
+    assert_eq!(evicted(&server), 0);
+}
+
+/// Holds whoever says so, and sends back the rest.
+struct Holder;
+
+impl Handler for Holder {
+    type Session = ();
+
+    fn on_open(&mut self, _: &mut Conn<'_>) -> Option<()> {
+        Some(())
+    }
+
+    fn on_data(&mut self, conn: &mut Conn<'_>, _: &mut (), input: &mut BytesMut) {
+        match input.first() {
+            Some(b'p') => conn.pause_reading(),
+            Some(b'f') => {
+                conn.write_bytes(vec![b'f'; 4 << 20]);
+                conn.finish();
+            }
+            _ => conn.write(input),
+        }
+        input.clear();
+    }
+}
+
+#[test]
+fn who_is_held_makes_way_for_nobody() {
+    let mut sim = Sim::new(1);
+    let server = sim.serve(SERVER, crowded(1), Holder);
+    let peer = sim.connect(SERVER);
+    peer.send(b"p");
+    sim.settle();
+    peer.send(b"the rest of an upload");
+    let _newcomer = sim.connect(SERVER);
+    sim.advance(secs(1));
+    assert_eq!(evicted(&server), 0);
+    assert!(peer.is_open());
+}
+
+#[test]
+fn no_fin_follows_what_was_dropped() {
+    let mut config = Config::default();
+    config.limits.buffered_max = 1 << 20;
+    let mut sim = Sim::new(1);
+    let server = sim.serve(SERVER, config, Holder);
+    let peer = sim.connect_with_window(SERVER, 8_192);
+    peer.stop_reading();
+    peer.send(b"f");
+    sim.settle();
+    server.expect_closed(CloseReason::BufferLimit);
+    peer.resume_reading();
+    sim.settle();
+    assert_eq!(peer.closed(), Some(End::Reset));
+}
+
+#[test]
+fn nobody_is_evicted_where_newcomers_wait() {
+    let mut config = crowded(100);
+    config.limits.at_limit = AtLimit::Pause;
+    let mut sim = Sim::new(1);
+    let server = sim.serve(SERVER, config, Echo);
+    let _peers = idle(&mut sim, 97);
+    sim.advance(secs(5));
+    assert_eq!(evicted(&server), 0);
+}
+
+/// Says something to everybody.
+struct Crier;
+
+impl Handler for Crier {
+    type Session = ();
+
+    fn on_open(&mut self, _: &mut Conn<'_>) -> Option<()> {
+        Some(())
+    }
+
+    fn on_data(&mut self, conn: &mut Conn<'_>, _: &mut (), input: &mut BytesMut) {
+        for id in conn.cx().ids() {
+            if let Some(mut other) = conn.other(id) {
+                other.write(&[b'x'; 1 << 20]);
+            }
+        }
+        input.clear();
+    }
+}
+
+#[test]
+fn what_is_said_to_everybody_is_bounded_too() {
+    let mut config = crowded(50);
+    config.limits.buffered_max = 4 << 20;
+    config.limits.output_max = 1 << 20;
+    let mut sim = Sim::new(1);
+    let server = sim.serve(SERVER, config, Crier);
+    let peers: Vec<_> = (0..50).map(|_| sim.connect_with_window(SERVER, 4_096)).collect();
+    for peer in &peers {
+        peer.stop_reading();
+    }
+    sim.settle();
+    peers[0].send(b"!");
+    sim.settle();
+    let stats = server.stats();
+    assert!(stats.closed(CloseReason::BufferLimit) >= 40, "{stats}");
+    assert!(stats.buffered <= 4 << 20);
+}
+
+#[test]
+fn what_we_send_is_no_sign_of_life() {
+    struct Asker;
+    impl Handler for Asker {
+        type Session = ();
+        fn on_open(&mut self, _: &mut Conn<'_>) -> Option<()> {
+            Some(())
+        }
+        fn on_data(&mut self, _: &mut Conn<'_>, _: &mut (), input: &mut BytesMut) {
+            input.clear();
+        }
+        fn on_health_check(&mut self, conn: &mut Conn<'_>, _: &mut ()) {
+            conn.write(b"well?");
+        }
+    }
+    let mut config = Config::default();
+    config.timeouts.ping_after = Some(secs(60));
+    let mut sim = Sim::new(1);
+    let server = sim.serve(SERVER, config, Asker);
+    let peer = sim.connect(SERVER);
+    peer.send(b"x");
+    sim.advance(secs(62));
+    peer.expect(b"well?");
+    server.with(|_, cx| {
+        let id = cx.ids()[0];
+        cx.conn(id).expect("it is open").write(b"news");
+    });
+    sim.advance(secs(4));
+    assert_eq!(peer.closed(), Some(End::Fin));
+    server.expect_closed(CloseReason::Timeout(Timeout::Ping));
+}
+
+#[test]
+fn operators_are_kept_alive_in_a_crowd() {
+    struct Asked(Vec<bool>);
+    impl Handler for Asked {
+        type Session = ();
+        fn on_open(&mut self, _: &mut Conn<'_>) -> Option<()> {
+            Some(())
+        }
+        fn on_data(&mut self, conn: &mut Conn<'_>, _: &mut (), input: &mut BytesMut) {
+            self.0.push(conn.keep_alive());
+            input.clear();
+        }
+    }
+    let mut sim = Sim::new(1);
+    let server = sim.spawn("10.0.0.1", crowded(100), Asked(Vec::new()), |reactor| {
+        reactor.listen(SERVER.parse().unwrap()).unwrap();
+        let mut listen = ListenConfig::default();
+        listen.exempt = true;
+        reactor.listen_with("10.0.0.1:9090".parse().unwrap(), listen).unwrap();
+    });
+    let _crowd: Vec<_> = (0..92).map(|_| sim.connect(SERVER)).collect();
+    sim.settle();
+    let operator = sim.connect("10.0.0.1:9090");
+    operator.send(b"x");
+    sim.settle();
+    assert_eq!(server.handler().0, [true]);
+}
+
+#[test]
+fn whoever_waits_when_the_end_comes_is_let_in_at_any_rate() {
+    let mut config = Config::default();
+    config.limits.accept_rate = Some(Rate::per_second(2));
+    let mut sim = Sim::new(1);
+    let server = sim.serve(SERVER, config, Echo);
+    let peers: Vec<_> = (0..6).map(|_| sim.connect(SERVER)).collect();
+    for peer in &peers {
+        peer.send(b"x");
+    }
+    sim.settle();
+    server.shutdown();
+    sim.settle();
+    for peer in peers {
+        peer.expect(b"x");
+    }
+}
+
+/// Asks an upstream without saying that it owes or awaits anything there.
+struct Relay(Address);
+
+impl Handler for Relay {
+    type Session = ();
+
+    fn on_open(&mut self, _: &mut Conn<'_>) -> Option<()> {
+        Some(())
+    }
+
+    fn on_connected(&mut self, conn: &mut Conn<'_>, _: &mut ()) {
+        if conn.origin() == Origin::Connect {
+            conn.write(&[b'u'; 1 << 20]);
+        }
+    }
+
+    fn on_data(&mut self, conn: &mut Conn<'_>, _: &mut (), input: &mut BytesMut) {
+        input.clear();
+        if conn.origin() != Origin::Connect {
+            conn.begin_request();
+            conn.connect(self.0.clone()).expect("there is room");
+        }
+    }
+}
+
+#[test]
+fn what_an_inbound_request_needs_outlives_the_call_for_the_end() {
+    let mut sim = Sim::new(1);
+    let door = sim.open("10.0.0.2:80", 8);
+    let server = sim.serve(SERVER, Config::default(), Relay(door.address()));
+    let peer = sim.connect(SERVER);
+    peer.send(b"question");
+    sim.settle();
+    let upstream = door.accept().expect("somebody dials");
+    upstream.read_at(1_000_000);
+    server.shutdown();
+    sim.advance(secs(5));
+    assert_eq!(upstream.take().len(), 1 << 20);
+    assert_eq!(upstream.closed(), None);
+}
