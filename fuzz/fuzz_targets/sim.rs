@@ -1,15 +1,19 @@
-//! Bytes become the deeds of peers, faults and calls of the handler, in a simulated world. The world
-//! checks what must hold; what is found is a crash.
+//! Bytes become the deeds of peers, links, faults and calls of the handler, in a simulated world. The
+//! world checks what must hold; what is found is a crash.
 
 #![no_main]
+
+#[path = "../../tests/zoo/mod.rs"]
+mod zoo;
 
 use std::time::Duration;
 
 use arbitrary::Arbitrary;
-use bytes::{Buf, BytesMut};
 use libfuzzer_sys::fuzz_target;
-use wheelhouse::sim::{Call, Faults, Peer, Personality, Sim};
-use wheelhouse::{Config, Conn, Handler};
+use wheelhouse::sim::{Call, Faults, Link, Peer, Personality, Sim};
+use wheelhouse::{Address, Config};
+
+use crate::zoo::{Echo, Keeper};
 
 #[derive(Arbitrary, Debug)]
 struct Plan {
@@ -17,13 +21,21 @@ struct Plan {
     personality: u8,
     send_buffer: u16,
     receive_buffer: u16,
-    faults: [u8; 9],
+    latency_millis: u8,
+    jitter_millis: u8,
+    bandwidth: Option<u16>,
+    segment: u16,
+    descriptors: Option<u8>,
+    /// The keeper dials a server, a door that a peer may open, or nobody.
+    upstream: u8,
+    faults: [u8; 19],
     deeds: Vec<Deed>,
 }
 
 #[derive(Arbitrary, Debug)]
 enum Deed {
     Connect,
+    Echo { bytes: Vec<u8> },
     Send { peer: u8, words: Vec<u8> },
     Drip { peer: u8, words: Vec<u8>, every: u16 },
     StopReading { peer: u8 },
@@ -32,66 +44,46 @@ enum Deed {
     HalfClose { peer: u8 },
     Reset { peer: u8 },
     Close { peer: u8 },
+    Answer,
     Wait { millis: u16 },
+    Partition { between_servers: bool },
+    Repair,
+    Jump { secs: u16 },
+    SetBack { millis: u16 },
+    Post,
     Fail { call: u8, after: u8, errno: u8 },
     Shutdown,
 }
 
-/// Does what single bytes tell it to.
-struct Clerk;
+/// What a keeper understands.
+const WORDS: &[u8] = b"aaaaaaaabBCAFPRWTYDOSLKNeGM";
 
-#[derive(Default)]
-struct Desk {
-    paused: bool,
-    owes: bool,
+fn words_of(bytes: &[u8]) -> Vec<u8> {
+    bytes.iter().map(|byte| WORDS[*byte as usize % WORDS.len()]).collect()
 }
 
-impl Handler for Clerk {
-    type Session = Desk;
-
-    fn on_open(&mut self, _: &mut Conn<'_>) -> Option<Desk> {
-        Some(Desk::default())
-    }
-
-    fn on_data(&mut self, conn: &mut Conn<'_>, desk: &mut Desk, input: &mut BytesMut) {
-        while let Some(word) = input.first().copied() {
-            if conn.is_congested() || desk.paused {
-                return;
-            }
-            input.advance(1);
-            match word % 16 {
-                0 => conn.close(),
-                1 => conn.abort(),
-                2 => conn.finish(),
-                3 => {
-                    desk.paused = true;
-                    conn.pause_reading();
-                    conn.set_timer(conn.now() + Duration::from_millis(500));
-                }
-                4 => {
-                    if !desk.owes {
-                        desk.owes = true;
-                        conn.begin_request();
-                    }
-                    conn.set_timer(conn.now() + Duration::from_millis(200));
-                }
-                5 => conn.await_input(),
-                6 => conn.tunnel(),
-                7 => return conn.yield_now(),
-                8 => conn.write(&[word; 2_000]),
-                9 => conn.write_bytes(vec![word; 50_000]),
-                _ => conn.write(&[word]),
-            }
-        }
-    }
-
-    fn on_timer(&mut self, conn: &mut Conn<'_>, desk: &mut Desk) {
-        if std::mem::take(&mut desk.paused) {
-            conn.resume_reading();
-        }
-        if std::mem::take(&mut desk.owes) {
-            conn.end_request();
-        }
+fn faults_of(rates: [u8; 19]) -> Faults {
+    let rate = |index: usize| u16::from(rates[index]);
+    Faults {
+        short_read: rate(0),
+        short_write: rate(1),
+        interrupted: rate(2),
+        would_block: rate(3),
+        accept_error: rate(4),
+        stream_error: rate(5) / 8,
+        other_error: rate(6),
+        spurious_event: rate(7),
+        split_event: rate(8),
+        missing_hint: rate(9),
+        reordered: rate(10),
+        full_batch: rate(11) / 4,
+        small_batch: rate(12),
+        late: rate(13) / 16,
+        clock_jump: rate(14) / 64,
+        clock_back: rate(15) / 8,
+        clock_freeze: rate(16) / 8,
+        panic: rate(17) / 16,
+        stall: rate(18) / 16,
     }
 }
 
@@ -102,34 +94,46 @@ fuzz_target!(|plan: Plan| {
     let mut sim = Sim::new(plan.seed);
     sim.set_personality(Personality::ALL[plan.personality as usize % 3]);
     sim.set_buffers(512 + plan.send_buffer as usize, 512 + plan.receive_buffer as usize);
-    let rate = |index: usize| u16::from(plan.faults[index]);
-    sim.set_faults(Faults {
-        short_read: rate(0),
-        short_write: rate(1),
-        interrupted: rate(2),
-        would_block: rate(3),
-        accept_error: rate(4),
-        stream_error: rate(5) / 8,
-        spurious_event: rate(6),
-        split_event: rate(7),
-        reordered: rate(8),
-        ..Faults::NONE
+    sim.set_link(Link {
+        latency: Duration::from_millis(plan.latency_millis.into()),
+        jitter: Duration::from_millis(plan.jitter_millis.into()),
+        bandwidth: plan.bandwidth.map(|rate| 1_000 + 100 * u64::from(rate)),
+        segment: 1 + plan.segment as usize,
     });
-    let server = sim.serve("10.0.0.1:7", Config::default(), Clerk);
-    let address = server.address();
+    let echo = sim.serve("10.0.0.2:7", Config::default(), Echo);
+    let door_at = Address::Ip((sim.peers_ip(), 5432).into());
+    let door = sim.open(&door_at, 4);
+    let nobody: Address = "203.0.113.1:80".parse().unwrap();
+    let upstream = [echo.address(), door_at, nobody][plan.upstream as usize % 3].clone();
+    let server = sim.serve("10.0.0.1:7", Config::default(), Keeper::new(upstream));
+    if let Some(most) = plan.descriptors {
+        server.set_descriptors(7 + most as usize);
+    }
+    sim.set_faults(faults_of(plan.faults));
+    let pairs = [(sim.peers_ip(), server.ip()), (echo.ip(), server.ip())];
     let mut peers: Vec<Peer> = Vec::new();
+    let mut echoed: Vec<(Peer, Vec<u8>)> = Vec::new();
     for deed in plan.deeds {
         let find = |peer: u8| peers.get(peer as usize % peers.len().max(1)).cloned();
         match deed {
             Deed::Connect => {
                 if peers.len() < 16 {
-                    peers.push(sim.connect(address.clone()));
+                    peers.push(sim.connect(&server));
                 }
             }
-            Deed::Send { peer, words } => drop(find(peer).map(|peer| peer.send(&words))),
+            Deed::Echo { bytes } => {
+                if echoed.len() < 8 {
+                    let peer = sim.connect(&echo);
+                    peer.send(&bytes);
+                    echoed.push((peer, bytes));
+                }
+            }
+            Deed::Send { peer, words } => drop(find(peer).map(|it| it.send(&words_of(&words)))),
             Deed::Drip { peer, words, every } => {
                 let every = Duration::from_millis(every.into());
-                drop(find(peer).map(|peer| peer.drip(&words, every)));
+                if let Some(peer) = find(peer) {
+                    peer.drip(&words_of(&words), every);
+                }
             }
             Deed::StopReading { peer } => drop(find(peer).map(|peer| peer.stop_reading())),
             Deed::ReadAt { peer, rate } => drop(find(peer).map(|peer| peer.read_at(rate.into()))),
@@ -137,19 +141,30 @@ fuzz_target!(|plan: Plan| {
             Deed::HalfClose { peer } => drop(find(peer).map(|peer| peer.half_close())),
             Deed::Reset { peer } => drop(find(peer).map(|peer| peer.reset())),
             Deed::Close { peer } => drop(find(peer).map(|peer| peer.close())),
+            Deed::Answer => peers.extend(door.accept().filter(|_| peers.len() < 16)),
             Deed::Wait { millis } => sim.advance(Duration::from_millis(millis.into())),
+            Deed::Partition { between_servers } => {
+                let (a, b) = pairs[usize::from(between_servers)];
+                sim.partition(a, b);
+            }
+            Deed::Repair => pairs.iter().for_each(|(a, b)| sim.repair(*a, *b)),
+            Deed::Jump { secs } => sim.jump_clocks(Duration::from_secs(secs.into())),
+            Deed::SetBack { millis } => sim.set_back_clocks(Duration::from_millis(millis.into())),
+            Deed::Post => drop(server.handle().post(|_, _| ())),
             Deed::Fail { call, after, errno } => {
                 let call = Call::ALL[call as usize % Call::ALL.len()];
-                let errnos = call.errnos();
-                sim.fail(call, after.into(), errnos[errno as usize % errnos.len()]);
-            }
-            Deed::Shutdown => {
-                if !server.is_finished() {
-                    server.shutdown();
+                if let Some(errno) = call.errnos().get(errno as usize % call.errnos().len().max(1))
+                {
+                    sim.fail(call, after.into(), *errno);
                 }
             }
+            Deed::Shutdown => server.shutdown(),
+        }
+        for (peer, sent) in &echoed {
+            peer.expect_prefix_of(sent);
         }
     }
+    pairs.iter().for_each(|(a, b)| sim.repair(*a, *b));
     sim.converge();
     sim.assert_clean();
 });

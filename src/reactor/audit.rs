@@ -148,7 +148,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let Some(record) = shared.table.get(id) else { return Ok(()) };
         let due = record.clocks.next(record.periods(&shared.profiles));
         let tick = shared.wheel.tick_of(Key::Conn(id.index() as u32));
-        if tick.is_some() && shared.wheel.next_tick() > tick {
+        // After more than a revolution what is long due waits in slots that stand for later ticks.
+        if tick.is_some_and(|tick| shared.wheel.next_tick() > Some(tick.max(shared.tick()))) {
             return Err("the wheel does not come up for its entry".into());
         }
         match (due, tick) {

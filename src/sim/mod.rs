@@ -62,8 +62,8 @@
 //! it was read; no callback panics by itself ([`Sim::allow_panics`] turns that off) and no reactor
 //! fails. After every turn: no turns without progress follow each other.
 //!
-//! After every turn while there are at most 64 connections, and else so often that on average 64
-//! connections are looked at in a turn: a connection has a session and, once it is open, a stream;
+//! After every turn while there are at most 64 connections, and else all at once so often that a turn
+//! has 16 of them to look at on average: a connection has a session and, once it is open, a stream;
 //! descriptors are those of listeners and streams; what is left to do is queued; who is marked as
 //! queued is; whose socket failed is ended; who was congested is told when that is over; the wheel
 //! comes up for every deadline, and a deadline that is due is served a tick and a turn later; kept

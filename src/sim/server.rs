@@ -25,8 +25,11 @@ use crate::time::Instant;
 /// Turns in a row that change nothing before that counts as spinning.
 const IDLE_TURNS_MAX: u32 = 3;
 
-/// Connections that are looked at in a turn on average: up to so many all are, after every turn.
+/// Up to so many connections all of them are looked at after every turn.
 const CHECKED_EACH_TURN: usize = 64;
+
+/// Where there are more, so many are looked at in a turn on average.
+const CHECKED_ON_AVERAGE: usize = 16;
 
 /// A reactor in a [`Sim`](super::Sim), with its handler. It lives on in its world when this is
 /// dropped.
@@ -356,7 +359,8 @@ impl<H: Handler> Turns for Node<H> {
         self.check_patience(&self.handle.stats())?;
         let Some(reactor) = &self.reactor else { return Ok(()) };
         self.unchecked_turns += 1;
-        if self.unchecked_turns * CHECKED_EACH_TURN < reactor.holdings_count() {
+        let count = reactor.holdings_count();
+        if count > CHECKED_EACH_TURN && self.unchecked_turns * CHECKED_ON_AVERAGE < count {
             return Ok(());
         }
         self.unchecked_turns = 0;

@@ -49,7 +49,7 @@ impl Keeper {
         match word {
             b'b' => conn.write(&pattern(3_000)),
             b'B' => conn.write_bytes(pattern(80_000)),
-            b'M' => (0..600).for_each(|_| conn.write(&pattern(3_000))),
+            b'M' => (0..250).for_each(|_| conn.write(&pattern(3_000))),
             b'C' => conn.close(),
             b'A' => conn.abort(),
             b'F' => conn.finish(),

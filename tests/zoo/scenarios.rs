@@ -74,7 +74,7 @@ pub(crate) fn zoo(sim: &mut Sim) {
     if random.below(4) == 0 {
         config.limits.requests_max = Some(1 + random.below(5));
     }
-    if random.below(3) == 0 {
+    if random.below(2) == 0 {
         config.limits.output_max = 200_000;
     }
     if random.below(4) == 0 {
