@@ -193,7 +193,7 @@ pub struct Faults {
     pub late: u16,
     /// The clock jumps an hour ahead, as after a suspension.
     pub clock_jump: u16,
-    /// The clock is set back by up to 20 ms.
+    /// The clock is set back by up to 20 ms, and by not much more than a second in all.
     pub clock_back: u16,
     /// The clock stands still for up to a second.
     pub clock_freeze: u16,
@@ -300,6 +300,9 @@ pub(super) const JUMP: Duration = Duration::from_secs(3_600);
 
 /// How far the clock is set back at most.
 pub(super) const BACK_MAX: Duration = Duration::from_millis(20);
+
+/// How far it is set back in all before that ends.
+pub(super) const BACK_IN_ALL: Duration = Duration::from_secs(1);
 
 /// The longest that the clock stands still.
 pub(super) const FREEZE_MAX: Duration = Duration::from_secs(1);

@@ -588,7 +588,9 @@ impl Sim {
             if net.befalls(index, "clock_jump", |faults| faults.clock_jump) {
                 net.jump(index, fault::JUMP);
             }
-            if net.befalls(index, "clock_back", |faults| faults.clock_back) {
+            // In a world of many small steps it would stand still for ever.
+            let goes_back = net.behind(index) < fault::BACK_IN_ALL;
+            if goes_back && net.befalls(index, "clock_back", |faults| faults.clock_back) {
                 let by = net.random.below(fault::BACK_MAX.as_nanos() as u64);
                 net.set_back(index, Duration::from_nanos(by));
             }

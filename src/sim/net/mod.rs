@@ -630,6 +630,11 @@ impl Net {
         *behind = behind.saturating_add(by);
     }
 
+    /// By how much a clock was set back in all.
+    pub(super) fn behind(&self, machine: usize) -> Duration {
+        self.machines[machine].behind
+    }
+
     /// Lets a clock jump ahead, as it may after a suspension.
     pub(super) fn jump(&mut self, machine: usize, ahead: Duration) {
         let before = &mut self.machines[machine].ahead;
