@@ -19,6 +19,7 @@ use crate::backend::Token;
 use crate::config::Timeouts;
 use crate::conn::Conn;
 use crate::context::{AlarmId, Context};
+use crate::core::lifecycle::Ending;
 use crate::core::table::{ConnId, ListenerId};
 use crate::error::{CloseReason, Closed, Timeout};
 use crate::handler::Handler;
@@ -389,7 +390,8 @@ impl<H: Handler> Handler for Watched<H> {
             self.check(ledger::check_timeout(conn.cx(), id, *reason, opened_at, active_at));
         }
         self.run(What::Closing, id, |handler| handler.on_closing(conn, session, reason));
-        if *reason != CloseReason::HandlerPanic {
+        // Elsewhere what was queued is dropped, and may be already.
+        if Ending::of(*reason) == Ending::Flush {
             self.note_left(conn);
         }
     }
@@ -443,6 +445,7 @@ impl<H: Handler> Handler for Watched<H> {
         let id = conn.id();
         self.enter(What::HealthCheck, id, conn.now(), None);
         self.run(What::HealthCheck, id, |handler| handler.on_health_check(conn, session));
+        self.note_left(conn);
     }
 
     fn on_alarm(&mut self, cx: &mut Context<'_>, alarm: AlarmId) {
