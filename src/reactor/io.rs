@@ -260,6 +260,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
                     }
                 }
                 Err(error) => {
+                    // Whatever comes again and again is not read again and again.
+                    budget = budget.saturating_sub(1);
                     handle_read_error(record, error);
                 }
             }

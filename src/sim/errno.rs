@@ -28,6 +28,7 @@ named! {
     ECONNABORTED
     ECONNREFUSED
     ECONNRESET
+    EEXIST
     EHOSTDOWN
     EHOSTUNREACH
     EINTR
@@ -38,6 +39,7 @@ named! {
     ENETUNREACH
     ENFILE
     ENOBUFS
+    ENOENT
     ENOMEM
     ENOPROTOOPT
     ENOSPC
@@ -49,12 +51,22 @@ named! {
     ETIMEDOUT
 }
 
+/// What Linux alone has.
+const OF_LINUX: &[(&str, i32)] = &[
+    #[cfg(target_os = "linux")]
+    ("ENONET", libc::ENONET),
+];
+
+fn names() -> impl Iterator<Item = &'static (&'static str, i32)> {
+    NAMES.iter().chain(OF_LINUX)
+}
+
 /// An error as people read it: `EMFILE (24)`.
 pub(super) struct Named(pub(super) i32);
 
 impl fmt::Display for Named {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match NAMES.iter().find(|(_, errno)| *errno == self.0) {
+        match names().find(|(_, errno)| *errno == self.0) {
             Some((name, errno)) => write!(f, "{name} ({errno})"),
             None => write!(f, "errno {}", self.0),
         }
@@ -63,7 +75,7 @@ impl fmt::Display for Named {
 
 /// The error that is meant by a name or a number.
 pub(super) fn parse(text: &str) -> Option<i32> {
-    let named = NAMES.iter().find(|(name, _)| *name == text).map(|(_, errno)| *errno);
+    let named = names().find(|(name, _)| *name == text).map(|(_, errno)| *errno);
     named.or_else(|| text.parse().ok().filter(|errno| *errno > 0))
 }
 
