@@ -3,7 +3,7 @@
 use std::time::SystemTime;
 
 use bytes::{Buf, Bytes, BytesMut};
-use wheelhouse::{CloseReason, Config, Conn, Handler, Timeout};
+use wheelhouse::{CloseReason, Closed, Config, Conn, Context, Handler, Timeout};
 
 use crate::body::Body;
 use crate::head::{Head, Method};
@@ -42,10 +42,16 @@ pub(crate) fn defaults() -> Config {
     config
 }
 
+/// Bytes of bodies that are kept until they are whole, of all connections together. They are the
+/// handler's, so that no limit of the library knows of them.
+pub(crate) const UPLOADS_MAX: usize = 64 << 20;
+
 /// An HTTP/1.1 server.
 #[derive(Debug)]
 pub(crate) struct Http {
     writer: Writer,
+    /// Bytes of bodies that are kept now.
+    uploaded: usize,
 }
 
 /// What a connection is at.
@@ -100,7 +106,7 @@ enum Step {
 impl Http {
     /// A server whose replies are dated by `wall_clock`.
     pub(crate) const fn new(wall_clock: fn() -> SystemTime) -> Self {
-        Self { writer: Writer::new(wall_clock) }
+        Self { writer: Writer::new(wall_clock), uploaded: 0 }
     }
 }
 
@@ -145,6 +151,10 @@ impl Handler for Http {
             self.reply(conn, phase, request, Reply::text("slow\n"));
             conn.resume_reading();
         }
+    }
+
+    fn on_closed(&mut self, _: &mut Context<'_>, _: Closed, phase: Phase) {
+        self.forget_upload(&phase);
     }
 
     /// Where the connection ends before its reply and the peer may be reading, the reply says so.
@@ -241,21 +251,34 @@ impl Http {
         let Phase::Body(upload) = phase else { return Step::Next };
         let Upload { request, body, content } = &mut **upload;
         let keeps = request.route == Route::Echo;
+        let before = content.len();
         let decoded = body.decode(input, |bytes| {
             if keeps {
                 content.extend_from_slice(bytes);
             }
         });
+        self.uploaded += content.len() - before;
         match decoded {
             Ok(true) => {
                 let (request, content) = (*request, std::mem::take(content));
+                self.uploaded -= content.len();
                 self.answer(conn, phase, request, content)
+            }
+            Ok(false) if self.uploaded > UPLOADS_MAX => {
+                self.refuse(conn, phase, input, Status::ServiceUnavailable)
             }
             Ok(false) => {
                 conn.await_input();
                 Step::Rest
             }
             Err(status) => self.refuse(conn, phase, input, status),
+        }
+    }
+
+    /// Gives back what is kept of a body.
+    fn forget_upload(&mut self, phase: &Phase) {
+        if let Phase::Body(upload) = phase {
+            self.uploaded -= upload.content.len();
         }
     }
 }
@@ -367,6 +390,7 @@ impl Http {
         }
         self.writer.write(conn, Reply::of(status), Manner { head_only, stays: false });
         conn.end_request();
+        self.forget_upload(phase);
         *phase = Phase::Over;
     }
 }

@@ -216,3 +216,31 @@ fn a_request_in_pieces_is_one_request() {
     let (bytes, closed) = answer_pieces(&pieces);
     assert_eq!((replies(&bytes, &[false]).len(), closed), (1, false));
 }
+
+#[test]
+fn bodies_that_are_kept_are_bounded_together() {
+    const LENGTH: usize = 1_000_000;
+    let mut sim = Sim::new(1);
+    let server = serve(&mut sim);
+    let head = format!("POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: {LENGTH}\r\n\r\n");
+    let most = vec![b'x'; LENGTH - 1];
+    let peers: Vec<_> = (0..70).map(|_| sim.connect(server.address())).collect();
+    for peer in &peers {
+        peer.send(&[head.as_bytes(), &most].concat());
+        sim.settle();
+    }
+    let refused = peers.iter().filter(|peer| peer.received().starts_with(b"HTTP/1.1 503 "));
+    assert!((2..=6).contains(&refused.clone().count()), "{}", refused.count());
+    // What was kept is given back, by those who leave and by those who end.
+    for peer in &peers[..20] {
+        peer.close();
+    }
+    sim.settle();
+    peers[20].send(b"x");
+    let peer = sim.connect(server.address());
+    peer.send(&[head.as_bytes(), &most, b"x"].concat());
+    sim.settle();
+    for peer in [&peers[20], &peer] {
+        assert_eq!(take_replies(peer, 1)[0].status, 200);
+    }
+}
