@@ -338,6 +338,7 @@ impl Record {
         }
     }
 
+    #[inline]
     fn fill(&mut self, birth: Birth) {
         let Birth { origin, peer, owner, profile, exempt, now, .. } = birth;
         self.flags = if origin.is_inbound() { Flags::INBOUND } else { Flags::default() };
@@ -620,20 +621,32 @@ impl Table {
         self.exempt >= EXEMPT_MAX
     }
 
-    /// Adds a record, or gives `birth` back when the table is full.
+    /// Adds a record, or gives `birth` back when the table is full. Inlined, it writes a birth once:
+    /// into its record.
+    #[inline(always)]
     pub(crate) fn insert(&mut self, birth: Birth) -> Result<&mut Record, Birth> {
-        let full = if birth.exempt { self.is_full_for_exempt() } else { self.is_full() };
-        if full && !birth.displaces {
+        if !birth.displaces && self.lacks_room(birth.exempt) {
             return Err(birth);
         }
         self.exempt += usize::from(birth.exempt);
         let index = self.places.insert(());
         if index == self.records.len() {
-            self.records.push(Record::vacant(ConnId::new(index as u32, 1)));
+            self.grow();
         }
         let record = &mut self.records[index];
         record.fill(birth);
         Ok(record)
+    }
+
+    fn lacks_room(&self, exempt: bool) -> bool {
+        if exempt { self.is_full_for_exempt() } else { self.is_full() }
+    }
+
+    /// Makes a record for a place behind all others.
+    #[cold]
+    fn grow(&mut self) {
+        let place = self.records.len() as u32;
+        self.records.push(Record::vacant(ConnId::new(place, 1)));
     }
 
     /// The record of `id`, unless that connection is gone.
