@@ -59,6 +59,8 @@ pub(super) struct Accepting {
     draining: bool,
     /// Connections that made way in this turn, and whose places no newcomer has had yet.
     vacated: u64,
+    /// The latest pause lasted to its end.
+    waited: bool,
     /// How long the latest pause was to last.
     pause_nanos: u64,
     /// What ends the pause.
@@ -87,6 +89,7 @@ impl Accepting {
             exempt_full: false,
             draining: false,
             vacated: 0,
+            waited: false,
             pause_nanos: 0,
             alarm: None,
             retry: None,
@@ -470,14 +473,22 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         }
     }
 
-    /// The system ran out of something: who has been idle longest makes way, once. If that does not
-    /// help it is not for us to mend, and nobody else is sacrificed.
+    /// The system ran out of something: who has been idle longest makes way, once in a pause. If
+    /// that does not help the shortage is not ours to mend, and nobody else is sacrificed before the
+    /// pause is over.
     fn relieve_shortage(&mut self, handler: &mut H, error: &io::Error) {
-        let first = self.accepting.pause_nanos == 0;
+        let first = self.accepting.pause_nanos == 0 || self.accepting.waited;
+        self.accepting.waited = false;
         self.pause_accepting(error);
         if first && self.accepting.at_limit == AtLimit::EvictIdle {
             self.evict(handler);
         }
+    }
+
+    /// A pause is over.
+    pub(super) fn accept_again(&mut self) {
+        self.accepting.waited = true;
+        self.resume_accepting();
     }
 
     /// Leaves the backlog alone until there may be descriptors again: after a while, longer each

@@ -61,7 +61,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             (alarm, Purpose::Application) => {
                 self.call_loop("on_alarm", |cx| handler.on_alarm(cx, alarm));
             }
-            (_, Purpose::AcceptAgain) => self.resume_accepting(),
+            (_, Purpose::AcceptAgain) => self.accept_again(),
             (_, Purpose::RetryAccept) => self.retry_accepting(),
             (_, Purpose::Relieve) => self.relieve(handler),
             (_, Purpose::LookAtStop) => self.look_at_stop(),

@@ -132,10 +132,11 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
                 shared.counters.bytes_in.add(count as u64);
                 *budget -= count;
                 let begun = begin_delivery(record);
+                let given = read_buffer.len();
                 let rested =
                     deliver(handler, backend, shared, id, stream, session, read_buffer, begun);
                 if !read_buffer.is_empty() || slot.input.capacity() > 0 {
-                    keep_input(read_buffer, &mut slot.input, own);
+                    keep_input(read_buffer, &mut slot.input, own, given);
                 }
                 if rested {
                     return Read::Rested;
@@ -170,7 +171,9 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let (Some(stream), Some(session)) = (&mut slot.stream, &mut slot.session) else { return };
         let begun = begin_delivery(shared.table.at(id.index()));
         let input = &mut slot.input;
+        let given = input.len();
         let rested = deliver(handler, backend, shared, id, stream, session, input, begun);
+        shrink(&mut slot.input, given);
         if slot.input.is_empty() {
             slot.input = BytesMut::new();
         }
@@ -302,15 +305,24 @@ fn make_room_behind(read_buffer: &mut BytesMut, kept: &mut BytesMut, max: usize)
 /// Moves what the handler left in the loop's buffer, or in the connection's `own` in its place, to
 /// the connection, which owns no memory if that is nothing.
 #[inline(never)]
-fn keep_input(read_buffer: &mut BytesMut, kept: &mut BytesMut, own: bool) {
+fn keep_input(read_buffer: &mut BytesMut, kept: &mut BytesMut, own: bool, given: usize) {
     if own {
         std::mem::swap(read_buffer, kept);
+        shrink(kept, given);
     } else {
         kept.clear();
         kept.extend_from_slice(read_buffer);
     }
     if kept.is_empty() {
         *kept = BytesMut::new();
+    }
+}
+
+/// A buffer from whose front bytes were taken keeps their memory, out of sight: what is left of
+/// `given` bytes moves to a buffer of its own.
+fn shrink(kept: &mut BytesMut, given: usize) {
+    if kept.len() < given {
+        *kept = BytesMut::from(&kept[..]);
     }
 }
 
