@@ -166,7 +166,8 @@ pub struct Faults {
     /// Where [short I/O drains](crate::backend::Backend::short_io_drains) the system announces
     /// what it kept back as if it had arrived later.
     pub short_read: u16,
-    /// A write takes fewer bytes than there is room for; see [`short_read`](Faults::short_read).
+    /// A write takes fewer bytes than there is room for, or none; see
+    /// [`short_read`](Faults::short_read).
     pub short_write: u16,
     /// A call is interrupted by a signal.
     pub interrupted: u16,

@@ -172,7 +172,12 @@ impl Host {
             let total: usize = slices.iter().map(|slice| slice.len()).sum();
             let mut max = usize::MAX;
             if total > 1 && net.befalls(machine, "short_write", |it| it.short_write) {
-                max = 1 + net.random.below(total as u64 - 1) as usize;
+                max = net.random.below(total as u64) as usize;
+            }
+            if max == 0 {
+                // Whoever took nothing would never be asked again.
+                net.notify_later(Notice::Socket(socket), Readiness::WRITABLE);
+                return Ok(0);
             }
             let taken = net.write(socket, slices, max)?;
             net.note_written(machine, socket, slices, taken);
