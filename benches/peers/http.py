@@ -87,7 +87,7 @@ def parse_options():
     parser = argparse.ArgumentParser(description="Compares the http example with nginx.")
     parser.add_argument("--server", default=EXAMPLE, metavar="COMMAND")
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--seconds", type=float, default=2)
+    parser.add_argument("--seconds", type=int, default=2)
     parser.add_argument("--connections", type=int, default=64)
     return parser.parse_args()
 
@@ -107,7 +107,7 @@ def measure(server, options):
     """Requests per second of CPU time that the server used."""
     with server() as running:
         wrk = ["taskset", "-c", LOAD_CORE, "wrk", "-t1", f"-c{options.connections}"]
-        wrk += [f"-d{options.seconds:g}s", f"http://{running.address}/"]
+        wrk += [f"-d{options.seconds}s", f"http://{running.address}/"]
         before_ns = running.settle()
         output = subprocess.run(wrk, check=True, capture_output=True, text=True).stdout
         used_ns = running.settle() - before_ns
