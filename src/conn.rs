@@ -247,7 +247,9 @@ impl Conn<'_> {
     /// peer sent its FIN, the greatest age is reached, this request is the last of
     /// [`Limits::requests_max`](crate::Limits::requests_max), a shutdown began, or the loop is
     /// [overloaded](crate::Limits#overload). A protocol that can announce the end
-    /// (`Connection: close`) asks before it writes that reply.
+    /// (`Connection: close`) asks before it writes that reply. A no is final: the reactor ends the
+    /// connection after the reply, and under overload it does so with
+    /// [`Overload`](CloseReason::Overload) even if that has passed by then.
     pub fn keep_alive(&mut self) -> bool {
         let stays = self.may_stay();
         let exempt = self.record().is_exempt();

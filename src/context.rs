@@ -21,7 +21,7 @@ use crate::core::stats::{Counters, Stats};
 use crate::core::table::{Birth, ConnId, Dial, Flags, Origin, Table};
 use crate::core::wheel::{Key, Wheel};
 use crate::error::{CloseReason, ConnectError};
-use crate::time::{Instant, nanos};
+use crate::time::{Instant, Seldom, nanos};
 
 /// The wheel's resolution.
 pub(crate) const TICK: Duration = Duration::from_millis(10);
@@ -29,9 +29,6 @@ const TICK_NANOS: u64 = TICK.as_nanos() as u64;
 
 /// Tables with fewer places know no pressure of connections.
 const PRESSED_FROM: u64 = 64;
-
-/// Stalls are reported once in this time.
-const REPORT_EVERY: u64 = 1_000_000_000;
 
 /// How much a callback may write before it moves from the loop's buffer to the connection.
 const SCRATCH_MAX: usize = 64 * 1024;
@@ -210,8 +207,7 @@ pub(crate) struct Shared {
     pub(crate) lags: bool,
     /// When the long turn at hand began.
     pub(crate) long_since: Option<Instant>,
-    /// When a stall was last reported.
-    stall_reported_at: Option<Instant>,
+    stall_reports: Seldom,
     /// How often callbacks asked for the end.
     pub(crate) shutdowns_asked: u32,
     /// The end has begun.
@@ -261,7 +257,7 @@ impl Shared {
             lag: Lag::new(config.limits.lag_max),
             lags: false,
             long_since: None,
-            stall_reported_at: None,
+            stall_reports: Seldom::default(),
             shutdowns_asked: 0,
             stopping: false,
             scratch: Vec::new(),
@@ -634,10 +630,7 @@ impl Shared {
         }
         self.counters.stalls.add(1);
         self.counters.longest_callback.raise(took);
-        let silent =
-            self.stall_reported_at.is_some_and(|at| self.now.nanos_since(at) < REPORT_EVERY);
-        if !silent {
-            self.stall_reported_at = Some(self.now);
+        if self.stall_reports.is_time(self.now) {
             let (id, millis) = (id.map(tracing::field::display), took / 1_000_000);
             warn!(callback, id, millis, "a callback kept the loop waiting");
         }

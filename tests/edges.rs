@@ -98,12 +98,13 @@ fn connections_that_were_aborted_cost_nobody_his_place() {
     let mut sim = Sim::new(1);
     let server = sim.serve(SERVER, Config::default(), Echo);
     let _friends = idle(&mut sim, 20);
-    for _ in 0..40 {
-        server.fail(Call::Accept, 0, errno::ECONNABORTED);
-        drop(sim.connect(SERVER));
-        sim.settle();
+    // More than a turn takes before it suspects a shortage.
+    for after in 0..40 {
+        server.fail(Call::Accept, after, errno::ECONNABORTED);
     }
+    let _newcomers: Vec<_> = (0..40).map(|_| sim.connect(SERVER)).collect();
     sim.advance(secs(5));
+    assert!(server.stats().accept_pauses > 0);
     assert_eq!(evicted(&server), 0);
 }
 
@@ -327,4 +328,41 @@ fn what_an_inbound_request_needs_outlives_the_call_for_the_end() {
     sim.advance(secs(5));
     assert_eq!(upstream.take().len(), 1 << 20);
     assert_eq!(upstream.closed(), None);
+}
+
+#[test]
+fn who_is_served_when_the_end_comes_is_not_cut_off_before_its_deadline() {
+    /// Replies when the timer comes.
+    struct Slow;
+    impl Handler for Slow {
+        type Session = ();
+        fn on_open(&mut self, _: &mut Conn<'_>) -> Option<()> {
+            Some(())
+        }
+        fn on_data(&mut self, conn: &mut Conn<'_>, _: &mut (), input: &mut BytesMut) {
+            input.clear();
+            conn.begin_request();
+            conn.set_timer(conn.now() + secs(50));
+        }
+        fn on_timer(&mut self, conn: &mut Conn<'_>, _: &mut ()) {
+            conn.write(b"done");
+            conn.end_request();
+        }
+    }
+    let mut config = Config::default();
+    config.shutdown_timeout = Some(secs(120));
+    let mut sim = Sim::new(1);
+    let server = sim.serve(SERVER, config, Slow);
+    let peer = sim.connect(SERVER);
+    sim.settle();
+    server.shutdown();
+    // It is given a time to end, and asks for something before that comes.
+    sim.advance(millis(500));
+    peer.send(b"x");
+    sim.advance(secs(60));
+    peer.expect(b"done");
+    drop(peer);
+    sim.advance(secs(1));
+    server.expect_closed(CloseReason::Shutdown);
+    assert!(server.is_finished());
 }

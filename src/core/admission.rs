@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use crate::address::Address;
 use crate::config::{ClientLimits, Network, Rate, masked};
 use crate::core::table::{Origin, Record};
 use crate::time::Instant;
@@ -63,7 +64,7 @@ impl Clients {
     }
 
     /// The client at `address`; `None` if it is not limited.
-    pub(crate) fn key_of(&self, address: IpAddr) -> Option<ClientKey> {
+    fn key_of(&self, address: IpAddr) -> Option<ClientKey> {
         let address = address.to_canonical();
         if self.allowed.iter().any(|network| network.contains(address)) {
             return None;
@@ -75,7 +76,12 @@ impl Clients {
     /// The client of a connection; `None` if it is not limited.
     pub(crate) fn key_of_record(&self, record: &Record) -> Option<ClientKey> {
         let limited = matches!(record.origin, Origin::Accepted(_)) && !record.is_exempt();
-        record.peer.ip().filter(|_| limited).and_then(|addr| self.key_of(addr.ip()))
+        if limited { self.key_of_peer(&record.peer) } else { None }
+    }
+
+    /// The client at a remote end; `None` if it is not limited.
+    pub(crate) fn key_of_peer(&self, peer: &Address) -> Option<ClientKey> {
+        peer.ip().and_then(|addr| self.key_of(addr.ip()))
     }
 
     /// How many connections all of them have.

@@ -6,7 +6,7 @@
 use crate::config::Timeouts;
 use crate::core::lifecycle::State;
 use crate::error::Timeout;
-use crate::time::{Instant, nanos};
+use crate::time::{Instant, nanos, share_of};
 
 /// What a connection can be late with. In this order they are looked at when several are due.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -371,8 +371,7 @@ impl Periods {
 
     fn shortened_lifetime(&self, random: u64) -> u64 {
         let longest = self.lifetime;
-        let cut = (u128::from(longest / 4) * u128::from(random)) >> 64;
-        longest - cut as u64
+        longest - share_of(longest / 4, random)
     }
 }
 

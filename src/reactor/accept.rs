@@ -17,7 +17,7 @@ use crate::core::deadlines::Periods;
 use crate::core::table::{Birth, ConnId, Flags, ListenerId, Origin, Record};
 use crate::error::Error;
 use crate::handler::Handler;
-use crate::time::Instant;
+use crate::time::{Instant, Seldom};
 
 /// Connections accepted from one listener in one turn: one burst of SYNs must not starve those
 /// that are being served.
@@ -25,9 +25,6 @@ const ACCEPTS_PER_TURN: usize = 16;
 
 const PAUSE_MIN_NANOS: u64 = 100_000_000;
 const PAUSE_MAX_NANOS: u64 = 1_000_000_000;
-
-/// The log is told of a lasting shortage once in this time.
-const WARN_EVERY_NANOS: u64 = 1_000_000_000;
 
 /// A listener and what is known of its backlog.
 pub(super) struct Listener<L> {
@@ -67,7 +64,7 @@ pub(super) struct Accepting {
     alarm: Option<AlarmId>,
     /// What looks again whether there is room, or the next may come.
     retry: Option<AlarmId>,
-    warned_at: Option<Instant>,
+    warnings: Seldom,
     /// The listener whose turn it is to be first.
     first: usize,
     at_limit: AtLimit,
@@ -93,7 +90,7 @@ impl Accepting {
             pause_nanos: 0,
             alarm: None,
             retry: None,
-            warned_at: None,
+            warnings: Seldom::default(),
             first: 0,
             at_limit: limits.at_limit.clone(),
             restricts: clients.is_some() || limits.accept_rate.is_some(),
@@ -110,13 +107,6 @@ impl Accepting {
     /// How many connections the clients have that are limited, if any are.
     pub(super) fn clients_connected(&self) -> Option<usize> {
         self.clients.as_ref().map(Clients::connections)
-    }
-
-    /// One has come.
-    fn count_arrival(&mut self, now: Instant) {
-        if let Some(bucket) = &mut self.bucket {
-            bucket.take(now);
-        }
     }
 
     /// Whether a listener may accept, if it is ready.
@@ -241,9 +231,6 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             match self.backend.accept(socket) {
                 Ok((mut stream, peer)) => {
                     self.accepting.pause_nanos = 0;
-                    if !welcome && !exempt {
-                        self.accepting.count_arrival(self.shared.now);
-                    }
                     if !welcome
                         && !exempt
                         && let Err(reset) = self.screen(handler, &mut stream, &peer)
@@ -360,9 +347,11 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     ) -> Result<(), bool> {
         let Self { accepting, shared, .. } = self;
         let counters = &shared.counters;
+        if let Some(bucket) = &mut accepting.bucket {
+            bucket.take(shared.now);
+        }
         // A client that is over its own limits takes nobody's place.
-        let clients = accepting.clients.as_mut();
-        let key = clients.and_then(|it| peer.ip().and_then(|addr| it.key_of(addr.ip())));
+        let key = accepting.clients.as_ref().and_then(|clients| clients.key_of_peer(peer));
         if let (Some(clients), Some(key)) = (&mut accepting.clients, key)
             && let Err(excess) = clients.arrive(key, shared.now)
         {
@@ -495,11 +484,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// time, or as soon as one of ours is closed.
     fn pause_accepting(&mut self, error: &io::Error) {
         let now = self.shared.now;
-        let quiet =
-            self.accepting.warned_at.is_none_or(|at| now.nanos_since(at) >= WARN_EVERY_NANOS);
-        if quiet {
+        if self.accepting.warnings.is_time(now) {
             warn!(%error, "accepting pauses");
-            self.accepting.warned_at = Some(now);
         }
         let pause = (self.accepting.pause_nanos * 2).clamp(PAUSE_MIN_NANOS, PAUSE_MAX_NANOS);
         self.accepting.pause_nanos = pause;

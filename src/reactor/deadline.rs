@@ -259,24 +259,16 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let Shared { table, profiles, now, .. } = &mut self.shared;
         let record = table.at(id.index());
         let Some(ping) = record.periods(profiles).ping() else { return false };
-        let read = record.bytes_in;
-        let until = match record.life_due() {
-            Some(until) => until,
-            None => {
-                let until = now.after(ping);
-                record.rare_mut().asked_for_life = Some((until, read));
-                self.shared.counters.health_checks.add(1);
-                self.call(id, "on_health_check", |conn, session| {
-                    handler.on_health_check(conn, session);
-                });
-                until
-            }
-        };
-        // Idle is due when the sign of life is, or for another look before.
-        let Shared { table, profiles, now, .. } = &mut self.shared;
-        let record = table.at(id.index());
-        let idle = record.periods(profiles).of(Deadline::Idle);
-        record.clocks.set(Deadline::Idle, until.before(idle).min(*now));
+        if record.life_due().is_none() {
+            record.rare_mut().asked_for_life = Some((now.after(ping), record.bytes_in));
+            self.shared.counters.health_checks.add(1);
+            self.call(id, "on_health_check", |conn, session| {
+                handler.on_health_check(conn, session);
+            });
+        }
+        // The wheel comes up for the sign of life by itself.
+        let now = self.shared.now;
+        self.shared.table.at(id.index()).clocks.set(Deadline::Idle, now);
         true
     }
 
@@ -298,9 +290,10 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     fn retire(&mut self, handler: &mut H, id: ConnId) {
         let now = self.shared.now;
         let record = self.shared.table.at(id.index());
-        if self.shared.stopping && record.waits() {
+        let retires = record.flags.has(Flags::RETIRING) && !record.take_overloaded();
+        if self.shared.stopping && !retires {
             self.end_waiting(handler, id);
-        } else if record.flags.has(Flags::RETIRING) && !record.take_overloaded() {
+        } else if retires {
             self.end(handler, id, Timeout::Lifetime);
         } else {
             record.flags.insert(Flags::RETIRING);

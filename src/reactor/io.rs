@@ -174,9 +174,6 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let given = input.len();
         let rested = deliver(handler, backend, shared, id, stream, session, input, begun);
         shrink(&mut slot.input, given);
-        if slot.input.is_empty() {
-            slot.input = BytesMut::new();
-        }
         if self.shared.spilled {
             self.flush(id);
         }

@@ -18,7 +18,7 @@ use crate::core::pressure::{self, EVICTS_FROM, SHRINKS_FROM};
 use crate::core::table::ConnId;
 use crate::error::CloseReason;
 use crate::handler::Handler;
-use crate::time::Instant;
+use crate::time::{Instant, Seldom};
 
 /// The most connections evicted at a time: nginx's number.
 const EVICTIONS_MAX: u64 = 32;
@@ -38,7 +38,7 @@ pub(super) struct Overload {
     walked_at: Option<Instant>,
     /// What looks at the pressure again.
     alarm: Option<AlarmId>,
-    warned_at: Option<Instant>,
+    warnings: Seldom,
 }
 
 impl<H: Handler, B: Backend> Reactor<H, B> {
@@ -81,13 +81,14 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let mut holders: Vec<_> = table
             .ids()
             .filter_map(|id| table.get(id))
-            .filter(|record| record.buffered > 0 && !record.is_exempt())
-            .map(|record| (record.buffered, record.id))
+            .filter(|record| record.buffered > 0)
+            .map(|record| (record.is_exempt(), Reverse(record.buffered), record.id))
             .collect();
-        holders.sort_unstable_by_key(|(held, id)| (Reverse(*held), *id));
+        // Those that are exempt come last; but memory ends for them, too.
+        holders.sort_unstable();
         let enough = bounds.buffered_max - bounds.buffered_max / 16;
         let mut left = *buffered;
-        for (held, id) in holders {
+        for (_, Reverse(held), id) in holders {
             if left <= enough {
                 break;
             }
@@ -152,7 +153,6 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             if allowed.is_none_or(|allowed| now.nanos_since(since) < allowed) {
                 return;
             }
-            self.overload.oldest.pop_front();
             self.make_way(handler, since, id);
         }
     }
@@ -165,7 +165,6 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         while evicted < (idle / 8).clamp(1, EVICTIONS_MAX)
             && let Some((since, id)) = self.oldest_idle()
         {
-            self.overload.oldest.pop_front();
             evicted += u64::from(self.make_way(handler, since, id));
         }
         evicted
@@ -271,9 +270,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     }
 
     fn warn_of_pressure(&mut self, of: &'static str) {
-        let now = self.shared.now;
-        if self.overload.warned_at.is_none_or(|at| now >= at + Duration::from_secs(1)) {
-            self.overload.warned_at = Some(now);
+        if self.overload.warnings.is_time(self.shared.now) {
             warn!(
                 of,
                 connections = self.shared.table.len(),

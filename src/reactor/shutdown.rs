@@ -15,7 +15,7 @@ use crate::core::stats::Stats;
 use crate::core::table::{ConnId, Flags, Record};
 use crate::error::CloseReason;
 use crate::handler::Handler;
-use crate::time::{Instant, nanos};
+use crate::time::{Instant, nanos, share_of};
 
 /// Panics within [`PANIC_WINDOW`] that stop the reactor: this is no accident any more.
 const PANICS_MAX: usize = 3;
@@ -117,11 +117,6 @@ impl fmt::Display for Report {
     }
 }
 
-/// A share of `whole`, as great as `random` is of all numbers.
-fn share_of(whole: u64, random: u64) -> u64 {
-    ((u128::from(whole) * u128::from(random)) >> 64) as u64
-}
-
 impl<H: Handler, B: Backend> Reactor<H, B> {
     /// Begins, hardens and ends the shutdown, as was asked for.
     #[inline]
@@ -154,7 +149,9 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// Nobody new from here on: who waits in a backlog is let in, for he was told that he is
     /// connected, and then the listeners close.
     fn begin_shutdown(&mut self, handler: &mut H) {
-        self.drain_backlogs(handler);
+        if self.stop.failure.is_none() {
+            self.drain_backlogs(handler);
+        }
         info!(connections = self.shared.table.len(), "shutting down");
         self.stop.begun_at = Some(self.shared.now);
         self.stop.stirs = true;
@@ -180,10 +177,10 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             // Whose last reply is written already has only to be flushed.
             if record.state() == State::Connecting || record.only_flushes() {
                 record.ask(CloseReason::Shutdown);
+                self.shared.mark_dirty(id);
             } else {
                 self.plan_end(id);
             }
-            self.shared.mark_dirty(id);
         }
     }
 
@@ -195,18 +192,21 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         if !record.waits() || !record.flags.has(Flags::INBOUND) {
             return;
         }
-        let Some(spread) = config.shutdown_spread else {
-            return record.ask(CloseReason::Shutdown);
-        };
-        let latest = now + spread + QUIET_LEAST;
-        let planned = record.flags.has(Flags::HAS_LIFETIME)
-            && record.clocks.since(Deadline::Lifetime) <= latest;
-        if !planned {
+        if let Some(spread) = config.shutdown_spread {
+            let latest = now + spread + QUIET_LEAST;
+            let planned = record.flags.has(Flags::HAS_LIFETIME)
+                && record.clocks.since(Deadline::Lifetime) <= latest;
+            if planned {
+                return;
+            }
             let share = share_of(nanos(spread), backend.entropy());
             let at = now.after(share).max(record.quiet_since() + QUIET_LEAST);
             record.clocks.set(Deadline::Lifetime, at);
             record.flags.insert(Flags::HAS_LIFETIME.and(Flags::REARM));
+        } else {
+            record.ask(CloseReason::Shutdown);
         }
+        shared.mark_dirty(id);
     }
 
     /// Once no inbound connection is left, nothing is relayed any more: dialled ones that are at
@@ -222,10 +222,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         if ids.iter().any(inbound) {
             // Some that were held wait for their peer by now.
             for id in ids {
-                if self.shared.table.get(id).is_some_and(Record::waits) {
-                    self.plan_end(id);
-                    self.shared.mark_dirty(id);
-                }
+                self.plan_end(id);
             }
         } else {
             for id in ids {
@@ -254,10 +251,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// Whoever watched the shutdown has seen it.
     fn end_exempt(&mut self) {
         self.close_listeners(true);
-        for id in self.shared.table.ids().collect::<Vec<_>>() {
-            self.shared.table.at(id.index()).ask(CloseReason::Shutdown);
-            self.shared.mark_dirty(id);
-        }
+        self.ask_all(CloseReason::Shutdown);
     }
 
     pub(super) fn hard_stop(&mut self) {
@@ -265,8 +259,12 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             return;
         }
         self.close_listeners(true);
+        self.ask_all(CloseReason::HardStop);
+    }
+
+    fn ask_all(&mut self, reason: CloseReason) {
         for id in self.shared.table.ids().collect::<Vec<_>>() {
-            self.shared.table.at(id.index()).ask(CloseReason::HardStop);
+            self.shared.table.at(id.index()).ask(reason);
             self.shared.mark_dirty(id);
         }
     }
