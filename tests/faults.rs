@@ -590,3 +590,30 @@ fn faults_that_change_nothing_are_not_counted() {
     }
     assert_eq!(sim.faults_injected(), 0, "one event at a time, and no hint");
 }
+
+#[test]
+fn a_dial_may_succeed_before_the_call_returns() {
+    let path: Address = "unix:/run/door".parse().unwrap();
+    for personality in Personality::ALL {
+        let mut sim = Sim::new(1);
+        sim.set_personality(personality);
+        let door = sim.open(path.clone(), 4);
+        // As unix(7) does it: the stream stands when connect(2) returns.
+        let mut host = sim.host("10.0.0.2");
+        let mut stream = host.connect(&path, &SocketOptions::default()).unwrap();
+        assert!(host.is_connected(&mut stream).unwrap());
+        drop(door.accept().expect("it stands"));
+        drop(stream);
+        let server = dial(&mut sim, &path);
+        sim.settle();
+        let peer = door.accept().expect("it has dialled");
+        assert_eq!(server.handler().connected, 1);
+        peer.send(b"x");
+        sim.settle();
+        peer.expect(b"x");
+        peer.close();
+        sim.settle();
+        assert_eq!(reasons(&server), [CloseReason::PeerEof]);
+        sim.assert_clean();
+    }
+}

@@ -435,7 +435,14 @@ impl Backend for Host {
         net.record_call(self.machine, Call::Connect, Some(socket), Outcome::Done);
         net.set_user_timeout(socket, options.user_timeout);
         drop(net);
-        Ok(self.adopt_socket(socket, fd))
+        let stream = self.adopt_socket(socket, fd);
+        if let Address::Unix(_) = address {
+            // unix(7): whoever listens there is connected to before connect(2) returns.
+            let mut net = self.net.borrow_mut();
+            let now = net.now;
+            net.run_until(now);
+        }
+        Ok(stream)
     }
 
     fn register(&mut self, stream: &mut HostStream, token: Token) -> io::Result<()> {
