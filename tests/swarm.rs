@@ -44,7 +44,8 @@ fn swarm_zoo() {
 #[test]
 fn seeds_that_failed_once() {
     // What was asked for by a sign of life, or given to a request, let the wheel come up too late.
-    for seed in [0xa477, 0xa482] {
+    // A connection was shed before it was dialled.
+    for seed in [0xa477, 0xa482, 0x1054_58b7_39f8] {
         sim::swarm(seed, 1, scenarios::crowd);
     }
 }

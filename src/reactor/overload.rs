@@ -95,7 +95,10 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             left -= u64::from(held);
             debug!(%id, held, "shed: all buffers together are too large");
             self.drop_output(id);
-            self.slots[id.index()].input = BytesMut::new();
+            // What was not dialled yet may have no slot.
+            if let Some(slot) = self.slots.get_mut(id.index()) {
+                slot.input = BytesMut::new();
+            }
             let record = self.shared.table.at(id.index());
             record.buffered = 0;
             record.ask(CloseReason::BufferLimit);

@@ -14,6 +14,7 @@ behaviours! {
         nobody_is_kept_alive_in_a_crowd
         buffers_are_counted_and_given_back
         the_greatest_holder_of_input_is_shed
+        what_waits_to_be_dialled_is_shed_too
         a_flood_fills_the_buffers_and_no_more
         a_callback_that_stalls_is_counted
         states_are_counted
@@ -112,6 +113,25 @@ fn the_greatest_holder_of_input_is_shed<W: World>(world: &mut W) {
     assert_eq!(closed.id, scene.script.ids[number]);
     scene.wait(millis(20));
     assert!(scene.reactor.handle().stats().buffered <= 256 * 1024);
+}
+
+fn what_waits_to_be_dialled_is_shed_too<W: World>(world: &mut W) {
+    let mut config = Config::default();
+    config.limits.buffered_max = 64 * 1024;
+    let (_door, address) = world.open_door();
+    let script = Script::echo().when_data(move |conn, _, input| {
+        let id = conn.cx().connect(address.clone()).unwrap();
+        conn.cx().conn(id).unwrap().write(&[b'x'; 100_000]);
+        // A part of a request is kept, which is when buffers are looked at.
+        input.truncate(1);
+    });
+    let mut scene = Scene::new(world, config, script);
+    let (peer, _) = scene.enter();
+    scene.send(peer, b"hello");
+    let closed = scene.expect_closed(CloseReason::BufferLimit);
+    assert_eq!((closed.id, closed.unsent), (scene.script.ids[1], 100_000));
+    assert!(scene.reactor.handle().stats().buffered < 1_000);
+    scene.expect_none_closed();
 }
 
 fn the_greatest_holder_of_output_is_shed<W: World>(world: &mut W) {
