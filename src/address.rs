@@ -1,6 +1,6 @@
 //! Where a listener binds and whom a connection talks to.
 
-use std::fmt;
+use std::fmt::{self, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -49,7 +49,14 @@ impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Ip(addr) => addr.fmt(f),
-            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+            Self::Unix(path) => {
+                f.write_str("unix:")?;
+                // A peer chooses its own path, and is not to write lines of a log by it.
+                path.to_string_lossy().chars().try_for_each(|letter| match letter {
+                    letter if letter.is_control() => write!(f, "{}", letter.escape_default()),
+                    letter => f.write_char(letter),
+                })
+            }
             Self::Unnamed => f.write_str("unix:"),
         }
     }
@@ -165,6 +172,12 @@ mod tests {
         for text in ["", "7000", "unix:", "127.0.0.1", "::1:7000:", "1.2.3.4:70000"] {
             assert!(text.parse::<Address>().is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn a_path_cannot_break_a_line() {
+        let path = Address::Unix("/tmp/a\nb\u{1b}[31m ü".into());
+        assert_eq!(path.to_string(), "unix:/tmp/a\\nb\\u{1b}[31m ü");
     }
 
     #[test]

@@ -21,7 +21,8 @@ use crate::core::stats::{Counters, Stats};
 use crate::core::table::{Birth, ConnId, Dial, Flags, Origin, Table};
 use crate::core::wheel::{Key, Wheel};
 use crate::error::{CloseReason, ConnectError};
-use crate::time::{Instant, Seldom, nanos};
+use crate::log::Seldom;
+use crate::time::{Instant, nanos};
 
 /// The wheel's resolution.
 pub(crate) const TICK: Duration = Duration::from_millis(10);
@@ -630,9 +631,9 @@ impl Shared {
         }
         self.counters.stalls.add(1);
         self.counters.longest_callback.raise(took);
-        if self.stall_reports.is_time(self.now) {
+        if let Some(times) = self.stall_reports.times(self.now) {
             let (id, millis) = (id.map(tracing::field::display), took / 1_000_000);
-            warn!(callback, id, millis, "a callback kept the loop waiting");
+            warn!(callback, id, millis, times, "a callback kept the loop waiting");
         }
     }
 

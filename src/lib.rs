@@ -124,6 +124,7 @@ mod context;
 mod core;
 mod error;
 mod handler;
+mod log;
 mod reactor;
 pub mod sim;
 mod time;

@@ -66,22 +66,6 @@ pub(crate) const fn share_of(whole: u64, random: u64) -> u64 {
     ((whole as u128 * random as u128) >> 64) as u64
 }
 
-/// What is said at most once a second, because a peer may cause it at any rate.
-#[derive(Debug, Default)]
-pub(crate) struct Seldom(Option<Instant>);
-
-impl Seldom {
-    /// Whether it is time to say it again; then it counts as said.
-    pub(crate) fn is_time(&mut self, now: Instant) -> bool {
-        const EVERY: u64 = 1_000_000_000;
-        let is_time = self.0.is_none_or(|said_at| now.nanos_since(said_at) >= EVERY);
-        if is_time {
-            self.0 = Some(now);
-        }
-        is_time
-    }
-}
-
 impl Add<Duration> for Instant {
     type Output = Self;
 
@@ -127,14 +111,6 @@ mod tests {
         assert_eq!(Instant::FAR_FUTURE + Duration::from_secs(1), Instant::FAR_FUTURE);
         assert_eq!(Instant::EPOCH - Duration::from_secs(1), Instant::EPOCH);
         assert_eq!(Instant::EPOCH - Instant::FAR_FUTURE, Duration::ZERO);
-    }
-
-    #[test]
-    fn what_is_said_seldom_is_said_once_a_second() {
-        let mut seldom = Seldom::default();
-        let said = [0, 1, 999, 1_000, 1_999, 5_000, 5_001]
-            .map(|millis| seldom.is_time(Instant::EPOCH + Duration::from_millis(millis)));
-        assert_eq!(said, [true, false, false, true, false, true, false]);
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::fmt;
 use std::num::NonZeroU64;
 
 use slab::Slab;
+use tracing::{Level, debug};
 
 use crate::address::{Address, Target};
 use crate::canary::{Canary, planted};
@@ -12,6 +13,7 @@ use crate::core::lifecycle::{Ending, State, Step};
 use crate::core::output::Output;
 use crate::core::stats::States;
 use crate::error::{CloseReason, OsError};
+use crate::log::hears;
 use crate::time::Instant;
 
 /// The name of a connection, never reused: once it is closed its id resolves to `None`, not to
@@ -360,6 +362,7 @@ impl Record {
         if owner.is_some() {
             self.rare_mut().owner = owner;
         }
+        self.log_state();
     }
 
     /// Gives back what a free place need not own, and its id up for ever.
@@ -389,9 +392,39 @@ impl Record {
     /// In debug builds, if no such arrow leaves the state. In release builds nothing moves.
     #[inline]
     pub(crate) fn step(&mut self, step: Step) {
+        self.step_and_log(step, true);
+    }
+
+    /// [`Record::step`], which is logged only if `log` says so.
+    #[inline]
+    pub(crate) fn step_and_log(&mut self, step: Step, log: bool) {
         let after = self.state.after(step);
         debug_assert!(after.is_some(), "{}: {step:?} from {:?}", self.id, self.state);
         self.state = after.unwrap_or(self.state);
+        if log {
+            self.log_state();
+        }
+    }
+
+    #[inline]
+    fn log_state(&self) {
+        if hears(Level::DEBUG) {
+            self.say_state();
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn say_state(&self) {
+        let Self { id, peer, requests, bytes_in, bytes_out, .. } = self;
+        let reason = self.reason.map(tracing::field::display);
+        match self.state {
+            State::Connecting => debug!(%id, %peer, origin = ?self.origin, "connecting"),
+            State::Connected => debug!(%id, %peer, "connected"),
+            State::Idle => debug!(%id, %peer, requests, "idle"),
+            State::Closing => debug!(%id, %peer, reason, "closing"),
+            State::Closed => debug!(%id, %peer, reason, requests, bytes_in, bytes_out, "closed"),
+        }
     }
 
     /// Lets it be counted in the state it is in.
@@ -434,13 +467,13 @@ impl Record {
     /// [`State::Connected`] → [`State::Idle`], if it is quiet and no request is active, and it is not
     /// to be looked whether it has come to its end. Returns whether it was.
     #[inline]
-    pub(crate) fn try_rest(&mut self, looks_from: u64) -> bool {
+    pub(crate) fn try_rest(&mut self, looks_from: u64, log: bool) -> bool {
         let rests = self.state == State::Connected
             && self.is_quiet()
             && self.quiet_facts().at_rest()
             && self.requests < looks_from;
         if rests {
-            self.step(Step::Rest);
+            self.step_and_log(Step::Rest, log);
         }
         rests
     }
@@ -467,7 +500,7 @@ impl Record {
         }
     }
 
-    /// Whether it waits for its peer to begin: idle, or never heard of.
+    /// Whether it waits for its peer to begin: idle, or never log of.
     pub(crate) const fn waits(&self) -> bool {
         let silent = !self.flags.has(Flags::RECEIVED) && self.owed == 0 && self.output.is_empty();
         let unheard = matches!(self.state, State::Connected)

@@ -17,7 +17,8 @@ use crate::core::deadlines::Periods;
 use crate::core::table::{Birth, ConnId, Flags, ListenerId, Origin, Record};
 use crate::error::Error;
 use crate::handler::Handler;
-use crate::time::{Instant, Seldom};
+use crate::log::Seldom;
+use crate::time::Instant;
 
 /// Connections accepted from one listener in one turn: one burst of SYNs must not starve those
 /// that are being served.
@@ -64,7 +65,10 @@ pub(super) struct Accepting {
     alarm: Option<AlarmId>,
     /// What looks again whether there is room, or the next may come.
     retry: Option<AlarmId>,
-    warnings: Seldom,
+    shortages: Seldom,
+    crowds: Seldom,
+    throttles: Seldom,
+    refusals: Seldom,
     /// The listener whose turn it is to be first.
     first: usize,
     at_limit: AtLimit,
@@ -90,7 +94,10 @@ impl Accepting {
             pause_nanos: 0,
             alarm: None,
             retry: None,
-            warnings: Seldom::default(),
+            shortages: Seldom::default(),
+            crowds: Seldom::default(),
+            throttles: Seldom::default(),
+            refusals: Seldom::default(),
             first: 0,
             at_limit: limits.at_limit.clone(),
             restricts: clients.is_some() || limits.accept_rate.is_some(),
@@ -288,13 +295,20 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             AtLimit::Reject(_) => true,
         };
         if !found {
+            self.warn_of_crowd();
             self.accepting.full = true;
-            debug!("the table is full; newcomers wait");
             if self.accepting.at_limit == AtLimit::EvictIdle {
                 self.retry_at(self.shared.now + RETRY_EVERY);
             }
         }
         found
+    }
+
+    fn warn_of_crowd(&mut self) {
+        if let Some(times) = self.accepting.crowds.times(self.shared.now) {
+            let connections = self.shared.table.counted();
+            warn!(connections, times, "the table is full");
+        }
     }
 
     /// Whether somebody made way for a newcomer who has been accepted.
@@ -317,6 +331,9 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         }
         self.accepting.throttled = true;
         self.shared.counters.accept_throttles.add(1);
+        if let Some(times) = self.accepting.throttles.times(now) {
+            warn!(times, "newcomers wait: more come than accept_rate lets in");
+        }
         self.retry_at(next);
         false
     }
@@ -346,23 +363,29 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         peer: &Address,
     ) -> Result<(), bool> {
         let Self { accepting, shared, .. } = self;
-        let counters = &shared.counters;
+        let (counters, now) = (&shared.counters, shared.now);
         if let Some(bucket) = &mut accepting.bucket {
-            bucket.take(shared.now);
+            bucket.take(now);
         }
         // A client that is over its own limits takes nobody's place.
         let key = accepting.clients.as_ref().and_then(|clients| clients.key_of_peer(peer));
         if let (Some(clients), Some(key)) = (&mut accepting.clients, key)
-            && let Err(excess) = clients.arrive(key, shared.now)
+            && let Err(excess) = clients.arrive(key, now)
         {
             match excess {
                 Excess::Connections => counters.refused_client.add(1),
                 Excess::Rate => counters.refused_client_rate.add(1),
             }
-            debug!(%peer, ?excess, "a client is refused");
+            if let Some(times) = accepting.refusals.times(now) {
+                warn!(%peer, ?excess, times, "a client is refused");
+            }
             return Err(self.config.limits.clients.refusal == Refusal::Reset);
         }
-        if self.shared.table.is_full() && !self.displaces(handler) {
+        let full = self.shared.table.is_full();
+        if full {
+            self.warn_of_crowd();
+        }
+        if full && !self.displaces(handler) {
             if let (Some(clients), Some(key)) = (&mut self.accepting.clients, key) {
                 clients.depart(key);
             }
@@ -484,8 +507,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// time, or as soon as one of ours is closed.
     fn pause_accepting(&mut self, error: &io::Error) {
         let now = self.shared.now;
-        if self.accepting.warnings.is_time(now) {
-            warn!(%error, "accepting pauses");
+        if let Some(times) = self.accepting.shortages.times(now) {
+            warn!(%error, times, "accepting pauses");
         }
         let pause = (self.accepting.pause_nanos * 2).clamp(PAUSE_MIN_NANOS, PAUSE_MAX_NANOS);
         self.accepting.pause_nanos = pause;

@@ -106,6 +106,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     pub(super) fn discard(&mut self, id: ConnId) {
         let record = self.shared.table.at(id.index());
         record.flags.set(Flags::RESET, record.asked == Some(CloseReason::HandlerPanic));
+        debug!(%id, peer = %record.peer, "the handler refuses a connection");
         self.shared.counters.refused.add(1);
         self.release(id);
     }
@@ -165,7 +166,6 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             opened_at: record.opened_at,
             age: now.duration_since(record.opened_at),
         };
-        debug!(id = %closed.id, peer = %closed.peer, %reason, "closed");
         self.shared.counters.count_close(reason);
         self.call_shared("on_closed", |cx| handler.on_closed(cx, closed, session));
     }

@@ -3,6 +3,7 @@
 use std::io::{self, ErrorKind, IoSlice};
 
 use bytes::BytesMut;
+use tracing::trace;
 
 use super::dispatch::call_data;
 use super::{READ_BUDGET, Reactor, refresh_now_if_stale};
@@ -72,19 +73,20 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// wants no more.
     pub(super) fn receive(&mut self, handler: &mut H, id: ConnId) {
         if wants_reading(self.shared.table.at(id.index()).flags)
-            && self.exchange(handler, id) == Read::Rested
+            && self.exchange(handler, id, true) == Read::Rested
         {
             self.call_idle(handler, id);
         }
     }
 
     /// [`Reactor::receive`] for a connection that is to be read; where it came to rest `on_idle` is
-    /// left to the caller.
+    /// left to the caller. What happens is logged
+    /// only if `log` says so.
     #[inline(always)]
-    pub(super) fn exchange(&mut self, handler: &mut H, id: ConnId) -> Read {
+    pub(super) fn exchange(&mut self, handler: &mut H, id: ConnId, log: bool) -> Read {
         let mut budget = READ_BUDGET;
         loop {
-            match self.read_once(handler, id, &mut budget) {
+            match self.read_once(handler, id, &mut budget, log) {
                 Read::More if wants_reading(self.shared.table.at(id.index()).flags) => {}
                 Read::More => return Read::Drained,
                 done => return done,
@@ -94,7 +96,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
 
     /// One read, and the callback for what it brought.
     #[inline(always)]
-    fn read_once(&mut self, handler: &mut H, id: ConnId, budget: &mut usize) -> Read {
+    fn read_once(&mut self, handler: &mut H, id: ConnId, budget: &mut usize, log: bool) -> Read {
         let Self { backend, slots, read_buffer, shared, .. } = self;
         let slot = &mut slots[id.index()];
         let record = shared.table.at(id.index());
@@ -126,12 +128,15 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
                 if drained {
                     record.flags.remove(Flags::READ_READY);
                 }
+                if log {
+                    say_read(id, count);
+                }
                 record.flags.insert(Flags::RECEIVED);
                 record.bytes_in = record.bytes_in.wrapping_add(count as u64);
                 record.clocks.touch_read(shared.now);
                 shared.counters.bytes_in.add(count as u64);
                 *budget -= count;
-                let begun = begin_delivery(record);
+                let begun = begin_delivery(record, log);
                 let given = read_buffer.len();
                 let rested =
                     deliver(handler, backend, shared, id, stream, session, read_buffer, begun);
@@ -153,7 +158,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
                     std::mem::swap(read_buffer, &mut slot.input);
                 }
                 match nothing {
-                    Ok(_) => {
+                    Ok(count) => {
+                        say_read(id, count);
                         record.flags.insert(Flags::EOF);
                         self.deliver_eof(handler, id);
                         Read::Drained
@@ -169,7 +175,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let Self { backend, slots, shared, .. } = self;
         let slot = &mut slots[id.index()];
         let (Some(stream), Some(session)) = (&mut slot.stream, &mut slot.session) else { return };
-        let begun = begin_delivery(shared.table.at(id.index()));
+        let begun = begin_delivery(shared.table.at(id.index()), true);
         let input = &mut slot.input;
         let given = input.len();
         let rested = deliver(handler, backend, shared, id, stream, session, input, begun);
@@ -198,7 +204,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let Shared { table, scratch, now, counters, .. } = shared;
         let record = table.at(id.index());
         let stream = slots[id.index()].stream.as_mut();
-        send_scratch(backend, stream, record, scratch, *now, counters);
+        send_scratch(backend, stream, record, scratch, *now, counters, true);
     }
 
     /// Writes queued output until it is gone, the socket is full or the budget is used.
@@ -214,7 +220,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             let filled = record.output.front(&mut slices);
             let asked = slices[..filled].iter().map(|slice| slice.len()).sum();
             let result = backend.write_vectored(stream, &slices[..filled]);
-            let taken = note_write(backend, record, asked, result, *now, counters);
+            let taken = note_write(backend, record, asked, result, *now, counters, true);
             record.output.consume(taken);
             budget = budget.saturating_sub(taken.max(1));
         }
@@ -345,7 +351,7 @@ fn deliver<H: Handler, B: Backend>(
     let Shared { table, scratch, bounds, counters, now, .. } = shared;
     let record = table.at(id.index());
     if !scratch.is_empty() {
-        send_scratch(backend, Some(stream), record, scratch, *now, counters);
+        send_scratch(backend, Some(stream), record, scratch, *now, counters, begun.log);
     }
     if count_request(record, left < before, left, *now) {
         counters.requests.add(1);
@@ -358,7 +364,7 @@ fn deliver<H: Handler, B: Backend>(
         }
         return false;
     }
-    record.try_rest(bounds.looks_from)
+    record.try_rest(bounds.looks_from, begun.log)
 }
 
 /// What a connection was like before its handler got input.
@@ -368,17 +374,19 @@ pub(super) struct Delivery {
     pub(super) wakes: bool,
     /// No output is queued.
     pub(super) drained: bool,
+    /// What happens is to be logged.
+    log: bool,
 }
 
 /// Readies a record for `on_data`.
 #[inline(always)]
-fn begin_delivery(record: &mut Record) -> Delivery {
+fn begin_delivery(record: &mut Record, log: bool) -> Delivery {
     let wakes = record.state() == State::Idle;
     if wakes {
-        record.step(Step::Wake);
+        record.step_and_log(Step::Wake, log);
     }
     record.flags.remove(Flags::AWAITS_INPUT.and(Flags::DATA_DUE));
-    Delivery { wakes, drained: record.output.is_empty() }
+    Delivery { wakes, drained: record.output.is_empty(), log }
 }
 
 /// Sends what a callback wrote; what the kernel does not take is queued.
@@ -390,13 +398,14 @@ fn send_scratch<B: Backend>(
     scratch: &mut Vec<u8>,
     now: Instant,
     counters: &Counters,
+    log: bool,
 ) {
     let mut taken = 0;
     if record.flags.has(Flags::WRITE_READY)
         && let Some(stream) = stream
     {
         let result = backend.write(stream, scratch);
-        taken = note_write(backend, record, scratch.len(), result, now, counters);
+        taken = note_write(backend, record, scratch.len(), result, now, counters, log);
     }
     if taken < scratch.len() {
         let again = usize::from(planted(Canary::ShortWriteDoubled) && taken > 0);
@@ -438,7 +447,21 @@ fn count_whole(record: &mut Record) -> bool {
 }
 
 #[cold]
+#[inline(never)]
+fn say_read(id: ConnId, bytes: usize) {
+    trace!(%id, bytes, "read");
+}
+
+#[cold]
+#[inline(never)]
+fn say_write(id: ConnId, asked: usize, taken: usize) {
+    trace!(%id, asked, taken, "write");
+}
+
+#[cold]
+#[inline(never)]
 fn handle_read_error(record: &mut Record, error: io::Error) -> Read {
+    trace!(id = %record.id, %error, "read fails");
     match error.kind() {
         ErrorKind::WouldBlock
             if planted(Canary::EndlessReading) && record.state() != State::Closing => {}
@@ -456,7 +479,7 @@ fn handle_read_error(record: &mut Record, error: io::Error) -> Read {
 }
 
 /// Accounts for one write of `asked` bytes and returns how many the kernel took.
-#[inline]
+#[inline(always)]
 fn note_write<B: Backend>(
     backend: &B,
     record: &mut Record,
@@ -464,9 +487,13 @@ fn note_write<B: Backend>(
     result: io::Result<usize>,
     now: Instant,
     counters: &Counters,
+    log: bool,
 ) -> usize {
     match result {
         Ok(taken) => {
+            if log {
+                say_write(record.id, asked, taken);
+            }
             if taken < asked && (backend.short_io_drains() || taken == 0) {
                 record.flags.remove(Flags::WRITE_READY);
             }
@@ -476,16 +503,23 @@ fn note_write<B: Backend>(
             taken
         }
         Err(error) => {
-            match error.kind() {
-                ErrorKind::Interrupted => {}
-                ErrorKind::WouldBlock => record.flags.remove(Flags::WRITE_READY),
-                _ => {
-                    record.flags.remove(Flags::WRITE_READY);
-                    record.flags.insert(Flags::BROKEN.and(Flags::ASKED));
-                    record.broken = Some(reason_of(error));
-                }
-            }
+            handle_write_error(record, error);
             0
+        }
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn handle_write_error(record: &mut Record, error: io::Error) {
+    trace!(id = %record.id, %error, "write fails");
+    match error.kind() {
+        ErrorKind::Interrupted => {}
+        ErrorKind::WouldBlock => record.flags.remove(Flags::WRITE_READY),
+        _ => {
+            record.flags.remove(Flags::WRITE_READY);
+            record.flags.insert(Flags::BROKEN.and(Flags::ASKED));
+            record.broken = Some(reason_of(error));
         }
     }
 }

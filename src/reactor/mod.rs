@@ -22,7 +22,7 @@ use std::time::Duration;
 use std::{cmp, fmt};
 
 use bytes::BytesMut;
-use tracing::{info, warn};
+use tracing::{Level, info, trace, warn};
 
 use self::accept::Listener;
 pub(crate) use self::audit::{Holdings, Memory};
@@ -40,6 +40,7 @@ use crate::core::pressure::SHRINKS_FROM;
 use crate::core::table::{CAPACITY_MAX, ConnId, Flags, ListenerId};
 use crate::error::Error;
 use crate::handler::Handler;
+use crate::log::hears;
 use crate::time::Instant;
 
 /// Events taken in one wait; a full batch means that there may be more.
@@ -103,6 +104,8 @@ pub struct Reactor<H: Handler, B: Backend = Os> {
     stop: Stop,
     /// Waits in a row after which deadlines were put off because there may be input.
     put_off: u32,
+    /// What happens to single connections is to be logged.
+    logs: bool,
     started_at: Instant,
 }
 
@@ -176,6 +179,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             letters: VecDeque::new(),
             stop: Stop::default(),
             put_off: 0,
+            logs: false,
             started_at: now,
         })
     }
@@ -318,7 +322,17 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         self.mailbox.claim();
         self.refresh_now();
         self.shared.counters.turns.add(1);
+        self.logs = hears(Level::DEBUG);
+        if self.logs {
+            self.say_waited(timeout);
+        }
         Ok(())
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn say_waited(&self, timeout: Option<Duration>) {
+        trace!(?timeout, events = self.events.len(), "waited");
     }
 
     /// The turn was long, or some before it were.
@@ -380,7 +394,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         }
         if record.flags.has(Flags::QUEUED_READY) {
             // It has its turn there, and none besides.
-        } else if open && record.output.is_empty() && wants_reading(record.flags) {
+        } else if open && record.output.is_empty() && wants_reading(record.flags) && !self.logs {
             self.serve_input(handler, id);
         } else {
             self.serve(handler, id);

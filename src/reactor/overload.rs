@@ -18,7 +18,8 @@ use crate::core::pressure::{self, EVICTS_FROM, SHRINKS_FROM};
 use crate::core::table::ConnId;
 use crate::error::CloseReason;
 use crate::handler::Handler;
-use crate::time::{Instant, Seldom};
+use crate::log::Seldom;
+use crate::time::Instant;
 
 /// The most connections evicted at a time: nginx's number.
 const EVICTIONS_MAX: u64 = 32;
@@ -273,13 +274,9 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     }
 
     fn warn_of_pressure(&mut self, of: &'static str) {
-        if self.overload.warnings.is_time(self.shared.now) {
-            warn!(
-                of,
-                connections = self.shared.table.len(),
-                buffered = self.shared.buffered,
-                "overloaded"
-            );
+        if let Some(times) = self.overload.warnings.times(self.shared.now) {
+            let Shared { table, buffered, .. } = &self.shared;
+            warn!(of, connections = table.len(), buffered, times, "overloaded");
         }
     }
 }

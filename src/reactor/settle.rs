@@ -35,10 +35,11 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         self.settle(handler, id);
     }
 
-    /// [`Reactor::serve`] for an open connection that has nothing but input.
+    /// [`Reactor::serve`] for an open connection that has nothing but input, while nobody listens to
+    /// what happens to it.
     #[inline(always)]
     pub(super) fn serve_input(&mut self, handler: &mut H, id: ConnId) {
-        if self.exchange(handler, id) != Read::Rested {
+        if self.exchange(handler, id, false) != Read::Rested {
             return self.settle(handler, id);
         }
         self.call_idle(handler, id);

@@ -1,0 +1,238 @@
+//! What is logged, for whom, and how often.
+
+#[path = "zoo/echo.rs"]
+mod echo;
+
+use std::io;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tracing::Level;
+use wheelhouse::sim::{Call, Faults, Sim, errno};
+use wheelhouse::{AtLimit, Config, Conn, Handler, Rate};
+
+use crate::echo::Echo;
+
+const SERVER: &str = "10.0.0.1:7";
+
+const fn millis(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+/// What was logged in a test.
+#[derive(Clone, Default)]
+struct Paper(Arc<Mutex<Vec<u8>>>);
+
+impl io::Write for Paper {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Runs `act`, and returns what was logged at `level` of what was to be logged down to `most`.
+fn logged(most: Level, level: Level, act: impl FnOnce()) -> Vec<String> {
+    let paper = Paper::default();
+    let writer = paper.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(most)
+        .with_ansi(false)
+        .with_target(false)
+        .without_time()
+        .with_writer(move || writer.clone())
+        .finish();
+    tracing::subscriber::with_default(subscriber, act);
+    let bytes = paper.0.lock().unwrap().clone();
+    let text = String::from_utf8(bytes).unwrap();
+    let lines = text.lines().filter_map(|line| line.trim().strip_prefix(level.as_str()));
+    lines.map(|line| line.trim().to_owned()).collect()
+}
+
+fn warnings(act: impl FnOnce()) -> Vec<String> {
+    logged(Level::INFO, Level::WARN, act)
+}
+
+/// One client is served and leaves.
+fn visit() {
+    let mut sim = Sim::new(1);
+    sim.serve(SERVER, Config::default(), Echo);
+    let peer = sim.connect_from("10.9.0.1:5000", SERVER);
+    peer.send(b"hello");
+    sim.settle();
+    peer.expect(b"hello");
+    peer.close();
+    sim.settle();
+    assert!(!peer.is_open());
+}
+
+#[test]
+fn every_transition_is_told() {
+    let lines = logged(Level::DEBUG, Level::DEBUG, visit);
+    assert_eq!(
+        lines,
+        [
+            "connecting id=0.1 peer=10.9.0.1:5000 origin=Accepted(ListenerId(0))",
+            "connected id=0.1 peer=10.9.0.1:5000",
+            "idle id=0.1 peer=10.9.0.1:5000 requests=1",
+            "closing id=0.1 peer=10.9.0.1:5000 reason=closed by the peer",
+            "closed id=0.1 peer=10.9.0.1:5000 reason=closed by the peer requests=1 \
+             bytes_in=5 bytes_out=5",
+        ]
+    );
+}
+
+#[test]
+fn a_request_wakes_and_ends() {
+    let lines = logged(Level::DEBUG, Level::DEBUG, || {
+        let mut sim = Sim::new(1);
+        sim.serve(SERVER, Config::default(), Echo);
+        let peer = sim.connect_from("10.9.0.1:5000", SERVER);
+        for _ in 0..3 {
+            peer.send(b"hello");
+            sim.settle();
+            peer.expect(b"hello");
+        }
+    });
+    let words: Vec<_> = lines.iter().filter_map(|line| line.split_whitespace().next()).collect();
+    let states = ["connecting", "connected", "idle", "connected", "idle", "connected", "idle"];
+    assert_eq!(words, states);
+}
+
+#[test]
+fn single_reads_and_writes_are_traced() {
+    let lines = logged(Level::TRACE, Level::TRACE, visit);
+    let of_io: Vec<_> = lines.iter().filter(|line| line.contains("id=0.1")).collect();
+    assert_eq!(
+        of_io,
+        ["read id=0.1 bytes=5", "write id=0.1 asked=5 taken=5", "read id=0.1 bytes=0"]
+    );
+    assert!(lines.iter().any(|line| line.starts_with("waited timeout=")), "{lines:?}");
+}
+
+/// What happens is the same whether somebody listens or not.
+#[test]
+fn to_listen_changes_nothing() {
+    let run = || {
+        let mut sim = Sim::new(7);
+        sim.set_faults(Faults {
+            short_read: 100,
+            short_write: 100,
+            would_block: 100,
+            split_event: 100,
+            reordered: 100,
+            ..Faults::NONE
+        });
+        sim.serve(SERVER, Config::default(), Echo);
+        let peers: Vec<_> = (0..20).map(|_| sim.connect(SERVER)).collect();
+        for round in 0..20 {
+            for peer in &peers {
+                peer.send(&[round; 100]);
+            }
+            sim.advance(millis(50));
+        }
+        sim.converge();
+        sim.trace_hash()
+    };
+    let mut heard = 0;
+    let lines = logged(Level::TRACE, Level::TRACE, || heard = run());
+    assert!(lines.len() > 400);
+    assert_eq!(heard, run());
+}
+
+#[test]
+fn a_usual_life_is_none_of_the_operators_business() {
+    assert_eq!(logged(Level::INFO, Level::INFO, visit), [""; 0]);
+    assert_eq!(warnings(visit), [""; 0]);
+}
+
+/// Refuses everybody.
+struct Closed;
+
+impl Handler for Closed {
+    type Session = ();
+
+    fn on_open(&mut self, _: &mut Conn<'_>) -> Option<()> {
+        None
+    }
+
+    fn on_data(&mut self, _: &mut Conn<'_>, _: &mut (), _: &mut bytes::BytesMut) {}
+}
+
+#[test]
+fn a_refusal_of_the_handler_is_told() {
+    let lines = logged(Level::DEBUG, Level::DEBUG, || {
+        let mut sim = Sim::new(1);
+        sim.serve(SERVER, Config::default(), Closed);
+        let _peer = sim.connect_from("10.9.0.1:5000", SERVER);
+        sim.settle();
+    });
+    assert_eq!(lines[1..], ["the handler refuses a connection id=0.1 peer=10.9.0.1:5000"]);
+}
+
+/// What is logged while clients come every ten milliseconds for 2.5 seconds, and stay.
+fn rush(change: impl FnOnce(&mut Config)) -> Vec<String> {
+    let mut config = Config::default();
+    change(&mut config);
+    warnings(|| {
+        let mut sim = Sim::new(1);
+        sim.serve(SERVER, config, Echo);
+        let mut peers = Vec::new();
+        for _ in 0..250 {
+            peers.push(sim.connect_from("10.9.0.1:0", SERVER));
+            sim.advance(millis(10));
+        }
+    })
+}
+
+/// Checks that a thing was said thrice in 2.5 seconds, and nothing else, and how often there was
+/// cause for the second time.
+fn expect_thrice(lines: &[String], what: &str) {
+    assert_eq!(lines.len(), 3, "{lines:?}");
+    assert!(lines.iter().all(|line| line.starts_with(what)), "{lines:?}");
+    let times = |line: &str| line.rsplit_once("times=").unwrap().1.parse::<u64>().unwrap();
+    assert_eq!(times(&lines[0]), 1);
+    assert!((2..=101).contains(&times(&lines[1])), "{lines:?}");
+}
+
+#[test]
+fn clients_that_are_refused_are_warned_of_once_a_second() {
+    let lines = rush(|config| config.limits.clients.connections = Some(1));
+    expect_thrice(&lines, "a client is refused peer=10.9.0.1:");
+    assert!(lines[0].contains("excess=Connections"), "{lines:?}");
+}
+
+#[test]
+fn a_full_table_is_warned_of_once_a_second() {
+    for at_limit in [AtLimit::EvictIdle, AtLimit::Reject(b"full"[..].into())] {
+        let lines = rush(|config| {
+            config.limits.max_connections = Some(4);
+            config.limits.at_limit = at_limit;
+        });
+        expect_thrice(&lines, "the table is full connections=4");
+    }
+}
+
+#[test]
+fn a_rate_that_is_exceeded_is_warned_of_once_a_second() {
+    let lines = rush(|config| config.limits.accept_rate = Some(Rate::new(10, millis(1_000))));
+    expect_thrice(&lines, "newcomers wait: more come than accept_rate lets in");
+}
+
+#[test]
+fn a_shortage_is_warned_of_once_a_second() {
+    let lines = warnings(|| {
+        let mut sim = Sim::new(1);
+        let server = sim.serve(SERVER, Config::default(), Echo);
+        for after in 0..100 {
+            server.fail(Call::Accept, after, errno::EMFILE);
+        }
+        let _peer = sim.connect(SERVER);
+        sim.advance(millis(5_000));
+    });
+    let said: Vec<_> = lines.iter().map(|line| line.contains("accepting pauses error=")).collect();
+    assert!((3..=5).contains(&said.len()) && said.iter().all(|it| *it), "{lines:?}");
+}
