@@ -247,29 +247,35 @@ impl Conn<'_> {
     /// peer sent its FIN, the greatest age is reached, this request is the last of
     /// [`Limits::requests_max`](crate::Limits::requests_max), a shutdown began, or the loop is
     /// [overloaded](crate::Limits#overload). A protocol that can announce the end
-    /// (`Connection: close`) asks before it writes that reply. A no is final: the reactor ends the
-    /// connection after the reply, and under overload it does so with
+    /// (`Connection: close`) asks before it writes that reply. A no is final, because the peer may be
+    /// told: the reactor ends the connection after the reply, with
     /// [`Overload`](CloseReason::Overload) even if that has passed by then.
     pub fn keep_alive(&mut self) -> bool {
-        let stays = self.may_stay();
-        let exempt = self.record().is_exempt();
-        if stays && !exempt && self.cx.shared.pressure() >= NO_KEEP_ALIVE {
-            // The peer may be told now that this was the last reply, so it shall be, whatever the
-            // pressure is then.
-            let record = self.record_mut();
-            record.flags.insert(Flags::RETIRING);
-            record.rare_mut().overloaded = true;
+        if !self.may_stay() {
             return false;
         }
-        stays
+        let Some(reason) = self.reason_to_go() else { return true };
+        let record = self.record_mut();
+        record.flags.insert(Flags::RETIRING);
+        record.rare_mut().told_to_go = Some(reason);
+        false
     }
 
+    /// Whether it is not about to end anyway.
     fn may_stay(&self) -> bool {
+        let leaves = self.record().flags.has(Flags::EOF.and(Flags::RETIRING));
+        !leaves && !self.is_closing() && !self.cx.is_shutting_down()
+    }
+
+    fn reason_to_go(&self) -> Option<CloseReason> {
         let record = self.record();
-        !self.is_closing()
-            && !record.flags.has(Flags::EOF.and(Flags::RETIRING))
-            && record.requests.saturating_add(1) < self.cx.shared.bounds.requests_max
-            && !self.cx.is_shutting_down()
+        if record.requests.saturating_add(1) >= self.cx.shared.bounds.requests_max {
+            Some(CloseReason::MaxRequests)
+        } else if !record.is_exempt() && self.cx.shared.pressure() >= NO_KEEP_ALIVE {
+            Some(CloseReason::Overload)
+        } else {
+            None
+        }
     }
 }
 

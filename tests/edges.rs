@@ -366,3 +366,44 @@ fn who_is_served_when_the_end_comes_is_not_cut_off_before_its_deadline() {
     server.expect_closed(CloseReason::Shutdown);
     assert!(server.is_finished());
 }
+
+/// Counts one request, and asks about staying whenever it is sent something else.
+struct Asker;
+
+impl Handler for Asker {
+    type Session = ();
+
+    fn on_open(&mut self, _: &mut Conn<'_>) -> Option<()> {
+        Some(())
+    }
+
+    fn on_data(&mut self, conn: &mut Conn<'_>, _: &mut (), input: &mut BytesMut) {
+        if &input[..] == b"request" {
+            conn.begin_request();
+            conn.write(b"reply");
+            conn.end_request();
+        } else {
+            let answer: &[u8] = if conn.keep_alive() { b"stay" } else { b"go" };
+            conn.write(answer);
+        }
+        input.clear();
+    }
+}
+
+#[test]
+fn a_no_is_final_even_outside_of_a_request() {
+    let mut config = Config::default();
+    config.limits.requests_max = Some(2);
+    let mut sim = Sim::new(1);
+    let server = sim.serve(SERVER, config, Asker);
+    let peer = sim.connect(SERVER);
+    for (line, reply) in [(&b"request"[..], &b"reply"[..]), (b"x", b"go")] {
+        peer.send(line);
+        sim.settle();
+        peer.expect(reply);
+    }
+    assert_eq!(peer.closed(), Some(End::Fin));
+    peer.close();
+    sim.settle();
+    server.expect_closed(CloseReason::MaxRequests);
+}

@@ -56,6 +56,11 @@ fn swarm_crowd() {
 }
 
 #[test]
+fn swarm_kept() {
+    run("kept", scenarios::kept);
+}
+
+#[test]
 fn swarm_circle() {
     run("circle", scenarios::circle);
 }

@@ -8,13 +8,19 @@ mod zoo;
 use std::env;
 use std::time::Duration;
 
-use wheelhouse::sim::{self, Link, Personality, Server, Sim};
-use wheelhouse::{Address, Config, Handler};
+use wheelhouse::sim::{self, Link, Peer, Personality, Server, Sim};
+use wheelhouse::{
+    Address, AtLimit, CloseReason, Config, Handler, ListenConfig, Rate, Refusal, Timeout,
+};
 
 use crate::zoo::{Echo, Keeper};
 
 const fn secs(secs: u64) -> Duration {
     Duration::from_secs(secs)
+}
+
+const fn millis(millis: u64) -> Duration {
+    Duration::from_millis(millis)
 }
 
 const SERVER: &str = "10.0.0.1:7";
@@ -110,11 +116,11 @@ fn a_frozen_reader(sim: &mut Sim) {
 
 /// A close with input unread and output queued: the reply arrives whole.
 fn a_close_that_lingers(sim: &mut Sim) {
-    sim.set_link(Link { latency: Duration::from_millis(10), ..Link::LOOPBACK });
+    sim.set_link(Link { latency: millis(10), ..Link::LOOPBACK });
     let server = keeper(sim, nobody());
     let peer = sim.connect(server.address());
     peer.send(b"BbCaaaaaaaaaaaaaaaaaaaaaaa");
-    peer.send_after(Duration::from_millis(30), vec![b'x'; 50_000]);
+    peer.send_after(millis(30), vec![b'x'; 50_000]);
     sim.advance(secs(20));
     assert!(peer.closed().is_some());
     expect_service(sim, &server);
@@ -139,7 +145,7 @@ fn a_dial(sim: &mut Sim) {
 fn a_dial_by_name(sim: &mut Sim) {
     let upstream = sim.serve("10.0.0.2:80", Config::default(), Echo);
     let addresses = vec![nobody(), "203.0.113.1:80".parse().unwrap(), upstream.address()];
-    sim.set_name("upstream", addresses, Duration::from_millis(20));
+    sim.set_name("upstream", addresses, millis(20));
     let target: wheelhouse::Target = "upstream:80".parse().unwrap();
     let server = sim.serve(SERVER, Config::default(), Keeper::new(target));
     let peer = sim.connect(server.address());
@@ -155,7 +161,7 @@ fn a_long_story(sim: &mut Sim) {
     let peer = sim.connect(server.address());
     for words in [&b"aPa"[..], b"R", b"YaRL", b"Wb"] {
         peer.send(words);
-        sim.advance(Duration::from_millis(350));
+        sim.advance(millis(350));
     }
     peer.half_close();
     sim.advance(secs(5));
@@ -170,9 +176,9 @@ fn resets(sim: &mut Sim) {
         let peer = sim.connect(server.address());
         peer.stop_reading();
         peer.send(words);
-        sim.advance(Duration::from_millis(50));
+        sim.advance(millis(50));
         peer.reset();
-        sim.advance(Duration::from_millis(50));
+        sim.advance(millis(50));
     }
     sim.advance(secs(120));
     assert_eq!(server.connections(), 0);
@@ -186,7 +192,7 @@ fn a_shortage(sim: &mut Sim) {
     let peers: Vec<_> = (0..8).map(|_| sim.connect(server.address())).collect();
     for peer in &peers {
         peer.send(b"x");
-        sim.advance(Duration::from_millis(100));
+        sim.advance(millis(100));
     }
     drop(peers);
     sim.advance(secs(5));
@@ -224,11 +230,177 @@ fn a_shutdown(sim: &mut Sim) {
             peer
         })
         .collect();
-    sim.advance(Duration::from_millis(100));
+    sim.advance(millis(100));
     server.shutdown();
     sim.advance(secs(60));
     assert!(server.is_finished());
     drop(peers);
+}
+
+/// A client that has been served once and stays.
+fn idle(sim: &mut Sim, server: &str) -> Peer {
+    let peer = sim.connect(server);
+    peer.send(b"i");
+    sim.advance(millis(200));
+    peer
+}
+
+/// A full table, where idle ones make way.
+fn a_full_table(sim: &mut Sim) {
+    let mut config = Config::default();
+    config.limits.max_connections = Some(3);
+    let server = sim.serve(SERVER, config, Echo);
+    let peers: Vec<_> = (0..6).map(|_| idle(sim, SERVER)).collect();
+    sim.advance(secs(3));
+    let served = peers.iter().filter(|peer| peer.take() == b"i").count();
+    assert!(served >= 5, "one failure costs at most one: {served}");
+    assert!(server.stats().closed(CloseReason::Evicted) >= 2);
+    expect_service(sim, &server);
+}
+
+/// A full table, where nobody makes way and newcomers are told.
+fn a_rejection(sim: &mut Sim) {
+    let mut config = Config::default();
+    config.limits.max_connections = Some(2);
+    config.limits.at_limit = AtLimit::Reject("full\n".into());
+    let server = sim.serve(SERVER, config, Echo);
+    let mut peers: Vec<_> = (0..4).map(|_| idle(sim, SERVER)).collect();
+    for peer in &peers {
+        let got = peer.received();
+        assert!(b"i".starts_with(&got) || b"full\n".starts_with(&got), "{got:?}");
+    }
+    peers.clear();
+    sim.advance(secs(3));
+    expect_service(sim, &server);
+}
+
+/// A client with too many connections, too often, among others.
+fn a_greedy_client(sim: &mut Sim) {
+    for refusal in [Refusal::Close, Refusal::Reset] {
+        let server = format!("10.0.0.{}:7", 1 + refusal as u8);
+        let mut config = Config::default();
+        config.limits.clients.connections = Some(2);
+        config.limits.clients.rate = Some(Rate::new(20, secs(10)));
+        config.limits.clients.refusal = refusal;
+        config.limits.accept_rate = Some(Rate::per_second(50));
+        let server = sim.serve(server.as_str(), config, Echo);
+        let greedy: Vec<_> =
+            (0..4).map(|_| sim.connect_from("10.66.6.6:0", server.address())).collect();
+        greedy.iter().for_each(|peer| peer.send(b"g"));
+        sim.advance(secs(2));
+        let served = greedy.iter().filter(|peer| peer.take() == b"g").count();
+        assert!((1..=2).contains(&served), "{served}");
+        drop(greedy);
+        sim.advance(secs(1));
+        expect_service(sim, &server);
+    }
+}
+
+/// An operator at a full and busy server, to the end of its shutdown.
+fn an_operator(sim: &mut Sim) {
+    const DESK: &str = "10.0.0.1:9090";
+    let mut config = Config::default();
+    config.limits.max_connections = Some(2);
+    config.limits.at_limit = AtLimit::Pause;
+    let server = sim.spawn("10.0.0.1", config, Echo, |reactor| {
+        reactor.listen(SERVER.parse().unwrap()).unwrap();
+        let mut listen = ListenConfig::default();
+        listen.exempt = true;
+        reactor.listen_with(DESK.parse().unwrap(), listen).unwrap();
+    });
+    let _crowd: Vec<_> = (0..4).map(|_| idle(sim, SERVER)).collect();
+    let operators = [idle(sim, DESK), idle(sim, DESK)];
+    sim.advance(secs(2));
+    assert!(operators.iter().any(|peer| peer.take() == b"i"), "one failure costs one");
+    server.shutdown();
+    sim.advance(millis(100));
+    let late = [idle(sim, DESK), idle(sim, DESK)];
+    // A failure may have ended the crowd, and with it the shutdown.
+    let through = late.iter().any(|peer| peer.take() == b"i");
+    assert!(through || server.is_finished(), "an operator sees the shutdown");
+    sim.advance(secs(60));
+    assert!(server.is_finished());
+}
+
+/// Quiet clients that are asked for a sign of life: one gives it, one does not.
+fn a_sign_of_life(sim: &mut Sim) {
+    let mut config = Config::default();
+    config.timeouts.ping_after = Some(secs(4));
+    config.timeouts.ping = Some(secs(1));
+    let server = sim.serve(SERVER, config, Keeper::new(nobody()));
+    let alive = idle(sim, SERVER);
+    let dead = idle(sim, SERVER);
+    for _ in 0..20 {
+        alive.send(b"a");
+        sim.advance(millis(500));
+    }
+    assert!(dead.closed().is_some(), "it gave no sign of life");
+    let reasons: Vec<_> = server.take_closed().iter().map(|closed| closed.reason).collect();
+    let pinged = reasons.contains(&CloseReason::Timeout(Timeout::Ping));
+    // A failure may have ended it before, even before it was accepted.
+    let failed = reasons.len() == 1 || server.stats().accepted == 1;
+    assert!(pinged || failed, "{reasons:?}");
+    drop(alive);
+    expect_service(sim, &server);
+}
+
+/// An upload that is fast enough, and one that is not.
+fn an_upload(sim: &mut Sim) {
+    let mut config = Config::default();
+    config.timeouts.request = Some(secs(2));
+    config.timeouts.request_rate = Some(100);
+    let server = sim.serve(SERVER, config, Keeper::new(nobody()));
+    let fast = sim.connect(SERVER);
+    let slow = sim.connect(SERVER);
+    for _ in 0..20 {
+        fast.send(&[b'W'; 100]);
+        slow.send(b"W");
+        sim.advance(millis(500));
+    }
+    assert!(slow.closed().is_some(), "it was too slow");
+    drop(fast);
+    expect_service(sim, &server);
+}
+
+/// More output than all together may hold.
+fn too_much_buffered(sim: &mut Sim) {
+    sim.set_buffers(8_192, 4_096);
+    let mut config = Config::default();
+    config.limits.buffered_max = 400_000;
+    let server = sim.serve(SERVER, config, Keeper::new(nobody()));
+    let peers: Vec<_> = (0..6)
+        .map(|_| {
+            let peer = sim.connect(SERVER);
+            peer.stop_reading();
+            peer.send(b"BB");
+            sim.advance(millis(100));
+            peer
+        })
+        .collect();
+    assert!(server.stats().closed(CloseReason::BufferLimit) >= 1);
+    assert!(server.stats().buffered <= 400_000);
+    drop(peers);
+    sim.advance(secs(3));
+    expect_service(sim, &server);
+}
+
+/// Those who wait are let go one after the other, and those who are served are served to the end.
+fn a_shutdown_that_spreads(sim: &mut Sim) {
+    let server = keeper(sim, nobody());
+    let _silent = sim.connect(SERVER);
+    let _idle: Vec<_> = (0..3).map(|_| idle(sim, SERVER)).collect();
+    let owed = sim.connect(SERVER);
+    owed.send(b"R");
+    sim.advance(millis(100));
+    server.shutdown();
+    let late = sim.connect(SERVER);
+    sim.advance(millis(500));
+    late.send(b"l");
+    sim.advance(secs(7));
+    let got = owed.take();
+    assert!(b"(soon)late reply".starts_with(&got), "{got:?}");
+    sim.advance(secs(60));
+    assert!(server.is_finished());
 }
 
 macro_rules! scenarios {
@@ -266,4 +438,12 @@ scenarios! {
     a_shortage
     a_tunnel
     a_shutdown
+    a_full_table
+    a_rejection
+    a_greedy_client
+    an_operator
+    a_sign_of_life
+    an_upload
+    too_much_buffered
+    a_shutdown_that_spreads
 }

@@ -170,7 +170,7 @@ flags! {
     ASKED = 1 << 23;
     /// A deadline was set or changed by hand.
     REARM = 1 << 24;
-    /// The greatest age is reached; the next request boundary ends the connection.
+    /// The next request boundary ends the connection: the greatest age is reached, or it was told so.
     RETIRING = 1 << 25;
     /// The connection is in the list of those whose record is to be released.
     REAPED = 1 << 26;
@@ -257,8 +257,8 @@ pub(crate) struct Rare {
     pub(crate) left_at_flush: u64,
     /// When output last became queued.
     pub(crate) queued_at: Instant,
-    /// It is to end at the next request boundary because of the pressure, not of its age.
-    pub(crate) overloaded: bool,
+    /// Why it was told that the next request boundary is its end, if not for its age.
+    pub(crate) told_to_go: Option<CloseReason>,
     /// The latest look at a request that was given more time.
     pub(crate) request: Option<RequestLook>,
     /// Until when a sign of life may come that was asked for, and the bytes read before.
@@ -544,9 +544,9 @@ impl Record {
         (self.state == State::Idle && self.bytes_in == before).then_some(until)
     }
 
-    /// Forgets that it is to end because of the pressure, and says whether it was.
-    pub(crate) fn take_overloaded(&mut self) -> bool {
-        self.rare.as_mut().is_some_and(|rare| std::mem::take(&mut rare.overloaded))
+    /// Forgets why it was told to go, and says whether it was.
+    pub(crate) fn take_told_to_go(&mut self) -> bool {
+        self.rare.as_mut().is_some_and(|rare| rare.told_to_go.take().is_some())
     }
 
     /// What few connections need, if this one does.

@@ -311,12 +311,8 @@ fn ended(record: &Record, requests_max: u64, stopping: bool) -> Option<CloseReas
         // It was served to the end. Whoever is idle already has a time of its own.
         Some(CloseReason::Shutdown)
     } else if flags.has(Flags::RETIRING) && record.facts().at_rest() {
-        let overloaded = record.rare().is_some_and(|rare| rare.overloaded);
-        Some(if overloaded {
-            CloseReason::Overload
-        } else {
-            CloseReason::Timeout(Timeout::Lifetime)
-        })
+        let told = record.rare().and_then(|rare| rare.told_to_go);
+        Some(told.unwrap_or(CloseReason::Timeout(Timeout::Lifetime)))
     } else {
         None
     }

@@ -175,7 +175,8 @@ impl Host {
                 max = net.random.below(total as u64) as usize;
             }
             if max == 0 {
-                // Whoever took nothing would never be asked again.
+                // As good as one that would block: whoever took nothing would never be asked again.
+                net.arm(socket, Readiness::WRITABLE);
                 net.notify_later(Notice::Socket(socket), Readiness::WRITABLE);
                 return Ok(0);
             }

@@ -64,6 +64,8 @@ impl Keeper {
                 conn.set_timer(conn.now() + millis(300));
             }
             b'W' => conn.await_input(),
+            b'k' if conn.keep_alive() => conn.write(b"(stay)"),
+            b'k' => conn.write(b"(go)"),
             b'T' => conn.tunnel(),
             b'Y' => {
                 conn.yield_now();
@@ -155,6 +157,18 @@ impl Handler for Keeper {
             conn.end_request();
             if animal.owes > 0 {
                 conn.set_timer(conn.now() + millis(300));
+            }
+        }
+    }
+
+    fn on_health_check(&mut self, conn: &mut Conn<'_>, _: &mut Animal) {
+        conn.write(b"(alive?)");
+    }
+
+    fn on_shutdown(&mut self, cx: &mut Context<'_>) {
+        for id in cx.ids() {
+            if let Some(mut conn) = cx.conn(id) {
+                conn.write(b"(soon)");
             }
         }
     }

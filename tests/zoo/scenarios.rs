@@ -152,6 +152,71 @@ pub(crate) fn crowd(sim: &mut Sim) {
     }
 }
 
+/// Connections that are kept for a while: whoever is told that he must go does, after his reply.
+pub(crate) fn kept(sim: &mut Sim) {
+    let mut random = sim.random();
+    let mut config = Config::default();
+    if random.below(2) == 0 {
+        config.limits.requests_max = Some(1 + random.below(6));
+    }
+    if random.below(3) == 0 {
+        config.limits.max_connections = Some(64 + random.below(4) as usize);
+    }
+    if random.below(3) == 0 {
+        config.limits.lag_max = Some(Duration::from_millis(1 + random.below(100)));
+    }
+    if random.below(2) == 0 {
+        config.timeouts.lifetime = Some(secs(1 + random.below(20)));
+    }
+    if random.below(2) == 0 {
+        config.timeouts.ping_after = Some(secs(1 + random.below(5)));
+        config.timeouts.ping = Some(secs(1 + random.below(3)));
+    }
+    config.shutdown_spread = match random.below(3) {
+        0 => None,
+        1 => Some(Duration::from_millis(1 + random.below(3_000))),
+        _ => config.shutdown_spread,
+    };
+    let mut own = config.timeouts.clone();
+    own.idle = Some(Duration::from_millis(100 + random.below(10_000)));
+    own.lifetime = Some(secs(1 + random.below(10)));
+    let nobody: Address = "10.0.0.9:9".parse().unwrap();
+    let server = sim.spawn("10.0.0.1", config, Keeper::new(nobody), |reactor| {
+        reactor.listen("10.0.0.1:7".parse().unwrap()).unwrap();
+        let mut listen = ListenConfig::default();
+        listen.timeouts = Some(own);
+        reactor.listen_with("10.0.0.1:8".parse().unwrap(), listen).unwrap();
+        let mut listen = ListenConfig::default();
+        listen.exempt = true;
+        reactor.listen_with("10.0.0.1:9090".parse().unwrap(), listen).unwrap();
+    });
+    let doors = ["10.0.0.1:7", "10.0.0.1:7", "10.0.0.1:8", "10.0.0.1:9090"];
+    let lines: [&[u8]; 8] = [b"k", b"ak", b"Rk", b"kk", b"RRak", b"YaRk", b"bk", b"a"];
+    let mut peers: Vec<_> = (0..70).map(|_| sim.connect(*random.pick(&doors))).collect();
+    for _ in 0..60 {
+        let index = random.below(peers.len() as u64) as usize;
+        match random.below(12) {
+            0 => peers.push(sim.connect(*random.pick(&doors))),
+            1 => peers[index].half_close(),
+            2 => drop(peers.swap_remove(index)),
+            _ => peers[index].send(random.pick::<&[u8]>(&lines)),
+        }
+        sim.advance(Duration::from_millis(random.below(400)));
+    }
+    sim.set_faults(Faults::NONE);
+    // Longer than a process that is not scheduled, and less long than one may be idle.
+    sim.advance(secs(20));
+    for peer in &peers {
+        let told = peer.received().windows(4).any(|word| word == b"(go)");
+        assert!(!told || peer.closed().is_some(), "{} was told to go and stays", peer.address());
+    }
+    if random.below(2) == 0 && !server.is_finished() {
+        server.shutdown();
+        sim.advance(secs(70));
+        assert!(server.is_finished(), "the shutdown has ended");
+    }
+}
+
 /// Servers that dial each other in a circle, and a partition between two of them.
 pub(crate) fn circle(sim: &mut Sim) {
     let mut random = sim.random();
