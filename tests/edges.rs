@@ -8,7 +8,8 @@ use std::time::Duration;
 use bytes::BytesMut;
 use wheelhouse::sim::{Call, End, Peer, Server, Sim, errno};
 use wheelhouse::{
-    Address, AtLimit, CloseReason, Config, Conn, Handler, ListenConfig, Origin, Rate, Timeout,
+    Address, AtLimit, CloseReason, Closed, Config, Conn, Context, Handler, ListenConfig, Origin,
+    Rate, Timeout,
 };
 
 use crate::echo::Echo;
@@ -406,4 +407,64 @@ fn a_no_is_final_even_outside_of_a_request() {
     peer.close();
     sim.settle();
     server.expect_closed(CloseReason::MaxRequests);
+}
+
+/// Says something to everybody when the end begins, and whenever somebody leaves.
+struct Parting;
+
+impl Parting {
+    fn say(cx: &mut Context<'_>) {
+        for id in cx.ids() {
+            if let Some(mut conn) = cx.conn(id) {
+                conn.write(&[b'x'; 100_000]);
+            }
+        }
+    }
+}
+
+impl Handler for Parting {
+    type Session = ();
+
+    fn on_open(&mut self, _: &mut Conn<'_>) -> Option<()> {
+        Some(())
+    }
+
+    fn on_data(&mut self, _: &mut Conn<'_>, _: &mut (), input: &mut BytesMut) {
+        input.clear();
+    }
+
+    fn on_closed(&mut self, cx: &mut Context<'_>, _: Closed, _: ()) {
+        Self::say(cx);
+    }
+
+    fn on_shutdown(&mut self, cx: &mut Context<'_>) {
+        Self::say(cx);
+    }
+}
+
+#[test]
+fn what_is_said_at_the_end_is_bounded_too() {
+    for stops in [false, true] {
+        let mut config = Config::default();
+        config.limits.buffered_max = 350_000;
+        let mut sim = Sim::new(1);
+        let server = sim.serve(SERVER, config, Parting);
+        let peers: Vec<_> = (0..6)
+            .map(|_| {
+                let peer = sim.connect_with_window(SERVER, 8_192);
+                peer.stop_reading();
+                peer
+            })
+            .collect();
+        sim.settle();
+        // The world looks at the bound after every turn.
+        if stops {
+            server.shutdown();
+        } else {
+            peers[0].reset();
+        }
+        sim.advance(millis(1));
+        assert!(server.stats().closed(CloseReason::BufferLimit) > 0);
+        sim.advance(secs(100));
+    }
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
 use wheelhouse::sim::{Call, Faults, Link, Peer, Personality, Sim};
-use wheelhouse::{Address, Config};
+use wheelhouse::{Address, AtLimit, Config, ListenConfig, Rate, Refusal};
 
 use crate::zoo::{Echo, Keeper};
 
@@ -29,12 +29,71 @@ struct Plan {
     /// The keeper dials a server, a door that a peer may open, or nobody.
     upstream: u8,
     faults: [u8; 19],
+    limits: Limits,
     deeds: Vec<Deed>,
+}
+
+/// What of the keeper's settings is not the default.
+#[derive(Arbitrary, Debug)]
+struct Limits {
+    places: Option<u8>,
+    at_limit: u8,
+    buffered: Option<u16>,
+    client_connections: Option<u8>,
+    client_rate: Option<u8>,
+    resets: bool,
+    accept_rate: Option<u8>,
+    lag_millis: Option<u8>,
+    requests: Option<u8>,
+    lifetime_secs: Option<u8>,
+    idle_millis: Option<u16>,
+    ping_after_millis: Option<u16>,
+    request_rate: Option<u8>,
+    spread_millis: Option<u16>,
+}
+
+impl Limits {
+    fn config(&self) -> Config {
+        let millis = |millis: u16| Duration::from_millis(1 + u64::from(millis));
+        let rate = |count: u8| Rate::new(1 + u32::from(count), Duration::from_secs(10));
+        let mut config = Config::default();
+        let limits = &mut config.limits;
+        limits.max_connections = self.places.map(|places| 1 + usize::from(places));
+        limits.at_limit = match self.at_limit % 3 {
+            0 => AtLimit::EvictIdle,
+            1 => AtLimit::Pause,
+            _ => AtLimit::Reject("too many\n".into()),
+        };
+        if let Some(buffered) = self.buffered {
+            limits.buffered_max = 1_000 + 10 * usize::from(buffered);
+        }
+        limits.clients.connections = self.client_connections.map(|most| 1 + u32::from(most));
+        limits.clients.rate = self.client_rate.map(rate);
+        limits.clients.refusal = if self.resets { Refusal::Reset } else { Refusal::Close };
+        limits.accept_rate = self.accept_rate.map(rate);
+        limits.requests_max = self.requests.map(|most| 1 + u64::from(most));
+        if let Some(lag) = self.lag_millis {
+            limits.lag_max = Some(millis(lag.into()));
+        }
+        let timeouts = &mut config.timeouts;
+        timeouts.lifetime = self.lifetime_secs.map(|secs| millis(1_000 * u16::from(secs % 60)));
+        if let Some(idle) = self.idle_millis {
+            timeouts.idle = Some(millis(idle));
+        }
+        // To ask all the time is to spin.
+        timeouts.ping_after = self.ping_after_millis.map(|after| millis(after | 512));
+        timeouts.request_rate = self.request_rate.map(|rate| 1 + u64::from(rate));
+        config.shutdown_spread = self.spread_millis.map(millis);
+        config
+    }
 }
 
 #[derive(Arbitrary, Debug)]
 enum Deed {
     Connect,
+    /// Where no limit is.
+    Operate,
+    ConnectAs { client: u8 },
     Echo { bytes: Vec<u8> },
     Send { peer: u8, words: Vec<u8> },
     Drip { peer: u8, words: Vec<u8>, every: u16 },
@@ -56,7 +115,7 @@ enum Deed {
 }
 
 /// What a keeper understands.
-const WORDS: &[u8] = b"aaaaaaaabBCAFPRWTYDOSLKNeGM";
+const WORDS: &[u8] = b"aaaaaaaabBCAFPRWTYDOSLKNeGMk";
 
 fn words_of(bytes: &[u8]) -> Vec<u8> {
     bytes.iter().map(|byte| WORDS[*byte as usize % WORDS.len()]).collect()
@@ -105,9 +164,17 @@ fuzz_target!(|plan: Plan| {
     let door = sim.open(&door_at, 4);
     let nobody: Address = "203.0.113.1:80".parse().unwrap();
     let upstream = [echo.address(), door_at, nobody][plan.upstream as usize % 3].clone();
-    let server = sim.serve("10.0.0.1:7", Config::default(), Keeper::new(upstream));
+    let entry: Address = "10.0.0.1:7".parse().unwrap();
+    let desk: Address = "10.0.0.1:9090".parse().unwrap();
+    let keeper = Keeper::new(upstream);
+    let server = sim.spawn("10.0.0.1", plan.limits.config(), keeper, |reactor| {
+        reactor.listen(entry.clone()).unwrap();
+        let mut listen = ListenConfig::default();
+        listen.exempt = true;
+        reactor.listen_with(desk.clone(), listen).unwrap();
+    });
     if let Some(most) = plan.descriptors {
-        server.set_descriptors(7 + most as usize);
+        server.set_descriptors(8 + most as usize);
     }
     sim.set_faults(faults_of(plan.faults));
     let pairs = [(sim.peers_ip(), server.ip()), (echo.ip(), server.ip())];
@@ -116,11 +183,13 @@ fuzz_target!(|plan: Plan| {
     for deed in plan.deeds {
         let find = |peer: u8| peers.get(peer as usize % peers.len().max(1)).cloned();
         match deed {
-            Deed::Connect => {
-                if peers.len() < 16 {
-                    peers.push(sim.connect(&server));
-                }
+            Deed::Connect if peers.len() < 16 => peers.push(sim.connect(entry.clone())),
+            Deed::Operate if peers.len() < 16 => peers.push(sim.connect(desk.clone())),
+            Deed::ConnectAs { client } if peers.len() < 16 => {
+                let from = format!("10.66.0.{}:0", client % 4);
+                peers.push(sim.connect_from(from.as_str(), entry.clone()));
             }
+            Deed::Connect | Deed::Operate | Deed::ConnectAs { .. } => {}
             Deed::Echo { bytes } => {
                 if echoed.len() < 8 {
                     let peer = sim.connect(&echo);

@@ -144,6 +144,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             self.count_panic();
         }
         self.refresh_now_if_stale(name, None);
+        self.bound_buffers();
         outcome.is_ok()
     }
 

@@ -65,12 +65,18 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         *buffered = *buffered - u64::from(record.buffered) + u64::from(held);
         record.buffered = held;
         counters.buffered.set(*buffered);
-        if *buffered > self.shared.bounds.buffered_max {
-            self.shed();
-        }
+        self.bound_buffers();
         let most = self.shared.bounds.buffered_max;
         if pressure::share(self.shared.buffered, most) >= SHRINKS_FROM {
             self.watch_pressure();
+        }
+    }
+
+    /// Sheds some if all together hold too much.
+    #[inline]
+    pub(super) fn bound_buffers(&mut self) {
+        if self.shared.buffered > self.shared.bounds.buffered_max {
+            self.shed();
         }
     }
 

@@ -162,7 +162,10 @@ impl Handler for Keeper {
     }
 
     fn on_health_check(&mut self, conn: &mut Conn<'_>, _: &mut Animal) {
-        conn.write(b"(alive?)");
+        // An upstream that sends it back would live for ever.
+        if conn.origin() != Origin::Connect {
+            conn.write(b"(alive?)");
+        }
     }
 
     fn on_shutdown(&mut self, cx: &mut Context<'_>) {
