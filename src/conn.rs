@@ -251,25 +251,41 @@ impl Conn<'_> {
     /// told: the reactor ends the connection after the reply, with
     /// [`Overload`](CloseReason::Overload) even if that has passed by then.
     pub fn keep_alive(&mut self) -> bool {
-        if !self.may_stay() {
+        self.keep_alive_with_unread(0)
+    }
+
+    /// [`Conn::keep_alive`] for a protocol whose peers send requests without waiting for replies:
+    /// `unread` is how many bytes of input lie behind the current request. A shutdown does not cut
+    /// off what was read before it began, so it says no only with the last of that; the other
+    /// reasons to end do not wait.
+    pub fn keep_alive_with_unread(&mut self, unread: usize) -> bool {
+        let leaves = self.record().flags.has(Flags::EOF.and(Flags::RETIRING));
+        if leaves || self.is_closing() {
             return false;
         }
-        let Some(reason) = self.reason_to_go() else { return true };
-        let record = self.record_mut();
-        record.flags.insert(Flags::RETIRING);
-        record.rare_mut().told_to_go = Some(reason);
+        let Some(reason) = self.reason_to_go(unread as u64) else { return true };
+        self.record_mut().tell_to_go(reason);
         false
     }
 
-    /// Whether it is not about to end anyway.
-    fn may_stay(&self) -> bool {
-        let leaves = self.record().flags.has(Flags::EOF.and(Flags::RETIRING));
-        !leaves && !self.is_closing() && !self.cx.is_shutting_down()
+    fn ends_by_shutdown(&self, unread: u64) -> bool {
+        let record = self.record();
+        if !self.cx.is_shutting_down() {
+            false
+        } else if self.cx.shared.stopping {
+            let read_before = record.rare().map_or(0, |rare| rare.read_before_stop);
+            record.bytes_in.saturating_sub(unread) >= read_before
+        } else {
+            // It begins when this turn is over, and finds what is here.
+            unread == 0
+        }
     }
 
-    fn reason_to_go(&self) -> Option<CloseReason> {
+    fn reason_to_go(&self, unread: u64) -> Option<CloseReason> {
         let record = self.record();
-        if record.requests.saturating_add(1) >= self.cx.shared.bounds.requests_max {
+        if self.ends_by_shutdown(unread) {
+            Some(CloseReason::Shutdown)
+        } else if record.requests.saturating_add(1) >= self.cx.shared.bounds.requests_max {
             Some(CloseReason::MaxRequests)
         } else if !record.is_exempt() && self.cx.shared.pressure() >= NO_KEEP_ALIVE {
             Some(CloseReason::Overload)

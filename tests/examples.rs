@@ -178,7 +178,7 @@ mod end {
         server.program.signal("TERM");
         assert_eq!(read_to_end(&mut witness), b"");
         let began = Instant::now();
-        assert_eq!(server.stop("TERM"), "closed=2 shutdown=2");
+        assert_eq!(server.stop("TERM"), "closed=2 hard_stop=1 shutdown=1");
         assert!(began.elapsed() < LATENESS, "{:?}", began.elapsed());
     }
 
@@ -357,6 +357,8 @@ mod limits {
         // Who was idle longest is gone.
         assert_eq!(read_to_end(&mut second), b"");
         exchange(&mut first, b"1", b"1");
+        let line = server.logged();
+        assert!(line.ends_with("the table is full connections=2 times=1"), "{line}");
         let ends = server.stop("TERM");
         assert!(ends.contains("evicted=1"), "{ends}");
     }

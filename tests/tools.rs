@@ -254,3 +254,82 @@ mod floods {
         raised.is_ok_and(|output| output.status.success())
     }
 }
+
+mod shutdowns {
+    use super::*;
+
+    /// Reads a whole reply, and says whether the connection stays open behind it.
+    fn read_whole(peer: &mut TcpStream) -> bool {
+        let mut reply = Vec::new();
+        let mut piece = vec![0; 64 * 1024];
+        loop {
+            let count = peer.read(&mut piece).expect("a server that replies");
+            assert_ne!(count, 0, "hung up after {} bytes of a reply", reply.len());
+            reply.extend_from_slice(&piece[..count]);
+            let mut fields = [httparse::EMPTY_HEADER; 16];
+            let mut head = httparse::Response::new(&mut fields);
+            let Ok(httparse::Status::Complete(len)) = head.parse(&reply) else { continue };
+            assert_eq!(head.code, Some(200));
+            let field = |name: &str| {
+                let mut fields = head.headers.iter();
+                fields.find(|field| field.name == name).map(|field| field.value)
+            };
+            let body = field("Content-Length").expect("a length");
+            let body: usize = std::str::from_utf8(body).unwrap().parse().unwrap();
+            assert!(reply.len() <= len + body, "more than was asked for");
+            if reply.len() == len + body {
+                return field("Connection") != Some(b"close");
+            }
+        }
+    }
+
+    /// Asks for one thing after the other, without a pause, until told that it was the last.
+    /// Returns how often.
+    fn ask_to_the_end(mut peer: TcpStream) -> usize {
+        let upload = [
+            &b"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 20000\r\n\r\n"[..],
+            &[b'x'; 20_000],
+        ];
+        let requests = [
+            HELLO.to_vec(),
+            b"GET /slow?ms=20 HTTP/1.1\r\nHost: a\r\n\r\n".to_vec(),
+            b"GET /bytes/500000 HTTP/1.1\r\nHost: a\r\n\r\n".to_vec(),
+            upload.concat(),
+        ];
+        for (count, request) in requests.iter().cycle().enumerate() {
+            peer.write_all(request).expect("a server that reads");
+            if !read_whole(&mut peer) {
+                assert_eq!(read_to_end(&mut peer), b"");
+                return count + 1;
+            }
+        }
+        unreachable!("requests never end");
+    }
+
+    #[test]
+    fn a_shutdown_under_load_loses_no_reply() {
+        for round in 0..6 {
+            let mut server =
+                Server::start("http", &["--max-requests=off", "--shutdown-timeout=9s"]);
+            let clients: Vec<_> = (0..24)
+                .map(|_| {
+                    let peer = server.dial();
+                    thread::spawn(move || ask_to_the_end(peer))
+                })
+                .collect();
+            eventually("there is a load", || {
+                value(&metrics(&server), "wheelhouse_requests_total") > 200
+            });
+            thread::sleep(Duration::from_millis(round * 7));
+            let began = Instant::now();
+            server.program.signal("TERM");
+            let asked: usize = clients.into_iter().map(|client| client.join().unwrap()).sum();
+            assert_eq!(server.program.exit_code(), Some(0));
+            // Nobody was idle, so that there was nobody to wait for.
+            assert!(began.elapsed() < LATENESS, "{:?}", began.elapsed());
+            assert!(asked >= 200, "{asked}");
+            let line = server.program.stdout.rest().remove(0);
+            assert!(line.contains("shutdown=24"), "{line}");
+        }
+    }
+}

@@ -86,6 +86,15 @@ pub(crate) struct Request {
     head_only: bool,
     /// As [`Head::persists`].
     persists: bool,
+    /// Bytes of input behind it.
+    unread: usize,
+}
+
+impl Request {
+    /// Whether the connection stays open behind the reply, which says so.
+    fn stays(&self, conn: &mut Conn<'_>) -> bool {
+        self.persists && conn.keep_alive_with_unread(self.unread)
+    }
 }
 
 /// A request whose body is arriving.
@@ -220,6 +229,7 @@ impl Http {
             route: Route::of(&head),
             head_only: head.method == Method::Head,
             persists: head.persists,
+            unread: input.len() - head.len,
         };
         let (len, waits) = (head.len, head.expects_continue);
         let body = match Body::new(head.framing) {
@@ -260,7 +270,8 @@ impl Http {
         self.uploaded += content.len() - before;
         match decoded {
             Ok(true) => {
-                let (request, content) = (*request, std::mem::take(content));
+                let (request, content) =
+                    (Request { unread: input.len(), ..*request }, std::mem::take(content));
                 self.uploaded -= content.len();
                 self.answer(conn, phase, request, content)
             }
@@ -337,7 +348,7 @@ impl Http {
         request: Request,
         reply: Reply<'_>,
     ) -> Step {
-        let stays = request.persists && conn.keep_alive();
+        let stays = request.stays(conn);
         self.writer.write(conn, reply, Manner { head_only: request.head_only, stays });
         finish(conn, phase, request, stays)
     }
@@ -350,7 +361,7 @@ impl Http {
         request: Request,
         count: u64,
     ) -> Step {
-        let stays = request.persists && conn.keep_alive();
+        let stays = request.stays(conn);
         let reply = Reply {
             media_type: "application/octet-stream",
             content: Content::Stream(count),

@@ -19,20 +19,22 @@ impl Handler for Server {
     /// is called again when they have left.
     fn on_data(&mut self, conn: &mut Conn<'_>, lines: &mut Lines, input: &mut BytesMut) {
         while !conn.is_congested() && !conn.is_closing() {
-            let last = !conn.keep_alive();
-            match lines.next(input) {
+            let len = match lines.next(input) {
                 Ok(Some(line)) => {
-                    let len = line.len;
+                    let unread = input.len() - line.len;
+                    let stays = conn.keep_alive_with_unread(unread);
                     serve(conn, Command::parse(line.text));
-                    input.advance(len);
+                    if !stays {
+                        // The reactor ends the connection, and knows why; what follows is not
+                        // served.
+                        return input.clear();
+                    }
+                    line.len
                 }
                 Ok(None) => return,
                 Err(TooLong) => return serve(conn, Command::TooLong),
-            }
-            if last {
-                // The reactor ends the connection, and knows why; what follows is not served.
-                return input.clear();
-            }
+            };
+            input.advance(len);
         }
     }
 }

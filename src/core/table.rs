@@ -257,6 +257,8 @@ pub(crate) struct Rare {
     pub(crate) left_at_flush: u64,
     /// When output last became queued.
     pub(crate) queued_at: Instant,
+    /// The bytes read when a shutdown began, if some of them were still with the handler.
+    pub(crate) read_before_stop: u64,
     /// Why it was told that the next request boundary is its end, if not for its age.
     pub(crate) told_to_go: Option<CloseReason>,
     /// The latest look at a request that was given more time.
@@ -478,19 +480,6 @@ impl Record {
         rests
     }
 
-    /// Whether it has just served its last active request, and is bound by the shutdown of all.
-    pub(crate) const fn finishes(&self) -> bool {
-        let inbound = self.flags.has(Flags::INBOUND) && !self.exempt;
-        matches!(self.state, State::Connected) && inbound && self.facts().at_rest()
-    }
-
-    /// Whether nothing but queued output keeps an inbound one active.
-    pub(crate) fn only_flushes(&self) -> bool {
-        const BUSY: Flags = Flags::RECEIVING.and(Flags::TUNNEL).and(Flags::PAUSED);
-        let inbound = self.flags.has(Flags::INBOUND);
-        inbound && self.owed == 0 && !self.output.is_empty() && !self.flags.has(BUSY)
-    }
-
     /// Since when it waits.
     pub(crate) const fn quiet_since(&self) -> Instant {
         if matches!(self.state, State::Idle) {
@@ -542,6 +531,12 @@ impl Record {
     pub(crate) fn life_due(&self) -> Option<Instant> {
         let (until, before) = self.rare.as_ref()?.asked_for_life?;
         (self.state == State::Idle && self.bytes_in == before).then_some(until)
+    }
+
+    /// The next request boundary is its end, for `reason`.
+    pub(crate) fn tell_to_go(&mut self, reason: CloseReason) {
+        self.flags.insert(Flags::RETIRING);
+        self.rare_mut().told_to_go = Some(reason);
     }
 
     /// Forgets why it was told to go, and says whether it was.

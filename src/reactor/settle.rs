@@ -194,7 +194,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         record.flags.remove(Flags::ASKED);
         let reason = match record.asked.take() {
             Some(reason) => Some(reason),
-            None => ended(record, self.shared.bounds.requests_max, self.shared.stopping),
+            None => ended(record, self.shared.bounds.requests_max),
         };
         if let Some(reason) = reason {
             self.begin_closing(handler, id, reason);
@@ -294,7 +294,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
 }
 
 /// Why an open connection has come to its end of its own accord, if it has.
-fn ended(record: &Record, requests_max: u64, stopping: bool) -> Option<CloseReason> {
+fn ended(record: &Record, requests_max: u64) -> Option<CloseReason> {
     let flags = record.flags;
     let done = record.owed == 0 && record.output.is_empty();
     let eof = flags.has(Flags::EOF)
@@ -307,9 +307,6 @@ fn ended(record: &Record, requests_max: u64, stopping: bool) -> Option<CloseReas
         Some(CloseReason::PeerEof)
     } else if record.requests >= requests_max && record.owed == 0 {
         Some(CloseReason::MaxRequests)
-    } else if stopping && record.finishes() {
-        // It was served to the end. Whoever is idle already has a time of its own.
-        Some(CloseReason::Shutdown)
     } else if flags.has(Flags::RETIRING) && record.facts().at_rest() {
         let told = record.rare().and_then(|rare| rare.told_to_go);
         Some(told.unwrap_or(CloseReason::Timeout(Timeout::Lifetime)))

@@ -156,7 +156,6 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         self.stop.begun_at = Some(self.shared.now);
         self.stop.stirs = true;
         self.shared.stopping = true;
-        self.shared.bounds.looks_from = 0;
         self.close_listeners(false);
         self.call_loop("on_shutdown", |cx| handler.on_shutdown(cx));
         self.plan_ends();
@@ -174,8 +173,10 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             if record.is_exempt() {
                 continue;
             }
-            // Whose last reply is written already has only to be flushed.
-            if record.state() == State::Connecting || record.only_flushes() {
+            if self.slots.get(id.index()).is_some_and(|slot| !slot.input.is_empty()) {
+                record.rare_mut().read_before_stop = record.bytes_in;
+            }
+            if record.state() == State::Connecting {
                 record.ask(CloseReason::Shutdown);
                 self.shared.mark_dirty(id);
             } else {
@@ -241,10 +242,14 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     pub(super) fn end_waiting(&mut self, handler: &mut H, id: ConnId) {
         self.last_chance(handler, id);
         let record = self.shared.table.at(id.index());
-        // Whoever is active now ends when he has been served.
         record.clocks.set(Deadline::Lifetime, Instant::FAR_FUTURE);
-        if record.waits() && record.reason.is_none() {
+        if record.reason.is_some() {
+            // It ends already.
+        } else if record.waits() {
             self.begin_closing(handler, id, CloseReason::Shutdown);
+        } else {
+            // It is being served, and ends behind that.
+            record.tell_to_go(CloseReason::Shutdown);
         }
     }
 

@@ -103,7 +103,9 @@ fn what_is_queued_is_flushed_first<W: World>(world: &mut W) {
     scene.send(peer, b"x");
     scene.saw(0, What::Data(1));
     scene.reactor.handle().shutdown();
-    scene.saw(0, What::Closing(CloseReason::Shutdown));
+    scene.until("the end to begin", |scene| scene.script.shutdowns == 1);
+    scene.wait(millis(100));
+    scene.expect_none_closed();
     let (bytes, end_of_it) = scene.read_to_end(peer);
     assert_same(&bytes, &vec![b'l'; LARGE]);
     assert_eq!(end_of_it, Got::Eof);
@@ -210,7 +212,7 @@ fn nobody_new_is_let_in<W: World>(world: &mut W) {
     scene.send(peer, b"x");
     scene.saw(0, What::Data(1));
     scene.reactor.handle().shutdown();
-    scene.saw(0, What::Closing(CloseReason::Shutdown));
+    scene.until("the end to begin", |scene| scene.script.shutdowns == 1);
     // Another server asks for those who still come.
     let mut next: Reactor<Script, _> =
         Reactor::with_backend(Config::default(), scene.world.backend()).unwrap();
@@ -227,7 +229,7 @@ fn a_second_call_drops_what_is_queued<W: World>(world: &mut W) {
     scene.saw(0, What::Data(1));
     let handle = scene.reactor.handle();
     handle.shutdown();
-    scene.saw(0, What::Closing(CloseReason::Shutdown));
+    scene.until("the end to begin", |scene| scene.script.shutdowns == 1);
     scene.wait(millis(30));
     assert!(!scene.reactor.is_finished());
     handle.shutdown();
@@ -235,8 +237,7 @@ fn a_second_call_drops_what_is_queued<W: World>(world: &mut W) {
     end(&mut scene);
     let took = scene.now() - start;
     assert!(took < Duration::from_secs(1), "{took:?}");
-    // The reason is the first one.
-    let closed = scene.expect_closed(CloseReason::Shutdown);
+    let closed = scene.expect_closed(CloseReason::HardStop);
     assert!(closed.unsent > 0);
     let (bytes, end_of_it) = scene.read_to_end_as_it_is(peer);
     assert!(bytes.len() < LARGE);
@@ -254,7 +255,7 @@ fn a_shutdown_ends_by_its_deadline<W: World>(world: &mut W) {
     scene.reactor.handle().shutdown();
     end(&mut scene);
     scene.assert_took(start, millis(150));
-    assert!(scene.expect_closed(CloseReason::Shutdown).unsent > 0);
+    assert!(scene.expect_closed(CloseReason::HardStop).unsent > 0);
 }
 
 fn a_shutdown_does_not_wait_for_who_lingers<W: World>(world: &mut W) {
@@ -303,7 +304,7 @@ fn a_second_call_from_elsewhere_is_a_hard_stop<W: World>(world: &mut W) {
     scene.send(peer, b"x");
     scene.saw(0, What::Data(1));
     scene.reactor.context().shutdown();
-    scene.saw(0, What::Closing(CloseReason::Shutdown));
+    scene.until("the end to begin", |scene| scene.script.shutdowns == 1);
     scene.wait(millis(30));
     assert!(!scene.reactor.is_finished());
     scene.reactor.handle().shutdown();
@@ -311,7 +312,7 @@ fn a_second_call_from_elsewhere_is_a_hard_stop<W: World>(world: &mut W) {
     end(&mut scene);
     let took = scene.now() - start;
     assert!(took < Duration::from_secs(1), "{took:?}");
-    assert!(scene.expect_closed(CloseReason::Shutdown).unsent > 0);
+    assert!(scene.expect_closed(CloseReason::HardStop).unsent > 0);
     assert_eq!(scene.script.shutdowns, 1);
 }
 

@@ -4,7 +4,7 @@ use bytes::BytesMut;
 use wheelhouse::sim::{End, Sim};
 use wheelhouse::{CloseReason, Handler};
 
-use super::client::{Reply, replies, secs, serve, take_replies};
+use super::client::{Reply, millis, replies, secs, serve, take_replies};
 use crate::server::{Arrived, Phase};
 
 #[test]
@@ -39,6 +39,63 @@ fn who_has_asked_is_answered_and_told_that_it_was_the_last() {
         ));
         sim.assert_clean();
     }
+}
+
+const SLOW: &str = "GET /slow?ms=500 HTTP/1.1\r\nHost: a\r\n\r\n";
+const HELLO: &str = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+
+#[test]
+fn what_was_read_before_the_end_is_served_to_the_last() {
+    for sent in [
+        [SLOW, HELLO, HELLO].concat(),
+        [HELLO, SLOW, SLOW].concat(),
+        // More than are served in one turn.
+        [SLOW, &HELLO.repeat(200)].concat(),
+        // The last of them arrives in part.
+        [SLOW, HELLO, "GET / HTTP/1.1\r\nHo"].concat(),
+    ] {
+        let mut sim = Sim::new(1);
+        let server = serve(&mut sim);
+        let peer = sim.connect(server.address());
+        peer.send(sent.as_bytes());
+        sim.advance(millis(100));
+        server.shutdown();
+        sim.advance(millis(100));
+        let whole = sent.ends_with("\r\n\r\n");
+        if !whole {
+            peer.send(b"st: a\r\n\r\n");
+        }
+        // These come too late.
+        peer.send(HELLO.repeat(10).as_bytes());
+        sim.advance(secs(3));
+        let count = sent.matches("GET").count();
+        let got = take_replies(&peer, count);
+        assert!(got.iter().all(|reply| reply.status == 200));
+        let stay: Vec<_> = got.iter().map(Reply::stays).collect();
+        assert!(!stay[count - 1] && stay[..count - 1].iter().all(|stays| *stays), "{stay:?}");
+        assert_eq!(peer.closed(), Some(End::Fin));
+    }
+}
+
+#[test]
+fn who_never_stops_asking_does_not_hold_up_the_end() {
+    let mut sim = Sim::new(1);
+    let server = serve(&mut sim);
+    let peer = sim.connect(server.address());
+    for round in 0..100 {
+        peer.send(HELLO.repeat(70).as_bytes());
+        sim.advance(millis(10));
+        if round == 5 {
+            server.shutdown();
+        }
+        if peer.closed().is_some() {
+            assert!((5..=7).contains(&round), "{round}");
+            break;
+        }
+    }
+    peer.close();
+    sim.advance(secs(1));
+    assert!(server.is_finished());
 }
 
 #[test]
@@ -104,9 +161,11 @@ fn requests_that_a_shutdown_finds_are_told_that_they_are_the_last() {
     });
     posted.expect("it has not ended");
     sim.settle();
-    let reply = take_replies(&peer, 1).remove(0);
-    assert_eq!((reply.status, reply.stays()), (503, false));
-    assert_eq!(reply.text(), "503 Service Unavailable\n");
+    let got = take_replies(&peer, 2);
+    assert_eq!(got.iter().map(Reply::stays).collect::<Vec<_>>(), [true, false]);
+    for reply in got {
+        assert_eq!((reply.status, reply.text()), (503, "503 Service Unavailable\n"));
+    }
     sim.advance(secs(60));
     assert!(server.is_finished());
 }

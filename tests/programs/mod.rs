@@ -197,6 +197,11 @@ impl Server {
         line.strip_prefix("metrics on ").expect(&line).to_owned()
     }
 
+    /// The next line that it logs.
+    pub(crate) fn logged(&self) -> String {
+        self.program.stderr.0.recv_timeout(PATIENCE).expect("a line in the log")
+    }
+
     /// Ends it by a signal, and returns the line that it prints last.
     pub(crate) fn stop(&mut self, signal: &str) -> String {
         self.program.signal(signal);
