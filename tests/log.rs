@@ -222,6 +222,71 @@ fn a_rate_that_is_exceeded_is_warned_of_once_a_second() {
     expect_thrice(&lines, "newcomers wait: more come than accept_rate lets in");
 }
 
+/// Takes its time over what it is told to.
+struct Sluggard<F> {
+    stall: F,
+}
+
+impl<F: Fn(Duration) + 'static> Handler for Sluggard<F> {
+    type Session = u8;
+
+    fn on_open(&mut self, _: &mut Conn<'_>) -> Option<u8> {
+        Some(0)
+    }
+
+    fn on_data(&mut self, conn: &mut Conn<'_>, word: &mut u8, input: &mut bytes::BytesMut) {
+        *word = input[0];
+        input.clear();
+        match *word {
+            b'd' => (self.stall)(millis(60)),
+            b'r' => conn.begin_request(),
+            b'a' => {
+                conn.begin_request();
+                (self.stall)(millis(60));
+            }
+            _ => {}
+        }
+        if conn.in_flight() > 0 {
+            conn.set_timer(conn.now() + millis(10));
+        }
+    }
+
+    fn on_idle(&mut self, _: &mut Conn<'_>, word: &mut u8) {
+        if [b'i', b'r'].contains(word) {
+            (self.stall)(millis(60));
+        }
+    }
+
+    fn on_timer(&mut self, conn: &mut Conn<'_>, _: &mut u8) {
+        conn.end_request();
+    }
+}
+
+#[test]
+fn a_callback_that_stalls_is_named() {
+    for (word, callback) in [
+        (b"d", "on_data or on_idle"),
+        (b"i", "on_data or on_idle"),
+        (b"a", "on_data"),
+        (b"r", "on_idle"),
+    ] {
+        let lines = warnings(|| {
+            let mut sim = Sim::new(1);
+            let stall = sim.stall();
+            let server = sim.serve(SERVER, Config::default(), Sluggard { stall });
+            let peer = sim.connect(SERVER);
+            sim.settle();
+            peer.send(word);
+            sim.advance(millis(500));
+            assert_eq!(server.stats().stalls, 1);
+        });
+        let said = format!(
+            "a callback kept the loop waiting callback=\"{callback}\" id=0.1 millis=60 times=1"
+        );
+        assert_eq!(lines, [said]);
+    }
+}
+
 #[test]
 fn a_shortage_is_warned_of_once_a_second() {
     let lines = warnings(|| {

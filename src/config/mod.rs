@@ -39,8 +39,8 @@ pub struct Config {
     pub socket: SocketOptions,
     /// How long a callback may take before it is reported: named in a warning, at most one each
     /// second, and counted in [`Stats::stalls`](crate::Stats::stalls). It is measured to within
-    /// 8 ms, at no cost where callbacks are short; `on_idle`, which ends nearly every message, is not
-    /// timed by itself, and what it takes counts for the callback that follows in the turn. Default 25 ms, which everybody else waits for;
+    /// 8 ms, at no cost where callbacks are short; `on_idle` right behind `on_data`, which ends nearly
+    /// every message, is timed together with that. Default 25 ms, which everybody else waits for;
     /// `None` reports none.
     pub stall_report: Option<Duration>,
     /// How long a shutdown may last before what is left is aborted. Default 30 s, the grace that

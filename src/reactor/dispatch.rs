@@ -50,13 +50,15 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     }
 
     /// Runs `on_idle`, which ends nearly every message and therefore is called on short terms: no
-    /// output is queued, the clock is left to the next callback, a panic to [`Reactor::guard`].
+    /// output is queued, a panic is left to [`Reactor::guard`], and where `on_data` came right
+    /// before it, as `name` says then, the clock is read once behind both.
     #[inline(always)]
-    pub(super) fn call_idle(&mut self, handler: &mut H, id: ConnId) {
+    pub(super) fn call_idle(&mut self, handler: &mut H, id: ConnId, name: &'static str) {
         let Some(session) = self.slots[id.index()].session.as_mut() else { return };
         self.shared.enter_knowing(id, true);
         handler.on_idle(&mut Conn::new(&mut self.shared, id), session);
         self.shared.leave();
+        self.refresh_now_if_stale(name, Some(id));
         if self.shared.wrote() {
             self.send_written(id);
         }

@@ -75,7 +75,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         if wants_reading(self.shared.table.at(id.index()).flags)
             && self.exchange(handler, id, true) == Read::Rested
         {
-            self.call_idle(handler, id);
+            self.call_idle(handler, id, "on_data or on_idle");
         }
     }
 
@@ -146,6 +146,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
                 if rested {
                     return Read::Rested;
                 }
+                note_data(backend, shared, id);
                 if shared.spilled {
                     self.flush(id);
                 }
@@ -180,11 +181,12 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let given = input.len();
         let rested = deliver(handler, backend, shared, id, stream, session, input, begun);
         shrink(&mut slot.input, given);
+        if rested {
+            return self.call_idle(handler, id, "on_data or on_idle");
+        }
+        note_data(backend, shared, id);
         if self.shared.spilled {
             self.flush(id);
-        }
-        if rested {
-            self.call_idle(handler, id);
         }
     }
 
@@ -346,7 +348,6 @@ fn deliver<H: Handler, B: Backend>(
     let before = input.len();
     debug_assert!(before > 0);
     call_data(handler, shared, id, session, input, begun);
-    refresh_now_if_stale(backend, shared, "on_data", Some(id));
     let left = input.len();
     let Shared { table, scratch, bounds, counters, now, .. } = shared;
     let record = table.at(id.index());
@@ -365,6 +366,17 @@ fn deliver<H: Handler, B: Backend>(
         return false;
     }
     record.try_rest(bounds.looks_from, begun.log)
+}
+
+/// Reads the clock behind an `on_data` that no `on_idle` follows.
+#[inline(never)]
+fn note_data<B: Backend>(backend: &mut B, shared: &mut Shared, id: ConnId) {
+    let before = shared.now;
+    refresh_now_if_stale(backend, shared, "on_data", Some(id));
+    if shared.now != before {
+        // What was written since is newer than it was taken to be.
+        shared.table.at(id.index()).clocks.touch_write(shared.now);
+    }
 }
 
 /// What a connection was like before its handler got input.

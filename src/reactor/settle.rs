@@ -42,7 +42,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         if self.exchange(handler, id, false) != Read::Rested {
             return self.settle(handler, id);
         }
-        self.call_idle(handler, id);
+        self.call_idle(handler, id, "on_data or on_idle");
         // The usual end of a message: idle as before it, and nothing to do.
         let record = self.shared.table.at(id.index());
         let facts = record.quiet_facts();
@@ -93,7 +93,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let record = self.shared.table.at(id.index());
         if record.state() == State::Connected && record.facts().at_rest() {
             record.step(Step::Rest);
-            self.call_idle(handler, id);
+            self.call_idle(handler, id, "on_idle");
         }
         self.resettle(handler, id);
     }
