@@ -24,6 +24,9 @@ mod core;
 #[path = "../../src/error.rs"]
 #[allow(dead_code, reason = "what only the reactor and the unit tests use")]
 mod error;
+#[path = "../../src/log.rs"]
+#[allow(dead_code, reason = "what only the reactor and the unit tests use")]
+mod log;
 #[path = "../../src/time.rs"]
 #[allow(dead_code, reason = "what only the reactor and the unit tests use")]
 mod time;
