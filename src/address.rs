@@ -53,8 +53,8 @@ impl fmt::Display for Address {
                 f.write_str("unix:")?;
                 // A peer chooses its own path, and is not to write lines of a log by it.
                 path.to_string_lossy().chars().try_for_each(|letter| match letter {
-                    letter if letter.is_control() => write!(f, "{}", letter.escape_default()),
-                    letter => f.write_char(letter),
+                    '"' | '\'' => f.write_char(letter),
+                    letter => write!(f, "{}", letter.escape_debug()),
                 })
             }
             Self::Unnamed => f.write_str("unix:"),
@@ -176,8 +176,8 @@ mod tests {
 
     #[test]
     fn a_path_cannot_break_a_line() {
-        let path = Address::Unix("/tmp/a\nb\u{1b}[31m ü".into());
-        assert_eq!(path.to_string(), "unix:/tmp/a\\nb\\u{1b}[31m ü");
+        let path = Address::Unix("/tmp/a\nb\u{1b}[31m\u{2028} \"ü\"".into());
+        assert_eq!(path.to_string(), "unix:/tmp/a\\nb\\u{1b}[31m\\u{2028} \"ü\"");
     }
 
     #[test]

@@ -11,7 +11,7 @@ use crate::core::deadlines::{Deadline, Periods};
 use crate::core::lifecycle::State;
 use crate::core::pressure::NO_KEEP_ALIVE;
 use crate::core::table::{ConnId, Flags, Origin, Record};
-use crate::error::{CloseReason, ConnectError};
+use crate::error::{CloseReason, ConnectError, Timeout};
 use crate::time::Instant;
 
 /// What a callback may ask of one connection.
@@ -247,9 +247,13 @@ impl Conn<'_> {
     /// peer sent its FIN, the greatest age is reached, this request is the last of
     /// [`Limits::requests_max`](crate::Limits::requests_max), a shutdown began, or the loop is
     /// [overloaded](crate::Limits#overload). A protocol that can announce the end
-    /// (`Connection: close`) asks before it writes that reply. A no is final, because the peer may be
-    /// told: the reactor ends the connection after the reply, with
-    /// [`Overload`](CloseReason::Overload) even if that has passed by then.
+    /// (`Connection: close`) asks before it writes that reply.
+    ///
+    /// A no is final, because the peer may be told: the reactor ends the connection behind the current
+    /// request, and serves nothing that came behind that, even if the reason has passed by then. So
+    /// it is to be asked of a request that is whole; asked while none is active, it ends the
+    /// connection there and then. A dialled connection is not bound by a shutdown, and neither is one
+    /// of an [exempt](crate::ListenConfig::exempt) listener.
     pub fn keep_alive(&mut self) -> bool {
         self.keep_alive_with_unread(0)
     }
@@ -259,18 +263,20 @@ impl Conn<'_> {
     /// off what was read before it began, so it says no only with the last of that; the other
     /// reasons to end do not wait.
     pub fn keep_alive_with_unread(&mut self, unread: usize) -> bool {
-        let leaves = self.record().flags.has(Flags::EOF.and(Flags::RETIRING));
-        if leaves || self.is_closing() {
+        if self.is_closing() || self.record().flags.has(Flags::EOF) {
             return false;
         }
         let Some(reason) = self.reason_to_go(unread as u64) else { return true };
-        self.record_mut().tell_to_go(reason);
+        if self.record().rare().is_none_or(|rare| rare.told.is_none()) {
+            self.record_mut().tell_to_go(reason);
+        }
         false
     }
 
     fn ends_by_shutdown(&self, unread: u64) -> bool {
         let record = self.record();
-        if !self.cx.is_shutting_down() {
+        let bound = record.flags.has(Flags::INBOUND) && !record.is_exempt();
+        if !bound || !self.cx.is_shutting_down() {
             false
         } else if self.cx.shared.stopping {
             let read_before = record.rare().map_or(0, |rare| rare.read_before_stop);
@@ -283,7 +289,9 @@ impl Conn<'_> {
 
     fn reason_to_go(&self, unread: u64) -> Option<CloseReason> {
         let record = self.record();
-        if self.ends_by_shutdown(unread) {
+        if record.flags.has(Flags::RETIRING) {
+            Some(CloseReason::Timeout(Timeout::Lifetime))
+        } else if self.ends_by_shutdown(unread) {
             Some(CloseReason::Shutdown)
         } else if record.requests.saturating_add(1) >= self.cx.shared.bounds.requests_max {
             Some(CloseReason::MaxRequests)

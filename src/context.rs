@@ -344,7 +344,12 @@ impl Shared {
                 Entry::Reached { id, queued } => {
                     let Some(record) = self.table.get_mut(id) else { continue };
                     let lost = record.output.len().saturating_sub(queued);
+                    let held = record.output.held();
                     record.output.truncate(queued);
+                    let freed = held - record.output.held();
+                    let freed = record.buffered.min(u32::try_from(freed).unwrap_or(u32::MAX));
+                    record.buffered -= freed;
+                    self.buffered -= u64::from(freed);
                     self.count_dropped(id, lost);
                 }
                 Entry::Dialled(id) => {

@@ -53,6 +53,9 @@ pub struct Config {
     pub shutdown_spread: Option<Duration>,
 }
 
+/// How long a shutdown may last unless somebody says otherwise.
+pub(crate) const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(30);
+
 impl Default for Config {
     fn default() -> Self {
         Self {
@@ -61,7 +64,7 @@ impl Default for Config {
             watermarks: Watermarks::default(),
             socket: SocketOptions::default(),
             stall_report: Some(Duration::from_millis(25)),
-            shutdown_timeout: Some(Duration::from_secs(30)),
+            shutdown_timeout: Some(SHUTDOWN_TIMEOUT),
             shutdown_spread: Some(Duration::from_secs(5)),
         }
     }

@@ -12,7 +12,7 @@ use crate::core::deadlines::{Clocks, Deadline, Facts, Periods};
 use crate::core::lifecycle::{Ending, State, Step};
 use crate::core::output::Output;
 use crate::core::stats::States;
-use crate::error::{CloseReason, OsError};
+use crate::error::{CloseReason, OsError, Timeout};
 use crate::log::hears;
 use crate::time::Instant;
 
@@ -257,14 +257,24 @@ pub(crate) struct Rare {
     pub(crate) left_at_flush: u64,
     /// When output last became queued.
     pub(crate) queued_at: Instant,
-    /// The bytes read when a shutdown began, if some of them were still with the handler.
+    /// The bytes read when a shutdown began, if some of them may have been with the handler still.
     pub(crate) read_before_stop: u64,
-    /// Why it was told that the next request boundary is its end, if not for its age.
-    pub(crate) told_to_go: Option<CloseReason>,
+    /// It was told that a request is its last.
+    pub(crate) told: Option<Told>,
+    /// It was told that, and has reached its greatest age.
+    pub(crate) aged: bool,
     /// The latest look at a request that was given more time.
     pub(crate) request: Option<RequestLook>,
     /// Until when a sign of life may come that was asked for, and the bytes read before.
     pub(crate) asked_for_life: Option<(Instant, u64)>,
+}
+
+/// A connection was told that a request is its last.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Told {
+    pub(crate) reason: CloseReason,
+    /// The requests served before that one.
+    pub(crate) after: u64,
 }
 
 /// A look at a request that arrives for long.
@@ -418,14 +428,15 @@ impl Record {
     #[cold]
     #[inline(never)]
     fn say_state(&self) {
-        let Self { id, peer, requests, bytes_in, bytes_out, .. } = self;
+        let Self { id, requests, bytes_in, bytes_out, .. } = self;
+        let peer = (self.peer != Address::Unnamed).then(|| tracing::field::display(&self.peer));
         let reason = self.reason.map(tracing::field::display);
         match self.state {
-            State::Connecting => debug!(%id, %peer, origin = ?self.origin, "connecting"),
-            State::Connected => debug!(%id, %peer, "connected"),
-            State::Idle => debug!(%id, %peer, requests, "idle"),
-            State::Closing => debug!(%id, %peer, reason, "closing"),
-            State::Closed => debug!(%id, %peer, reason, requests, bytes_in, bytes_out, "closed"),
+            State::Connecting => debug!(%id, peer, origin = ?self.origin, "connecting"),
+            State::Connected => debug!(%id, peer, "connected"),
+            State::Idle => debug!(%id, peer, requests, "idle"),
+            State::Closing => debug!(%id, peer, reason, "closing"),
+            State::Closed => debug!(%id, peer, reason, requests, bytes_in, bytes_out, "closed"),
         }
     }
 
@@ -489,7 +500,7 @@ impl Record {
         }
     }
 
-    /// Whether it waits for its peer to begin: idle, or never log of.
+    /// Whether it waits for its peer to begin: idle, or never heard of.
     pub(crate) const fn waits(&self) -> bool {
         let silent = !self.flags.has(Flags::RECEIVED) && self.owed == 0 && self.output.is_empty();
         let unheard = matches!(self.state, State::Connected)
@@ -533,15 +544,46 @@ impl Record {
         (self.state == State::Idle && self.bytes_in == before).then_some(until)
     }
 
-    /// The next request boundary is its end, for `reason`.
+    /// The request at hand is its last, for `reason`.
     pub(crate) fn tell_to_go(&mut self, reason: CloseReason) {
+        let aged = self.is_aged();
+        let after = self.requests;
         self.flags.insert(Flags::RETIRING);
-        self.rare_mut().told_to_go = Some(reason);
+        let rare = self.rare_mut();
+        rare.told = Some(Told { reason, after });
+        rare.aged = aged;
     }
 
-    /// Forgets why it was told to go, and says whether it was.
-    pub(crate) fn take_told_to_go(&mut self) -> bool {
-        self.rare.as_mut().is_some_and(|rare| rare.told_to_go.take().is_some())
+    fn told(&self) -> Option<Told> {
+        self.rare.as_ref()?.told
+    }
+
+    /// Whether it has reached its greatest age.
+    pub(crate) fn is_aged(&self) -> bool {
+        self.flags.has(Flags::RETIRING)
+            && self.rare.as_ref().is_none_or(|rare| rare.told.is_none() || rare.aged)
+    }
+
+    /// It has reached its greatest age.
+    pub(crate) fn age(&mut self) {
+        self.flags.insert(Flags::RETIRING);
+        if let Some(rare) = &mut self.rare {
+            rare.aged = true;
+        }
+    }
+
+    /// Why it ends, if it has come to the request boundary that was to be its end.
+    pub(crate) fn reason_to_go(&self) -> Option<CloseReason> {
+        let told = self.told();
+        let over = self.facts().at_rest() || self.was_the_last();
+        let age = CloseReason::Timeout(Timeout::Lifetime);
+        (self.flags.has(Flags::RETIRING) && over).then(|| told.map_or(age, |told| told.reason))
+    }
+
+    /// Whether the request is served that it was told is its last.
+    pub(crate) fn was_the_last(&self) -> bool {
+        let retires = self.flags.has(Flags::RETIRING) && self.owed == 0;
+        retires && self.told().is_some_and(|told| self.requests > told.after)
     }
 
     /// What few connections need, if this one does.

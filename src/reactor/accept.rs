@@ -219,7 +219,20 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let listener = self.listeners.get_mut(id.0 as usize);
         if let Some(listener) = listener.filter(|listener| listener.socket.is_some()) {
             listener.ready = true;
-            self.accepting.due |= self.accepting.admits(listener.exempt);
+            let exempt = listener.exempt;
+            self.accepting.due |= self.accepting.admits(exempt);
+            if !exempt && self.accepting.full {
+                self.warn_of_crowd();
+            } else if !exempt && self.accepting.throttled {
+                self.warn_of_rate();
+            }
+        }
+    }
+
+    #[cold]
+    fn warn_of_rate(&mut self) {
+        if let Some(times) = self.accepting.throttles.times(self.shared.now) {
+            warn!(times, "newcomers wait: more come than accept_rate lets in");
         }
     }
 
@@ -295,7 +308,6 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             AtLimit::Reject(_) => true,
         };
         if !found {
-            self.warn_of_crowd();
             self.accepting.full = true;
             if self.accepting.at_limit == AtLimit::EvictIdle {
                 self.retry_at(self.shared.now + RETRY_EVERY);
@@ -304,6 +316,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         found
     }
 
+    #[cold]
     fn warn_of_crowd(&mut self) {
         if let Some(times) = self.accepting.crowds.times(self.shared.now) {
             let connections = self.shared.table.counted();
@@ -331,9 +344,6 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         }
         self.accepting.throttled = true;
         self.shared.counters.accept_throttles.add(1);
-        if let Some(times) = self.accepting.throttles.times(now) {
-            warn!(times, "newcomers wait: more come than accept_rate lets in");
-        }
         self.retry_at(next);
         false
     }
@@ -444,7 +454,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         self.shared.counters.accepted.add(1);
         self.shared.count_connections();
         if let Err(error) = self.backend.register(&mut stream, Token::of_conn(id)) {
-            debug!(%error, "an accepted connection cannot be registered");
+            debug!(%id, %error, "an accepted connection cannot be registered");
             self.shared.counters.accept_errors.add(1);
             self.depart(id);
             self.shared.remove(id);

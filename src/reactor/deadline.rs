@@ -290,13 +290,12 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     fn retire(&mut self, handler: &mut H, id: ConnId) {
         let now = self.shared.now;
         let record = self.shared.table.at(id.index());
-        let retires = record.flags.has(Flags::RETIRING) && !record.take_told_to_go();
-        if self.shared.stopping && !retires {
-            self.end_waiting(handler, id);
-        } else if retires {
+        if record.is_aged() {
             self.end(handler, id, Timeout::Lifetime);
+        } else if self.shared.stopping {
+            self.end_waiting(handler, id);
         } else {
-            record.flags.insert(Flags::RETIRING);
+            record.age();
             record.clocks.set(Deadline::Lifetime, now + RETIREMENT);
         }
     }

@@ -105,8 +105,11 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// Gives up a connection that never got a session.
     pub(super) fn discard(&mut self, id: ConnId) {
         let record = self.shared.table.at(id.index());
-        record.flags.set(Flags::RESET, record.asked == Some(CloseReason::HandlerPanic));
-        debug!(%id, peer = %record.peer, "the handler refuses a connection");
+        let panicked = record.asked == Some(CloseReason::HandlerPanic);
+        record.flags.set(Flags::RESET, panicked);
+        if !panicked {
+            debug!(%id, "the handler refuses a connection");
+        }
         self.shared.counters.refused.add(1);
         self.release(id);
     }

@@ -151,8 +151,11 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
                     self.flush(id);
                 }
                 let record = self.shared.table.at(id.index());
-                let spent = record.requests >= self.shared.bounds.requests_max;
-                if drained || spent || *budget == 0 { Read::Drained } else { Read::More }
+                let done = drained
+                    || *budget == 0
+                    || record.requests >= self.shared.bounds.requests_max
+                    || record.was_the_last();
+                if done { Read::Drained } else { Read::More }
             }
             nothing => {
                 if own {

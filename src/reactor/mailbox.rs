@@ -237,8 +237,8 @@ impl<H: Handler> Handle<H> {
     }
 
     /// Closes the listeners, and every connection when it has been served: requests that are active
-    /// go on, idle connections end within
-    /// [`Config::shutdown_spread`](crate::Config::shutdown_spread), and after
+    /// go on, connections that are idle, or become it, end within
+    /// [`Config::shutdown_spread`](crate::Config::shutdown_spread) and a second, and after
     /// [`Config::shutdown_timeout`](crate::Config::shutdown_timeout) whatever is left is reset. A
     /// second call resets it at once.
     pub fn shutdown(&self) {

@@ -39,7 +39,8 @@ pub(super) struct Overload {
     walked_at: Option<Instant>,
     /// What looks at the pressure again.
     alarm: Option<AlarmId>,
-    warnings: Seldom,
+    full_buffers: Seldom,
+    presses: Seldom,
 }
 
 impl<H: Handler, B: Backend> Reactor<H, B> {
@@ -113,7 +114,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         }
         self.shared.buffered = left;
         self.shared.counters.buffered.set(left);
-        self.warn_of_pressure("buffers");
+        let times = self.overload.full_buffers.times(self.shared.now);
+        self.warn_of_pressure("buffers", times);
     }
 
     /// A connection came: there may be many.
@@ -144,7 +146,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             self.close_long_idle(handler, pressure);
         }
         if pressure >= EVICTS_FROM {
-            self.warn_of_pressure("the loop");
+            let times = self.overload.presses.times(self.shared.now);
+            self.warn_of_pressure("the loop", times);
             if evicts {
                 self.evict(handler);
             }
@@ -279,8 +282,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         Ok(())
     }
 
-    fn warn_of_pressure(&mut self, of: &'static str) {
-        if let Some(times) = self.overload.warnings.times(self.shared.now) {
+    fn warn_of_pressure(&self, of: &'static str, times: Option<u64>) {
+        if let Some(times) = times {
             let Shared { table, buffered, .. } = &self.shared;
             warn!(of, connections = table.len(), buffered, times, "overloaded");
         }

@@ -9,7 +9,7 @@ use crate::context::Shared;
 use crate::core::deadlines::{Deadline, Facts, Set};
 use crate::core::lifecycle::{Ending, State, Step};
 use crate::core::table::{ConnId, Flags, Record};
-use crate::error::{CloseReason, Timeout};
+use crate::error::CloseReason;
 use crate::handler::Handler;
 
 /// Marks of a record that something is to be done or ended for.
@@ -307,10 +307,7 @@ fn ended(record: &Record, requests_max: u64) -> Option<CloseReason> {
         Some(CloseReason::PeerEof)
     } else if record.requests >= requests_max && record.owed == 0 {
         Some(CloseReason::MaxRequests)
-    } else if flags.has(Flags::RETIRING) && record.facts().at_rest() {
-        let told = record.rare().and_then(|rare| rare.told_to_go);
-        Some(told.unwrap_or(CloseReason::Timeout(Timeout::Lifetime)))
     } else {
-        None
+        record.reason_to_go()
     }
 }

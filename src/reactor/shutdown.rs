@@ -8,6 +8,7 @@ use tracing::info;
 
 use super::Reactor;
 use crate::backend::Backend;
+use crate::config::SHUTDOWN_TIMEOUT;
 use crate::context::{Purpose, Shared};
 use crate::core::deadlines::Deadline;
 use crate::core::lifecycle::State;
@@ -157,11 +158,22 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         self.stop.stirs = true;
         self.shared.stopping = true;
         self.close_listeners(false);
+        self.note_unserved();
         self.call_loop("on_shutdown", |cx| handler.on_shutdown(cx));
         self.plan_ends();
         self.look_at_stop();
         if let Some(timeout) = self.config.shutdown_timeout {
             self.shared.set_alarm(self.shared.now + timeout, Purpose::HardStop);
+        }
+    }
+
+    /// What was read of requests that are not served yet is served still.
+    fn note_unserved(&mut self) {
+        for id in self.shared.table.ids().collect::<Vec<_>>() {
+            let record = self.shared.table.at(id.index());
+            if record.state() == State::Connected && record.bytes_in > 0 {
+                record.rare_mut().read_before_stop = record.bytes_in;
+            }
         }
     }
 
@@ -172,9 +184,6 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             let record = self.shared.table.at(id.index());
             if record.is_exempt() {
                 continue;
-            }
-            if self.slots.get(id.index()).is_some_and(|slot| !slot.input.is_empty()) {
-                record.rare_mut().read_before_stop = record.bytes_in;
             }
             if record.state() == State::Connecting {
                 record.ask(CloseReason::Shutdown);
@@ -238,19 +247,33 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     }
 
     /// The time to end has come for a connection that waited for its peer, unless the peer begins in
-    /// this moment.
+    /// this moment, or was served within the last second. Those that never pause for as long end
+    /// behind a request in the second half of the shutdown's time.
     pub(super) fn end_waiting(&mut self, handler: &mut H, id: ConnId) {
         self.last_chance(handler, id);
+        let hurries = self.hurries();
         let record = self.shared.table.at(id.index());
         record.clocks.set(Deadline::Lifetime, Instant::FAR_FUTURE);
         if record.reason.is_some() {
             // It ends already.
         } else if record.waits() {
-            self.begin_closing(handler, id, CloseReason::Shutdown);
-        } else {
-            // It is being served, and ends behind that.
+            let at = record.quiet_since() + QUIET_LEAST;
+            if at > self.shared.now && self.config.shutdown_spread.is_some() && !hurries {
+                record.clocks.set(Deadline::Lifetime, at);
+                record.flags.insert(Flags::REARM);
+            } else {
+                self.begin_closing(handler, id, CloseReason::Shutdown);
+            }
+        } else if hurries && !record.is_held() {
             record.tell_to_go(CloseReason::Shutdown);
         }
+        // Otherwise it is given another time when it waits again.
+    }
+
+    /// Whether half of the time for the shutdown has gone.
+    fn hurries(&self) -> bool {
+        let timeout = self.config.shutdown_timeout.unwrap_or(SHUTDOWN_TIMEOUT);
+        self.stop.begun_at.is_some_and(|begun_at| self.shared.now - begun_at >= timeout / 2)
     }
 
     /// Whoever watched the shutdown has seen it.
