@@ -152,6 +152,11 @@ impl OsListener {
     }
 }
 
+/// Reading stops short at an urgent byte (tcp(7)), as if nothing were behind it: where there is an
+/// event for that, it says to read on.
+#[cfg(target_os = "linux")]
+const BOTH: Interest = Interest::READABLE.add(Interest::WRITABLE).add(Interest::PRIORITY);
+#[cfg(not(target_os = "linux"))]
 const BOTH: Interest = Interest::READABLE.add(Interest::WRITABLE);
 
 impl Backend for Os {
@@ -424,7 +429,7 @@ fn readiness(event: &mio::event::Event) -> Readiness {
         ready = ready.and(Readiness::WRITABLE);
     }
     // Hang-ups and errors are learnt by reading; a dialled stream learns its fate by "writable".
-    if event.is_read_closed() {
+    if event.is_read_closed() || event.is_priority() {
         ready = ready.and(Readiness::READABLE).and(Readiness::HANGUP);
     }
     if event.is_error() {

@@ -491,6 +491,16 @@ impl Record {
         rests
     }
 
+    /// Whether it has had its last output and our FIN, and only its peer's FIN is waited for.
+    pub(crate) fn lingers(&self) -> bool {
+        matches!(self.state, State::Closing)
+            && self.flags.has(Flags::LINGERING)
+            && self.flags.has(Flags::FIN)
+            && !self.flags.has(Flags::REAPED)
+            && self.output.is_empty()
+            && !self.exempt
+    }
+
     /// Since when it waits.
     pub(crate) const fn quiet_since(&self) -> Instant {
         if matches!(self.state, State::Idle) {

@@ -14,6 +14,7 @@ use crate::config::{AtLimit, Config, ListenConfig, Refusal, SocketOptions};
 use crate::context::{AlarmId, Purpose};
 use crate::core::admission::{Bucket, Clients, Excess};
 use crate::core::deadlines::Periods;
+use crate::core::lifecycle::State;
 use crate::core::table::{Birth, ConnId, Flags, ListenerId, Origin, Record};
 use crate::error::Error;
 use crate::handler::Handler;
@@ -250,11 +251,13 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             };
             match self.backend.accept(socket) {
                 Ok((mut stream, peer)) => {
-                    self.accepting.pause_nanos = 0;
                     if !welcome
                         && !exempt
                         && let Err(reset) = self.screen(handler, &mut stream, &peer)
                     {
+                        if !reset {
+                            see_off(&mut self.backend, &mut stream);
+                        }
                         self.backend.close(stream, reset);
                         continue;
                     }
@@ -302,14 +305,12 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// make way for it or it is to be told. Nobody makes way before there is a newcomer.
     #[cold]
     fn finds_room(&mut self, handler: &mut H) -> bool {
-        let found = match self.accepting.at_limit {
-            AtLimit::EvictIdle => self.accepting.vacated > 0 || self.finds_evictee(handler),
-            AtLimit::Pause => false,
-            AtLimit::Reject(_) => true,
-        };
+        let found = self.accepting.vacated > 0
+            || self.finds_evictee(handler)
+            || matches!(self.accepting.at_limit, AtLimit::Reject(_));
         if !found {
             self.accepting.full = true;
-            if self.accepting.at_limit == AtLimit::EvictIdle {
+            if self.may_make_way() {
                 self.retry_at(self.shared.now + RETRY_EVERY);
             }
         }
@@ -324,9 +325,15 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         }
     }
 
+    /// Whether somebody may make way soon: an idle connection, or one that lingers.
+    fn may_make_way(&self) -> bool {
+        let closing = self.shared.counters.states.of(State::Closing);
+        self.accepting.at_limit == AtLimit::EvictIdle || closing > 0
+    }
+
     /// Whether somebody made way for a newcomer who has been accepted.
     fn displaces(&mut self, handler: &mut H) -> bool {
-        if self.accepting.vacated == 0 && self.accepting.at_limit == AtLimit::EvictIdle {
+        if self.accepting.vacated == 0 {
             self.accepting.vacated = self.evict(handler);
         }
         let displaces = self.accepting.vacated > 0;
@@ -359,7 +366,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         self.accepting.retry = None;
         self.accepting.throttled = false;
         // Where nobody makes way, room is made by those who leave.
-        self.accepting.full &= self.accepting.at_limit != AtLimit::EvictIdle;
+        self.accepting.full &= !self.may_make_way();
         self.update_due();
     }
 
@@ -401,7 +408,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             }
             self.shared.counters.refused_full.add(1);
             if let AtLimit::Reject(reply) = &self.accepting.at_limit {
-                reject(&mut self.backend, stream, reply);
+                // It takes this much, or is gone.
+                let _ = self.backend.write(stream, reply);
             }
             return Err(false);
         }
@@ -463,6 +471,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             // epoll_ctl(2) is out of memory or watches: the next one would fare no better.
             return self.relieve_shortage(handler, &error);
         }
+        self.accepting.pause_nanos = 0;
         self.note_arrival();
         self.make_slot(id).stream = Some(stream);
         if self.call_accepted(handler, id) {
@@ -619,12 +628,11 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     }
 }
 
-/// Tells a newcomer why it cannot stay. What it sent already is read, because closing over unread
-/// bytes would reset the connection and could destroy the reply.
-fn reject<B: Backend>(backend: &mut B, stream: &mut B::Stream, reply: &[u8]) {
+/// Readies the socket of one that cannot stay for its close. What it sent already is read, because
+/// closing over unread bytes would reset the connection and could destroy what it was told.
+pub(super) fn see_off<B: Backend>(backend: &mut B, stream: &mut B::Stream) {
     let mut discarded = BytesMut::with_capacity(DISCARDED_MAX);
-    let told = backend.write(stream, reply).and_then(|_| backend.finish(stream));
-    if told.is_ok() {
+    if backend.finish(stream).is_ok() {
         // Whether there was anything does not matter.
         let _ = backend.read(stream, &mut discarded, DISCARDED_MAX);
     }

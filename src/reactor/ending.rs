@@ -3,6 +3,7 @@
 use tracing::debug;
 
 use super::Reactor;
+use super::accept::see_off;
 use crate::backend::Backend;
 use crate::canary::{Canary, planted};
 use crate::core::lifecycle::{Ending, State, Step};
@@ -109,6 +110,9 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         record.flags.set(Flags::RESET, panicked);
         if !panicked {
             debug!(%id, "the handler refuses a connection");
+            if let Some(stream) = self.slots[id.index()].stream.as_mut() {
+                see_off(&mut self.backend, stream);
+            }
         }
         self.shared.counters.refused.add(1);
         self.release(id);

@@ -438,7 +438,10 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
                 Letter::ToConn(id, closure) if self.shared.births.contains(&id) => {
                     return self.letters.push_front(Letter::ToConn(id, closure));
                 }
-                Letter::ToConn(..) => {}
+                // What it holds may panic when it is dropped.
+                Letter::ToConn(_, closure) => {
+                    self.call_shared("a posted closure", |_| drop(closure));
+                }
             }
         }
     }

@@ -52,7 +52,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         record.count_state(&counters.states);
         let held = record.output.held() + self.slots[id.index()].input.capacity();
         let over = *buffered > bounds.buffered_max;
-        if record.buffered as usize != held || over {
+        if record.buffered as usize != held || over || counters.buffered.get() != *buffered {
             self.account_held(id, held);
         }
     }
@@ -158,14 +158,17 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
 
     /// Evicts those that have been idle for longer than is allowed under `pressure`.
     fn close_long_idle(&mut self, handler: &mut H, pressure: pressure::Permille) {
-        for _ in 0..FOUND_MAX {
-            let Some((since, id)) = self.oldest_idle() else { return };
-            let Shared { table, profiles, now, .. } = &mut self.shared;
-            let idle = table.at(id.index()).periods(profiles).of(Deadline::Idle);
-            let allowed = pressure::idle_allowed(pressure, idle);
-            if allowed.is_none_or(|allowed| now.nanos_since(since) < allowed) {
-                return;
-            }
+        let Shared { table, profiles, now, .. } = &self.shared;
+        // Each may have a time of its own, so that the oldest are not always the first to go.
+        let over = |id: ConnId| {
+            let since = self.is_evictable(id)?;
+            let record = table.get(id).filter(|record| record.state() == State::Idle)?;
+            let idle = record.periods(profiles).of(Deadline::Idle);
+            let allowed = pressure::idle_allowed(pressure, idle)?;
+            (now.nanos_since(since) >= allowed).then_some((since, id))
+        };
+        let over: Vec<_> = table.ids().filter_map(over).take(FOUND_MAX).collect();
+        for (since, id) in over {
             self.make_way(handler, since, id);
         }
     }
@@ -183,8 +186,13 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         evicted
     }
 
-    /// Closes an idle connection, unless a request of it waits in the socket.
+    /// Closes an idle connection, unless a request of it waits in the socket, or one that lingers.
     fn make_way(&mut self, handler: &mut H, since: Instant, id: ConnId) -> bool {
+        if self.shared.table.at(id.index()).lingers() {
+            self.discard_input(id);
+            self.release(id);
+            return true;
+        }
         self.guard(handler, |reactor, handler| {
             reactor.last_chance(handler, id);
             // If it was served just now it is idle again, and the youngest.
@@ -196,10 +204,13 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         self.shared.table.at(id.index()).reason == Some(CloseReason::Evicted)
     }
 
-    /// Whether there is a connection that can make way: one that is idle, and whose peer has sent
-    /// nothing since.
+    /// Whether there is a connection that can make way: one that lingers, or one that is idle, and
+    /// whose peer has sent nothing since.
     pub(super) fn finds_evictee(&mut self, handler: &mut H) -> bool {
         while let Some((since, id)) = self.oldest_idle() {
+            if self.shared.table.at(id.index()).lingers() {
+                return true;
+            }
             self.guard(handler, |reactor, handler| reactor.last_chance(handler, id));
             if self.is_evictable(id) == Some(since) {
                 return true;
@@ -224,11 +235,16 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         None
     }
 
-    /// Since when a connection is idle, if it may be made to go.
+    /// Since when a connection is idle, if it may be made to go. Those that linger have had all they
+    /// get, and are the first to go.
     fn is_evictable(&self, id: ConnId) -> Option<Instant> {
         let record = self.shared.table.get(id)?;
+        if record.lingers() {
+            return Some(Instant::EPOCH);
+        }
         // What is held may have input in its socket that no last chance reads.
         let idle = record.state() == State::Idle
+            && self.config.limits.at_limit == AtLimit::EvictIdle
             && !record.is_exempt()
             && !record.is_held()
             && record.asked.is_none();
@@ -239,7 +255,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     fn walk(&mut self) -> bool {
         let now = self.shared.now;
         let soon = self.overload.walked_at.is_some_and(|at| now < at + LOOK_EVERY);
-        if soon || self.shared.counters.states.of(State::Idle) == 0 {
+        let states = &self.shared.counters.states;
+        if soon || states.of(State::Idle) + states.of(State::Closing) == 0 {
             return false;
         }
         self.overload.walked_at = Some(now);

@@ -305,7 +305,7 @@ fn ended(record: &Record, requests_max: u64) -> Option<CloseReason> {
         };
     if eof {
         Some(CloseReason::PeerEof)
-    } else if record.requests >= requests_max && record.owed == 0 {
+    } else if record.requests >= requests_max && record.owed == 0 && !flags.has(Flags::TUNNEL) {
         Some(CloseReason::MaxRequests)
     } else {
         record.reason_to_go()

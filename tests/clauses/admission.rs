@@ -1,0 +1,249 @@
+//! Who comes in: shortages, places, clients, listeners.
+
+use super::*;
+
+#[test]
+fn a_shortage_of_epoll_costs_few_their_place() {
+    let mut sim = Sim::new(1);
+    let server = sim.serve(SERVER, Config::default(), Echo);
+    let _friends = idle(&mut sim, 200);
+    for after in 0..40 {
+        server.fail(Call::Register, after, errno::ENOSPC);
+    }
+    let _newcomers: Vec<_> = (0..40).map(|_| sim.connect(SERVER)).collect();
+    sim.advance(millis(90));
+    assert_eq!(evicted(&server), 25, "an eighth, once");
+}
+
+#[test]
+fn a_shortage_of_epoll_that_lasts_pauses_longer_each_time() {
+    let mut config = Config::default();
+    config.limits.at_limit = AtLimit::Pause;
+    let mut sim = Sim::new(1);
+    let server = sim.serve(SERVER, config, Echo);
+    sim.settle();
+    for after in 0..100 {
+        server.fail(Call::Register, after, errno::ENOSPC);
+    }
+    let _newcomers: Vec<_> = (0..100).map(|_| sim.connect(SERVER)).collect();
+    sim.advance(secs(5));
+    // 0.1, 0.2, 0.4, 0.8, and then one each second.
+    let pauses = server.stats().accept_pauses;
+    assert!((6..=10).contains(&pauses), "{pauses}");
+}
+
+#[test]
+fn idle_ones_make_way_at_once_where_descriptors_run_out() {
+    let mut sim = Sim::new(1);
+    let server = sim.serve(SERVER, Config::default(), Echo);
+    let _friends = idle(&mut sim, 16);
+    server.set_descriptors(5 + 1 + 16);
+    let newcomer = sim.connect(SERVER);
+    newcomer.send(b"x");
+    sim.settle();
+    newcomer.expect(b"x");
+    assert_eq!(evicted(&server), 2, "an eighth");
+}
+
+#[test]
+fn at_most_thirty_two_make_way_at_a_time() {
+    let mut sim = Sim::new(1);
+    let server = sim.serve(SERVER, Config::default(), Echo);
+    let _friends = idle(&mut sim, 400);
+    server.fail(Call::Accept, 0, errno::ENFILE);
+    let newcomer = sim.connect(SERVER);
+    newcomer.send(b"x");
+    sim.settle();
+    newcomer.expect(b"x");
+    assert_eq!(evicted(&server), 32);
+}
+
+#[test]
+fn pauses_double_up_to_a_second_and_begin_anew_after_a_success() {
+    let mut config = Config::default();
+    config.limits.at_limit = AtLimit::Pause;
+    let mut sim = Sim::new(1);
+    let server = sim.serve(SERVER, config, Echo);
+    sim.settle();
+    let mut peers = Vec::new();
+    let mut pauses = |sim: &mut Sim, failures: u64| {
+        for after in 0..failures {
+            server.fail(Call::Accept, after, errno::EMFILE);
+        }
+        let peer = sim.connect(SERVER);
+        peer.send(b"x");
+        let (start, mut seen, mut at) = (sim.now(), server.stats().accept_pauses, Vec::new());
+        while peer.received().is_empty() {
+            sim.advance(millis(10));
+            if server.stats().accept_pauses > seen {
+                seen = server.stats().accept_pauses;
+                at.push(sim.now() - start);
+            }
+        }
+        at.push(sim.now() - start);
+        peers.push(peer);
+        at.windows(2).map(|pair| (pair[1] - pair[0]).as_millis()).collect::<Vec<_>>()
+    };
+    for _ in 0..2 {
+        let got = pauses(&mut sim, 6);
+        // Looked at every 10 ms.
+        assert_eq!(got, [90, 200, 400, 800, 1_000, 1_000]);
+    }
+}
+
+#[test]
+fn a_listener_that_died_is_named() {
+    struct Deaf(Vec<(ListenerId, Option<i32>)>);
+    impl Handler for Deaf {
+        type Session = ();
+        fn on_open(&mut self, _: &mut Conn<'_>) -> Option<()> {
+            Some(())
+        }
+        fn on_data(&mut self, _: &mut Conn<'_>, _: &mut (), _: &mut BytesMut) {}
+        fn on_listener_failed(
+            &mut self,
+            _: &mut Context<'_>,
+            listener: ListenerId,
+            error: &std::io::Error,
+        ) {
+            self.0.push((listener, error.raw_os_error()));
+        }
+    }
+    let mut sim = Sim::new(1);
+    let mut second = None;
+    let server = sim.spawn("10.0.0.1", Config::default(), Deaf(Vec::new()), |reactor| {
+        reactor.listen("10.0.0.1:8".parse().unwrap()).unwrap();
+        second = Some(reactor.listen(SERVER.parse().unwrap()).unwrap());
+    });
+    sim.settle();
+    server.fail(Call::Accept, 0, errno::EINVAL);
+    let _peer = sim.connect(SERVER);
+    sim.settle();
+    assert_eq!(server.handler().0, [(second.unwrap(), Some(errno::EINVAL))]);
+}
+
+#[test]
+fn an_operator_is_never_evicted() {
+    let mut sim = Sim::new(1);
+    let server = sim.spawn("10.0.0.1", crowded(2), Echo, |reactor| {
+        reactor.listen(SERVER.parse().unwrap()).unwrap();
+        let mut listen = ListenConfig::default();
+        listen.exempt = true;
+        reactor.listen_with("10.0.0.1:9090".parse().unwrap(), listen).unwrap();
+    });
+    // Idle for longer than all others.
+    let operator = sim.connect("10.0.0.1:9090");
+    operator.send(b"x");
+    sim.advance(millis(100));
+    let _friends = idle(&mut sim, 2);
+    sim.advance(millis(200));
+    let newcomers: Vec<_> = (0..4)
+        .map(|_| {
+            let newcomer = sim.connect(SERVER);
+            newcomer.send(b"x");
+            sim.advance(millis(300));
+            newcomer.expect(b"x");
+            newcomer
+        })
+        .collect();
+    assert_eq!(evicted(&server), 4);
+    drop(newcomers);
+    sim.settle();
+    server.fail(Call::Accept, 0, errno::EMFILE);
+    let newcomer = sim.connect(SERVER);
+    newcomer.send(b"x");
+    sim.advance(secs(1));
+    newcomer.expect(b"x");
+    assert_eq!(evicted(&server), 4, "it alone is idle");
+    assert!(operator.is_open());
+}
+
+#[test]
+fn peers_without_an_address_are_no_clients() {
+    let mut config = Config::default();
+    config.limits.clients.connections = Some(1);
+    let at = Address::Unix("/run/server".into());
+    let mut sim = Sim::new(1);
+    let server = sim.spawn("10.0.0.1", config, Echo, |reactor| {
+        reactor.listen(at.clone()).unwrap();
+    });
+    let peers = [(); 3].map(|()| sim.connect(&at));
+    peers.iter().for_each(|peer| peer.send(b"x"));
+    sim.settle();
+    peers.iter().for_each(|peer| peer.expect(b"x"));
+    assert_eq!(server.stats().refused_client, 0);
+}
+
+#[test]
+fn who_is_told_that_the_house_is_full_gets_a_fin_though_it_spoke_first() {
+    let mut config = crowded(1);
+    config.limits.at_limit = AtLimit::Reject("full\n".into());
+    let mut sim = Sim::new(1);
+    let _server = sim.serve(SERVER, config, Echo);
+    let _first = sim.connect(SERVER);
+    sim.settle();
+    let second = sim.connect(SERVER);
+    second.send(&[b'x'; 10_000]);
+    sim.settle();
+    second.expect(b"full\n");
+    assert_eq!(second.closed(), Some(End::Fin));
+}
+
+#[test]
+fn a_client_may_be_a_network() {
+    let mut config = Config::default();
+    config.limits.clients.connections = Some(1);
+    config.limits.clients.prefix_v4 = 16;
+    config.limits.clients.prefix_v6 = 32;
+    let mut sim = Sim::new(1);
+    let server = sim.spawn("10.0.0.1", config.clone(), Echo, |reactor| {
+        reactor.listen(SERVER.parse().unwrap()).unwrap();
+    });
+    let v6 = sim.serve("[fd00::1]:7", config, Echo);
+    let peers =
+        ["10.1.0.1:0", "10.1.255.1:0", "10.2.0.1:0"].map(|from| sim.connect_from(from, SERVER));
+    let peers_v6 = ["[fd01:2::1]:0", "[fd01:2:ffff::1]:0", "[fd01:3::1]:0"]
+        .map(|from| sim.connect_from(from, &v6));
+    for (peers, server) in [(peers, server), (peers_v6, v6)] {
+        peers.iter().for_each(|peer| peer.send(b"x"));
+        sim.settle();
+        assert_eq!(peers.map(|peer| peer.take()), [b"x".to_vec(), vec![], b"x".to_vec()]);
+        assert_eq!(server.stats().refused_client, 1);
+    }
+}
+
+#[test]
+fn a_listener_that_cannot_be_registered_again_is_tried_again() {
+    let mut sim = Sim::new(1);
+    let server = sim.serve(SERVER, Config::default(), Echo);
+    sim.settle();
+    server.fail(Call::Accept, 0, errno::EMFILE);
+    server.fail(Call::Reregister, 0, errno::ENOMEM);
+    let peer = sim.connect(SERVER);
+    peer.send(b"x");
+    sim.advance(millis(150));
+    assert_eq!(server.stats().accept_pauses, 2);
+    sim.advance(secs(1));
+    peer.expect(b"x");
+}
+
+#[test]
+fn listeners_take_turns() {
+    let mut config = Config::default();
+    config.limits.accept_rate = Some(wheelhouse::Rate::new(1, millis(100)));
+    let mut sim = Sim::new(1);
+    let _server = sim.spawn("10.0.0.1", config, Echo, |reactor| {
+        for port in [7, 8, 9] {
+            reactor.listen(format!("10.0.0.1:{port}").parse().unwrap()).unwrap();
+        }
+    });
+    let peers: Vec<Vec<_>> = ["10.0.0.1:7", "10.0.0.1:8", "10.0.0.1:9"]
+        .map(|at| (0..20).map(|_| sim.connect(at)).collect())
+        .into();
+    peers.iter().flatten().for_each(|peer| peer.send(b"x"));
+    sim.advance(millis(1_200));
+    for peers in peers {
+        let served = peers.iter().filter(|peer| peer.take() == b"x").count();
+        assert!((3..=5).contains(&served), "{served}");
+    }
+}

@@ -1,0 +1,154 @@
+//! What counts as pressure, and whom it costs his place.
+
+use super::*;
+
+/// Says whether it may stay, whatever it is sent; a `b` makes it hold much output.
+#[derive(Default)]
+struct Asked {
+    answers: Vec<bool>,
+    /// How long each answer takes.
+    stall: Option<Box<dyn Fn(Duration)>>,
+}
+
+impl Handler for Asked {
+    type Session = ();
+
+    fn on_open(&mut self, _: &mut Conn<'_>) -> Option<()> {
+        Some(())
+    }
+
+    fn on_data(&mut self, conn: &mut Conn<'_>, _: &mut (), input: &mut BytesMut) {
+        match input.first() {
+            Some(b'b') => conn.write(&[b'b'; 920_000]),
+            Some(b's') => {
+                if let Some(stall) = &self.stall {
+                    stall(millis(30));
+                }
+                conn.write(b"ok");
+            }
+            Some(b'k') => {
+                self.answers.push(conn.keep_alive());
+                conn.write(b"ok");
+            }
+            _ => conn.write(b"ok"),
+        }
+        input.clear();
+    }
+}
+
+#[test]
+fn output_is_counted_when_it_is_queued() {
+    let mut sim = Sim::new(1);
+    sim.set_buffers(4_096, 4_096);
+    let server = sim.serve(SERVER, Config::default(), Asked::default());
+    let holder = sim.connect(SERVER);
+    holder.stop_reading();
+    holder.send(b"b");
+    sim.settle();
+    let queued = server.with(|_, cx| {
+        let id = cx.ids()[0];
+        cx.conn(id).expect("it is open").queued()
+    });
+    assert!(queued > 900_000);
+    assert!(server.stats().buffered >= queued as u64, "{} of {queued}", server.stats().buffered);
+}
+
+#[test]
+fn full_buffers_are_a_pressure() {
+    let mut config = Config::default();
+    config.limits.buffered_max = 1_000_000;
+    config.timeouts.idle = Some(secs(30));
+    let mut sim = Sim::new(1);
+    sim.set_buffers(4_096, 4_096);
+    let server = sim.serve(SERVER, config, Asked::default());
+    let [idler, asker, holder] = [(); 3].map(|()| sim.connect(SERVER));
+    for (peer, word) in [(&idler, b"x"), (&asker, b"k")] {
+        peer.send(word);
+        sim.settle();
+        peer.expect(b"ok");
+    }
+    holder.stop_reading();
+    holder.send(b"b");
+    // At 91 % they may stay for some 8 of their 30 s, and whoever asks may not stay.
+    sim.advance(secs(12));
+    assert_eq!(idler.closed(), Some(End::Fin));
+    assert!(evicted(&server) >= 1);
+    let asker = sim.connect(SERVER);
+    asker.send(b"k");
+    sim.settle();
+    assert_eq!(server.handler().answers, [true, false]);
+}
+
+#[test]
+fn a_loop_that_lags_keeps_nobody_alive() {
+    let mut config = Config::default();
+    config.limits.lag_max = Some(millis(20));
+    let mut sim = Sim::new(1);
+    let asked = Asked { stall: Some(Box::new(sim.stall())), ..Asked::default() };
+    let server = sim.serve(SERVER, config, asked);
+    let [before, under, after] = [(); 3].map(|()| sim.connect(SERVER));
+    before.send(b"k");
+    // Whenever one of these has been served, the next is there.
+    let busy: Vec<_> = (0..100)
+        .map(|at| {
+            let peer = sim.connect(SERVER);
+            peer.send_after(millis(30 * at), *b"s");
+            peer
+        })
+        .collect();
+    under.send_after(millis(2_900), *b"k");
+    sim.advance(millis(3_100));
+    assert!(server.stats().stalls > 90);
+    assert_eq!(server.handler().answers, [true, false]);
+    // Idle ones make way, whatever their age.
+    assert!(evicted(&server) > 0);
+    drop(busy);
+    // And it passes.
+    for _ in 0..100 {
+        after.send(b"x");
+        sim.advance(millis(10));
+    }
+    after.send(b"k");
+    sim.settle();
+    assert_eq!(server.handler().answers, [true, false, true]);
+}
+
+#[test]
+fn a_crowd_of_idle_ones_is_thinned_out_before_it_is_full() {
+    let mut sim = Sim::new(1);
+    let server = sim.serve(SERVER, crowded(100), Echo);
+    let peers: Vec<_> = (0..96).map(|_| sim.connect(SERVER)).collect();
+    for peer in &peers {
+        peer.send(b"x");
+    }
+    sim.settle();
+    assert_eq!(evicted(&server), 0);
+    sim.advance(millis(150));
+    let gone = evicted(&server);
+    assert!((1..=12).contains(&gone), "an eighth of them: {gone}");
+    assert!(server.connections() < 95);
+}
+
+#[test]
+fn a_connection_that_may_be_idle_for_ever_saves_nobody_else() {
+    let mut sim = Sim::new(1);
+    let server = sim.spawn("10.0.0.1", crowded(100), Echo, |reactor| {
+        let mut listen = ListenConfig::default();
+        let mut timeouts = Config::default().timeouts;
+        timeouts.idle = None;
+        listen.timeouts = Some(timeouts);
+        reactor.listen_with("10.0.0.1:8".parse().unwrap(), listen).unwrap();
+        reactor.listen(SERVER.parse().unwrap()).unwrap();
+    });
+    let patient = sim.connect("10.0.0.1:8");
+    patient.send(b"x");
+    sim.settle();
+    let peers: Vec<_> = (0..91).map(|_| sim.connect(SERVER)).collect();
+    for peer in &peers {
+        peer.send(b"x");
+    }
+    // At 92 % they may stay for some 16 of their 75 s.
+    sim.advance(secs(40));
+    assert!(evicted(&server) > 0, "of {} connections", server.connections());
+    assert!(patient.is_open());
+}
