@@ -346,6 +346,27 @@ mod limits {
     use super::*;
 
     #[test]
+    fn a_soft_limit_of_descriptors_is_raised_to_the_hard_one() {
+        let path = example_path("echo");
+        let mut server = Server::of(Command::new("sh").args([
+            "-c",
+            r#"ulimit -Sn 64; exec "$0" --listen 127.0.0.1:0"#,
+            path.to_str().expect("a path in UTF-8"),
+        ]));
+        let mut peers: Vec<_> = (0..200).map(|_| server.dial()).collect();
+        for peer in &mut peers {
+            exchange(peer, b"hello", b"hello");
+        }
+        // All of them are there at once: nobody had to make way.
+        for peer in &mut peers {
+            exchange(peer, b"again", b"again");
+        }
+        drop(peers);
+        let ends = server.stop("TERM");
+        assert!(!ends.contains("evicted"), "{ends}");
+    }
+
+    #[test]
     fn who_comes_too_many_is_served_when_another_makes_way() {
         let mut server = Server::start("echo", &["--max-connections=2"]);
         let mut first = server.dial();

@@ -428,18 +428,19 @@ fn readiness(event: &mio::event::Event) -> Readiness {
     if event.is_writable() {
         ready = ready.and(Readiness::WRITABLE);
     }
-    // Hang-ups and errors are learnt by reading; a dialled stream learns its fate by "writable".
-    if event.is_read_closed() || event.is_priority() {
-        ready = ready.and(Readiness::READABLE).and(Readiness::HANGUP);
-    }
-    if event.is_error() {
-        ready = ready
-            .and(Readiness::READABLE)
-            .and(Readiness::WRITABLE)
-            .and(Readiness::HANGUP)
-            .and(Readiness::ERROR);
+    if event.is_read_closed() || event.is_error() || event.is_priority() {
+        ready = ready.and(unusual_readiness(event));
     }
     ready
+}
+
+/// Hang-ups, errors and urgent bytes are learnt by reading; a dialled stream learns its fate by
+/// "writable".
+#[cold]
+#[inline(never)]
+fn unusual_readiness(event: &mio::event::Event) -> Readiness {
+    let ready = Readiness::READABLE.and(Readiness::HANGUP);
+    if event.is_error() { ready.and(Readiness::WRITABLE).and(Readiness::ERROR) } else { ready }
 }
 
 /// A stream socket that no child inherits and no call on waits for.

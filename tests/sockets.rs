@@ -1,0 +1,187 @@
+//! What the sockets of a reactor are like, and what only the kernel's do.
+#![cfg(target_os = "linux")]
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use socket2::SockRef;
+use wheelhouse::backend::Backend;
+use wheelhouse::{
+    Address, CloseReason, Closed, Config, Conn, Context, Handler, ListenConfig, Os, Reactor,
+};
+
+const fn millis(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+fn any() -> Address {
+    SocketAddr::from(([127, 0, 0, 1], 0)).into()
+}
+
+/// Whether a descriptor is closed in children, and whether its calls do not block: proc(5).
+fn flags(fd: i32) -> Option<(bool, bool)> {
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).ok()?;
+    let flags = info.lines().find_map(|line| line.strip_prefix("flags:"))?;
+    let flags = i32::from_str_radix(flags.trim(), 8).expect("an octal number");
+    Some((flags & libc::O_CLOEXEC != 0, flags & libc::O_NONBLOCK != 0))
+}
+
+/// Accepts as soon as there is somebody.
+fn accept(
+    os: &mut Os,
+    listener: &mut wheelhouse::backend::OsListener,
+) -> wheelhouse::backend::OsStream {
+    for _ in 0..1_000 {
+        match os.accept(listener) {
+            Ok((stream, _)) => return stream,
+            Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock),
+        }
+        std::thread::sleep(millis(1));
+    }
+    panic!("nobody comes");
+}
+
+#[test]
+fn every_socket_has_the_options_that_were_asked_for() {
+    let options = Config::default().socket;
+    let mut os = Os::new().unwrap();
+    let mut listener = os.bind(&any(), &ListenConfig::default(), &options).unwrap();
+    let address = os.listener_addr(&listener).unwrap();
+    let _client = TcpStream::connect(address.ip().unwrap()).unwrap();
+    let accepted = accept(&mut os, &mut listener);
+    let dialled = os.connect(&address, &options).unwrap();
+    let inherited = TcpListener::bind("127.0.0.1:0").unwrap();
+    let at = inherited.local_addr().unwrap();
+    let mut inherited = os.adopt(OwnedFd::from(inherited), &options).unwrap();
+    let _second = TcpStream::connect(at).unwrap();
+    let accepted_there = accept(&mut os, &mut inherited);
+    for stream in [accepted, dialled, accepted_there] {
+        let socket = SockRef::from(&stream);
+        assert!(socket.tcp_nodelay().unwrap());
+        assert!(socket.keepalive().unwrap());
+        assert_eq!(socket.tcp_keepalive_time().unwrap(), Duration::from_secs(60));
+        assert_eq!(socket.tcp_keepalive_interval().unwrap(), Duration::from_secs(10));
+        assert_eq!(socket.tcp_keepalive_retries().unwrap(), 3);
+        assert_eq!(socket.tcp_user_timeout().unwrap(), Some(Duration::from_secs(90)));
+        assert_eq!(socket.tcp_notsent_lowat().unwrap(), 128 * 1024);
+        assert_eq!(socket.linger().unwrap(), None, "a normal end is no reset");
+    }
+}
+
+#[test]
+fn no_descriptor_is_inherited_by_children_and_none_blocks() {
+    let options = Config::default().socket;
+    let mut os = Os::new().unwrap();
+    let path = std::env::temp_dir().join(format!("wheelhouse-sockets-{}", std::process::id()));
+    let before: Vec<i32> = open_descriptors();
+    let unix = Address::Unix(path.clone());
+    let mut listeners = [any(), unix.clone()]
+        .map(|address| os.bind(&address, &ListenConfig::default(), &options).unwrap());
+    // One that the service manager left without either flag.
+    let inherited = TcpListener::bind("127.0.0.1:0").unwrap();
+    SockRef::from(&inherited).set_cloexec(false).unwrap();
+    let raw = inherited.as_raw_fd();
+    let inherited = os.adopt(OwnedFd::from(inherited), &options).unwrap();
+    let address = os.listener_addr(&listeners[0]).unwrap();
+    let _clients =
+        (TcpStream::connect(address.ip().unwrap()).unwrap(), UnixStream::connect(&path).unwrap());
+    let accepted = listeners.each_mut().map(|listener| accept(&mut os, listener));
+    let dialled = [address, unix].map(|address| os.connect(&address, &options).unwrap());
+    for stream in accepted.iter().chain(&dialled) {
+        assert_eq!(flags(stream.as_fd().as_raw_fd()), Some((true, true)));
+    }
+    assert_eq!(flags(raw), Some((true, true)));
+    // The poll, its waker and the other listeners.
+    for fd in open_descriptors().into_iter().filter(|fd| *fd > 2 && !before.contains(fd)) {
+        // Those of other tests may be closed by now.
+        assert!(flags(fd).is_none_or(|(closes, _)| closes), "{fd}");
+    }
+    drop(inherited);
+}
+
+fn open_descriptors() -> Vec<i32> {
+    let dir = std::fs::read_dir("/proc/self/fd").unwrap();
+    let own: Vec<i32> =
+        dir.map(|entry| entry.unwrap().file_name().to_str().unwrap().parse().unwrap()).collect();
+    // That of the directory itself is closed again.
+    own.into_iter().filter(|fd| std::fs::read_link(format!("/proc/self/fd/{fd}")).is_ok()).collect()
+}
+
+/// Echoes.
+#[derive(Default)]
+struct Echo {
+    refuses: bool,
+    closed: Vec<CloseReason>,
+}
+
+impl Handler for Echo {
+    type Session = ();
+
+    fn on_open(&mut self, conn: &mut Conn<'_>) -> Option<()> {
+        if self.refuses {
+            conn.write(b"busy");
+            return None;
+        }
+        Some(())
+    }
+
+    fn on_data(&mut self, conn: &mut Conn<'_>, _: &mut (), input: &mut BytesMut) {
+        conn.write(input);
+        input.clear();
+    }
+
+    fn on_closed(&mut self, _: &mut Context<'_>, closed: Closed, (): ()) {
+        self.closed.push(closed.reason);
+    }
+}
+
+fn reactor() -> (Reactor<Echo>, SocketAddr) {
+    let mut reactor: Reactor<Echo> = Reactor::new(Config::default()).unwrap();
+    let listener = reactor.listen(any()).unwrap();
+    let address = reactor.local_addr(listener).ip().unwrap();
+    (reactor, address)
+}
+
+fn turn(reactor: &mut Reactor<Echo>, echo: &mut Echo, times: usize) {
+    for _ in 0..times {
+        reactor.turn(echo, Some(millis(2))).unwrap();
+    }
+}
+
+#[test]
+fn what_stands_behind_an_urgent_byte_is_read_too() {
+    let (mut reactor, address) = reactor();
+    let mut echo = Echo::default();
+    let mut client = TcpStream::connect(address).unwrap();
+    client.set_nonblocking(true).unwrap();
+    turn(&mut reactor, &mut echo, 5);
+    client.write_all(b"before").unwrap();
+    SockRef::from(&client).send_out_of_band(b"!").unwrap();
+    client.write_all(b"behind").unwrap();
+    let mut reply = Vec::new();
+    for _ in 0..1_000 {
+        turn(&mut reactor, &mut echo, 1);
+        // "Would block", as long as nothing has come.
+        let _ = client.read_to_end(&mut reply);
+        if reply.len() >= 12 {
+            break;
+        }
+    }
+    assert_eq!(reply, b"beforebehind");
+}
+
+#[test]
+fn who_is_refused_with_a_word_reads_it_and_a_fin() {
+    let (mut reactor, address) = reactor();
+    let mut echo = Echo { refuses: true, ..Echo::default() };
+    let mut client = TcpStream::connect(address).unwrap();
+    client.write_all(b"hello").unwrap();
+    turn(&mut reactor, &mut echo, 20);
+    let mut reply = Vec::new();
+    let end = client.read_to_end(&mut reply);
+    assert_eq!((&reply[..], end.map_err(|error| error.kind())), (&b"busy"[..], Ok(4)));
+}
