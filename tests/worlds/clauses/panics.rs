@@ -58,7 +58,7 @@ fn expect_echo(sim: &mut Sim) {
 fn a_panic_in_on_health_check_costs_one_connection() {
     let mut config = Config::default();
     config.timeouts.ping_after = Some(secs(10));
-    let mut sim = Sim::new(1);
+    let mut sim = world(1);
     sim.allow_panics();
     let server = sim.serve(SERVER, config, Bombs { health: true, ..Bombs::default() });
     let peer = sim.connect(SERVER);
@@ -72,7 +72,7 @@ fn a_panic_in_on_health_check_costs_one_connection() {
 
 #[test]
 fn a_panic_in_on_connected_of_a_dial_costs_that_connection() {
-    let mut sim = Sim::new(1);
+    let mut sim = world(1);
     sim.allow_panics();
     let door = sim.open("10.0.0.2:80", 8);
     let server = sim.serve(SERVER, Config::default(), Bombs::default());
@@ -90,7 +90,7 @@ fn a_panic_in_on_connected_of_a_dial_costs_that_connection() {
 
 #[test]
 fn a_session_that_panics_when_it_is_dropped_costs_nobody_else() {
-    let mut sim = Sim::new(1);
+    let mut sim = world(1);
     sim.allow_panics();
     let server = sim.serve(SERVER, Config::default(), Bombs::default());
     let bystander = sim.connect(SERVER);
@@ -108,7 +108,7 @@ fn a_session_that_panics_when_it_is_dropped_costs_nobody_else() {
 
 #[test]
 fn a_letter_that_panics_when_it_is_dropped_costs_nobody() {
-    let mut sim = Sim::new(1);
+    let mut sim = world(1);
     sim.allow_panics();
     let server = sim.serve(SERVER, Config::default(), Bombs::default());
     let peer = sim.connect(SERVER);

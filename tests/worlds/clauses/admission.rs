@@ -4,7 +4,7 @@ use super::*;
 
 #[test]
 fn a_shortage_of_epoll_costs_few_their_place() {
-    let mut sim = Sim::new(1);
+    let mut sim = world(1);
     let server = sim.serve(SERVER, Config::default(), Echo);
     let _friends = idle(&mut sim, 200);
     for after in 0..40 {
@@ -19,7 +19,7 @@ fn a_shortage_of_epoll_costs_few_their_place() {
 fn a_shortage_of_epoll_that_lasts_pauses_longer_each_time() {
     let mut config = Config::default();
     config.limits.at_limit = AtLimit::Pause;
-    let mut sim = Sim::new(1);
+    let mut sim = world(1);
     let server = sim.serve(SERVER, config, Echo);
     sim.settle();
     for after in 0..100 {
@@ -34,7 +34,7 @@ fn a_shortage_of_epoll_that_lasts_pauses_longer_each_time() {
 
 #[test]
 fn idle_ones_make_way_at_once_where_descriptors_run_out() {
-    let mut sim = Sim::new(1);
+    let mut sim = world(1);
     let server = sim.serve(SERVER, Config::default(), Echo);
     let _friends = idle(&mut sim, 16);
     server.set_descriptors(5 + 1 + 16);
@@ -47,7 +47,7 @@ fn idle_ones_make_way_at_once_where_descriptors_run_out() {
 
 #[test]
 fn at_most_thirty_two_make_way_at_a_time() {
-    let mut sim = Sim::new(1);
+    let mut sim = world(1);
     let server = sim.serve(SERVER, Config::default(), Echo);
     let _friends = idle(&mut sim, 400);
     server.fail(Call::Accept, 0, errno::ENFILE);
@@ -62,7 +62,7 @@ fn at_most_thirty_two_make_way_at_a_time() {
 fn pauses_double_up_to_a_second_and_begin_anew_after_a_success() {
     let mut config = Config::default();
     config.limits.at_limit = AtLimit::Pause;
-    let mut sim = Sim::new(1);
+    let mut sim = world(1);
     let server = sim.serve(SERVER, config, Echo);
     sim.settle();
     let mut peers = Vec::new();
@@ -109,7 +109,7 @@ fn a_listener_that_died_is_named() {
             self.0.push((listener, error.raw_os_error()));
         }
     }
-    let mut sim = Sim::new(1);
+    let mut sim = world(1);
     let mut second = None;
     let server = sim.spawn("10.0.0.1", Config::default(), Deaf(Vec::new()), |reactor| {
         reactor.listen("10.0.0.1:8".parse().unwrap()).unwrap();
@@ -124,7 +124,7 @@ fn a_listener_that_died_is_named() {
 
 #[test]
 fn an_operator_is_never_evicted() {
-    let mut sim = Sim::new(1);
+    let mut sim = world(1);
     let server = sim.spawn("10.0.0.1", crowded(2), Echo, |reactor| {
         reactor.listen(SERVER.parse().unwrap()).unwrap();
         let mut listen = ListenConfig::default();
@@ -163,7 +163,7 @@ fn peers_without_an_address_are_no_clients() {
     let mut config = Config::default();
     config.limits.clients.connections = Some(1);
     let at = Address::Unix("/run/server".into());
-    let mut sim = Sim::new(1);
+    let mut sim = world(1);
     let server = sim.spawn("10.0.0.1", config, Echo, |reactor| {
         reactor.listen(at.clone()).unwrap();
     });
@@ -178,7 +178,7 @@ fn peers_without_an_address_are_no_clients() {
 fn who_is_told_that_the_house_is_full_gets_a_fin_though_it_spoke_first() {
     let mut config = crowded(1);
     config.limits.at_limit = AtLimit::Reject("full\n".into());
-    let mut sim = Sim::new(1);
+    let mut sim = world(1);
     let _server = sim.serve(SERVER, config, Echo);
     let _first = sim.connect(SERVER);
     sim.settle();
@@ -195,7 +195,7 @@ fn a_client_may_be_a_network() {
     config.limits.clients.connections = Some(1);
     config.limits.clients.prefix_v4 = 16;
     config.limits.clients.prefix_v6 = 32;
-    let mut sim = Sim::new(1);
+    let mut sim = world(1);
     let server = sim.spawn("10.0.0.1", config.clone(), Echo, |reactor| {
         reactor.listen(SERVER.parse().unwrap()).unwrap();
     });
@@ -214,7 +214,7 @@ fn a_client_may_be_a_network() {
 
 #[test]
 fn a_listener_that_cannot_be_registered_again_is_tried_again() {
-    let mut sim = Sim::new(1);
+    let mut sim = world(1);
     let server = sim.serve(SERVER, Config::default(), Echo);
     sim.settle();
     server.fail(Call::Accept, 0, errno::EMFILE);
@@ -231,7 +231,7 @@ fn a_listener_that_cannot_be_registered_again_is_tried_again() {
 fn listeners_take_turns() {
     let mut config = Config::default();
     config.limits.accept_rate = Some(wheelhouse::Rate::new(1, millis(100)));
-    let mut sim = Sim::new(1);
+    let mut sim = world(1);
     let _server = sim.spawn("10.0.0.1", config, Echo, |reactor| {
         for port in [7, 8, 9] {
             reactor.listen(format!("10.0.0.1:{port}").parse().unwrap()).unwrap();

@@ -1,16 +1,9 @@
 //! Clauses of what a connection manager promises, each by itself.
 
-#[path = "clauses/admission.rs"]
 mod admission;
-#[path = "zoo/echo.rs"]
-mod echo;
-#[path = "clauses/endings.rs"]
 mod endings;
-#[path = "clauses/others.rs"]
 mod others;
-#[path = "clauses/overload.rs"]
 mod overload;
-#[path = "clauses/panics.rs"]
 mod panics;
 
 use std::time::Duration;
@@ -23,6 +16,7 @@ use wheelhouse::{
 };
 
 use crate::echo::Echo;
+use crate::worlds::world;
 
 const SERVER: &str = "10.0.0.1:7";
 

@@ -23,7 +23,7 @@ impl Handler for Tunnel {
 fn a_tunnel_has_no_requests_to_count() {
     let mut config = Config::default();
     config.limits.requests_max = Some(3);
-    let mut sim = Sim::new(1);
+    let mut sim = world(1);
     let server = sim.serve(SERVER, config, Tunnel);
     let peer = sim.connect(SERVER);
     for _ in 0..10 {
@@ -37,7 +37,7 @@ fn a_tunnel_has_no_requests_to_count() {
 
 #[test]
 fn nobody_is_closed_within_a_second_of_a_reply_that_a_shutdown_lets_through() {
-    let mut sim = Sim::new(1);
+    let mut sim = world(1);
     let server = sim.serve(SERVER, Config::default(), Echo);
     let peers = idle(&mut sim, 40);
     sim.advance(secs(5));
@@ -82,7 +82,7 @@ impl Handler for Curt {
 
 #[test]
 fn who_lingers_makes_way_for_a_newcomer() {
-    let mut sim = Sim::new(1);
+    let mut sim = world(1);
     let server = sim.serve(SERVER, crowded(8), Curt);
     let lingering: Vec<_> = (0..8).map(|_| sim.connect(SERVER)).collect();
     for peer in &lingering {
@@ -101,7 +101,7 @@ fn who_lingers_makes_way_for_a_newcomer() {
 
 #[test]
 fn a_flood_after_our_fin_is_read_a_part_at_a_time() {
-    let mut sim = Sim::new(1);
+    let mut sim = world(1);
     sim.set_buffers(1 << 20, 1 << 20);
     let mut host_config = Config::default();
     host_config.timeouts.linger_read = Some(secs(20));
@@ -133,7 +133,7 @@ impl Handler for Busy {
 
 #[test]
 fn who_is_refused_with_a_word_gets_a_fin_though_it_spoke_first() {
-    let mut sim = Sim::new(1);
+    let mut sim = world(1);
     let server = sim.serve(SERVER, Config::default(), Busy);
     sim.settle();
     let peer = sim.connect(SERVER);
@@ -149,7 +149,7 @@ fn a_client_that_is_refused_gets_a_fin_though_it_spoke_first() {
     let mut config = Config::default();
     config.limits.clients.connections = Some(1);
     config.limits.clients.refusal = Refusal::Close;
-    let mut sim = Sim::new(1);
+    let mut sim = world(1);
     let _server = sim.serve(SERVER, config, Echo);
     sim.settle();
     let _first = sim.connect(SERVER);
@@ -163,7 +163,7 @@ fn a_client_that_is_refused_gets_a_fin_though_it_spoke_first() {
 fn who_is_told_that_the_house_is_full_reads_it_though_it_speaks_later() {
     let mut config = crowded(1);
     config.limits.at_limit = AtLimit::Reject("full\n".into());
-    let mut sim = Sim::new(1);
+    let mut sim = world(1);
     let _server = sim.serve(SERVER, config, Echo);
     let _first = sim.connect(SERVER);
     sim.settle();
@@ -203,7 +203,7 @@ impl Handler for Polite {
 
 #[test]
 fn who_is_told_to_go_goes_though_it_asked_for_more() {
-    let mut sim = Sim::new(1);
+    let mut sim = world(1);
     let server = sim.serve(SERVER, crowded(100), Polite);
     let _crowd: Vec<_> = (0..91).map(|_| sim.connect(SERVER)).collect();
     sim.settle();

@@ -1,24 +1,17 @@
 //! The last request of a connection: who is told of it goes, who is not told has time to pause, and
 //! what was read before the end is served.
 
-#[path = "zoo/echo.rs"]
-mod echo;
-
-#[path = "../examples/ping/line.rs"]
-mod line;
-
-#[path = "../examples/ping/server.rs"]
-mod ping;
-
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
-use wheelhouse::sim::{End, Sim};
+use wheelhouse::sim::End;
 use wheelhouse::{
     CloseReason, Closed, Config, Conn, ConnId, Context, Handler, ListenConfig, Reactor,
 };
 
 use crate::echo::Echo;
+use crate::ping;
+use crate::worlds::world;
 
 const SERVER: &str = "10.0.0.1:7";
 
@@ -58,7 +51,7 @@ impl Handler for Lines {
 
 /// What a slow reader gets that sends `more` every 100 ms behind the request that is its last.
 fn last_and(more: &[u8]) -> (String, Option<End>) {
-    let mut sim = Sim::new(1);
+    let mut sim = world(1);
     sim.set_buffers(8_192, 4_096);
     let server = sim.serve(SERVER, Config::default(), Lines);
     let peer = sim.connect(SERVER);
@@ -88,7 +81,7 @@ fn nothing_is_served_behind_the_last() {
 
 #[test]
 fn replies_have_no_gap_before_the_end() {
-    let mut sim = Sim::new(1);
+    let mut sim = world(1);
     sim.set_buffers(8_192, 4_096);
     let server = sim.serve(SERVER, Config::default(), ping::Server);
     let peer = sim.connect(SERVER);
@@ -136,7 +129,7 @@ impl Handler for Slow {
 /// How long after the call for the end a client is closed that asks for something at `asks`, and
 /// how long after its reply.
 fn visit<H: Handler + 'static>(handler: H, asks: Option<Duration>) -> (Duration, Duration) {
-    let mut sim = Sim::new(1);
+    let mut sim = world(1);
     let server = sim.serve(SERVER, Config::default(), handler);
     let peer = sim.connect(SERVER);
     sim.advance(secs(2));
@@ -167,7 +160,7 @@ fn who_is_told_nothing_has_a_second_behind_his_last_reply() {
 
 #[test]
 fn who_never_pauses_does_not_hold_up_the_end() {
-    let mut sim = Sim::new(1);
+    let mut sim = world(1);
     let server = sim.serve(SERVER, Config::default(), Echo);
     let peer = sim.connect(SERVER);
     sim.advance(secs(1));
@@ -187,7 +180,7 @@ fn who_is_held_when_the_time_comes_keeps_his_request() {
     for lifetime in [None, Some(secs(10))] {
         let mut config = Config::default();
         config.timeouts.lifetime = lifetime;
-        let mut sim = Sim::new(1);
+        let mut sim = world(1);
         let server = sim.serve(SERVER, config, Echo);
         let peer = sim.connect(SERVER);
         peer.send(b"a");
@@ -253,7 +246,7 @@ fn two_doors<H: Handler>(reactor: &mut Reactor<H, wheelhouse::sim::Host>) {
 fn what_was_read_before_the_end_is_served() {
     for door in [SERVER, "10.0.0.1:9090"] {
         for first in [b'a', b'p'] {
-            let mut sim = Sim::new(1);
+            let mut sim = world(1);
             let server = sim.spawn("10.0.0.1", Config::default(), OneByOne, two_doors);
             let _somebody = sim.connect(SERVER);
             let peer = sim.connect(door);
@@ -307,7 +300,7 @@ fn the_reason_is_the_one_that_was_told() {
     let mut config = Config::default();
     config.timeouts.lifetime = Some(secs(10));
     config.limits.max_connections = Some(64);
-    let mut sim = Sim::new(1);
+    let mut sim = world(1);
     let server = sim.serve(SERVER, config, Teller);
     let peer = sim.connect(SERVER);
     let crowd: Vec<_> = (0..62).map(|_| sim.connect(SERVER)).collect();
@@ -357,7 +350,7 @@ impl Handler for Panics {
 fn what_a_panic_takes_back_costs_nobody_his_place() {
     let mut config = Config::default();
     config.limits.buffered_max = 350_000;
-    let mut sim = Sim::new(1);
+    let mut sim = world(1);
     sim.allow_panics();
     let server = sim.serve(SERVER, config, Panics::default());
     let friend = sim.connect(SERVER);

@@ -1,8 +1,5 @@
 //! What limits do at their edges, to those who do not deserve it.
 
-#[path = "zoo/echo.rs"]
-mod echo;
-
 use std::time::Duration;
 
 use bytes::BytesMut;
@@ -13,6 +10,7 @@ use wheelhouse::{
 };
 
 use crate::echo::Echo;
+use crate::worlds::world;
 
 const SERVER: &str = "10.0.0.1:7";
 
@@ -52,7 +50,7 @@ fn evicted<H: Handler>(server: &Server<H>) -> u64 {
 fn arrivals_one_by_one_use_all_of_their_rate() {
     let mut config = Config::default();
     config.limits.accept_rate = Some(Rate::new(4, secs(10)));
-    let mut sim = Sim::new(1);
+    let mut sim = world(1);
     let server = sim.serve(SERVER, config, Echo);
     let _peers: Vec<_> = (0..4)
         .map(|_| {
@@ -69,7 +67,7 @@ fn who_is_over_his_own_limit_takes_nobodys_place() {
     let mut config = crowded(9);
     config.limits.clients.connections = Some(1);
     config.limits.clients.allowed = vec!["10.9.0.0/16".parse().unwrap()];
-    let mut sim = Sim::new(1);
+    let mut sim = world(1);
     let server = sim.serve(SERVER, config, Echo);
     let _friends = idle(&mut sim, 8);
     let greedy: Vec<_> = (0..9).map(|_| sim.connect_from("10.66.6.6:0", SERVER)).collect();
@@ -80,7 +78,7 @@ fn who_is_over_his_own_limit_takes_nobodys_place() {
 
 #[test]
 fn a_shortage_that_lasts_costs_few_their_place() {
-    let mut sim = Sim::new(1);
+    let mut sim = world(1);
     let server = sim.serve(SERVER, Config::default(), Echo);
     let _friends = idle(&mut sim, 200);
     let _newcomer = sim.connect(SERVER);
@@ -96,7 +94,7 @@ fn a_shortage_that_lasts_costs_few_their_place() {
 
 #[test]
 fn connections_that_were_aborted_cost_nobody_his_place() {
-    let mut sim = Sim::new(1);
+    let mut sim = world(1);
     let server = sim.serve(SERVER, Config::default(), Echo);
     let _friends = idle(&mut sim, 20);
     // More than a turn takes before it suspects a shortage.
@@ -134,7 +132,7 @@ impl Handler for Holder {
 
 #[test]
 fn who_is_held_makes_way_for_nobody() {
-    let mut sim = Sim::new(1);
+    let mut sim = world(1);
     let server = sim.serve(SERVER, crowded(1), Holder);
     let peer = sim.connect(SERVER);
     peer.send(b"p");
@@ -150,7 +148,7 @@ fn who_is_held_makes_way_for_nobody() {
 fn no_fin_follows_what_was_dropped() {
     let mut config = Config::default();
     config.limits.buffered_max = 1 << 20;
-    let mut sim = Sim::new(1);
+    let mut sim = world(1);
     let server = sim.serve(SERVER, config, Holder);
     let peer = sim.connect_with_window(SERVER, 8_192);
     peer.stop_reading();
@@ -166,7 +164,7 @@ fn no_fin_follows_what_was_dropped() {
 fn nobody_is_evicted_where_newcomers_wait() {
     let mut config = crowded(100);
     config.limits.at_limit = AtLimit::Pause;
-    let mut sim = Sim::new(1);
+    let mut sim = world(1);
     let server = sim.serve(SERVER, config, Echo);
     let _peers = idle(&mut sim, 97);
     sim.advance(secs(5));
@@ -198,7 +196,7 @@ fn what_is_said_to_everybody_is_bounded_too() {
     let mut config = crowded(50);
     config.limits.buffered_max = 4 << 20;
     config.limits.output_max = 1 << 20;
-    let mut sim = Sim::new(1);
+    let mut sim = world(1);
     let server = sim.serve(SERVER, config, Crier);
     let peers: Vec<_> = (0..50).map(|_| sim.connect_with_window(SERVER, 4_096)).collect();
     for peer in &peers {
@@ -229,7 +227,7 @@ fn what_we_send_is_no_sign_of_life() {
     }
     let mut config = Config::default();
     config.timeouts.ping_after = Some(secs(60));
-    let mut sim = Sim::new(1);
+    let mut sim = world(1);
     let server = sim.serve(SERVER, config, Asker);
     let peer = sim.connect(SERVER);
     peer.send(b"x");
@@ -257,7 +255,7 @@ fn operators_are_kept_alive_in_a_crowd() {
             input.clear();
         }
     }
-    let mut sim = Sim::new(1);
+    let mut sim = world(1);
     let server = sim.spawn("10.0.0.1", crowded(100), Asked(Vec::new()), |reactor| {
         reactor.listen(SERVER.parse().unwrap()).unwrap();
         let mut listen = ListenConfig::default();
@@ -276,7 +274,7 @@ fn operators_are_kept_alive_in_a_crowd() {
 fn whoever_waits_when_the_end_comes_is_let_in_at_any_rate() {
     let mut config = Config::default();
     config.limits.accept_rate = Some(Rate::per_second(2));
-    let mut sim = Sim::new(1);
+    let mut sim = world(1);
     let server = sim.serve(SERVER, config, Echo);
     let peers: Vec<_> = (0..6).map(|_| sim.connect(SERVER)).collect();
     for peer in &peers {
@@ -317,7 +315,7 @@ impl Handler for Relay {
 
 #[test]
 fn what_an_inbound_request_needs_outlives_the_call_for_the_end() {
-    let mut sim = Sim::new(1);
+    let mut sim = world(1);
     let door = sim.open("10.0.0.2:80", 8);
     let server = sim.serve(SERVER, Config::default(), Relay(door.address()));
     let peer = sim.connect(SERVER);
@@ -352,7 +350,7 @@ fn who_is_served_when_the_end_comes_is_not_cut_off_before_its_deadline() {
     }
     let mut config = Config::default();
     config.shutdown_timeout = Some(secs(120));
-    let mut sim = Sim::new(1);
+    let mut sim = world(1);
     let server = sim.serve(SERVER, config, Slow);
     let peer = sim.connect(SERVER);
     sim.settle();
@@ -395,7 +393,7 @@ impl Handler for Asker {
 fn a_no_is_final_even_outside_of_a_request() {
     let mut config = Config::default();
     config.limits.requests_max = Some(2);
-    let mut sim = Sim::new(1);
+    let mut sim = world(1);
     let server = sim.serve(SERVER, config, Asker);
     let peer = sim.connect(SERVER);
     for (line, reply) in [(&b"request"[..], &b"reply"[..]), (b"x", b"go")] {
@@ -447,7 +445,7 @@ fn what_is_said_at_the_end_is_bounded_too() {
     for stops in [false, true] {
         let mut config = Config::default();
         config.limits.buffered_max = 350_000;
-        let mut sim = Sim::new(1);
+        let mut sim = world(1);
         let server = sim.serve(SERVER, config, Parting);
         let peers: Vec<_> = (0..6)
             .map(|_| {

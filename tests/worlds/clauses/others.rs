@@ -26,7 +26,7 @@ fn a_pause_outlasts_congestion() {
             conn.resume_reading();
         }
     }
-    let mut sim = Sim::new(1);
+    let mut sim = world(1);
     sim.set_buffers(8_192, 8_192);
     let server = sim.serve(SERVER, Config::default(), Both { data: 0 });
     let peer = sim.connect(SERVER);
@@ -43,7 +43,7 @@ fn a_pause_outlasts_congestion() {
 #[test]
 fn a_peer_may_vanish_while_a_shutdown_waits_for_it() {
     for way in 0..3 {
-        let mut sim = Sim::new(1);
+        let mut sim = world(1);
         let server = sim.serve(SERVER, Config::default(), Echo);
         let peers = idle(&mut sim, 10);
         let silent = sim.connect(SERVER);
@@ -112,7 +112,7 @@ fn settings_out_of_range_are_refused_each_by_its_name() {
 
 #[test]
 fn an_event_of_a_connection_that_is_gone_is_counted() {
-    let mut sim = Sim::new(1);
+    let mut sim = world(1);
     let mut faults = wheelhouse::sim::Faults::NONE;
     faults.spurious_event = 1_000;
     let server = sim.serve(SERVER, Config::default(), Echo);

@@ -38,7 +38,7 @@ impl Handler for Asked {
 
 #[test]
 fn output_is_counted_when_it_is_queued() {
-    let mut sim = Sim::new(1);
+    let mut sim = world(1);
     sim.set_buffers(4_096, 4_096);
     let server = sim.serve(SERVER, Config::default(), Asked::default());
     let holder = sim.connect(SERVER);
@@ -58,7 +58,7 @@ fn full_buffers_are_a_pressure() {
     let mut config = Config::default();
     config.limits.buffered_max = 1_000_000;
     config.timeouts.idle = Some(secs(30));
-    let mut sim = Sim::new(1);
+    let mut sim = world(1);
     sim.set_buffers(4_096, 4_096);
     let server = sim.serve(SERVER, config, Asked::default());
     let [idler, asker, holder] = [(); 3].map(|()| sim.connect(SERVER));
@@ -83,7 +83,7 @@ fn full_buffers_are_a_pressure() {
 fn a_loop_that_lags_keeps_nobody_alive() {
     let mut config = Config::default();
     config.limits.lag_max = Some(millis(20));
-    let mut sim = Sim::new(1);
+    let mut sim = world(1);
     let asked = Asked { stall: Some(Box::new(sim.stall())), ..Asked::default() };
     let server = sim.serve(SERVER, config, asked);
     let [before, under, after] = [(); 3].map(|()| sim.connect(SERVER));
@@ -115,7 +115,7 @@ fn a_loop_that_lags_keeps_nobody_alive() {
 
 #[test]
 fn a_crowd_of_idle_ones_is_thinned_out_before_it_is_full() {
-    let mut sim = Sim::new(1);
+    let mut sim = world(1);
     let server = sim.serve(SERVER, crowded(100), Echo);
     let peers: Vec<_> = (0..96).map(|_| sim.connect(SERVER)).collect();
     for peer in &peers {
@@ -131,7 +131,7 @@ fn a_crowd_of_idle_ones_is_thinned_out_before_it_is_full() {
 
 #[test]
 fn a_connection_that_may_be_idle_for_ever_saves_nobody_else() {
-    let mut sim = Sim::new(1);
+    let mut sim = world(1);
     let server = sim.spawn("10.0.0.1", crowded(100), Echo, |reactor| {
         let mut listen = ListenConfig::default();
         let mut timeouts = Config::default().timeouts;

@@ -1,0 +1,13 @@
+//! What must hold where kqueue tells events.
+
+#[path = "zoo/echo.rs"]
+mod echo;
+#[path = "../examples/ping/line.rs"]
+mod line;
+#[path = "../examples/ping/server.rs"]
+mod ping;
+mod worlds;
+
+use wheelhouse::sim::Personality;
+
+const PERSONALITY: Personality = Personality::Kqueue;
