@@ -11,17 +11,7 @@ use wheelhouse::{
 
 use crate::echo::Echo;
 use crate::ping;
-use crate::worlds::world;
-
-const SERVER: &str = "10.0.0.1:7";
-
-const fn millis(millis: u64) -> Duration {
-    Duration::from_millis(millis)
-}
-
-const fn secs(secs: u64) -> Duration {
-    Duration::from_secs(secs)
-}
+use crate::worlds::{SERVER, millis, secs, world};
 
 /// Answers each line with "ok", the last with "bye", and much before either.
 struct Lines;

@@ -4,13 +4,50 @@ mod clauses;
 mod edges;
 mod lasts;
 
-use wheelhouse::sim::Sim;
+use std::time::Duration;
+
+use wheelhouse::sim::{Peer, Server, Sim};
+use wheelhouse::{CloseReason, Config, Handler};
 
 use crate::PERSONALITY;
+
+const SERVER: &str = "10.0.0.1:7";
 
 /// A world of the kind that is the program's.
 fn world(seed: u64) -> Sim {
     let mut sim = Sim::new(seed);
     sim.set_personality(PERSONALITY);
     sim
+}
+
+const fn millis(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+const fn secs(secs: u64) -> Duration {
+    Duration::from_secs(secs)
+}
+
+fn crowded(places: usize) -> Config {
+    let mut config = Config::default();
+    config.limits.max_connections = Some(places);
+    config
+}
+
+/// So many clients that have been served and are idle.
+fn idle(sim: &mut Sim, count: usize) -> Vec<Peer> {
+    (0..count)
+        .map(|_| {
+            let peer = sim.connect_from("10.9.0.1:0", SERVER);
+            peer.send(b"hi");
+            sim.settle();
+            peer.expect(b"hi");
+            sim.advance(millis(5));
+            peer
+        })
+        .collect()
+}
+
+fn evicted<H: Handler>(server: &Server<H>) -> u64 {
+    server.stats().closed(CloseReason::Evicted)
 }
