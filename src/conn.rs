@@ -267,9 +267,7 @@ impl Conn<'_> {
             return false;
         }
         let Some(reason) = self.reason_to_go(unread as u64) else { return true };
-        if self.record().rare().is_none_or(|rare| rare.told.is_none()) {
-            self.record_mut().tell_to_go(reason);
-        }
+        self.record_mut().tell_to_go(reason);
         false
     }
 

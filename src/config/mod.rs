@@ -48,8 +48,9 @@ pub struct Config {
     pub shutdown_timeout: Option<Duration>,
     /// Over how long a shutdown spreads the closing of idle connections, so that their clients do
     /// not all come back at once elsewhere. None is closed within a second of its last reply, so
-    /// that a request on its way is not lost to the closing. Default 5 s; `None` closes all of them
-    /// at once.
+    /// that a request on its way is not lost to the closing; whose client never pauses for as long
+    /// is closed when half of `shutdown_timeout` has gone. Default 5 s; `None` closes all of them at
+    /// once.
     pub shutdown_spread: Option<Duration>,
 }
 

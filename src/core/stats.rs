@@ -106,6 +106,8 @@ numbers! {
     flush_expired: counter;
     /// Lingering connections whose peer did not close in time.
     linger_expired: counter;
+    /// Lingering connections that made way for others.
+    linger_evicted: counter;
     /// Callbacks that panicked.
     panics: counter;
     /// Callbacks that kept the loop waiting.

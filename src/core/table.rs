@@ -554,8 +554,11 @@ impl Record {
         (self.state == State::Idle && self.bytes_in == before).then_some(until)
     }
 
-    /// The request at hand is its last, for `reason`.
+    /// The request at hand is its last, for `reason`, unless it was told so before.
     pub(crate) fn tell_to_go(&mut self, reason: CloseReason) {
+        if self.told().is_some() {
+            return;
+        }
         let aged = self.is_aged();
         let after = self.requests;
         self.flags.insert(Flags::RETIRING);

@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::BytesMut;
 use tracing::{debug, error, warn};
 
-use super::Reactor;
+use super::{READ_BUDGET, Reactor};
 use crate::address::Address;
 use crate::backend::{Backend, Token};
 use crate::canary::{Canary, planted};
@@ -14,7 +14,6 @@ use crate::config::{AtLimit, Config, ListenConfig, Refusal, SocketOptions};
 use crate::context::{AlarmId, Purpose};
 use crate::core::admission::{Bucket, Clients, Excess};
 use crate::core::deadlines::Periods;
-use crate::core::lifecycle::State;
 use crate::core::table::{Birth, ConnId, Flags, ListenerId, Origin, Record};
 use crate::error::Error;
 use crate::handler::Handler;
@@ -256,7 +255,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
                         && let Err(reset) = self.screen(handler, &mut stream, &peer)
                     {
                         if !reset {
-                            see_off(&mut self.backend, &mut stream);
+                            see_off(&mut self.backend, &mut stream, &mut self.read_buffer);
                         }
                         self.backend.close(stream, reset);
                         continue;
@@ -310,9 +309,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             || matches!(self.accepting.at_limit, AtLimit::Reject(_));
         if !found {
             self.accepting.full = true;
-            if self.may_make_way() {
-                self.retry_at(self.shared.now + RETRY_EVERY);
-            }
+            self.retry_at(self.shared.now + RETRY_EVERY);
         }
         found
     }
@@ -323,12 +320,6 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             let connections = self.shared.table.counted();
             warn!(connections, times, "the table is full");
         }
-    }
-
-    /// Whether somebody may make way soon: an idle connection, or one that lingers.
-    fn may_make_way(&self) -> bool {
-        let closing = self.shared.counters.states.of(State::Closing);
-        self.accepting.at_limit == AtLimit::EvictIdle || closing > 0
     }
 
     /// Whether somebody made way for a newcomer who has been accepted.
@@ -362,11 +353,16 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     }
 
     /// The time has come to look whether newcomers may be let in.
-    pub(super) fn retry_accepting(&mut self) {
+    pub(super) fn retry_accepting(&mut self, handler: &mut H) {
         self.accepting.retry = None;
         self.accepting.throttled = false;
-        // Where nobody makes way, room is made by those who leave.
-        self.accepting.full &= !self.may_make_way();
+        if self.accepting.full {
+            // Where nobody makes way, room is made by those who leave.
+            self.accepting.full = !self.finds_evictee(handler);
+            if self.accepting.full {
+                self.retry_at(self.shared.now + RETRY_EVERY);
+            }
+        }
         self.update_due();
     }
 
@@ -630,16 +626,19 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
 
 /// Readies the socket of one that cannot stay for its close. What it sent already is read, because
 /// closing over unread bytes would reset the connection and could destroy what it was told.
-pub(super) fn see_off<B: Backend>(backend: &mut B, stream: &mut B::Stream) {
-    let mut discarded = BytesMut::with_capacity(DISCARDED_MAX);
+pub(super) fn see_off<B: Backend>(
+    backend: &mut B,
+    stream: &mut B::Stream,
+    read_buffer: &mut BytesMut,
+) {
     if backend.finish(stream).is_ok() {
+        read_buffer.clear();
+        read_buffer.reserve(READ_BUDGET);
         // Whether there was anything does not matter.
-        let _ = backend.read(stream, &mut discarded, DISCARDED_MAX);
+        let _ = backend.read(stream, read_buffer, READ_BUDGET);
+        read_buffer.clear();
     }
 }
-
-/// As much as is read of what a newcomer sent that cannot stay.
-const DISCARDED_MAX: usize = 16 * 1024;
 
 #[cfg(test)]
 mod tests {

@@ -62,7 +62,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
                 self.call_loop("on_alarm", |cx| handler.on_alarm(cx, alarm));
             }
             (_, Purpose::AcceptAgain) => self.accept_again(),
-            (_, Purpose::RetryAccept) => self.retry_accepting(),
+            (_, Purpose::RetryAccept) => self.retry_accepting(handler),
             (_, Purpose::Relieve) => self.relieve(handler),
             (_, Purpose::LookAtStop) => self.look_at_stop(),
             (_, Purpose::HardStop) => self.hard_stop(),

@@ -111,7 +111,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         if !panicked {
             debug!(%id, "the handler refuses a connection");
             if let Some(stream) = self.slots[id.index()].stream.as_mut() {
-                see_off(&mut self.backend, stream);
+                see_off(&mut self.backend, stream, &mut self.read_buffer);
             }
         }
         self.shared.counters.refused.add(1);

@@ -10,6 +10,7 @@ use super::{READ_BUDGET, Reactor, refresh_now_if_stale};
 use crate::backend::Backend;
 use crate::canary::{Canary, planted};
 use crate::context::Shared;
+use crate::core::deadlines::Deadline;
 use crate::core::lifecycle::{State, Step};
 use crate::core::stats::Counters;
 use crate::core::table::{ConnId, Flags, Record};
@@ -80,8 +81,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     }
 
     /// [`Reactor::receive`] for a connection that is to be read; where it came to rest `on_idle` is
-    /// left to the caller. What happens is logged
-    /// only if `log` says so.
+    /// left to the caller. What happens is logged only if `log` says so.
     #[inline(always)]
     pub(super) fn exchange(&mut self, handler: &mut H, id: ConnId, log: bool) -> Read {
         let mut budget = READ_BUDGET;
@@ -377,8 +377,11 @@ fn note_data<B: Backend>(backend: &mut B, shared: &mut Shared, id: ConnId) {
     let before = shared.now;
     refresh_now_if_stale(backend, shared, "on_data", Some(id));
     if shared.now != before {
-        // What was written since is newer than it was taken to be.
-        shared.table.at(id.index()).clocks.touch_write(shared.now);
+        let clocks = &mut shared.table.at(id.index()).clocks;
+        // What the callback wrote left later than it was taken to, if it wrote anything.
+        if clocks.since(Deadline::Response) == before {
+            clocks.touch_write(shared.now);
+        }
     }
 }
 

@@ -190,6 +190,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     fn make_way(&mut self, handler: &mut H, since: Instant, id: ConnId) -> bool {
         if self.shared.table.at(id.index()).lingers() {
             self.discard_input(id);
+            self.shared.counters.linger_evicted.add(1);
             self.release(id);
             return true;
         }

@@ -79,7 +79,6 @@ impl Call {
                 libc::EOPNOTSUPP,
                 libc::ETIMEDOUT,
                 #[cfg(target_os = "linux")]
-                #[cfg(target_os = "linux")]
                 libc::ENONET,
                 libc::EMFILE,
                 libc::ENFILE,

@@ -1,5 +1,7 @@
 //! What limits do at their edges, to those who do not deserve it.
 
+use std::time::Duration;
+
 use bytes::BytesMut;
 use wheelhouse::sim::{Call, End, errno};
 use wheelhouse::{
@@ -8,7 +10,7 @@ use wheelhouse::{
 };
 
 use crate::echo::Echo;
-use crate::worlds::{SERVER, crowded, evicted, idle, millis, secs, world};
+use crate::worlds::{SERVER, Slow, crowded, evicted, idle, millis, secs, world};
 
 #[test]
 fn arrivals_one_by_one_use_all_of_their_rate() {
@@ -295,27 +297,10 @@ fn what_an_inbound_request_needs_outlives_the_call_for_the_end() {
 
 #[test]
 fn who_is_served_when_the_end_comes_is_not_cut_off_before_its_deadline() {
-    /// Replies when the timer comes.
-    struct Slow;
-    impl Handler for Slow {
-        type Session = ();
-        fn on_open(&mut self, _: &mut Conn<'_>) -> Option<()> {
-            Some(())
-        }
-        fn on_data(&mut self, conn: &mut Conn<'_>, _: &mut (), input: &mut BytesMut) {
-            input.clear();
-            conn.begin_request();
-            conn.set_timer(conn.now() + secs(50));
-        }
-        fn on_timer(&mut self, conn: &mut Conn<'_>, _: &mut ()) {
-            conn.write(b"done");
-            conn.end_request();
-        }
-    }
     let mut config = Config::default();
     config.shutdown_timeout = Some(secs(120));
     let mut sim = world(1);
-    let server = sim.serve(SERVER, config, Slow);
+    let server = sim.serve(SERVER, config, Slow(secs(50)));
     let peer = sim.connect(SERVER);
     sim.settle();
     server.shutdown();
@@ -429,4 +414,41 @@ fn what_is_said_at_the_end_is_bounded_too() {
         assert!(server.stats().closed(CloseReason::BufferLimit) > 0);
         sim.advance(secs(100));
     }
+}
+
+/// Owes a reply for ever, and takes its time over whatever else comes.
+struct Owing<F> {
+    stall: F,
+}
+
+impl<F: Fn(Duration) + 'static> Handler for Owing<F> {
+    type Session = ();
+
+    fn on_open(&mut self, _: &mut Conn<'_>) -> Option<()> {
+        Some(())
+    }
+
+    fn on_data(&mut self, conn: &mut Conn<'_>, _: &mut (), input: &mut BytesMut) {
+        if conn.in_flight() == 0 {
+            conn.begin_request();
+        }
+        (self.stall)(millis(20));
+        input.clear();
+    }
+}
+
+#[test]
+fn a_reply_that_is_owed_is_not_put_off_by_slow_callbacks() {
+    let mut sim = world(1);
+    let stall = sim.stall();
+    let server = sim.serve(SERVER, Config::default(), Owing { stall });
+    let peer = sim.connect(SERVER);
+    for _ in 0..14 {
+        peer.send(b"x");
+        sim.advance(secs(5));
+    }
+    assert!(peer.closed().is_some());
+    peer.close();
+    sim.settle();
+    server.expect_closed(CloseReason::Timeout(Timeout::Response));
 }

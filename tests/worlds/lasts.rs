@@ -11,7 +11,7 @@ use wheelhouse::{
 
 use crate::echo::Echo;
 use crate::ping;
-use crate::worlds::{SERVER, millis, secs, world};
+use crate::worlds::{SERVER, Slow, millis, secs, world};
 
 /// Answers each line with "ok", the last with "bye", and much before either.
 struct Lines;
@@ -94,28 +94,6 @@ fn replies_have_no_gap_before_the_end() {
     }
 }
 
-/// Replies after 300 ms, and tells nobody anything.
-struct Slow;
-
-impl Handler for Slow {
-    type Session = ();
-
-    fn on_open(&mut self, _: &mut Conn<'_>) -> Option<()> {
-        Some(())
-    }
-
-    fn on_data(&mut self, conn: &mut Conn<'_>, _: &mut (), input: &mut BytesMut) {
-        input.clear();
-        conn.begin_request();
-        conn.set_timer(conn.now() + millis(300));
-    }
-
-    fn on_timer(&mut self, conn: &mut Conn<'_>, _: &mut ()) {
-        conn.write(b"done");
-        conn.end_request();
-    }
-}
-
 /// How long after the call for the end a client is closed that asks for something at `asks`, and
 /// how long after its reply.
 fn visit<H: Handler + 'static>(handler: H, asks: Option<Duration>) -> (Duration, Duration) {
@@ -144,7 +122,7 @@ fn who_is_told_nothing_has_a_second_behind_his_last_reply() {
     // Idle again, or being served, when the time comes.
     let (_, after) = visit(Echo, Some(time - millis(50)));
     assert!(after >= millis(990), "{after:?}");
-    let (_, after) = visit(Slow, Some(time - millis(50)));
+    let (_, after) = visit(Slow(millis(300)), Some(time - millis(50)));
     assert!(after >= millis(990), "{after:?}");
 }
 

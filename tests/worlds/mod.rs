@@ -6,8 +6,9 @@ mod lasts;
 
 use std::time::Duration;
 
+use bytes::BytesMut;
 use wheelhouse::sim::{Peer, Server, Sim};
-use wheelhouse::{CloseReason, Config, Handler};
+use wheelhouse::{CloseReason, Config, Conn, Handler};
 
 use crate::PERSONALITY;
 
@@ -50,4 +51,26 @@ fn idle(sim: &mut Sim, count: usize) -> Vec<Peer> {
 
 fn evicted<H: Handler>(server: &Server<H>) -> u64 {
     server.stats().closed(CloseReason::Evicted)
+}
+
+/// Replies after a while, and tells nobody anything.
+struct Slow(Duration);
+
+impl Handler for Slow {
+    type Session = ();
+
+    fn on_open(&mut self, _: &mut Conn<'_>) -> Option<()> {
+        Some(())
+    }
+
+    fn on_data(&mut self, conn: &mut Conn<'_>, _: &mut (), input: &mut BytesMut) {
+        input.clear();
+        conn.begin_request();
+        conn.set_timer(conn.now() + self.0);
+    }
+
+    fn on_timer(&mut self, conn: &mut Conn<'_>, _: &mut ()) {
+        conn.write(b"done");
+        conn.end_request();
+    }
 }

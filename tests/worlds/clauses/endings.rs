@@ -82,21 +82,44 @@ impl Handler for Curt {
 
 #[test]
 fn who_lingers_makes_way_for_a_newcomer() {
-    let mut sim = world(1);
-    let server = sim.serve(SERVER, crowded(8), Curt);
-    let lingering: Vec<_> = (0..8).map(|_| sim.connect(SERVER)).collect();
-    for peer in &lingering {
-        peer.send(b"x");
+    for at_limit in [AtLimit::EvictIdle, AtLimit::Pause, AtLimit::Reject("full".into())] {
+        let mut config = crowded(8);
+        config.limits.at_limit = at_limit;
+        let mut sim = world(1);
+        let server = sim.serve(SERVER, config, Curt);
+        let lingering: Vec<_> = (0..8).map(|_| sim.connect(SERVER)).collect();
+        for peer in &lingering {
+            peer.send(b"x");
+        }
+        sim.settle();
+        lingering.iter().for_each(|peer| peer.expect(b"bye"));
+        assert_eq!(server.stats().in_state(State::Closing), 8);
+        // They have had their reply and our FIN; they only drip, so that we listen on.
+        lingering.iter().for_each(|peer| peer.drip(&[b'x'; 60], secs(1)));
+        let newcomer = sim.connect(SERVER);
+        newcomer.send(b"x");
+        sim.advance(millis(500));
+        newcomer.expect(b"bye");
+        assert_eq!(server.stats().linger_evicted, 1);
     }
+}
+
+#[test]
+fn who_begins_to_linger_makes_way_for_those_who_wait() {
+    let mut config = crowded(2);
+    config.limits.at_limit = AtLimit::Pause;
+    let mut sim = world(1);
+    let server = sim.serve(SERVER, config, Curt);
+    let peers = [(); 2].map(|()| sim.connect(SERVER));
     sim.settle();
-    lingering.iter().for_each(|peer| peer.expect(b"bye"));
-    assert_eq!(server.stats().in_state(State::Closing), 8);
-    // They have had their reply and our FIN; they only drip, so that we listen on.
-    lingering.iter().for_each(|peer| peer.drip(&[b'x'; 60], secs(1)));
     let newcomer = sim.connect(SERVER);
     newcomer.send(b"x");
+    sim.advance(secs(1));
+    newcomer.expect(b"");
+    peers[0].send(b"x");
     sim.advance(millis(500));
     newcomer.expect(b"bye");
+    assert_eq!(server.stats().linger_evicted, 1);
 }
 
 #[test]
