@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use crate::address::{Address, Target};
 use crate::config::Timeouts;
-use crate::context::{Context, Shared};
+use crate::context::{Context, LoopState};
 use crate::core::deadlines::{Deadline, Periods};
 use crate::core::lifecycle::State;
 use crate::core::pressure::NO_KEEP_ALIVE;
@@ -32,7 +32,7 @@ impl fmt::Debug for Conn<'_> {
 
 /// What it is.
 impl<'a> Conn<'a> {
-    pub(crate) fn new(shared: &'a mut Shared, id: ConnId) -> Self {
+    pub(crate) fn new(shared: &'a mut LoopState, id: ConnId) -> Self {
         Self { cx: Context { shared }, id }
     }
 

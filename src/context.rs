@@ -38,7 +38,7 @@ const SCRATCH_MAX: usize = 64 * 1024;
 ///
 /// Like [`Conn`] it only records what is wanted; the reactor acts afterwards.
 pub struct Context<'a> {
-    pub(crate) shared: &'a mut Shared,
+    pub(crate) shared: &'a mut LoopState,
 }
 
 impl fmt::Debug for Context<'_> {
@@ -184,7 +184,7 @@ enum Entry {
 /// All state of the loop that a callback can reach: records and queues, but no sockets, sessions
 /// or unread input.
 #[derive(Debug)]
-pub(crate) struct Shared {
+pub(crate) struct LoopState {
     pub(crate) now: Instant,
     pub(crate) table: Table,
     pub(crate) wheel: Wheel,
@@ -228,7 +228,7 @@ pub(crate) struct Shared {
     feeders: BTreeMap<ConnId, Vec<ConnId>>,
 }
 
-impl Shared {
+impl LoopState {
     pub(crate) fn new(config: &Config, capacity: usize, now: Instant) -> Self {
         Self {
             now,
@@ -290,7 +290,7 @@ impl Shared {
         self.enter_knowing(id, drained);
     }
 
-    /// As [`Shared::enter`], by someone who knows whether its queue is empty.
+    /// As [`LoopState::enter`], by someone who knows whether its queue is empty.
     #[inline]
     pub(crate) fn enter_knowing(&mut self, id: ConnId, drained: bool) {
         debug_assert!(self.scratch.is_empty());
@@ -516,7 +516,7 @@ impl Shared {
         }
     }
 
-    /// Ends what [`Shared::feed`] began.
+    /// Ends what [`LoopState::feed`] began.
     pub(crate) fn stop_feeding(&mut self, id: ConnId) {
         if self.table.at(id.index()).rare().is_some_and(|rare| rare.sink.is_some()) {
             self.leave_sink(id);
@@ -675,7 +675,7 @@ impl Shared {
         }
     }
 
-    /// [`Shared::arm`] where nothing comes up by then. Mostly something does.
+    /// [`LoopState::arm`] where nothing comes up by then. Mostly something does.
     #[inline(never)]
     fn arm_earlier(&mut self, id: ConnId, at: Instant) {
         let key = Key::Conn(id.index() as u32);
@@ -741,7 +741,7 @@ mod tests {
 
     #[test]
     fn a_tick_is_neither_early_nor_over() {
-        let mut shared = Shared::new(&Config::default(), 1, Instant::EPOCH);
+        let mut shared = LoopState::new(&Config::default(), 1, Instant::EPOCH);
         for now in [0, 1, TICK_NANOS - 1, TICK_NANOS, TICK_NANOS + 1] {
             shared.now = Instant::from_nanos(now);
             for at in (0..4 * TICK_NANOS).step_by(TICK_NANOS as usize / 2).chain([u64::MAX - 1]) {

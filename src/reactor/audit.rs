@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::Reactor;
 use super::io::wants_reading;
 use crate::backend::Backend;
-use crate::context::{Shared, TICK};
+use crate::context::{LoopState, TICK};
 use crate::core::deadlines::{Deadline, Set};
 use crate::core::lifecycle::State;
 use crate::core::table::{ConnId, Flags};
@@ -89,7 +89,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// Who is marked as queued is queued, and the other way round: nobody else would come back to
     /// it.
     fn audit_lists(&self) -> Result<Lists, String> {
-        let Shared { table, ready, dirty, reaped, .. } = &self.shared;
+        let LoopState { table, ready, dirty, reaped, .. } = &self.shared;
         let lists = Lists {
             ready: ready.queued().iter().copied().collect(),
             dirty: dirty.iter().copied().collect(),

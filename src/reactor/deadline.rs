@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::Reactor;
 use crate::backend::Backend;
 use crate::canary::{Canary, planted};
-use crate::context::{Purpose, Shared};
+use crate::context::{LoopState, Purpose};
 use crate::core::deadlines::{Deadline, Set};
 use crate::core::lifecycle::State;
 use crate::core::table::{ConnId, Flags, RequestLook};
@@ -97,7 +97,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     }
 
     fn first_due(&mut self, id: ConnId, served: Set) -> Option<Deadline> {
-        let Shared { table, profiles, now, .. } = &mut self.shared;
+        let LoopState { table, profiles, now, .. } = &mut self.shared;
         let record = table.at(id.index());
         if record.flags.has(Flags::REAPED) {
             return None;
@@ -117,7 +117,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         if planted(Canary::SkippedRearm) {
             return;
         }
-        let Shared { table, profiles, .. } = &mut self.shared;
+        let LoopState { table, profiles, .. } = &mut self.shared;
         let record = table.at(id.index());
         let next = record.clocks.next(record.periods(profiles));
         let life = record.life_due();
@@ -196,7 +196,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// a writable event, which waits for a large part of a large queue to drain. What left does.
     fn look(&mut self, id: ConnId) -> bool {
         let left = self.left(id);
-        let Shared { table, profiles, now, .. } = &mut self.shared;
+        let LoopState { table, profiles, now, .. } = &mut self.shared;
         let record = table.at(id.index());
         let rare = record.rare_mut();
         let queued_at = rare.queued_at;
@@ -226,7 +226,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
 
     /// Whether a request that is not whole in time arrives at its minimum rate, where it has one.
     fn keeps_up(&mut self, id: ConnId) -> bool {
-        let Shared { table, profiles, now, .. } = &mut self.shared;
+        let LoopState { table, profiles, now, .. } = &mut self.shared;
         let record = table.at(id.index());
         let periods = record.periods(profiles);
         let (timeout, rate) = (periods.of(Deadline::Request), periods.request_rate());
@@ -256,7 +256,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
 
     /// Asks an idle connection for a sign of life, where that is wanted and none is due yet.
     fn asks_for_life(&mut self, handler: &mut H, id: ConnId) -> bool {
-        let Shared { table, profiles, now, .. } = &mut self.shared;
+        let LoopState { table, profiles, now, .. } = &mut self.shared;
         let record = table.at(id.index());
         let Some(ping) = record.periods(profiles).ping() else { return false };
         if record.life_due().is_none() {
@@ -275,7 +275,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// Whether the last output leaves at the minimum rate: every byte that left buys its time.
     fn reckon_flush(&mut self, id: ConnId) -> bool {
         let left = self.left(id);
-        let Shared { table, profiles, bounds, now, .. } = &mut self.shared;
+        let LoopState { table, profiles, bounds, now, .. } = &mut self.shared;
         let rate = bounds.flush_rate;
         let record = table.at(id.index());
         let rare = record.rare_mut();

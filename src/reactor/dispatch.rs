@@ -10,7 +10,7 @@ use super::io::Delivery;
 use super::{Reactor, Slot};
 use crate::backend::Backend;
 use crate::conn::Conn;
-use crate::context::{Context, Shared};
+use crate::context::{Context, LoopState};
 use crate::core::table::{ConnId, Flags};
 use crate::error::CloseReason;
 use crate::handler::Handler;
@@ -20,7 +20,7 @@ use crate::handler::Handler;
 #[inline(always)]
 pub(super) fn call_data<H: Handler>(
     handler: &mut H,
-    shared: &mut Shared,
+    shared: &mut LoopState,
     id: ConnId,
     session: &mut H::Session,
     input: &mut BytesMut,

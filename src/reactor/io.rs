@@ -9,7 +9,7 @@ use super::dispatch::call_data;
 use super::{READ_BUDGET, Reactor, refresh_now_if_stale};
 use crate::backend::Backend;
 use crate::canary::{Canary, planted};
-use crate::context::Shared;
+use crate::context::LoopState;
 use crate::core::deadlines::Deadline;
 use crate::core::lifecycle::{State, Step};
 use crate::core::stats::Counters;
@@ -206,7 +206,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// Sends what the callback in hand wrote.
     pub(super) fn flush_scratch(&mut self, id: ConnId) {
         let Self { backend, slots, shared, .. } = self;
-        let Shared { table, scratch, now, counters, .. } = shared;
+        let LoopState { table, scratch, now, counters, .. } = shared;
         let record = table.at(id.index());
         let stream = slots[id.index()].stream.as_mut();
         send_scratch(backend, stream, record, scratch, *now, counters, true);
@@ -217,7 +217,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let index = id.index();
         let mut budget = WRITE_BUDGET;
         let Self { backend, slots, shared, .. } = self;
-        let Shared { table, now, counters, .. } = shared;
+        let LoopState { table, now, counters, .. } = shared;
         let record = table.at(index);
         let Some(stream) = slots[index].stream.as_mut() else { return };
         while !record.output.is_empty() && record.flags.has(Flags::WRITE_READY) && budget > 0 {
@@ -341,7 +341,7 @@ fn shrink(kept: &mut BytesMut, given: usize) {
 fn deliver<H: Handler, B: Backend>(
     handler: &mut H,
     backend: &mut B,
-    shared: &mut Shared,
+    shared: &mut LoopState,
     id: ConnId,
     stream: &mut B::Stream,
     session: &mut H::Session,
@@ -352,7 +352,7 @@ fn deliver<H: Handler, B: Backend>(
     debug_assert!(before > 0);
     call_data(handler, shared, id, session, input, begun);
     let left = input.len();
-    let Shared { table, scratch, bounds, counters, now, .. } = shared;
+    let LoopState { table, scratch, bounds, counters, now, .. } = shared;
     let record = table.at(id.index());
     if !scratch.is_empty() {
         send_scratch(backend, Some(stream), record, scratch, *now, counters, begun.log);
@@ -373,7 +373,7 @@ fn deliver<H: Handler, B: Backend>(
 
 /// Reads the clock behind an `on_data` that no `on_idle` follows.
 #[inline(never)]
-fn note_data<B: Backend>(backend: &mut B, shared: &mut Shared, id: ConnId) {
+fn note_data<B: Backend>(backend: &mut B, shared: &mut LoopState, id: ConnId) {
     let before = shared.now;
     refresh_now_if_stale(backend, shared, "on_data", Some(id));
     if shared.now != before {

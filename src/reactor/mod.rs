@@ -34,7 +34,7 @@ use self::shutdown::Stop;
 use crate::address::Address;
 use crate::backend::{Backend, Events, Os, Readiness, Source};
 use crate::config::{Config, ListenConfig};
-use crate::context::{Context, Shared};
+use crate::context::{Context, LoopState};
 use crate::core::lifecycle::State;
 use crate::core::pressure::SHRINKS_FROM;
 use crate::core::table::{CAPACITY_MAX, ConnId, Flags, ListenerId};
@@ -96,7 +96,7 @@ pub struct Reactor<H: Handler, B: Backend = Os> {
     crowded_from: usize,
     /// What a connection has beside its record, by its place in the table.
     slots: Vec<Slot<H::Session, B::Stream>>,
-    shared: Shared,
+    shared: LoopState,
     /// Where reads land; only what a handler leaves moves to the connection.
     read_buffer: BytesMut,
     mailbox: Arc<Mailbox<H>>,
@@ -158,7 +158,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             return Err(Error::Io(std::io::Error::other("too few descriptors to serve anybody")));
         }
         let now = backend.now();
-        let shared = Shared::new(&config, capacity, now);
+        let shared = LoopState::new(&config, capacity, now);
         shared.counters.connections_max.set(capacity as u64);
         let mailbox =
             Mailbox::new(config.limits.mailbox_max, backend.waker(), Arc::clone(&shared.counters));
@@ -484,7 +484,7 @@ impl<H: Handler, B: Backend + AsFd> AsFd for Reactor<H, B> {
 #[inline(always)]
 fn refresh_now_if_stale<B: Backend>(
     backend: &mut B,
-    shared: &mut Shared,
+    shared: &mut LoopState,
     callback: &'static str,
     id: Option<ConnId>,
 ) {

@@ -11,7 +11,7 @@ use tracing::{debug, warn};
 use super::Reactor;
 use crate::backend::Backend;
 use crate::config::AtLimit;
-use crate::context::{AlarmId, Purpose, Shared};
+use crate::context::{AlarmId, LoopState, Purpose};
 use crate::core::deadlines::Deadline;
 use crate::core::lifecycle::State;
 use crate::core::pressure::{self, EVICTS_FROM, SHRINKS_FROM};
@@ -47,7 +47,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// Keeps the sums over all connections true: how many are in which state, and what they hold.
     #[inline]
     pub(super) fn account(&mut self, id: ConnId) {
-        let Shared { table, counters, buffered, bounds, .. } = &mut self.shared;
+        let LoopState { table, counters, buffered, bounds, .. } = &mut self.shared;
         let record = table.at(id.index());
         record.count_state(&counters.states);
         let held = record.output.held() + self.slots[id.index()].input.capacity();
@@ -60,7 +60,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// It holds so many bytes now.
     #[inline(never)]
     pub(super) fn account_held(&mut self, id: ConnId, held: usize) {
-        let Shared { table, counters, buffered, .. } = &mut self.shared;
+        let LoopState { table, counters, buffered, .. } = &mut self.shared;
         let record = table.at(id.index());
         let held = u32::try_from(held).unwrap_or(u32::MAX);
         *buffered = *buffered - u64::from(record.buffered) + u64::from(held);
@@ -85,7 +85,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// is not done again at once. Their buffers are freed here and now: memory is bounded at every
     /// moment, not only between turns.
     fn shed(&mut self) {
-        let Shared { table, bounds, buffered, .. } = &mut self.shared;
+        let LoopState { table, bounds, buffered, .. } = &mut self.shared;
         let mut holders: Vec<_> = table
             .ids()
             .filter_map(|id| table.get(id))
@@ -158,7 +158,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
 
     /// Evicts those that have been idle for longer than is allowed under `pressure`.
     fn close_long_idle(&mut self, handler: &mut H, pressure: pressure::Permille) {
-        let Shared { table, profiles, now, .. } = &self.shared;
+        let LoopState { table, profiles, now, .. } = &self.shared;
         // Each may have a time of its own, so that the oldest are not always the first to go.
         let over = |id: ConnId| {
             let since = self.is_evictable(id)?;
@@ -302,7 +302,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
 
     fn warn_of_pressure(&self, of: &'static str, times: Option<u64>) {
         if let Some(times) = times {
-            let Shared { table, buffered, .. } = &self.shared;
+            let LoopState { table, buffered, .. } = &self.shared;
             warn!(of, connections = table.len(), buffered, times, "overloaded");
         }
     }

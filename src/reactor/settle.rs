@@ -5,7 +5,7 @@ use super::io::Read;
 use super::{Reactor, Slot};
 use crate::backend::Backend;
 use crate::canary::{Canary, planted};
-use crate::context::Shared;
+use crate::context::LoopState;
 use crate::core::deadlines::{Deadline, Facts, Set};
 use crate::core::lifecycle::{Ending, State, Step};
 use crate::core::table::{ConnId, Flags, Record};
@@ -113,7 +113,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     #[inline(always)]
     fn settle_plain(&mut self, id: ConnId, facts: Facts) -> bool {
         let Some(deadline) = facts.plain() else { return false };
-        let Shared { table, profiles, counters, now, .. } = &mut self.shared;
+        let LoopState { table, profiles, counters, now, .. } = &mut self.shared;
         let record = table.at(id.index());
         record.clocks.run_only(deadline, facts, *now);
         let at = record.clocks.due(deadline, record.periods(profiles));
@@ -250,7 +250,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         if began.contains(Deadline::Write) || began.contains(Deadline::Flush) {
             self.note_left(id);
         }
-        let Shared { table, profiles, .. } = &mut self.shared;
+        let LoopState { table, profiles, .. } = &mut self.shared;
         let record = table.at(id.index());
         let periods = record.periods(profiles);
         let at = if rearm {

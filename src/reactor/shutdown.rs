@@ -9,7 +9,7 @@ use tracing::info;
 use super::Reactor;
 use crate::backend::Backend;
 use crate::config::SHUTDOWN_TIMEOUT;
-use crate::context::{Purpose, Shared};
+use crate::context::{LoopState, Purpose};
 use crate::core::deadlines::Deadline;
 use crate::core::lifecycle::State;
 use crate::core::stats::Stats;
@@ -222,7 +222,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// Once no inbound connection is left, nothing is relayed any more: dialled ones that are at
     /// rest can go.
     pub(super) fn look_at_stop(&mut self) {
-        let Shared { table, .. } = &mut self.shared;
+        let LoopState { table, .. } = &mut self.shared;
         let ids: Vec<_> =
             table.ids().filter(|id| !table.get(*id).is_some_and(Record::is_exempt)).collect();
         let inbound = |id: &ConnId| table.get(*id).is_some_and(|it| it.flags.has(Flags::INBOUND));
