@@ -43,6 +43,8 @@ pub enum Canary {
     NoOutputLimit,
     /// A socket that would block is read again and again.
     EndlessReading,
+    /// An end closes the socket over bytes that the peer has not acknowledged.
+    TailCutOff,
 }
 
 #[cfg(feature = "canary")]

@@ -267,7 +267,8 @@ mod tests {
     #[test]
     fn the_user_timeout_never_beats_the_write_deadline() {
         let mut timeouts = Timeouts::default();
-        let options = SocketOptions::default();
+        let user_timeout = Some(Duration::from_secs(90));
+        let options = SocketOptions { user_timeout, ..SocketOptions::default() };
         assert_eq!(options.beside(&timeouts).user_timeout, Some(Duration::from_secs(90)));
         timeouts.write = Some(Duration::from_secs(300));
         assert_eq!(options.beside(&timeouts).user_timeout, Some(Duration::from_secs(330)));

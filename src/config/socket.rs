@@ -16,9 +16,12 @@ pub struct SocketOptions {
     /// SO_KEEPALIVE, which finds dead peers of quiet connections. Default 60 s idle, 10 s apart,
     /// 3 probes; `None` leaves them to the other deadlines.
     pub keepalive: Option<Keepalive>,
-    /// TCP_USER_TIMEOUT, which finds dead peers of busy connections (Linux). It also counts the
-    /// time a peer keeps its window shut, so what is set is never shorter than
-    /// [`Timeouts::write`] + 30 s, and nothing where that is off. Default 90 s.
+    /// TCP_USER_TIMEOUT, by which the kernel gives up a peer that acknowledges nothing (Linux).
+    /// Default `None`: the reactor finds such a peer by [`Timeouts::write`], also where an idle
+    /// connection or a tunnel has unacknowledged output. Set, it also ends peers that read slowly:
+    /// the kernel counts from the first probe of a closed window until the window takes a whole
+    /// segment, which a reader of 1 kB/s with a small buffer can keep it from for minutes. What is set
+    /// is never shorter than [`Timeouts::write`] + 30 s, and nothing where that is off.
     pub user_timeout: Option<Duration>,
     /// TCP_NOTSENT_LOWAT in bytes: how much the kernel queues beyond what is in flight before it
     /// stops taking more, so that output waits where it can be counted. Default 128 KiB.
@@ -30,7 +33,7 @@ impl Default for SocketOptions {
         Self {
             nodelay: true,
             keepalive: Some(Keepalive::default()),
-            user_timeout: Some(Duration::from_secs(90)),
+            user_timeout: None,
             notsent_lowat: Some(128 * 1024),
         }
     }

@@ -31,8 +31,27 @@ pub(crate) enum Deadline {
     Look,
 }
 
-/// The least time between two looks at what left of the output: the wheel makes a tick of it.
-const FIRST_LOOK: u64 = 1_000_000;
+/// The least time between two checks of what left of the output: the wheel makes a tick of it.
+const PAUSE_LEAST: u64 = 1_000_000;
+
+/// The pause before the next check of what a peer has acknowledged, `elapsed` nanoseconds after the
+/// first, where it counts as stuck after `patience`: a sixty-fourth of the time elapsed, between a
+/// hundred-and-twenty-eighth and a sixteenth of the patience. So the checks of one slow reader cost a
+/// bounded share of the time whatever the timeout is, and progress that ends is dated to within a
+/// sixteenth of it.
+pub(crate) const fn check_pause(elapsed: u64, patience: u64) -> u64 {
+    const LEAST_MAX: u64 = 1_000_000_000;
+    const MOST_MAX: u64 = 60_000_000_000;
+    let least = least_of(patience / 128, LEAST_MAX);
+    let most = least_of(patience / 16, MOST_MAX);
+    let pause = least_of(elapsed / 64, most);
+    let pause = if pause < least { least } else { pause };
+    if pause < PAUSE_LEAST { PAUSE_LEAST } else { pause }
+}
+
+const fn least_of(a: u64, b: u64) -> u64 {
+    if a < b { a } else { b }
+}
 
 impl Deadline {
     pub(crate) const ALL: [Self; 16] = [
@@ -310,6 +329,10 @@ const LEAVING: Set = Set::of(Deadline::Write).and(Deadline::Look);
 #[derive(Clone, Debug)]
 pub(crate) struct Periods {
     of: [u64; Deadline::ALL.len()],
+    /// How long a connection may be idle, and a tunnel silent. Where that is longer than the write
+    /// timeout, or for ever, the deadline comes earlier to check what is unacknowledged.
+    idle: u64,
+    tunnel: u64,
     lifetime: u64,
     /// Bytes per second of a request that is not whole in time; zero if none is given more.
     request_rate: u64,
@@ -319,6 +342,9 @@ pub(crate) struct Periods {
 
 impl Periods {
     pub(crate) fn new(timeouts: &Timeouts) -> Self {
+        // Whichever comes first: a sign of life is asked for, or the end has come.
+        let idle = period(timeouts.idle).min(period(timeouts.ping_after));
+        let (tunnel, write) = (period(timeouts.tunnel), period(timeouts.write));
         let of = Deadline::ALL.map(|deadline| match deadline {
             Deadline::Connect => period(timeouts.connect),
             Deadline::ConnectAttempt => period(timeouts.connect_attempt),
@@ -326,14 +352,14 @@ impl Periods {
             Deadline::Request => period(timeouts.request),
             Deadline::Read => period(timeouts.read),
             Deadline::Response => period(timeouts.response),
-            Deadline::Write => period(timeouts.write),
-            // Whichever comes first: a sign of life is asked for, or the end has come.
-            Deadline::Idle => period(timeouts.idle).min(period(timeouts.ping_after)),
+            Deadline::Write => write,
+            Deadline::Idle if idle == u64::MAX => write,
+            Deadline::Idle => idle,
             Deadline::HalfClosed => period(timeouts.half_closed),
             Deadline::Flush => period(timeouts.flush),
             Deadline::Linger => period(timeouts.linger),
             Deadline::LingerRead => period(timeouts.linger_read),
-            Deadline::Tunnel => period(timeouts.tunnel),
+            Deadline::Tunnel => tunnel.min(write),
             // The clocks of these say when they are due, not since when they run.
             Deadline::Lifetime | Deadline::Timer => 0,
             // Without a write deadline nobody wants to know.
@@ -342,6 +368,8 @@ impl Periods {
         let pings = period(timeouts.ping_after) < period(timeouts.idle);
         Self {
             of,
+            idle,
+            tunnel,
             lifetime: period(timeouts.lifetime),
             request_rate: timeouts.request_rate.unwrap_or(0),
             ping: if pings { period(timeouts.ping) } else { 0 },
@@ -350,6 +378,23 @@ impl Periods {
 
     pub(crate) const fn of(&self, deadline: Deadline) -> u64 {
         self.of[deadline as usize]
+    }
+
+    /// How long it is from the clock of `deadline` to the end that it brings: longer than its
+    /// period where it also comes to check what is unacknowledged.
+    pub(crate) const fn total(&self, deadline: Deadline) -> u64 {
+        match deadline {
+            Deadline::Idle => self.idle,
+            Deadline::Tunnel => self.tunnel,
+            deadline => self.of(deadline),
+        }
+    }
+
+    /// How long an end by `deadline` waits for a peer that acknowledges nothing more: the write
+    /// timeout, or where that is off as long as the deadline itself.
+    pub(crate) const fn delivery(&self, deadline: Deadline) -> u64 {
+        let write = self.of(Deadline::Write);
+        if write == u64::MAX { self.total(deadline) } else { write }
     }
 
     /// The rate at which a request must go on arriving that is not whole in time.
@@ -474,7 +519,7 @@ impl Clocks {
             self.set(deadline, now);
         }
         if began.contains(Deadline::Look) {
-            self.set(Deadline::Look, now.after(FIRST_LOOK));
+            self.set(Deadline::Look, now.after(PAUSE_LEAST));
         }
         if let Some(elapsed) = resumed {
             self.request_held = false;
@@ -516,12 +561,9 @@ impl Clocks {
         self.since[deadline.clock()]
     }
 
-    /// Puts the next look at queued output off: by a sixty-fourth of how long it has been queued,
-    /// not less than a tick and not more than a sixteenth of the write timeout. So progress that
-    /// ends soon is dated to the tick, and a reader that is slow for long costs little.
-    pub(crate) fn look_again(&mut self, queued_at: Instant, write: u64, now: Instant) {
-        let longest = (write / 16).max(FIRST_LOOK);
-        let pause = (now.nanos_since(queued_at) / 64).clamp(FIRST_LOOK, longest);
+    /// Puts the next check of queued output off, by [`check_pause`].
+    pub(crate) const fn look_again(&mut self, queued_at: Instant, write: u64, now: Instant) {
+        let pause = check_pause(now.nanos_since(queued_at), write);
         self.set(Deadline::Look, now.after(pause));
     }
 

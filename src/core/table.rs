@@ -267,6 +267,25 @@ pub(crate) struct Rare {
     pub(crate) request: Option<RequestLook>,
     /// Until when a sign of life may come that was asked for, and the bytes read before.
     pub(crate) asked_for_life: Option<(Instant, u64)>,
+    /// An end waits until the peer has acknowledged what the kernel still holds for it.
+    pub(crate) delivery: Option<Delivery>,
+}
+
+/// What is known of bytes that the kernel took and the peer has not acknowledged, while an end
+/// waits for them.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Delivery {
+    /// The clock of the deadline that waits, as this wait set it: traffic sets it anew, and then
+    /// this wait is over.
+    pub(crate) clock: Instant,
+    /// The clock as it was before this wait began to move it.
+    pub(crate) since: Instant,
+    /// When the wait began.
+    pub(crate) begun_at: Instant,
+    /// Bytes acknowledged at the latest check.
+    pub(crate) acked: u64,
+    /// When that number last grew.
+    pub(crate) progress_at: Instant,
 }
 
 /// A connection was told that a request is its last.
@@ -502,12 +521,19 @@ impl Record {
     }
 
     /// Since when it waits.
-    pub(crate) const fn quiet_since(&self) -> Instant {
-        if matches!(self.state, State::Idle) {
-            self.clocks.since(Deadline::Idle)
-        } else {
-            self.opened_at
-        }
+    pub(crate) fn quiet_since(&self) -> Instant {
+        if self.state == State::Idle { self.idle_since() } else { self.opened_at }
+    }
+
+    /// Since when it has been idle.
+    pub(crate) fn idle_since(&self) -> Instant {
+        let clock = self.clocks.since(Deadline::Idle);
+        self.delivery_at(clock).map_or(clock, |delivery| delivery.since)
+    }
+
+    /// The wait for acknowledgements that set a deadline's clock to `clock`, if one did.
+    pub(crate) fn delivery_at(&self, clock: Instant) -> Option<Delivery> {
+        self.rare.as_ref()?.delivery.filter(|delivery| delivery.clock == clock)
     }
 
     /// Whether it waits for its peer to begin: idle, or never heard of.
@@ -602,6 +628,11 @@ impl Record {
     /// What few connections need, if this one does.
     pub(crate) fn rare(&self) -> Option<&Rare> {
         self.rare.as_deref()
+    }
+
+    /// What few connections need, if this one does.
+    pub(crate) fn rare_if_any(&mut self) -> Option<&mut Rare> {
+        self.rare.as_deref_mut()
     }
 
     /// What few connections need, made if it is not there yet.

@@ -134,6 +134,11 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     }
 
     fn handle_deadline(&mut self, handler: &mut H, id: ConnId, deadline: Deadline) {
+        if matches!(deadline, Deadline::Idle | Deadline::Tunnel)
+            && self.awaits_delivery(handler, id, deadline)
+        {
+            return;
+        }
         self.shared.counters.count_fired(deadline);
         match deadline {
             Deadline::Timer => {
@@ -153,6 +158,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
                     self.lose_patience(id);
                 }
             }
+            Deadline::Linger | Deadline::LingerRead if self.lingers_on(id) => {}
             Deadline::Linger | Deadline::LingerRead => {
                 self.shared.counters.linger_expired.add(1);
                 self.release(id);
@@ -178,13 +184,13 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     }
 
     /// The last output of a closing connection does not leave: what it ends for has been said.
-    fn lose_patience(&mut self, id: ConnId) {
+    pub(super) fn lose_patience(&mut self, id: ConnId) {
         self.shared.counters.flush_expired.add(1);
         self.drop_output_and_release(id, true);
     }
 
     /// Ends a connection for a deadline, from wherever it is.
-    fn end(&mut self, handler: &mut H, id: ConnId, timeout: Timeout) {
+    pub(super) fn end(&mut self, handler: &mut H, id: ConnId, timeout: Timeout) {
         if self.shared.table.at(id.index()).state() == State::Closing {
             self.lose_patience(id);
         } else {

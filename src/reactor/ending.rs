@@ -26,17 +26,25 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         record.flags.remove(Flags::ASKED.and(Flags::HAS_TIMER).and(Flags::PAUSED));
         record.flags.set(Flags::LAST_WORDS, ending == Ending::Flush);
         record.step(Step::Close);
+        if let Some(rare) = record.rare_if_any() {
+            rare.delivery = None;
+        }
         self.shared.end_feeding(id);
         self.call(id, "on_closing", |conn, session| handler.on_closing(conn, session, &reason));
 
         let record = self.shared.table.at(id.index());
         record.flags.remove(Flags::LAST_WORDS);
-        let lingers = record.flags.has(Flags::WROTE) && !record.flags.has(Flags::EOF);
-        // Whoever has had our FIN for that long is not waited for again.
+        let eof = record.flags.has(Flags::EOF);
+        // A peer that has had our FIN for that long is not waited for again.
         let waited = reason == CloseReason::Timeout(Timeout::HalfClosed);
-        record.flags.set(Flags::LINGERING, lingers && !quiet_stop && !waited);
-        // There is nobody to send it to before a connection stands.
-        if ending == Ending::Flush && !unborn {
+        let quick = ending == Ending::Close || quiet_stop || waited;
+        let lingers = record.flags.has(Flags::WROTE) && !eof && !quick;
+        // What the peer has not received yet, the next byte from it would destroy.
+        let delivers = quick && !eof && self.undelivered(id) > 0;
+        let record = self.shared.table.at(id.index());
+        record.flags.set(Flags::LINGERING, lingers || delivers);
+        // There is nothing to send it to before a connection stands.
+        if (ending == Ending::Flush || delivers) && !unborn {
             // What `on_closing` may have asked for is seen to first.
             self.progress_closing(id);
         } else {

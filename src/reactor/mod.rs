@@ -3,6 +3,7 @@
 mod accept;
 mod audit;
 mod deadline;
+mod delivery;
 mod dial;
 mod dispatch;
 mod ending;

@@ -27,6 +27,9 @@ const EVICTIONS_MAX: u64 = 32;
 /// How many of those idle longest are found in one walk over the table.
 const FOUND_MAX: usize = 1_024;
 
+/// Candidates for eviction in one turn that may turn out to have unacknowledged output.
+const UNDELIVERED_MAX: u32 = 32;
+
 /// The least time between two walks that look for them, and between two looks at the pressure.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
@@ -41,6 +44,9 @@ pub(super) struct Overload {
     alarm: Option<AlarmId>,
     full_buffers: Seldom,
     presses: Seldom,
+    /// Candidates of a turn that were spared because their peers have yet to receive something.
+    spared: u32,
+    spared_in: u64,
 }
 
 impl<H: Handler, B: Backend> Reactor<H, B> {
@@ -169,7 +175,9 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         };
         let over: Vec<_> = table.ids().filter_map(over).take(FOUND_MAX).collect();
         for (since, id) in over {
-            self.make_way(handler, since, id);
+            if self.may_be_closed(id) {
+                self.make_way(handler, since, id);
+            }
         }
     }
 
@@ -227,13 +235,29 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
                 break;
             }
             while let Some((since, id)) = self.overload.oldest.front().copied() {
-                if self.is_evictable(id) == Some(since) {
+                if self.is_evictable(id) == Some(since) && self.may_be_closed(id) {
                     return Some((since, id));
                 }
                 self.overload.oldest.pop_front();
             }
         }
         None
+    }
+
+    /// Whether closing a connection destroys nothing that its peer has yet to receive. In a turn
+    /// that found [`UNDELIVERED_MAX`] for which it would, no more are asked.
+    fn may_be_closed(&mut self, id: ConnId) -> bool {
+        let turn = self.shared.counters.turns.get();
+        if self.overload.spared_in != turn {
+            self.overload.spared_in = turn;
+            self.overload.spared = 0;
+        }
+        if self.overload.spared >= UNDELIVERED_MAX {
+            return false;
+        }
+        let delivered = self.undelivered(id) == 0;
+        self.overload.spared += u32::from(!delivered);
+        delivered
     }
 
     /// Since when a connection is idle, if it may be made to go. Those that linger have had all they
@@ -249,7 +273,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             && !record.is_exempt()
             && !record.is_held()
             && record.asked.is_none();
-        idle.then(|| record.clocks.since(Deadline::Idle))
+        idle.then(|| record.idle_since())
     }
 
     /// Finds those idle longest. Returns whether it is time to.

@@ -536,7 +536,10 @@ impl Backend for Host {
     }
 
     fn finish(&mut self, stream: &mut HostStream) -> io::Result<()> {
-        self.enter(Call::Finish, Some(stream.socket))?;
+        if let Err(error) = self.enter(Call::Finish, Some(stream.socket)) {
+            self.net.borrow_mut().note_failed(stream.socket);
+            return Err(error);
+        }
         let net = &mut *self.net.borrow_mut();
         let finished = net.finish(stream.socket);
         let outcome = finished.map_or_else(Outcome::Failed, |()| Outcome::Done);

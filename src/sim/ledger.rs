@@ -47,6 +47,13 @@ impl Account {
         }
     }
 
+    /// The handler took the connection: from here on no end may destroy what it wrote.
+    pub(super) fn note_served(self, net: &mut Net) {
+        if let Some(ledger) = net.ledger(self.machine, self.token()) {
+            ledger.served = true;
+        }
+    }
+
     /// A handler is told of the end only when its socket has said so.
     pub(super) fn check_eof(self, net: &mut Net) {
         if net.ledger(self.machine, self.token()).is_some_and(|ledger| !ledger.eof) {

@@ -339,10 +339,12 @@ impl<H: Handler> Handler for Watched<H> {
         // If it panics there is no session, and no callback follows.
         let life = self.lives.remove(&id);
         let session = self.run(What::Open, id, |handler| handler.on_open(conn));
-        self.account(id).note_output(&mut self.net.borrow_mut(), conn);
+        let account = self.account(id);
+        account.note_output(&mut self.net.borrow_mut(), conn);
         if session.is_some()
             && let Some(life) = life
         {
+            account.note_served(&mut self.net.borrow_mut());
             self.lives.insert(id, life);
         }
         session

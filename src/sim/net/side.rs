@@ -120,6 +120,8 @@ pub(in crate::sim) struct Ledger {
     pub(in crate::sim) eof: bool,
     /// A call failed for good.
     pub(in crate::sim) failed: bool,
+    /// The handler took the connection.
+    pub(in crate::sim) served: bool,
 }
 
 impl Side {

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use super::side::{BOTH, Connection, Path, Segment, Side};
-use super::{End, Happening, Holder, Link, Listener, Net, Notice, Personality, Socket};
+use super::{Appetite, End, Happening, Holder, Link, Listener, Net, Notice, Personality, Socket};
 use crate::address::Address;
 use crate::backend::Readiness;
 use crate::sim::history::Deed;
@@ -429,7 +429,10 @@ impl Net {
             // had to read.
             if arrived {
                 side.dead = true;
-                side.drop_output();
+                self.check_destroyed(to);
+                if let Some(side) = self.side_mut(to) {
+                    side.drop_output();
+                }
                 self.send(to, Vec::new(), false, true);
             }
             return;
@@ -590,7 +593,12 @@ impl Net {
         } else if !side.dead {
             if reset || unread {
                 side.dead = true;
-                side.drop_output();
+                if !reset {
+                    self.check_destroyed(socket);
+                }
+                if let Some(side) = self.side_mut(socket) {
+                    side.drop_output();
+                }
                 self.send(socket, Vec::new(), false, true);
             } else {
                 side.finish = true;
@@ -612,6 +620,25 @@ impl Net {
             }
         }
         self.reclaim(socket);
+    }
+
+    /// A closed end answers with a reset. What it had sent and the peer has not received is lost by
+    /// that: where a session was served, and the peer is there and reads, that is a fault of the
+    /// process.
+    fn check_destroyed(&mut self, socket: Socket) {
+        let Some(connection) = self.connection(socket) else { return };
+        let (side, far) = (&connection.ends[socket.side()], &connection.ends[1 - socket.side()]);
+        let reads = !far.closed && !far.dead && far.appetite != Appetite::Nothing;
+        let unix = matches!(connection.ends[1].address, Address::Unix(_));
+        let lost = side.out.len();
+        let well = side.ledger.served && !side.ledger.failed;
+        if well && reads && !unix && lost > 0 {
+            let what = format!(
+                "the end{} destroyed {lost} bytes that its peer had yet to receive",
+                self.of(socket)
+            );
+            self.fail_check(what);
+        }
     }
 
     /// Forgets a connection that nobody looks at.

@@ -1,0 +1,176 @@
+//! Ends that wait until the peer has what the kernel still holds for it.
+//!
+//! A TCP socket that is closed answers the next byte of its peer with a reset, and a reset destroys
+//! what the peer has not received yet. RFC 9112, section 9.6, therefore asks a server to read on until
+//! the client closed or its own TCP stack has the acknowledgement of the last reply. So each end that
+//! closes a socket without a reset asks the kernel first what is unacknowledged
+//! ([`Backend::unsent`]). Only ends ask: no message pays for it. Closing a Unix-domain socket destroys
+//! nothing that its peer has yet to read.
+
+use super::Reactor;
+use crate::backend::Backend;
+use crate::canary::{Canary, planted};
+use crate::context::LoopState;
+use crate::core::deadlines::{Deadline, check_pause};
+use crate::core::table::{ConnId, Delivery};
+use crate::error::Timeout;
+use crate::handler::Handler;
+
+/// What an end that depends on delivery is to do.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Verdict {
+    /// Nothing is unacknowledged.
+    Delivered,
+    /// The peer acknowledges more and more.
+    Waits,
+    /// It has acknowledged nothing for too long.
+    Stuck,
+}
+
+impl<H: Handler, B: Backend> Reactor<H, B> {
+    /// Bytes that a close could destroy: written to TCP, and not acknowledged by the peer.
+    pub(super) fn undelivered(&mut self, id: ConnId) -> u64 {
+        if planted(Canary::TailCutOff) || self.shared.table.at(id.index()).peer.ip().is_none() {
+            return 0;
+        }
+        match &self.slots[id.index()].stream {
+            Some(stream) => self.backend.unsent(stream).unwrap_or(0),
+            None => 0,
+        }
+    }
+
+    /// The idle time of a connection, or the silence of a tunnel, is over. Puts the end off while
+    /// the peer acknowledges what the kernel holds for it, and ends the connection with
+    /// [`Timeout::Write`] if it does not for as long as that allows. Returns whether the end was put
+    /// off or has come.
+    ///
+    /// A tunnel, and a connection without an idle time, come here after each write timeout of
+    /// silence, so that a dead peer is found by what it does not acknowledge. TCP_USER_TIMEOUT would
+    /// find it too, but cannot tell it from a slow reader: it also counts the time from the first
+    /// probe of a closed window until the window takes a whole segment.
+    pub(super) fn awaits_delivery(
+        &mut self,
+        handler: &mut H,
+        id: ConnId,
+        deadline: Deadline,
+    ) -> bool {
+        match self.check_delivery(id, deadline) {
+            Verdict::Delivered => !self.is_over(id, deadline),
+            Verdict::Waits => true,
+            Verdict::Stuck => {
+                self.end(handler, id, Timeout::Write);
+                true
+            }
+        }
+    }
+
+    fn check_delivery(&mut self, id: ConnId, deadline: Deadline) -> Verdict {
+        let unsent = self.undelivered(id);
+        let LoopState { table, profiles, now, .. } = &mut self.shared;
+        let now = *now;
+        let record = table.at(id.index());
+        let clock = record.clocks.since(deadline);
+        let known = record.delivery_at(clock);
+        if unsent == 0 {
+            return Verdict::Delivered;
+        }
+        let acked = record.bytes_out.saturating_sub(unsent);
+        let (period, patience) = {
+            let periods = record.periods(profiles);
+            (periods.of(deadline), periods.delivery(deadline))
+        };
+        let mut delivery = known.unwrap_or(Delivery {
+            clock,
+            since: clock,
+            begun_at: now,
+            acked,
+            progress_at: now,
+        });
+        if acked > delivery.acked {
+            delivery.acked = acked;
+            delivery.progress_at = now;
+        }
+        // Where output is queued as well the write deadline judges, by checks of its own.
+        let judged =
+            !record.output.is_empty() && record.periods(profiles).of(Deadline::Write) < u64::MAX;
+        if judged {
+            delivery.progress_at = now;
+        }
+        let stood_still = now.nanos_since(delivery.progress_at);
+        if stood_still >= patience {
+            return Verdict::Stuck;
+        }
+        let pause = check_pause(now.nanos_since(delivery.begun_at), patience);
+        let pause = pause.min(patience - stood_still).min(period);
+        // A clock that is set so is due when the pause is over.
+        delivery.clock = now.before(period - pause);
+        record.clocks.set(deadline, delivery.clock);
+        record.rare_mut().delivery = Some(delivery);
+        Verdict::Waits
+    }
+
+    /// Whether a connection that has delivered everything has come to its end. One that has more
+    /// time than the deadline's period, which is shortened to look for dead peers, comes again.
+    fn is_over(&mut self, id: ConnId, deadline: Deadline) -> bool {
+        let LoopState { table, profiles, now, .. } = &mut self.shared;
+        let record = table.at(id.index());
+        let clock = record.clocks.since(deadline);
+        let since = record.delivery_at(clock).map_or(clock, |delivery| delivery.since);
+        let periods = record.periods(profiles);
+        let (period, total) = (periods.of(deadline), periods.total(deadline));
+        let end = since.after(total);
+        if end <= *now {
+            return true;
+        }
+        let clock = now.before(period - period.min(end.nanos_since(*now)));
+        record.clocks.set(deadline, clock);
+        let acked = record.bytes_out;
+        let delivery = Delivery { clock, since, begun_at: *now, acked, progress_at: *now };
+        record.rare_mut().delivery = Some(delivery);
+        false
+    }
+
+    /// The time to wait for the peer's FIN is over. Puts the end off while the peer acknowledges what
+    /// the kernel holds for it at [`Limits::flush_rate`](crate::Limits::flush_rate), resets the
+    /// connection if it does not, and lets the time begin anew once nothing is unacknowledged.
+    /// Returns whether the end was put off or has come.
+    pub(super) fn lingers_on(&mut self, id: ConnId) -> bool {
+        let unsent = self.undelivered(id);
+        let LoopState { table, profiles, bounds, now, .. } = &mut self.shared;
+        let now = *now;
+        let record = table.at(id.index());
+        let waits = record.rare().and_then(|rare| rare.delivery);
+        let acked = record.bytes_out.saturating_sub(unsent);
+        if unsent == 0 {
+            if waits.is_some() {
+                record.rare_mut().delivery = None;
+                record.clocks.set(Deadline::Linger, now);
+                record.clocks.set(Deadline::LingerRead, now);
+            }
+            return waits.is_some();
+        }
+        let mut delivery = waits.unwrap_or_else(|| {
+            record.clocks.set(Deadline::Flush, now);
+            Delivery { clock: now, since: now, begun_at: now, acked, progress_at: now }
+        });
+        let moved = acked.saturating_sub(delivery.acked);
+        record
+            .clocks
+            .extend(Deadline::Flush, moved.saturating_mul(1_000_000_000) / bounds.flush_rate);
+        delivery.acked = acked.max(delivery.acked);
+        let periods = record.periods(profiles);
+        let due = record.clocks.due(Deadline::Flush, periods);
+        if due <= now {
+            self.lose_patience(id);
+            return true;
+        }
+        let patience = periods.of(Deadline::Flush);
+        let pause = check_pause(now.nanos_since(delivery.begun_at), patience);
+        let pause = pause.min(due.nanos_since(now));
+        let [linger, read] = [Deadline::Linger, Deadline::LingerRead].map(|it| periods.of(it));
+        record.clocks.set(Deadline::Linger, now.before(linger - linger.min(pause)));
+        record.clocks.set(Deadline::LingerRead, now.before(read - read.min(pause)));
+        record.rare_mut().delivery = Some(delivery);
+        true
+    }
+}
