@@ -45,6 +45,22 @@ pub enum Canary {
     EndlessReading,
     /// An end closes the socket over bytes that the peer has not acknowledged.
     TailCutOff,
+    /// A connection that a rolled-back write made congested stays so.
+    CongestedForEver,
+    /// What `on_idle` queued and the kernel took stays accounted for.
+    StaleAccount,
+    /// Connections are shed for output that was not offered to the kernel yet.
+    ShedUnsent,
+    /// A connection over a Unix-domain socket outlives its peer while it is not read.
+    GonePeerKept,
+    /// A step of a turn goes on until everything is done.
+    NoBudget,
+    /// Of several deadlines that are due one acts that came due later.
+    LaterDeadlineFirst,
+    /// Alarms of one tick come in the order in which the wheel holds them.
+    AlarmsUnordered,
+    /// The last of many short callbacks is blamed for all of them.
+    LastCallbackBlamed,
 }
 
 #[cfg(feature = "canary")]

@@ -10,6 +10,7 @@ use crate::context::{Context, LoopState};
 use crate::core::deadlines::{Deadline, Periods};
 use crate::core::lifecycle::State;
 use crate::core::pressure::NO_KEEP_ALIVE;
+use crate::core::share::Shared;
 use crate::core::table::{ConnId, Flags, Origin, Record};
 use crate::error::{CloseReason, ConnectError, Timeout};
 use crate::time::Instant;
@@ -129,10 +130,18 @@ impl Conn<'_> {
         self.cx.shared.write(self.id, bytes);
     }
 
-    /// Queues `bytes`, shared if they are many (4 KiB) and copied if they are few; otherwise as
-    /// [`write`](Conn::write).
+    /// Queues `bytes`, without copying them if they are many (4 KiB); otherwise as
+    /// [`write`](Conn::write). They count with their length in the queue of each connection, because
+    /// it cannot be seen how many share them: what goes to many connections is better
+    /// [shared](Conn::write_shared).
     pub fn write_bytes(&mut self, bytes: impl Into<Bytes>) {
         self.cx.shared.write_bytes(self.id, bytes.into());
+    }
+
+    /// Queues bytes that are shared with other connections, without copying them if they are many
+    /// (4 KiB); otherwise as [`write`](Conn::write). [`Context::share`] makes them.
+    pub fn write_shared(&mut self, shared: &Shared) {
+        self.cx.shared.write_shared(self.id, shared);
     }
 
     /// Queues formatted text, by `write!(conn, "{}", ..)`, without a `Result` to discard.

@@ -1,10 +1,12 @@
 //! The whole loop as a callback sees it, and the state behind that view.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::cmp::Reverse;
+use std::collections::{BTreeSet, BinaryHeap, VecDeque};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use slab::Slab;
 use tracing::warn;
 
@@ -12,13 +14,15 @@ use crate::address::{Address, Target};
 use crate::canary::{Canary, planted};
 use crate::config::{Config, Watermarks};
 use crate::conn::Conn;
+use crate::core::budget::Step;
 use crate::core::deadlines::{Deadline, Periods};
-use crate::core::lifecycle::{State, Step};
+use crate::core::lifecycle::{self, State};
 use crate::core::output::Output;
 use crate::core::pressure::{self, Lag, Permille};
 use crate::core::ready::Ready;
+use crate::core::share::{Shared, SharedGauge};
 use crate::core::stats::{Counters, Stats};
-use crate::core::table::{Birth, ConnId, Dial, Flags, Origin, Table};
+use crate::core::table::{Birth, ConnId, Dial, Flags, Origin, Record, Table};
 use crate::core::wheel::{Key, Wheel};
 use crate::error::{CloseReason, ConnectError};
 use crate::log::Seldom;
@@ -30,6 +34,12 @@ const TICK_NANOS: u64 = TICK.as_nanos() as u64;
 
 /// Tables with fewer places know no pressure of connections.
 const PRESSED_FROM: u64 = 64;
+
+/// Entries of the journal for which its memory is kept from one callback to the next.
+const JOURNAL_KEPT: usize = 1_024;
+
+/// A turn of so many nanoseconds is long, and counted.
+const LONG_TURN: u64 = 8_000_000;
 
 /// How much a callback may write before it moves from the loop's buffer to the connection.
 const SCRATCH_MAX: usize = 64 * 1024;
@@ -108,6 +118,12 @@ impl Context<'_> {
         self.shared.cancel_alarm(alarm);
     }
 
+    /// Makes bytes that are to be written to many connections, by
+    /// [`Conn::write_shared`], and count once in all their queues together.
+    pub fn share(&self, bytes: impl Into<Bytes>) -> Shared {
+        Shared::new(bytes.into(), &self.shared.shared_bytes)
+    }
+
     /// Closes the listeners, and every connection when it has been served, as
     /// [`Handle::shutdown`](crate::Handle::shutdown) does.
     pub fn shutdown(&mut self) {
@@ -164,7 +180,7 @@ pub(crate) struct Bounds {
     pub(crate) buffered_max: u64,
     /// What all may hold while callbacks run, before the greatest holders are looked for: beyond it
     /// a further write aborts the connection written to.
-    buffered_all: u64,
+    pub(crate) buffered_all: u64,
     /// How long a callback may take before it is reported, in nanoseconds.
     pub(crate) stall: u64,
     /// As much output of one callback as calls for no second look: neither congested, nor at the
@@ -175,8 +191,8 @@ pub(crate) struct Bounds {
 /// What a callback that panics has to take back.
 #[derive(Debug)]
 enum Entry {
-    /// It reached another connection, which had this much queued then.
-    Reached { id: ConnId, queued: usize },
+    /// It reached another connection, which had this much queued then, and was congested or not.
+    Reached { id: ConnId, queued: usize, congested: bool },
     /// It dialled.
     Dialled(ConnId),
 }
@@ -201,13 +217,20 @@ pub(crate) struct LoopState {
     pub(crate) profiles: Vec<Periods>,
     /// Where each listener listens.
     pub(crate) listening_on: Vec<Address>,
-    /// Bytes unread and queued, of all connections together.
-    pub(crate) buffered: u64,
+    /// Memory of what is unread and queued, of all connections together, shared pieces aside.
+    pub(crate) owned: u64,
+    /// Shared pieces that are in some queue, each once.
+    pub(crate) shared_bytes: Arc<SharedGauge>,
     pub(crate) lag: Lag,
     /// This turn is long, or turns were lately.
     pub(crate) lags: bool,
     /// When the long turn at hand began.
     pub(crate) long_since: Option<Instant>,
+    /// The coarse clock when it was last read, or the time when the turn began.
+    pub(crate) seen: Instant,
+    /// The step of the turn that is at hand, and how long each was seen to take.
+    pub(crate) step: Step,
+    step_nanos: [u64; Step::ALL.len()],
     stall_reports: Seldom,
     /// How often callbacks asked for the end.
     pub(crate) shutdowns_asked: u32,
@@ -222,10 +245,14 @@ pub(crate) struct LoopState {
     pub(crate) in_hand: Option<ConnId>,
     /// What the callback that runs has done beyond its own connection.
     journal: Vec<Entry>,
+    /// Entries at which the journal is compacted.
+    journal_full: usize,
     alarms: Slab<Alarm>,
     alarms_set: u64,
-    /// Which connections feed a sink.
-    feeders: BTreeMap<ConnId, Vec<ConnId>>,
+    /// Alarms that the wheel came up for: their times, serial numbers and places.
+    due_alarms: BinaryHeap<Reverse<(Instant, u64, u32)>>,
+    /// Which connections feed a sink: pairs of a sink and one of its feeders.
+    feeders: BTreeSet<(ConnId, ConnId)>,
 }
 
 impl LoopState {
@@ -254,10 +281,14 @@ impl LoopState {
             },
             profiles: vec![Periods::new(&config.timeouts)],
             listening_on: Vec::new(),
-            buffered: 0,
+            owned: 0,
+            shared_bytes: Arc::default(),
             lag: Lag::new(config.limits.lag_max),
             lags: false,
             long_since: None,
+            seen: now,
+            step: Step::default(),
+            step_nanos: Default::default(),
             stall_reports: Seldom::default(),
             shutdowns_asked: 0,
             stopping: false,
@@ -266,9 +297,11 @@ impl LoopState {
             spilled: false,
             in_hand: None,
             journal: Vec::new(),
+            journal_full: JOURNAL_KEPT,
             alarms: Slab::new(),
             alarms_set: 0,
-            feeders: BTreeMap::new(),
+            due_alarms: BinaryHeap::new(),
+            feeders: BTreeSet::new(),
         }
     }
 
@@ -276,7 +309,7 @@ impl LoopState {
     #[inline]
     pub(crate) fn establish(&mut self, id: ConnId, random: impl FnOnce() -> u64) {
         let record = self.table.at(id.index());
-        record.step(Step::Establish);
+        record.step(lifecycle::Step::Establish);
         if let Some(nanos) = record.periods(&self.profiles).lifetime(random) {
             record.clocks.set(Deadline::Lifetime, self.now.after(nanos));
             record.flags.insert(Flags::HAS_LIFETIME);
@@ -321,14 +354,38 @@ impl LoopState {
             return;
         }
         self.mark_dirty(id);
-        let queued = self.table.at(id.index()).output.len();
-        self.journal.push(Entry::Reached { id, queued });
+        if self.journal.len() >= self.journal_full {
+            self.compact_journal();
+        }
+        let record = self.table.at(id.index());
+        let (queued, congested) = (record.output.len(), record.flags.has(Flags::CONGESTED));
+        self.journal.push(Entry::Reached { id, queued, congested });
     }
 
     /// From here on a callback runs that may have to be rolled back.
     #[inline]
     pub(crate) fn begin_journal(&mut self) {
+        if !self.journal.is_empty() {
+            self.clear_journal();
+        }
+    }
+
+    fn clear_journal(&mut self) {
         self.journal.clear();
+        self.journal.shrink_to(JOURNAL_KEPT);
+        self.journal_full = JOURNAL_KEPT;
+    }
+
+    /// Forgets how often connections were reached: what counts is how each was at first. So the
+    /// journal is bounded by how many connections there are, and not by how often one is reached.
+    #[cold]
+    fn compact_journal(&mut self) {
+        let mut reached = BTreeSet::new();
+        self.journal.retain(|entry| match entry {
+            Entry::Reached { id, .. } => reached.insert(*id),
+            Entry::Dialled(_) => true,
+        });
+        self.journal_full = JOURNAL_KEPT.max(2 * self.journal.len());
     }
 
     /// Takes back what the callback that ran wrote, to its own connection and to others, and what
@@ -341,21 +398,35 @@ impl LoopState {
         }
         while let Some(entry) = self.journal.pop() {
             match entry {
-                Entry::Reached { id, queued } => {
+                Entry::Reached { id, queued, congested } => {
                     let Some(record) = self.table.get_mut(id) else { continue };
                     let lost = record.output.len().saturating_sub(queued);
-                    let held = record.output.held();
-                    record.output.truncate(queued);
-                    let freed = held - record.output.held();
-                    let freed = record.buffered.min(u32::try_from(freed).unwrap_or(u32::MAX));
-                    record.buffered -= freed;
-                    self.buffered -= u64::from(freed);
+                    self.change_output(id, |output| output.truncate(queued));
                     self.count_dropped(id, lost);
+                    if !congested && !planted(Canary::CongestedForEver) {
+                        self.end_congestion(id);
+                    }
                 }
                 Entry::Dialled(id) => {
-                    self.births.retain(|birth| *birth != id);
+                    // The latest come first here, and are the last there.
+                    if self.births.last() == Some(&id) {
+                        self.births.pop();
+                    } else {
+                        self.births.retain(|birth| *birth != id);
+                    }
                     self.remove(id);
                 }
+            }
+        }
+    }
+
+    /// The connection counts as congested no more, as if what made it so had not been written.
+    pub(crate) fn end_congestion(&mut self, id: ConnId) {
+        let record = self.table.at(id.index());
+        if record.flags.take(Flags::CONGESTED) {
+            record.flags.remove(Flags::OUTPUT_HELD);
+            if record.flags.has(Flags::IS_SINK) {
+                self.release_feeders(id);
             }
         }
     }
@@ -397,11 +468,19 @@ impl LoopState {
         }
     }
 
-    pub(crate) fn write_bytes(&mut self, id: ConnId, bytes: bytes::Bytes) {
-        if !Output::shares(bytes.len()) {
+    pub(crate) fn write_bytes(&mut self, id: ConnId, bytes: Bytes) {
+        if !Output::takes_whole(bytes.len()) {
             self.write(id, &bytes);
         } else if self.may_write(id, bytes.len()) {
             self.queue(id, |output| output.push(bytes));
+        }
+    }
+
+    pub(crate) fn write_shared(&mut self, id: ConnId, shared: &Shared) {
+        if !shared.is_counted_by(&self.shared_bytes) || !Output::takes_whole(shared.len()) {
+            self.write_bytes(id, shared.bytes().clone());
+        } else if self.may_write(id, shared.len()) {
+            self.queue(id, |output| output.push_shared(shared));
         }
     }
 
@@ -410,6 +489,7 @@ impl LoopState {
     fn may_write(&mut self, id: ConnId, len: usize) -> bool {
         let queued = self.queued(id);
         let full = queued >= self.bounds.output_max && !planted(Canary::NoOutputLimit);
+        let too_much = self.buffered() > self.bounds.buffered_all;
         let record = self.table.at(id.index());
         if !record.takes_writes() || full {
             if record.takes_writes() {
@@ -418,7 +498,7 @@ impl LoopState {
             self.count_dropped(id, len);
             return false;
         }
-        if self.buffered > self.bounds.buffered_all {
+        if too_much {
             record.ask(CloseReason::BufferLimit);
             self.count_dropped(id, len);
             return false;
@@ -443,18 +523,49 @@ impl LoopState {
     /// once, because one callback may write to many connections.
     #[inline(never)]
     fn queue(&mut self, id: ConnId, push: impl FnOnce(&mut Output)) {
-        let record = self.table.at(id.index());
-        let before = record.output.held();
         if self.scratch_owner == Some(id) {
-            record.output.push_copy(&self.scratch);
-            self.scratch.clear();
+            let mut scratch = std::mem::take(&mut self.scratch);
+            self.change_output(id, |output| output.push_copy(&scratch));
+            scratch.clear();
+            self.scratch = scratch;
             self.scratch_owner = None;
             self.spilled = true;
         }
-        push(&mut record.output);
-        let grown = u32::try_from(record.output.held() - before).unwrap_or(u32::MAX);
-        self.buffered += u64::from(grown.min(u32::MAX - record.buffered));
-        record.buffered = record.buffered.saturating_add(grown);
+        self.change_output(id, push);
+    }
+
+    /// Changes what is queued for a connection, and accounts for it at once.
+    fn change_output(&mut self, id: ConnId, change: impl FnOnce(&mut Output)) {
+        let output = &mut self.table.at(id.index()).output;
+        let before = output.held();
+        change(output);
+        let after = output.held();
+        let record = self.table.at(id.index());
+        let buffered = (record.buffered as usize).saturating_add(after).saturating_sub(before);
+        self.set_owned(id, buffered);
+    }
+
+    /// Drops what is queued for a connection.
+    pub(crate) fn clear_output(&mut self, id: ConnId) {
+        if !self.table.at(id.index()).output.is_empty() {
+            let mut dropped = 0;
+            self.change_output(id, |output| dropped = output.clear());
+            self.count_dropped(id, dropped);
+        }
+    }
+
+    /// A connection holds so much memory for what is unread and queued.
+    pub(crate) fn set_owned(&mut self, id: ConnId, held: usize) {
+        let record = self.table.at(id.index());
+        let held = u32::try_from(held).unwrap_or(u32::MAX);
+        let before = std::mem::replace(&mut record.buffered, held);
+        self.owned = self.owned - u64::from(before) + u64::from(held);
+        self.counters.buffered.set(self.buffered());
+    }
+
+    /// Memory of what is unread and queued, of all connections together, shared pieces once.
+    pub(crate) fn buffered(&self) -> u64 {
+        self.owned.saturating_add(self.shared_bytes.get())
     }
 
     pub(crate) const fn is_shutting_down(&self) -> bool {
@@ -500,7 +611,7 @@ impl LoopState {
         let congested = match self.table.get_mut(sink) {
             Some(record) if feeds && record.state().is_open() => {
                 record.flags.insert(Flags::IS_SINK);
-                self.feeders.entry(sink).or_default().push(id);
+                self.feeders.insert((sink, id));
                 Some(record.flags.has(Flags::CONGESTED))
             }
             _ => None,
@@ -528,53 +639,69 @@ impl LoopState {
         record.flags.remove(Flags::SINK_HELD);
         record.flags.set(Flags::OUTPUT_HELD, record.flags.has(Flags::CONGESTED));
         let Some(sink) = record.rare_mut().sink.take() else { return };
-        if let Some(feeders) = self.feeders.get_mut(&sink) {
-            feeders.retain(|feeder| *feeder != id);
-            if feeders.is_empty() {
-                self.feeders.remove(&sink);
-                if let Some(record) = self.table.get_mut(sink) {
-                    record.flags.remove(Flags::IS_SINK);
-                }
+        self.feeders.remove(&(sink, id));
+        if self.feeders_of(sink).next().is_none()
+            && let Some(record) = self.table.get_mut(sink)
+        {
+            record.flags.remove(Flags::IS_SINK);
+        }
+    }
+
+    /// The connections that feed `sink`.
+    fn feeders_of(&self, sink: ConnId) -> impl Iterator<Item = ConnId> {
+        self.feeders.range((sink, ConnId::FIRST)..=(sink, ConnId::LAST)).map(|(_, feeder)| *feeder)
+    }
+
+    /// Does something with each connection that feeds `sink`, and lets its deadlines follow.
+    fn each_feeder(&mut self, sink: ConnId, mut change: impl FnMut(&mut Record)) {
+        let Self { table, feeders, dirty, .. } = self;
+        for (_, feeder) in feeders.range((sink, ConnId::FIRST)..=(sink, ConnId::LAST)) {
+            let Some(record) = table.get_mut(*feeder) else { continue };
+            change(record);
+            if !record.flags.has(Flags::DIRTY) {
+                record.flags.insert(Flags::DIRTY);
+                dirty.push_back(*feeder);
             }
         }
     }
 
     fn hold_feeders(&mut self, sink: ConnId) {
-        for feeder in self.feeders.get(&sink).into_iter().flatten() {
-            if let Some(record) = self.table.get_mut(*feeder) {
-                record.flags.insert(Flags::SINK_HELD);
-            }
-        }
-        self.settle_feeders(sink);
+        self.each_feeder(sink, |record| record.flags.insert(Flags::SINK_HELD));
     }
 
-    /// The sink drained or died: those who feed it are read again.
+    /// The sink drained or died: those that feed it are read again.
     pub(crate) fn release_feeders(&mut self, sink: ConnId) {
-        for feeder in self.feeders.get(&sink).into_iter().flatten() {
-            if let Some(record) = self.table.get_mut(*feeder) {
-                record.flags.remove(Flags::SINK_HELD);
-                record.flags.insert(Flags::DATA_DUE);
-            }
-        }
-        self.settle_feeders(sink);
+        self.each_feeder(sink, |record| {
+            record.flags.remove(Flags::SINK_HELD);
+            record.flags.insert(Flags::DATA_DUE);
+        });
     }
 
-    /// The sink ends: those who feed it are read again, and held by their own output only.
+    /// The sink ends: those that feed it are read again, and held by their own output only.
     fn dismiss_feeders(&mut self, sink: ConnId) {
-        for feeder in self.feeders.get(&sink).cloned().into_iter().flatten() {
-            self.stop_feeding(feeder);
-            self.table.at(feeder.index()).flags.insert(Flags::DATA_DUE);
-            self.mark_dirty(feeder);
+        self.each_feeder(sink, |record| {
+            record.rare_mut().sink = None;
+            record.flags.remove(Flags::SINK_HELD);
+            record.flags.set(Flags::OUTPUT_HELD, record.flags.has(Flags::CONGESTED));
+            record.flags.insert(Flags::DATA_DUE);
+        });
+        let gone: Vec<_> = self.feeders_of(sink).map(|feeder| (sink, feeder)).collect();
+        for pair in gone {
+            self.feeders.remove(&pair);
+        }
+        if let Some(record) = self.table.get_mut(sink) {
+            record.flags.remove(Flags::IS_SINK);
         }
     }
 
-    /// The sink's output moved, so those who feed it do not wait for the application in vain.
+    /// The sink's output moved, so those that feed it do not wait for the application in vain.
     pub(crate) fn touch_feeders(&mut self, sink: ConnId) {
-        for feeder in self.feeders.get(&sink).into_iter().flatten() {
-            if let Some(record) = self.table.get_mut(*feeder)
+        let Self { table, feeders, now, .. } = self;
+        for (_, feeder) in feeders.range((sink, ConnId::FIRST)..=(sink, ConnId::LAST)) {
+            if let Some(record) = table.get_mut(*feeder)
                 && record.flags.has(Flags::SINK_HELD)
             {
-                record.clocks.set(Deadline::Response, self.now);
+                record.clocks.set(Deadline::Response, *now);
             }
         }
     }
@@ -600,9 +727,9 @@ impl LoopState {
             self.counters.states.change(record.counted, State::Closed);
             record.counted = State::Closed;
         }
-        if record.buffered > 0 {
-            self.buffered -= u64::from(std::mem::take(&mut record.buffered));
-            self.counters.buffered.set(self.buffered);
+        if record.buffered > 0 || !record.output.is_empty() {
+            self.change_output(id, |output| _ = output.clear());
+            self.set_owned(id, 0);
         }
         self.table.remove(id);
     }
@@ -619,48 +746,55 @@ impl LoopState {
         let crowded = places >= PRESSED_FROM;
         let connections =
             if crowded { pressure::share(self.table.counted() as u64, places) } else { 0 };
-        let buffered = pressure::share(self.buffered, self.bounds.buffered_max);
+        let buffered = pressure::share(self.buffered(), self.bounds.buffered_max);
         connections.max(buffered).max(self.lag.pressure())
     }
 
-    /// A callback returned, and the clock has moved on while it ran, and those before it: reports
-    /// it if that was long.
-    pub(crate) fn note_long(&mut self, callback: &'static str, id: Option<ConnId>, now: Instant) {
-        let since = self.now;
-        self.now = since.max(now);
-        self.long_since.get_or_insert(since);
-        self.lags = true;
-        let took = self.now.nanos_since(since);
-        if took < self.bounds.stall {
+    /// A callback returned, and the time has moved on while it and others before it ran: reports
+    /// it if it was long itself. The coarse clock, which moves in steps of `step`, was read after the
+    /// callback before, so that is known to within a step.
+    pub(crate) fn note_long(
+        &mut self,
+        callback: &'static str,
+        id: Option<ConnId>,
+        now: Instant,
+        step: Duration,
+    ) {
+        let from = if planted(Canary::LastCallbackBlamed) { self.now } else { self.seen };
+        let most = now.nanos_since(from);
+        let least = most.saturating_sub(nanos(step));
+        self.advance_now(now);
+        if most < self.bounds.stall || least < self.bounds.stall / 2 {
             return;
         }
         self.counters.stalls.add(1);
-        self.counters.longest_callback.raise(took);
+        self.counters.longest_callback.raise(least);
         if let Some(times) = self.stall_reports.times(self.now) {
-            let (id, millis) = (id.map(tracing::field::display), took / 1_000_000);
-            warn!(callback, id, millis, times, "a callback kept the loop waiting");
+            let (id, millis) = (id.map(tracing::field::display), least / 1_000_000);
+            let step = self.step.label();
+            warn!(callback, id, millis, step, times, "a callback kept the loop waiting");
         }
+    }
+
+    /// The time is read again within a turn. What has passed since it was read before goes to the
+    /// account of the step at hand.
+    pub(crate) fn advance_now(&mut self, now: Instant) {
+        let since = self.now;
+        self.now = since.max(now);
+        self.lags = true;
+        self.long_since.get_or_insert(since);
+        self.step_nanos[self.step as usize] += self.now.nanos_since(since);
     }
 
     /// Takes the turn that ends into account, long or not.
     pub(crate) fn note_turn(&mut self) {
         let took = self.long_since.take().map_or(0, |since| self.now.nanos_since(since));
-        if took > 0 {
-            self.counters.note_long_turn(took);
+        if took >= LONG_TURN {
+            self.counters.note_long_turn(took, Step::longest(&self.step_nanos));
         }
+        self.step_nanos = Default::default();
         self.lag.note(took);
         self.lags = !self.lag.is_none();
-    }
-
-    /// Lets the feeders' deadlines follow what was just changed about them.
-    fn settle_feeders(&mut self, sink: ConnId) {
-        for index in 0.. {
-            let Some(feeder) = self.feeders.get(&sink).and_then(|feeders| feeders.get(index))
-            else {
-                return;
-            };
-            self.mark_dirty(*feeder);
-        }
     }
 
     /// Lets the wheel come up for a connection by `at`.
@@ -727,11 +861,33 @@ impl LoopState {
         }
     }
 
-    /// Takes out the alarm that came up.
-    pub(crate) fn take_alarm(&mut self, index: u32) -> (AlarmId, Purpose) {
-        let alarm = self.alarms.remove(index as usize);
-        debug_assert!(alarm.at <= self.now, "an alarm comes up early");
-        (AlarmId { index, serial: alarm.serial }, alarm.purpose)
+    /// The wheel came up for an alarm. It waits until all that are due are known, as the earliest
+    /// comes first.
+    pub(crate) fn note_due_alarm(&mut self, index: u32) {
+        if let Some(alarm) = self.alarms.get(index as usize) {
+            debug_assert!(alarm.at <= self.now, "an alarm comes up early");
+            let serial = alarm.serial;
+            let order = if planted(Canary::AlarmsUnordered) { Instant::EPOCH } else { alarm.at };
+            self.due_alarms.push(Reverse((order, serial, index)));
+        }
+    }
+
+    #[inline]
+    pub(crate) fn has_due_alarms(&self) -> bool {
+        !self.due_alarms.is_empty()
+    }
+
+    /// Takes out the earliest of the alarms that are due: of several for one time the one that was
+    /// set first.
+    pub(crate) fn take_due_alarm(&mut self) -> Option<(AlarmId, Purpose)> {
+        loop {
+            let Reverse((_, serial, index)) = self.due_alarms.pop()?;
+            // One that was cancelled meanwhile is gone, and its place may be another's.
+            if self.alarms.get(index as usize).is_some_and(|alarm| alarm.serial == serial) {
+                let alarm = self.alarms.remove(index as usize);
+                return Some((AlarmId { index, serial }, alarm.purpose));
+            }
+        }
     }
 }
 

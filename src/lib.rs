@@ -138,6 +138,7 @@ pub use crate::config::{
 pub use crate::conn::Conn;
 pub use crate::context::{AlarmId, Context};
 pub use crate::core::lifecycle::State;
+pub use crate::core::share::Shared;
 pub use crate::core::stats::Stats;
 pub use crate::core::table::{ConnId, ListenerId, Origin};
 pub use crate::error::{

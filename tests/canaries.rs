@@ -102,6 +102,196 @@ fn said_by(panic: Box<dyn Any + Send>) -> String {
     }
 }
 
+/// A large reply to each byte, of which a panic takes back what it wrote to others.
+#[derive(Default)]
+struct Large {
+    ids: Vec<ConnId>,
+    dialled: Option<ConnId>,
+    rung: Vec<wheelhouse::AlarmId>,
+    work: Option<Box<dyn Fn()>>,
+}
+
+impl Handler for Large {
+    type Session = ();
+
+    fn on_open(&mut self, conn: &mut Conn<'_>) -> Option<()> {
+        self.ids.push(conn.id());
+        Some(())
+    }
+
+    fn on_data(&mut self, conn: &mut Conn<'_>, _: &mut (), input: &mut BytesMut) {
+        match input.split().first() {
+            Some(b'r') => conn.write(&[b'r'; 100_000]),
+            Some(b'o') => {
+                conn.begin_request();
+                conn.set_timer(conn.now() + secs(5));
+            }
+            Some(b'p') => {
+                if let Some(mut other) = self.dialled.and_then(|id| conn.other(id)) {
+                    other.write(&[b'p'; 100_000]);
+                }
+                panic!("as the test wants");
+            }
+            Some(b'w') => self.work.iter().for_each(|work| work()),
+            _ => {}
+        }
+    }
+
+    fn on_idle(&mut self, conn: &mut Conn<'_>, _: &mut ()) {
+        if self.dialled.is_none() {
+            conn.write_bytes(vec![b'i'; 10_000]);
+        }
+    }
+
+    fn on_timer(&mut self, conn: &mut Conn<'_>, _: &mut ()) {
+        conn.write(b"late");
+        conn.end_request();
+    }
+
+    fn on_alarm(&mut self, _: &mut wheelhouse::Context<'_>, alarm: wheelhouse::AlarmId) {
+        self.rung.push(alarm);
+    }
+}
+
+#[test]
+fn a_reply_that_is_cut_off_is_noticed() {
+    must_catch(Canary::TailCutOff, "that its peer had yet to receive", |sim| {
+        let server = sim.serve("10.0.0.1:7", Config::default(), Large::default());
+        let peer = sim.connect_with_window(&server, 4_096);
+        peer.stop_reading();
+        peer.send(b"r");
+        sim.advance(secs(80));
+        peer.read_at(2_000);
+        peer.send(b"?");
+        sim.advance(secs(200));
+    });
+}
+
+#[test]
+fn congestion_that_outlives_its_output_is_noticed() {
+    must_catch(Canary::CongestedForEver, "congested with 0 bytes queued", |sim| {
+        sim.allow_panics();
+        let latency = secs(1);
+        sim.set_link(sim::Link { latency, ..sim::Link::LOOPBACK });
+        let upstream = sim.serve("10.0.0.2:80", Config::default(), Clerk::default());
+        let server = sim.serve("10.0.0.1:7", Config::default(), Large::default());
+        let peer = sim.connect(&server);
+        sim.advance(secs(5));
+        let target = upstream.address();
+        server.with(|large, cx| large.dialled = cx.connect(target).ok());
+        peer.send(b"p");
+        sim.advance(secs(20));
+    });
+}
+
+#[test]
+fn output_that_stays_accounted_for_is_noticed() {
+    must_catch(Canary::StaleAccount, "are accounted for", |sim| {
+        let server = sim.serve("10.0.0.1:7", Config::default(), Large::default());
+        let peer = sim.connect(&server);
+        peer.send(b"x");
+        sim.advance(secs(1));
+        assert_eq!(peer.take().len(), 10_000);
+    });
+}
+
+#[test]
+fn connections_that_are_shed_before_their_output_is_sent_are_noticed() {
+    must_catch(Canary::ShedUnsent, "all of them stay", |sim| {
+        let mut config = Config::default();
+        config.limits.buffered_max = 100_000;
+        let server = sim.serve("10.0.0.1:7", config, Large::default());
+        let peers: Vec<_> = (0..50).map(|_| sim.connect(&server)).collect();
+        sim.settle();
+        server.with(|large, cx| {
+            for id in &large.ids {
+                cx.conn(*id).expect("it is open").write(&[b'b'; 5_000]);
+            }
+            // The reactor bounds what is buffered after the next callback of the loop.
+            cx.set_alarm(cx.now());
+        });
+        sim.advance(secs(1));
+        assert_eq!(server.stats().closed_total(), 0, "all of them stay");
+        drop(peers);
+    });
+}
+
+#[test]
+fn a_connection_that_outlives_its_peer_is_noticed() {
+    must_catch(Canary::GonePeerKept, "it is noticed at once", |sim| {
+        let path: wheelhouse::Address = "unix:/run/large".parse().expect("an address");
+        let server = sim.spawn("10.0.0.1", Config::default(), Large::default(), |reactor| {
+            reactor.listen(path.clone()).map(drop).expect("nothing listens there");
+        });
+        let peer = sim.connect(path);
+        peer.send(b"o");
+        sim.advance(secs(1));
+        peer.close();
+        sim.advance(secs(1));
+        assert_eq!(server.connections(), 0, "it is noticed at once");
+    });
+}
+
+#[test]
+fn a_step_without_a_budget_is_noticed() {
+    must_catch(Canary::NoBudget, "no turn is long", |sim| {
+        let server = sim.serve("10.0.0.1:7", Config::default(), Large::default());
+        let peers: Vec<_> = (0..2_000).map(|_| sim.connect(&server)).collect();
+        sim.settle();
+        sim.charge_calls(true);
+        server.with(|large, cx| {
+            for id in &large.ids {
+                cx.conn(*id).expect("it is open").abort();
+            }
+        });
+        server.take_longest_turn();
+        sim.advance(secs(1));
+        assert!(server.take_longest_turn() < Duration::from_millis(10), "no turn is long");
+        drop(peers);
+    });
+}
+
+#[test]
+fn a_later_deadline_that_acts_first_is_noticed() {
+    must_catch(Canary::LaterDeadlineFirst, "the peer read \"\" instead", |sim| {
+        let server = sim.serve("10.0.0.1:7", Config::default(), Large::default());
+        let peer = sim.connect(&server);
+        peer.send(b"o");
+        sim.advance(secs(1));
+        sim.jump_clocks(secs(120));
+        sim.advance(secs(1));
+        peer.expect(b"late");
+    });
+}
+
+#[test]
+fn alarms_out_of_order_are_noticed() {
+    must_catch(Canary::AlarmsUnordered, "the earlier one comes first", |sim| {
+        let server = sim.serve("10.0.0.1:7", Config::default(), Large::default());
+        let [late, early] = server.with(|_, cx| {
+            let at = cx.now() + secs(1);
+            [2, 1].map(|micros| cx.set_alarm(at + Duration::from_micros(micros)))
+        });
+        sim.advance(secs(2));
+        assert!(server.handler().rung == [early, late], "the earlier one comes first");
+    });
+}
+
+#[test]
+fn a_short_callback_that_is_blamed_for_many_is_noticed() {
+    must_catch(Canary::LastCallbackBlamed, "none of them was long", |sim| {
+        let server = sim.serve("10.0.0.1:7", Config::default(), Large::default());
+        let stall = sim.stall();
+        let work = move || stall(Duration::from_micros(500));
+        server.with(|large, _| large.work = Some(Box::new(work)));
+        let peers: Vec<_> = (0..100).map(|_| sim.connect(&server)).collect();
+        sim.settle();
+        peers.iter().for_each(|peer| peer.send(b"w"));
+        sim.advance(secs(1));
+        assert_eq!(server.stats().stalls, 0, "none of them was long");
+    });
+}
+
 #[test]
 fn a_deadline_that_comes_early_is_noticed() {
     must_catch(Canary::EarlyFire, "ended early", |sim| {

@@ -53,6 +53,9 @@ pub trait Backend {
     /// [`now`](Backend::now) and much cheaper.
     fn coarse_now(&mut self) -> Instant;
 
+    /// How far [`coarse_now`](Backend::coarse_now) moves at a time, at most. It never changes.
+    fn coarse_step(&mut self) -> Duration;
+
     /// Unpredictable bits.
     fn entropy(&mut self) -> u64;
 
@@ -298,6 +301,9 @@ impl Readiness {
     pub const HANGUP: Self = Self(4);
     /// A hint: the socket has an error.
     pub const ERROR: Self = Self(8);
+    /// A hint: neither side sends any more. Of a Unix-domain socket that has not sent its own FIN it
+    /// says that the peer is gone.
+    pub const SHUT: Self = Self(16);
 
     pub(crate) const fn to_bits(self) -> u8 {
         self.0

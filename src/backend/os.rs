@@ -180,6 +180,10 @@ impl Backend for Os {
         Instant::from_nanos(sys::nanos(sys::Clock::Coarse).saturating_sub(self.epoch))
     }
 
+    fn coarse_step(&mut self) -> Duration {
+        sys::resolution(sys::Clock::Coarse)
+    }
+
     fn entropy(&mut self) -> u64 {
         self.drawn = self.drawn.wrapping_add(1);
         let mut hasher = self.random.build_hasher();
@@ -439,7 +443,10 @@ fn readiness(event: &mio::event::Event) -> Readiness {
 #[cold]
 #[inline(never)]
 fn unusual_readiness(event: &mio::event::Event) -> Readiness {
-    let ready = Readiness::READABLE.and(Readiness::HANGUP);
+    let mut ready = Readiness::READABLE.and(Readiness::HANGUP);
+    if event.is_read_closed() && event.is_write_closed() {
+        ready = ready.and(Readiness::SHUT);
+    }
     if event.is_error() { ready.and(Readiness::WRITABLE).and(Readiness::ERROR) } else { ready }
 }
 

@@ -8,6 +8,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd};
 #[cfg(all(target_os = "linux", not(mio_unsupported_force_poll_poll)))]
 use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
+use std::time::Duration;
 
 use bytes::{BufMut, BytesMut};
 use libc::{c_int, c_void};
@@ -174,15 +175,29 @@ pub(super) enum Clock {
     Coarse,
 }
 
+impl Clock {
+    const fn id(self) -> libc::clockid_t {
+        match self {
+            Self::Precise => libc::CLOCK_MONOTONIC,
+            #[cfg(any(target_os = "android", target_os = "linux"))]
+            Self::Coarse => libc::CLOCK_MONOTONIC_COARSE,
+            #[cfg(not(any(target_os = "android", target_os = "linux")))]
+            Self::Coarse => libc::CLOCK_MONOTONIC,
+        }
+    }
+}
+
+/// How far a clock moves at a time.
+pub(super) fn resolution(clock: Clock) -> Duration {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `time` is writable, and the call cannot fail for a clock that exists.
+    unsafe { libc::clock_getres(clock.id(), &raw mut time) };
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
 /// Nanoseconds of a monotonic clock with an arbitrary start; both clocks share it.
 pub(super) fn nanos(clock: Clock) -> u64 {
-    let id = match clock {
-        Clock::Precise => libc::CLOCK_MONOTONIC,
-        #[cfg(any(target_os = "android", target_os = "linux"))]
-        Clock::Coarse => libc::CLOCK_MONOTONIC_COARSE,
-        #[cfg(not(any(target_os = "android", target_os = "linux")))]
-        Clock::Coarse => libc::CLOCK_MONOTONIC,
-    };
+    let id = clock.id();
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: `time` is writable, and the call cannot fail for a clock that exists.
     unsafe { libc::clock_gettime(id, &raw mut time) };

@@ -3,12 +3,13 @@
 //! Traffic only stores when it happened; a deadline moves by itself, because it is computed from
 //! that when its wheel entry comes up. The wheel is told only of deadlines that begin to run.
 
+use crate::canary::{Canary, planted};
 use crate::config::Timeouts;
 use crate::core::lifecycle::State;
 use crate::error::Timeout;
 use crate::time::{Instant, nanos, share_of};
 
-/// What a connection can be late with. In this order they are looked at when several are due.
+/// What a connection can be late with. Of several that came due together the first one here acts.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[repr(u8)]
 pub(crate) enum Deadline {
@@ -134,7 +135,7 @@ pub(crate) struct Set(u16);
 impl Set {
     pub(crate) const EMPTY: Self = Self(0);
 
-    const fn of(deadline: Deadline) -> Self {
+    pub(crate) const fn of(deadline: Deadline) -> Self {
         Self(1 << deadline as u8)
     }
 
@@ -161,7 +162,7 @@ impl Set {
         self.0 == 0
     }
 
-    const fn without(self, other: Self) -> Self {
+    pub(crate) const fn without(self, other: Self) -> Self {
         Self(self.0 & !other.0)
     }
 
@@ -600,14 +601,23 @@ impl Clocks {
         self.earliest(self.running, periods)
     }
 
-    /// The first in their order that is due at `now`, those in `served` left out.
+    /// The one that came due first by `now`, and when, those in `served` left out. If several came
+    /// due together the application's timer is the first, as it may do what the others wait for; then
+    /// their order decides.
     pub(crate) fn first_due(
         &self,
         periods: &Periods,
         now: Instant,
         served: Set,
-    ) -> Option<Deadline> {
-        self.running.without(served).iter().find(|deadline| self.due(*deadline, periods) <= now)
+    ) -> Option<(Instant, Deadline)> {
+        let due = self.running.without(served).iter().filter_map(|deadline| {
+            let due = self.due(deadline, periods);
+            (due <= now).then_some((due, deadline))
+        });
+        if planted(Canary::LaterDeadlineFirst) {
+            return due.max_by_key(|(due, deadline)| (*due, *deadline as u8));
+        }
+        due.min_by_key(|(due, deadline)| (*due, *deadline != Deadline::Timer, *deadline as u8))
     }
 }
 
@@ -736,7 +746,8 @@ mod tests {
         assert_eq!(clocks.due(Deadline::Request, &periods), at(130));
         assert_eq!(clocks.due(Deadline::Read, &periods), at(158));
         assert_eq!(clocks.first_due(&periods, at(129), Set::EMPTY), None);
-        assert_eq!(clocks.first_due(&periods, at(130), Set::EMPTY), Some(Deadline::Request));
+        let first = clocks.first_due(&periods, at(130), Set::EMPTY);
+        assert_eq!(first, Some((at(130), Deadline::Request)));
     }
 
     #[test]
@@ -763,6 +774,20 @@ mod tests {
         assert_eq!(periods.lifetime(|| 0), Some(400));
         assert_eq!(periods.lifetime(|| u64::MAX / 2), Some(351));
         assert_eq!(periods.lifetime(|| u64::MAX), Some(301));
+    }
+
+    #[test]
+    fn the_deadline_that_came_due_first_acts_and_on_a_tie_the_timer() {
+        let periods = Periods::new(&Timeouts::default());
+        let mut clocks = Clocks::default();
+        clocks.update(connected(Facts::RECEIVING | Facts::TIMER), at(100));
+        let first = |clocks: &Clocks| clocks.first_due(&periods, at(200), Set::EMPTY);
+        clocks.set(Deadline::Timer, at(129));
+        assert_eq!(first(&clocks), Some((at(129), Deadline::Timer)));
+        clocks.set(Deadline::Timer, at(130));
+        assert_eq!(first(&clocks), Some((at(130), Deadline::Timer)));
+        clocks.set(Deadline::Timer, at(131));
+        assert_eq!(first(&clocks), Some((at(130), Deadline::Request)));
     }
 
     #[test]

@@ -1,11 +1,13 @@
 //! Decisions: plain data and functions, without system calls, clocks, randomness or I/O errors.
 
 pub(crate) mod admission;
+pub(crate) mod budget;
 pub(crate) mod deadlines;
 pub(crate) mod lifecycle;
 pub(crate) mod output;
 pub(crate) mod pressure;
 pub(crate) mod ready;
+pub(crate) mod share;
 pub(crate) mod stats;
 pub(crate) mod table;
 pub(crate) mod wheel;

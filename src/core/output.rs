@@ -5,12 +5,26 @@ use std::io::IoSlice;
 
 use bytes::{Buf, Bytes, BytesMut};
 
+use crate::core::share::{QueuedShare, Shared};
+
 /// From here on a piece is shared instead of copied: sharing costs an allocation-free reference
 /// count but a vector of its own in `sendmsg`, copying costs the bytes.
 const SHARE_FROM: usize = 4 * 1024;
 
-/// The least size of a buffer that copies gather in.
+/// The least and the greatest size that a buffer has in which small copies gather: it grows with
+/// what is written, so that five bytes for each of many connections do not take a page for each.
+const COPY_LEAST: usize = 64;
 const COPY_BUFFER: usize = 4 * 1024;
+
+/// The memory that an allocation of `size` bytes takes: malloc(3) of the GNU C library puts a word in
+/// front of it and rounds up to 16 bytes, at least 32.
+pub(crate) const fn allocation(size: usize) -> usize {
+    match size {
+        0 => 0,
+        1..=24 => 32,
+        size => size.saturating_add(8 + 15) & !15,
+    }
+}
 
 /// A queue of bytes, in pieces that are copied together or shared with the application.
 ///
@@ -26,30 +40,49 @@ pub(crate) struct Output {
 #[derive(Debug)]
 struct Piece {
     bytes: Content,
-    /// The memory it holds until it is gone.
+    /// The memory that is free when it is gone.
     cost: usize,
+    /// Some of it has been taken off the front.
+    is_cut: bool,
 }
 
 #[derive(Debug)]
 enum Content {
     Copied(BytesMut),
-    Shared(Bytes),
+    /// The application may hold it as well, which cannot be seen, so it counts in each queue.
+    Given(Bytes),
+    /// It counts once for all queues, in a gauge of its own.
+    Shared(Bytes, QueuedShare),
 }
 
 impl Piece {
-    fn copied(bytes: BytesMut) -> Self {
-        Self { cost: bytes.capacity(), bytes: Content::Copied(bytes) }
-    }
-
-    const fn shared(bytes: Bytes) -> Self {
-        Self { cost: bytes.len(), bytes: Content::Shared(bytes) }
+    const fn new(bytes: Content, cost: usize) -> Self {
+        Self { bytes, cost, is_cut: false }
     }
 
     fn as_slice(&self) -> &[u8] {
         match &self.bytes {
             Content::Copied(bytes) => bytes,
-            Content::Shared(bytes) => bytes,
+            Content::Given(bytes) | Content::Shared(bytes, _) => bytes,
         }
+    }
+
+    /// Appends `bytes` to a copy, if they fit or its buffer may grow for them. Returns whether they
+    /// did, and by how much the cost has grown.
+    fn append(&mut self, bytes: &[u8]) -> Option<usize> {
+        let Content::Copied(copy) = &mut self.bytes else { return None };
+        let fits = copy.capacity() - copy.len() >= bytes.len();
+        // A buffer that has been cut holds more than it shows, and growing it would hide how much.
+        let may_grow = !self.is_cut && copy.len() + bytes.len() <= COPY_BUFFER;
+        if !fits && !may_grow {
+            return None;
+        }
+        copy.extend_from_slice(bytes);
+        if fits {
+            return Some(0);
+        }
+        let before = std::mem::replace(&mut self.cost, allocation(copy.capacity()));
+        Some(self.cost - before)
     }
 }
 
@@ -73,15 +106,14 @@ impl Output {
             return;
         }
         self.len += bytes.len();
-        if let Some(Piece { bytes: Content::Copied(last), .. }) = self.pieces.back_mut()
-            && last.capacity() - last.len() >= bytes.len()
-        {
-            last.extend_from_slice(bytes);
+        if let Some(grown) = self.pieces.back_mut().and_then(|last| last.append(bytes)) {
+            self.held += grown;
             return;
         }
-        let mut piece = BytesMut::with_capacity(bytes.len().max(COPY_BUFFER));
-        piece.extend_from_slice(bytes);
-        self.push_piece(Piece::copied(piece));
+        let mut copy = BytesMut::with_capacity(bytes.len().max(COPY_LEAST));
+        copy.extend_from_slice(bytes);
+        let cost = allocation(copy.capacity());
+        self.push_piece(Piece::new(Content::Copied(copy), cost));
     }
 
     /// Queues `bytes` without copying them, unless they are so few that copying is cheaper.
@@ -90,16 +122,41 @@ impl Output {
             return self.push_copy(&bytes);
         }
         self.len += bytes.len();
-        self.push_piece(Piece::shared(bytes));
+        let cost = allocation(bytes.len());
+        self.push_piece(Piece::new(Content::Given(bytes), cost));
+    }
+
+    /// Queues `shared`, which is counted in its own gauge, unless it is so little that copying is
+    /// cheaper.
+    pub(crate) fn push_shared(&mut self, shared: &Shared) {
+        if shared.len() < SHARE_FROM {
+            return self.push_copy(shared.bytes());
+        }
+        self.len += shared.len();
+        let queued = shared.enqueue();
+        self.push_piece(Piece::new(Content::Shared(queued.bytes(), queued), 0));
     }
 
     fn push_piece(&mut self, piece: Piece) {
-        self.held += piece.cost;
+        let before = self.pieces.capacity();
+        if before == self.pieces.len() {
+            // One piece is the usual case, and the list doubles from there.
+            self.pieces.reserve_exact(before.max(1));
+        }
+        self.held += piece.cost + list_cost(self.pieces.capacity()) - list_cost(before);
         self.pieces.push_back(piece);
     }
 
-    /// Whether [`Output::push`] would share a piece of this size.
-    pub(crate) const fn shares(len: usize) -> bool {
+    /// The shared pieces in the queue: what tells one from another, and its length.
+    pub(crate) fn shares(&self) -> impl Iterator<Item = (usize, u64)> {
+        self.pieces.iter().filter_map(|piece| match &piece.bytes {
+            Content::Shared(_, queued) => Some(queued.identity()),
+            Content::Copied(_) | Content::Given(_) => None,
+        })
+    }
+
+    /// Whether [`Output::push`] would queue a piece of this size without copying it.
+    pub(crate) const fn takes_whole(len: usize) -> bool {
         len >= SHARE_FROM
     }
 
@@ -126,15 +183,21 @@ impl Output {
             if count < len {
                 match &mut piece.bytes {
                     Content::Copied(bytes) => bytes.advance(count),
-                    Content::Shared(bytes) => bytes.advance(count),
+                    Content::Given(bytes) | Content::Shared(bytes, _) => bytes.advance(count),
                 }
+                piece.is_cut |= count > 0;
                 return;
             }
             count -= len;
             self.held -= piece.cost;
             self.pieces.pop_front();
         }
+        self.forget_list();
+    }
+
+    fn forget_list(&mut self) {
         self.pieces = VecDeque::new();
+        self.held = 0;
     }
 
     /// Forgets all but the first `len` bytes: what a callback that panicked had queued.
@@ -150,14 +213,16 @@ impl Output {
             if size > excess {
                 match &mut piece.bytes {
                     Content::Copied(bytes) => bytes.truncate(size - excess),
-                    Content::Shared(bytes) => bytes.truncate(size - excess),
+                    Content::Given(bytes) | Content::Shared(bytes, _) => {
+                        bytes.truncate(size - excess);
+                    }
                 }
                 self.len += size - excess;
                 self.push_piece(piece);
             }
         }
         if self.is_empty() {
-            self.pieces = VecDeque::new();
+            self.forget_list();
         }
     }
 
@@ -173,10 +238,29 @@ impl Output {
     }
 }
 
+/// The memory of a list with room for so many pieces.
+const fn list_cost(capacity: usize) -> usize {
+    allocation(capacity * size_of::<Piece>())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use std::sync::Arc;
+
+    use crate::core::share::SharedGauge;
+
+    /// What the pieces and their list take, from what they are.
+    fn memory(output: &Output) -> usize {
+        let pieces = output.pieces.iter().map(|piece| match &piece.bytes {
+            // What has been taken off the front of a copy is still allocated.
+            Content::Copied(copy) if !piece.is_cut => allocation(copy.capacity()),
+            Content::Copied(_) | Content::Given(_) => piece.cost,
+            Content::Shared(..) => 0,
+        });
+        pieces.sum::<usize>() + list_cost(output.pieces.capacity())
+    }
 
     fn contents(output: &Output) -> Vec<u8> {
         let mut slices = [IoSlice::new(&[]); 1_024];
@@ -219,11 +303,25 @@ mod tests {
         output.push_copy(&[0; 100_000]);
         output.truncate(0);
         assert_eq!(output.pieces.capacity(), 0);
+        assert_eq!(output.held(), 0);
+    }
+
+    #[test]
+    fn a_few_bytes_take_little_and_many_small_writes_gather() {
+        let mut output = Output::default();
+        output.push_copy(b"hello");
+        assert!(output.held() <= 160, "{}", output.held());
+        for _ in 0..800 {
+            output.push_copy(b"hello");
+        }
+        assert_eq!(output.pieces.len(), 1);
+        assert!(output.held() < 2 * 4_005, "{}", output.held());
     }
 
     #[derive(Clone, Debug)]
     enum Op {
         Copy(Vec<u8>),
+        Give(Vec<u8>),
         Share(Vec<u8>),
         Consume(usize),
         Truncate(usize),
@@ -236,6 +334,7 @@ mod tests {
         };
         prop_oneof![
             bytes().prop_map(Op::Copy),
+            bytes().prop_map(Op::Give),
             bytes().prop_map(Op::Share),
             any::<usize>().prop_map(Op::Consume),
             any::<usize>().prop_map(Op::Truncate),
@@ -246,14 +345,19 @@ mod tests {
         #[test]
         fn agrees_with_a_byte_vector(ops in proptest::collection::vec(op(), 0..60)) {
             let (mut output, mut model) = (Output::default(), Vec::new());
+            let gauge = Arc::<SharedGauge>::default();
             for op in ops {
                 match op {
                     Op::Copy(bytes) => {
                         output.push_copy(&bytes);
                         model.extend(bytes);
                     }
-                    Op::Share(bytes) => {
+                    Op::Give(bytes) => {
                         output.push(Bytes::from(bytes.clone()));
+                        model.extend(bytes);
+                    }
+                    Op::Share(bytes) => {
+                        output.push_shared(&Shared::new(Bytes::from(bytes.clone()), &gauge));
                         model.extend(bytes);
                     }
                     Op::Consume(count) => {
@@ -269,6 +373,8 @@ mod tests {
                 }
                 prop_assert_eq!(output.len(), model.len());
                 prop_assert_eq!(contents(&output), model.clone());
+                prop_assert_eq!(output.held(), memory(&output));
+                prop_assert_eq!(gauge.get(), output.shares().map(|(_, len)| len).sum::<u64>());
             }
         }
     }

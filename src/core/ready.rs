@@ -21,22 +21,32 @@ impl Ready {
 
     #[inline]
     pub(crate) fn is_empty(&self) -> bool {
-        self.next.is_empty()
+        self.next.is_empty() && self.served == self.current.len()
     }
 
-    /// Those to be served in the next turn.
-    pub(crate) fn queued(&self) -> &[ConnId] {
-        &self.next
+    /// Those to be served in the turns to come.
+    pub(crate) fn queued(&self) -> impl Iterator<Item = ConnId> {
+        self.current[self.served..].iter().chain(&self.next).copied()
     }
 
     /// A turn begins: what is queued from here on waits for the next one.
     #[inline]
     pub(crate) fn begin_turn(&mut self) {
         if !self.next.is_empty() {
-            debug_assert_eq!(self.served, self.current.len(), "all of the last turn's were served");
+            self.take_up();
+        }
+    }
+
+    /// Those that the turns before did not come to are served first.
+    fn take_up(&mut self) {
+        if self.served == self.current.len() {
             self.current.clear();
             self.served = 0;
             std::mem::swap(&mut self.next, &mut self.current);
+        } else {
+            self.current.drain(..self.served);
+            self.served = 0;
+            self.current.append(&mut self.next);
         }
     }
 

@@ -3,6 +3,7 @@
 use std::fmt::{self, Display};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use crate::core::budget::Step;
 use crate::core::deadlines::Deadline;
 use crate::core::lifecycle::State;
 use crate::error::CloseReason;
@@ -21,6 +22,7 @@ macro_rules! numbers {
             fired: Counts<{ Deadline::ALL.len() }>,
             long_turns: Counts<LONG_TURNS>,
             long_turns_nanos: Counter,
+            worst_step: Counter,
         }
 
         impl Counters {
@@ -32,6 +34,7 @@ macro_rules! numbers {
                     fired: self.fired.get(),
                     long_turns: self.long_turns.get(),
                     long_turns_nanos: self.long_turns_nanos.get(),
+                    worst_step: self.worst_step.get(),
                 }
             }
         }
@@ -50,6 +53,7 @@ macro_rules! numbers {
             fired: [u64; Deadline::ALL.len()],
             long_turns: [u64; LONG_TURNS],
             long_turns_nanos: u64,
+            worst_step: u64,
         }
 
         impl Stats {
@@ -116,6 +120,9 @@ numbers! {
     /// The longest callback that kept the loop waiting.
     /// In nanoseconds.
     longest_callback: gauge;
+    /// The longest turn, from 8 ms on, waiting left out.
+    /// In nanoseconds; [`Stats::worst_step`] names the step that took most of it.
+    worst_turn: gauge;
 }
 
 const STATES: usize = 5;
@@ -130,7 +137,11 @@ impl Counters {
     }
 
     /// Counts a turn that was long enough to be seen.
-    pub(crate) fn note_long_turn(&self, nanos: u64) {
+    pub(crate) fn note_long_turn(&self, nanos: u64, step: Step) {
+        if nanos > self.worst_turn.get() {
+            self.worst_turn.set(nanos);
+            self.worst_step.set(step as u64);
+        }
         let bucket = LONG_TURN_MILLIS.partition_point(|millis| millis * 1_000_000 < nanos);
         self.long_turns.of[bucket].add(1);
         self.long_turns_nanos.add(nanos);
@@ -237,6 +248,13 @@ impl Stats {
         Deadline::ALL.into_iter().map(|deadline| (deadline.label(), self.fired[deadline as usize]))
     }
 
+    /// The step that took most of [the longest turn](Stats::worst_turn): `events`, `ready`, `accept`,
+    /// `posts`, `deadlines`, `dials`, `reached`, `closes` or `shutdown`, as `docs/architecture.md`
+    /// lists them. `None` while no turn has been long.
+    pub const fn worst_step(&self) -> Option<&'static str> {
+        if self.worst_turn == 0 { None } else { Some(Step::of_index(self.worst_step).label()) }
+    }
+
     /// Connections in `state` at this moment.
     pub const fn in_state(&self, state: State) -> u64 {
         match state {
@@ -277,6 +295,7 @@ impl Display for Prometheus<'_> {
         for (name, kind, help, value) in stats.numbers() {
             let (name, value) = match name {
                 "connections" => continue,
+                "worst_turn" => continue,
                 "longest_callback" => ("longest_callback_seconds", seconds(value)),
                 "buffered" => ("buffered_bytes", value.to_string()),
                 _ => (name, value.to_string()),
@@ -285,6 +304,14 @@ impl Display for Prometheus<'_> {
             head(f, &format!("{name}{end}"), kind, help.trim())?;
             writeln!(f, "wheelhouse_{name}{end} {value}")?;
         }
+        head(
+            f,
+            "worst_turn_seconds",
+            "gauge",
+            "The longest turn, and the step that took most of it.",
+        )?;
+        let (worst, step) = (seconds(stats.worst_turn), stats.worst_step().unwrap_or("none"));
+        writeln!(f, "wheelhouse_worst_turn_seconds{{step=\"{step}\"}} {worst}")?;
         head(f, "connections", "gauge", "Connections at this moment, by state.")?;
         for state in [State::Connecting, State::Connected, State::Idle, State::Closing] {
             let label = format!("{state:?}").to_lowercase();
@@ -352,7 +379,7 @@ mod tests {
         counters.states.change(State::Closed, State::Closing);
         counters.count_fired(Deadline::LingerRead);
         for millis in [9, 16, 17, 5_000] {
-            counters.note_long_turn(millis * 1_000_000);
+            counters.note_long_turn(millis * 1_000_000, Step::Dials);
         }
         let text = counters.snapshot().prometheus().to_string();
         for line in [
@@ -366,6 +393,7 @@ mod tests {
             "wheelhouse_turn_seconds_bucket{le=\"4.096\"} 9",
             "wheelhouse_turn_seconds_bucket{le=\"+Inf\"} 10",
             "wheelhouse_turn_seconds_sum 5.042",
+            "wheelhouse_worst_turn_seconds{step=\"dials\"} 5",
             "wheelhouse_turn_seconds_count 10",
         ] {
             assert!(text.lines().any(|it| it == line), "{line} in\n{text}");

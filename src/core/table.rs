@@ -33,6 +33,10 @@ const PLACES_MAX: usize = 1 << INDEX_BITS;
 pub(crate) const CAPACITY_MAX: usize = PLACES_MAX - EXEMPT_MAX;
 
 impl ConnId {
+    /// No id comes before this one, and none after the other.
+    pub(crate) const FIRST: Self = Self(NonZeroU64::MIN);
+    pub(crate) const LAST: Self = Self(NonZeroU64::MAX);
+
     pub(crate) const fn new(index: u32, generation: u64) -> Self {
         match NonZeroU64::new(generation << INDEX_BITS | index as u64) {
             Some(bits) => Self(bits),
@@ -267,6 +271,9 @@ pub(crate) struct Rare {
     pub(crate) request: Option<RequestLook>,
     /// Until when a sign of life may come that was asked for, and the bytes read before.
     pub(crate) asked_for_life: Option<(Instant, u64)>,
+    /// The peer of a Unix-domain socket is gone: once its input has been read nothing more comes of
+    /// it.
+    pub(crate) peer_gone: bool,
     /// An end waits until the peer has acknowledged what the kernel still holds for it.
     pub(crate) delivery: Option<Delivery>,
 }
@@ -623,6 +630,14 @@ impl Record {
     pub(crate) fn was_the_last(&self) -> bool {
         let retires = self.flags.has(Flags::RETIRING) && self.owed == 0;
         retires && self.told().is_some_and(|told| self.requests > told.after)
+    }
+
+    /// Whether its peer is gone and it would not learn of that by reading: it is held, or has read
+    /// everything and owes a reply.
+    pub(crate) fn has_lost_peer(&self) -> bool {
+        let busy = self.owed > 0 || !self.output.is_empty() || self.flags.has(Flags::TUNNEL);
+        let waits = self.is_held() || (self.flags.has(Flags::EOF) && busy);
+        waits && self.rare.as_ref().is_some_and(|rare| rare.peer_gone)
     }
 
     /// What few connections need, if this one does.

@@ -60,6 +60,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let lists = self.audit_lists()?;
         // Whatever the wheel held by then has been looked at.
         let caught_up = self.put_off == 0
+            && !self.shared.has_due_alarms()
             && self.shared.wheel.next_tick().is_none_or(|next| next > tick_at(began));
         memory.served = caught_up.then_some(began);
         let before = std::mem::take(&mut memory.seen);
@@ -91,7 +92,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     fn audit_lists(&self) -> Result<Lists, String> {
         let LoopState { table, ready, dirty, reaped, .. } = &self.shared;
         let lists = Lists {
-            ready: ready.queued().iter().copied().collect(),
+            ready: ready.queued().collect(),
             dirty: dirty.iter().copied().collect(),
             reaped: reaped.iter().copied().collect(),
         };
@@ -128,6 +129,11 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let bounds = &shared.bounds;
         if slot.input.len() > bounds.input_max {
             return Err(format!("{} bytes unread", slot.input.len()));
+        }
+        let low = bounds.watermarks.low();
+        let lasts = record.state().is_open() && record.asked.is_none();
+        if lasts && record.flags.has(Flags::CONGESTED) && record.output.len() <= low {
+            return Err(format!("congested with {} bytes queued", record.output.len()));
         }
         // What is in a list is served in the next turn, and need not be settled before.
         let listed = record.flags.has(Flags::DIRTY.and(Flags::QUEUED_READY));
@@ -182,10 +188,9 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             return Ok(());
         }
         let mut left_out = Set::EMPTY;
-        while let Some(deadline) = record.clocks.first_due(periods, shared.now, left_out) {
+        while let Some((due, deadline)) = record.clocks.first_due(periods, shared.now, left_out) {
             left_out = left_out.with(deadline, true);
             let timers = if deadline == Deadline::Timer { timers } else { 0 };
-            let due = record.clocks.due(deadline, periods);
             let late = Late { deadline, due, timers, seen_at: shared.now };
             let known = before.get(&id).and_then(|seen| seen.late.iter().find(|it| it.is(&late)));
             if let (Some(known), Some(served)) = (known, memory.served)

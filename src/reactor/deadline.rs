@@ -5,13 +5,15 @@ use std::time::Duration;
 use super::Reactor;
 use crate::backend::Backend;
 use crate::canary::{Canary, planted};
-use crate::context::{LoopState, Purpose};
+use crate::context::{AlarmId, LoopState, Purpose};
+use crate::core::budget::Step;
 use crate::core::deadlines::{Deadline, Set};
 use crate::core::lifecycle::State;
 use crate::core::table::{ConnId, Flags, RequestLook};
 use crate::core::wheel::Key;
 use crate::error::{CloseReason, Timeout};
 use crate::handler::Handler;
+use crate::time::Instant;
 
 /// Wheel entries looked at in one turn: however many fall on one tick, I/O goes on.
 const EXPIRIES_PER_TURN: usize = 4_096;
@@ -33,31 +35,46 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// Serves the deadlines that are due, unless there may be input that beats them.
     pub(super) fn expire_deadlines(&mut self, handler: &mut H) {
         let tick = self.shared.tick();
-        let Some(due) = self.shared.wheel.next_tick().filter(|due| *due <= tick) else {
+        let next = self.shared.wheel.next_tick().unwrap_or(u64::MAX);
+        let due = if self.shared.has_due_alarms() { next.min(tick) } else { next };
+        if due > tick {
             self.put_off = 0;
             return;
-        };
+        }
         let late = tick - due >= LATE_TICKS && self.put_off == 0;
-        if late || (self.events.is_full() && self.put_off < PUT_OFF_MAX) {
+        let more = self.events.is_full() || self.next_event < self.events.len();
+        if late || (more && self.put_off < PUT_OFF_MAX) {
             self.put_off += 1;
             return;
         }
         self.put_off = 0;
-        let mut budget = EXPIRIES_PER_TURN;
-        while let Some(key) = self.shared.wheel.expire(tick, &mut budget) {
+        let mut entries = EXPIRIES_PER_TURN;
+        let mut budget = self.begin_step(Step::Deadlines);
+        while budget.allows(|| self.backend.now())
+            && let Some(key) = self.shared.wheel.expire(tick, &mut entries)
+        {
             match key {
                 Key::Conn(index) => {
                     let id = self.shared.table.at(index as usize).id;
                     self.guard(handler, |reactor, handler| reactor.expire(handler, id));
                     self.rearm(id);
                 }
-                Key::Alarm(index) => self.ring(handler, index),
+                Key::Alarm(index) => self.shared.note_due_alarm(index),
             }
         }
+        // Alarms of one tick come in the order of their times, which the wheel does not keep.
+        let all_known = self.shared.wheel.next_tick().is_none_or(|next| next > tick);
+        while all_known
+            && budget.allows(|| self.backend.now())
+            && let Some((alarm, purpose)) = self.shared.take_due_alarm()
+        {
+            self.ring(handler, alarm, purpose);
+        }
+        self.end_step(&budget);
     }
 
-    fn ring(&mut self, handler: &mut H, index: u32) {
-        match self.shared.take_alarm(index) {
+    fn ring(&mut self, handler: &mut H, alarm: AlarmId, purpose: Purpose) {
+        match (alarm, purpose) {
             (alarm, Purpose::Application) => {
                 self.call_loop("on_alarm", |cx| handler.on_alarm(cx, alarm));
             }
@@ -71,32 +88,38 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
 
     /// The entry of a connection came up: some of its deadlines may be due.
     fn expire(&mut self, handler: &mut H, id: ConnId) {
-        // What we sent meanwhile put idle off, but is no sign of life.
-        if self.is_lifeless(id) {
-            self.last_chance(handler, id);
-            if self.is_lifeless(id) {
-                self.shared.counters.count_fired(Deadline::Idle);
-                self.end(handler, id, Timeout::Ping);
-                return self.settle(handler, id);
-            }
-        }
         // Each deadline is served at most once; what it moves into the past waits for a tick.
         let mut served = Set::EMPTY;
-        while let Some(deadline) = self.first_due(id, served) {
+        loop {
+            let first = self.first_due(id, served);
+            // What we sent meanwhile put idle off, but is no answer to a ping.
+            if let Some(lapsed) = self.lapsed_ping(id)
+                && first.is_none_or(|(due, deadline)| {
+                    lapsed < due || (lapsed == due && deadline != Deadline::Timer)
+                })
+            {
+                self.last_chance(handler, id);
+                if self.lapsed_ping(id).is_some() {
+                    self.shared.counters.count_fired(Deadline::Idle);
+                    self.end(handler, id, Timeout::Ping);
+                    return self.settle(handler, id);
+                }
+                continue;
+            }
+            let Some((_, deadline)) = first else { return };
+            served = served.with(deadline, true);
             if deadline.waits_for_input() {
                 self.last_chance(handler, id);
-                if self.first_due(id, served) != Some(deadline) {
-                    served = served.with(deadline, true);
+                if self.first_due(id, served.without(Set::of(deadline))) != first {
                     continue;
                 }
             }
-            served = served.with(deadline, true);
             self.handle_deadline(handler, id, deadline);
             self.settle(handler, id);
         }
     }
 
-    fn first_due(&mut self, id: ConnId, served: Set) -> Option<Deadline> {
+    fn first_due(&mut self, id: ConnId, served: Set) -> Option<(Instant, Deadline)> {
         let LoopState { table, profiles, now, .. } = &mut self.shared;
         let record = table.at(id.index());
         if record.flags.has(Flags::REAPED) {
@@ -254,10 +277,10 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         true
     }
 
-    /// Whether a connection was asked for a sign of life, and has given none in time.
-    fn is_lifeless(&mut self, id: ConnId) -> bool {
+    /// When the answer to a ping was due, if that has passed without one.
+    fn lapsed_ping(&mut self, id: ConnId) -> Option<Instant> {
         let now = self.shared.now;
-        self.shared.table.at(id.index()).life_due().is_some_and(|due| due <= now)
+        self.shared.table.at(id.index()).life_due().filter(|due| *due <= now)
     }
 
     /// Asks an idle connection for a sign of life, where that is wanted and none is due yet.

@@ -7,6 +7,7 @@ use tracing::debug;
 use super::Reactor;
 use crate::address::{Address, Target};
 use crate::backend::{Backend, Token};
+use crate::core::budget::Step;
 use crate::core::deadlines::Deadline;
 use crate::core::lifecycle::State;
 use crate::core::table::{ConnId, Dial, Flags};
@@ -19,7 +20,12 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         if self.shared.births.is_empty() {
             return;
         }
-        for id in std::mem::take(&mut self.shared.births) {
+        let mut budget = self.begin_step(Step::Dials);
+        let mut births = std::mem::take(&mut self.shared.births);
+        let mut begun = 0;
+        while begun < births.len() && budget.allows(|| self.backend.now()) {
+            let id = births[begun];
+            begun += 1;
             self.make_slot(id);
             if !self.call_open(handler, id) {
                 self.discard(id);
@@ -30,6 +36,10 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             }
             self.guard(handler, |reactor, handler| reactor.settle(handler, id));
         }
+        births.drain(..begun);
+        births.append(&mut self.shared.births);
+        self.shared.births = births;
+        self.end_step(&budget);
     }
 
     fn begin_dial(&mut self, handler: &mut H, id: ConnId) {

@@ -9,6 +9,7 @@ use tracing::error;
 use super::io::Delivery;
 use super::{Reactor, Slot};
 use crate::backend::Backend;
+use crate::canary::{Canary, planted};
 use crate::conn::Conn;
 use crate::context::{Context, LoopState};
 use crate::core::table::{ConnId, Flags};
@@ -163,6 +164,10 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     pub(super) fn send_written(&mut self, id: ConnId) {
         if self.shared.spilled {
             self.flush(id);
+            // The caller may find nothing else changed, and settle nothing.
+            if !planted(Canary::StaleAccount) {
+                self.account(id);
+            }
         } else if !self.shared.scratch.is_empty() {
             self.flush_scratch(id);
         }

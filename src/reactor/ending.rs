@@ -6,6 +6,7 @@ use super::Reactor;
 use super::accept::see_off;
 use crate::backend::Backend;
 use crate::canary::{Canary, planted};
+use crate::core::budget;
 use crate::core::lifecycle::{Ending, State, Step};
 use crate::core::table::{ConnId, Flags};
 use crate::error::{CloseReason, Closed, Timeout};
@@ -93,12 +94,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
 
     #[inline]
     pub(super) fn drop_output(&mut self, id: ConnId) {
-        let record = self.shared.table.at(id.index());
-        let dropped = record.output.clear() as u64;
-        if dropped > 0 {
-            record.dropped = record.dropped.wrapping_add(dropped);
-            self.shared.counters.unsent.add(dropped);
-        }
+        self.shared.clear_output(id);
     }
 
     /// Nothing is left to flush or to wait for: the record goes at the end of the turn.
@@ -132,9 +128,13 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         if self.shared.reaped.is_empty() {
             return;
         }
+        let mut budget = self.begin_step(budget::Step::Closes);
         // What `on_closed` may cause is the next turn's.
-        let reaped = std::mem::take(&mut self.shared.reaped);
-        for id in &reaped {
+        let mut reaped = std::mem::take(&mut self.shared.reaped);
+        let mut done = 0;
+        while done < reaped.len() && budget.allows(|| self.backend.now()) {
+            let id = &reaped[done];
+            done += 1;
             self.depart(*id);
             let reset = self.shared.table.at(id.index()).flags.has(Flags::RESET);
             self.say_closed(handler, *id);
@@ -150,7 +150,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
                 self.backend.close(stream, reset);
             }
         }
-        for id in &reaped {
+        for id in &reaped[..done] {
             if planted(Canary::LeakedSlot) {
                 continue;
             }
@@ -158,10 +158,10 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         }
         self.shared.count_connections();
         self.note_release();
-        if self.shared.reaped.is_empty() {
-            self.shared.reaped = reaped;
-            self.shared.reaped.clear();
-        }
+        reaped.drain(..done);
+        reaped.append(&mut self.shared.reaped);
+        self.shared.reaped = reaped;
+        self.end_step(&budget);
     }
 
     fn say_closed(&mut self, handler: &mut H, id: ConnId) {

@@ -201,6 +201,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         self.slots[id.index()].input = BytesMut::new();
         // Whatever was arriving will never be whole.
         self.shared.table.at(id.index()).flags.remove(Flags::RECEIVING);
+        self.note_lost_peer(id);
     }
 
     /// Sends what the callback in hand wrote.
@@ -278,6 +279,25 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             }
         }
         read_buffer.clear();
+    }
+
+    /// Neither side of a Unix-domain socket sends any more: its peer is gone, unless we sent our FIN
+    /// and it may only have sent its own. unix(7) sends no reset, so no other event follows.
+    #[cold]
+    pub(super) fn lose_peer(&mut self, handler: &mut H, id: ConnId) {
+        let record = self.shared.table.at(id.index());
+        if !record.flags.has(Flags::FIN) && !planted(Canary::GonePeerKept) {
+            record.rare_mut().peer_gone = true;
+        }
+        self.note_lost_peer(id);
+        self.serve(handler, id);
+    }
+
+    fn note_lost_peer(&mut self, id: ConnId) {
+        let record = self.shared.table.at(id.index());
+        if record.has_lost_peer() {
+            record.ask(CloseReason::PeerReset);
+        }
     }
 
     /// A connection that is not being read learns of a reset by asking for it.

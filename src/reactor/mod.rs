@@ -36,6 +36,7 @@ use crate::address::Address;
 use crate::backend::{Backend, Events, Os, Readiness, Source};
 use crate::config::{Config, ListenConfig};
 use crate::context::{Context, LoopState};
+use crate::core::budget::{Budget, ITEMS_PER_STEP, STEP_NANOS, Step};
 use crate::core::lifecycle::State;
 use crate::core::pressure::SHRINKS_FROM;
 use crate::core::table::{CAPACITY_MAX, ConnId, Flags, ListenerId};
@@ -49,6 +50,10 @@ const EVENTS_PER_WAIT: usize = 1_024;
 
 /// Bytes read from one connection in one turn, and the size of the loop's read buffer.
 const READ_BUDGET: usize = 64 * 1024;
+
+/// How long the events of one turn are served, checked each [`EVENTS_PER_CHECK`] events.
+const EVENTS_NANOS: u64 = STEP_NANOS;
+const EVENTS_PER_CHECK: usize = 32;
 
 /// Posted closures run in one turn.
 const LETTERS_PER_TURN: usize = 1_024;
@@ -86,7 +91,7 @@ pub struct Reactor<H: Handler, B: Backend = Os> {
     backend: B,
     config: Config,
     events: Events,
-    /// The first event of this turn that has not been served.
+    /// The first event of the latest wait that has not been served.
     next_event: usize,
     /// The waker woke: there may be letters or a request to shut down.
     woken: bool,
@@ -296,6 +301,9 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         if !shared.ready.is_empty()
             || !shared.dirty.is_empty()
             || !shared.births.is_empty()
+            || !shared.reaped.is_empty()
+            || shared.has_due_alarms()
+            || self.next_event < self.events.len()
             || !self.letters.is_empty()
             || self.put_off > 0
             || self.stop.seen() != shared.shutdowns_asked
@@ -310,6 +318,12 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         if self.shared.lags {
             self.note_turn();
         }
+        if self.next_event < self.events.len() {
+            // The turn before used up the time for events: those that are left come first.
+            self.begin_turn();
+            return Ok(());
+        }
+        self.next_event = 0;
         let timeout = match (self.timeout(), max_wait) {
             (Some(timeout), Some(max_wait)) => Some(cmp::min(timeout, max_wait)),
             (timeout, max_wait) => timeout.or(max_wait),
@@ -320,14 +334,20 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             Err(error) if error.kind() == ErrorKind::Interrupted => self.events.clear(),
             Err(error) => return Err(error),
         }
-        self.mailbox.claim();
-        self.refresh_now();
-        self.shared.counters.turns.add(1);
-        self.logs = hears(Level::DEBUG);
+        self.begin_turn();
         if self.logs {
             self.say_waited(timeout);
         }
         Ok(())
+    }
+
+    #[inline]
+    fn begin_turn(&mut self) {
+        self.mailbox.claim();
+        self.refresh_now();
+        self.shared.seen = self.shared.now;
+        self.shared.counters.turns.add(1);
+        self.logs = hears(Level::DEBUG);
     }
 
     #[cold]
@@ -359,21 +379,49 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     }
 
     fn serve_events(&mut self, handler: &mut H) {
-        self.next_event = 0;
         self.woken = false;
-        while self.next_event < self.events.len() {
-            self.guard(handler, Self::serve_next_events);
+        self.shared.step = Step::Events;
+        let until = self.shared.now.after(EVENTS_NANOS);
+        let mut over = false;
+        while self.next_event < self.events.len() && !over {
+            self.guard(handler, |reactor, handler| {
+                over = reactor.serve_next_events(handler, until);
+            });
+        }
+        if over {
+            self.shared.advance_now(self.backend.now());
         }
     }
 
-    fn serve_next_events(&mut self, handler: &mut H) {
+    /// Serves events until there are no more, or the time for them is over, and says whether it is.
+    fn serve_next_events(&mut self, handler: &mut H, until: Instant) -> bool {
+        let first = self.next_event;
         while let Some(event) = self.events.get(self.next_event) {
+            let checks = self.next_event % EVENTS_PER_CHECK == 0 && self.next_event > first;
+            if checks && self.backend.now() >= until {
+                return true;
+            }
             self.next_event += 1;
             match event.token.source() {
                 Source::Conn(id) => self.serve_event(handler, id, event.ready),
                 Source::Listener(id) => self.note_listener_event(id),
                 Source::Waker => self.woken = true,
             }
+        }
+        false
+    }
+
+    /// A step of the turn begins that has something to do.
+    fn begin_step(&mut self, step: Step) -> Budget {
+        self.shared.step = step;
+        self.shared.seen = self.backend.coarse_now();
+        Budget::new(ITEMS_PER_STEP)
+    }
+
+    /// A step of the turn is over. If it served many items it is timed, and the time is read again.
+    fn end_step(&mut self, budget: &Budget) {
+        if budget.was_timed() {
+            self.shared.advance_now(self.backend.now());
         }
     }
 
@@ -393,6 +441,9 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         {
             return self.learn_error(handler, id);
         }
+        if ready.has(Readiness::SHUT) && open && record.peer.ip().is_none() {
+            return self.lose_peer(handler, id);
+        }
         if record.flags.has(Flags::QUEUED_READY) {
             // It has its turn there, and none besides.
         } else if open && record.output.is_empty() && wants_reading(record.flags) && !self.logs {
@@ -405,12 +456,19 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// Serves those that stopped early in the turn before: no event will announce them again.
     #[inline]
     fn serve_ready(&mut self, handler: &mut H) {
-        while let Some(id) = self.shared.ready.pop() {
+        if self.shared.ready.is_empty() {
+            return;
+        }
+        let mut budget = self.begin_step(Step::Ready);
+        while budget.allows(|| self.backend.now())
+            && let Some(id) = self.shared.ready.pop()
+        {
             if let Some(record) = self.shared.table.get_mut(id) {
                 record.flags.remove(Flags::QUEUED_READY);
                 self.guard(handler, |reactor, handler| reactor.serve(handler, id));
             }
         }
+        self.end_step(&budget);
     }
 
     #[inline]
@@ -435,8 +493,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
                     self.call(id, name, |conn, session| closure(handler, conn, session));
                     self.shared.mark_dirty(id);
                 }
-                // It is to be born in this turn; whatever was posted later waits with it.
-                Letter::ToConn(id, closure) if self.shared.births.contains(&id) => {
+                // It is to be opened soon; what was posted later waits with it.
+                Letter::ToConn(id, closure) if self.is_unopened(id) => {
                     return self.letters.push_front(Letter::ToConn(id, closure));
                 }
                 // What it holds may panic when it is dropped.
@@ -453,11 +511,28 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             && self.slots.get(id.index()).is_some_and(|slot| slot.session.is_some())
     }
 
-    /// Settles the connections that callbacks of others, or of the loop, reached. Whom that
-    /// touches again waits for the next turn.
+    /// Whether a connection is to be dialled, and its handler has not heard of it.
+    fn is_unopened(&self, id: ConnId) -> bool {
+        let record = self.shared.table.get(id);
+        record.is_some_and(|record| !record.flags.has(Flags::REAPED)) && !self.has_session(id)
+    }
+
+    /// Settles the connections that callbacks of others, or of the loop, reached. What is reached
+    /// again meanwhile waits for the next turn.
+    #[inline]
     fn settle_dirty(&mut self, handler: &mut H) {
+        if !self.shared.dirty.is_empty() {
+            self.settle_some_dirty(handler);
+        }
+    }
+
+    fn settle_some_dirty(&mut self, handler: &mut H) {
+        let mut budget = self.begin_step(Step::Reached);
         for _ in 0..self.shared.dirty.len() {
-            let Some(id) = self.shared.dirty.pop_front() else { return };
+            if !budget.allows(|| self.backend.now()) {
+                return self.end_step(&budget);
+            }
+            let Some(id) = self.shared.dirty.pop_front() else { break };
             if let Some(record) = self.shared.table.get_mut(id) {
                 record.flags.remove(Flags::DIRTY);
                 if self.has_session(id) {
@@ -465,6 +540,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
                 }
             }
         }
+        self.bound_sent();
+        self.end_step(&budget);
     }
 }
 
@@ -489,9 +566,12 @@ fn refresh_now_if_stale<B: Backend>(
     callback: &'static str,
     id: Option<ConnId>,
 ) {
-    if backend.coarse_now().nanos_since(shared.now) >= STALE_NANOS {
-        shared.note_long(callback, id, backend.now());
+    let coarse = backend.coarse_now();
+    if coarse.nanos_since(shared.now) >= STALE_NANOS {
+        let step = backend.coarse_step();
+        shared.note_long(callback, id, backend.now(), step);
     }
+    shared.seen = coarse;
 }
 
 /// How many connections to serve at once: what was asked for, within what the descriptors allow.

@@ -2,7 +2,7 @@
 //! make way, and the greatest holders of buffers are shed.
 
 use std::cmp::Reverse;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use bytes::BytesMut;
@@ -10,10 +10,12 @@ use tracing::{debug, warn};
 
 use super::Reactor;
 use crate::backend::Backend;
+use crate::canary::{Canary, planted};
 use crate::config::AtLimit;
 use crate::context::{AlarmId, LoopState, Purpose};
 use crate::core::deadlines::Deadline;
 use crate::core::lifecycle::State;
+use crate::core::output::allocation;
 use crate::core::pressure::{self, EVICTS_FROM, SHRINKS_FROM};
 use crate::core::table::ConnId;
 use crate::error::CloseReason;
@@ -53,12 +55,13 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// Keeps the sums over all connections true: how many are in which state, and what they hold.
     #[inline]
     pub(super) fn account(&mut self, id: ConnId) {
-        let LoopState { table, counters, buffered, bounds, .. } = &mut self.shared;
+        let buffered = self.shared.buffered();
+        let LoopState { table, counters, bounds, .. } = &mut self.shared;
         let record = table.at(id.index());
         record.count_state(&counters.states);
-        let held = record.output.held() + self.slots[id.index()].input.capacity();
-        let over = *buffered > bounds.buffered_max;
-        if record.buffered as usize != held || over || counters.buffered.get() != *buffered {
+        let held = record.output.held() + allocation(self.slots[id.index()].input.capacity());
+        let over = buffered > bounds.buffered_max;
+        if record.buffered as usize != held || over || counters.buffered.get() != buffered {
             self.account_held(id, held);
         }
     }
@@ -66,62 +69,81 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// It holds so many bytes now.
     #[inline(never)]
     pub(super) fn account_held(&mut self, id: ConnId, held: usize) {
-        let LoopState { table, counters, buffered, .. } = &mut self.shared;
-        let record = table.at(id.index());
-        let held = u32::try_from(held).unwrap_or(u32::MAX);
-        *buffered = *buffered - u64::from(record.buffered) + u64::from(held);
-        record.buffered = held;
-        counters.buffered.set(*buffered);
+        self.shared.set_owned(id, held);
         self.bound_buffers();
-        let most = self.shared.bounds.buffered_max;
-        if pressure::share(self.shared.buffered, most) >= SHRINKS_FROM {
+        let buffered = self.shared.buffered();
+        if pressure::share(buffered, self.shared.bounds.buffered_max) >= SHRINKS_FROM {
             self.watch_pressure();
         }
     }
 
-    /// Sheds some if all together hold too much.
+    /// Sheds some if all together hold too much. What callbacks wrote to other connections is sent
+    /// first ([`Reactor::settle_dirty`] comes here again), as most of it is gone then; meanwhile the
+    /// excess is no more than one connection may queue.
     #[inline]
     pub(super) fn bound_buffers(&mut self) {
-        if self.shared.buffered > self.shared.bounds.buffered_max {
+        let buffered = self.shared.buffered();
+        let bounds = &self.shared.bounds;
+        let waits = !self.shared.dirty.is_empty() && buffered <= bounds.buffered_all;
+        if buffered > bounds.buffered_max && (!waits || planted(Canary::ShedUnsent)) {
+            self.shed();
+        }
+    }
+
+    /// What was written to other connections has been sent, as far as the kernel took it: sheds some
+    /// if all together still hold too much.
+    pub(super) fn bound_sent(&mut self) {
+        if self.shared.buffered() > self.shared.bounds.buffered_max {
             self.shed();
         }
     }
 
     /// Aborts those that hold the most, until a sixteenth of what all may hold is free, so that this
-    /// is not done again at once. Their buffers are freed here and now: memory is bounded at every
-    /// moment, not only between turns.
+    /// is not done again at once. What counts is the memory that an abort frees; only if that is not
+    /// enough those go that queue the largest shared pieces, which are freed with their last queue.
+    /// Buffers are freed here and now: memory is bounded at every moment, not only between turns.
     fn shed(&mut self) {
-        let LoopState { table, bounds, buffered, .. } = &mut self.shared;
-        let mut holders: Vec<_> = table
-            .ids()
-            .filter_map(|id| table.get(id))
-            .filter(|record| record.buffered > 0)
-            .map(|record| (record.is_exempt(), Reverse(record.buffered), record.id))
-            .collect();
+        let table = &self.shared.table;
+        let records = || table.ids().filter_map(|id| table.get(id));
         // Those that are exempt come last; but memory ends for them, too.
-        holders.sort_unstable();
-        let enough = bounds.buffered_max - bounds.buffered_max / 16;
-        let mut left = *buffered;
+        let mut owners: Vec<_> = records()
+            .filter(|record| record.buffered > 0)
+            .map(|record| (record.is_exempt(), Reverse(u64::from(record.buffered)), record.id))
+            .collect();
+        owners.sort_unstable();
+        self.shed_some(owners);
+        if self.shared.buffered() > self.shared.bounds.buffered_max {
+            let table = &self.shared.table;
+            let records = || table.ids().filter_map(|id| table.get(id));
+            let mut sharers: Vec<_> = records()
+                .filter_map(|record| {
+                    let (_, largest) = record.output.shares().max_by_key(|(_, len)| *len)?;
+                    Some((record.is_exempt(), Reverse(largest), record.id))
+                })
+                .collect();
+            sharers.sort_unstable();
+            self.shed_some(sharers);
+        }
+        let times = self.overload.full_buffers.times(self.shared.now);
+        self.warn_of_pressure("buffers", times);
+    }
+
+    fn shed_some(&mut self, holders: Vec<(bool, Reverse<u64>, ConnId)>) {
+        let most = self.shared.bounds.buffered_max;
         for (_, Reverse(held), id) in holders {
-            if left <= enough {
-                break;
+            if self.shared.buffered() <= most - most / 16 {
+                return;
             }
-            left -= u64::from(held);
             debug!(%id, held, "shed: all buffers together are too large");
             self.drop_output(id);
             // What was not dialled yet may have no slot.
             if let Some(slot) = self.slots.get_mut(id.index()) {
                 slot.input = BytesMut::new();
             }
-            let record = self.shared.table.at(id.index());
-            record.buffered = 0;
-            record.ask(CloseReason::BufferLimit);
+            self.shared.set_owned(id, 0);
+            self.shared.table.at(id.index()).ask(CloseReason::BufferLimit);
             self.shared.mark_dirty(id);
         }
-        self.shared.buffered = left;
-        self.shared.counters.buffered.set(left);
-        let times = self.overload.full_buffers.times(self.shared.now);
-        self.warn_of_pressure("buffers", times);
     }
 
     /// A connection came: there may be many.
@@ -169,7 +191,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let over = |id: ConnId| {
             let since = self.is_evictable(id)?;
             let record = table.get(id).filter(|record| record.state() == State::Idle)?;
-            let idle = record.periods(profiles).of(Deadline::Idle);
+            let idle = record.periods(profiles).total(Deadline::Idle);
             let allowed = pressure::idle_allowed(pressure, idle)?;
             (now.nanos_since(since) >= allowed).then_some((since, id))
         };
@@ -300,12 +322,25 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     pub(super) fn audit_sums(&self) -> Result<(), String> {
         let shared = &self.shared;
         let records = || shared.table.ids().filter_map(|id| shared.table.get(id));
-        let held: u64 = records().map(|record| u64::from(record.buffered)).sum();
-        if held != shared.buffered {
-            return Err(format!("{held} bytes are held, {} accounted for", shared.buffered));
+        for record in records() {
+            let input = self.slots.get(record.id.index()).map_or(0, |slot| slot.input.capacity());
+            let held = record.output.held() + allocation(input);
+            if held != record.buffered as usize {
+                let (id, known) = (record.id, record.buffered);
+                return Err(format!("{id} holds {held} bytes, and {known} are accounted for"));
+            }
         }
-        if held > shared.bounds.buffered_max {
-            return Err(format!("{held} bytes are held of {}", shared.bounds.buffered_max));
+        let owned: u64 = records().map(|record| u64::from(record.buffered)).sum();
+        let pieces: BTreeMap<_, _> = records().flat_map(|record| record.output.shares()).collect();
+        let held = owned + pieces.values().sum::<u64>();
+        let known = (shared.buffered(), shared.counters.buffered.get());
+        if (held, held) != known {
+            return Err(format!("{held} bytes are held, and {known:?} are accounted for"));
+        }
+        let sent = shared.dirty.is_empty();
+        let most = if sent { shared.bounds.buffered_max } else { shared.bounds.buffered_all };
+        if held > most {
+            return Err(format!("{held} bytes are held of {most}"));
         }
         if shared.table.counted() > shared.table.capacity() {
             return Err(format!("{} connections are too many", shared.table.counted()));
@@ -326,7 +361,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
 
     fn warn_of_pressure(&self, of: &'static str, times: Option<u64>) {
         if let Some(times) = times {
-            let LoopState { table, buffered, .. } = &self.shared;
+            let (table, buffered) = (&self.shared.table, self.shared.buffered());
             warn!(of, connections = table.len(), buffered, times, "overloaded");
         }
     }

@@ -277,6 +277,10 @@ impl Backend for Host {
         Instant::from_nanos(now - now % COARSE_NANOS)
     }
 
+    fn coarse_step(&mut self) -> Duration {
+        Duration::from_nanos(COARSE_NANOS)
+    }
+
     fn entropy(&mut self) -> u64 {
         self.net.borrow_mut().random.next()
     }
@@ -532,7 +536,9 @@ impl Backend for Host {
     }
 
     fn unsent(&mut self, stream: &HostStream) -> Option<u64> {
-        Some(self.net.borrow().unsent(stream.socket))
+        let mut net = self.net.borrow_mut();
+        net.charge(fault::UNSENT_COST);
+        Some(net.unsent(stream.socket))
     }
 
     fn finish(&mut self, stream: &mut HostStream) -> io::Result<()> {
@@ -549,6 +555,7 @@ impl Backend for Host {
 
     fn close(&mut self, mut stream: HostStream, reset: bool) {
         stream.reset = reset;
+        self.net.borrow_mut().charge(fault::CLOSE_COST);
         self.net.borrow_mut().machines[self.machine].progress += 1;
     }
 

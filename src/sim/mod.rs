@@ -334,6 +334,11 @@ impl Sim {
         self.net.borrow_mut().buffers = net::Buffers { send, receive };
     }
 
+    /// How many descriptors the processes of hosts made from here on may have open: 20,000 at first.
+    pub fn set_descriptors(&mut self, most: usize) {
+        self.net.borrow_mut().fds_max = most;
+    }
+
     /// What a look-up of `name` finds, and how long it takes. Addresses with port 0 get the port
     /// that is dialled.
     #[track_caller]
@@ -433,6 +438,13 @@ impl Sim {
         for machine in 0..net.machines.len() {
             net.set_back(machine, by);
         }
+    }
+
+    /// Lets each call of a reactor take about the time that it takes on Linux, so that turns take
+    /// time in this world too; [`Server::take_longest_turn`] says how long they were. Off at first: a
+    /// call takes no time.
+    pub fn charge_calls(&mut self, charges: bool) {
+        self.net.borrow_mut().charges = charges;
     }
 
     /// What keeps a callback busy for a while when it calls it: the time passes, and what is on its

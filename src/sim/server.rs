@@ -182,6 +182,12 @@ impl<H: Handler> Server<H> {
         }
     }
 
+    /// How long its longest turn was since this was last asked: the time that passed in it, by
+    /// [calls](super::Sim::charge_calls) and by callbacks that [stall](super::Sim::stall).
+    pub fn take_longest_turn(&self) -> Duration {
+        std::mem::take(&mut self.node.borrow_mut().longest_turn)
+    }
+
     /// Lets it shut down as [`Handle::shutdown`] does.
     pub fn shutdown(&self) {
         self.handle().shutdown();
@@ -223,6 +229,8 @@ pub(super) struct Node<H: Handler> {
     unchecked_turns: usize,
     memory: Memory,
     began: Instant,
+    /// The most time that passed in a turn.
+    longest_turn: Duration,
     /// How many deadlines of closing connections passed, as the reactor counts: flush and linger.
     impatient: (u64, u64),
     /// What outlives the reactor.
@@ -273,6 +281,7 @@ impl<H: Handler> Node<H> {
             unchecked_turns: 0,
             memory: Memory::default(),
             began: Instant::EPOCH,
+            longest_turn: Duration::ZERO,
             impatient: (0, 0),
             failure: None,
         }
@@ -320,7 +329,9 @@ impl<H: Handler> Turns for Node<H> {
     fn turn(&mut self, net: &RefCell<Net>) {
         let Some(reactor) = &mut self.reactor else { return };
         self.began = reactor.clock();
+        let before = net.borrow().now;
         let outcome = reactor.turn(&mut self.handler, Some(Duration::ZERO));
+        self.longest_turn = self.longest_turn.max(net.borrow().now - before);
         if outcome.is_err() || reactor.is_finished() {
             self.reactor = None;
             let mut net = net.borrow_mut();

@@ -333,6 +333,10 @@ pub(super) struct Net {
     pub(super) history: History,
     /// Callbacks may panic by themselves.
     pub(super) panics_allowed: bool,
+    /// Calls take time.
+    pub(super) charges: bool,
+    /// How many descriptors a process may have that is made from here on.
+    pub(super) fds_max: usize,
     pub(super) tally: Tally,
     /// What a check found wrong first.
     pub(super) broken: Option<String>,
@@ -378,6 +382,8 @@ impl Net {
             made: 0,
             history: History::new(),
             panics_allowed: false,
+            charges: false,
+            fds_max: 20_000,
             tally: Tally::default(),
             broken: None,
         }
@@ -567,7 +573,7 @@ impl Net {
             personality,
             notices: VecDeque::new(),
             fds: (0..FDS_FIXED).collect(),
-            fds_max: 20_000,
+            fds_max: self.fds_max,
             lowest_free: FDS_FIXED,
             ahead: Duration::ZERO,
             behind: Duration::ZERO,
@@ -694,6 +700,13 @@ impl Net {
         self.log.take().unwrap_or_default()
     }
 
+    /// Lets the time pass that a call takes, where calls take time.
+    pub(super) fn charge(&mut self, cost: Duration) {
+        if self.charges {
+            self.run_until(self.now + cost);
+        }
+    }
+
     /// Notes a call, and says with which error it is to fail, if it is.
     pub(super) fn enter(
         &mut self,
@@ -701,6 +714,7 @@ impl Net {
         call: Call,
         socket: Option<Socket>,
     ) -> Option<i32> {
+        self.charge(call.cost());
         if let Some(log) = &mut self.log {
             log.push(call);
         }

@@ -2,6 +2,7 @@
 
 use super::side::BOTH;
 use super::{Holder, Net, Notice, Personality, Socket};
+use crate::address::Address;
 use crate::backend::{Readiness, Token};
 
 /// Readiness.
@@ -74,18 +75,20 @@ impl Net {
             Notice::Socket(socket) => {
                 let Holder::Host(machine) = self.side(socket)?.holder else { return None };
                 let personality = self.machines[machine].personality;
+                let shut = self.is_shut(socket);
                 let side = self.side_mut(socket)?;
                 side.queued = false;
                 let pending = std::mem::take(&mut side.pending);
                 let token = side.token?;
-                let level = side.level();
+                let level = side.level().and(shut);
                 let said = match personality {
                     Personality::Epoll => [level, NONE],
                     Personality::Kqueue => {
                         let hints = level.except(BOTH);
                         let reading = pending.only(Readiness::READABLE).only(level);
                         let writing = pending.only(Readiness::WRITABLE).only(level);
-                        let errors = hints.only(Readiness::ERROR.and(Readiness::HANGUP));
+                        let errors = hints
+                            .only(Readiness::ERROR.and(Readiness::HANGUP).and(Readiness::SHUT));
                         let with = |ready: Readiness, hints| {
                             if ready == NONE { NONE } else { ready.and(hints) }
                         };
@@ -97,6 +100,16 @@ impl Net {
                 said.iter().any(|ready| *ready != NONE).then_some((token, said))
             }
         }
+    }
+
+    /// Whether neither side of a socket sends any more: the peer of a Unix-domain socket is gone, or
+    /// both have sent their FINs.
+    fn is_shut(&self, socket: Socket) -> Readiness {
+        let Some(connection) = self.connection(socket) else { return Readiness::NONE };
+        let (side, far) = (&connection.ends[socket.side()], &connection.ends[1 - socket.side()]);
+        let unix = matches!(connection.ends[1].address, Address::Unix(_));
+        let shut = side.dead || (side.eof && (side.finish || (unix && far.closed)));
+        if shut { Readiness::SHUT } else { Readiness::NONE }
     }
 
     /// The tokens of all sockets on this machine, and of some that were closed lately.
