@@ -49,8 +49,11 @@ pub struct Limits {
     /// write of any size is taken. Default 16 MiB.
     pub output_max: usize,
     /// Bytes of memory for unread input and queued output of all connections together, beyond which
-    /// the greatest holders of them are aborted with
-    /// [`BufferLimit`](crate::CloseReason::BufferLimit), at once. Default 256 MiB.
+    /// those are aborted with [`BufferLimit`](crate::CloseReason::BufferLimit) whose end frees the
+    /// most. Copies count with their memory, [`Conn::write_bytes`](crate::Conn::write_bytes) with its
+    /// length in each queue, and [`Conn::write_shared`](crate::Conn::write_shared) once for all of
+    /// them. What callbacks wrote is offered to the kernel first; until then the excess is bounded by
+    /// `output_max`. Default 256 MiB.
     pub buffered_max: usize,
     /// The average length of a turn at which the loop counts as fully loaded; see
     /// [`Limits`](#overload). Default 250 ms: ten times what counts as a stall. `None` leaves lag

@@ -38,9 +38,10 @@ pub struct Config {
     /// Options set on every socket.
     pub socket: SocketOptions,
     /// How long a callback may take before it is reported: named in a warning, at most one each
-    /// second, and counted in [`Stats::stalls`](crate::Stats::stalls). It is measured to within
-    /// 8 ms, at no cost where callbacks are short; `on_idle` right behind `on_data`, which ends nearly
-    /// every message, is timed together with that. Default 25 ms, which everybody else waits for;
+    /// second, and counted in [`Stats::stalls`](crate::Stats::stalls). It is measured to within a tick
+    /// of the system's coarse clock (4 ms on most kernels), at no cost where callbacks are short, and
+    /// only from 8 ms on; `on_idle` right after `on_data`, which ends nearly every message, is timed
+    /// together with that. Default 25 ms, which everybody else waits for;
     /// `None` reports none.
     pub stall_report: Option<Duration>,
     /// How long a shutdown may last before what is left is aborted. Default 30 s, the grace that

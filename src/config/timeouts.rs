@@ -34,13 +34,18 @@ pub struct Timeouts {
     /// How long the application may owe a reply, or keep reading paused, with nothing queued.
     /// Default 60 s.
     pub response: Option<Duration>,
-    /// How long queued output may stand still. Progress is what left the kernel's queue for the
-    /// peer, so a slow reader that reads lives on. It is looked at every tick at first and then ever
-    /// more rarely, at least sixteen times in a timeout of 160 ms and more; the deadline runs from
-    /// the last progress seen. A peer's kernel opens a small window in steps of all of its buffer (8 KiB at 10 kB/s:
-    /// every 1.2 s), so a timeout of a second or two can be too short for a slow one. Default 60 s.
+    /// How long output may stand still: what is queued, and what the kernel holds while an idle or a
+    /// tunnel deadline waits for it. Progress is what the peer acknowledged, so a slow reader that
+    /// reads lives on. It is checked at the first tick and then from a hundred-and-twenty-eighth to a
+    /// sixteenth of the timeout apart; the deadline runs from the last progress seen. A peer's kernel
+    /// opens its window in steps: 64 KiB over loopback, 36 KiB over a Unix-domain socket, half of a
+    /// small receive buffer. So at 60 s a steady reader over loopback needs about 1.1 kB/s, and a
+    /// timeout of a second or two is too short for many. Default 60 s. `None` lets the kernel decide,
+    /// which gives up a peer that acknowledges nothing after some fifteen minutes.
     pub write: Option<Duration>,
-    /// How long a connection may stay idle between requests. Default 75 s.
+    /// How long a connection may stay idle between requests. An end by it waits while the peer
+    /// acknowledges what the kernel still holds of the last reply, so that no reply is cut off. Default
+    /// 75 s.
     pub idle: Option<Duration>,
     /// How long a connection may stay idle before it is asked for a sign of life, by
     /// [`Handler::on_health_check`](crate::Handler::on_health_check). An answer is activity, so a
@@ -55,11 +60,14 @@ pub struct Timeouts {
     /// The grace before the last output of a closing connection must have left at
     /// [`Limits::flush_rate`](crate::Limits::flush_rate) on average. Default 5 s.
     pub flush: Option<Duration>,
-    /// After our FIN, how long the peer may be silent before the socket is closed. Default 5 s.
+    /// After our FIN, how long the peer may be silent before the socket is closed. It counts from the
+    /// moment when nothing is unacknowledged. Default 5 s.
     pub linger_read: Option<Duration>,
-    /// After our FIN, how long the peer's remaining bytes are read in all. Default 30 s.
+    /// After our FIN, how long the peer's remaining bytes are read in all, from the same moment on.
+    /// Default 30 s.
     pub linger: Option<Duration>,
-    /// How long a tunnel may carry nothing in either direction. Default 1 h.
+    /// How long a tunnel may carry nothing in either direction. What it wrote is checked after each
+    /// `write` of silence, so that a dead peer is found before. Default 1 h.
     pub tunnel: Option<Duration>,
     /// The greatest age, shortened at random by up to a quarter so that connections opened
     /// together do not end together. It acts between two requests, 30 s later in any case.
