@@ -5,57 +5,20 @@
 //! The peer has a receive buffer of 4 KiB. It asks for 100,000 bytes, waits, sends a few bytes, and
 //! reads on.
 
+#[path = "zoo/large.rs"]
+mod large;
+
 use std::time::Duration;
 
-use bytes::BytesMut;
-use wheelhouse::sim::{self, End, Peer, Server, Sim};
-use wheelhouse::{AtLimit, CloseReason, Config, Conn, ConnId, Handler, Timeout};
+use wheelhouse::sim::{End, Peer, Server, Sim};
+use wheelhouse::{AtLimit, CloseReason, Config, Timeout};
+
+use crate::large::{Large, reply};
 
 const WINDOW: usize = 4_096;
-const REPLY: usize = 100_000;
 
 const fn secs(secs: u64) -> Duration {
     Duration::from_secs(secs)
-}
-
-fn reply() -> Vec<u8> {
-    (0..REPLY).map(|at| (at % 251) as u8 ^ (at / 251) as u8).collect()
-}
-
-/// Answers `r` with the large reply, and ends the connection in the way that other bytes name.
-#[derive(Default)]
-struct Large {
-    pings: u32,
-    ids: Vec<ConnId>,
-}
-
-impl Handler for Large {
-    type Session = ();
-
-    fn on_open(&mut self, conn: &mut Conn<'_>) -> Option<()> {
-        self.ids.push(conn.id());
-        Some(())
-    }
-
-    fn on_data(&mut self, conn: &mut Conn<'_>, (): &mut (), input: &mut BytesMut) {
-        for byte in input.split().iter() {
-            match byte {
-                b'r' => conn.write(&reply()),
-                b'k' => {
-                    let _ = conn.keep_alive();
-                    conn.write(&reply());
-                }
-                b'c' => conn.close(),
-                b'f' => conn.finish(),
-                b't' => conn.tunnel(),
-                _ => {}
-            }
-        }
-    }
-
-    fn on_health_check(&mut self, _: &mut Conn<'_>, (): &mut ()) {
-        self.pings += 1;
-    }
 }
 
 fn serve(sim: &mut Sim, change: impl FnOnce(&mut Config)) -> Server<Large> {
@@ -406,47 +369,4 @@ fn a_half_closed_end_leaves_the_peer_what_it_has_not_read() {
     read_on(&mut sim, &peer, secs(300));
     server.expect_closed(CloseReason::Timeout(Timeout::HalfClosed));
     sim.assert_clean();
-}
-
-#[test]
-fn slow_readers_that_send_lose_nothing_whatever_ends_them() {
-    let summary = sim::swarm(0, 12, |sim| {
-        let mut random = sim.random();
-        let server = serve(sim, |config| {
-            let timeouts = &mut config.timeouts;
-            match random.below(6) {
-                0 => timeouts.idle = Some(secs(1 + random.below(5))),
-                1 => timeouts.tunnel = Some(secs(1 + random.below(5))),
-                2 => timeouts.ping_after = Some(secs(1 + random.below(5))),
-                3 => timeouts.lifetime = Some(secs(1 + random.below(20))),
-                4 => config.limits.requests_max = Some(1 + random.below(3)),
-                _ => config.limits.max_connections = Some(3 + random.below(3) as usize),
-            }
-            if random.below(2) == 0 {
-                config.shutdown_spread = None;
-            }
-            config.limits.flush_rate = 1 + random.below(240);
-        });
-        let mut peers = Vec::new();
-        for _ in 0..8 {
-            let window = 512 << random.below(5);
-            let peer = sim.connect_with_window(&server, window as usize);
-            peer.read_at(500 + random.below(50_000) as usize);
-            let words: &[&[u8]] = &[b"r", b"tr", b"rr", b"rc", b"k", b"rf", b"krr"];
-            let word = *random.pick::<&[u8]>(words);
-            peer.send(word);
-            for _ in 0..random.below(6) {
-                let delay = Duration::from_millis(random.below(40_000));
-                peer.send_after(delay, *random.pick(&[&b"?"[..], b"r", b"k"]));
-            }
-            peers.push(peer);
-            sim.advance(Duration::from_millis(random.below(4_000)));
-        }
-        sim.advance(secs(random.below(60)));
-        if random.below(2) == 0 {
-            server.shutdown();
-        }
-        sim.advance(secs(120));
-    });
-    assert!(summary.faults > 0);
 }

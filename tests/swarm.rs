@@ -69,3 +69,8 @@ fn swarm_circle() {
 fn swarm_shutdown() {
     run("shutdown", scenarios::shutdown);
 }
+
+#[test]
+fn swarm_slow_readers() {
+    run("slow_readers", scenarios::slow_readers);
+}

@@ -148,7 +148,7 @@ mod tests {
         let shared = Shared::new(Bytes::from_static(b"hello"), &gauge);
         assert_eq!(gauge.get(), 0, "it is in no queue");
         let first = shared.enqueue();
-        let second = shared.clone().enqueue();
+        let second = shared.enqueue();
         assert_eq!(gauge.get(), 5);
         drop(first);
         assert_eq!(gauge.get(), 5);

@@ -397,7 +397,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     fn serve_next_events(&mut self, handler: &mut H, until: Instant) -> bool {
         let first = self.next_event;
         while let Some(event) = self.events.get(self.next_event) {
-            let checks = self.next_event % EVENTS_PER_CHECK == 0 && self.next_event > first;
+            let checks =
+                self.next_event.is_multiple_of(EVENTS_PER_CHECK) && self.next_event > first;
             if checks && self.backend.now() >= until {
                 return true;
             }

@@ -50,6 +50,15 @@ impl Keeper {
             b'b' => conn.write(&pattern(3_000)),
             b'B' => conn.write_bytes(pattern(80_000)),
             b'M' => (0..250).for_each(|_| conn.write(&pattern(3_000))),
+            b's' => {
+                // Bytes that all queue and that are in memory once.
+                let shared = conn.cx().share(pattern(40_000));
+                for id in &self.ids {
+                    if let Some(mut other) = conn.other(*id) {
+                        other.write_shared(&shared);
+                    }
+                }
+            }
             b'C' => conn.close(),
             b'A' => conn.abort(),
             b'F' => conn.finish(),

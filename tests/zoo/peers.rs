@@ -10,7 +10,7 @@ const fn millis(millis: u64) -> Duration {
 }
 
 /// What a keeper understands.
-pub(crate) const WORDS: &[u8] = b"aaaaaaaabBCAFPRWTYDOSLKNeGM";
+pub(crate) const WORDS: &[u8] = b"aaaaaaaabBCAFPRWTYDOSLKNeGMs";
 
 /// Some of what a keeper understands.
 pub(crate) fn words(random: &mut Random) -> Vec<u8> {

@@ -1,10 +1,13 @@
 //! What is run under many seeds, as it is and with planted bugs.
 
+mod large;
+
 use std::time::Duration;
 
 use wheelhouse::sim::{Faults, Server, Sim};
 use wheelhouse::{Address, AtLimit, Config, Handle, Handler, ListenConfig, Rate, Refusal, Target};
 
+use self::large::Large;
 use crate::peers::{let_peers_loose, words};
 use crate::zoo::{Echo, Keeper};
 
@@ -267,4 +270,45 @@ pub(crate) fn shutdown(sim: &mut Sim) {
     sim.set_faults(Faults::NONE);
     sim.advance(grace + secs(30));
     assert!(server.is_finished(), "the shutdown has ended");
+}
+
+/// Readers that are slow and send: whatever ends their connections, no reply is cut off while they
+/// read.
+pub(crate) fn slow_readers(sim: &mut Sim) {
+    let mut random = sim.random();
+    let mut config = Config::default();
+    let timeouts = &mut config.timeouts;
+    match random.below(6) {
+        0 => timeouts.idle = Some(secs(1 + random.below(5))),
+        1 => timeouts.tunnel = Some(secs(1 + random.below(5))),
+        2 => timeouts.ping_after = Some(secs(1 + random.below(5))),
+        3 => timeouts.lifetime = Some(secs(1 + random.below(20))),
+        4 => config.limits.requests_max = Some(1 + random.below(3)),
+        _ => config.limits.max_connections = Some(3 + random.below(3) as usize),
+    }
+    if random.below(2) == 0 {
+        config.shutdown_spread = None;
+    }
+    config.limits.flush_rate = 1 + random.below(240);
+    let server = sim.serve("10.0.0.1:7", config, Large::default());
+    let mut peers = Vec::new();
+    for _ in 0..6 {
+        let window = 512 << random.below(5);
+        let peer = sim.connect_with_window(&server, window as usize);
+        peer.read_at(2_000 + random.below(50_000) as usize);
+        let words: &[&[u8]] = &[b"r", b"tr", b"rr", b"rc", b"k", b"rf", b"krr"];
+        let word = *random.pick::<&[u8]>(words);
+        peer.send(word);
+        for _ in 0..random.below(6) {
+            let delay = Duration::from_millis(random.below(20_000));
+            peer.send_after(delay, *random.pick(&[&b"?"[..], b"r", b"k"]));
+        }
+        peers.push(peer);
+        sim.advance(Duration::from_millis(random.below(4_000)));
+    }
+    sim.advance(secs(random.below(30)));
+    if random.below(2) == 0 {
+        server.shutdown();
+    }
+    sim.advance(secs(60));
 }

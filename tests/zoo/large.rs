@@ -1,0 +1,47 @@
+//! A handler with replies that a slow reader takes a while to read.
+
+use bytes::BytesMut;
+use wheelhouse::{Conn, ConnId, Handler};
+
+const REPLY: usize = 100_000;
+
+/// The large reply.
+pub(crate) fn reply() -> Vec<u8> {
+    (0..REPLY).map(|at| (at % 251) as u8 ^ (at / 251) as u8).collect()
+}
+
+/// Answers `r` with the large reply, and ends the connection in the way that other bytes name.
+#[derive(Default)]
+pub(crate) struct Large {
+    pub(crate) pings: u32,
+    pub(crate) ids: Vec<ConnId>,
+}
+
+impl Handler for Large {
+    type Session = ();
+
+    fn on_open(&mut self, conn: &mut Conn<'_>) -> Option<()> {
+        self.ids.push(conn.id());
+        Some(())
+    }
+
+    fn on_data(&mut self, conn: &mut Conn<'_>, (): &mut (), input: &mut BytesMut) {
+        for byte in input.split().iter() {
+            match byte {
+                b'r' => conn.write(&reply()),
+                b'k' => {
+                    let _ = conn.keep_alive();
+                    conn.write(&reply());
+                }
+                b'c' => conn.close(),
+                b'f' => conn.finish(),
+                b't' => conn.tunnel(),
+                _ => {}
+            }
+        }
+    }
+
+    fn on_health_check(&mut self, _: &mut Conn<'_>, (): &mut ()) {
+        self.pings += 1;
+    }
+}
