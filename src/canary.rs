@@ -61,6 +61,8 @@ pub enum Canary {
     AlarmsUnordered,
     /// The last of many short callbacks is blamed for all of them.
     LastCallbackBlamed,
+    /// Input counts as a request although the handler counts requests itself.
+    InputCounted,
 }
 
 #[cfg(feature = "canary")]

@@ -217,6 +217,18 @@ impl Conn<'_> {
 
 /// Requests.
 impl Conn<'_> {
+    /// Declares that the handler counts requests itself, by [`begin_request`](Conn::begin_request)
+    /// and [`end_request`](Conn::end_request).
+    ///
+    /// Without it, input that [`on_data`](crate::Handler::on_data) consumes counts as one request
+    /// until the first `begin_request`, which declares the same. A protocol in which a peer may send
+    /// something before its first request that is none, such as an empty line or a greeting,
+    /// calls this in [`on_open`](crate::Handler::on_open). Otherwise that input uses up one of
+    /// [`Limits::requests_max`](crate::Limits::requests_max). It is final and changes no deadline.
+    pub fn manual_requests(&mut self) {
+        self.record_mut().flags.insert(Flags::COUNTS_REQUESTS);
+    }
+
     /// Begins a request: the peer's whose reply comes later, or ours on a dialled connection.
     /// Until [`end_request`](Conn::end_request) the connection is active and its reply is owed.
     ///

@@ -431,6 +431,35 @@ fn a_reset_that_is_swallowed_is_noticed() {
     });
 }
 
+/// Counts requests itself, and gets none.
+struct Counter;
+
+impl Handler for Counter {
+    type Session = ();
+
+    fn on_open(&mut self, conn: &mut Conn<'_>) -> Option<()> {
+        conn.manual_requests();
+        Some(())
+    }
+
+    fn on_data(&mut self, _: &mut Conn<'_>, _: &mut (), input: &mut BytesMut) {
+        input.clear();
+    }
+}
+
+#[test]
+fn input_that_counts_as_a_request_is_noticed() {
+    must_catch(Canary::InputCounted, "an empty line ends the connection", |sim| {
+        let mut config = Config::default();
+        config.limits.requests_max = Some(1);
+        let server = sim.serve("10.0.0.1:7", config, Counter);
+        let peer = sim.connect(server.address());
+        peer.send(b"\r\n");
+        sim.settle();
+        assert!(peer.is_open(), "an empty line ends the connection");
+    });
+}
+
 /// What the world says of each bug in a swarm.
 const SAID: [(Canary, &[&str]); 18] = [
     (Canary::EarlyFire, &["ended early", "had its timer"]),

@@ -477,7 +477,8 @@ fn count_part(record: &mut Record, consumed: bool, now: Instant) -> bool {
 
 #[inline(always)]
 fn count_whole(record: &mut Record) -> bool {
-    let counts = !record.flags.has(Flags::COUNTS_REQUESTS.and(Flags::TUNNEL));
+    let counts = !record.flags.has(Flags::COUNTS_REQUESTS.and(Flags::TUNNEL))
+        || planted(Canary::InputCounted);
     if counts {
         record.requests = record.requests.wrapping_add(1);
     }

@@ -17,6 +17,7 @@ behaviours! {
         requests_begun_are_owed_until_they_end
         a_pipelined_batch_counts_each_request
         a_handler_that_counts_nothing_is_counted_by_reads
+        input_is_no_request_to_a_handler_that_counts_them_itself
         the_last_request_is_answered_before_the_end
         a_reply_that_comes_later_is_the_last_all_the_same
         whether_a_connection_may_stay_is_known_before_the_last_reply
@@ -264,6 +265,43 @@ fn a_handler_that_counts_nothing_is_counted_by_reads<W: World>(world: &mut W) {
     scene.leave(peer);
     let closed = scene.expect_closed(CloseReason::MaxRequests);
     assert_eq!((closed.bytes_out, closed.unsent), (11, 0));
+    scene.expect_service();
+}
+
+fn input_is_no_request_to_a_handler_that_counts_them_itself<W: World>(world: &mut W) {
+    let mut config = Config::default();
+    config.limits.requests_max = Some(2);
+    // Bytes other than `r` are no requests.
+    let script = Script::echo()
+        .when_open(|conn, _| {
+            conn.manual_requests();
+            true
+        })
+        .when_data(|conn, _, input| {
+            for byte in input.split() {
+                if byte == b'r' {
+                    conn.begin_request();
+                    conn.write(b"R");
+                    conn.end_request();
+                } else {
+                    conn.write(b".");
+                }
+            }
+        });
+    let mut scene = Scene::new(world, config, script);
+    let peer = scene.connect();
+    for (sent, reply) in [(b"-", b"."), (b"-", b"."), (b"r", b"R"), (b"-", b".")] {
+        scene.send(peer, sent);
+        scene.expect(peer, reply);
+        scene.expect_silence(peer);
+    }
+    assert_eq!(scene.reactor.handle().stats().requests, 1);
+    scene.send(peer, b"r");
+    scene.expect(peer, b"R");
+    scene.expect_eof(peer);
+    scene.leave(peer);
+    scene.expect_closed(CloseReason::MaxRequests);
+    assert_eq!(scene.reactor.handle().stats().requests, 2);
     scene.expect_service();
 }
 
