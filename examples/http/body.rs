@@ -90,7 +90,7 @@ impl Default for Chunks {
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Next {
     Size { size: u64, digits: u8 },
-    Extension { size: u64 },
+    Extension { size: u64, next: Extension },
     SizeLf { size: u64 },
     Data { left: u64 },
     DataCr,
@@ -101,6 +101,53 @@ enum Next {
     TrailerLf,
     LastLf,
     Nothing,
+}
+
+/// What the next byte of a chunk extension belongs to (RFC 9112, 7.1.1). White space may stand
+/// around `;` and `=`, and nowhere else.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Extension {
+    /// White space after the size, before `;`.
+    AfterSize,
+    /// White space and the first byte of a name.
+    BeforeName,
+    Name,
+    AfterName,
+    BeforeValue,
+    Token,
+    Quoted,
+    /// The byte after a backslash.
+    Escaped,
+    QuoteEnd,
+    /// White space after a value, before `;`.
+    AfterValue,
+}
+
+impl Extension {
+    /// What follows `byte`; `None` if it may not stand here.
+    const fn after(self, byte: u8) -> Option<Self> {
+        Some(match (self, byte) {
+            (Self::AfterSize | Self::AfterName | Self::AfterValue, b' ' | b'\t') => self,
+            (Self::BeforeName | Self::BeforeValue, b' ' | b'\t') => self,
+            (Self::Name, b' ' | b'\t') => Self::AfterName,
+            (Self::Token | Self::QuoteEnd, b' ' | b'\t') => Self::AfterValue,
+            (Self::AfterSize | Self::Name | Self::AfterName, b';') => Self::BeforeName,
+            (Self::Token | Self::QuoteEnd | Self::AfterValue, b';') => Self::BeforeName,
+            (Self::Name | Self::AfterName, b'=') => Self::BeforeValue,
+            (Self::BeforeValue | Self::Escaped, b'"') => Self::Quoted,
+            (Self::Quoted, b'"') => Self::QuoteEnd,
+            (Self::Quoted, b'\\') => Self::Escaped,
+            (Self::Quoted | Self::Escaped, _) if is_text(byte) => Self::Quoted,
+            (Self::BeforeName | Self::Name, _) if is_token(byte) => Self::Name,
+            (Self::BeforeValue | Self::Token, _) if is_token(byte) => Self::Token,
+            _ => return None,
+        })
+    }
+
+    /// Whether the line may end here.
+    const fn is_whole(self) -> bool {
+        matches!(self, Self::Name | Self::Token | Self::QuoteEnd)
+    }
 }
 
 impl Next {
@@ -140,12 +187,11 @@ impl Chunks {
                 Next::Size { size: size << 4 | u64::from(digit), digits: digits + 1 }
             }
             (Next::Size { size, digits: 1.. }, b'\r') => Next::SizeLf { size },
-            (Next::Size { size, digits: 1.. }, b';') => Next::Extension { size },
-            (Next::Extension { size }, b'\r') => Next::SizeLf { size },
-            (Next::Extension { .. }, _) if is_text(byte) => {
-                self.count_extra(Status::BadRequest)?;
-                self.next
+            (Next::Size { size, digits: 1.. }, _) => {
+                self.extend(size, Extension::AfterSize, byte)?
             }
+            (Next::Extension { size, next }, b'\r') if next.is_whole() => Next::SizeLf { size },
+            (Next::Extension { size, next }, _) => self.extend(size, next, byte)?,
             (Next::SizeLf { size: 0 }, b'\n') => Next::Trailer,
             (Next::SizeLf { size }, b'\n') => {
                 self.announced = self.announced.saturating_add(size);
@@ -171,6 +217,14 @@ impl Chunks {
             (Next::TrailerLf, b'\n') => Next::Trailer,
             _ => return Err(Status::BadRequest),
         })
+    }
+
+    fn extend(&mut self, size: u64, next: Extension, byte: u8) -> Result<Next, Status> {
+        let next = next.after(byte).ok_or(Status::BadRequest)?;
+        if byte != b';' {
+            self.count_extra(Status::BadRequest)?;
+        }
+        Ok(Next::Extension { size, next })
     }
 
     fn count_extra(&mut self, too_many: Status) -> Result<(), Status> {

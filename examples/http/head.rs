@@ -2,6 +2,7 @@
 //! could disagree about that (RFC 9112).
 
 use std::mem::MaybeUninit;
+use std::net::Ipv6Addr;
 
 use httparse::{Error, Header, Request};
 
@@ -21,7 +22,7 @@ const FIELDS_MAX: usize = 64;
 #[derive(Debug, Eq, PartialEq)]
 pub(crate) struct Head<'a> {
     pub(crate) method: Method,
-    /// The path of the target, as it was sent.
+    /// The path of the target, as it was sent; `*` for the server as a whole.
     pub(crate) path: &'a str,
     /// What follows the question mark, if there is one.
     pub(crate) query: &'a str,
@@ -34,11 +35,23 @@ pub(crate) struct Head<'a> {
     pub(crate) len: usize,
 }
 
+/// What stands at the front of the input.
+#[derive(Debug, Eq, PartialEq)]
+pub(crate) enum Parsed<'a> {
+    Whole(Head<'a>),
+    /// Part of a head.
+    Part,
+    /// A head, or part of one, whose version is HTTP/1.2 to HTTP/1.9. It is served as HTTP/1.1
+    /// (RFC 9110, 2.5): the caller writes a `1` over the byte at this position and parses again.
+    LaterMinor(usize),
+}
+
 /// The methods that are implemented.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Method {
     Get,
     Head,
+    Options,
     Post,
     Other,
 }
@@ -53,7 +66,7 @@ pub(crate) enum Framing {
 }
 
 impl<'a> Head<'a> {
-    /// The head at the front of `input`, which the caller takes off; `None` while it is not whole.
+    /// Parses the head at the front of `input`; the caller takes it off.
     ///
     /// The answer follows from the bytes alone, however they arrived: what is wrong earlier in the
     /// input is found first.
@@ -62,8 +75,8 @@ impl<'a> Head<'a> {
     ///
     /// The status of the reply. The connection cannot be kept, as nobody knows where the next
     /// request would begin.
-    pub(crate) fn parse(input: &'a [u8]) -> Result<Option<Self>, Status> {
-        // The caller took off the one empty line that is allowed (RFC 9112, 2.2).
+    pub(crate) fn parse(input: &'a [u8]) -> Result<Parsed<'a>, Status> {
+        // The caller took off the empty lines that are allowed (RFC 9112, 2.2).
         if input.starts_with(b"\n") || input.starts_with(b"\r\n") {
             return Err(Status::BadRequest);
         }
@@ -74,10 +87,19 @@ impl<'a> Head<'a> {
         let mut fields = [const { MaybeUninit::uninit() }; FIELDS_MAX];
         let mut request = Request::new(&mut []);
         match request.parse_with_uninit_headers(input, &mut fields) {
-            Ok(httparse::Status::Complete(len)) => Self::of(&request, len).map(Some),
+            Ok(httparse::Status::Complete(len)) if has_bare_lf(&input[..len]) => {
+                Err(Status::BadRequest)
+            }
+            Ok(httparse::Status::Complete(len)) => Self::of(&request, len).map(Parsed::Whole),
             Ok(httparse::Status::Partial) if input.len() == HEAD_MAX => Err(Status::FieldsTooLarge),
-            Ok(httparse::Status::Partial) => Ok(None),
-            Err(error) => Err(status_of(error, input)),
+            Ok(httparse::Status::Partial) => Ok(Parsed::Part),
+            Err(Error::Version) => match Version::of(input) {
+                Version::Incomplete => Ok(Parsed::Part),
+                Version::LaterMinor(at) => Ok(Parsed::LaterMinor(at)),
+                Version::Other => Err(Status::VersionNotSupported),
+                Version::Malformed => Err(Status::BadRequest),
+            },
+            Err(error) => Err(status_of(error)),
         }
     }
 
@@ -92,8 +114,14 @@ impl<'a> Head<'a> {
         let method = Method::of(request.method.unwrap_or_default())?;
         let (path, query) = match request.path.unwrap_or_default() {
             "/" => ("/", ""),
+            "*" if method == Method::Options => ("*", ""),
             _ if method == Method::Other => ("", ""),
-            target => split_target(target)?,
+            target => match split_target(target)? {
+                // RFC 9112, 3.2.4: a URI that ends with its authority is the server as a whole.
+                ("", None) if method == Method::Options => ("*", ""),
+                ("", query) => ("/", query.unwrap_or_default()),
+                (path, query) => (path, query.unwrap_or_default()),
+            },
         };
         Ok(Self {
             method,
@@ -112,6 +140,7 @@ impl Method {
         match name {
             "GET" => Ok(Self::Get),
             "HEAD" => Ok(Self::Head),
+            "OPTIONS" => Ok(Self::Options),
             "POST" => Ok(Self::Post),
             // What follows may be meant for somebody else than an HTTP server.
             "CONNECT" => Err(Status::NotImplemented),
@@ -126,7 +155,9 @@ struct Fields<'a> {
     host: Option<&'a [u8]>,
     length: Option<u64>,
     coding: Option<&'a [u8]>,
-    expectation: Option<&'a [u8]>,
+    expects_continue: bool,
+    /// The peer expects something that is not known here.
+    expects_other: bool,
     close: bool,
     keep_alive: bool,
 }
@@ -138,7 +169,10 @@ impl<'a> Fields<'a> {
         let is = |wanted: &str| name.eq_ignore_ascii_case(wanted);
         match name.len() {
             4 if is("Host") => once(&mut self.host, value),
-            6 if is("Expect") => once(&mut self.expectation, value),
+            6 if is("Expect") => {
+                self.note_expectations(value);
+                Ok(())
+            }
             10 if is("Connection") => {
                 self.note_connection(value);
                 Ok(())
@@ -150,9 +184,17 @@ impl<'a> Fields<'a> {
     }
 
     fn note_connection(&mut self, value: &[u8]) {
-        for option in value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii) {
+        for option in members(value) {
             self.close |= option.eq_ignore_ascii_case(b"close");
             self.keep_alive |= option.eq_ignore_ascii_case(b"keep-alive");
+        }
+    }
+
+    fn note_expectations(&mut self, value: &[u8]) {
+        for expectation in members(value) {
+            let known = expectation.eq_ignore_ascii_case(b"100-continue");
+            self.expects_continue |= known;
+            self.expects_other |= !known;
         }
     }
 
@@ -177,12 +219,16 @@ impl<'a> Fields<'a> {
     }
 
     fn expects_continue(&self) -> Result<bool, Status> {
-        match self.expectation {
-            None => Ok(false),
-            Some(value) if value.eq_ignore_ascii_case(b"100-continue") => Ok(true),
-            Some(_) => Err(Status::ExpectationFailed),
-        }
+        if self.expects_other { Err(Status::ExpectationFailed) } else { Ok(self.expects_continue) }
     }
+}
+
+/// The members of a list, of which empty ones are none (RFC 9110, 5.6.1). `Transfer-Encoding` and
+/// `Content-Length` are not parsed as leniently: what two servers count differently there is a
+/// request smuggled in.
+fn members(value: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let members = value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii);
+    members.filter(|member| !member.is_empty())
 }
 
 /// Notes a field that must not be repeated.
@@ -221,13 +267,15 @@ fn check_coding(value: &[u8]) -> Result<Framing, Status> {
 }
 
 /// The path and the query of a target in origin form or absolute form (RFC 9112, 3.2).
-fn split_target(target: &str) -> Result<(&str, &str), Status> {
+fn split_target(target: &str) -> Result<(&str, Option<&str>), Status> {
     if !target.is_ascii() || target.contains('#') {
         return Err(Status::BadRequest);
     }
     let target = if target.starts_with('/') { target } else { strip_authority(target)? };
-    let (path, query) = target.split_once('?').unwrap_or((target, ""));
-    Ok((if path.is_empty() { "/" } else { path }, query))
+    Ok(match target.split_once('?') {
+        Some((path, query)) => (path, Some(query)),
+        None => (target, None),
+    })
 }
 
 /// What follows the authority of an http or https URI, which takes the place of the Host field.
@@ -243,23 +291,15 @@ fn strip_authority(target: &str) -> Result<&str, Status> {
 
 /// Whether this is a host, or nothing, and perhaps a port (RFC 3986, 3.2.2 and 3.2.3).
 fn is_authority(text: &[u8]) -> bool {
-    let (host_ends, port_begins) = match text.first() {
-        Some(b'[') => match text.iter().position(|byte| *byte == b']') {
-            Some(end) => (end, end + 1),
+    let (host_is_right, port) = match text.strip_prefix(b"[") {
+        Some(literal) => match literal.iter().position(|byte| *byte == b']') {
+            Some(end) => (is_ip_literal(&literal[..end]), &literal[end + 1..]),
             None => return false,
         },
-        _ => {
+        None => {
             let end = text.iter().position(|byte| *byte == b':').unwrap_or(text.len());
-            (end, end)
+            (is_name(&text[..end]), &text[end..])
         }
-    };
-    let (host, port) = (&text[..host_ends], &text[port_begins..]);
-    let host_is_right = match host.strip_prefix(b"[") {
-        Some(literal) => {
-            let is_literal = |byte: &u8| is_host(*byte) || *byte == b':';
-            !literal.is_empty() && literal.iter().all(is_literal)
-        }
-        None => host.iter().all(|byte| is_host(*byte)),
     };
     let port_is_right = match port.split_first() {
         None => true,
@@ -268,7 +308,34 @@ fn is_authority(text: &[u8]) -> bool {
     host_is_right && port_is_right
 }
 
-/// Unreserved, sub-delims, and the percent sign of what is encoded.
+/// A registered name or an IPv4 address: each percent sign begins an encoded byte.
+fn is_name(text: &[u8]) -> bool {
+    let mut parts = text.split(|byte| *byte == b'%');
+    let plain = |part: &[u8]| part.iter().all(|byte| is_host(*byte));
+    parts.next().is_some_and(plain)
+        && parts.all(|part| {
+            part.get(..2).is_some_and(|digits| digits.iter().all(u8::is_ascii_hexdigit))
+                && plain(part)
+        })
+}
+
+/// What stands in brackets: an IPv6 address, or one of a version to come.
+fn is_ip_literal(text: &[u8]) -> bool {
+    let Some(text) = str::from_utf8(text).ok() else { return false };
+    match text.strip_prefix(['v', 'V']).map(|future| future.split_once('.')) {
+        None => text.parse::<Ipv6Addr>().is_ok(),
+        Some(None) => false,
+        Some(Some((version, address))) => {
+            let is_address = |byte: u8| is_host(byte) || byte == b':';
+            !version.is_empty()
+                && version.bytes().all(|byte| byte.is_ascii_hexdigit())
+                && !address.is_empty()
+                && address.bytes().all(is_address)
+        }
+    }
+}
+
+/// Unreserved and sub-delims.
 const fn is_host(byte: u8) -> bool {
     byte.is_ascii_alphanumeric()
         || matches!(
@@ -276,7 +343,6 @@ const fn is_host(byte: u8) -> bool {
             b'-' | b'.'
                 | b'_'
                 | b'~'
-                | b'%'
                 | b'!'
                 | b'$'
                 | b'&'
@@ -313,29 +379,66 @@ pub(crate) const fn is_token(byte: u8) -> bool {
         )
 }
 
-/// What to say to so long a line without an end: that it is too long, unless it is wrong before
-/// that.
+/// Whether a line of this head ends with LF alone. RFC 9112, 2.2, leaves it to the recipient, but
+/// only in heads: in the lines between chunks it is an error. Here both are parsed alike.
+fn has_bare_lf(head: &[u8]) -> bool {
+    let lines = head.iter().zip(&head[1..]);
+    // A sum without an early end is computed for many bytes at a time.
+    lines.map(|(before, byte)| usize::from(*byte == b'\n' && *before != b'\r')).sum::<usize>() > 0
+}
+
+/// The status for a request line that is too long: it says whether the method or the target is
+/// (RFC 9112, 3), unless the line is wrong before that.
 #[cold]
 fn refuse_line(line: &[u8]) -> Status {
     match Request::new(&mut []).parse(line) {
-        Err(error) => status_of(error, line),
-        Ok(_) => Status::UriTooLong,
+        Err(Error::Version) if Version::of(line) == Version::Malformed => Status::BadRequest,
+        Err(Error::Version) | Ok(_) if line.contains(&b' ') => Status::UriTooLong,
+        Ok(_) => Status::NotImplemented,
+        Err(error) => status_of(error),
     }
 }
 
 #[cold]
-fn status_of(error: Error, input: &[u8]) -> Status {
+const fn status_of(error: Error) -> Status {
     match error {
         Error::TooManyHeaders => Status::FieldsTooLarge,
-        Error::Version if is_other_version(input) => Status::VersionNotSupported,
         _ => Status::BadRequest,
     }
 }
 
-/// Whether the version is one of HTTP that is not spoken here, judged by the first byte that
-/// differs from one that is.
-fn is_other_version(input: &[u8]) -> bool {
-    let version = input.split(|byte| *byte == b' ').nth(2).unwrap_or_default();
-    let known = version.iter().zip(b"HTTP/1.").take_while(|(byte, known)| byte == known).count();
-    known >= "HTTP/".len() && version.get(known).is_some_and(u8::is_ascii_digit)
+/// A version that is neither HTTP/1.0 nor HTTP/1.1.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Version {
+    /// It may become one of the others.
+    Incomplete,
+    /// HTTP/1.2 to HTTP/1.9, perhaps with something wrong behind it; the position of the digit.
+    LaterMinor(usize),
+    /// Another version of HTTP.
+    Other,
+    /// No version (RFC 9112, 2.3).
+    Malformed,
+}
+
+impl Version {
+    /// The version of a request line that is valid up to it.
+    #[cold]
+    fn of(input: &[u8]) -> Self {
+        let mut spaces = input.iter().enumerate().filter(|(_, byte)| **byte == b' ');
+        let Some((space, _)) = spaces.nth(1) else { return Self::Malformed };
+        let version = &input[space + 1..];
+        for (index, (byte, wanted)) in version.iter().zip(b"HTTP/0.0\r").enumerate() {
+            let fits = if *wanted == b'0' { byte.is_ascii_digit() } else { byte == wanted };
+            if !fits {
+                // HTTP/2 and HTTP/3 are the names of versions that have no minor number.
+                let is_name = index == 6 && *byte == b'\r' && version[5] != b'1';
+                return if is_name { Self::Other } else { Self::Malformed };
+            }
+        }
+        match version {
+            [_, _, _, _, _, b'1', _, _, ..] => Self::LaterMinor(space + 8),
+            [_, _, _, _, _, _, _, _, _, ..] => Self::Other,
+            _ => Self::Incomplete,
+        }
+    }
 }

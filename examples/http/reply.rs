@@ -49,7 +49,7 @@ impl Status {
 pub(crate) struct Reply<'a> {
     pub(crate) status: Status,
     pub(crate) media_type: &'static str,
-    /// The methods that the resource allows, where another was used.
+    /// The methods that the resource allows, where another was used or the request asks for them.
     pub(crate) allow: Option<&'static str>,
     pub(crate) content: Content<'a>,
 }

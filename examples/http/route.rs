@@ -16,6 +16,8 @@ pub(crate) enum Route {
     Metrics,
     /// Another method than these.
     NotAllowed(&'static str),
+    /// The methods that are allowed.
+    Options(&'static str),
     Readyz,
     /// Nothing that is there.
     Refused(Status),
@@ -29,6 +31,7 @@ impl Route {
         match (head.method, head.path) {
             (Method::Get | Method::Head, "/") => Self::Hello,
             (Method::Other, _) => Self::Refused(Status::NotImplemented),
+            (Method::Options, "*") => Self::Options("GET, HEAD, POST, OPTIONS"),
             (method, path) => Self::of_path(path, head.query).permit(method),
         }
     }
@@ -50,16 +53,25 @@ impl Route {
 
     fn permit(self, method: Method) -> Self {
         match (self, method) {
+            (Self::Refused(Status::NotFound), _) => self,
+            (_, Method::Options) => Self::Options(self.methods()),
             (Self::Refused(_), _) | (Self::Echo, Method::Post) => self,
-            (Self::Echo, _) => Self::NotAllowed("POST"),
-            (_, Method::Post) => Self::NotAllowed("GET, HEAD"),
+            (Self::Echo, _) | (_, Method::Post) => Self::NotAllowed(self.methods()),
             _ => self,
         }
     }
 
-    /// Whether the body of the request is of no interest to the reply.
-    pub(crate) const fn is_refusal(self) -> bool {
-        matches!(self, Self::NotAllowed(_) | Self::Refused(_))
+    /// The methods that the resource allows.
+    const fn methods(self) -> &'static str {
+        match self {
+            Self::Echo => "POST, OPTIONS",
+            _ => "GET, HEAD, OPTIONS",
+        }
+    }
+
+    /// Whether the reply does not depend on the body of the request and is ready before it.
+    pub(crate) const fn ignores_body(self) -> bool {
+        matches!(self, Self::NotAllowed(_) | Self::Options(_) | Self::Refused(_))
     }
 }
 

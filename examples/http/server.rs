@@ -6,13 +6,17 @@ use bytes::{Buf, Bytes, BytesMut};
 use wheelhouse::{CloseReason, Closed, Config, Conn, Context, Handler, Timeout};
 
 use crate::body::Body;
-use crate::head::{Head, Method};
+use crate::head::{Head, Method, Parsed};
 use crate::reply::{Content, Manner, Reply, Status, Writer};
 use crate::route::Route;
 
 /// Requests served in one callback. Others have their turn before a peer that sent more at once
 /// goes on.
 const REQUESTS_PER_CALL: usize = 64;
+
+/// Empty lines before a request that are skipped. RFC 9112, 2.2, asks for one at least; more than
+/// a client may send by mistake keep a connection that asks for nothing from being idle.
+pub(crate) const EMPTY_LINES_MAX: usize = 32;
 
 /// What `/bytes/N` sends, again and again. It is shared by all connections, so that output queued
 /// from it takes no memory.
@@ -74,9 +78,12 @@ pub(crate) enum Phase {
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Arrived {
     Nothing,
-    /// An empty line, which some peers send behind a body (RFC 9112, 2.2).
-    EmptyLine,
-    Part,
+    /// So many empty lines, which some peers send after a body (RFC 9112, 2.2).
+    EmptyLines(u8),
+    /// Part of it; `head_only` if the method is known to be HEAD.
+    Part {
+        head_only: bool,
+    },
 }
 
 /// What is left of a head when its bytes are gone.
@@ -122,7 +129,9 @@ impl Http {
 impl Handler for Http {
     type Session = Phase;
 
-    fn on_open(&mut self, _: &mut Conn<'_>) -> Option<Phase> {
+    fn on_open(&mut self, conn: &mut Conn<'_>) -> Option<Phase> {
+        // An empty line is input, and no request.
+        conn.manual_requests();
         Some(Phase::Head(Arrived::Nothing))
     }
 
@@ -143,7 +152,7 @@ impl Handler for Http {
 
     /// A request that the peer's FIN cut short can still be answered.
     fn on_eof(&mut self, conn: &mut Conn<'_>, phase: &mut Phase, input: &mut BytesMut) {
-        if matches!(phase, Phase::Head(Arrived::Part) | Phase::Body(_)) {
+        if matches!(phase, Phase::Head(Arrived::Part { .. }) | Phase::Body(_)) {
             self.write_last(conn, phase, input, Status::BadRequest);
         }
     }
@@ -168,7 +177,7 @@ impl Handler for Http {
 
     /// Where the connection ends before its reply and the peer may be reading, the reply says so.
     fn on_closing(&mut self, conn: &mut Conn<'_>, phase: &mut Phase, reason: &CloseReason) {
-        let arriving = matches!(phase, Phase::Head(Arrived::Part) | Phase::Body(_));
+        let arriving = matches!(phase, Phase::Head(Arrived::Part { .. }) | Phase::Body(_));
         let waiting = matches!(phase, Phase::Waiting(_));
         match reason {
             CloseReason::Timeout(Timeout::Request | Timeout::Read) if arriving => {
@@ -208,20 +217,18 @@ impl Http {
         phase: &mut Phase,
         input: &mut BytesMut,
     ) -> Step {
-        if matches!(phase, Phase::Head(Arrived::Nothing)) && input.starts_with(b"\r\n") {
-            input.advance(2);
-            *phase = Phase::Head(Arrived::EmptyLine);
-            return Step::Next;
-        }
-        if input[..] == b"\r"[..] {
-            // Half of such a line, which is not yet part of a request.
-            return Step::Rest;
+        if input.first() == Some(&b'\r') {
+            return self.skip_empty_line(conn, phase, input);
         }
         let head = match Head::parse(input) {
-            Ok(Some(head)) => head,
-            Ok(None) => {
-                *phase = Phase::Head(Arrived::Part);
+            Ok(Parsed::Whole(head)) => head,
+            Ok(Parsed::Part) => {
+                *phase = Phase::Head(Arrived::Part { head_only: input.starts_with(b"HEAD ") });
                 return Step::Rest;
+            }
+            Ok(Parsed::LaterMinor(at)) => {
+                input[at] = b'1';
+                return Step::Next;
             }
             Err(status) => return self.refuse(conn, phase, input, status),
         };
@@ -240,7 +247,7 @@ impl Http {
         if body.is_empty() {
             return self.answer(conn, phase, request, Vec::new());
         }
-        if waits && request.route.is_refusal() {
+        if waits && request.route.ignores_body() {
             // Whether the body still comes is up to the peer, so what follows has no meaning.
             let request = Request { persists: false, ..request };
             return self.answer(conn, phase, request, Vec::new());
@@ -250,6 +257,30 @@ impl Http {
         }
         *phase = Phase::Body(Box::new(Upload { request, body, content: Vec::new() }));
         self.receive_body(conn, phase, input)
+    }
+
+    /// Takes off an empty line before a request, unless there were too many.
+    #[cold]
+    fn skip_empty_line(
+        &mut self,
+        conn: &mut Conn<'_>,
+        phase: &mut Phase,
+        input: &mut BytesMut,
+    ) -> Step {
+        let lines = match phase {
+            Phase::Head(Arrived::EmptyLines(lines)) => *lines,
+            _ => 0,
+        };
+        match input[..] {
+            // Half of such a line, which is not yet part of a request.
+            [b'\r'] => Step::Rest,
+            [b'\r', b'\n', ..] if usize::from(lines) < EMPTY_LINES_MAX => {
+                input.advance(2);
+                *phase = Phase::Head(Arrived::EmptyLines(lines + 1));
+                Step::Next
+            }
+            _ => self.refuse(conn, phase, input, Status::BadRequest),
+        }
     }
 
     fn receive_body(
@@ -329,6 +360,7 @@ impl Http {
                 content: Content::Large(conn.cx().stats().prometheus().to_string().into()),
                 ..Reply::text("")
             },
+            Route::Options(methods) => Reply { allow: Some(methods), ..Reply::text("") },
             Route::NotAllowed(methods) => {
                 Reply { allow: Some(methods), ..Reply::of(Status::MethodNotAllowed) }
             }
@@ -394,6 +426,8 @@ impl Http {
         let head_only = match phase {
             Phase::Waiting(request) => request.head_only,
             Phase::Body(upload) => upload.request.head_only,
+            // In `on_closing` there is no input to see it from.
+            Phase::Head(Arrived::Part { head_only: true }) => true,
             _ => input.starts_with(b"HEAD "),
         };
         if !matches!(phase, Phase::Waiting(_)) {

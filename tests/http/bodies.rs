@@ -2,7 +2,9 @@
 
 use wheelhouse::sim::Sim;
 
-use super::client::{answer, last_reply_to, replies, reply_to, secs, serve, take_replies};
+use super::client::{
+    answer, answer_pieces, last_reply_to, replies, reply_to, secs, serve, take_replies,
+};
 use crate::body::BODY_MAX;
 
 fn echo(fields: &str, body: &str) -> String {
@@ -35,6 +37,10 @@ fn a_body_in_chunks_comes_back_in_one_piece() {
         // Extensions and trailers are discarded.
         ("3;x\r\nabc\r\n0;y=z\r\n\r\n", "abc"),
         ("3;x=\"a b;c\"; y \t= z\r\nabc\r\n0\r\n\r\n", "abc"),
+        ("3;x;y;z=1\r\nabc\r\n0;x\r\n\r\n", "abc"),
+        ("3;x=\"\"\r\nabc\r\n0;x=\"\\\"\\\\;\t\u{e9}\";y\r\n\r\n", "abc"),
+        // RFC 9112, 7.1.1: white space around the marks is bad, and is to be borne.
+        ("3 ;x\r\nabc\r\n0\t \t; \ty \t=\t \"z\" ; a\r\n\r\n", "abc"),
         ("3\r\nabc\r\n0\r\nX-Sum: 1\r\nContent-Length: 9\r\n\r\n", "abc"),
         ("3\r\nabc\r\n0\r\nHost:\r\n\r\n", "abc"),
     ] {
@@ -122,12 +128,47 @@ fn a_client_that_does_not_wait_is_not_told() {
 }
 
 #[test]
+fn expectations_are_a_list() {
+    for fields in [
+        "Expect: 100-continue, 100-continue",
+        "Expect: 100-continue\r\nExpect: 100-Continue",
+        "Expect: ,100-continue",
+        "Expect: , ,\t100-continue , ,",
+        "Expect:\r\nExpect: 100-continue\r\nExpect: ,",
+    ] {
+        let (bytes, closed) =
+            answer_pieces(&[echo(&format!("{fields}\r\nContent-Length: 2"), "").as_bytes(), b"hi"]);
+        let rest = bytes.strip_prefix(b"HTTP/1.1 100 Continue\r\n\r\n");
+        let rest = rest.unwrap_or_else(|| panic!("{fields:?}: {}", bytes.escape_ascii()));
+        assert_eq!((replies(rest, &[false])[0].text(), closed), ("hi", false), "{fields:?}");
+    }
+    // Nothing is expected.
+    for fields in ["Expect:", "Expect: ,", "Expect: \t, ,\r\nExpect:"] {
+        let reply = reply_to(&echo(&format!("{fields}\r\nContent-Length: 2"), "hi"));
+        assert_eq!(reply.text(), "hi", "{fields:?}");
+    }
+    for fields in [
+        "Expect: 100-continue, x",
+        "Expect: x, 100-continue",
+        "Expect: 100-continue\r\nExpect: x",
+        "Expect: x\r\nExpect: 100-continue",
+        "Expect: 100-continue 100-continue",
+        "Expect: 100-continue=1",
+        "Expect: \"100-continue\"",
+    ] {
+        let sent = echo(&format!("{fields}\r\nContent-Length: 2"), "hi");
+        assert_eq!(last_reply_to(sent.as_bytes()).status, 417, "{fields:?}");
+    }
+}
+
+#[test]
 fn a_client_that_waits_in_vain_is_told_so_instead() {
     for (request, status) in [
         ("POST /nowhere", 404),
         ("POST /", 405),
         ("GET /echo", 405),
         ("PUT /echo", 501),
+        ("OPTIONS /", 200),
         ("GET /slow", 400),
     ] {
         let fields = "Host: a\r\nExpect: 100-continue\r\nContent-Length: 9";

@@ -3,7 +3,7 @@
 use wheelhouse::sim::{End, Sim};
 use wheelhouse::{CloseReason, Timeout};
 
-use super::client::{millis, secs, serve, take_replies};
+use super::client::{millis, replies, secs, serve, take_replies};
 
 const HELLO: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
 
@@ -65,6 +65,56 @@ fn a_request_that_dribbles_is_answered_and_ended() {
         drop(peer);
         sim.advance(secs(90));
         assert_eq!(server.take_closed()[0].reason, CloseReason::Timeout(Timeout::Request));
+    }
+}
+
+/// Beginnings of a HEAD, of whose reply no body may come.
+const HEADS: [&[u8]; 6] = [
+    b"HEAD ",
+    b"HEAD / HTTP/1.1\r\nHost: a\r\n",
+    b"\r\n\r\nHEAD / HTTP/1.1\r\n",
+    b"HEAD / HTTP/1.2\r\nHost: a\r\n\r",
+    b"HEAD / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\n",
+    b"HEAD / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nab",
+];
+
+#[test]
+fn a_head_that_stalls_is_answered_without_a_body() {
+    for (part, used) in HEADS.into_iter().flat_map(|part| [(part, false), (part, true)]) {
+        for in_pieces in [false, true] {
+            let mut sim = Sim::new(1);
+            let server = serve(&mut sim);
+            let peer = sim.connect(server.address());
+            if used {
+                peer.send(HELLO);
+                sim.settle();
+                take_replies(&peer, 1);
+            }
+            let size = if in_pieces { 1 } else { part.len() };
+            for piece in part.chunks(size) {
+                peer.send(piece);
+                sim.settle();
+            }
+            sim.advance(secs(31));
+            let replies = replies(&peer.take(), &[true]);
+            assert_eq!((replies[0].status, replies[0].stays()), (408, false));
+            assert_eq!(peer.closed(), Some(End::Fin));
+        }
+    }
+}
+
+#[test]
+fn a_head_that_a_fin_cuts_short_is_answered_without_a_body() {
+    for part in HEADS {
+        let mut sim = Sim::new(1);
+        let server = serve(&mut sim);
+        let peer = sim.connect(server.address());
+        peer.send(part);
+        peer.half_close();
+        sim.settle();
+        let replies = replies(&peer.take(), &[true]);
+        assert_eq!(replies.len(), 1, "{}", part.escape_ascii());
+        assert_eq!((replies[0].status, replies[0].stays()), (400, false));
     }
 }
 

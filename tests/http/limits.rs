@@ -14,6 +14,11 @@ fn with_line(len: usize) -> String {
     format!("GET /?{} HTTP/1.1\r\nHost: a\r\n\r\n", "x".repeat(len - around.len()))
 }
 
+/// The beginning of a request whose target alone has `len` bytes.
+fn with_target(len: usize) -> String {
+    format!("GET /{}", "x".repeat(len))
+}
+
 /// A request whose head has `len` bytes.
 fn with_head(len: usize) -> String {
     let around = "GET / HTTP/1.1\r\nHost: a\r\nX: \r\n\r\n";
@@ -36,11 +41,28 @@ fn requests_may_be_as_large_as_that() {
 fn a_line_that_is_too_long_is_refused() {
     for len in [LINE_MAX + 1, HEAD_MAX, 64 * 1024, 500_000] {
         assert_eq!(last_reply_to(with_line(len).as_bytes()).status, 414, "{len}");
+        assert_eq!(last_reply_to(with_target(len).as_bytes()).status, 414, "{len}");
     }
     // It need not have come to its end.
     assert_eq!(last_reply_to(&with_line(LINE_MAX + 100).as_bytes()[..=LINE_MAX]).status, 414);
     // What is wrong in it before that is worse.
     let wrong = with_line(20_000).replace("/?", "/\x01");
+    assert_eq!(last_reply_to(wrong.as_bytes()).status, 400);
+}
+
+#[test]
+fn a_method_that_is_too_long_is_not_implemented() {
+    for len in [LINE_MAX + 1, HEAD_MAX, 500_000] {
+        let method = "G".repeat(len);
+        assert_eq!(last_reply_to(method.as_bytes()).status, 501, "{len}");
+        let whole = format!("{method} / HTTP/1.1\r\nHost: a\r\n\r\n");
+        assert_eq!(last_reply_to(whole.as_bytes()).status, 501, "{len}");
+    }
+    // The line is too long, and it is the target that makes it so.
+    let both = format!("{} /{}", "G".repeat(LINE_MAX / 2), "x".repeat(LINE_MAX / 2));
+    assert_eq!(last_reply_to(both.as_bytes()).status, 414);
+    // What is no method is worse.
+    let wrong = "G".repeat(LINE_MAX - 10) + "(" + &"G".repeat(100);
     assert_eq!(last_reply_to(wrong.as_bytes()).status, 400);
 }
 
@@ -67,6 +89,15 @@ fn extensions_and_trailers_have_their_limits() {
     // All chunks together.
     let many = format!("{head}{}0\r\n\r\n", "1;xxxxxxxx\r\na\r\n".repeat(1_025));
     assert_eq!(last_reply_to(many.as_bytes()).status, 400);
+    // Of all kinds of extensions and of white space.
+    for extra in [";x=y", ";x=\"\\y\"", "; x", " \t;x"] {
+        let many = format!("{head}{}0\r\n\r\n", format!("1{extra}\r\na\r\n").repeat(8_192));
+        assert_eq!(last_reply_to(many.as_bytes()).status, 400, "{extra:?}");
+    }
+    for endless in [" ".repeat(10_000), format!(";x{}", " ".repeat(10_000))] {
+        let sent = format!("{head}3{endless}");
+        assert_eq!(last_reply_to(sent.as_bytes()).status, 400);
+    }
 }
 
 #[test]
@@ -76,7 +107,7 @@ fn nobody_is_reset_for_too_much_input() {
     let peer = sim.connect(server.address());
     peer.send(&vec![b'A'; 1_000_000]);
     sim.advance(secs(60));
-    assert_eq!(take_replies(&peer, 1)[0].status, 414);
+    assert_eq!(take_replies(&peer, 1)[0].status, 501);
     drop(peer);
     sim.advance(secs(60));
     assert_eq!(server.take_closed()[0].reason, CloseReason::Local);
@@ -132,6 +163,31 @@ fn the_last_request_may_be_of_any_kind() {
         drop(peer);
         sim.advance(secs(60));
         assert_eq!(server.take_closed()[0].reason, CloseReason::MaxRequests, "{last}");
+    }
+}
+
+#[test]
+fn empty_lines_before_a_request_do_not_use_up_the_limit() {
+    let mut config = config();
+    config.limits.requests_max = Some(1);
+    for pieces in [&["\r\n"][..], &["\r", "\n"], &["\r\n\r\n", "\r\n"]] {
+        let mut sim = Sim::new(1);
+        let server = serve_with(&mut sim, config.clone());
+        let peer = sim.connect(server.address());
+        for piece in pieces {
+            peer.send(piece.as_bytes());
+            sim.settle();
+        }
+        assert!(peer.is_open(), "{pieces:?} counts as a request");
+        assert_eq!(server.stats().requests, 0);
+        peer.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+        sim.settle();
+        let reply = take_replies(&peer, 1).remove(0);
+        assert_eq!((reply.text(), reply.stays()), ("Hello, World!", false));
+        assert_eq!(server.stats().requests, 1);
+        peer.close();
+        sim.settle();
+        assert_eq!(server.take_closed()[0].reason, CloseReason::MaxRequests);
     }
 }
 

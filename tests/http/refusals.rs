@@ -79,9 +79,16 @@ const REQUEST_LINES: &[&[u8]] = &[
     b"GET http://:80/x HTTP/1.1\r\n",
     b"GET http://u@a/ HTTP/1.1\r\n",
     b"GET http://a:x/ HTTP/1.1\r\n",
+    b"GET http://%zz/ HTTP/1.1\r\n",
+    b"GET http://[zz]/ HTTP/1.1\r\n",
+    b"GET http://[1.2.3.4]/ HTTP/1.1\r\n",
     b"GET ftp://a/ HTTP/1.1\r\n",
-    b"\r\n\r\nGET / HTTP/1.1\r\n",
     b"\nGET / HTTP/1.1\r\n",
+    b"\r\n\nGET / HTTP/1.1\r\n",
+    b"\r\n\r\r\nGET / HTTP/1.1\r\n",
+    // A line ends with CR and LF.
+    b"GET / HTTP/1.1\n",
+    b"POST /echo HTTP/1.1\nContent-Length: 3\r\n",
     b"\r\rGET / HTTP/1.1\r\n",
     // The beginning of a TLS handshake, and of SOCKS.
     b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n",
@@ -92,7 +99,8 @@ const VERSIONS: &[(&[u8], u16)] = &[
     (b"GET / HTTP/2.0", 505),
     (b"GET / HTTP/0.9", 505),
     (b"GET / HTTP/3", 505),
-    (b"GET / HTTP/1.2", 505),
+    (b"GET / HTTP/2", 505),
+    (b"GET / HTTP/0.0", 505),
     (b"GET / HTTP/9.1", 505),
     (b"PRI * HTTP/2.0", 505),
     (b"GET / http/1.1", 400),
@@ -103,6 +111,26 @@ const VERSIONS: &[(&[u8], u16)] = &[
     (b"GET / HTP/1.1", 400),
     (b"GET / HTTP/1.10", 400),
     (b"GET / HTTP/1.1x", 400),
+    (b"GET / HTTP/1.2x", 400),
+    (b"GET / HTTP/1.2 ", 400),
+    (b"GET / HTTP/1.22", 400),
+    (b"GET / HTTP/1", 400),
+    (b"GET / HTTP/1.", 400),
+    (b"GET / HTTP/01.01", 400),
+    (b"GET / HTTP/01.1", 400),
+    (b"GET / HTTP/10.1", 400),
+    (b"GET / HTTP/1.01", 400),
+    (b"GET / HTTP/2garbage", 400),
+    (b"GET / HTTP/2.0garbage", 400),
+    (b"GET / HTTP/2.0 ", 400),
+    (b"GET / HTTP/2.", 400),
+    (b"GET / HTTP/2.x", 400),
+    (b"GET / HTTP/2,0", 400),
+    (b"GET / HTTP/2 0", 400),
+    (b"GET / HTTP/20", 400),
+    (b"GET / HTTP/", 400),
+    (b"GET / HTTP/-1.1", 400),
+    (b"GET / HTTP /1.1", 400),
 ];
 
 const HOSTS: &[&[u8]] = &[
@@ -127,6 +155,33 @@ const HOSTS: &[&[u8]] = &[
     b"Host: \"a\"\r\n",
     b"Host: <a>\r\n",
     b"Host: \xc3\xa9\r\n",
+    // What is encoded is so by two digits.
+    b"Host: %\r\n",
+    b"Host: %4\r\n",
+    b"Host: %zz\r\n",
+    b"Host: a%4g.b\r\n",
+    b"Host: %%41\r\n",
+    // What is in brackets is an IPv6 address, or says of what version it is.
+    b"Host: [zz]\r\n",
+    b"Host: [1.2.3.4]\r\n",
+    b"Host: [1.2.3.4]:80\r\n",
+    b"Host: [a]\r\n",
+    b"Host: [1:2]\r\n",
+    b"Host: [::1::]\r\n",
+    b"Host: [::1%25lo]\r\n",
+    b"Host: [::g]\r\n",
+    b"Host: [:]\r\n",
+    b"Host: [1:2:3:4:5:6:7:8:9]\r\n",
+    b"Host: [v1.]\r\n",
+    b"Host: [v.x]\r\n",
+    b"Host: [vg.x]\r\n",
+    b"Host: [v1x]\r\n",
+    b"Host: [v1.%41]\r\n",
+    b"Host: x[::1]\r\n",
+    // Ends of lines.
+    b"Host: a\n",
+    b"Host: a\nX: y\r\n",
+    b"Host: a\r\nX: y\n",
 ];
 
 const FIELDS: &[&[u8]] = &[
@@ -153,6 +208,9 @@ const FIELDS: &[&[u8]] = &[
     b"X: y\r\n\tz",
     b"Transfer-Encoding:\r\n chunked",
     b"X:\r\n Content-Length: 5",
+    // Ends of lines.
+    b"X: y\nZ: z",
+    b"X: y\n",
     // A field with white space in front.
     b" X: y",
     b"\tX: y",
@@ -224,7 +282,8 @@ const CHUNKS: &[&[u8]] = &[
     b" 3\r\nabc\r\n0\r\n\r\n",
     b"3 \r\nabc\r\n0\r\n\r\n",
     b"3\t\r\nabc\r\n0\r\n\r\n",
-    b"3 ;x\r\nabc\r\n0\r\n\r\n",
+    b"3 x\r\nabc\r\n0\r\n\r\n",
+    b"3 3\r\nabc\r\n0\r\n\r\n",
     b"3_\r\nabc\r\n0\r\n\r\n",
     b"3g\r\nabc\r\n0\r\n\r\n",
     b"g\r\nabc\r\n0\r\n\r\n",
@@ -235,6 +294,32 @@ const CHUNKS: &[&[u8]] = &[
     b"10000000000000003\r\nabc\r\n0\r\n\r\n",
     b"00000000000000003\r\nabc\r\n0\r\n\r\n",
     b"fffffffffffffffff\r\nabc\r\n0\r\n\r\n",
+    // Extensions.
+    b"3;\r\nabc\r\n0\r\n\r\n",
+    b"3; \r\nabc\r\n0\r\n\r\n",
+    b"3;;x\r\nabc\r\n0\r\n\r\n",
+    b"3;x;\r\nabc\r\n0\r\n\r\n",
+    b"3;=y\r\nabc\r\n0\r\n\r\n",
+    b"3;x=\r\nabc\r\n0\r\n\r\n",
+    b"3;x=;y\r\nabc\r\n0\r\n\r\n",
+    b"3;x==y\r\nabc\r\n0\r\n\r\n",
+    b"3;x=y=z\r\nabc\r\n0\r\n\r\n",
+    b"3;x y\r\nabc\r\n0\r\n\r\n",
+    b"3;x \r\nabc\r\n0\r\n\r\n",
+    b"3;x=y z\r\nabc\r\n0\r\n\r\n",
+    b"3;x=y \r\nabc\r\n0\r\n\r\n",
+    b"3;x=\"y\r\nabc\r\n0\r\n\r\n",
+    b"3;x=\"y\\\r\nabc\r\n0\r\n\r\n",
+    b"3;x=\"y\\\"\r\nabc\r\n0\r\n\r\n",
+    b"3;x=\"y\"z\r\nabc\r\n0\r\n\r\n",
+    b"3;x=\"y\" \r\nabc\r\n0\r\n\r\n",
+    b"3;x=y\"z\"\r\nabc\r\n0\r\n\r\n",
+    b"3;x=\"y\" =z\r\nabc\r\n0\r\n\r\n",
+    b"3;\"x\"\r\nabc\r\n0\r\n\r\n",
+    b"3;x,y\r\nabc\r\n0\r\n\r\n",
+    b"3;(x)\r\nabc\r\n0\r\n\r\n",
+    b"3;x=\xe9\r\nabc\r\n0\r\n\r\n",
+    b"3;\xe9\r\nabc\r\n0\r\n\r\n",
     // Ends of lines.
     b"3\nabc\r\n0\r\n\r\n",
     b"3\rabc\r\n0\r\n\r\n",
@@ -284,7 +369,6 @@ fn what_came_before_is_served() {
         let (bytes, closed) = super::client::answer(&[&before[..], &sent].concat());
         let replies = super::client::replies(&bytes, &[false; 2]);
         let statuses: Vec<_> = replies.iter().map(|reply| reply.status).collect();
-        // An empty line is allowed behind a request once, and again in front of the next.
         assert_eq!((statuses, closed), (vec![200, status], true), "{}", sent.escape_ascii());
     }
 }

@@ -3,8 +3,11 @@
 use wheelhouse::sim::Sim;
 
 use super::client::{
-    DATE, advance_wall, answer, last_reply_to, millis, replies, reply_to, secs, serve, take_replies,
+    DATE, advance_wall, answer, answer_pieces, last_reply_to, millis, replies, reply_to, secs,
+    serve, take_replies,
 };
+
+use crate::server::EMPTY_LINES_MAX;
 
 const HELLO: &str = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
 
@@ -168,17 +171,21 @@ fn queries_are_told_from_paths() {
 fn a_method_that_is_not_allowed_is_told_which_are() {
     for path in ["/", "/bytes/1", "/healthz", "/readyz", "/metrics", "/slow?ms=1"] {
         let reply = reply_to(&format!("POST {path} HTTP/1.1\r\nHost: a\r\n\r\n"));
-        assert_eq!((reply.status, reply.field("Allow")), (405, Some("GET, HEAD")), "{path}");
+        assert_eq!(
+            (reply.status, reply.field("Allow")),
+            (405, Some("GET, HEAD, OPTIONS")),
+            "{path}"
+        );
     }
     for method in ["GET", "HEAD"] {
         let reply = reply_to(&format!("{method} /echo HTTP/1.1\r\nHost: a\r\n\r\n"));
-        assert_eq!((reply.status, reply.field("Allow")), (405, Some("POST")));
+        assert_eq!((reply.status, reply.field("Allow")), (405, Some("POST, OPTIONS")));
     }
 }
 
 #[test]
 fn a_method_that_is_not_implemented_is_answered_and_its_body_skipped() {
-    for method in ["PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "get", "G", "PROPFIND", "M-SEARCH"]
+    for method in ["PUT", "DELETE", "PATCH", "options", "TRACE", "get", "G", "PROPFIND", "M-SEARCH"]
     {
         for path in ["/", "/nowhere", "*"] {
             let reply = reply_to(&format!(
@@ -251,6 +258,11 @@ fn hosts_come_in_all_shapes() {
         "[v1.x:y]",
         "a_b-c.d~e",
         "%41",
+        "a%4f%fFb:80",
+        "[2001:db8::1]",
+        "[1:2:3:4:5:6:7:8]:80",
+        "[::ffff:1.2.3.4]",
+        "[vF9.a~:!]:80",
         "a!$&'()*+,;=",
     ] {
         assert_eq!(reply_to(&format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n")).status, 200);
@@ -260,13 +272,12 @@ fn hosts_come_in_all_shapes() {
 #[test]
 fn what_the_standard_lets_pass_passes() {
     for sent in [
-        // One empty line, as some peers send behind a body.
+        // Empty lines, as some peers send behind a body.
         "\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n",
+        "\r\n\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n",
         "GET / HTTP/1.1\r\nhOST:a\r\n\r\n",
         "GET / HTTP/1.1\r\nHost: \t a \t \r\n\r\n",
         "GET / HTTP/1.1\r\nHost: a\r\nX:\r\nY: \u{e9}\tz\r\n\r\n",
-        // RFC 9112, 2.2: a bare LF may be taken for the end of a line of the head.
-        "GET / HTTP/1.1\nHost: a\n\n",
         "GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n",
         "GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 003\r\n\r\nabc",
     ] {
@@ -292,6 +303,78 @@ fn an_empty_line_between_requests_is_no_request() {
     assert_eq!(peer.take(), b"");
     assert!(!peer.is_open());
     assert_eq!(server.stats().requests, 3);
+}
+
+#[test]
+fn empty_lines_before_a_request_are_skipped_up_to_a_bound() {
+    for (lines, status) in
+        [(1, 200), (EMPTY_LINES_MAX, 200), (EMPTY_LINES_MAX + 1, 400), (100_000, 400)]
+    {
+        let sent = "\r\n".repeat(lines) + HELLO;
+        // Before the first request, and before a later one.
+        let (first, _) = answer(sent.as_bytes());
+        assert_eq!(replies(&first, &[false])[0].status, status, "{lines} lines");
+        let (second, _) = answer((HELLO.to_owned() + &sent).as_bytes());
+        assert_eq!(replies(&second, &[false; 2])[1].status, status, "{lines} lines");
+    }
+    // One by one, and each request has its own.
+    let lines = vec![&b"\r\n"[..]; EMPTY_LINES_MAX];
+    let (bytes, closed) =
+        answer_pieces(&[&lines[..], &[HELLO.as_bytes()], &lines, &[HELLO.as_bytes()]].concat());
+    assert_eq!((replies(&bytes, &[false; 2]).len(), closed), (2, false));
+}
+
+#[test]
+fn later_minor_versions_are_served_as_1_1() {
+    for minor in 1..=9 {
+        let as_1_1 = |sent: &str| reply_to(&sent.replace("1.1", &format!("1.{minor}")));
+        assert_eq!(as_1_1(HELLO).text(), "Hello, World!");
+        assert_eq!(as_1_1(&get("/bytes/3?HTTP/1.1")).text(), "012");
+        assert_eq!(as_1_1(&HELLO.replace("GET", "HEAD")).text(), "");
+        let chunked = "POST /echo HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n\
+                       3\r\nabc\r\n0\r\n\r\n";
+        assert_eq!(as_1_1(chunked).text(), "abc");
+        // They need a Host too.
+        let hostless = format!("GET / HTTP/1.{minor}\r\n\r\n");
+        assert_eq!(last_reply_to(hostless.as_bytes()).status, 400);
+    }
+    // Only the version of the message is the version, and its bytes stay what they are.
+    let body = "GET / HTTP/1.5\r\n\r\n";
+    let length = body.len();
+    let sent = format!("POST /echo HTTP/1.7\r\nHost: a\r\nContent-Length: {length}\r\n\r\n{body}");
+    assert_eq!(reply_to(&sent).text(), body);
+}
+
+#[test]
+fn options_are_answered_with_what_is_allowed() {
+    for (target, allowed) in [
+        ("/", "GET, HEAD, OPTIONS"),
+        ("/bytes/5", "GET, HEAD, OPTIONS"),
+        ("/slow", "GET, HEAD, OPTIONS"),
+        ("/healthz?x", "GET, HEAD, OPTIONS"),
+        ("/echo", "POST, OPTIONS"),
+        ("*", "GET, HEAD, POST, OPTIONS"),
+        ("http://a/echo", "POST, OPTIONS"),
+        // RFC 9112, 3.2.4: a URI without a path means the server as a whole.
+        ("http://a", "GET, HEAD, POST, OPTIONS"),
+        ("http://a:80", "GET, HEAD, POST, OPTIONS"),
+    ] {
+        let reply = reply_to(&format!("OPTIONS {target} HTTP/1.1\r\nHost: a\r\n\r\n"));
+        assert_eq!((reply.status, reply.text()), (200, ""), "{target}");
+        assert_eq!(reply.field("Allow"), Some(allowed), "{target}");
+        assert_eq!(reply.field("Content-Length"), Some("0"));
+    }
+    // As HAProxy asks by default.
+    let check = last_reply_to(b"OPTIONS / HTTP/1.0\r\n\r\n");
+    assert_eq!((check.status, check.field("Allow")), (200, Some("GET, HEAD, OPTIONS")));
+    assert_eq!(reply_to("OPTIONS /nowhere HTTP/1.1\r\nHost: a\r\n\r\n").status, 404);
+    for target in ["**", "*?x", "x", "http://", "http://a/#x"] {
+        let sent = format!("OPTIONS {target} HTTP/1.1\r\nHost: a\r\n\r\n");
+        assert_eq!(last_reply_to(sent.as_bytes()).status, 400, "{target}");
+    }
+    // A body is skipped.
+    let sent = "OPTIONS / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc";
+    assert_eq!(reply_to(sent).status, 200);
 }
 
 #[test]
