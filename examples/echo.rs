@@ -4,6 +4,8 @@ mod common;
 #[path = "common/metrics.rs"]
 mod metrics;
 
+use std::process::ExitCode;
+
 use bytes::BytesMut;
 use clap::Parser;
 use wheelhouse::{Conn, Handler};
@@ -32,8 +34,6 @@ impl Handler for Echo {
     }
 }
 
-fn main() {
-    let args: Args = common::parse();
-    common::log();
-    metrics::serve(&args.server, Echo);
+fn main() -> ExitCode {
+    common::main(|args: Args| metrics::serve(&args.server, Echo))
 }

@@ -188,11 +188,12 @@ mod end {
             let options = ["--metrics=127.0.0.1:0", "--shutdown-spread=3s", "--max-connections=1"];
             let mut server = Server::start(name, &options);
             let watched = server.metrics_addr();
-            let collect = |path: &str| {
+            let ask = |method: &str, path: &str| {
                 let mut collector = TcpStream::connect(&watched).expect("it answers to the end");
-                write!(collector, "GET {path} HTTP/1.1\r\nHost: a\r\n\r\n").expect("it reads");
+                write!(collector, "{method} {path} HTTP/1.1\r\nHost: a\r\n\r\n").expect("it reads");
                 String::from_utf8(read_to_end(&mut collector)).expect("text")
             };
+            let collect = |path: &str| ask("GET", path);
             let mut peer = server.dial();
             let hello: &[u8] = if name == "echo" { b"PING\n" } else { b"PONG\n" };
             exchange(&mut peer, b"PING\n", hello);
@@ -200,6 +201,18 @@ mod end {
             assert!(text.starts_with("HTTP/1.1 200 OK\r\n"), "{text}");
             assert_eq!(value(&text, "wheelhouse_accepted_total"), 2, "{text}");
             assert!(collect("/").starts_with("HTTP/1.1 404 "));
+            assert!(collect("/metrics?x=/&y").starts_with("HTTP/1.1 200 OK\r\n"));
+            assert!(collect("http://a:80/metrics?x").starts_with("HTTP/1.1 200 OK\r\n"));
+            assert!(collect("/x?/metrics").starts_with("HTTP/1.1 404 "));
+            for (path, status) in [("/metrics", 200), ("/metrics?x", 200), ("/", 404)] {
+                let head = ask("HEAD", path);
+                assert!(head.starts_with(&format!("HTTP/1.1 {status} ")), "{head}");
+                assert!(head.contains("\r\nContent-Length: "), "{head}");
+                assert!(head.ends_with("\r\n\r\n") && !head.contains("wheelhouse_"), "{head}");
+            }
+            let refused = ask("POST", "/metrics");
+            assert!(refused.starts_with("HTTP/1.1 405 "), "{refused}");
+            assert!(refused.contains("\r\nAllow: GET, HEAD\r\n"), "{refused}");
             server.program.signal("TERM");
             eventually("it closes its door", || TcpStream::connect(&server.addr).is_err());
             assert_eq!(value(&collect("/metrics"), "wheelhouse_connections"), 2);
@@ -621,6 +634,306 @@ mod ping_server {
     }
 }
 
+/// A server serves and ends in order whatever becomes of what it prints.
+mod outputs {
+    use std::fs::OpenOptions;
+    use std::os::fd::AsFd;
+    use std::process::{self, Stdio};
+
+    use mio::unix::pipe;
+
+    use super::*;
+
+    /// What a stream of a program leads to.
+    #[derive(Clone, Copy, Debug, Eq, PartialEq)]
+    enum Outlet {
+        /// A file that takes everything.
+        Null,
+        Closed,
+        /// A device on which nothing has room.
+        FullDevice,
+        /// A pipe whose reader has gone.
+        BrokenPipe,
+        /// A pipe that is full and whose reader does not read; a write waits.
+        FullPipe,
+        /// The same, and a write fails.
+        FullNonBlockingPipe,
+    }
+
+    const OUTLETS: [Outlet; 6] = [
+        Outlet::Null,
+        Outlet::Closed,
+        Outlet::FullDevice,
+        Outlet::BrokenPipe,
+        Outlet::FullPipe,
+        Outlet::FullNonBlockingPipe,
+    ];
+
+    impl Outlet {
+        /// It, and the reader of its pipe.
+        fn open(self) -> (Stdio, Option<pipe::Receiver>) {
+            match self {
+                // The shell closes it.
+                Self::Null | Self::Closed => (Stdio::null(), None),
+                Self::FullDevice => {
+                    let device = OpenOptions::new().write(true).open("/dev/full");
+                    (device.expect("a device of Linux").into(), None)
+                }
+                Self::BrokenPipe => {
+                    let (_, writer) = std::io::pipe().expect("descriptors to spare");
+                    (writer.into(), None)
+                }
+                Self::FullPipe | Self::FullNonBlockingPipe => {
+                    let (mut writer, reader) = pipe::new().expect("descriptors to spare");
+                    for size in [4_096, 1] {
+                        while writer.write(&[b'x'; 4_096][..size]).is_ok() {}
+                    }
+                    writer.set_nonblocking(self == Self::FullNonBlockingPipe).expect("a pipe");
+                    let writer =
+                        writer.as_fd().try_clone_to_owned().expect("a descriptor to spare");
+                    (writer.into(), Some(reader))
+                }
+            }
+        }
+    }
+
+    /// A process that is killed at the end of the test at the latest.
+    struct Child(process::Child);
+
+    impl Child {
+        fn signal(&self, signal: &str) {
+            let pid = self.0.id().to_string();
+            let sent = Command::new("kill").args([&format!("-{signal}"), &pid]).status();
+            assert!(sent.is_ok_and(|status| status.success()), "kill -{signal}");
+        }
+
+        fn exit_code(&mut self) -> Option<i32> {
+            let mut status = None;
+            eventually("the program ends", || {
+                status = self.0.try_wait().expect("a child of ours");
+                status.is_some()
+            });
+            status.and_then(|status| status.code())
+        }
+    }
+
+    impl Drop for Child {
+        fn drop(&mut self) {
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        }
+    }
+
+    /// A program whose streams lead somewhere.
+    struct Started {
+        program: Child,
+        stdout: Option<pipe::Receiver>,
+        stderr: Option<pipe::Receiver>,
+    }
+
+    impl Started {
+        fn new(name: &str, options: &[&str], stdout: Outlet, stderr: Outlet) -> Self {
+            let closed = |stream, outlet| if outlet == Outlet::Closed { stream } else { "" };
+            let (out, err) = (closed(">&-", stdout), closed("2>&-", stderr));
+            let (stdout, out_reader) = stdout.open();
+            let (stderr, err_reader) = stderr.open();
+            let mut command = Command::new("sh");
+            command
+                .args(["-c", &format!(r#"exec "$0" "$@" {out} {err}"#)])
+                .arg(example_path(name))
+                .args(options)
+                .env("RUST_LOG", "trace")
+                .stdin(Stdio::null())
+                .stdout(stdout)
+                .stderr(stderr);
+            let program = Child(command.spawn().expect("there is a shell"));
+            Self { program, stdout: out_reader, stderr: err_reader }
+        }
+
+        /// The exit code, which it must have within the second that the last lines are given.
+        fn exit_code(&mut self) -> Option<i32> {
+            let began = Instant::now();
+            let code = self.program.exit_code();
+            let took = began.elapsed();
+            assert!(took < Duration::from_secs(1) + LATENESS, "{took:?}");
+            code
+        }
+
+        /// Dials it as soon as it listens at `addr`.
+        fn dial(&mut self, addr: &str) -> TcpStream {
+            let mut peer = None;
+            eventually("it listens", || {
+                let ended = self.program.0.try_wait().expect("a child of ours");
+                assert_eq!(ended, None, "it ends instead of listening");
+                // A socket that dials its own port is connected to itself.
+                let not_itself = |peer: &TcpStream| peer.local_addr().ok() != peer.peer_addr().ok();
+                peer = TcpStream::connect(addr).ok().filter(not_itself);
+                peer.is_some()
+            });
+            let peer = peer.expect("it listens");
+            peer.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+            peer
+        }
+    }
+
+    /// Reads on until `text` has come.
+    fn read_until(reader: &mut pipe::Receiver, text: &str) -> String {
+        let mut got = Vec::new();
+        eventually(text, || {
+            let mut piece = [0; 4_096];
+            loop {
+                if got.windows(text.len()).any(|window| window == text.as_bytes()) {
+                    return true;
+                }
+                match reader.read(&mut piece) {
+                    Ok(0) => panic!("{text:?} is not in {}", got.escape_ascii()),
+                    Ok(count) => got.extend_from_slice(&piece[..count]),
+                    Err(error) => {
+                        assert!(is_timeout(&error), "{error}");
+                        return false;
+                    }
+                }
+            }
+        });
+        String::from_utf8(got).expect("text")
+    }
+
+    /// Asks a server of this name for something little.
+    fn ask(name: &str, peer: &mut TcpStream) {
+        match name {
+            "echo" => exchange(peer, b"hello", b"hello"),
+            "ping" => exchange(peer, b"PING 1\n", b"PONG 1\n"),
+            _ => {
+                peer.write_all(b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n").expect("it reads");
+                let mut reply = Vec::new();
+                while !reply.ends_with(b"\r\n\r\nok\n") {
+                    let mut byte = [0];
+                    peer.read_exact(&mut byte).expect("a reply");
+                    reply.push(byte[0]);
+                }
+            }
+        }
+    }
+
+    /// So often, so that more is logged than waits to be written.
+    const TIMES: usize = 1_500;
+
+    fn serve(name: &str, stdout: Outlet, stderr: Outlet) {
+        let addr = nobody();
+        let options = [
+            "--listen",
+            &addr,
+            "--max-per-client=1",
+            "--max-requests=off",
+            "--shutdown-spread=off",
+        ];
+        let mut server = Started::new(name, &options, stdout, stderr);
+        let mut peer = server.dial(&addr);
+        for _ in 0..TIMES {
+            ask(name, &mut peer);
+        }
+        let mut refused = server.dial(&addr);
+        assert_eq!(read_to_end(&mut refused), b"", "one client too many");
+        ask(name, &mut peer);
+        server.program.signal("TERM");
+        let streams = format!("{name} with stdout {stdout:?} and stderr {stderr:?}");
+        assert_eq!(server.exit_code(), Some(0), "{streams}");
+        assert_eq!(read_to_end(&mut peer), b"", "{streams}");
+    }
+
+    #[test]
+    fn a_log_that_cannot_be_written_stops_no_server() {
+        for stderr in OUTLETS {
+            serve("echo", Outlet::Null, stderr);
+        }
+    }
+
+    #[test]
+    fn a_stdout_that_cannot_be_written_stops_no_server() {
+        for stdout in OUTLETS {
+            serve("echo", stdout, Outlet::Null);
+        }
+    }
+
+    #[test]
+    fn neither_stream_stops_any_server() {
+        for outlet in OUTLETS {
+            for name in ["echo", "http", "ping"] {
+                serve(name, outlet, outlet);
+            }
+        }
+    }
+
+    #[test]
+    fn the_ping_client_ends_whatever_becomes_of_its_lines() {
+        let server = Server::start("ping", &[]);
+        for outlet in OUTLETS {
+            let options = ["--connect", &server.addr, "--count=3", "--interval=20ms"];
+            for (stdout, stderr) in
+                [(outlet, Outlet::Null), (Outlet::Null, outlet), (outlet, outlet)]
+            {
+                let mut client = Started::new("ping", &options, stdout, stderr);
+                assert_eq!(client.exit_code(), Some(0), "{stdout:?} {stderr:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_ping_client_ends_when_its_lines_cannot_be_written() {
+        let server = Server::start("ping", &[]);
+        for outlet in [Outlet::FullDevice, Outlet::BrokenPipe] {
+            let options = ["--connect", &server.addr, "--interval=20ms"];
+            let mut client = Started::new("ping", &options, outlet, Outlet::Null);
+            assert_eq!(client.exit_code(), Some(0), "{outlet:?}");
+        }
+    }
+
+    #[test]
+    fn a_program_that_cannot_say_what_is_wrong_ends_all_the_same() {
+        let used = Server::start("echo", &[]);
+        for outlet in OUTLETS {
+            for name in ["echo", "http", "ping"] {
+                for (options, code) in [
+                    (&["--listen=nowhere"][..], 2),
+                    (&["--listen", &used.addr], 1),
+                    (&["--help"], 0),
+                ] {
+                    let mut program = Started::new(name, options, outlet, outlet);
+                    assert_eq!(program.exit_code(), Some(code), "{name} {options:?} {outlet:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn lines_that_waited_are_written_once_there_is_room() {
+        for outlet in [Outlet::FullPipe, Outlet::FullNonBlockingPipe] {
+            let addr = nobody();
+            let options = ["--listen", &addr, "--shutdown-spread=off"];
+            let mut server = Started::new("echo", &options, outlet, outlet);
+            let mut peer = server.dial(&addr);
+            for _ in 0..TIMES {
+                ask("echo", &mut peer);
+            }
+            let mut stdout = server.stdout.take().expect("the reader of a pipe");
+            let mut stderr = server.stderr.take().expect("the reader of a pipe");
+            read_until(&mut stdout, &format!("listening on {addr}\n"));
+            let log = read_until(&mut stderr, " lines were lost here)\n");
+            let log = log.trim_start_matches('x');
+            // The first lines waited, the last ones are lost, and each line is whole.
+            assert!(log.contains("reactor started"), "{log}");
+            assert!(
+                log.lines().all(|line| line.starts_with("20") || line.starts_with('(')),
+                "{log}"
+            );
+            server.program.signal("TERM");
+            assert_eq!(server.exit_code(), Some(0));
+            read_until(&mut stdout, "closed=1 shutdown=1\n");
+            read_until(&mut stderr, "reactor stopped");
+        }
+    }
+}
+
 mod ping_client {
     use super::*;
 
@@ -777,12 +1090,6 @@ mod ping_client {
     fn client(addr: &str, options: &[&str]) -> Program {
         Program::start(example("ping").args(["--connect", addr]).args(options))
     }
-
-    /// An address where nobody listens.
-    fn nobody() -> String {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-        listener.local_addr().expect("a bound socket").to_string()
-    }
 }
 
 mod http {
@@ -927,6 +1234,32 @@ mod http {
         assert_eq!(status(&[&url(&format!("/?{}", "x".repeat(10_000)))]), b"414");
         assert_eq!(status(&["-H", &format!("X: {}", "x".repeat(20_000)), &url("/")]), b"431");
         assert!(server.stop("TERM").contains("local=4"));
+    }
+
+    #[test]
+    fn curl_asks_what_is_allowed() {
+        if Command::new("curl").arg("--version").output().is_err() {
+            return eprintln!("skipped: no curl here");
+        }
+        let server = Server::start("http", &[]);
+        let url = format!("http://{}", server.addr);
+        let (root, echo) = (format!("{url}/"), format!("{url}/echo"));
+        for (target, asked, allowed) in [
+            (&["-X", "OPTIONS"][..], &root, "GET, HEAD, OPTIONS"),
+            (&["-X", "OPTIONS"], &echo, "POST, OPTIONS"),
+            (&["-X", "OPTIONS", "--request-target", "*"], &root, "GET, HEAD, POST, OPTIONS"),
+        ] {
+            let head = curl(&[&["--include"], target, &[asked]].concat());
+            let head = String::from_utf8(head).expect("a head is text");
+            assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{head}");
+            assert!(head.contains(&format!("\r\nAllow: {allowed}\r\n")), "{head}");
+            assert!(head.ends_with("\r\n\r\n"), "{head}");
+        }
+        // curl would wait for a body that a reply to HEAD announces only.
+        for path in ["/", "/nowhere", "/metrics", "/bytes/1000", "/slow?ms=1"] {
+            let head = curl(&["--head", &format!("{url}{path}")]);
+            assert!(head.ends_with(b"\r\n\r\n"), "{path}");
+        }
     }
 
     /// What curl prints; it must not complain.

@@ -91,18 +91,83 @@ mod loads {
     }
 }
 
+/// A tool that runs until it is killed, at the end of the test at the latest.
+struct Tool(Child);
+
+impl Drop for Tool {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+mod balancers {
+    use std::fs;
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+    use crate::programs::{TempPath, nobody};
+
+    /// `option httpchk` alone sends `OPTIONS / HTTP/1.0` and takes 2xx and 3xx for healthy.
+    #[test]
+    fn the_plain_check_of_haproxy_passes() {
+        if !has("haproxy") {
+            return;
+        }
+        let server = Server::start("http", &[]);
+        let (front, stats, settings) = (nobody(), TempPath::new(), TempPath::new());
+        let text = format!(
+            "global\n\
+             stats socket {stats} level user\n\
+             defaults\n\
+             mode http\n\
+             timeout connect 5s\n\
+             timeout client 5s\n\
+             timeout server 5s\n\
+             frontend front\n\
+             bind {front}\n\
+             default_backend store\n\
+             backend store\n\
+             option httpchk\n\
+             server one {server} check inter 100ms fall 1 rise 1\n",
+            stats = stats.0.display(),
+            server = server.addr,
+        );
+        fs::write(&settings.0, text).expect("a place for temporary files");
+        let haproxy = Command::new("haproxy")
+            .args(["-db", "-f"])
+            .arg(&settings.0)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn();
+        let _haproxy = Tool(haproxy.expect("the tool was there before"));
+        // The columns are counted from 1 in its manual, 9.1: check_status is 37, check_code 38.
+        let check = || -> Option<(String, String)> {
+            let mut stream = UnixStream::connect(&stats.0).ok()?;
+            stream.write_all(b"show stat\n").ok()?;
+            let mut text = String::new();
+            stream.read_to_string(&mut text).ok()?;
+            let line = text.lines().find(|line| line.starts_with("store,one,"))?;
+            let mut columns = line.split(',').skip(36).map(str::to_owned);
+            Some((columns.next()?, columns.next()?))
+        };
+        let mut seen = None;
+        eventually("it has asked", || {
+            seen = check().filter(|(status, _)| status.starts_with("L7"));
+            seen.is_some()
+        });
+        let healthy = ("L7OK".to_owned(), "200".to_owned());
+        assert_eq!(seen, Some(healthy));
+        let mut peer = TcpStream::connect(&front).expect("it listens");
+        peer.write_all(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+            .expect("it reads");
+        assert!(read_to_end(&mut peer).ends_with(b"Hello, World!"));
+    }
+}
+
 mod slow {
     use super::*;
-
-    /// A tool that attacks for a while.
-    struct Attack(Child);
-
-    impl Drop for Attack {
-        fn drop(&mut self) {
-            let _ = self.0.kill();
-            let _ = self.0.wait();
-        }
-    }
 
     /// Attacks a server with short deadlines, asks it all the while, and returns its metrics once
     /// every attacker is gone.
@@ -120,7 +185,7 @@ mod slow {
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn();
-        let attack = Attack(attack.expect("the tool was there before"));
+        let attack = Tool(attack.expect("the tool was there before"));
         let mut bystander = server.dial();
         ask(&mut bystander);
         eventually("the attack has begun", || {

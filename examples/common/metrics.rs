@@ -1,21 +1,22 @@
-//! A second listener for whoever watches the server: it answers `GET /metrics` and nothing else.
+//! A second listener, for a collector of metrics: it answers GET and HEAD of `/metrics`.
 
 use std::io;
 
 use bytes::BytesMut;
 use wheelhouse::{
-    AlarmId, CloseReason, Closed, Config, Conn, Context, Handler, ListenerId, Origin, Timeouts,
+    AlarmId, CloseReason, Closed, Config, Conn, Context, Error, Handler, ListenerId, Origin,
+    Timeouts,
 };
 
 use crate::common::{ServerArgs, run};
 
 /// Serves until a signal, with metrics beside it if they are wanted.
-pub(crate) fn serve<H: Handler + 'static>(args: &ServerArgs, handler: H) {
+pub(crate) fn serve<H: Handler + 'static>(args: &ServerArgs, handler: H) -> Result<u8, Error> {
     let config = args.config(Config::default());
     if args.metrics.is_none() {
         return run(args, config, |_| handler);
     }
-    run(args, config, |listener| Metered::new(handler, listener.expect("a listener for metrics")));
+    run(args, config, |listener| Metered::new(handler, listener.expect("a listener for metrics")))
 }
 
 /// Fields that a collector may send.
@@ -44,22 +45,41 @@ impl<H: Handler> Metered<H> {
 fn answer(conn: &mut Conn<'_>, input: &mut BytesMut) {
     let mut fields = [httparse::EMPTY_HEADER; FIELDS];
     let mut request = httparse::Request::new(&mut fields);
-    let (status, text) = match request.parse(input) {
+    let status = match request.parse(input) {
         Ok(httparse::Status::Partial) => return,
-        Ok(_) if (request.method, request.path) == (Some("GET"), Some("/metrics")) => {
-            ("200 OK", conn.cx().stats().prometheus().to_string())
-        }
-        Ok(_) => ("404 Not Found", "There is only GET /metrics.\n".to_owned()),
-        Err(_) => ("400 Bad Request", String::new()),
+        Ok(_) if request.path.map(path) != Some("/metrics") => "404 Not Found",
+        Ok(_) if !matches!(request.method, Some("GET" | "HEAD")) => "405 Method Not Allowed",
+        Ok(_) => "200 OK",
+        Err(httparse::Error::TooManyHeaders) => "431 Request Header Fields Too Large",
+        Err(_) => "400 Bad Request",
     };
+    let head_only = input.starts_with(b"HEAD ");
     input.clear();
+    let text = match status {
+        "200 OK" => conn.cx().stats().prometheus().to_string(),
+        _ => format!("{status}\nThere is only GET /metrics.\n"),
+    };
     write!(
         conn,
         "HTTP/1.1 {status}\r\nContent-Type: text/plain; version=0.0.4\r\n\
-         Content-Length: {}\r\nConnection: close\r\n\r\n{text}",
+         Content-Length: {}\r\nConnection: close\r\n",
         text.len()
     );
+    if status.starts_with("405") {
+        conn.write(b"Allow: GET, HEAD\r\n");
+    }
+    conn.write(b"\r\n");
+    if !head_only {
+        conn.write(text.as_bytes());
+    }
     conn.close();
+}
+
+/// The path of a request's target, in origin form or absolute form, without its query.
+fn path(target: &str) -> &str {
+    let absolute = target.strip_prefix("http://");
+    let target = absolute.map_or(target, |rest| rest.find('/').map_or("", |at| &rest[at..]));
+    target.split('?').next().unwrap_or_default()
 }
 
 /// Passes a callback on to the handler of a connection that is not a collector's.

@@ -1,17 +1,23 @@
 //! What the example servers share: options, logging, and an orderly end on a signal.
 
+mod output;
+
+use std::backtrace::{Backtrace, BacktraceStatus};
 use std::fmt::Write as _;
-use std::io::Write as _;
-use std::process::exit;
+use std::panic::{self, AssertUnwindSafe};
+use std::process::ExitCode;
 use std::str::FromStr;
 use std::time::Duration;
-use std::{fmt, io, thread};
+use std::{io, thread};
 
+pub(crate) use self::output::{stderr, stdout};
 use clap::{Args, Parser};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use tracing_subscriber::EnvFilter;
-use wheelhouse::{Address, Config, Handle, Handler, ListenConfig, ListenerId, Rate, Reactor};
+use wheelhouse::{
+    Address, Config, Error, Handle, Handler, ListenConfig, ListenerId, Rate, Reactor,
+};
 
 /// The options of a server. What is not given keeps the default of the library.
 #[derive(Args, Debug)]
@@ -163,28 +169,67 @@ impl FromStr for Patience {
     }
 }
 
-/// Parses the command line. What is wrong with it is said in one line, with exit code 2.
-pub(crate) fn parse<T: Parser>() -> T {
-    T::try_parse().unwrap_or_else(|error| {
+/// Runs a program: parses its command line, starts the log, and calls `body`, which returns the
+/// exit code. Whatever becomes of stdout and stderr, this neither waits for them for long nor
+/// panics.
+pub(crate) fn main<A: Parser>(body: impl FnOnce(A) -> Result<u8, Error>) -> ExitCode {
+    output::start();
+    log_panics();
+    let code = parse().and_then(|args| {
+        log();
+        match panic::catch_unwind(AssertUnwindSafe(|| body(args))) {
+            Ok(ended) => ended.map_err(|error| {
+                stderr().line(format_args!("error: {error}"));
+                1
+            }),
+            // The code of a panic that nothing catches.
+            Err(_) => Err(101),
+        }
+    });
+    output::finish();
+    ExitCode::from(code.unwrap_or_else(|code| code))
+}
+
+/// Parses the command line. If it does not ask to run, returns the exit code: 0 for help, 2 for a
+/// mistake, which is reported in one line.
+fn parse<A: Parser>() -> Result<A, u8> {
+    A::try_parse().map_err(|error| {
+        let text = error.to_string();
         if !error.use_stderr() {
-            error.exit();
+            stdout().line(text.trim_end());
+            return 0;
         }
         // clap puts the option and the values allowed first and advice in later paragraphs.
-        let text = error.to_string();
         let first = text.lines().take_while(|line| !line.trim().is_empty());
         let mut line = String::new();
         for part in first {
             let _ = write!(line, "{}{}", if line.is_empty() { "" } else { " " }, part.trim());
         }
-        eprintln!("{line}; see --help");
-        exit(2)
+        stderr().line(format_args!("{line}; see --help"));
+        2
     })
 }
 
 /// Logs to stderr what `RUST_LOG` asks for; warnings by default.
-pub(crate) fn log() {
+fn log() {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(stderr)
+        .log_internal_errors(false)
+        .init();
+}
+
+/// Queues the text of a panic. By default a panic writes it to stderr itself, and a callback that
+/// panics would wait there with the whole loop.
+fn log_panics() {
+    panic::set_hook(Box::new(|panic| {
+        stderr().line(panic);
+        let backtrace = Backtrace::capture();
+        if backtrace.status() == BacktraceStatus::Captured {
+            stderr().line(backtrace);
+        }
+    }));
 }
 
 /// Shuts the reactor down when a signal asks for the end; a second one ends it at once.
@@ -195,42 +240,28 @@ pub(crate) fn shut_down_on_signals<H: Handler + 'static>(handle: Handle<H>) -> i
 }
 
 /// Serves until a signal, and then prints how the connections ended. The handler is made for the
-/// listener for metrics, if there is to be one, and serves those who come there too.
+/// listener for metrics, if there is to be one, and serves what comes there too.
 pub(crate) fn run<H: Handler + 'static>(
     args: &ServerArgs,
     config: Config,
     handler: impl FnOnce(Option<ListenerId>) -> H,
-) {
-    let served = Reactor::new(config).and_then(|mut reactor| {
-        let listener = reactor.listen(args.listen.clone())?;
-        let metrics = match &args.metrics {
-            Some(address) => {
-                let mut exempt = ListenConfig::default();
-                exempt.exempt = true;
-                Some(reactor.listen_with(address.clone(), exempt)?)
-            }
-            None => None,
-        };
-        shut_down_on_signals(reactor.handle())?;
-        print(format_args!("listening on {}", reactor.local_addr(listener)));
-        if let Some(metrics) = metrics {
-            print(format_args!("metrics on {}", reactor.local_addr(metrics)));
+) -> Result<u8, Error> {
+    let mut reactor = Reactor::new(config)?;
+    let listener = reactor.listen(args.listen.clone())?;
+    let metrics = match &args.metrics {
+        Some(address) => {
+            let mut exempt = ListenConfig::default();
+            exempt.exempt = true;
+            Some(reactor.listen_with(address.clone(), exempt)?)
         }
-        Ok(reactor.run(handler(metrics))?)
-    });
-    match served {
-        Ok((_, report)) => print(report),
-        Err(error) => fail(error),
+        None => None,
+    };
+    shut_down_on_signals(reactor.handle())?;
+    stdout().line(format_args!("listening on {}", reactor.local_addr(listener)));
+    if let Some(metrics) = metrics {
+        stdout().line(format_args!("metrics on {}", reactor.local_addr(metrics)));
     }
-}
-
-/// Prints lines, unless nobody reads them any more.
-pub(crate) fn print(lines: impl fmt::Display) {
-    let _ = writeln!(io::stdout(), "{lines}");
-}
-
-/// Says in one line what went wrong, with exit code 1.
-pub(crate) fn fail(error: impl fmt::Display) -> ! {
-    eprintln!("error: {error}");
-    exit(1)
+    let (_, report) = reactor.run(handler(metrics))?;
+    stdout().line(report);
+    Ok(0)
 }

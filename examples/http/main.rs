@@ -14,6 +14,7 @@ mod reply;
 mod route;
 mod server;
 
+use std::process::ExitCode;
 use std::time::SystemTime;
 
 use clap::Parser;
@@ -31,9 +32,9 @@ struct Args {
 #[expect(clippy::disallowed_methods, reason = "replies are dated by the clock on the wall")]
 const WALL_CLOCK: fn() -> SystemTime = SystemTime::now;
 
-fn main() {
-    let args: Args = common::parse();
-    common::log();
-    let config = args.server.config(server::defaults());
-    common::run(&args.server, config, |_| Http::new(WALL_CLOCK));
+fn main() -> ExitCode {
+    common::main(|args: Args| {
+        let config = args.server.config(server::defaults());
+        common::run(&args.server, config, |_| Http::new(WALL_CLOCK))
+    })
 }

@@ -4,14 +4,13 @@
 //! what either turn spent on others is part of it. A ping that finds no connection is lost.
 
 use std::collections::VecDeque;
-use std::io::Write as _;
-use std::process::exit;
+use std::fmt;
 use std::time::Duration;
-use std::{fmt, io};
 
 use bytes::{Buf, BytesMut};
 use wheelhouse::{
-    AlarmId, CloseReason, Config, Conn, ConnId, Context, Handler, Instant, Reactor, State, Target,
+    AlarmId, CloseReason, Config, Conn, ConnId, Context, Error, Handler, Instant, Reactor, State,
+    Target,
 };
 
 use crate::common;
@@ -26,21 +25,14 @@ const REPLY_TIMEOUT: Duration = Duration::from_secs(10);
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
 
-/// Sends pings until there were enough, or a signal comes. Ends the process.
-pub(crate) fn run(mut client: Client) {
-    let ran = Reactor::new(config()).and_then(|mut reactor| {
-        common::shut_down_on_signals(reactor.handle())?;
-        client.start(&mut reactor.context());
-        Ok(reactor.run(client)?)
-    });
-    match ran {
-        Ok((client, _)) => {
-            let Client { target, tally, .. } = client;
-            common::print(format_args!("\n--- {target} ping statistics ---\n{tally}"));
-            exit(if tally.received() > 0 { 0 } else { 1 });
-        }
-        Err(error) => common::fail(error),
-    }
+/// Sends pings until there were enough, or a signal comes. Returns the exit code.
+pub(crate) fn run(mut client: Client) -> Result<u8, Error> {
+    let mut reactor = Reactor::new(config())?;
+    common::shut_down_on_signals(reactor.handle())?;
+    client.start(&mut reactor.context());
+    let (Client { target, tally, .. }, _) = reactor.run(client)?;
+    common::stdout().line(format_args!("\n--- {target} ping statistics ---\n{tally}"));
+    Ok(if tally.received() > 0 { 0 } else { 1 })
 }
 
 fn config() -> Config {
@@ -225,9 +217,9 @@ fn is_open(conn: &Conn<'_>) -> bool {
     !conn.is_closing() && conn.state() != State::Connecting
 }
 
-/// Prints a line. When nobody reads it, pinging has no use any more.
+/// Prints a line. Once one could not be written, pinging has no use any more.
 fn say(cx: &mut Context<'_>, line: fmt::Arguments<'_>) {
-    if writeln!(io::stdout(), "{line}").is_err() {
+    if !common::stdout().line(line) {
         cx.shutdown();
     }
 }

@@ -14,6 +14,7 @@ mod line;
 mod server;
 mod tally;
 
+use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
@@ -47,11 +48,9 @@ fn target(text: &str) -> Result<Target, &'static str> {
     text.parse().map_err(|_| "IP:PORT, [IPV6]:PORT, HOST:PORT or unix:PATH is needed")
 }
 
-fn main() {
-    let args: Args = common::parse();
-    common::log();
-    match args.connect {
+fn main() -> ExitCode {
+    common::main(|args: Args| match args.connect {
         Some(target) => client::run(Client::new(target, args.count, args.interval)),
         None => metrics::serve(&args.server, Server),
-    }
+    })
 }

@@ -3,7 +3,7 @@
 //! The programs are those that `cargo build --examples` or a plain `cargo test` made.
 
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -211,6 +211,12 @@ impl Server {
         assert_eq!(self.program.stderr.rest(), [""; 0]);
         lines.remove(0)
     }
+}
+
+/// An address where nothing listens.
+pub(crate) fn nobody() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    listener.local_addr().expect("a bound socket").to_string()
 }
 
 /// A path for a socket, which is removed in the end.
