@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use wheelhouse::canary::{Canary, plant};
-use wheelhouse::sim::{self, Server, Sim};
+use wheelhouse::sim::{self, Link, Server, Sim};
 use wheelhouse::{CloseReason, Config, Conn, ConnId, Handler};
 
 use crate::scenarios::{circle, echo, shutdown, zoo};
@@ -443,6 +443,30 @@ impl Handler for Counter {
     }
 
     fn on_data(&mut self, _: &mut Conn<'_>, _: &mut (), input: &mut BytesMut) {
+/// A server that admits one connection of each client.
+fn serve_one_of_each(sim: &mut Sim, work: Duration) -> Server<Stalling> {
+    let mut config = Config::default();
+    config.limits.clients.connections = Some(1);
+    let handler = Stalling { stall: Box::new(sim.stall()), work };
+    sim.serve("10.0.0.1:7", config, handler)
+}
+
+/// Echoes, which takes a while.
+struct Stalling {
+    stall: Box<dyn Fn(Duration)>,
+    work: Duration,
+}
+
+impl Handler for Stalling {
+    type Session = ();
+
+    fn on_open(&mut self, _: &mut Conn<'_>) -> Option<()> {
+        Some(())
+    }
+
+    fn on_data(&mut self, conn: &mut Conn<'_>, _: &mut (), input: &mut BytesMut) {
+        (self.stall)(self.work);
+        conn.write(input);
         input.clear();
     }
 }
@@ -457,6 +481,36 @@ fn input_that_counts_as_a_request_is_noticed() {
         peer.send(b"\r\n");
         sim.settle();
         assert!(peer.is_open(), "an empty line ends the connection");
+fn a_released_connection_that_counts_against_its_client_is_noticed() {
+    must_catch(Canary::LateDeparture, "closes and dials again is admitted", |sim| {
+        let server = serve_one_of_each(sim, Duration::ZERO);
+        let first = sim.connect(server.address());
+        sim.settle();
+        first.close();
+        let _second = sim.connect(server.address());
+        sim.settle();
+        let stats = server.stats();
+        assert_eq!(stats.accepted, 2, "a client that closes and dials again is admitted");
+    });
+}
+
+#[test]
+fn a_refusal_that_does_not_wait_is_noticed() {
+    must_catch(Canary::HastyRefusal, "closed while the loop was busy is admitted", |sim| {
+        sim.set_link(Link { latency: Duration::from_micros(100), ..Link::LOOPBACK });
+        let server = serve_one_of_each(sim, Duration::from_millis(1));
+        let busy = sim.connect_from("10.9.0.1:0", &server);
+        let first = sim.connect(&server);
+        sim.settle();
+        // The loop is to accept in this turn, and is busy before that.
+        busy.send(b"x");
+        let _bystander = sim.connect_from("10.9.0.2:0", &server);
+        sim.advance(Duration::from_micros(50));
+        first.close();
+        let _second = sim.connect(&server);
+        sim.settle();
+        let stats = server.stats();
+        assert_eq!(stats.accepted, 4, "one that closed while the loop was busy is admitted");
     });
 }
 

@@ -413,6 +413,16 @@ mod limits {
     }
 
     #[test]
+    fn a_client_that_dials_again_is_within_its_share() {
+        let mut server = Server::start("echo", &["--max-per-client=1"]);
+        for _ in 0..500 {
+            exchange(&mut server.dial(), b"hello", b"hello");
+        }
+        let ends = server.stop("TERM");
+        assert!(ends.contains("closed=500 peer_eof=500"), "{ends}");
+    }
+
+    #[test]
     fn newcomers_come_at_their_rate() {
         let server = Server::start("echo", &["--accept-rate=5"]);
         let began = Instant::now();

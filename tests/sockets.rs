@@ -185,3 +185,19 @@ fn who_is_refused_with_a_word_reads_it_and_a_fin() {
     let end = client.read_to_end(&mut reply);
     assert_eq!((&reply[..], end.map_err(|error| error.kind())), (&b"busy"[..], Ok(4)));
 }
+
+#[test]
+fn a_fin_is_no_unacknowledged_output() {
+    let mut os = Os::new().unwrap();
+    let options = Config::default().socket;
+    let mut listener = os.bind(&any(), &ListenConfig::default(), &options).unwrap();
+    let address = os.listener_addr(&listener).unwrap().ip().unwrap();
+    let mut client = TcpStream::connect(address).unwrap();
+    let mut stream = accept(&mut os, &mut listener);
+    assert_eq!(os.write(&mut stream, b"bye").unwrap(), 3);
+    os.finish(&mut stream).unwrap();
+    let mut read = Vec::new();
+    client.read_to_end(&mut read).unwrap();
+    // The kernel of a client that keeps its end open acknowledges the FIN some 40 ms later.
+    assert_eq!((read, os.unsent(&stream)), (b"bye".to_vec(), Some(0)));
+}

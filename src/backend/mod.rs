@@ -195,8 +195,8 @@ pub trait Backend {
         slices: &[IoSlice<'_>],
     ) -> io::Result<usize>;
 
-    /// How many written bytes have not been acknowledged by the peer yet, where the system can say:
-    /// without it a byte counts as gone once it is written.
+    /// How many written bytes have not been acknowledged by the peer yet, our FIN left out, where the
+    /// system can say: without it a byte counts as gone once it is written.
     fn unsent(&mut self, stream: &Self::Stream) -> Option<u64>;
 
     /// Sends a FIN behind what is written; reading goes on.

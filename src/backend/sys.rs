@@ -122,7 +122,34 @@ pub(super) fn unsent(fd: BorrowedFd<'_>) -> Option<u64> {
     // SAFETY: SIOCOUTQ (the same number as TIOCOUTQ) writes one int.
     let result = unsafe { libc::ioctl(fd.as_raw_fd(), libc::TIOCOUTQ, &raw mut queued) };
     done(result).ok()?;
+    // SIOCOUTQ counts our FIN too. A peer that keeps its end open acknowledges a FIN some 40 ms
+    // after it has received it, as delayed acknowledgements do.
+    if queued == 1 && has_unacknowledged_fin(fd) {
+        return Some(0);
+    }
     u64::try_from(queued).ok()
+}
+
+/// Whether our FIN has been sent and not been acknowledged: the state in TCP_INFO.
+#[cfg(any(target_os = "android", target_os = "linux"))]
+fn has_unacknowledged_fin(fd: BorrowedFd<'_>) -> bool {
+    /// The states of RFC 9293 by their numbers in `netinet/tcp.h`.
+    const FIN_WAIT1: u8 = 4;
+    const LAST_ACK: u8 = 9;
+    const CLOSING: u8 = 11;
+    let mut state = 0_u8;
+    let mut len = size_of::<u8>() as libc::socklen_t;
+    // SAFETY: getsockopt(2) writes at most `len` bytes; the state is the first of `tcp_info`.
+    let result = unsafe {
+        libc::getsockopt(
+            fd.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            (&raw mut state).cast(),
+            &raw mut len,
+        )
+    };
+    done(result).is_ok() && matches!(state, FIN_WAIT1 | LAST_ACK | CLOSING)
 }
 
 /// Written bytes that the peer has not acknowledged: SO_NWRITE.

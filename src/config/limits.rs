@@ -164,7 +164,9 @@ pub enum AtLimit {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct ClientLimits {
-    /// Connections at once. Default `None`, unlimited.
+    /// Connections at once. Default `None`, unlimited. A connection counts from its accept until the
+    /// client's FIN has been read or it has been closed here. One that only waits for the client's
+    /// FIN, after the last reply and ours, is closed for the next connection of its client.
     pub connections: Option<u32>,
     /// Connections within a time, refused ones included; at the change of two such times the
     /// earlier one counts in proportion. Default `None`, unlimited.

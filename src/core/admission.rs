@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::num::NonZeroU64;
 
 use crate::address::Address;
 use crate::config::{ClientLimits, Network, Rate, masked};
-use crate::core::table::{Origin, Record};
+use crate::core::table::{ConnId, Origin, Record};
 use crate::time::Instant;
 
 /// Why a client is not let in.
@@ -31,7 +32,14 @@ pub(crate) struct Clients {
     known: BTreeMap<ClientKey, Client>,
     /// How many may be known.
     most: usize,
+    /// The connections that linger, by client, and in the order in which they began to.
+    lingering: BTreeMap<(ClientKey, LingerNumber), ConnId>,
+    /// The number of the latest of them.
+    lingered: u64,
 }
+
+/// The place of a lingering connection among all that ever lingered, from 1 on.
+pub(crate) type LingerNumber = NonZeroU64;
 
 /// A client by its address, or by as much of it as makes a client.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
@@ -60,6 +68,8 @@ impl Clients {
             allowed: limits.allowed.clone(),
             known: BTreeMap::new(),
             most: capacity.saturating_mul(4),
+            lingering: BTreeMap::new(),
+            lingered: 0,
         })
     }
 
@@ -100,15 +110,52 @@ impl Clients {
         {
             return Err(Excess::Rate);
         }
-        if client.connections >= self.connections {
-            return Err(Excess::Connections);
-        }
-        client.connections += 1;
-        Ok(())
+        if self.connect(key) { Ok(()) } else { Err(Excess::Connections) }
     }
 
-    /// One of its connections is gone.
-    pub(crate) fn depart(&mut self, key: ClientKey) {
+    /// Counts a connection whose arrival has been counted, unless there is one too many.
+    pub(crate) fn connect(&mut self, key: ClientKey) -> bool {
+        if self.is_at_limit(key) {
+            return false;
+        }
+        self.known.entry(key).or_default().connections += 1;
+        true
+    }
+
+    /// Whether a client has as many connections as it may.
+    pub(crate) fn is_at_limit(&self, key: ClientKey) -> bool {
+        self.known.get(&key).is_some_and(|client| client.connections >= self.connections)
+    }
+
+    /// A connection of a client begins to linger. The number is to be given back when it
+    /// [departs](Clients::depart); `None` if it need not be known.
+    pub(crate) fn linger(&mut self, key: ClientKey, id: ConnId) -> Option<LingerNumber> {
+        // Without a limit on connections none is ever evicted for it.
+        if self.connections == u32::MAX {
+            return None;
+        }
+        self.lingered += 1;
+        let number = LingerNumber::new(self.lingered)?;
+        self.lingering.insert((key, number), id);
+        Some(number)
+    }
+
+    /// The connections of a client that linger, the one that began to first being the first.
+    pub(crate) fn lingering(&self, key: ClientKey) -> impl Iterator<Item = ConnId> {
+        let all = (key, LingerNumber::MIN)..=(key, LingerNumber::MAX);
+        self.lingering.range(all).map(|(_, id)| *id)
+    }
+
+    /// How many connections of all clients linger.
+    pub(crate) fn lingering_count(&self) -> usize {
+        self.lingering.len()
+    }
+
+    /// One of its connections is gone, the lingering one of that number if it lingered.
+    pub(crate) fn depart(&mut self, key: ClientKey, lingered: Option<LingerNumber>) {
+        if let Some(number) = lingered {
+            self.lingering.remove(&(key, number));
+        }
         let Some(client) = self.known.get_mut(&key) else { return };
         client.connections = client.connections.saturating_sub(1);
         if client.connections == 0 && self.rate.is_none() {
@@ -215,12 +262,29 @@ mod tests {
         assert_eq!(clients.arrive(one, at(0)), Ok(()));
         assert_eq!(clients.arrive(one, at(0)), Err(Excess::Connections));
         assert_eq!(clients.arrive(other, at(0)), Ok(()));
-        clients.depart(one);
+        clients.depart(one, None);
         assert_eq!(clients.arrive(one, at(0)), Ok(()));
         for key in [one, one, other] {
-            clients.depart(key);
+            clients.depart(key, None);
         }
         assert_eq!(clients.len(), 0);
+    }
+
+    #[test]
+    fn lingering_connections_are_found_by_client_and_in_order() {
+        let mut clients = clients(|limits| limits.connections = Some(4), 8);
+        let (one, other) = (key(&clients, "10.0.0.1"), key(&clients, "10.0.0.2"));
+        let id = |place| ConnId::new(place, 1);
+        let mut numbers = Vec::new();
+        for (client, place) in [(one, 3), (other, 2), (one, 1), (one, 0)] {
+            clients.arrive(client, at(0)).unwrap();
+            numbers.push(clients.linger(client, id(place)));
+        }
+        assert_eq!(clients.lingering(one).collect::<Vec<_>>(), [id(3), id(1), id(0)]);
+        clients.depart(one, numbers[2]);
+        assert_eq!(clients.lingering(one).collect::<Vec<_>>(), [id(3), id(0)]);
+        assert_eq!(clients.lingering(other).collect::<Vec<_>>(), [id(2)]);
+        assert_eq!((clients.lingering_count(), clients.connections()), (3, 3));
     }
 
     #[test]
@@ -273,7 +337,7 @@ mod tests {
         for number in 0..10_000_u32 {
             let key = key(&clients, &format!("10.0.{}.{}", number >> 8, number & 255));
             clients.arrive(key, at(u64::from(number / 100))).unwrap();
-            clients.depart(key);
+            clients.depart(key, None);
             assert!(clients.len() <= 64);
         }
         assert!(clients.known.contains_key(&held), "who is connected is not forgotten");

@@ -8,6 +8,7 @@ use tracing::{Level, debug};
 
 use crate::address::{Address, Target};
 use crate::canary::{Canary, planted};
+use crate::core::admission::LingerNumber;
 use crate::core::deadlines::{Clocks, Deadline, Facts, Periods};
 use crate::core::lifecycle::{Ending, State, Step};
 use crate::core::output::Output;
@@ -276,6 +277,8 @@ pub(crate) struct Rare {
     pub(crate) peer_gone: bool,
     /// An end waits until the peer has acknowledged what the kernel still holds for it.
     pub(crate) delivery: Option<Delivery>,
+    /// Its number among the lingering connections of limited clients.
+    pub(crate) linger_number: Option<LingerNumber>,
 }
 
 /// What is known of bytes that the kernel took and the peer has not acknowledged, while an end

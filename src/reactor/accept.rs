@@ -12,7 +12,7 @@ use crate::backend::{Backend, Token};
 use crate::canary::{Canary, planted};
 use crate::config::{AtLimit, Config, ListenConfig, Refusal, SocketOptions};
 use crate::context::{AlarmId, Purpose};
-use crate::core::admission::{Bucket, Clients, Excess};
+use crate::core::admission::{Bucket, ClientKey, Clients, Excess};
 use crate::core::deadlines::Periods;
 use crate::core::table::{Birth, ConnId, Flags, ListenerId, Origin, Record};
 use crate::error::Error;
@@ -23,6 +23,17 @@ use crate::time::Instant;
 /// Connections accepted from one listener in one turn: one burst of SYNs must not starve those
 /// that are being served.
 const ACCEPTS_PER_TURN: usize = 16;
+
+/// Connections whose clients are at their limits that wait at once for a decision.
+const DEFERRED_MAX: usize = ACCEPTS_PER_TURN;
+
+/// Turns after which a connection is decided on even if full batches of events may hide its
+/// client's FIN.
+const DEFERRED_TURNS_MAX: u64 = 4;
+
+/// Lingering connections of a client at its limit that are checked before its newcomer is refused,
+/// those first that have lingered longest.
+const LINGERING_CHECKED: usize = 32;
 
 const PAUSE_MIN_NANOS: u64 = 100_000_000;
 const PAUSE_MAX_NANOS: u64 = 1_000_000_000;
@@ -38,6 +49,27 @@ pub(super) struct Listener<L> {
     /// The limits on connections leave out those accepted here.
     exempt: bool,
     profile: u32,
+}
+
+/// A connection that was accepted when its client had as many as it may.
+///
+/// Its client may have closed one before it dialled this one, after the turn's wait. So the reactor
+/// decides on it in the next turn, when it has served the events that came before it.
+pub(super) struct Deferred<S> {
+    listener: usize,
+    stream: S,
+    peer: Address,
+    /// The turn in which it was accepted.
+    turn: u64,
+}
+
+/// What becomes of a connection that is not admitted.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Rejection {
+    /// It is decided on in the next turn.
+    Defer,
+    Close,
+    Reset,
 }
 
 /// The state that all listeners share.
@@ -114,6 +146,11 @@ impl Accepting {
     /// How many connections the clients have that are limited, if any are.
     pub(super) fn clients_connected(&self) -> Option<usize> {
         self.clients.as_ref().map(Clients::connections)
+    }
+
+    /// How many connections of limited clients linger, if any clients are limited.
+    pub(super) fn lingering_count(&self) -> Option<usize> {
+        self.clients.as_ref().map(Clients::lingering_count)
     }
 
     /// Whether a listener may accept, if it is ready.
@@ -202,11 +239,15 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
 
     /// Whether some listener is ready and may accept.
     fn update_due(&mut self) {
-        let Self { listeners, accepting, .. } = self;
-        accepting.due = listeners.iter().any(|it| it.ready && accepting.admits(it.exempt));
+        let Self { listeners, accepting, deferred, .. } = self;
+        let waits = !deferred.is_empty() && (!accepting.full || accepting.draining);
+        accepting.due = waits || listeners.iter().any(|it| it.ready && accepting.admits(it.exempt));
     }
 
     fn accept_ready(&mut self, handler: &mut H) {
+        if !self.deferred.is_empty() {
+            self.decide_deferred(handler);
+        }
         let count = self.listeners.len();
         self.accepting.first = (self.accepting.first + 1) % count.max(1);
         for offset in 0..count {
@@ -240,27 +281,31 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let exempt = self.listeners[index].exempt;
         let mut failures = 0;
         for _ in 0..ACCEPTS_PER_TURN {
-            let welcome = self.welcomes(exempt);
-            if !self.accepting.admits(exempt) || !(welcome || self.has_room(handler, exempt)) {
+            if !self.listeners[index].ready || !self.accepting.admits(exempt) {
                 return;
             }
-            let listener = &mut self.listeners[index];
-            let Some(socket) = listener.socket.as_mut().filter(|_| listener.ready) else {
+            let welcome = self.welcomes(exempt);
+            if !welcome && !self.has_room(handler, exempt) {
                 return;
-            };
+            }
+            let Some(socket) = self.listeners[index].socket.as_mut() else { return };
             match self.backend.accept(socket) {
                 Ok((mut stream, peer)) => {
-                    if !welcome
-                        && !exempt
-                        && let Err(reset) = self.screen(handler, &mut stream, &peer)
-                    {
-                        if !reset {
-                            see_off(&mut self.backend, &mut stream, &mut self.read_buffer);
+                    let checked = if welcome || exempt {
+                        Ok(())
+                    } else {
+                        self.check_limits(handler, &mut stream, &peer)
+                    };
+                    match checked {
+                        Ok(()) => self.admit(handler, index, stream, peer),
+                        Err(Rejection::Defer) => {
+                            let turn = self.shared.counters.turns.get();
+                            let listener = index;
+                            self.deferred.push_back(Deferred { listener, stream, peer, turn });
                         }
-                        self.backend.close(stream, reset);
-                        continue;
+                        Err(Rejection::Close) => self.reject(stream, false),
+                        Err(Rejection::Reset) => self.reject(stream, true),
                     }
-                    self.admit(handler, index, stream, peer);
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => {
@@ -287,17 +332,22 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// Whether the next connection may come. If not, sees to it that somebody looks again.
     #[inline(never)]
     fn has_room(&mut self, handler: &mut H, exempt: bool) -> bool {
-        if self.accepting.draining && !exempt {
-            return !self.shared.table.is_full();
-        }
         if exempt {
             self.accepting.exempt_full = self.shared.table.is_full_for_exempt();
             return !self.accepting.exempt_full;
         }
-        if self.shared.table.is_full() && !self.finds_room(handler) {
+        if self.accepting.draining {
+            return self.deferred.len() < DEFERRED_MAX && !self.shared.table.is_full();
+        }
+        if self.deferred.len() >= DEFERRED_MAX || !self.has_place(handler) {
             return false;
         }
         self.accepting.bucket.is_none() || self.is_time()
+    }
+
+    /// Whether there is a place in the table, or another connection can make way.
+    fn has_place(&mut self, handler: &mut H) -> bool {
+        !self.shared.table.is_full() || (!self.accepting.draining && self.finds_room(handler))
     }
 
     /// The table is full: whether a newcomer is accepted all the same, because somebody idle can
@@ -366,50 +416,171 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         self.update_due();
     }
 
-    /// Whether neither a newcomer nor its client is one too many. If one is, the newcomer hears of
-    /// it, and with `true` for a reset it is to be closed.
+    /// Checks a newcomer against the limits of its client, and of the table.
     #[inline(never)]
-    fn screen(
+    fn check_limits(
         &mut self,
         handler: &mut H,
         stream: &mut B::Stream,
         peer: &Address,
-    ) -> Result<(), bool> {
-        let Self { accepting, shared, .. } = self;
-        let (counters, now) = (&shared.counters, shared.now);
-        if let Some(bucket) = &mut accepting.bucket {
+    ) -> Result<(), Rejection> {
+        let now = self.shared.now;
+        if let Some(bucket) = &mut self.accepting.bucket {
             bucket.take(now);
         }
         // A client that is over its own limits takes nobody's place.
-        let key = accepting.clients.as_ref().and_then(|clients| clients.key_of_peer(peer));
-        if let (Some(clients), Some(key)) = (&mut accepting.clients, key)
+        let key = self.key_of_peer(peer);
+        if let Some(key) = key
+            && let Some(clients) = &mut self.accepting.clients
             && let Err(excess) = clients.arrive(key, now)
         {
-            match excess {
-                Excess::Connections => counters.refused_client.add(1),
-                Excess::Rate => counters.refused_client_rate.add(1),
+            if excess == Excess::Rate || planted(Canary::HastyRefusal) {
+                return Err(self.refuse_client(peer, excess));
             }
-            if let Some(times) = accepting.refusals.times(now) {
-                warn!(%peer, ?excess, times, "a client is refused");
+            // What it closed before it dialled may not have been read yet.
+            if !self.evict_lingering_of(key) || !self.connect_client(key) {
+                return Err(Rejection::Defer);
             }
-            return Err(self.config.limits.clients.refusal == Refusal::Reset);
         }
+        self.check_places(handler, stream, key)
+    }
+
+    /// Checks a newcomer, whose client may have it, against the limit of the table. Without a place
+    /// it is sent the reply that is configured for that case.
+    fn check_places(
+        &mut self,
+        handler: &mut H,
+        stream: &mut B::Stream,
+        key: Option<ClientKey>,
+    ) -> Result<(), Rejection> {
         let full = self.shared.table.is_full();
         if full {
             self.warn_of_crowd();
         }
         if full && !self.displaces(handler) {
             if let (Some(clients), Some(key)) = (&mut self.accepting.clients, key) {
-                clients.depart(key);
+                clients.depart(key, None);
             }
             self.shared.counters.refused_full.add(1);
             if let AtLimit::Reject(reply) = &self.accepting.at_limit {
                 // It takes this much, or is gone.
                 let _ = self.backend.write(stream, reply);
             }
-            return Err(false);
+            return Err(Rejection::Close);
         }
         Ok(())
+    }
+
+    fn key_of_peer(&self, peer: &Address) -> Option<ClientKey> {
+        self.accepting.clients.as_ref()?.key_of_peer(peer)
+    }
+
+    /// Counts a connection of a client unless it has as many as it may.
+    fn connect_client(&mut self, key: ClientKey) -> bool {
+        self.accepting.clients.as_mut().is_none_or(|clients| clients.connect(key))
+    }
+
+    fn refuse_client(&mut self, peer: &Address, excess: Excess) -> Rejection {
+        let Self { accepting, shared, .. } = self;
+        match excess {
+            Excess::Connections => shared.counters.refused_client.add(1),
+            Excess::Rate => shared.counters.refused_client_rate.add(1),
+        }
+        if let Some(times) = accepting.refusals.times(shared.now) {
+            warn!(%peer, ?excess, times, "a client is refused");
+        }
+        match self.config.limits.clients.refusal {
+            Refusal::Close => Rejection::Close,
+            Refusal::Reset => Rejection::Reset,
+        }
+    }
+
+    /// Closes an accepted connection that is not admitted.
+    fn reject(&mut self, mut stream: B::Stream, reset: bool) {
+        if !reset {
+            see_off(&mut self.backend, &mut stream, &mut self.read_buffer);
+        }
+        self.backend.close(stream, reset);
+    }
+
+    /// Closes the connection of a client that has lingered longest, of those whose peers have
+    /// acknowledged everything, so that the client may have another. Returns whether there was one.
+    fn evict_lingering_of(&mut self, key: ClientKey) -> bool {
+        let Some(clients) = &self.accepting.clients else { return false };
+        let lingering: Vec<_> = clients.lingering(key).take(LINGERING_CHECKED).collect();
+        for id in lingering {
+            if self.shared.table.get(id).is_some_and(Record::lingers) && self.may_be_closed(id) {
+                self.evict_lingering(id);
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Decides on the connections that were deferred, once the events that came before them have
+    /// been served.
+    #[cold]
+    fn decide_deferred(&mut self, handler: &mut H) {
+        let turn = self.shared.counters.turns.get();
+        let behind = self.next_event < self.events.len() || self.events.is_full();
+        let least = if behind { DEFERRED_TURNS_MAX } else { 1 };
+        while let Some(first) = self.deferred.front()
+            && turn - first.turn >= least
+        {
+            let key = self.key_of_peer(&first.peer);
+            let over = key.is_some_and(|key| self.is_over_limit(key));
+            if !over && !self.has_place(handler) {
+                return;
+            }
+            let Some(Deferred { listener, mut stream, peer, .. }) = self.deferred.pop_front()
+            else {
+                return;
+            };
+            let checked = if over {
+                Err(self.refuse_client(&peer, Excess::Connections))
+            } else {
+                if let Some(key) = key {
+                    self.connect_client(key);
+                }
+                self.check_places(handler, &mut stream, key)
+            };
+            match checked {
+                Ok(()) => self.admit(handler, listener, stream, peer),
+                Err(rejection) => {
+                    self.reject(stream, rejection == Rejection::Reset);
+                    // Its descriptor may be the one that was missing.
+                    self.resume_accepting();
+                }
+            }
+        }
+    }
+
+    /// Whether a client may have no other connection, even at the cost of one that lingers.
+    fn is_over_limit(&mut self, key: ClientKey) -> bool {
+        let clients = self.accepting.clients.as_ref();
+        clients.is_some_and(|clients| clients.is_at_limit(key)) && !self.evict_lingering_of(key)
+    }
+
+    /// A connection has had its last output and our FIN: where clients are limited, it is the first
+    /// to go for another one of its client.
+    #[inline]
+    pub(super) fn note_lingering(&mut self, id: ConnId) {
+        if self.accepting.clients.is_some() {
+            self.list_lingering(id);
+        }
+    }
+
+    fn list_lingering(&mut self, id: ConnId) {
+        let record = self.shared.table.at(id.index());
+        let listed = record.rare().is_some_and(|rare| rare.linger_number.is_some());
+        if let Some(clients) = &mut self.accepting.clients
+            && !listed
+            && record.lingers()
+            && let Some(key) = clients.key_of_record(record)
+            && let Some(number) = clients.linger(key, id)
+        {
+            record.rare_mut().linger_number = Some(number);
+        }
     }
 
     /// A connection ends: its client may have another.
@@ -425,7 +596,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         if let Some(clients) = &mut self.accepting.clients
             && let Some(key) = clients.key_of_record(record)
         {
-            clients.depart(key);
+            clients.depart(key, record.rare().and_then(|rare| rare.linger_number));
         }
     }
 
@@ -433,6 +604,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     pub(super) fn is_limited(&self, record: &Record) -> bool {
         let clients = self.accepting.clients.as_ref();
         clients.is_some_and(|clients| clients.key_of_record(record).is_some())
+            && !record.flags.has(Flags::REAPED)
     }
 
     fn admit(&mut self, handler: &mut H, index: usize, mut stream: B::Stream, peer: Address) {
@@ -599,6 +771,9 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             if all || !self.listeners[index].exempt {
                 self.close_listener(index);
             }
+        }
+        while let Some(deferred) = self.deferred.pop_front() {
+            self.reject(deferred.stream, all);
         }
         self.update_due();
     }

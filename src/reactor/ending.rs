@@ -79,9 +79,15 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             self.release(id);
         } else if !record.flags.has(Flags::FIN) {
             match self.backend.finish(stream) {
-                Ok(()) => record.flags.insert(Flags::FIN),
+                Ok(()) => {
+                    record.flags.insert(Flags::FIN);
+                    self.note_lingering(id);
+                }
                 Err(_) => self.release(id),
             }
+        } else {
+            // The handler had sent it before.
+            self.note_lingering(id);
         }
     }
 
@@ -97,13 +103,17 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         self.shared.clear_output(id);
     }
 
-    /// Nothing is left to flush or to wait for: the record goes at the end of the turn.
+    /// Nothing is left to flush or to wait for: the record goes at the end of the turn. From here on
+    /// the connection does not count against what its client may have.
     #[inline]
     pub(super) fn release(&mut self, id: ConnId) {
         let record = self.shared.table.at(id.index());
         if !record.flags.has(Flags::REAPED) {
             record.flags.insert(Flags::REAPED);
             self.shared.reaped.push(id);
+            if !planted(Canary::LateDeparture) {
+                self.depart(id);
+            }
         }
     }
 
@@ -135,7 +145,9 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         while done < reaped.len() && budget.allows(|| self.backend.now()) {
             let id = &reaped[done];
             done += 1;
-            self.depart(*id);
+            if planted(Canary::LateDeparture) {
+                self.depart(*id);
+            }
             let reset = self.shared.table.at(id.index()).flags.has(Flags::RESET);
             self.say_closed(handler, *id);
             let slot = &mut self.slots[id.index()];

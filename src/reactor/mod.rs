@@ -25,7 +25,7 @@ use std::{cmp, fmt};
 use bytes::BytesMut;
 use tracing::{Level, info, trace, warn};
 
-use self::accept::Listener;
+use self::accept::{Deferred, Listener};
 pub(crate) use self::audit::{Holdings, Memory};
 use self::io::wants_reading;
 pub use self::mailbox::Handle;
@@ -97,6 +97,8 @@ pub struct Reactor<H: Handler, B: Backend = Os> {
     woken: bool,
     listeners: Vec<Listener<B::Listener>>,
     accepting: accept::Accepting,
+    /// Accepted connections of clients that seem to be at their limit.
+    deferred: VecDeque<Deferred<B::Stream>>,
     overload: overload::Overload,
     /// So many connections are a pressure.
     crowded_from: usize,
@@ -176,6 +178,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             next_event: 0,
             woken: false,
             listeners: Vec::new(),
+            deferred: VecDeque::new(),
             overload: overload::Overload::default(),
             crowded_from: capacity - capacity / 5,
             slots: Vec::new(),

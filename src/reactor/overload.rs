@@ -17,7 +17,7 @@ use crate::core::deadlines::Deadline;
 use crate::core::lifecycle::State;
 use crate::core::output::allocation;
 use crate::core::pressure::{self, EVICTS_FROM, SHRINKS_FROM};
-use crate::core::table::ConnId;
+use crate::core::table::{ConnId, Flags};
 use crate::error::CloseReason;
 use crate::handler::Handler;
 use crate::log::Seldom;
@@ -219,9 +219,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// Closes an idle connection, unless a request of it waits in the socket, or one that lingers.
     fn make_way(&mut self, handler: &mut H, since: Instant, id: ConnId) -> bool {
         if self.shared.table.at(id.index()).lingers() {
-            self.discard_input(id);
-            self.shared.counters.linger_evicted.add(1);
-            self.release(id);
+            self.evict_lingering(id);
             return true;
         }
         self.guard(handler, |reactor, handler| {
@@ -233,6 +231,13 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             }
         });
         self.shared.table.at(id.index()).reason == Some(CloseReason::Evicted)
+    }
+
+    /// Closes a connection that lingers, before its peer has closed.
+    pub(super) fn evict_lingering(&mut self, id: ConnId) {
+        self.discard_input(id);
+        self.shared.counters.linger_evicted.add(1);
+        self.release(id);
     }
 
     /// Whether there is a connection that can make way: one that lingers, or one that is idle, and
@@ -268,7 +273,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
 
     /// Whether closing a connection destroys nothing that its peer has yet to receive. In a turn
     /// that found [`UNDELIVERED_MAX`] for which it would, no more are asked.
-    fn may_be_closed(&mut self, id: ConnId) -> bool {
+    pub(super) fn may_be_closed(&mut self, id: ConnId) -> bool {
         let turn = self.shared.counters.turns.get();
         if self.overload.spared_in != turn {
             self.overload.spared_in = turn;
@@ -349,6 +354,13 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let known = self.accepting.clients_connected();
         if known.is_some_and(|known| known != limited) {
             return Err(format!("clients have {limited} connections, not {known:?}"));
+        }
+        let lingering = records()
+            .filter(|record| record.rare().is_some_and(|rare| rare.linger_number.is_some()))
+            .filter(|record| !record.flags.has(Flags::REAPED))
+            .count();
+        if self.accepting.lingering_count().is_some_and(|known| known != lingering) {
+            return Err(format!("{lingering} connections of limited clients linger"));
         }
         for state in [State::Connecting, State::Idle, State::Closing] {
             let counted = records().filter(|record| record.counted == state).count() as u64;

@@ -22,6 +22,8 @@ behaviours! {
     over_tcp {
         a_newcomer_is_told_that_the_house_is_full
         a_client_has_its_share_of_connections
+        a_client_at_its_limit_may_close_and_dial_again
+        a_lingering_connection_goes_for_another_one_of_its_client
         a_refused_client_may_be_reset
         a_client_that_comes_too_often_is_refused
         who_is_allowed_is_not_limited
@@ -217,6 +219,42 @@ fn a_client_has_its_share_of_connections<W: World>(world: &mut W) {
     let (peer, _) = scene.enter();
     ask(&mut scene, peer);
     assert_eq!(scene.reactor.handle().stats().accepted, 3);
+}
+
+fn a_client_at_its_limit_may_close_and_dial_again<W: World>(world: &mut W) {
+    let mut config = Config::default();
+    config.limits.clients.connections = Some(1);
+    let mut scene = Scene::new(world, config, Script::echo());
+    let mut peer = scene.connect();
+    ask(&mut scene, peer);
+    for _ in 0..200 {
+        scene.leave(peer);
+        peer = scene.connect();
+        ask(&mut scene, peer);
+    }
+    let stats = scene.reactor.handle().stats();
+    assert_eq!((stats.accepted, stats.refused_client), (201, 0));
+}
+
+fn a_lingering_connection_goes_for_another_one_of_its_client<W: World>(world: &mut W) {
+    let mut config = Config::default();
+    config.limits.clients.connections = Some(2);
+    config.limits.requests_max = Some(1);
+    let mut scene = Scene::new(world, config, Script::echo());
+    let peers: Vec<_> = (0..6)
+        .map(|_| {
+            let peer = scene.connect();
+            scene.send(peer, b"hello");
+            assert_eq!(scene.read_to_end(peer), (b"hello".to_vec(), Got::Eof));
+            peer
+        })
+        .collect();
+    let stats = scene.reactor.handle().stats();
+    assert_eq!((stats.accepted, stats.refused_client, stats.linger_evicted), (6, 0, 4));
+    // The two that lingered for the shortest time still do.
+    let gone: Vec<_> = scene.script.closed.iter().map(|closed| closed.id).collect();
+    assert_eq!(gone, scene.script.ids[..4]);
+    drop(peers);
 }
 
 fn a_refused_client_may_be_reset<W: World>(world: &mut W) {

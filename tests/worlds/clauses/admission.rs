@@ -247,3 +247,115 @@ fn listeners_take_turns() {
         assert!((3..=5).contains(&served), "{served}");
     }
 }
+
+/// Echoes; an `s` keeps the loop busy for a millisecond, and an `e` ends the connection.
+struct Busy(Box<dyn Fn(Duration)>);
+
+impl Handler for Busy {
+    type Session = ();
+
+    fn on_open(&mut self, _: &mut Conn<'_>) -> Option<()> {
+        Some(())
+    }
+
+    fn on_data(&mut self, conn: &mut Conn<'_>, _: &mut (), input: &mut BytesMut) {
+        conn.write(input);
+        if input.contains(&b's') {
+            (self.0)(millis(1));
+        }
+        if input.contains(&b'e') {
+            conn.close();
+        }
+        input.clear();
+    }
+}
+
+/// Clients at their limit dial again for each connection that ends; how often one is refused.
+///
+/// `end` ends a connection on the client's side, or asks the server to end it.
+fn refused_redials(
+    seed: u64,
+    clients: usize,
+    limit: u32,
+    dials: usize,
+    end: impl Fn(&mut Sim, &Peer),
+) -> u64 {
+    let mut config = Config::default();
+    config.limits.clients.connections = Some(limit);
+    config.limits.clients.allowed = vec!["10.8.0.0/16".parse().unwrap()];
+    let mut sim = world(seed);
+    sim.set_link(Link { latency: Duration::from_micros(100), ..Link::LOOPBACK });
+    let mut random = sim.random();
+    let server = sim.serve(SERVER, config, Busy(Box::new(sim.stall())));
+    let busy = sim.connect_from("10.8.0.1:0", SERVER);
+    let dial = |sim: &mut Sim, client: usize| {
+        let peer = sim.connect_from(format!("10.9.0.{}:0", client + 1).as_str(), SERVER);
+        peer.send(b"x");
+        peer
+    };
+    let mut peers: Vec<(usize, Peer)> = Vec::new();
+    for at in 0..clients * limit as usize {
+        let client = at % clients;
+        peers.push((client, dial(&mut sim, client)));
+    }
+    sim.settle();
+    for _ in 0..dials {
+        let at = random.below(peers.len() as u64) as usize;
+        let (client, _) = peers[at];
+        // In half of the cases the loop is busy while the end and the dial come, and has begun the
+        // turn in which it accepts.
+        let bystander = (random.below(2) == 0).then(|| {
+            busy.send(b"s");
+            let bystander = sim.connect_from("10.8.0.2:0", SERVER);
+            sim.advance(Duration::from_micros(random.below(99)));
+            bystander
+        });
+        end(&mut sim, &peers[at].1);
+        let peer = dial(&mut sim, client);
+        if random.below(4) > 0 {
+            sim.settle();
+        }
+        peers[at].1 = peer;
+        if let Some(bystander) = bystander {
+            bystander.close();
+        }
+    }
+    sim.settle();
+    for (_, peer) in &peers {
+        peer.expect(b"x");
+        peer.close();
+    }
+    busy.close();
+    sim.settle();
+    assert_eq!(server.connections(), 0);
+    server.stats().refused_client
+}
+
+#[test]
+fn a_client_that_closes_and_dials_again_is_within_its_limit() {
+    for seed in 1..=4 {
+        let refused = refused_redials(seed, 1, 1, 500, |_, peer| peer.close());
+        assert_eq!(refused, 0, "one client at its limit of 1");
+        let refused = refused_redials(seed, 8, 8, 250, |_, peer| peer.close());
+        assert_eq!(refused, 0, "eight clients at their limit of 8");
+    }
+}
+
+#[test]
+fn a_client_whose_connection_lingers_is_within_its_limit() {
+    let end = |sim: &mut Sim, peer: &Peer| {
+        peer.send(b"e");
+        sim.settle();
+        assert_eq!(peer.closed(), Some(End::Fin));
+    };
+    for seed in 1..=2 {
+        // It dials again while its end of the old connection is open.
+        assert_eq!(refused_redials(seed, 4, 2, 200, end), 0);
+        // It closes first.
+        let refused = refused_redials(seed, 4, 2, 200, |sim, peer| {
+            end(sim, peer);
+            peer.close();
+        });
+        assert_eq!(refused, 0);
+    }
+}
