@@ -67,6 +67,8 @@ pub enum Canary {
     LateDeparture,
     /// A client at its limit is refused without a look at the events that came before it.
     HastyRefusal,
+    /// A full table accepts nothing until a 64th of its places is free.
+    LateRoom,
 }
 
 #[cfg(feature = "canary")]

@@ -18,7 +18,7 @@ use std::time::Duration;
 use bytes::{Buf, BytesMut};
 use wheelhouse::canary::{Canary, plant};
 use wheelhouse::sim::{self, Link, Server, Sim};
-use wheelhouse::{CloseReason, Config, Conn, ConnId, Handler};
+use wheelhouse::{AtLimit, CloseReason, Config, Conn, ConnId, Handler};
 
 use crate::scenarios::{circle, echo, shutdown, zoo};
 
@@ -511,6 +511,21 @@ fn a_refusal_that_does_not_wait_is_noticed() {
         sim.settle();
         let stats = server.stats();
         assert_eq!(stats.accepted, 4, "one that closed while the loop was busy is admitted");
+    });
+}
+
+#[test]
+fn a_free_place_that_is_not_given_away_is_noticed() {
+    must_catch(Canary::LateRoom, "the free place is the newcomer's", |sim| {
+        let mut config = Config::default();
+        config.limits.max_connections = Some(128);
+        config.limits.at_limit = AtLimit::Pause;
+        let server = sim.serve("10.0.0.1:7", config, Clerk::default());
+        let peers: Vec<_> = (0..129).map(|_| sim.connect(&server)).collect();
+        sim.settle();
+        peers[0].close();
+        sim.settle();
+        assert_eq!(server.stats().accepted, 129, "the free place is the newcomer's");
     });
 }
 

@@ -135,9 +135,9 @@ const REPLY_MAX: usize = 256;
 pub enum AtLimit {
     /// Connections that have been idle longest are closed, with
     /// [`Evicted`](crate::CloseReason::Evicted), at most 32 or an eighth of them at a time. Where
-    /// none is idle the newcomer waits in the backlog.
+    /// none is idle the newcomer waits in the backlog until one is, or a connection is gone.
     EvictIdle,
-    /// The newcomer waits in the backlog until a 64th of the connections, at least one, is gone.
+    /// The newcomer waits in the backlog until a connection is gone.
     Pause,
     /// The newcomer is accepted, told these bytes (at most 256, in one write that does not wait),
     /// and closed. No callback hears of it.

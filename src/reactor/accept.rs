@@ -77,7 +77,7 @@ enum Rejection {
 pub(super) struct Accepting {
     /// A listener is ready, and may accept.
     due: bool,
-    /// The table was full, and has not emptied enough yet.
+    /// The table is full, and no connection in it can make way.
     full: bool,
     /// The next connection would come too soon.
     throttled: bool,
@@ -407,8 +407,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         self.accepting.retry = None;
         self.accepting.throttled = false;
         if self.accepting.full {
-            // Where nobody makes way, room is made by those who leave.
-            self.accepting.full = !self.finds_evictee(handler);
+            self.accepting.full = self.shared.table.is_full() && !self.finds_evictee(handler);
             if self.accepting.full {
                 self.retry_at(self.shared.now + RETRY_EVERY);
             }
@@ -747,12 +746,13 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         self.resume_accepting();
     }
 
+    /// Accepts again if there is a place. To resume at the first free one costs nothing: the
+    /// listener stays registered while the table is full, the turn accepts one connection for the
+    /// place, and the search for an idle one, if all are taken again, is limited by itself.
     fn note_room(&mut self) {
         let table = &self.shared.table;
-        // Resuming at the first free place would pause again at once: a 64th gives room to breathe.
-        let room = (table.capacity() / 64).max(1);
-        let enough = table.counted() + room <= table.capacity();
-        self.accepting.full &= !enough;
+        let spare = if planted(Canary::LateRoom) { table.capacity() / 64 } else { 1 };
+        self.accepting.full &= table.counted() + spare > table.capacity();
         self.accepting.exempt_full &= table.is_full_for_exempt();
         self.update_due();
     }

@@ -1,6 +1,7 @@
 //! Who comes in: shortages, places, clients, listeners.
 
 use super::*;
+use crate::worlds::Slow;
 
 #[test]
 fn a_shortage_of_epoll_costs_few_their_place() {
@@ -358,4 +359,56 @@ fn a_client_whose_connection_lingers_is_within_its_limit() {
         });
         assert_eq!(refused, 0);
     }
+}
+
+/// So many clients with a request that is not served yet.
+fn active(sim: &mut Sim, count: usize) -> Vec<Peer> {
+    let peers: Vec<_> = (0..count).map(|_| sim.connect(SERVER)).collect();
+    peers.iter().for_each(|peer| peer.send(b"x"));
+    sim.settle();
+    peers
+}
+
+#[test]
+fn a_newcomer_has_a_place_in_the_moment_in_which_one_is_free() {
+    for at_limit in [AtLimit::EvictIdle, AtLimit::Pause] {
+        let mut config = crowded(256);
+        config.limits.at_limit = at_limit;
+        let mut sim = world(1);
+        let server = sim.serve(SERVER, config, Slow(secs(20)));
+        let peers = active(&mut sim, 256);
+        let newcomers: Vec<_> = (0..8).map(|_| sim.connect(SERVER)).collect();
+        sim.advance(millis(130));
+        assert_eq!(server.stats().accepted, 256);
+        for gone in 0..newcomers.len() {
+            peers[gone].reset();
+            let before = sim.now();
+            sim.settle();
+            assert_eq!((server.stats().accepted, sim.now()), (257 + gone as u64, before));
+        }
+        assert_eq!(evicted(&server), 0);
+    }
+}
+
+#[test]
+fn a_storm_at_a_full_table_costs_few_turns() {
+    let mut sim = world(1);
+    let server = sim.serve(SERVER, crowded(256), Slow(secs(60)));
+    let mut peers = active(&mut sim, 256);
+    sim.advance(millis(150));
+    let (turns, accepted) = (server.stats().turns, server.stats().accepted);
+    // Newcomers wait all the time, and every 50 ms one of those that are served leaves.
+    let mut newcomers: Vec<_> = (0..200).map(|_| sim.connect(SERVER)).collect();
+    for _ in 0..40 {
+        peers.remove(0).reset();
+        for _ in 0..5 {
+            newcomers.push(sim.connect(SERVER));
+            sim.advance(millis(10));
+        }
+    }
+    let stats = server.stats();
+    assert_eq!(stats.accepted - accepted, 40);
+    // Each arrival, each end, each accept and each look after 100 ms is worth a turn or two.
+    let turns = stats.turns - turns;
+    assert!(turns < 2 * (200 + 40 + 40 + 20), "{turns}");
 }
