@@ -147,7 +147,8 @@ pub enum AtLimit {
 /// What one client may use, by its address.
 ///
 /// A client is an IPv4 address or an IPv6 network, because whoever has one IPv6 address mostly has
-/// a network of them (RFC 6177). Peers of Unix-domain sockets are not limited. Costs some 64 bytes
+/// a network of them (RFC 6177). An IPv6 address that carries an IPv4 one is that client: mapped ones,
+/// and those that NAT64 translates with the well-known prefix `64:ff9b::/96` (RFC 6052). Peers of Unix-domain sockets are not limited. Costs some 64 bytes
 /// for each client with a connection or a recent one, for at most four times as many as there may be
 /// connections.
 ///
@@ -274,11 +275,31 @@ pub struct Network {
 }
 
 impl Network {
-    /// Whether `address` belongs to it. An IPv4 address mapped into IPv6 counts as IPv4.
+    /// Whether `address` belongs to it. An IPv4 address mapped into IPv6 (`::ffff:0:0/96`) counts as
+    /// IPv4. One that NAT64 translated with the well-known prefix (`64:ff9b::/96`, RFC 6052) counts as
+    /// both: it belongs to the IPv4 networks of the address in its last 32 bits, and to the IPv6
+    /// networks that it is written in, so that `64:ff9b::/96` contains those addresses and no others.
     pub fn contains(&self, address: IpAddr) -> bool {
         let address = address.to_canonical();
+        self.covers(address) || self.covers(untranslated(address))
+    }
+
+    fn covers(&self, address: IpAddr) -> bool {
         address.is_ipv4() == self.address.is_ipv4()
             && masked(address, self.prefix) == masked(self.address, self.prefix)
+    }
+}
+
+/// The IPv4 address of an IPv6 address that carries one: mapped (RFC 4291), or translated by NAT64
+/// with the well-known prefix (RFC 6052). Other addresses as they are: a prefix that a network chose
+/// for its own translator says nothing to others.
+pub(crate) fn untranslated(address: IpAddr) -> IpAddr {
+    const WELL_KNOWN: u128 = 0x0064_ff9b << 96;
+    match address.to_canonical() {
+        IpAddr::V6(v6) if v6.to_bits() & !u128::from(u32::MAX) == WELL_KNOWN => {
+            IpAddr::V4((v6.to_bits() as u32).into())
+        }
+        address => address,
     }
 }
 
@@ -369,6 +390,10 @@ mod tests {
             ("::/0", "2001:db8::1", "127.0.0.1"),
             ("10.0.0.0/8", "::ffff:10.1.1.1", "::10.1.1.1"),
             ("::ffff:10.0.0.0/104", "10.1.1.1", "11.1.1.1"),
+            ("192.0.2.0/24", "64:ff9b::192.0.2.7", "64:ff9b::192.0.3.7"),
+            ("192.0.2.0/24", "64:ff9b::192.0.2.7", "64:ff9b:1::192.0.2.7"),
+            ("64:ff9b::/96", "64:ff9b::192.0.2.7", "192.0.2.7"),
+            ("64:ff9b::/96", "64:ff9b::0.0.0.0", "64:ff9b::1:0:0"),
         ] {
             assert!(network(net).contains(ip(inside)), "{net} {inside}");
             assert!(!network(net).contains(ip(outside)), "{net} {outside}");

@@ -9,8 +9,8 @@ mod timeouts;
 
 use std::time::Duration;
 
-pub(crate) use self::limits::masked;
 pub use self::limits::{AtLimit, ClientLimits, Limits, Network, NetworkError, Rate, Refusal};
+pub(crate) use self::limits::{masked, untranslated};
 pub use self::socket::{Keepalive, SocketOptions};
 pub use self::timeouts::Timeouts;
 use crate::error::ConfigError;

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::num::NonZeroU64;
 
 use crate::address::Address;
-use crate::config::{ClientLimits, Network, Rate, masked};
+use crate::config::{ClientLimits, Network, Rate, masked, untranslated};
 use crate::core::table::{ConnId, Origin, Record};
 use crate::time::Instant;
 
@@ -75,10 +75,10 @@ impl Clients {
 
     /// The client at `address`; `None` if it is not limited.
     fn key_of(&self, address: IpAddr) -> Option<ClientKey> {
-        let address = address.to_canonical();
         if self.allowed.iter().any(|network| network.contains(address)) {
             return None;
         }
+        let address = untranslated(address);
         let prefix = if address.is_ipv4() { self.prefix_v4 } else { self.prefix_v6 };
         Some(ClientKey { is_v4: address.is_ipv4(), bits: masked(address, prefix) })
     }
@@ -296,6 +296,25 @@ mod tests {
         assert_eq!(key("::ffff:10.0.0.1"), key("10.0.0.1"));
         assert_ne!(key("10.0.0.1"), key("10.0.0.2"));
         assert_ne!(key("0.0.0.0"), key("::"));
+    }
+
+    #[test]
+    fn a_client_behind_nat64_is_its_ipv4_address() {
+        let clients = clients(
+            |limits| {
+                limits.connections = Some(1);
+                limits.allowed = vec!["198.51.100.0/24".parse().unwrap()];
+            },
+            8,
+        );
+        let key = |address| key(&clients, address);
+        assert_eq!(key("64:ff9b::192.0.2.1"), key("192.0.2.1"));
+        assert_ne!(key("64:ff9b::192.0.2.1"), key("64:ff9b::192.0.2.2"));
+        // A prefix that a network chose itself, and the one that RFC 8215 leaves to networks.
+        assert_eq!(key("2001:db8:64::192.0.2.1"), key("2001:db8:64::192.0.2.2"));
+        assert_eq!(key("64:ff9b:1::192.0.2.1"), key("64:ff9b:1::192.0.2.2"));
+        assert_ne!(key("64:ff9b:1::192.0.2.1"), key("192.0.2.1"));
+        assert_eq!(clients.key_of("64:ff9b::198.51.100.7".parse().unwrap()), None);
     }
 
     #[test]

@@ -214,6 +214,20 @@ fn a_client_may_be_a_network() {
 }
 
 #[test]
+fn clients_behind_nat64_are_limited_one_by_one() {
+    let mut config = Config::default();
+    config.limits.clients.connections = Some(1);
+    config.limits.clients.allowed = vec!["198.51.100.0/24".parse().unwrap()];
+    let mut sim = world(1);
+    let server = sim.serve("[fd00::1]:7", config, Echo);
+    let from = ["192.0.2.1", "192.0.2.2", "192.0.2.1", "198.51.100.1", "198.51.100.1"];
+    let peers = from.map(|from| sim.connect_from(format!("[64:ff9b::{from}]:0").as_str(), &server));
+    peers.iter().for_each(|peer| peer.send(b"x"));
+    sim.settle();
+    assert_eq!(peers.each_ref().map(|peer| peer.take().len()), [1, 1, 0, 1, 1]);
+}
+
+#[test]
 fn a_listener_that_cannot_be_registered_again_is_tried_again() {
     let mut sim = world(1);
     let server = sim.serve(SERVER, Config::default(), Echo);
