@@ -80,7 +80,8 @@ impl Config {
     /// more than that counts on top, and so does memory that is shared with the handler by
     /// [`Conn::write_bytes`](crate::Conn::write_bytes) beyond the bytes written.
     ///
-    /// Where [`Limits::max_connections`] is left to the system, 65,536 are reckoned with.
+    /// Where [`Limits::max_connections`] is left to the system, 65,536 are reckoned with. Settings that
+    /// bound nothing, such as `usize::MAX`, come to [`u64::MAX`].
     ///
     /// ```
     /// use wheelhouse::Config;
@@ -93,7 +94,8 @@ impl Config {
         let limits = &self.limits;
         let places = limits.max_connections.unwrap_or(65_536).saturating_add(16) as u64;
         let buffered = limits.buffered_max as u64;
-        let one = (limits.input_max as u64) * 2 + limits.output_max as u64;
+        let input = (limits.input_max as u64).saturating_mul(2);
+        let one = input.saturating_add(limits.output_max as u64);
         LOOP.saturating_add(places.saturating_mul(CONNECTION))
             .saturating_add(buffered)
             .saturating_add(one)
@@ -218,6 +220,24 @@ mod tests {
         let off: Vec<_> =
             config.timeouts.named().into_iter().filter(|(_, timeout)| timeout.is_none()).collect();
         assert_eq!(off, [("timeouts.ping_after", None), ("timeouts.lifetime", None)]);
+    }
+
+    #[test]
+    fn the_worst_case_of_any_settings_is_a_number() {
+        type Set = fn(&mut Limits, usize);
+        let set: [Set; 4] = [
+            |limits, size| limits.max_connections = Some(size),
+            |limits, size| limits.input_max = size,
+            |limits, size| limits.output_max = size,
+            |limits, size| limits.buffered_max = size,
+        ];
+        for set in set {
+            let mut config = Config::default();
+            set(&mut config.limits, usize::MAX);
+            assert_eq!(config.worst_case_memory(), u64::MAX);
+            set(&mut config.limits, 1);
+            assert!(config.worst_case_memory() < 512 << 20);
+        }
     }
 
     #[test]

@@ -43,7 +43,8 @@ impl Lag {
 
     /// Takes a turn into account.
     pub(crate) fn note(&mut self, turn: u64) {
-        self.average = (self.average * (TURNS - 1)).saturating_add(turn.min(self.most)) / TURNS;
+        let before = self.average.saturating_mul(TURNS - 1);
+        self.average = before.saturating_add(turn.min(self.most)) / TURNS;
     }
 
     pub(crate) fn pressure(&self) -> Permille {
@@ -110,5 +111,8 @@ mod tests {
             never.note(3_600 * SECOND);
         }
         assert_eq!(never.pressure(), 0);
+        for _ in 0..100 {
+            never.note(u64::MAX);
+        }
     }
 }

@@ -9,7 +9,7 @@ mod panics;
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
-use wheelhouse::sim::{Call, End, Link, Peer, Sim, errno};
+use wheelhouse::sim::{Call, End, Link, Peer, Server, Sim, errno};
 use wheelhouse::{
     Address, AtLimit, CloseReason, Closed, Config, Conn, ConnId, Context, Handler, ListenConfig,
     ListenerId, Refusal, State,
