@@ -69,6 +69,8 @@ pub enum Canary {
     HastyRefusal,
     /// A full table accepts nothing until a 64th of its places is free.
     LateRoom,
+    /// A reactor that fails drops its sessions without their last callbacks.
+    LostSessions,
 }
 
 #[cfg(feature = "canary")]

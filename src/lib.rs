@@ -51,7 +51,7 @@
 //! #     handle.shutdown();
 //! #     reply
 //! # });
-//! reactor.run(Echo)?; // until a shutdown
+//! reactor.run(&mut Echo)?; // until a shutdown
 //! # assert_eq!(&client.join().unwrap()?, b"hello");
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
@@ -87,8 +87,8 @@
 //!
 //! [`Reactor::run`] only repeats [`Reactor::turn`]. Whoever has a loop already calls `turn`, with a
 //! longest wait of zero, when the reactor's descriptor ([`AsFd`](std::os::fd::AsFd)) is readable or
-//! [`next_timeout`](Reactor::next_timeout) has passed. A test does the same, and looks at its
-//! handler in between.
+//! [`next_timeout`](Reactor::next_timeout) has passed, and [`Reactor::end`] when the loop ends or a
+//! turn fails. A test does the same, and looks at its handler in between.
 //!
 //! Sockets, clocks, randomness and name look-up come through one trait, [`backend::Backend`], so a
 //! reactor can be put into another world ([`Reactor::with_backend`]) and its time be made up; that
@@ -128,6 +128,7 @@ mod log;
 mod reactor;
 pub mod sim;
 mod time;
+mod unwind;
 
 pub use crate::address::{Address, AddressError, Target};
 pub use crate::backend::Os;
@@ -145,7 +146,7 @@ pub use crate::error::{
     CloseReason, Closed, ConfigError, ConnectError, Error, OsError, PostError, Timeout,
 };
 pub use crate::handler::Handler;
-pub use crate::reactor::{Handle, Reactor, Report};
+pub use crate::reactor::{Handle, Reactor, Report, RunError};
 pub use crate::time::Instant;
 
 /// Runs the programs in the guide to testing.

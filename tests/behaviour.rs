@@ -55,6 +55,7 @@ mod behaviour {
     mod overload;
     mod panics;
     mod shutdown;
+    mod stops;
     mod threads;
     mod timeouts;
     mod timers;

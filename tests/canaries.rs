@@ -12,22 +12,28 @@ mod peers;
 mod scenarios;
 
 use std::any::Any;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::time::Duration;
 
-use bytes::{Buf, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use wheelhouse::canary::{Canary, plant};
 use wheelhouse::sim::{self, Link, Server, Sim};
 use wheelhouse::{AtLimit, CloseReason, Config, Conn, ConnId, Handler};
 
-use crate::scenarios::{circle, echo, shutdown, zoo};
+use crate::scenarios::{circle, echo, failing, flaky_log, shutdown, zoo};
 
 /// A scenario and its name.
 type Scenario = (&'static str, fn(&mut Sim));
 
 /// Those in which nearly everything happens.
-const SCENARIOS: [Scenario; 4] =
-    [("echo", echo), ("zoo", zoo), ("circle", circle), ("shutdown", shutdown)];
+const SCENARIOS: [Scenario; 6] = [
+    ("echo", echo),
+    ("zoo", zoo),
+    ("circle", circle),
+    ("shutdown", shutdown),
+    ("failing", failing),
+    ("flaky_log", flaky_log),
+];
 
 const fn secs(secs: u64) -> Duration {
     Duration::from_secs(secs)
@@ -172,7 +178,7 @@ fn congestion_that_outlives_its_output_is_noticed() {
     must_catch(Canary::CongestedForEver, "congested with 0 bytes queued", |sim| {
         sim.allow_panics();
         let latency = secs(1);
-        sim.set_link(sim::Link { latency, ..sim::Link::LOOPBACK });
+        sim.set_link(Link { latency, ..Link::LOOPBACK });
         let upstream = sim.serve("10.0.0.2:80", Config::default(), Clerk::default());
         let server = sim.serve("10.0.0.1:7", Config::default(), Large::default());
         let peer = sim.connect(&server);
@@ -443,6 +449,23 @@ impl Handler for Counter {
     }
 
     fn on_data(&mut self, _: &mut Conn<'_>, _: &mut (), input: &mut BytesMut) {
+        input.clear();
+    }
+}
+
+#[test]
+fn input_that_counts_as_a_request_is_noticed() {
+    must_catch(Canary::InputCounted, "an empty line ends the connection", |sim| {
+        let mut config = Config::default();
+        config.limits.requests_max = Some(1);
+        let server = sim.serve("10.0.0.1:7", config, Counter);
+        let peer = sim.connect(server.address());
+        peer.send(b"\r\n");
+        sim.settle();
+        assert!(peer.is_open(), "an empty line ends the connection");
+    });
+}
+
 /// A server that admits one connection of each client.
 fn serve_one_of_each(sim: &mut Sim, work: Duration) -> Server<Stalling> {
     let mut config = Config::default();
@@ -472,15 +495,6 @@ impl Handler for Stalling {
 }
 
 #[test]
-fn input_that_counts_as_a_request_is_noticed() {
-    must_catch(Canary::InputCounted, "an empty line ends the connection", |sim| {
-        let mut config = Config::default();
-        config.limits.requests_max = Some(1);
-        let server = sim.serve("10.0.0.1:7", config, Counter);
-        let peer = sim.connect(server.address());
-        peer.send(b"\r\n");
-        sim.settle();
-        assert!(peer.is_open(), "an empty line ends the connection");
 fn a_released_connection_that_counts_against_its_client_is_noticed() {
     must_catch(Canary::LateDeparture, "closes and dials again is admitted", |sim| {
         let server = serve_one_of_each(sim, Duration::ZERO);
@@ -529,8 +543,81 @@ fn a_free_place_that_is_not_given_away_is_noticed() {
     });
 }
 
+#[test]
+fn sessions_that_a_failed_reactor_loses_are_noticed() {
+    must_catch(Canary::LostSessions, "the reactor has ended, and 1 sessions have not", |sim| {
+        let server = serve(sim);
+        let _peer = sim.connect(server.address());
+        sim.settle();
+        server.fail(sim::Call::Wait, 0, sim::errno::EBADF);
+        sim.advance(secs(60));
+        assert!(server.failure().is_some());
+    });
+}
+
+#[test]
+fn a_log_event_without_a_net_is_noticed() {
+    must_catch(Canary::UncaughtLog, "the log is gone", flaky_log);
+}
+
+/// Panics when it is dropped.
+struct Bomb(Vec<u8>);
+
+impl Drop for Bomb {
+    fn drop(&mut self) {
+        resume_unwind(Box::new("a bomb was dropped"));
+    }
+}
+
+impl AsRef<[u8]> for Bomb {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+/// Panics with a bomb over `!`, and writes one for whatever else it reads.
+struct Bomber;
+
+impl Handler for Bomber {
+    type Session = ();
+
+    fn on_open(&mut self, _: &mut Conn<'_>) -> Option<()> {
+        Some(())
+    }
+
+    fn on_data(&mut self, conn: &mut Conn<'_>, _: &mut (), input: &mut BytesMut) {
+        if input[0] == b'!' {
+            resume_unwind(Box::new(Bomb(Vec::new())));
+        }
+        input.clear();
+        conn.write_bytes(Bytes::from_owner(Bomb(vec![b'b'; 10_000])));
+    }
+}
+
+/// A client says `word`, and another one is served all the same.
+fn bomb(sim: &mut Sim, word: &[u8]) {
+    sim.allow_panics();
+    let server = sim.serve("10.0.0.1:7", Config::default(), Bomber);
+    let [bad, good] = [(); 2].map(|()| sim.connect(server.address()));
+    bad.send(word);
+    sim.advance(secs(1));
+    good.send(b"x");
+    sim.advance(secs(1));
+    assert_eq!(good.take().len(), 10_000);
+}
+
+#[test]
+fn a_payload_dropped_without_a_net_is_noticed() {
+    must_catch(Canary::UncaughtPayload, "a bomb was dropped", |sim| bomb(sim, b"!"));
+}
+
+#[test]
+fn shared_bytes_dropped_without_a_net_are_noticed() {
+    must_catch(Canary::UncaughtOwner, "a bomb was dropped", |sim| bomb(sim, b"x"));
+}
+
 /// What the world says of each bug in a swarm.
-const SAID: [(Canary, &[&str]); 18] = [
+const SAID: [(Canary, &[&str]); 20] = [
     (Canary::EarlyFire, &["ended early", "had its timer"]),
     (Canary::SkippedRearm, &["not in the wheel", "and the wheel comes up at"]),
     (Canary::LostReadyFlag, &["work is left and not queued"]),
@@ -549,6 +636,8 @@ const SAID: [(Canary, &[&str]); 18] = [
     (Canary::LeftEntry, &["has an entry in the wheel"]),
     (Canary::NoOutputLimit, &["limit"]),
     (Canary::EndlessReading, &["spins"]),
+    (Canary::LostSessions, &["the reactor has ended, and"]),
+    (Canary::UncaughtLog, &["the log is gone"]),
 ];
 
 /// The first seed of a swarm that fails with the bug planted, and what it says.

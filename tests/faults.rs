@@ -7,10 +7,12 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use wheelhouse::backend::{Backend, Events, Token};
-use wheelhouse::sim::{Call, End, Faults, Host, HostStream, Link, Peer, Personality, Server, Sim};
+use wheelhouse::sim::{
+    Call, End, Faults, Host, HostStream, Link, Peer, Personality, Server, Sim, errno,
+};
 use wheelhouse::{
-    Address, CloseReason, Config, Conn, Context, Handler, ListenConfig, SocketOptions, Timeout,
-    Timeouts,
+    Address, CloseReason, Closed, Config, Conn, Context, Handler, ListenConfig, Reactor,
+    SocketOptions, Timeout, Timeouts,
 };
 
 use crate::zoo::{Echo, Keeper};
@@ -117,7 +119,7 @@ fn a_listener_that_cannot_be_had_is_told_to_whoever_asked() {
 #[test]
 fn addresses_belong_to_one_listener_and_to_their_machine() {
     let mut sim = Sim::new(1);
-    let everywhere = |reactor: &mut wheelhouse::Reactor<_, _>| {
+    let everywhere = |reactor: &mut Reactor<_, _>| {
         reactor.listen("0.0.0.0:7".parse().unwrap()).unwrap();
         assert!(reactor.listen("10.9.9.9:7".parse().unwrap()).is_err(), "another machine's");
     };
@@ -616,4 +618,89 @@ fn a_dial_may_succeed_before_the_call_returns() {
         assert_eq!(reasons(&server), [CloseReason::PeerEof]);
         sim.assert_clean();
     }
+}
+
+/// Writes down which sessions ended, and why.
+#[derive(Default)]
+struct Ledger {
+    opened: usize,
+    ended: Vec<CloseReason>,
+}
+
+impl Handler for Ledger {
+    type Session = ();
+
+    fn on_open(&mut self, _: &mut Conn<'_>) -> Option<()> {
+        self.opened += 1;
+        Some(())
+    }
+
+    fn on_data(&mut self, conn: &mut Conn<'_>, _: &mut (), input: &mut BytesMut) {
+        conn.write(input);
+        input.clear();
+    }
+
+    fn on_closed(&mut self, _: &mut Context<'_>, closed: Closed, _: ()) {
+        self.ended.push(closed.reason);
+    }
+}
+
+/// A reactor in a world that its test turns, and three clients that it serves.
+fn turned(sim: &mut Sim) -> (Reactor<Ledger, Host>, Ledger, Vec<Peer>) {
+    let mut ledger = Ledger::default();
+    let mut reactor = Reactor::with_backend(Config::default(), sim.host("10.0.0.1")).unwrap();
+    reactor.listen(SERVER.parse().unwrap()).unwrap();
+    let peers: Vec<_> = (0..3).map(|_| sim.connect(SERVER)).collect();
+    for _ in 0..5 {
+        sim.pass(millis(10));
+        reactor.turn(&mut ledger, None).unwrap();
+    }
+    assert_eq!((ledger.opened, &ledger.ended[..]), (3, &[][..]));
+    (reactor, ledger, peers)
+}
+
+fn expect_ends(sim: &mut Sim, ledger: &Ledger, peers: &[Peer]) {
+    assert_eq!(ledger.ended, [CloseReason::HardStop; 3]);
+    sim.pass(millis(10));
+    assert!(peers.iter().all(|peer| peer.closed() == Some(End::Reset)));
+}
+
+#[test]
+fn a_wait_that_fails_ends_run_and_every_session() {
+    let mut sim = Sim::new(1);
+    let (reactor, mut ledger, peers) = turned(&mut sim);
+    sim.fail(Call::Wait, 3, errno::EBADF);
+    let failed = reactor.run(&mut ledger).unwrap_err();
+    assert_eq!(failed.error.raw_os_error(), Some(errno::EBADF));
+    assert_eq!(failed.report.stats.closed(CloseReason::HardStop), 3);
+    assert_eq!(failed.report.stats.connections, 0);
+    assert!(failed.to_string().starts_with("the reactor failed: "), "{failed}");
+    expect_ends(&mut sim, &ledger, &peers);
+}
+
+#[test]
+fn after_a_turn_that_fails_end_ends_every_session() {
+    let mut sim = Sim::new(1);
+    let (mut reactor, mut ledger, peers) = turned(&mut sim);
+    sim.fail(Call::Wait, 0, errno::EBADF);
+    assert!(reactor.turn(&mut ledger, None).is_err());
+    assert_eq!(ledger.ended, []);
+    let report = reactor.end(&mut ledger);
+    assert_eq!(report.stats.closed(CloseReason::HardStop), 3);
+    expect_ends(&mut sim, &ledger, &peers);
+}
+
+#[test]
+fn a_simulated_reactor_that_fails_leaves_no_session_and_no_descriptor() {
+    let mut sim = Sim::new(1);
+    let server = sim.serve(SERVER, Config::default(), Ledger::default());
+    let peers: Vec<_> = (0..3).map(|_| sim.connect(SERVER)).collect();
+    sim.settle();
+    server.fail(Call::Wait, 0, errno::EBADF);
+    peers[0].send(b"x");
+    sim.advance(secs(1));
+    assert!(server.failure().is_some());
+    assert_eq!((server.descriptors(), server.connections()), (0, 0));
+    assert_eq!(server.handler().ended, [CloseReason::HardStop; 3]);
+    sim.assert_clean();
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tracing::Level;
 use wheelhouse::sim::{Call, Sim, errno};
-use wheelhouse::{AtLimit, Config, Conn, Handler, Rate};
+use wheelhouse::{AtLimit, Config, Conn, Handler, Rate, Reactor};
 
 use crate::echo::Echo;
 
@@ -287,4 +287,24 @@ fn a_shortage_is_warned_of_once_a_second() {
     });
     let said: Vec<_> = lines.iter().map(|line| line.contains("accepting pauses error=")).collect();
     assert!((3..=5).contains(&said.len()) && said.iter().all(|it| *it), "{lines:?}");
+}
+
+#[test]
+fn a_reactor_that_is_dropped_with_sessions_says_how_many() {
+    let drop_after = |connections: usize| {
+        warnings(|| {
+            let mut sim = Sim::new(1);
+            let mut reactor =
+                Reactor::with_backend(Config::default(), sim.host("10.0.0.1")).unwrap();
+            reactor.listen(SERVER.parse().unwrap()).unwrap();
+            let _peers: Vec<_> = (0..connections).map(|_| sim.connect(SERVER)).collect();
+            for _ in 0..3 {
+                sim.pass(millis(10));
+                reactor.turn(&mut Echo, None).unwrap();
+            }
+        })
+    };
+    let said = "a reactor was dropped; its sessions get no on_closed sessions=3";
+    assert_eq!(drop_after(3), [said]);
+    assert_eq!(drop_after(0), [""; 0]);
 }

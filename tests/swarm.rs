@@ -66,6 +66,11 @@ fn swarm_circle() {
 }
 
 #[test]
+fn swarm_failing() {
+    run("failing", scenarios::failing);
+}
+
+#[test]
 fn swarm_shutdown() {
     run("shutdown", scenarios::shutdown);
 }

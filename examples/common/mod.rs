@@ -261,7 +261,7 @@ pub(crate) fn run<H: Handler + 'static>(
     if let Some(metrics) = metrics {
         stdout().line(format_args!("metrics on {}", reactor.local_addr(metrics)));
     }
-    let (_, report) = reactor.run(handler(metrics))?;
+    let report = reactor.run(&mut handler(metrics))?;
     stdout().line(report);
     Ok(0)
 }

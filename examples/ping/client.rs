@@ -30,7 +30,8 @@ pub(crate) fn run(mut client: Client) -> Result<u8, Error> {
     let mut reactor = Reactor::new(config())?;
     common::shut_down_on_signals(reactor.handle())?;
     client.start(&mut reactor.context());
-    let (Client { target, tally, .. }, _) = reactor.run(client)?;
+    reactor.run(&mut client)?;
+    let Client { target, tally, .. } = client;
     common::stdout().line(format_args!("\n--- {target} ping statistics ---\n{tally}"));
     Ok(if tally.received() > 0 { 0 } else { 1 })
 }

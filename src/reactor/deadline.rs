@@ -101,7 +101,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
                 self.last_chance(handler, id);
                 if self.lapsed_ping(id).is_some() {
                     self.shared.counters.count_fired(Deadline::Idle);
-                    self.end(handler, id, Timeout::Ping);
+                    self.time_out(handler, id, Timeout::Ping);
                     return self.settle(handler, id);
                 }
                 continue;
@@ -173,7 +173,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             }
             Deadline::Write => {
                 if !self.look(id) {
-                    self.end(handler, id, Timeout::Write);
+                    self.time_out(handler, id, Timeout::Write);
                 }
             }
             Deadline::Flush => {
@@ -200,7 +200,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             | Deadline::Response
             | Deadline::Tunnel => {
                 if let Some(timeout) = deadline.timeout() {
-                    self.end(handler, id, timeout);
+                    self.time_out(handler, id, timeout);
                 }
             }
         }
@@ -213,7 +213,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     }
 
     /// Ends a connection for a deadline, from wherever it is.
-    pub(super) fn end(&mut self, handler: &mut H, id: ConnId, timeout: Timeout) {
+    pub(super) fn time_out(&mut self, handler: &mut H, id: ConnId, timeout: Timeout) {
         if self.shared.table.at(id.index()).state() == State::Closing {
             self.lose_patience(id);
         } else {
@@ -320,7 +320,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let now = self.shared.now;
         let record = self.shared.table.at(id.index());
         if record.is_aged() {
-            self.end(handler, id, Timeout::Lifetime);
+            self.time_out(handler, id, Timeout::Lifetime);
         } else if self.shared.stopping {
             self.end_waiting(handler, id);
         } else {

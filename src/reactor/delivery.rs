@@ -58,7 +58,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             Verdict::Delivered => !self.is_over(id, deadline),
             Verdict::Waits => true,
             Verdict::Stuck => {
-                self.end(handler, id, Timeout::Write);
+                self.time_out(handler, id, Timeout::Write);
                 true
             }
         }

@@ -174,7 +174,8 @@ fn thread_number() -> usize {
 ///     handle.shutdown();
 ///     Ok::<_, wheelhouse::PostError>(())
 /// });
-/// let (greeter, _report) = reactor.run(Greeter(0))?;
+/// let mut greeter = Greeter(0);
+/// reactor.run(&mut greeter)?;
 /// worker.join().unwrap()?;
 /// assert_eq!(greeter.0, 1);
 /// # Ok::<(), Box<dyn std::error::Error>>(())

@@ -6,6 +6,7 @@ mod deadline;
 mod delivery;
 mod dial;
 mod dispatch;
+mod end;
 mod ending;
 mod io;
 mod mailbox;
@@ -23,10 +24,11 @@ use std::time::Duration;
 use std::{cmp, fmt};
 
 use bytes::BytesMut;
-use tracing::{Level, info, trace, warn};
+use tracing::{Level, error, info, trace, warn};
 
 use self::accept::{Deferred, Listener};
 pub(crate) use self::audit::{Holdings, Memory};
+pub use self::end::RunError;
 use self::io::wants_reading;
 pub use self::mailbox::Handle;
 use self::mailbox::{Letter, Mailbox};
@@ -67,7 +69,7 @@ const CONNECTIONS_DEFAULT_MAX: usize = 65_536;
 /// An event loop with all its connections, on one thread.
 ///
 /// It is made from a [`Config`], given listeners, and then [run](Reactor::run) with a [`Handler`],
-/// or [turned](Reactor::turn) by whoever owns another loop. It costs a read buffer of 64 KiB, as
+/// or [turned](Reactor::turn) by the owner of another loop, who [ends](Reactor::end) it too. It costs a read buffer of 64 KiB, as
 /// much again for what a callback writes, and a wheel of 130 KiB; a connection costs some 400 bytes.
 ///
 /// ```no_run
@@ -84,7 +86,7 @@ const CONNECTIONS_DEFAULT_MAX: usize = 65_536;
 /// # }
 /// let mut reactor = Reactor::new(Config::default())?;
 /// reactor.listen("127.0.0.1:7000".parse()?)?;
-/// reactor.run(Echo)?;
+/// reactor.run(&mut Echo)?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub struct Reactor<H: Handler, B: Backend = Os> {
@@ -214,19 +216,47 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         self.stop.failure()
     }
 
-    /// Turns until a shutdown has ended, and gives the handler back with a report.
+    /// Turns until a shutdown has ended, and reports what the reactor did.
+    ///
+    /// Whether it succeeds or fails, every session has had its
+    /// [`on_closed`](Handler::on_closed) when it returns, and the handler is the caller's again.
     ///
     /// # Errors
     ///
-    /// If waiting fails, or the reactor stopped because callbacks panicked.
-    pub fn run(mut self, mut handler: H) -> std::io::Result<(H, Report)> {
+    /// If waiting fails, or the reactor stopped because callbacks panicked. What was live then has
+    /// been [ended](Reactor::end).
+    pub fn run(mut self, handler: &mut H) -> Result<Report, RunError> {
         info!(max_connections = self.shared.table.capacity(), "reactor started");
-        while !self.is_finished() {
-            self.turn(&mut handler, None)?;
+        let mut outcome = Ok(());
+        while outcome.is_ok() && !self.is_finished() {
+            outcome = self.turn(handler, None);
         }
-        let report = self.report();
-        info!(%report, "reactor stopped");
-        Ok((handler, report))
+        let report = self.end(handler);
+        match outcome {
+            Ok(()) => {
+                info!(%report, "reactor stopped");
+                Ok(report)
+            }
+            Err(error) => {
+                error!(%error, %report, "the reactor failed");
+                Err(RunError { error, report: Box::new(report) })
+            }
+        }
+    }
+
+    /// Ends the reactor at once, after [`turn`](Reactor::turn) failed or between two turns, and
+    /// reports what it did. After a shutdown that has ended there is nothing left to end.
+    ///
+    /// Every live session has its last callbacks: [`on_closing`](Handler::on_closing) and
+    /// [`on_closed`](Handler::on_closed) with [`HardStop`](crate::CloseReason::HardStop), or only
+    /// `on_closed` with its own reason where it was closing already. Sockets are reset. Closures
+    /// that were posted are dropped; what the callbacks write, post or dial is discarded. A
+    /// callback that panics is counted, and the others follow all the same.
+    ///
+    /// A reactor that is dropped without this drops its sessions and logs how many there were.
+    pub fn end(mut self, handler: &mut H) -> Report {
+        self.end_all(handler);
+        self.report()
     }
 
     /// Listens on `address`.
@@ -546,12 +576,6 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         }
         self.bound_sent();
         self.end_step(&budget);
-    }
-}
-
-impl<H: Handler, B: Backend> Drop for Reactor<H, B> {
-    fn drop(&mut self) {
-        self.mailbox.close();
     }
 }
 

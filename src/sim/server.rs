@@ -288,12 +288,21 @@ impl<H: Handler> Node<H> {
     }
 }
 
+/// A world may end with sessions in it; that is no mistake to be logged.
+impl<H: Handler> Drop for Node<H> {
+    fn drop(&mut self) {
+        if let Some(reactor) = &mut self.reactor {
+            reactor.drop_sessions();
+        }
+    }
+}
+
 impl<H: Handler> Node<H> {
-    /// A reactor that ended has left all sessions; one that failed was left by them.
+    /// No session outlives its reactor, whether that shut down or failed.
     fn check_end(&self) -> Result<(), String> {
-        match (self.handler.sessions(), &self.failure) {
-            (0, _) | (_, Some(_)) => Ok(()),
-            (count, None) => Err(format!("the reactor has ended, and {count} sessions have not")),
+        match self.handler.sessions() {
+            0 => Ok(()),
+            count => Err(format!("the reactor has ended, and {count} sessions have not")),
         }
     }
 
@@ -333,7 +342,9 @@ impl<H: Handler> Turns for Node<H> {
         let outcome = reactor.turn(&mut self.handler, Some(Duration::ZERO));
         self.longest_turn = self.longest_turn.max(net.borrow().now - before);
         if outcome.is_err() || reactor.is_finished() {
-            self.reactor = None;
+            if let Some(reactor) = self.reactor.take() {
+                reactor.end(&mut self.handler);
+            }
             let mut net = net.borrow_mut();
             self.turned_at = net.now;
             let Err(error) = outcome else { return };

@@ -46,7 +46,11 @@ impl Handler for Echo {
 fn run(config: Config) -> (Handle<Echo>, thread::JoinHandle<Echo>) {
     let reactor: Reactor<Echo> = Reactor::new(config).unwrap();
     let handle = reactor.handle();
-    let thread = thread::spawn(move || reactor.run(Echo::default()).unwrap().0);
+    let thread = thread::spawn(move || {
+        let mut echo = Echo::default();
+        reactor.run(&mut echo).unwrap();
+        echo
+    });
     (handle, thread)
 }
 

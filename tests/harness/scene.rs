@@ -4,7 +4,8 @@ use std::io;
 use std::time::Duration;
 
 use wheelhouse::{
-    Address, CloseReason, Closed, Config, Conn, ConnId, Instant, ListenerId, Reactor, Timeout,
+    Address, CloseReason, Closed, Config, Conn, ConnId, Instant, ListenerId, Reactor, Report,
+    Timeout,
 };
 
 use super::script::{PING, PONG, Script, What};
@@ -40,6 +41,25 @@ impl<'w, W: World> Scene<'w, W> {
         let listener = reactor.listen(world.address()).unwrap();
         let address = reactor.local_addr(listener).clone();
         Self { world, reactor, script, listener, address, peers: Vec::new() }
+    }
+}
+
+/// The peers of a scene whose reactor has ended.
+pub(crate) struct Far<W: World>(Vec<Option<W::Peer>>);
+
+impl<W: World> Far<W> {
+    pub(crate) fn peer(&mut self, peer: PeerId) -> &mut W::Peer {
+        self.0[peer.0].as_mut().expect("the peer is there")
+    }
+}
+
+/// The end.
+impl<W: World> Scene<'_, W> {
+    /// Ends the reactor at once; gives its handler, its report and the peers.
+    pub(crate) fn end(self) -> (Script, Report, Far<W>) {
+        let Self { reactor, mut script, peers, .. } = self;
+        let report = reactor.end(&mut script);
+        (script, report, Far(peers))
     }
 }
 

@@ -4,7 +4,7 @@ mod large;
 
 use std::time::Duration;
 
-use wheelhouse::sim::{Faults, Server, Sim};
+use wheelhouse::sim::{Call, Faults, Server, Sim, errno};
 use wheelhouse::{Address, AtLimit, Config, Handle, Handler, ListenConfig, Rate, Refusal, Target};
 
 use self::large::Large;
@@ -311,4 +311,18 @@ pub(crate) fn slow_readers(sim: &mut Sim) {
         server.shutdown();
     }
     sim.advance(secs(60));
+}
+
+/// A reactor whose wait fails at some moment leaves no session, whatever each is in the middle of;
+/// the world checks that.
+pub(crate) fn failing(sim: &mut Sim) {
+    let mut random = sim.random();
+    let nobody: Address = "10.0.0.9:9".parse().unwrap();
+    let server = sim.serve("10.0.0.1:7", Config::default(), Keeper::new(nobody));
+    server.fail(Call::Wait, random.below(300), errno::EBADF);
+    let_peers_loose(sim, &server.address(), &mut random, 60);
+    if server.failure().is_some() {
+        assert_eq!(server.descriptors(), 0);
+        assert!(server.handler().ids.is_empty(), "each has left its handler");
+    }
 }

@@ -1,0 +1,137 @@
+//! A reactor that is ended at once gives every session its last callbacks, whatever state it is in.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use wheelhouse::{CloseReason, Config, ConnectError, PostError};
+
+use crate::harness::{Got, Scene, Script, What, World};
+
+behaviours! {
+    everywhere {
+        every_session_has_its_on_closed_at_the_end
+        what_on_closed_asks_for_at_the_end_is_discarded
+        a_panic_in_on_closed_at_the_end_costs_no_other_session
+        the_end_of_a_reactor_without_sessions_is_a_report
+        the_end_resets_what_is_queued
+    }
+}
+
+const LARGE: usize = 8 << 20;
+
+fn every_session_has_its_on_closed_at_the_end<W: World>(world: &mut W) {
+    let deaf = world.deaf();
+    let (_door, open) = world.open_door();
+    let script = Script::echo().when_data(|conn, session, input| {
+        input.clear();
+        conn.write_bytes(vec![b'l'; LARGE]);
+        if session.number == 2 {
+            conn.close();
+        }
+    });
+    let mut scene = Scene::new(world, Config::default(), script);
+    scene.enter();
+    for number in [1, 2] {
+        let (peer, _) = scene.enter();
+        scene.send(peer, b"x");
+        scene.saw(number, What::Data(1));
+    }
+    let dialled = scene.reactor.context().connect(deaf).unwrap();
+    scene.until("a dial", |scene| scene.script.ids.contains(&dialled));
+    // No turn begins this one, so it never has a session.
+    scene.reactor.context().connect(open).unwrap();
+    let handle = scene.reactor.handle();
+    let (script, report, _) = scene.end();
+
+    let reasons: Vec<_> = script.closed.iter().map(|closed| (closed.id, closed.reason)).collect();
+    for (number, reason) in
+        [(0, CloseReason::HardStop), (1, CloseReason::HardStop), (2, CloseReason::Local)]
+    {
+        assert!(reasons.contains(&(script.ids[number], reason)), "{number}: {reasons:?}");
+    }
+    // A Unix-domain socket without a listener refuses at once.
+    assert!(reasons.iter().any(|(id, _)| *id == dialled), "{reasons:?}");
+    assert_eq!((script.ids.len(), reasons.len()), (4, 4));
+    assert_eq!(script.faults, [""; 0]);
+    assert_eq!((report.stats.closed_total(), report.stats.connections), (4, 0));
+    assert!(report.stats.unsent > LARGE as u64, "{report:?}");
+    assert_eq!(handle.post(|_, _| ()), Err(PostError::Stopped));
+}
+
+fn what_on_closed_asks_for_at_the_end_is_discarded<W: World>(world: &mut W) {
+    let (mut door, address) = world.open_door();
+    let outcomes = Rc::new(RefCell::new(Vec::new()));
+    let noted = Rc::clone(&outcomes);
+    let handle: Rc<RefCell<Option<wheelhouse::Handle<Script>>>> = Rc::default();
+    let later = Rc::clone(&handle);
+    let script = Script::echo().when_closed(move |cx, _| {
+        for id in cx.ids() {
+            if let Some(mut conn) = cx.conn(id) {
+                conn.write(b"from on_closed");
+                conn.close();
+            }
+        }
+        let now = cx.now();
+        cx.set_alarm(now);
+        cx.shutdown();
+        let posted = handle.borrow().as_ref().unwrap().post(|_, _| panic!("it must not run"));
+        noted.borrow_mut().push((cx.connect(address.clone()).err(), posted));
+    });
+    let mut scene = Scene::new(world, Config::default(), script);
+    *later.borrow_mut() = Some(scene.reactor.handle());
+    let peers = [(); 3].map(|()| scene.enter().0);
+    let (script, report, mut far) = scene.end();
+
+    assert_eq!(script.closed.len(), 3);
+    assert_eq!(script.shutdowns, 0);
+    let refused = (Some(ConnectError::ShuttingDown), Err(PostError::Stopped));
+    assert_eq!(*outcomes.borrow(), [refused; 3]);
+    assert_eq!((report.stats.bytes_out, report.stats.dialled), (0, 0));
+    assert!(world.answer(&mut door).is_none());
+    for peer in peers {
+        let got = world.receive(far.peer(peer), &mut [0; 8]);
+        assert!(matches!(got, Got::Reset | Got::Eof), "{got:?}");
+    }
+}
+
+fn a_panic_in_on_closed_at_the_end_costs_no_other_session<W: World>(world: &mut W) {
+    let script = Script::echo().when_closed(|_, _| panic!("told to"));
+    let mut scene = Scene::new(world, Config::default(), script);
+    for _ in 0..5 {
+        scene.enter();
+    }
+    let (script, report, _) = scene.end();
+    assert_eq!((script.closed.len(), report.stats.panics), (5, 5));
+    assert_eq!(report.stats.closed(CloseReason::HardStop), 5);
+}
+
+fn the_end_of_a_reactor_without_sessions_is_a_report<W: World>(world: &mut W) {
+    let mut scene = Scene::new(world, Config::default(), Script::echo());
+    scene.expect_service();
+    let (script, report, _) = scene.end();
+    assert_eq!((script.closed.len(), script.visitors_gone), (0, 1));
+    assert_eq!((report.stats.accepted, report.stats.closed_total()), (1, 1));
+}
+
+fn the_end_resets_what_is_queued<W: World>(world: &mut W) {
+    let script = Script::echo().when_data(|conn, _, input| {
+        input.clear();
+        conn.write_bytes(vec![b'l'; LARGE]);
+        conn.finish();
+    });
+    let mut scene = Scene::new(world, Config::default(), script);
+    let (peer, _) = scene.enter();
+    scene.send(peer, b"x");
+    scene.saw(0, What::Data(1));
+    let (script, _, mut far) = scene.end();
+    assert!(script.closed[0].unsent > 0);
+    let has_resets = world.has_resets();
+    let mut buffer = vec![0; 64 * 1024];
+    let end = loop {
+        match world.receive(far.peer(peer), &mut buffer) {
+            Got::Bytes(_) => {}
+            end => break end,
+        }
+    };
+    assert!(end == Got::Reset || !has_resets, "{end:?}");
+}
