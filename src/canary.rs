@@ -71,6 +71,8 @@ pub enum Canary {
     LateRoom,
     /// A reactor that fails drops its sessions without their last callbacks.
     LostSessions,
+    /// A subscriber that panics unwinds through the reactor.
+    UncaughtLog,
 }
 
 #[cfg(feature = "canary")]

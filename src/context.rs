@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use slab::Slab;
-use tracing::warn;
 
 use crate::address::{Address, Target};
 use crate::canary::{Canary, planted};
@@ -25,7 +24,7 @@ use crate::core::stats::{Counters, Stats};
 use crate::core::table::{Birth, ConnId, Dial, Flags, Origin, Record, Table};
 use crate::core::wheel::{Key, Wheel};
 use crate::error::{CloseReason, ConnectError};
-use crate::log::Seldom;
+use crate::log::{Seldom, warn};
 use crate::time::{Instant, nanos};
 
 /// The wheel's resolution.

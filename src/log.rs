@@ -1,9 +1,63 @@
-//! Whether, and how often, something is logged.
+//! The log events of the crate: whether, and how often, something is logged, and what happens where
+//! a subscriber panics.
+//!
+//! A subscriber is code of the application, and it may panic: the usual one does when it can write
+//! neither its line nor its complaint about that. So every event of the crate is logged by the
+//! macros here, which are those of `tracing` within [`unwind::catch`](crate::unwind::catch).
+
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use tracing::Level;
 use tracing::level_filters::{LevelFilter, STATIC_MAX_LEVEL};
 
+use crate::canary::{Canary, planted};
 use crate::time::Instant;
+use crate::unwind::catch;
+
+/// Defines a macro that logs at one level. It costs what `tracing`'s own costs where nobody listens
+/// at that level, and one call more where somebody does.
+macro_rules! level {
+    ($d:tt $macro:ident as $name:ident, $level:ident) => {
+        macro_rules! $macro {
+            ($d($d event:tt)+) => {
+                if $crate::log::hears(::tracing::Level::$level) {
+                    $crate::log::emit(|| ::tracing::event!(::tracing::Level::$level, $d($d event)+));
+                }
+            };
+        }
+        #[allow(unused_imports, reason = "one for each level")]
+        pub(crate) use $macro as $name;
+    };
+}
+
+// A macro cannot be named as an attribute is, so all have a name of their own here.
+level!($ log_error as error, ERROR);
+level!($ log_warn as warn, WARN);
+level!($ log_info as info, INFO);
+level!($ log_debug as debug, DEBUG);
+level!($ log_trace as trace, TRACE);
+
+/// Events of this process that were lost because the subscriber panicked. One number for all
+/// reactors: an event may come from any thread, and what a panic loses is not worth a place in every
+/// turn.
+static LOST: AtomicU64 = AtomicU64::new(0);
+
+/// Hands an event to the subscriber, and counts it if that panics.
+#[cold]
+#[inline(never)]
+pub(crate) fn emit(event: impl FnOnce()) {
+    if planted(Canary::UncaughtLog) {
+        return event();
+    }
+    if catch(event).is_err() {
+        LOST.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// How many events were lost so far.
+pub(crate) fn lost() -> u64 {
+    LOST.load(Ordering::Relaxed)
+}
 
 /// Whether somebody may listen to events of `level`. What happens with every message is not asked
 /// for each time, but once a turn: at each step of an echo it would be a twentieth of its cost.

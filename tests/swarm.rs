@@ -71,6 +71,11 @@ fn swarm_failing() {
 }
 
 #[test]
+fn swarm_flaky_log() {
+    run("flaky_log", scenarios::flaky_log);
+}
+
+#[test]
 fn swarm_shutdown() {
     run("shutdown", scenarios::shutdown);
 }

@@ -14,13 +14,13 @@ use std::time::Duration;
 use bytes::BytesMut;
 use mio::{Interest, Registry};
 use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
-use tracing::debug;
 
 use super::lookup::Lookups;
 use super::waker::Waker;
 use super::{Backend, Event, Events, Readiness, Token, Wake, sys};
 use crate::address::Address;
 use crate::config::{ListenConfig, SocketOptions};
+use crate::log::debug;
 use crate::time::Instant;
 
 /// The operating system's sockets and clocks.

@@ -7,6 +7,7 @@ use crate::core::budget::Step;
 use crate::core::deadlines::Deadline;
 use crate::core::lifecycle::State;
 use crate::error::CloseReason;
+use crate::log::lost;
 
 /// Defines every number once: its name, what it means, and whether it only counts up (`counter`) or
 /// goes up and down (`gauge`).
@@ -27,7 +28,7 @@ macro_rules! numbers {
 
         impl Counters {
             pub(crate) fn snapshot(&self) -> Stats {
-                Stats {
+                let mut stats = Stats {
                     $($name: self.$name.get(),)*
                     states: self.states.get(),
                     closed: self.closed.get(),
@@ -35,7 +36,9 @@ macro_rules! numbers {
                     long_turns: self.long_turns.get(),
                     long_turns_nanos: self.long_turns_nanos.get(),
                     worst_step: self.worst_step.get(),
-                }
+                };
+                stats.log_failures = lost();
+                stats
             }
         }
 
@@ -114,6 +117,9 @@ numbers! {
     linger_evicted: counter;
     /// Callbacks that panicked.
     panics: counter;
+    /// Log events lost because the subscriber panicked.
+    /// Of the whole process: it is the same number for all of its reactors.
+    log_failures: counter;
     /// Callbacks that kept the loop waiting.
     /// [`Config::stall_report`](crate::Config::stall_report) says from when on.
     stalls: counter;

@@ -4,7 +4,7 @@ use std::fmt;
 use std::num::NonZeroU64;
 
 use slab::Slab;
-use tracing::{Level, debug};
+use tracing::Level;
 
 use crate::address::{Address, Target};
 use crate::canary::{Canary, planted};
@@ -14,7 +14,7 @@ use crate::core::lifecycle::{Ending, State, Step};
 use crate::core::output::Output;
 use crate::core::stats::States;
 use crate::error::{CloseReason, OsError, Timeout};
-use crate::log::hears;
+use crate::log::{debug, hears};
 use crate::time::Instant;
 
 /// The name of a connection, never reused: once it is closed its id resolves to `None`, not to

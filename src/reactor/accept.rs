@@ -4,7 +4,6 @@ use std::io;
 use std::time::Duration;
 
 use bytes::BytesMut;
-use tracing::{debug, error, warn};
 
 use super::{READ_BUDGET, Reactor};
 use crate::address::Address;
@@ -17,7 +16,7 @@ use crate::core::deadlines::Periods;
 use crate::core::table::{Birth, ConnId, Flags, ListenerId, Origin, Record};
 use crate::error::Error;
 use crate::handler::Handler;
-use crate::log::Seldom;
+use crate::log::{Seldom, debug, error, warn};
 use crate::time::Instant;
 
 /// Connections accepted from one listener in one turn: one burst of SYNs must not starve those

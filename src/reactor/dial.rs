@@ -2,8 +2,6 @@
 
 use std::io::{self, ErrorKind};
 
-use tracing::debug;
-
 use super::Reactor;
 use crate::address::{Address, Target};
 use crate::backend::{Backend, Token};
@@ -13,6 +11,7 @@ use crate::core::lifecycle::State;
 use crate::core::table::{ConnId, Dial, Flags};
 use crate::error::CloseReason;
 use crate::handler::Handler;
+use crate::log::debug;
 
 impl<H: Handler, B: Backend> Reactor<H, B> {
     /// Opens the connections that callbacks asked for. Those that these ask for wait a turn.

@@ -4,7 +4,6 @@
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use bytes::BytesMut;
-use tracing::error;
 
 use super::io::Delivery;
 use super::{Reactor, Slot};
@@ -15,6 +14,7 @@ use crate::context::{Context, LoopState};
 use crate::core::table::{ConnId, Flags};
 use crate::error::CloseReason;
 use crate::handler::Handler;
+use crate::log::error;
 
 /// Runs `on_data`, behind `on_active` if the connection wakes. What it wrote is left to the caller,
 /// a panic to [`Reactor::guard`].

@@ -2,14 +2,13 @@
 
 use std::{error, fmt, io};
 
-use tracing::warn;
-
 use super::{Reactor, Report};
 use crate::backend::Backend;
 use crate::canary::{Canary, planted};
 use crate::core::table::Flags;
 use crate::error::{CloseReason, Error};
 use crate::handler::Handler;
+use crate::log::warn;
 
 use crate::unwind::drop_caught;
 

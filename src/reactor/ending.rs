@@ -1,7 +1,5 @@
 //! The one way a connection ends: reason, last words, flush, FIN, linger, release.
 
-use tracing::debug;
-
 use super::Reactor;
 use super::accept::see_off;
 use crate::backend::Backend;
@@ -11,6 +9,7 @@ use crate::core::lifecycle::{Ending, State, Step};
 use crate::core::table::{ConnId, Flags};
 use crate::error::{CloseReason, Closed, Timeout};
 use crate::handler::Handler;
+use crate::log::debug;
 
 impl<H: Handler, B: Backend> Reactor<H, B> {
     /// Any open state → [`State::Closing`], for `reason`, which is final.

@@ -3,7 +3,6 @@
 use std::io::{self, ErrorKind, IoSlice};
 
 use bytes::BytesMut;
-use tracing::trace;
 
 use super::dispatch::call_data;
 use super::{READ_BUDGET, Reactor, refresh_now_if_stale};
@@ -16,6 +15,7 @@ use crate::core::stats::Counters;
 use crate::core::table::{ConnId, Flags, Record};
 use crate::error::CloseReason;
 use crate::handler::Handler;
+use crate::log::trace;
 use crate::time::Instant;
 
 /// Bytes written for one connection in one turn, its callbacks' fresh output aside.

@@ -24,7 +24,7 @@ use std::time::Duration;
 use std::{cmp, fmt};
 
 use bytes::BytesMut;
-use tracing::{Level, error, info, trace, warn};
+use tracing::Level;
 
 use self::accept::{Deferred, Listener};
 pub(crate) use self::audit::{Holdings, Memory};
@@ -44,7 +44,7 @@ use crate::core::pressure::SHRINKS_FROM;
 use crate::core::table::{CAPACITY_MAX, ConnId, Flags, ListenerId};
 use crate::error::Error;
 use crate::handler::Handler;
-use crate::log::hears;
+use crate::log::{error, hears, info, trace, warn};
 use crate::time::Instant;
 
 /// Events taken in one wait; a full batch means that there may be more.

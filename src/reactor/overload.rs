@@ -6,7 +6,6 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use bytes::BytesMut;
-use tracing::{debug, warn};
 
 use super::Reactor;
 use crate::backend::Backend;
@@ -20,7 +19,7 @@ use crate::core::pressure::{self, EVICTS_FROM, SHRINKS_FROM};
 use crate::core::table::{ConnId, Flags};
 use crate::error::CloseReason;
 use crate::handler::Handler;
-use crate::log::Seldom;
+use crate::log::{Seldom, debug, warn};
 use crate::time::Instant;
 
 /// The most connections evicted at a time: nginx's number.

@@ -4,8 +4,6 @@
 use std::time::Duration;
 use std::{fmt, io};
 
-use tracing::info;
-
 use super::Reactor;
 use crate::backend::Backend;
 use crate::config::SHUTDOWN_TIMEOUT;
@@ -16,6 +14,7 @@ use crate::core::stats::Stats;
 use crate::core::table::{ConnId, Flags, Record};
 use crate::error::CloseReason;
 use crate::handler::Handler;
+use crate::log::info;
 use crate::time::{Instant, nanos, share_of};
 
 /// Panics within [`PANIC_WINDOW`] that stop the reactor: this is no accident any more.

@@ -2,9 +2,16 @@
 
 mod large;
 
+use std::fmt::Debug;
+use std::panic::resume_unwind;
+use std::sync::Mutex;
 use std::time::Duration;
 
-use wheelhouse::sim::{Call, Faults, Server, Sim, errno};
+use tracing::field::{Field, Visit};
+use tracing::level_filters::LevelFilter;
+use tracing::span::{Attributes, Id, Record};
+use tracing::{Event, Metadata, Subscriber};
+use wheelhouse::sim::{Call, Faults, Random, Server, Sim, errno};
 use wheelhouse::{Address, AtLimit, Config, Handle, Handler, ListenConfig, Rate, Refusal, Target};
 
 use self::large::Large;
@@ -325,4 +332,67 @@ pub(crate) fn failing(sim: &mut Sim) {
         assert_eq!(server.descriptors(), 0);
         assert!(server.handler().ids.is_empty(), "each has left its handler");
     }
+}
+
+/// A subscriber that reads each event, and panics over some of them and over some questions whether
+/// it wants one.
+struct Flaky(Mutex<Random>);
+
+impl Flaky {
+    fn may_panic(&self) {
+        let panics = self.0.lock().unwrap().below(4) == 0;
+        if panics {
+            // Without the hook, which would print each of them.
+            resume_unwind(Box::new("the log is gone"));
+        }
+    }
+}
+
+struct Reader;
+
+impl Visit for Reader {
+    fn record_debug(&mut self, _: &Field, value: &dyn Debug) {
+        drop(format!("{value:?}"));
+    }
+}
+
+impl Subscriber for Flaky {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        if metadata.is_event() {
+            self.may_panic();
+        }
+        true
+    }
+
+    fn max_level_hint(&self) -> Option<LevelFilter> {
+        Some(LevelFilter::TRACE)
+    }
+
+    fn register_callsite(&self, _: &'static Metadata<'static>) -> tracing::subscriber::Interest {
+        tracing::subscriber::Interest::sometimes()
+    }
+
+    fn new_span(&self, _: &Attributes<'_>) -> Id {
+        Id::from_u64(1)
+    }
+
+    fn record(&self, _: &Id, _: &Record<'_>) {}
+
+    fn record_follows_from(&self, _: &Id, _: &Id) {}
+
+    fn event(&self, event: &Event<'_>) {
+        event.record(&mut Reader);
+        self.may_panic();
+    }
+
+    fn enter(&self, _: &Id) {}
+
+    fn exit(&self, _: &Id) {}
+}
+
+/// Everything happens while the log cannot be written at times.
+pub(crate) fn flaky_log(sim: &mut Sim) {
+    let mut random = sim.random();
+    let scenario = *random.pick(&[echo, zoo, shutdown]);
+    tracing::subscriber::with_default(Flaky(Mutex::new(random)), || scenario(sim));
 }
