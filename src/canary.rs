@@ -73,6 +73,10 @@ pub enum Canary {
     LostSessions,
     /// A subscriber that panics unwinds through the reactor.
     UncaughtLog,
+    /// The payload of a panic is dropped without a net.
+    UncaughtPayload,
+    /// Shared bytes are dropped without a net.
+    UncaughtOwner,
 }
 
 #[cfg(feature = "canary")]

@@ -36,9 +36,16 @@ use crate::error::{CloseReason, Closed};
 /// A panic in a callback of a connection discards what that callback queued and aborts the
 /// connection with [`HandlerPanic`](CloseReason::HandlerPanic); the others go on. One in
 /// [`on_closed`](Handler::on_closed) is only counted, as nothing is left to abort. A panic in a
-/// callback of the whole loop (an alarm, a posted closure, [`on_shutdown`](Handler::on_shutdown))
-/// stops the reactor, and so do three panics of any kind within 10 s: shared state may be
-/// half-changed. With `panic = "abort"` none of this can happen.
+/// callback of the whole loop (an alarm, a posted closure,
+/// [`on_listener_failed`](Handler::on_listener_failed), [`on_shutdown`](Handler::on_shutdown)) stops
+/// the reactor: shared state may be half-changed. Panics of connections stop it only where
+/// [`Config::panic_limit`](crate::Config::panic_limit) is set. With `panic = "abort"` none of this can
+/// happen.
+///
+/// What the reactor drops for the handler may panic too: the payload of a panic, a closure that was
+/// posted and cannot run, a session where the reactor is dropped, the owner of shared bytes
+/// ([`Bytes::from_owner`](bytes::Bytes::from_owner)). That ends nothing. Only a `Drop` that panics
+/// while a panic unwinds past it ends the process, as everywhere in Rust.
 ///
 /// # Examples
 ///

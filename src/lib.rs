@@ -103,8 +103,9 @@
 //! # Panics
 //!
 //! A panic in a callback of a connection aborts that connection, with
-//! [`CloseReason::HandlerPanic`]; one in a callback of the whole loop stops the reactor, and so do
-//! three in 10 s. This needs unwinding: with `panic = "abort"` the first one ends the process.
+//! [`CloseReason::HandlerPanic`], however many there are, unless [`Config::panic_limit`] says
+//! otherwise; one in a callback of the whole loop stops the reactor. This needs unwinding: with
+//! `panic = "abort"` the first one ends the process.
 //!
 //! # Logging
 //!

@@ -4,6 +4,8 @@ use std::any::Any;
 use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use crate::canary::{Canary, planted};
+
 /// Code panicked. What it panicked with is gone.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) struct Panicked;
@@ -23,6 +25,10 @@ pub(crate) fn catch<T>(work: impl FnOnce() -> T) -> Result<T, Panicked> {
 #[cold]
 #[inline(never)]
 pub(crate) fn discard(payload: Box<dyn Any + Send>) -> Panicked {
+    if planted(Canary::UncaughtPayload) {
+        drop(payload);
+        return Panicked;
+    }
     if let Err(second) = catch_unwind(AssertUnwindSafe(move || drop(payload))) {
         mem::forget(second);
     }

@@ -139,6 +139,7 @@ fn defaults() -> BTreeMap<String, String> {
     let Config { timeouts, limits, watermarks, socket, shutdown_timeout, shutdown_spread, .. } =
         Config::default();
     let stall_report = Config::default().stall_report.unwrap();
+    assert_eq!(Config::default().panic_limit, None);
     let listen = ListenConfig::default();
     assert_eq!((limits.max_connections, limits.requests_max), (None, None));
     assert_eq!(timeouts.request_rate, None);
@@ -188,6 +189,7 @@ fn defaults() -> BTreeMap<String, String> {
         ("socket.user_timeout", time(socket.user_timeout)),
         ("socket.notsent_lowat", size(socket.notsent_lowat.unwrap() as usize)),
         ("stall_report", millis(stall_report)),
+        ("panic_limit", "unlimited".into()),
         ("shutdown_timeout", time(shutdown_timeout)),
         ("shutdown_spread", time(shutdown_spread)),
         ("backlog", number(listen.backlog as usize)),

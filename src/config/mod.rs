@@ -44,6 +44,13 @@ pub struct Config {
     /// together with that. Default 25 ms, which everybody else waits for;
     /// `None` reports none.
     pub stall_report: Option<Duration>,
+    /// How many callbacks of connections may panic within a time before the reactor stops: one more
+    /// stops it, as a panic in a callback of the whole loop always does. Default `None`: each costs
+    /// its own connection, however many there are, because a peer that found what makes a callback
+    /// panic could otherwise end the server for everybody. A limit is for handlers whose shared state
+    /// a panic may leave half-changed, where a restart by a supervisor is better than going on. It is
+    /// exact up to a count of 1,024, and beyond that late by at most a thousandth.
+    pub panic_limit: Option<Rate>,
     /// How long a shutdown may last before what is left is aborted. Default 30 s, the grace that
     /// common orchestrators give; `None` waits for as long as the other deadlines let it.
     pub shutdown_timeout: Option<Duration>,
@@ -66,6 +73,7 @@ impl Default for Config {
             watermarks: Watermarks::default(),
             socket: SocketOptions::default(),
             stall_report: Some(Duration::from_millis(25)),
+            panic_limit: None,
             shutdown_timeout: Some(SHUTDOWN_TIMEOUT),
             shutdown_spread: Some(Duration::from_secs(5)),
         }

@@ -2,6 +2,7 @@
 
 pub(crate) mod admission;
 pub(crate) mod budget;
+pub(crate) mod burst;
 pub(crate) mod deadlines;
 pub(crate) mod lifecycle;
 pub(crate) mod output;

@@ -2,10 +2,11 @@
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
+use std::mem;
 
 use bytes::{Buf, Bytes, BytesMut};
 
-use crate::core::share::{QueuedShare, Shared};
+use crate::core::share::{Foreign, QueuedShare, Shared};
 
 /// From here on a piece is shared instead of copied: sharing costs an allocation-free reference
 /// count but a vector of its own in `sendmsg`, copying costs the bytes.
@@ -50,9 +51,9 @@ struct Piece {
 enum Content {
     Copied(BytesMut),
     /// The application may hold it as well, which cannot be seen, so it counts in each queue.
-    Given(Bytes),
+    Given(Foreign),
     /// It counts once for all queues, in a gauge of its own.
-    Shared(Bytes, QueuedShare),
+    Shared(Foreign, QueuedShare),
 }
 
 impl Piece {
@@ -63,7 +64,7 @@ impl Piece {
     fn as_slice(&self) -> &[u8] {
         match &self.bytes {
             Content::Copied(bytes) => bytes,
-            Content::Given(bytes) | Content::Shared(bytes, _) => bytes,
+            Content::Given(bytes) | Content::Shared(bytes, _) => &bytes.0,
         }
     }
 
@@ -81,7 +82,7 @@ impl Piece {
         if fits {
             return Some(0);
         }
-        let before = std::mem::replace(&mut self.cost, allocation(copy.capacity()));
+        let before = mem::replace(&mut self.cost, allocation(copy.capacity()));
         Some(self.cost - before)
     }
 }
@@ -123,7 +124,7 @@ impl Output {
         }
         self.len += bytes.len();
         let cost = allocation(bytes.len());
-        self.push_piece(Piece::new(Content::Given(bytes), cost));
+        self.push_piece(Piece::new(Content::Given(Foreign(bytes)), cost));
     }
 
     /// Queues `shared`, which is counted in its own gauge, unless it is so little that copying is
@@ -134,7 +135,7 @@ impl Output {
         }
         self.len += shared.len();
         let queued = shared.enqueue();
-        self.push_piece(Piece::new(Content::Shared(queued.bytes(), queued), 0));
+        self.push_piece(Piece::new(Content::Shared(Foreign(queued.bytes()), queued), 0));
     }
 
     fn push_piece(&mut self, piece: Piece) {
@@ -183,7 +184,7 @@ impl Output {
             if count < len {
                 match &mut piece.bytes {
                     Content::Copied(bytes) => bytes.advance(count),
-                    Content::Given(bytes) | Content::Shared(bytes, _) => bytes.advance(count),
+                    Content::Given(bytes) | Content::Shared(bytes, _) => bytes.0.advance(count),
                 }
                 piece.is_cut |= count > 0;
                 return;
@@ -214,7 +215,7 @@ impl Output {
                 match &mut piece.bytes {
                     Content::Copied(bytes) => bytes.truncate(size - excess),
                     Content::Given(bytes) | Content::Shared(bytes, _) => {
-                        bytes.truncate(size - excess);
+                        bytes.0.truncate(size - excess);
                     }
                 }
                 self.len += size - excess;
@@ -234,7 +235,7 @@ impl Output {
 
     #[cold]
     fn give_up(&mut self) -> usize {
-        std::mem::take(self).len
+        mem::take(self).len
     }
 }
 

@@ -6,6 +6,9 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use bytes::Bytes;
 
+use crate::canary::{Canary, planted};
+use crate::unwind::drop_caught;
+
 /// Bytes to be written to many connections, in memory once and counted once.
 ///
 /// [`Context::share`](crate::Context::share) makes it and
@@ -50,9 +53,23 @@ pub struct Shared {
 
 /// Bytes, how many queues they are in, and the gauge that counts them.
 pub(crate) struct SharedPiece {
-    bytes: Bytes,
+    bytes: Foreign,
     queues: AtomicU32,
     gauge: Arc<SharedGauge>,
+}
+
+/// Bytes given by the application. Their owner may be a type of its own ([`Bytes::from_owner`]), and
+/// panic when it is dropped, which it is where the last byte leaves: outside of all callbacks.
+#[derive(Debug)]
+pub(crate) struct Foreign(pub(crate) Bytes);
+
+impl Drop for Foreign {
+    fn drop(&mut self) {
+        let bytes = std::mem::take(&mut self.0);
+        if !planted(Canary::UncaughtOwner) {
+            drop_caught(bytes);
+        }
+    }
 }
 
 /// The bytes of all shared pieces of one reactor that are in a queue. Only that reactor's thread
@@ -69,22 +86,23 @@ impl SharedGauge {
 impl Shared {
     pub(crate) fn new(bytes: Bytes, gauge: &Arc<SharedGauge>) -> Self {
         let gauge = Arc::clone(gauge);
+        let bytes = Foreign(bytes);
         Self { piece: Arc::new(SharedPiece { bytes, queues: AtomicU32::new(0), gauge }) }
     }
 
     /// The bytes.
     pub fn bytes(&self) -> &Bytes {
-        &self.piece.bytes
+        &self.piece.bytes.0
     }
 
     /// How many bytes there are.
     pub fn len(&self) -> usize {
-        self.piece.bytes.len()
+        self.piece.bytes.0.len()
     }
 
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
-        self.piece.bytes.is_empty()
+        self.piece.bytes.0.is_empty()
     }
 
     /// Whether `gauge` counts it.
@@ -115,26 +133,28 @@ pub(crate) struct QueuedShare {
 impl QueuedShare {
     /// All of its bytes.
     pub(crate) fn bytes(&self) -> Bytes {
-        self.piece.bytes.clone()
+        self.piece.bytes.0.clone()
     }
 
     /// What tells it from other shared pieces, and its length.
     pub(crate) fn identity(&self) -> (usize, u64) {
-        (Arc::as_ptr(&self.piece).addr(), self.piece.bytes.len() as u64)
+        (Arc::as_ptr(&self.piece).addr(), self.piece.bytes.0.len() as u64)
     }
 }
 
 impl Drop for QueuedShare {
     fn drop(&mut self) {
         if self.piece.queues.fetch_sub(1, Relaxed) == 1 {
-            self.piece.gauge.0.fetch_sub(self.piece.bytes.len() as u64, Relaxed);
+            self.piece.gauge.0.fetch_sub(self.piece.bytes.0.len() as u64, Relaxed);
         }
     }
 }
 
 impl fmt::Debug for QueuedShare {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("QueuedShare").field("len", &self.piece.bytes.len()).finish_non_exhaustive()
+        f.debug_struct("QueuedShare")
+            .field("len", &self.piece.bytes.0.len())
+            .finish_non_exhaustive()
     }
 }
 

@@ -15,6 +15,7 @@ use crate::core::table::{ConnId, Flags};
 use crate::error::CloseReason;
 use crate::handler::Handler;
 use crate::log::error;
+use crate::unwind::{catch, discard};
 
 /// Runs `on_data`, behind `on_active` if the connection wakes. What it wrote is left to the caller,
 /// a panic to [`Reactor::guard`].
@@ -44,7 +45,9 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     pub(super) fn guard(&mut self, handler: &mut H, work: impl FnOnce(&mut Self, &mut H)) {
         let outcome = catch_unwind(AssertUnwindSafe(|| work(self, handler)));
         if let Err(panic) = outcome {
+            // Outside of a callback nothing of the application runs that can panic: this is a bug.
             let Some(id) = self.shared.in_hand else { resume_unwind(panic) };
+            discard(panic);
             self.recover(id);
             self.settle(handler, id);
         }
@@ -86,7 +89,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let Slot { session: Some(session), input, .. } = &mut slots[id.index()] else { return };
         shared.enter(id);
         let mut conn = Conn::new(shared, id);
-        let outcome = catch_unwind(AssertUnwindSafe(|| callback(&mut conn, session, input)));
+        let outcome = catch(|| callback(&mut conn, session, input));
         self.refresh_now_if_stale(name, Some(id));
         self.take_back(id, outcome.is_err());
     }
@@ -98,14 +101,14 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let slot = &mut slots[id.index()];
         shared.enter_knowing(id, true);
         let mut conn = Conn::new(shared, id);
-        let outcome = catch_unwind(AssertUnwindSafe(|| {
+        let outcome = catch(|| {
             slot.session = handler.on_open(&mut conn);
             if let Some(session) = &mut slot.session {
                 super::refresh_now_if_stale(backend, conn.cx().shared, "on_open", Some(id));
                 conn.establish(|| backend.entropy());
                 handler.on_connected(&mut conn, session);
             }
-        }));
+        });
         let taken = slot.session.is_some();
         self.refresh_now_if_stale(if taken { "on_connected" } else { "on_open" }, Some(id));
         self.take_back(id, outcome.is_err());
@@ -116,7 +119,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     pub(super) fn call_open(&mut self, handler: &mut H, id: ConnId) -> bool {
         self.shared.enter(id);
         let mut conn = Conn::new(&mut self.shared, id);
-        let outcome = catch_unwind(AssertUnwindSafe(|| handler.on_open(&mut conn)));
+        let outcome = catch(|| handler.on_open(&mut conn));
         self.refresh_now_if_stale("on_open", Some(id));
         self.take_back(id, outcome.is_err());
         self.slots[id.index()].session = outcome.ok().flatten();
@@ -142,7 +145,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     ) -> bool {
         self.shared.begin_journal();
         let mut cx = Context { shared: &mut self.shared };
-        let outcome = catch_unwind(AssertUnwindSafe(|| callback(&mut cx)));
+        let outcome = catch(|| callback(&mut cx));
         if outcome.is_err() {
             self.count_panic();
         }

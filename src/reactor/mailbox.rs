@@ -13,6 +13,7 @@ use crate::core::stats::{Counters, Stats};
 use crate::core::table::ConnId;
 use crate::error::PostError;
 use crate::handler::Handler;
+use crate::unwind::drop_caught;
 
 /// What is posted to the reactor.
 pub(crate) enum Letter<H: Handler> {
@@ -110,7 +111,9 @@ impl<H: Handler> Mailbox<H> {
         let dropped = std::mem::take(&mut queue.letters);
         drop(queue);
         self.room.notify_all();
-        drop(dropped);
+        for (_, letter) in dropped {
+            drop_caught(letter);
+        }
     }
 
     fn post(&self, letter: Letter<H>, wait: bool) -> Result<(), PostError> {

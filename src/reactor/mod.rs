@@ -174,6 +174,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             Mailbox::new(config.limits.mailbox_max, backend.waker(), Arc::clone(&shared.counters));
         Ok(Self {
             accepting: accept::Accepting::new(&config, capacity),
+            stop: Stop::new(&config),
             backend,
             config,
             events: Events::with_capacity(EVENTS_PER_WAIT),
@@ -188,7 +189,6 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             read_buffer: BytesMut::new(),
             mailbox: Arc::new(mailbox),
             letters: VecDeque::new(),
-            stop: Stop::default(),
             put_off: 0,
             logs: false,
             started_at: now,

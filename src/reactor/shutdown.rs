@@ -6,8 +6,9 @@ use std::{fmt, io};
 
 use super::Reactor;
 use crate::backend::Backend;
-use crate::config::SHUTDOWN_TIMEOUT;
+use crate::config::{Config, SHUTDOWN_TIMEOUT};
 use crate::context::{LoopState, Purpose};
+use crate::core::burst::Burst;
 use crate::core::deadlines::Deadline;
 use crate::core::lifecycle::State;
 use crate::core::stats::Stats;
@@ -16,10 +17,6 @@ use crate::error::CloseReason;
 use crate::handler::Handler;
 use crate::log::info;
 use crate::time::{Instant, nanos, share_of};
-
-/// Panics within [`PANIC_WINDOW`] that stop the reactor: this is no accident any more.
-const PANICS_MAX: usize = 3;
-const PANIC_WINDOW: Duration = Duration::from_secs(10);
 
 /// No connection is closed sooner than this after its last reply: a request that crosses our FIN
 /// on its way may be one that its client must not send twice.
@@ -43,13 +40,17 @@ pub(super) struct Stop {
     failure: Option<&'static str>,
     /// It has begun, or failed.
     stirs: bool,
-    /// When the latest callbacks panicked.
-    panics: [Option<Instant>; PANICS_MAX],
+    /// Callbacks that panicked lately, where a limit is set.
+    panics: Option<Burst>,
     /// Whether nothing is left to do.
     ended: bool,
 }
 
 impl Stop {
+    pub(super) fn new(config: &Config) -> Self {
+        Self { panics: config.panic_limit.map(Burst::new), ..Self::default() }
+    }
+
     /// Whether nothing is left to do.
     #[inline]
     pub(super) const fn has_ended(&self) -> bool {
@@ -77,11 +78,11 @@ impl Stop {
         self.stirs = true;
     }
 
+    /// A callback panicked: stops the reactor if that is one more than
+    /// [`Config::panic_limit`](crate::Config::panic_limit) allows.
     pub(super) fn count_panic(&mut self, now: Instant) {
-        self.panics.rotate_left(1);
-        self.panics[PANICS_MAX - 1] = Some(now);
-        if self.panics[0].is_some_and(|first| now - first <= PANIC_WINDOW) {
-            self.fail("three callbacks panicked within 10 s");
+        if self.panics.as_mut().is_some_and(|panics| panics.note(now)) {
+            self.fail("more callbacks panicked than panic_limit allows");
         }
     }
 

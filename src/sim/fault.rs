@@ -216,7 +216,8 @@ pub struct Faults {
     pub clock_back: u16,
     /// The clock stands still for up to a second.
     pub clock_freeze: u16,
-    /// A callback of a connection panics, at most one in eleven seconds; `on_closed` never does.
+    /// A callback of a connection panics, no more often than
+    /// [`Config::panic_limit`](crate::Config::panic_limit) allows; `on_closed` never does.
     pub panic: u16,
     /// A callback of a connection takes up to two seconds; `on_closed` never does.
     pub stall: u16,

@@ -258,8 +258,7 @@ impl Sim {
         let machine = host.machine();
         let woken = host.woken();
         self.net.borrow_mut().machines[machine].watched = true;
-        let timeouts = config.timeouts.clone();
-        let handler = Watched::new(handler, &self.net, machine, timeouts);
+        let handler = Watched::new(handler, &self.net, machine, &config);
         let mut reactor = match Reactor::with_backend(config, host) {
             Ok(reactor) => reactor,
             Err(error) => panic!("{error}"),

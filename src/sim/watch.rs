@@ -16,7 +16,7 @@ use super::history::{Deed, Of};
 use super::ledger::{self, Account};
 use super::net::Net;
 use crate::backend::Token;
-use crate::config::Timeouts;
+use crate::config::{Config, Rate, Timeouts};
 use crate::conn::Conn;
 use crate::context::{AlarmId, Context};
 use crate::core::lifecycle::Ending;
@@ -25,9 +25,9 @@ use crate::error::{CloseReason, Closed, Timeout};
 use crate::handler::Handler;
 use crate::time::{Instant, nanos};
 
-/// Callbacks that panic are so far apart that they do not stop the reactor.
-const PANIC_WINDOW: Duration = Duration::from_secs(11);
-const PANICS_MAX: usize = 1;
+/// How much longer than the world's clock a host's may take over a limit's time: its clock may
+/// stand still for a second, and be set back for another.
+const CLOCK_ERROR: Duration = Duration::from_secs(2);
 
 /// How long a disturbance has its effects, beside the deadline that it let pass.
 const DISTURBANCE: Duration = Duration::from_secs(1);
@@ -132,6 +132,7 @@ pub struct Watched<H: Handler> {
     net: Rc<RefCell<Net>>,
     machine: usize,
     timeouts: Timeouts,
+    panic_limit: Option<Rate>,
     lives: BTreeMap<ConnId, Life>,
     pub(super) closed: VecDeque<Closed>,
     /// The first connection whose end is to be blamed on the handler, and how many there were.
@@ -155,15 +156,18 @@ impl<H: Handler> DerefMut for Watched<H> {
 }
 
 impl<H: Handler> Watched<H> {
-    pub(super) fn new(
-        inner: H,
-        net: &Rc<RefCell<Net>>,
-        machine: usize,
-        timeouts: Timeouts,
-    ) -> Self {
-        let net = Rc::clone(net);
-        let (lives, closed) = (BTreeMap::new(), VecDeque::new());
-        Self { inner, net, machine, timeouts, lives, closed, blamed: None, impatient: (0, 0) }
+    pub(super) fn new(inner: H, net: &Rc<RefCell<Net>>, machine: usize, config: &Config) -> Self {
+        Self {
+            inner,
+            net: Rc::clone(net),
+            machine,
+            timeouts: config.timeouts.clone(),
+            panic_limit: config.panic_limit,
+            lives: BTreeMap::new(),
+            closed: VecDeque::new(),
+            blamed: None,
+            impatient: (0, 0),
+        }
     }
 
     pub(super) const fn timeouts(&self) -> &Timeouts {
@@ -271,9 +275,13 @@ impl<H: Handler> Watched<H> {
         if net.chance(self.machine, |faults| faults.panic) {
             let now = net.now;
             let panics = &mut net.machines[self.machine].panics;
-            panics.retain(|at| now - *at < PANIC_WINDOW);
-            if panics.len() < PANICS_MAX {
+            // Accidents must not stop the reactor.
+            let allowed = self.panic_limit.is_none_or(|limit| {
+                panics.retain(|at| now - *at <= limit.per() + CLOCK_ERROR);
                 panics.push_back(now);
+                panics.len() <= limit.count() as usize
+            });
+            if allowed {
                 net.record(net.place_of(self.machine), Deed::Fault("panic"));
                 if let Some(life) = self.lives.get_mut(&id) {
                     life.accident = true;

@@ -1,9 +1,13 @@
 //! A panic costs the connection in whose callback it happened, and nobody else.
 
 use std::cell::Cell;
+use std::panic::{panic_any, resume_unwind};
 use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use wheelhouse::{CloseReason, Config};
+use bytes::{Bytes, BytesMut};
+use wheelhouse::{CloseReason, Config, Conn, Handler, Rate, Reactor};
 
 use crate::harness::{Got, Scene, Script, What, World, millis};
 
@@ -22,14 +26,20 @@ behaviours! {
         a_panic_in_a_closure_for_a_connection_costs_that_connection
         what_a_panicking_callback_wrote_to_others_is_taken_back
         what_a_panicking_callback_dialled_is_not_dialled
-        two_panics_are_survived
+        panics_of_connections_are_survived_however_many_they_are
+        panics_within_the_limit_are_survived
         panics_do_not_undo_what_others_did_in_the_same_turn
-        three_panics_in_ten_seconds_stop_the_reactor
+        panics_beyond_the_limit_stop_the_reactor
         a_panic_in_a_posted_closure_stops_the_reactor
         a_panic_in_on_alarm_stops_the_reactor
         a_panic_in_on_shutdown_ends_the_shutdown_at_once
         much_that_a_panicking_callback_wrote_is_not_sent
         who_was_fed_by_what_a_panicking_callback_dialled_is_let_go
+        a_payload_that_panics_when_it_is_dropped_costs_one_connection
+        a_payload_that_panics_when_it_is_dropped_fails_a_callback_of_the_loop
+        shared_bytes_whose_owner_panics_cost_nothing
+        sessions_and_closures_that_panic_when_they_are_dropped_with_the_reactor
+        a_closure_for_nobody_that_panics_when_it_is_dropped_costs_nothing
     }
 }
 
@@ -223,7 +233,7 @@ fn a_panic_in_a_closure_for_a_connection_costs_that_connection<W: World>(world: 
     let (peer, _) = scene.enter();
     let handle = scene.reactor.handle();
     let id = scene.script.ids[0];
-    let closure = move |_: &mut Script, conn: &mut wheelhouse::Conn<'_>, _: &mut _| {
+    let closure = move |_: &mut Script, conn: &mut Conn<'_>, _: &mut _| {
         conn.write(b"secret");
         panic!("told to");
     };
@@ -277,13 +287,33 @@ fn panics_on_data() -> Script {
     Script::echo().when_data(|_, _, _| panic!("told to"))
 }
 
-fn two_panics_are_survived<W: World>(world: &mut W) {
+fn lose_one<W: World>(scene: &mut Scene<'_, W>) {
+    let peer = scene.connect();
+    scene.send(peer, b"x");
+    scene.expect_reset(peer);
+    scene.expect_closed(CloseReason::HandlerPanic);
+}
+
+fn panics_of_connections_are_survived_however_many_they_are<W: World>(world: &mut W) {
     let mut scene = Scene::new(world, Config::default(), panics_on_data());
+    for _ in 0..50 {
+        lose_one(&mut scene);
+    }
+    scene.expect_service();
+    assert_eq!(scene.reactor.handle().stats().panics, 50);
+}
+
+/// Two panics within 10 s are an accident.
+fn limited() -> Config {
+    let mut config = Config::default();
+    config.panic_limit = Some(Rate::new(2, millis(10_000)));
+    config
+}
+
+fn panics_within_the_limit_are_survived<W: World>(world: &mut W) {
+    let mut scene = Scene::new(world, limited(), panics_on_data());
     for _ in 0..2 {
-        let peer = scene.connect();
-        scene.send(peer, b"x");
-        scene.expect_reset(peer);
-        scene.expect_closed(CloseReason::HandlerPanic);
+        lose_one(&mut scene);
     }
     scene.expect_service();
 }
@@ -318,8 +348,8 @@ fn panics_do_not_undo_what_others_did_in_the_same_turn<W: World>(world: &mut W) 
     scene.expect_service();
 }
 
-fn three_panics_in_ten_seconds_stop_the_reactor<W: World>(world: &mut W) {
-    let mut scene = Scene::new(world, Config::default(), panics_on_data());
+fn panics_beyond_the_limit_stop_the_reactor<W: World>(world: &mut W) {
+    let mut scene = Scene::new(world, limited(), panics_on_data());
     let (bystander, _) = scene.enter();
     for _ in 0..3 {
         let peer = scene.connect();
@@ -403,4 +433,166 @@ fn who_was_fed_by_what_a_panicking_callback_dialled_is_let_go<W: World>(world: &
     scene.send(peer, b"x");
     scene.expect_reset(peer);
     expect_one_lost(&mut scene);
+}
+
+/// Panics when it is dropped, and notes that it was.
+struct Bomb {
+    bytes: Vec<u8>,
+    dropped: Arc<AtomicUsize>,
+}
+
+impl Bomb {
+    fn new(dropped: &Arc<AtomicUsize>) -> Self {
+        Self { bytes: vec![b'b'; 10_000], dropped: Arc::clone(dropped) }
+    }
+}
+
+impl Drop for Bomb {
+    fn drop(&mut self) {
+        self.dropped.fetch_add(1, Ordering::Relaxed);
+        // Without the hook, which would print each of them.
+        resume_unwind(Box::new("dropped"));
+    }
+}
+
+impl AsRef<[u8]> for Bomb {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+fn a_payload_that_panics_when_it_is_dropped_costs_one_connection<W: World>(world: &mut W) {
+    let dropped = Arc::new(AtomicUsize::new(0));
+    let bombs = [(); 4].map(|()| Arc::clone(&dropped));
+    let [data, timer, closing, closed] = bombs;
+    let script = Script::echo()
+        .when_data(move |conn, session, _| match session.number {
+            0 => panic_any(Bomb::new(&data)),
+            1 => conn.set_timer(conn.now()),
+            _ => conn.close(),
+        })
+        .when_timer(move |_, _| panic_any(Bomb::new(&timer)))
+        .when_closing(move |_, session, _| {
+            if session.number == 2 {
+                panic_any(Bomb::new(&closing));
+            }
+        })
+        .when_closed(move |_, _| panic_any(Bomb::new(&closed)));
+    let mut scene = Scene::new(world, Config::default(), script);
+    let reasons = [CloseReason::HandlerPanic, CloseReason::HandlerPanic, CloseReason::Local];
+    for reason in reasons {
+        let (peer, _) = scene.enter();
+        scene.send(peer, b"x");
+        scene.read_to_end(peer);
+        scene.leave(peer);
+        scene.expect_closed(reason);
+    }
+    scene.expect_service();
+    assert_eq!(dropped.load(Ordering::Relaxed), 6, "one in its callback, one in on_closed");
+    assert_eq!(scene.reactor.handle().stats().panics, 6);
+}
+
+fn a_payload_that_panics_when_it_is_dropped_fails_a_callback_of_the_loop<W: World>(world: &mut W) {
+    let dropped = Arc::new(AtomicUsize::new(0));
+    let bomb = Arc::clone(&dropped);
+    let script = Script::echo().when_alarm(move |_, _| panic_any(Bomb::new(&bomb)));
+    let mut scene = Scene::new(world, Config::default(), script);
+    scene.enter();
+    let now = scene.now();
+    scene.reactor.context().set_alarm(now);
+    let error = scene.failure();
+    assert!(error.to_string().contains("callback of the loop"), "{error}");
+    assert_eq!((scene.script.closed.len(), dropped.load(Ordering::Relaxed)), (1, 1));
+}
+
+fn shared_bytes_whose_owner_panics_cost_nothing<W: World>(world: &mut W) {
+    let dropped = Arc::new(AtomicUsize::new(0));
+    let bomb = Arc::clone(&dropped);
+    let script = Script::echo().when_data(move |conn, _, input| {
+        // They leave whole, in part, not at all, or are taken back.
+        let word = input[0];
+        input.clear();
+        let count = if word == b'1' { 1 } else { 500 };
+        for _ in 0..count {
+            conn.write_bytes(Bytes::from_owner(Bomb::new(&bomb)));
+        }
+        match word {
+            b'a' => conn.abort(),
+            b'p' => panic!("told to"),
+            _ => {}
+        }
+    });
+    let mut scene = Scene::new(world, Config::default(), script);
+    let (peer, _) = scene.enter();
+    scene.send(peer, b"1");
+    scene.read(peer, 10_000);
+    scene.send(peer, b"2");
+    scene.read(peer, 500 * 10_000);
+    let mut expected = 501;
+    for (word, reason) in [(b"a", CloseReason::Abort), (b"p", CloseReason::HandlerPanic)] {
+        let (peer, _) = scene.enter();
+        scene.send(peer, word);
+        let (_, end) = scene.read_to_end(peer);
+        scene.assert_reset(end);
+        scene.expect_closed(reason);
+        expected += 500;
+    }
+    scene.until("the last owner to go", |_| dropped.load(Ordering::Relaxed) == expected);
+    scene.send(peer, b"2");
+    scene.read(peer, 10);
+    scene.reset(peer);
+    scene.closed();
+    assert_eq!(dropped.load(Ordering::Relaxed), expected + 500);
+    scene.expect_service();
+}
+
+/// Keeps a bomb for each connection.
+struct Bombs(Arc<AtomicUsize>);
+
+impl Handler for Bombs {
+    type Session = Bomb;
+
+    fn on_open(&mut self, _: &mut Conn<'_>) -> Option<Bomb> {
+        Some(Bomb::new(&self.0))
+    }
+
+    fn on_data(&mut self, _: &mut Conn<'_>, _: &mut Bomb, _: &mut BytesMut) {}
+}
+
+fn sessions_and_closures_that_panic_when_they_are_dropped_with_the_reactor<W: World>(
+    world: &mut W,
+) {
+    let dropped = Arc::new(AtomicUsize::new(0));
+    let mut bombs = Bombs(Arc::clone(&dropped));
+    let backend = world.backend();
+    let mut reactor: Reactor<Bombs, _> = Reactor::with_backend(Config::default(), backend).unwrap();
+    let listener = reactor.listen(world.address()).unwrap();
+    let address = reactor.local_addr(listener).clone();
+    let _peers: Vec<_> = (0..3).map(|_| world.connect(&address, None)).collect();
+    let handle = reactor.handle();
+    while handle.stats().accepted < 3 {
+        world.pass(millis(1));
+        reactor.turn(&mut bombs, Some(millis(1))).unwrap();
+    }
+    for _ in 0..3 {
+        let bomb = Bomb::new(&dropped);
+        handle.post(move |_, _| drop(bomb)).unwrap();
+    }
+    drop(reactor);
+    assert_eq!(dropped.load(Ordering::Relaxed), 6);
+}
+
+fn a_closure_for_nobody_that_panics_when_it_is_dropped_costs_nothing<W: World>(world: &mut W) {
+    let mut scene = Scene::new(world, Config::default(), Script::echo());
+    let (peer, _) = scene.enter();
+    scene.leave(peer);
+    scene.expect_closed(CloseReason::PeerEof);
+    let dropped = Arc::new(AtomicUsize::new(0));
+    let (handle, id) = (scene.reactor.handle(), scene.script.ids[0]);
+    for _ in 0..3 {
+        let bomb = Bomb::new(&dropped);
+        handle.post_to(id, move |_, _, _| drop(bomb)).unwrap();
+    }
+    scene.until("the closures to go", |_| dropped.load(Ordering::Relaxed) == 3);
+    scene.expect_service();
 }

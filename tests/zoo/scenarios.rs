@@ -336,7 +336,7 @@ pub(crate) fn failing(sim: &mut Sim) {
 
 /// A subscriber that reads each event, and panics over some of them and over some questions whether
 /// it wants one.
-struct Flaky(Mutex<Random>);
+struct Flaky(Mutex<Random>, LevelFilter);
 
 impl Flaky {
     fn may_panic(&self) {
@@ -365,7 +365,7 @@ impl Subscriber for Flaky {
     }
 
     fn max_level_hint(&self) -> Option<LevelFilter> {
-        Some(LevelFilter::TRACE)
+        Some(self.1)
     }
 
     fn register_callsite(&self, _: &'static Metadata<'static>) -> tracing::subscriber::Interest {
@@ -394,5 +394,7 @@ impl Subscriber for Flaky {
 pub(crate) fn flaky_log(sim: &mut Sim) {
     let mut random = sim.random();
     let scenario = *random.pick(&[echo, zoo, shutdown]);
-    tracing::subscriber::with_default(Flaky(Mutex::new(random)), || scenario(sim));
+    let level = *random.pick(&[LevelFilter::INFO, LevelFilter::DEBUG, LevelFilter::TRACE]);
+    let subscriber = Flaky(Mutex::new(random), level);
+    tracing::subscriber::with_default(subscriber, || scenario(sim));
 }
