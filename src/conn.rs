@@ -374,6 +374,11 @@ impl Conn<'_> {
     }
 
     /// Ends the connection with a reset; what is queued is dropped.
+    ///
+    /// Unix-domain sockets have no reset: there the peer reads what the kernel had taken, then the
+    /// same end of stream as after [`close`](Conn::close), and cannot tell that a reply was cut
+    /// short. (On Linux it gets `ECONNRESET` if bytes that it sent were left unread.) A protocol
+    /// that must know says in its framing where a message ends.
     pub fn abort(&mut self) {
         self.record_mut().ask(CloseReason::Abort);
     }
