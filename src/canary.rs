@@ -77,6 +77,8 @@ pub enum Canary {
     UncaughtPayload,
     /// Shared bytes are dropped without a net.
     UncaughtOwner,
+    /// A connection is closed without a shutdown, which a duplicate of its descriptor hides.
+    NoShutdownBeforeClose,
 }
 
 #[cfg(feature = "canary")]

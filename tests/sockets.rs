@@ -1,6 +1,9 @@
 //! What the sockets of a reactor are like, and what only the kernel's do.
 #![cfg(target_os = "linux")]
 
+#[path = "sockets/shared.rs"]
+mod shared;
+
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};

@@ -206,6 +206,16 @@ pub trait Backend {
     /// Whatever the system says.
     fn finish(&mut self, stream: &mut Self::Stream) -> io::Result<()>;
 
+    /// Ends a stream in both directions, so that its peer sees the end even if another process holds
+    /// a descriptor of the socket: then [`close`](Backend::close) alone sends nothing. To be called
+    /// before a close without reset, unless the peer has ended the connection itself or has had a
+    /// FIN by [`finish`](Backend::finish).
+    ///
+    /// # Errors
+    ///
+    /// Whatever the system says; the close follows all the same.
+    fn shut_down(&mut self, stream: &mut Self::Stream) -> io::Result<()>;
+
     /// Closes a stream, with a reset if `reset`. Events for it may still be in the current batch.
     fn close(&mut self, stream: Self::Stream, reset: bool);
 

@@ -20,7 +20,7 @@ use super::waker::Waker;
 use super::{Backend, Event, Events, Readiness, Token, Wake, sys};
 use crate::address::Address;
 use crate::config::{ListenConfig, SocketOptions};
-use crate::log::debug;
+use crate::log::{debug, warn};
 use crate::time::Instant;
 
 /// The operating system's sockets and clocks.
@@ -42,6 +42,8 @@ pub struct Os {
     epoch: u64,
     random: RandomState,
     drawn: u64,
+    /// The latest time that was read.
+    seen: Instant,
 }
 
 /// Events taken from the system in one wait.
@@ -65,13 +67,18 @@ impl Os {
             epoch: sys::nanos(sys::Clock::Coarse),
             random: RandomState::new(),
             drawn: 0,
+            seen: Instant::EPOCH,
         })
     }
 }
 
 /// A listening TCP or Unix-domain socket.
 #[derive(Debug)]
-pub struct OsListener(Listener);
+pub struct OsListener {
+    socket: Listener,
+    /// When it was last known not to block.
+    checked_at: Instant,
+}
 
 #[derive(Debug)]
 enum Listener {
@@ -143,11 +150,41 @@ impl OsStream {
     }
 }
 
+impl AsFd for OsListener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match &self.socket {
+            Listener::Tcp(listener, _) => listener.as_fd(),
+            Listener::Unix(listener, _) => listener.as_fd(),
+        }
+    }
+}
+
+/// How long an accept may rely on what was last known of its listener.
+const CHECK_EVERY: Duration = Duration::from_secs(1);
+
 impl OsListener {
+    fn new(socket: Listener, now: Instant) -> Self {
+        Self { socket, checked_at: now }
+    }
+
     fn source(&mut self) -> &mut dyn mio::event::Source {
-        match &mut self.0 {
+        match &mut self.socket {
             Listener::Tcp(listener, _) => listener,
             Listener::Unix(listener, _) => listener,
+        }
+    }
+
+    /// Makes the listener non-blocking again if another holder of its open file description has
+    /// made it blocking: accept4(2) has no flag like MSG_DONTWAIT, and would wait for the next
+    /// connection.
+    #[cold]
+    #[inline(never)]
+    fn check(&mut self, now: Instant) {
+        self.checked_at = now;
+        let socket = SockRef::from(&*self);
+        if matches!(socket.nonblocking(), Ok(false)) {
+            warn!("another process made a listener blocking; it is non-blocking again");
+            ignore(socket.set_nonblocking(true), "O_NONBLOCK");
         }
     }
 }
@@ -172,7 +209,8 @@ impl Backend for Os {
 
     #[inline]
     fn now(&mut self) -> Instant {
-        Instant::from_nanos(sys::nanos(sys::Clock::Precise).saturating_sub(self.epoch))
+        self.seen = Instant::from_nanos(sys::nanos(sys::Clock::Precise).saturating_sub(self.epoch));
+        self.seen
     }
 
     #[inline]
@@ -230,7 +268,8 @@ impl Backend for Os {
                 socket.set_reuse_address(true)?;
                 socket.bind(&SockAddr::from(*addr))?;
                 socket.listen(backlog)?;
-                Ok(tcp_listener(socket, options))
+                limit_accept_wait(&socket);
+                Ok(self.tcp_listener(socket, options))
             }
             Address::Unix(path) => {
                 let socket = Socket::new(Domain::UNIX, stream_type(), None)?;
@@ -241,8 +280,9 @@ impl Backend for Os {
                     inode: file.ino(),
                 });
                 socket.listen(backlog)?;
+                limit_accept_wait(&socket);
                 let listener = mio::net::UnixListener::from_std(OwnedFd::from(socket).into());
-                Ok(OsListener(Listener::Unix(listener, bound)))
+                Ok(OsListener::new(Listener::Unix(listener, bound), self.seen))
             }
             Address::Unnamed => Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
@@ -264,14 +304,14 @@ impl Backend for Os {
         if socket.local_addr()?.is_unix() {
             let listener = mio::net::UnixListener::from_std(OwnedFd::from(socket).into());
             // Whoever made the file removes it.
-            Ok(OsListener(Listener::Unix(listener, None)))
+            Ok(OsListener::new(Listener::Unix(listener, None), self.seen))
         } else {
-            Ok(tcp_listener(socket, options))
+            Ok(self.tcp_listener(socket, options))
         }
     }
 
     fn listener_addr(&mut self, listener: &OsListener) -> io::Result<Address> {
-        match &listener.0 {
+        match &listener.socket {
             Listener::Tcp(listener, _) => listener.local_addr().map(Address::Ip),
             Listener::Unix(listener, _) => unix_address(listener.local_addr()),
         }
@@ -286,7 +326,10 @@ impl Backend for Os {
     }
 
     fn accept(&mut self, listener: &mut OsListener) -> io::Result<(OsStream, Address)> {
-        match &mut listener.0 {
+        if self.seen - listener.checked_at >= CHECK_EVERY {
+            listener.check(self.seen);
+        }
+        match &mut listener.socket {
             Listener::Tcp(listener, options) => {
                 let (stream, peer) = accept_tcp(listener)?;
                 options.hand_on(&stream);
@@ -386,10 +429,13 @@ impl Backend for Os {
         on_stream!(&mut stream.0, stream => stream.shutdown(std::net::Shutdown::Write))
     }
 
+    fn shut_down(&mut self, stream: &mut OsStream) -> io::Result<()> {
+        on_stream!(&mut stream.0, stream => stream.shutdown(std::net::Shutdown::Both))
+    }
+
     fn close(&mut self, stream: OsStream, reset: bool) {
-        if reset && let Stream::Tcp(stream) = &stream.0 {
-            // socket(7): with a linger of zero, close discards what is queued and resets.
-            ignore(SockRef::from(stream).set_linger(Some(Duration::ZERO)), "SO_LINGER");
+        if reset {
+            reset_stream(&stream);
         }
         // Closing the only descriptor of a socket takes it out of epoll and kqueue; mio's poll
         // backend does so when the stream is dropped.
@@ -450,6 +496,24 @@ fn unusual_readiness(event: &mio::event::Event) -> Readiness {
     if event.is_error() { ready.and(Readiness::WRITABLE).and(Readiness::ERROR) } else { ready }
 }
 
+/// Lets the peer see the end at once, whoever else holds the socket.
+fn reset_stream(stream: &OsStream) {
+    match &stream.0 {
+        Stream::Tcp(stream) => {
+            #[cfg(target_os = "linux")]
+            let reset = sys::disconnect(stream.as_fd()).is_ok();
+            #[cfg(not(target_os = "linux"))]
+            let reset = false;
+            if !reset {
+                // socket(7): with a linger of zero, close discards what is queued and resets.
+                ignore(SockRef::from(stream).set_linger(Some(Duration::ZERO)), "SO_LINGER");
+            }
+        }
+        // These know no reset.
+        Stream::Unix(stream) => ignore(stream.shutdown(std::net::Shutdown::Both), "shutdown"),
+    }
+}
+
 /// A stream socket that no child inherits and no call on waits for.
 fn stream_type() -> Type {
     #[cfg(not(target_vendor = "apple"))]
@@ -471,15 +535,29 @@ fn begin_connect(socket: &Socket, addr: &SockAddr) -> io::Result<()> {
     }
 }
 
-fn tcp_listener(socket: Socket, options: &SocketOptions) -> OsListener {
-    #[cfg(target_vendor = "apple")]
-    {
-        ignore(socket.set_cloexec(true), "FD_CLOEXEC");
-        ignore(socket.set_nonblocking(true), "O_NONBLOCK");
+impl Os {
+    fn tcp_listener(&self, socket: Socket, options: &SocketOptions) -> OsListener {
+        #[cfg(target_vendor = "apple")]
+        {
+            ignore(socket.set_cloexec(true), "FD_CLOEXEC");
+            ignore(socket.set_nonblocking(true), "O_NONBLOCK");
+        }
+        set_options(&socket, options);
+        let listener = mio::net::TcpListener::from_std(OwnedFd::from(socket).into());
+        OsListener::new(Listener::Tcp(listener, TcpOptions(options.clone())), self.seen)
     }
-    set_options(&socket, options);
-    let listener = mio::net::TcpListener::from_std(OwnedFd::from(socket).into());
-    OsListener(Listener::Tcp(listener, TcpOptions(options.clone())))
+}
+
+/// Lets an accept on a listener of our own that was made blocking return after a moment. Connections
+/// have the same timeout, from their listener, and no use for it: no call on them waits.
+///
+/// An adopted listener keeps its options: they are the socket's, and another process that waits in
+/// accept(2) on the same socket would be told EAGAIN, which it does not expect.
+fn limit_accept_wait(socket: &Socket) {
+    #[cfg(target_os = "linux")]
+    ignore(socket.set_read_timeout(Some(Duration::from_millis(1))), "SO_RCVTIMEO");
+    #[cfg(not(target_os = "linux"))]
+    let _ = socket;
 }
 
 #[cfg(all(target_os = "linux", not(mio_unsupported_force_poll_poll)))]

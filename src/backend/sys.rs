@@ -15,12 +15,16 @@ use libc::{c_int, c_void};
 #[cfg(all(target_os = "linux", not(mio_unsupported_force_poll_poll)))]
 use socket2::SockAddr;
 
-/// No signal when the peer is gone, where send(2) can be told; elsewhere the socket is
-/// (`SO_NOSIGPIPE`).
+/// A call must not wait even if another holder of the open file description, in this process or in
+/// another one, has cleared O_NONBLOCK (fcntl(2)).
+const RECV_FLAGS: c_int = libc::MSG_DONTWAIT;
+
+/// As [`RECV_FLAGS`]; and no signal when the peer is gone, where send(2) can be told. Elsewhere the
+/// socket is (`SO_NOSIGPIPE`).
 #[cfg(not(target_vendor = "apple"))]
-const SEND_FLAGS: c_int = libc::MSG_NOSIGNAL;
+const SEND_FLAGS: c_int = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
 #[cfg(target_vendor = "apple")]
-const SEND_FLAGS: c_int = 0;
+const SEND_FLAGS: c_int = libc::MSG_DONTWAIT;
 
 /// Turns the result of a call that returns a count or -1 into a [`Result`].
 fn count(result: isize) -> io::Result<usize> {
@@ -58,7 +62,7 @@ pub(super) fn send(fd: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
 unsafe fn call_recv(fd: c_int, buffer: *mut c_void, len: usize) -> isize {
     let null = std::ptr::null_mut::<c_void>();
     // SAFETY: the caller's `buffer` is writable for `len` bytes; no address is asked for.
-    unsafe { libc::syscall(libc::SYS_recvfrom, fd, buffer, len, 0, null, null) as isize }
+    unsafe { libc::syscall(libc::SYS_recvfrom, fd, buffer, len, RECV_FLAGS, null, null) as isize }
 }
 
 #[cfg(target_os = "linux")]
@@ -71,7 +75,7 @@ unsafe fn call_send(fd: c_int, bytes: *const c_void, len: usize) -> isize {
 #[cfg(not(target_os = "linux"))]
 unsafe fn call_recv(fd: c_int, buffer: *mut c_void, len: usize) -> isize {
     // SAFETY: the caller's `buffer` is writable for `len` bytes.
-    unsafe { libc::recv(fd, buffer, len, 0) }
+    unsafe { libc::recv(fd, buffer, len, RECV_FLAGS) }
 }
 
 #[cfg(not(target_os = "linux"))]
@@ -94,6 +98,18 @@ pub(super) fn accept(fd: BorrowedFd<'_>) -> io::Result<(OwnedFd, SockAddr)> {
             Ok(OwnedFd::from_raw_fd(accepted as c_int))
         })
     }
+}
+
+/// Resets a TCP connection: connect(2) to AF_UNSPEC discards what is queued and sends the RST at once.
+/// A close(2) with a linger of zero does the same, but only when no other descriptor of the socket
+/// is left.
+#[cfg(target_os = "linux")]
+pub(super) fn disconnect(fd: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: all-zero is a valid `sockaddr`, and AF_UNSPEC is 0.
+    let nowhere: libc::sockaddr = unsafe { MaybeUninit::zeroed().assume_init() };
+    let len = size_of::<libc::sockaddr>() as libc::socklen_t;
+    // SAFETY: `nowhere` is readable for `len` bytes.
+    done(unsafe { libc::connect(fd.as_raw_fd(), &raw const nowhere, len) })
 }
 
 /// close(2), called directly for the same reason as recv(2). Its error says nothing that could be

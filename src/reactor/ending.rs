@@ -6,7 +6,7 @@ use crate::backend::Backend;
 use crate::canary::{Canary, planted};
 use crate::core::budget;
 use crate::core::lifecycle::{Ending, State, Step};
-use crate::core::table::{ConnId, Flags};
+use crate::core::table::{ConnId, Flags, Record};
 use crate::error::{CloseReason, Closed, Timeout};
 use crate::handler::Handler;
 use crate::log::debug;
@@ -147,16 +147,21 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             if planted(Canary::LateDeparture) {
                 self.depart(*id);
             }
-            let reset = self.shared.table.at(id.index()).flags.has(Flags::RESET);
+            let record = self.shared.table.at(id.index());
+            let (reset, unseen) = (record.flags.has(Flags::RESET), ends_unseen(record));
             self.say_closed(handler, *id);
             let slot = &mut self.slots[id.index()];
             if slot.input.capacity() > 0 {
                 slot.input = bytes::BytesMut::new();
             }
-            if let Some(stream) = slot.stream.take() {
+            if let Some(mut stream) = slot.stream.take() {
                 if planted(Canary::LeakedDescriptor) {
                     std::mem::forget(stream);
                     continue;
+                }
+                if unseen && !planted(Canary::NoShutdownBeforeClose) {
+                    // It fails if the peer is gone.
+                    let _ = self.backend.shut_down(&mut stream);
                 }
                 self.backend.close(stream, reset);
             }
@@ -195,4 +200,13 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         self.shared.counters.count_close(reason);
         self.call_shared("on_closed", |cx| handler.on_closed(cx, closed, session));
     }
+}
+
+/// Whether a connection ends in a way that its peer learns of by our close only: we end it, the peer
+/// has not sent its FIN, and neither a FIN nor a reset of ours says it. A close says it if the
+/// descriptor is the socket's only one, which we cannot know.
+fn ends_unseen(record: &Record) -> bool {
+    let said = record.flags.has(Flags::EOF.and(Flags::FIN).and(Flags::RESET));
+    // Without a reason it was refused, with a FIN; and after an error there is no peer.
+    !said && record.reason.is_some_and(|reason| Ending::of(reason) != Ending::Drop)
 }

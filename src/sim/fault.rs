@@ -221,6 +221,10 @@ pub struct Faults {
     pub panic: u16,
     /// A callback of a connection takes up to two seconds; `on_closed` never does.
     pub stall: u16,
+    /// An accept that finds the backlog empty waits for 1 to 4 ms, or until a connection comes:
+    /// another process made the listener blocking, and its receive timeout ends the wait after that
+    /// time, rounded up to a tick of the kernel's clock.
+    pub blocking_accept: u16,
 }
 
 impl Faults {
@@ -245,10 +249,11 @@ impl Faults {
         clock_freeze: 0,
         panic: 0,
         stall: 0,
+        blocking_accept: 0,
     };
 
     /// Every rate with its name.
-    pub(super) const fn rates(&self) -> [(&'static str, u16); 19] {
+    pub(super) const fn rates(&self) -> [(&'static str, u16); 20] {
         [
             ("short_read", self.short_read),
             ("short_write", self.short_write),
@@ -269,6 +274,7 @@ impl Faults {
             ("clock_freeze", self.clock_freeze),
             ("panic", self.panic),
             ("stall", self.stall),
+            ("blocking_accept", self.blocking_accept),
         ]
     }
 
@@ -302,6 +308,7 @@ impl Faults {
             clock_freeze: rate(20),
             panic: rate(10),
             stall: rate(10),
+            blocking_accept: rate(200),
         }
     }
 }
@@ -329,3 +336,6 @@ pub(super) const FREEZE_MAX: Duration = Duration::from_secs(1);
 
 /// The longest that a callback takes.
 pub(super) const STALL_MAX: Duration = Duration::from_secs(2);
+
+/// The shortest and the longest wait in an accept on a listener that blocks, in milliseconds.
+pub(super) const ACCEPT_WAIT_MILLIS: (u64, u64) = (1, 4);

@@ -74,6 +74,7 @@ pub struct HostListener {
 #[derive(Debug)]
 pub struct HostStream {
     net: Rc<RefCell<Net>>,
+    machine: usize,
     socket: Socket,
     fd: u32,
     reset: bool,
@@ -87,7 +88,12 @@ impl Drop for HostListener {
 
 impl Drop for HostStream {
     fn drop(&mut self) {
-        self.net.borrow_mut().close(self.socket, self.reset);
+        let mut net = self.net.borrow_mut();
+        if net.machines[self.machine].duplicated && !self.reset {
+            net.close_duplicated(self.socket);
+        } else {
+            net.close(self.socket, self.reset);
+        }
     }
 }
 
@@ -120,7 +126,7 @@ impl Host {
     fn adopt_socket(&self, socket: Socket, fd: u32) -> HostStream {
         let mut net = self.net.borrow_mut();
         net.set_fd(socket, fd);
-        HostStream { net: Rc::clone(&self.net), socket, fd, reset: false }
+        HostStream { net: Rc::clone(&self.net), machine: self.machine, socket, fd, reset: false }
     }
 
     /// The end of a read or write: what failed, and what that leaves behind.
@@ -415,7 +421,24 @@ impl Backend for Host {
         let Some(fd) = net.take_fd(self.machine) else {
             return self.fail(&mut net, Call::Accept, libc::EMFILE);
         };
-        let Some(socket) = net.take_waiting(listener.index) else {
+        let mut waiting = net.take_waiting(listener.index);
+        if waiting.is_none()
+            && net.befalls(self.machine, "blocking_accept", |it| it.blocking_accept)
+        {
+            let (least, most) = fault::ACCEPT_WAIT_MILLIS;
+            let millis = least + net.random.below(most - least);
+            let until = net.now + Duration::from_millis(millis);
+            while waiting.is_none()
+                && let Some(next) = net.next_at().filter(|next| *next < until)
+            {
+                net.run_until(next);
+                waiting = net.take_waiting(listener.index);
+            }
+            if waiting.is_none() {
+                net.run_until(until);
+            }
+        }
+        let Some(socket) = waiting else {
             net.free_fd(self.machine, fd);
             net.arm_listener(listener.index);
             return self.fail(&mut net, Call::Accept, libc::EAGAIN);
@@ -551,6 +574,11 @@ impl Backend for Host {
         let outcome = finished.map_or_else(Outcome::Failed, |()| Outcome::Done);
         net.record_call(self.machine, Call::Finish, Some(stream.socket), outcome);
         finished.map_err(io::Error::from_raw_os_error)
+    }
+
+    fn shut_down(&mut self, stream: &mut HostStream) -> io::Result<()> {
+        // The other direction needs nothing: the close follows.
+        self.finish(stream)
     }
 
     fn close(&mut self, mut stream: HostStream, reset: bool) {

@@ -1,6 +1,7 @@
 //! What must hold in every kind of simulated world.
 
 mod clauses;
+mod descriptors;
 mod edges;
 mod lasts;
 

@@ -202,6 +202,8 @@ pub(super) struct Machine {
     pub(super) disturbed_until: Option<Instant>,
     /// A wait failed because it was ordered to.
     pub(super) wait_failed: bool,
+    /// Another process holds a descriptor of each of its sockets.
+    pub(super) duplicated: bool,
 }
 
 impl Machine {
@@ -593,6 +595,7 @@ impl Net {
             calls: [0; Call::ALL.len()],
             disturbed_until: None,
             wait_failed: false,
+            duplicated: false,
         });
         self.machines.len() - 1
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::side::{BOTH, Connection, Path, Segment, Side};
 use super::{Appetite, End, Happening, Holder, Link, Listener, Net, Notice, Personality, Socket};
 use crate::address::Address;
-use crate::backend::Readiness;
+use crate::backend::{Readiness, Token};
 use crate::sim::history::Deed;
 use crate::time::{Instant, nanos};
 
@@ -605,20 +605,7 @@ impl Net {
                 self.pump(socket);
             }
         }
-        if let Holder::Host(machine) = holder {
-            if let Some(fd) = fd {
-                self.free_fd(machine, fd);
-            }
-            let machine = &mut self.machines[machine];
-            machine.notices.retain(|notice| !matches!(notice, Notice::Socket(it) if *it == socket));
-            if let Some(token) = token {
-                machine.tokens.remove(&token);
-                if machine.stale.len() == STALE_MAX {
-                    machine.stale.pop_front();
-                }
-                machine.stale.push_back(token);
-            }
-        }
+        self.free_socket(socket, holder, fd, token);
         self.reclaim(socket);
     }
 
@@ -638,6 +625,42 @@ impl Net {
                 self.of(socket)
             );
             self.fail_check(what);
+        }
+    }
+
+    /// As [`close`](Net::close) without reset, where another process holds a descriptor of the
+    /// socket: nothing is sent.
+    pub(in crate::sim) fn close_duplicated(&mut self, socket: Socket) {
+        self.note(0x14, socket.mark());
+        let of = self.of(socket);
+        self.record_at(socket, Deed::Close { of, reset: false });
+        let Some(side) = self.side_mut(socket) else { return };
+        if !std::mem::replace(&mut side.closed, true) {
+            let (token, fd, holder) = (side.token.take(), side.fd.take(), side.holder);
+            self.free_socket(socket, holder, fd, token);
+        }
+    }
+
+    /// Frees what the process that held an end knew it by.
+    fn free_socket(
+        &mut self,
+        socket: Socket,
+        holder: Holder,
+        fd: Option<u32>,
+        token: Option<Token>,
+    ) {
+        let Holder::Host(machine) = holder else { return };
+        if let Some(fd) = fd {
+            self.free_fd(machine, fd);
+        }
+        let machine = &mut self.machines[machine];
+        machine.notices.retain(|notice| !matches!(notice, Notice::Socket(it) if *it == socket));
+        if let Some(token) = token {
+            machine.tokens.remove(&token);
+            if machine.stale.len() == STALE_MAX {
+                machine.stale.pop_front();
+            }
+            machine.stale.push_back(token);
         }
     }
 

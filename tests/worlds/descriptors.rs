@@ -1,0 +1,81 @@
+//! What a server does about sockets that it shares, lacks, or does not get at once.
+
+use wheelhouse::sim::{End, Faults};
+use wheelhouse::{CloseReason, Config, Timeout};
+
+use crate::echo::Echo;
+use crate::worlds::{SERVER, crowded, idle, millis, secs, world};
+
+/// Ends as soon as its peer has nothing to say for a second.
+fn hasty() -> Config {
+    let mut config = Config::default();
+    config.timeouts.idle = Some(secs(1));
+    config
+}
+
+#[test]
+fn a_peer_sees_an_idle_end_although_the_descriptor_is_duplicated() {
+    let mut sim = world(1);
+    let server = sim.serve(SERVER, hasty(), Echo);
+    server.duplicate_descriptors();
+    let peers = idle(&mut sim, 1);
+    sim.advance(secs(2));
+    server.expect_closed(CloseReason::Timeout(Timeout::Idle));
+    assert_eq!(peers[0].closed(), Some(End::Fin));
+}
+
+#[test]
+fn a_peer_sees_its_eviction_although_the_descriptor_is_duplicated() {
+    let mut sim = world(1);
+    let server = sim.serve(SERVER, crowded(4), Echo);
+    server.duplicate_descriptors();
+    let peers = idle(&mut sim, 4);
+    let _newcomer = sim.connect(SERVER);
+    sim.settle();
+    server.expect_closed(CloseReason::Evicted);
+    assert_eq!(peers[0].closed(), Some(End::Fin));
+}
+
+#[test]
+fn an_idle_peer_sees_a_shutdown_although_the_descriptor_is_duplicated() {
+    let mut sim = world(1);
+    let mut config = Config::default();
+    config.shutdown_spread = None;
+    let server = sim.serve(SERVER, config, Echo);
+    server.duplicate_descriptors();
+    let peers = idle(&mut sim, 1);
+    server.shutdown();
+    sim.advance(secs(10));
+    assert!(server.is_finished());
+    assert_eq!(peers[0].closed(), Some(End::Fin));
+}
+
+/// Whether an idle end costs no call but the close where the peer has ended the connection.
+#[test]
+fn a_peer_that_ends_first_costs_no_shutdown() {
+    let mut sim = world(1);
+    let server = sim.serve(SERVER, Config::default(), Echo);
+    // It would fail if it were called, and be spent.
+    server.fail(wheelhouse::sim::Call::Finish, 0, wheelhouse::sim::errno::ENOTCONN);
+    for peer in idle(&mut sim, 3) {
+        peer.close();
+        sim.settle();
+        server.expect_closed(CloseReason::PeerEof);
+    }
+    assert_eq!(sim.failures_left(), 1);
+}
+
+#[test]
+fn a_listener_that_blocks_for_a_moment_delays_and_does_not_stop_the_loop() {
+    let mut sim = world(1);
+    let server = sim.serve(SERVER, hasty(), Echo);
+    sim.set_faults(Faults { blocking_accept: 1_000, ..Faults::NONE });
+    let start = sim.now();
+    let peers = idle(&mut sim, 20);
+    let took = sim.now() - start;
+    // Each client is given 5 ms, and costs at least one accept that waits.
+    assert!(took >= 20 * millis(6) && took < 20 * millis(20), "{took:?}");
+    sim.advance(secs(1) + millis(20));
+    assert!(peers.iter().all(|peer| peer.closed() == Some(End::Fin)));
+    assert_eq!(server.take_closed().len(), 20);
+}
