@@ -1,7 +1,9 @@
 //! Where a listener binds and whom a connection talks to.
 
 use std::fmt::{self, Write};
+use std::io;
 use std::net::SocketAddr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -21,7 +23,8 @@ use std::str::FromStr;
 pub enum Address {
     /// An IPv4 or IPv6 address and a port; port 0 asks the kernel for a free one.
     Ip(SocketAddr),
-    /// A Unix-domain socket bound to a path.
+    /// A Unix-domain socket bound to a path, which is neither empty nor contains a NUL byte: the
+    /// kernel would read such a path as another address.
     Unix(PathBuf),
     /// A Unix-domain socket without a name, as most clients of one are.
     Unnamed,
@@ -43,6 +46,23 @@ impl Address {
             Self::Ip(_) | Self::Unnamed => None,
         }
     }
+
+    /// Refuses a path that unix(7) gives another meaning: an empty one binds to a name that the
+    /// kernel chooses, a NUL ends the name, and in front it makes one that is in no file system.
+    pub(crate) fn refuse_unusable_path(&self) -> io::Result<()> {
+        match self {
+            Self::Unix(path) if !is_usable(path) => Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "the path of a Unix-domain socket is neither empty nor contains a NUL",
+            )),
+            Self::Unix(_) | Self::Ip(_) | Self::Unnamed => Ok(()),
+        }
+    }
+}
+
+fn is_usable(path: &Path) -> bool {
+    let bytes = path.as_os_str().as_bytes();
+    !bytes.is_empty() && !bytes.contains(&0)
 }
 
 impl fmt::Display for Address {
@@ -73,8 +93,8 @@ impl FromStr for Address {
 
     fn from_str(text: &str) -> Result<Self, AddressError> {
         match text.strip_prefix("unix:") {
-            Some("") => Err(AddressError { names: false }),
-            Some(path) => Ok(Self::Unix(path.into())),
+            Some(path) if is_usable(path.as_ref()) => Ok(Self::Unix(path.into())),
+            Some(_) => Err(AddressError { names: false }),
             None => text.parse().map(Self::Ip).map_err(|_| AddressError { names: false }),
         }
     }
@@ -169,7 +189,16 @@ mod tests {
 
     #[test]
     fn text_that_is_no_address_is_refused() {
-        for text in ["", "7000", "unix:", "127.0.0.1", "::1:7000:", "1.2.3.4:70000"] {
+        for text in [
+            "",
+            "7000",
+            "unix:",
+            "unix:/tmp/a\0b",
+            "unix:\0",
+            "127.0.0.1",
+            "::1:7000:",
+            "1.2.3.4:70000",
+        ] {
             assert!(text.parse::<Address>().is_err(), "{text}");
         }
     }

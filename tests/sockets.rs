@@ -1,6 +1,8 @@
 //! What the sockets of a reactor are like, and what only the kernel's do.
 #![cfg(target_os = "linux")]
 
+#[path = "sockets/paths.rs"]
+mod paths;
 #[path = "sockets/shared.rs"]
 mod shared;
 

@@ -7,6 +7,7 @@
 
 mod lookup;
 mod os;
+mod path;
 mod sys;
 mod waker;
 

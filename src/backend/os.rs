@@ -1,21 +1,20 @@
 //! The operating system: epoll or kqueue through mio, options through socket2.
 
 use std::collections::hash_map::RandomState;
-use std::fs;
 use std::hash::{BuildHasher, Hasher};
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
+use mio::net::UnixListener;
 use mio::{Interest, Registry};
 use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
 
 use super::lookup::Lookups;
+use super::path::{self, BoundPath};
 use super::waker::Waker;
 use super::{Backend, Event, Events, Readiness, Token, Wake, sys};
 use crate::address::Address;
@@ -83,33 +82,13 @@ pub struct OsListener {
 #[derive(Debug)]
 enum Listener {
     Tcp(mio::net::TcpListener, TcpOptions),
-    Unix(
-        mio::net::UnixListener,
-        #[expect(dead_code, reason = "removes the file")] Option<BoundPath>,
-    ),
+    /// The file goes before the socket is closed.
+    Unix(#[expect(dead_code, reason = "removes the file")] Option<BoundPath>, UnixListener),
 }
 
 /// The options that connections accepted from a listener get, where it cannot hand them on.
 #[derive(Debug)]
 struct TcpOptions(#[cfg_attr(target_os = "linux", allow(dead_code))] SocketOptions);
-
-/// The file of a Unix-domain listener, removed with it unless somebody put another in its place.
-#[derive(Debug)]
-struct BoundPath {
-    path: PathBuf,
-    device: u64,
-    inode: u64,
-}
-
-impl Drop for BoundPath {
-    fn drop(&mut self) {
-        let ours = fs::symlink_metadata(&self.path)
-            .is_ok_and(|file| file.dev() == self.device && file.ino() == self.inode);
-        if ours && let Err(error) = fs::remove_file(&self.path) {
-            debug!(path = %self.path.display(), %error, "cannot remove the socket's file");
-        }
-    }
-}
 
 /// A TCP or Unix-domain socket that carries bytes.
 #[derive(Debug)]
@@ -154,7 +133,7 @@ impl AsFd for OsListener {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match &self.socket {
             Listener::Tcp(listener, _) => listener.as_fd(),
-            Listener::Unix(listener, _) => listener.as_fd(),
+            Listener::Unix(_, listener) => listener.as_fd(),
         }
     }
 }
@@ -170,7 +149,7 @@ impl OsListener {
     fn source(&mut self) -> &mut dyn mio::event::Source {
         match &mut self.socket {
             Listener::Tcp(listener, _) => listener,
-            Listener::Unix(listener, _) => listener,
+            Listener::Unix(_, listener) => listener,
         }
     }
 
@@ -259,6 +238,7 @@ impl Backend for Os {
         listen: &ListenConfig,
         options: &SocketOptions,
     ) -> io::Result<OsListener> {
+        address.refuse_unusable_path()?;
         let backlog = i32::try_from(listen.backlog).unwrap_or(i32::MAX);
         match address {
             Address::Ip(addr) => {
@@ -273,16 +253,10 @@ impl Backend for Os {
             }
             Address::Unix(path) => {
                 let socket = Socket::new(Domain::UNIX, stream_type(), None)?;
-                bind_path(&socket, path)?;
-                let bound = fs::symlink_metadata(path).ok().map(|file| BoundPath {
-                    path: path.clone(),
-                    device: file.dev(),
-                    inode: file.ino(),
-                });
-                socket.listen(backlog)?;
+                let bound = path::listen(&socket, path, backlog)?;
                 limit_accept_wait(&socket);
-                let listener = mio::net::UnixListener::from_std(OwnedFd::from(socket).into());
-                Ok(OsListener::new(Listener::Unix(listener, bound), self.seen))
+                let listener = UnixListener::from_std(OwnedFd::from(socket).into());
+                Ok(OsListener::new(Listener::Unix(bound, listener), self.seen))
             }
             Address::Unnamed => Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
@@ -302,9 +276,9 @@ impl Backend for Os {
         socket.set_cloexec(true)?;
         socket.set_nonblocking(true)?;
         if socket.local_addr()?.is_unix() {
-            let listener = mio::net::UnixListener::from_std(OwnedFd::from(socket).into());
+            let listener = UnixListener::from_std(OwnedFd::from(socket).into());
             // Whoever made the file removes it.
-            Ok(OsListener::new(Listener::Unix(listener, None), self.seen))
+            Ok(OsListener::new(Listener::Unix(None, listener), self.seen))
         } else {
             Ok(self.tcp_listener(socket, options))
         }
@@ -313,7 +287,7 @@ impl Backend for Os {
     fn listener_addr(&mut self, listener: &OsListener) -> io::Result<Address> {
         match &listener.socket {
             Listener::Tcp(listener, _) => listener.local_addr().map(Address::Ip),
-            Listener::Unix(listener, _) => unix_address(listener.local_addr()),
+            Listener::Unix(_, listener) => unix_address(listener.local_addr()),
         }
     }
 
@@ -335,7 +309,7 @@ impl Backend for Os {
                 options.hand_on(&stream);
                 Ok((OsStream(Stream::Tcp(stream)), Address::Ip(peer)))
             }
-            Listener::Unix(listener, _) => {
+            Listener::Unix(_, listener) => {
                 let (stream, peer) = listener.accept()?;
                 set_nosigpipe(SockRef::from(&stream));
                 Ok((OsStream(Stream::Unix(stream)), unix_address(Ok(peer))?))
@@ -344,6 +318,7 @@ impl Backend for Os {
     }
 
     fn connect(&mut self, address: &Address, options: &SocketOptions) -> io::Result<OsStream> {
+        address.refuse_unusable_path()?;
         match address {
             Address::Ip(addr) => {
                 let socket =
@@ -515,7 +490,7 @@ fn reset_stream(stream: &OsStream) {
 }
 
 /// A stream socket that no child inherits and no call on waits for.
-fn stream_type() -> Type {
+pub(super) fn stream_type() -> Type {
     #[cfg(not(target_vendor = "apple"))]
     return Type::STREAM.cloexec().nonblocking();
     #[cfg(target_vendor = "apple")]
@@ -650,25 +625,4 @@ fn is_listener(_socket: &Socket) -> io::Result<bool> {
 fn unix_address(addr: io::Result<std::os::unix::net::SocketAddr>) -> io::Result<Address> {
     let addr = addr?;
     Ok(addr.as_pathname().map_or(Address::Unnamed, |path| Address::Unix(path.into())))
-}
-
-/// Binds a Unix-domain socket, in place of one that a dead process left behind.
-fn bind_path(socket: &Socket, path: &Path) -> io::Result<()> {
-    let addr = SockAddr::unix(path)?;
-    match socket.bind(&addr) {
-        Err(error) if error.kind() == io::ErrorKind::AddrInUse && is_stale(path, &addr) => {
-            fs::remove_file(path)?;
-            socket.bind(&addr)
-        }
-        other => other,
-    }
-}
-
-/// Whether nobody listens on the socket at `path`.
-fn is_stale(path: &Path, addr: &SockAddr) -> bool {
-    let is_socket = fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket());
-    is_socket
-        && Socket::new(Domain::UNIX, stream_type(), None)
-            .and_then(|probe| probe.connect(addr))
-            .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
 }

@@ -211,6 +211,16 @@ pub(super) fn unsent(_fd: BorrowedFd<'_>) -> Option<u64> {
     None
 }
 
+/// Takes an exclusive flock(2) if no other open file description has one.
+pub(super) fn try_lock(fd: BorrowedFd<'_>) -> io::Result<bool> {
+    // SAFETY: the descriptor is open; no memory is passed.
+    match done(unsafe { libc::flock(fd.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) }) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 /// Which monotonic clock to read.
 #[derive(Clone, Copy)]
 pub(super) enum Clock {

@@ -341,6 +341,7 @@ impl Backend for Host {
         listen: &ListenConfig,
         options: &SocketOptions,
     ) -> io::Result<HostListener> {
+        address.refuse_unusable_path()?;
         self.enter(Call::Bind, None)?;
         let net = &mut *self.net.borrow_mut();
         let holder = Holder::Host(self.machine);
@@ -452,6 +453,7 @@ impl Backend for Host {
     }
 
     fn connect(&mut self, address: &Address, options: &SocketOptions) -> io::Result<HostStream> {
+        address.refuse_unusable_path()?;
         self.enter(Call::Connect, None)?;
         let mut net = self.net.borrow_mut();
         let Some(fd) = net.take_fd(self.machine) else {
