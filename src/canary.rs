@@ -79,6 +79,8 @@ pub enum Canary {
     UncaughtOwner,
     /// A connection is closed without a shutdown, which a duplicate of its descriptor hides.
     NoShutdownBeforeClose,
+    /// A look-up goes on although its connection is gone.
+    LookupNotCancelled,
 }
 
 #[cfg(feature = "canary")]

@@ -1,8 +1,9 @@
 //! Name look-ups off the loop's thread, because getaddrinfo(3) blocks.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::io;
-use std::net::ToSocketAddrs;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, ToSocketAddrs};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
@@ -10,23 +11,42 @@ use super::waker::Waker;
 use super::{Event, Events, Readiness, Token, Wake};
 use crate::address::Address;
 
-/// Look-ups at once: a resolver that hangs must not cost a thread per connection.
-const THREADS_MAX: usize = 8;
+/// Look-ups at once that connections wait for: a resolver that hangs must not cost a thread per
+/// connection.
+const WANTED_MAX: usize = 8;
 
-/// Look-ups waiting for a thread: those behind a resolver that hangs would pile up for ever, as
-/// their connections give up and others come.
+/// Threads in all. getaddrinfo(3) cannot be interrupted, so a thread goes on when the connection that
+/// its look-up was for has gone, for up to half a minute behind a resolver that does not answer
+/// (resolv.conf(5): timeout, attempts). Such a thread is replaced, or the look-ups that come next
+/// would wait for it; but a resolver that hangs must not cost a thread per dial either.
+const THREADS_MAX: usize = 64;
+
+/// Look-ups waiting for a thread.
 const WAITING_MAX: usize = 1_024;
 
 /// Look-ups under way, waiting for a thread, and answered.
-#[derive(Debug)]
 pub(super) struct Lookups {
     waker: Arc<Waker>,
+    resolver: Resolver,
     answers: Arc<Mutex<VecDeque<Answer>>>,
-    running: usize,
+    /// Those under way that connections wait for.
+    wanted: Vec<Token>,
+    /// How many more are under way. Their answers are dropped.
+    cancelled: usize,
     waiting: VecDeque<Question>,
     /// The answers announced by the latest wait. Those nobody asked for by the next one belong to
     /// connections that are gone.
     announced: Vec<Answer>,
+}
+
+impl fmt::Debug for Lookups {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Lookups")
+            .field("wanted", &self.wanted)
+            .field("cancelled", &self.cancelled)
+            .field("waiting", &self.waiting)
+            .finish_non_exhaustive()
+    }
 }
 
 #[derive(Debug)]
@@ -38,20 +58,58 @@ struct Question {
 
 type Answer = (Token, io::Result<Vec<Address>>);
 
+/// What a thread runs. Tests have one of their own.
+type Resolver = Arc<dyn Fn(&str, u16) -> io::Result<Vec<Address>> + Send + Sync>;
+
+fn resolve(host: &str, port: u16) -> io::Result<Vec<Address>> {
+    (host, port)
+        .to_socket_addrs()
+        .map(|addrs| addrs.map(Address::Ip).collect())
+        // A resolver's errors are no errno and say nothing once they are copied.
+        .map_err(|error| match error.raw_os_error() {
+            Some(_) => error,
+            None => io::Error::new(io::ErrorKind::AddrNotAvailable, error),
+        })
+}
+
+/// What is known without a resolver, and must not wait for one that hangs: an IP address in place of a
+/// name, and the name for which RFC 6761, 6.3, asks to return the loopback addresses always.
+fn known(host: &str) -> Option<impl Iterator<Item = IpAddr> + use<>> {
+    let ips = match host.parse::<IpAddr>() {
+        Ok(ip) => [Some(ip), None],
+        Err(_) if host.eq_ignore_ascii_case("localhost") => {
+            // getaddrinfo(3) has this order too (RFC 6724).
+            [Some(Ipv6Addr::LOCALHOST.into()), Some(Ipv4Addr::LOCALHOST.into())]
+        }
+        Err(_) => return None,
+    };
+    Some(ips.into_iter().flatten())
+}
+
 impl Lookups {
     pub(super) fn new(waker: Arc<Waker>) -> Self {
+        Self::with_resolver(waker, Arc::new(resolve))
+    }
+
+    fn with_resolver(waker: Arc<Waker>, resolver: Resolver) -> Self {
         Self {
             waker,
+            resolver,
             answers: Arc::default(),
-            running: 0,
+            wanted: Vec::new(),
+            cancelled: 0,
             waiting: VecDeque::new(),
             announced: Vec::new(),
         }
     }
 
     pub(super) fn begin(&mut self, host: String, port: u16, token: Token) -> io::Result<()> {
+        if let Some(known) = known(&host) {
+            self.answer(token, Ok(known.map(|ip| Address::Ip((ip, port).into())).collect()));
+            return Ok(());
+        }
         let question = Question { host, port, token };
-        if self.running < THREADS_MAX {
+        if self.may_start() {
             return self.start(question);
         }
         if self.waiting.len() >= WAITING_MAX {
@@ -61,30 +119,62 @@ impl Lookups {
         Ok(())
     }
 
+    /// Forgets a look-up whose connection has gone. Those that wait start with the next wait: many
+    /// connections that go in one turn must not start each other's look-ups.
+    pub(super) fn cancel(&mut self, token: Token) {
+        if let Some(index) = self.wanted.iter().position(|wanted| *wanted == token) {
+            self.wanted.swap_remove(index);
+            self.cancelled += 1;
+            if !self.waiting.is_empty() {
+                let _ = self.waker.wake();
+            }
+        } else {
+            self.waiting.retain(|question| question.token != token);
+        }
+    }
+
+    fn may_start(&self) -> bool {
+        let wanted = self.wanted.len();
+        wanted < WANTED_MAX && wanted + self.cancelled < THREADS_MAX
+    }
+
     fn start(&mut self, question: Question) -> io::Result<()> {
         let (answers, waker) = (Arc::clone(&self.answers), Arc::clone(&self.waker));
+        let resolver = Arc::clone(&self.resolver);
+        let token = question.token;
         thread::Builder::new().name("lookup".into()).spawn(move || {
-            let Question { host, port, token } = question;
-            let found = (host.as_str(), port)
-                .to_socket_addrs()
-                .map(|addrs| addrs.map(Address::Ip).collect::<Vec<_>>())
-                // A resolver's errors are no errno and say nothing once they are copied.
-                .map_err(|error| match error.raw_os_error() {
-                    Some(_) => error,
-                    None => io::Error::new(io::ErrorKind::AddrNotAvailable, error),
-                });
+            let found = resolver(&question.host, question.port);
             answers.lock().unwrap_or_else(PoisonError::into_inner).push_back((token, found));
             // It fails only if the reactor is gone, and then nobody waits.
             let _ = waker.wake();
         })?;
-        self.running += 1;
+        self.wanted.push(token);
         Ok(())
+    }
+
+    fn start_waiting(&mut self) {
+        while self.may_start()
+            && let Some(question) = self.waiting.pop_front()
+        {
+            let token = question.token;
+            if let Err(error) = self.start(question) {
+                self.answer(token, Err(error));
+            }
+        }
+    }
+
+    /// Answers without a thread. The next wait announces it, like any other answer.
+    fn answer(&mut self, token: Token, answer: io::Result<Vec<Address>>) {
+        self.wanted.push(token);
+        let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
+        answers.push_back((token, answer));
+        let _ = self.waker.wake();
     }
 
     /// Announces the answers that came in, as many as there is room for.
     #[inline]
     pub(super) fn announce(&mut self, events: &mut Events) {
-        if self.running > 0 || !self.announced.is_empty() {
+        if !self.wanted.is_empty() || self.cancelled > 0 || !self.announced.is_empty() {
             self.collect(events);
         }
     }
@@ -96,30 +186,168 @@ impl Lookups {
             while !events.is_full()
                 && let Some(answer) = answers.pop_front()
             {
-                events.push(Event { token: answer.0, ready: Readiness::default() });
-                self.announced.push(answer);
+                match self.wanted.iter().position(|wanted| *wanted == answer.0) {
+                    Some(index) => {
+                        self.wanted.swap_remove(index);
+                        events.push(Event { token: answer.0, ready: Readiness::default() });
+                        self.announced.push(answer);
+                    }
+                    None => self.cancelled -= 1,
+                }
             }
             if !answers.is_empty() {
                 let _ = self.waker.wake();
             }
         }
-        self.running -= self.announced.len();
-        while self.running < THREADS_MAX
-            && let Some(question) = self.waiting.pop_front()
-        {
-            let token = question.token;
-            if let Err(error) = self.start(question) {
-                // Announced by the next wait, like any other answer.
-                self.running += 1;
-                let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
-                answers.push_back((token, Err(error)));
-                let _ = self.waker.wake();
-            }
-        }
+        self.start_waiting();
     }
 
     pub(super) fn take(&mut self, token: Token) -> Option<io::Result<Vec<Address>>> {
         let index = self.announced.iter().position(|(announced, _)| *announced == token)?;
         Some(self.announced.swap_remove(index).1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+    use std::sync::Condvar;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::core::table::ConnId;
+
+    const PATIENCE: Duration = Duration::from_secs(10);
+
+    /// A resolver that answers nothing about names that begin with "deaf" until it is told to.
+    #[derive(Default)]
+    struct Deaf {
+        state: Mutex<(bool, usize)>,
+        changed: Condvar,
+    }
+
+    impl Deaf {
+        fn resolve(&self, host: &str, port: u16) -> Vec<Address> {
+            if host.starts_with("deaf") {
+                let mut state = self.state.lock().unwrap();
+                state.1 += 1;
+                self.changed.notify_all();
+                drop(self.changed.wait_while(state, |(answers, _)| !*answers).unwrap());
+            }
+            vec![SocketAddr::from(([127, 0, 0, 1], port)).into()]
+        }
+
+        /// How many threads it has kept, once they are that many.
+        fn wait_for(&self, count: usize) -> usize {
+            let state = self.state.lock().unwrap();
+            let few = |state: &mut (bool, usize)| state.1 < count;
+            self.changed.wait_timeout_while(state, PATIENCE, few).unwrap().0.1
+        }
+
+        fn answer(&self) {
+            self.state.lock().unwrap().0 = true;
+            self.changed.notify_all();
+        }
+    }
+
+    struct Bench {
+        poll: mio::Poll,
+        lookups: Lookups,
+        resolver: Arc<Deaf>,
+        asked: u32,
+    }
+
+    impl Drop for Bench {
+        fn drop(&mut self) {
+            self.resolver.answer();
+        }
+    }
+
+    impl Bench {
+        fn new() -> Self {
+            let poll = mio::Poll::new().unwrap();
+            let waker = Arc::new(Waker::new(poll.registry()).unwrap());
+            let resolver = Arc::new(Deaf::default());
+            let deaf = Arc::clone(&resolver);
+            let resolve = Arc::new(move |host: &str, port| Ok(deaf.resolve(host, port)));
+            Self { poll, lookups: Lookups::with_resolver(waker, resolve), resolver, asked: 0 }
+        }
+
+        fn ask(&mut self, host: &str) -> Token {
+            self.asked += 1;
+            let token = Token::of_conn(ConnId::new(self.asked, 1));
+            self.lookups.begin(host.into(), 80, token).unwrap();
+            token
+        }
+
+        /// The answer, if it comes, and what else is announced in front of it.
+        fn answer(&mut self, token: Token) -> (Option<Vec<Address>>, Vec<Token>) {
+            let mut mio_events = mio::Events::with_capacity(8);
+            let mut others = Vec::new();
+            loop {
+                let mut events = Events::with_capacity(8);
+                self.lookups.announce(&mut events);
+                let announced = (0..events.len()).filter_map(|index| events.get(index));
+                others.extend(announced.map(|it| it.token).filter(|it| *it != token));
+                if let Some(found) = self.lookups.take(token) {
+                    return (Some(found.unwrap()), others);
+                }
+                self.poll.poll(&mut mio_events, Some(PATIENCE)).unwrap();
+                if mio_events.is_empty() && !self.lookups.waker.take_unseen() {
+                    return (None, others);
+                }
+            }
+        }
+    }
+
+    fn here() -> Vec<Address> {
+        vec![SocketAddr::from(([127, 0, 0, 1], 80)).into()]
+    }
+
+    #[test]
+    fn what_nobody_waits_for_any_more_keeps_nothing_waiting() {
+        let mut bench = Bench::new();
+        let deaf: Vec<_> = (0..100).map(|number| bench.ask(&format!("deaf{number}"))).collect();
+        for token in deaf {
+            bench.lookups.cancel(token);
+        }
+        let token = bench.ask("near");
+        assert_eq!(bench.answer(token), (Some(here()), Vec::new()));
+        assert_eq!(bench.lookups.cancelled, WANTED_MAX);
+        assert_eq!(bench.resolver.wait_for(WANTED_MAX), WANTED_MAX);
+    }
+
+    #[test]
+    fn a_resolver_that_hangs_costs_a_bounded_number_of_threads() {
+        let mut bench = Bench::new();
+        for _ in 0..2 * THREADS_MAX {
+            let token = bench.ask("deaf");
+            bench.lookups.announce(&mut Events::with_capacity(8));
+            bench.lookups.cancel(token);
+        }
+        assert_eq!(bench.resolver.wait_for(THREADS_MAX), THREADS_MAX);
+        let token = bench.ask("near");
+        assert_eq!((bench.lookups.waiting.len(), bench.lookups.cancelled), (1, THREADS_MAX));
+        // These need no thread.
+        let literal = bench.ask("127.0.0.1");
+        assert_eq!(bench.answer(literal).0, Some(here()));
+        let localhost = bench.ask("LocalHost");
+        let loopback = ["[::1]:80", "127.0.0.1:80"].map(|text| text.parse().unwrap());
+        assert_eq!(bench.answer(localhost).0, Some(loopback.to_vec()));
+        // When the threads come back others start, and what they found is told to nobody.
+        bench.resolver.answer();
+        assert_eq!(bench.answer(token), (Some(here()), Vec::new()));
+        assert_eq!(bench.resolver.wait_for(0), THREADS_MAX);
+    }
+
+    #[test]
+    fn few_are_looked_up_at_once() {
+        let mut bench = Bench::new();
+        let last = (0..20).map(|_| bench.ask("deaf")).last().unwrap();
+        assert_eq!(bench.resolver.wait_for(WANTED_MAX), WANTED_MAX);
+        assert_eq!(bench.lookups.waiting.len(), 20 - WANTED_MAX);
+        bench.resolver.answer();
+        assert_eq!(bench.answer(last).0, Some(here()));
+        assert!(bench.lookups.waiting.is_empty());
     }
 }

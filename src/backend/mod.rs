@@ -231,6 +231,10 @@ pub trait Backend {
     /// If it could not begin.
     fn resolve(&mut self, host: &str, port: u16, token: Token) -> io::Result<()>;
 
+    /// Forgets the look-up under `token`, if there is one that has not been announced: no other has to
+    /// wait for it, and no event comes for it.
+    fn cancel_resolve(&mut self, token: Token);
+
     /// The answer to the look-up under `token`, best address first, once and not after the next
     /// [`wait`](Backend::wait).
     fn resolved(&mut self, token: Token) -> Option<io::Result<Vec<Address>>>;

@@ -430,6 +430,10 @@ impl Backend for Os {
         self.lookups.begin(host.to_owned(), port, token)
     }
 
+    fn cancel_resolve(&mut self, token: Token) {
+        self.lookups.cancel(token);
+    }
+
     fn resolved(&mut self, token: Token) -> Option<io::Result<Vec<Address>>> {
         self.lookups.take(token)
     }

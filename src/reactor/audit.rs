@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::Reactor;
 use super::io::wants_reading;
-use crate::backend::Backend;
+use crate::backend::{Backend, Source, Token};
 use crate::context::{LoopState, TICK};
 use crate::core::deadlines::{Deadline, Set};
 use crate::core::lifecycle::State;
@@ -28,6 +28,11 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// How many connections there are.
     pub(crate) fn holdings_count(&self) -> usize {
         self.shared.table.len()
+    }
+
+    /// Whether a connection that is being dialled may wait for the answer to this look-up.
+    pub(crate) fn waits_for(&self, token: Token) -> bool {
+        matches!(token.source(), Source::Conn(id) if self.shared.table.get(id).is_some())
     }
 
     pub(crate) fn holdings(&self) -> Holdings {

@@ -2,7 +2,7 @@
 
 use super::Reactor;
 use super::accept::see_off;
-use crate::backend::Backend;
+use crate::backend::{Backend, Token};
 use crate::canary::{Canary, planted};
 use crate::core::budget;
 use crate::core::lifecycle::{Ending, State, Step};
@@ -164,6 +164,9 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
                     let _ = self.backend.shut_down(&mut stream);
                 }
                 self.backend.close(stream, reset);
+            } else if !planted(Canary::LookupNotCancelled) {
+                // Its name may still be looked up.
+                self.backend.cancel_resolve(Token::of_conn(*id));
             }
         }
         for id in &reaped[..done] {

@@ -608,10 +608,12 @@ impl Backend for Host {
             };
             addresses.into_iter().map(with_port).collect()
         });
-        if let Some(after) = after {
-            net.answer_later(self.machine, token, answer, after);
-        }
+        net.begin_lookup(self.machine, token, answer, after);
         Ok(())
+    }
+
+    fn cancel_resolve(&mut self, token: Token) {
+        self.net.borrow_mut().cancel_lookup(self.machine, token);
     }
 
     fn resolved(&mut self, token: Token) -> Option<io::Result<Vec<Address>>> {

@@ -404,6 +404,10 @@ impl<H: Handler> Turns for Node<H> {
         if let Some(id) = net.failed(self.machine).find(|id| reactor.is_at_peace(*id)) {
             return Err(format!("the socket of {id} has failed, and it goes on as if it had not"));
         }
+        let lookups = &net.machines[self.machine].lookups;
+        if let Some(lookup) = lookups.iter().find(|lookup| !reactor.waits_for(lookup.token)) {
+            return Err(format!("a look-up goes on whose connection is gone: {:?}", lookup.token));
+        }
         let holdings = reactor.holdings();
         let streams = net.streams_of(self.machine);
         if streams != holdings.streams {

@@ -1,7 +1,9 @@
 //! What a server does about sockets that it shares, lacks, or does not get at once.
 
+use std::net::SocketAddr;
+
 use wheelhouse::sim::{End, Faults};
-use wheelhouse::{CloseReason, Config, Timeout};
+use wheelhouse::{CloseReason, Config, Target, Timeout};
 
 use crate::echo::Echo;
 use crate::worlds::{SERVER, crowded, idle, millis, secs, world};
@@ -78,4 +80,25 @@ fn a_listener_that_blocks_for_a_moment_delays_and_does_not_stop_the_loop() {
     sim.advance(secs(1) + millis(20));
     assert!(peers.iter().all(|peer| peer.closed() == Some(End::Fin)));
     assert_eq!(server.take_closed().len(), 20);
+}
+
+#[test]
+fn look_ups_that_were_given_up_keep_no_other_waiting() {
+    let mut sim = world(1);
+    let door = sim.open(SocketAddr::from((sim.peers_ip(), 80)), 16);
+    sim.fail_name("deaf", None);
+    sim.set_name("localhost", [SocketAddr::from((sim.peers_ip(), 0))], millis(1));
+    let server = sim.spawn("10.0.0.1", Config::default(), Echo, |_| {});
+    let dial = |name: &str| {
+        let target: Target = format!("{name}:80").parse().unwrap();
+        server.with(|_, cx| cx.connect(target).unwrap())
+    };
+    for _ in 0..20 {
+        dial("deaf");
+    }
+    sim.advance(Config::default().timeouts.connect.unwrap() + millis(20));
+    assert_eq!(server.take_closed().len(), 20);
+    dial("localhost");
+    sim.advance(millis(100));
+    assert!(door.accept().is_some());
 }

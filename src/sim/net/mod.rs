@@ -184,6 +184,8 @@ pub(super) struct Machine {
     pub(super) wakes_at: Instant,
     /// Calls that did something, to tell a turn without progress.
     pub(super) progress: u64,
+    /// Look-ups that have not been answered, the oldest first.
+    pub(super) lookups: VecDeque<Lookup>,
     /// Answers to look-ups not yet announced, and announced.
     pub(super) answers: VecDeque<(Token, io::Result<Vec<Address>>)>,
     pub(super) announced: Vec<(Token, io::Result<Vec<Address>>)>,
@@ -297,6 +299,17 @@ pub(super) struct Name {
     pub(super) answer: Result<Vec<Address>, i32>,
     pub(super) after: Option<Duration>,
 }
+
+/// A look-up that a process began.
+#[derive(Debug)]
+pub(super) struct Lookup {
+    pub(super) token: Token,
+    /// What comes of it and how long it takes; `None` once it is under way.
+    answer: Option<(io::Result<Vec<Address>>, Option<Duration>)>,
+}
+
+/// How many look-ups a process has under way at once; the others wait.
+const LOOKUPS_MAX: usize = 8;
 
 /// What faults have been injected.
 #[derive(Clone, Debug, Default)]
@@ -514,6 +527,12 @@ impl Net {
             Happening::Sip(socket) => self.sip(socket),
             Happening::Notify(notice) => self.say_later(notice),
             Happening::Answer(machine, token, answer) => {
+                let lookups = &mut self.machines[machine].lookups;
+                let Some(index) = lookups.iter().position(|lookup| lookup.token == token) else {
+                    return;
+                };
+                lookups.remove(index);
+                self.start_lookups(machine);
                 let found = answer.as_ref().map(Vec::len);
                 let found = found.map_err(|error| error.raw_os_error().unwrap_or(0));
                 self.record(self.place_of(machine), Deed::Answer(found));
@@ -556,14 +575,36 @@ impl Net {
         }
     }
 
-    pub(super) fn answer_later(
+    pub(super) fn begin_lookup(
         &mut self,
         machine: usize,
         token: Token,
         answer: io::Result<Vec<Address>>,
-        after: Duration,
+        after: Option<Duration>,
     ) {
-        self.schedule(self.now + after, Happening::Answer(machine, token, answer));
+        let lookup = Lookup { token, answer: Some((answer, after)) };
+        self.machines[machine].lookups.push_back(lookup);
+        self.start_lookups(machine);
+    }
+
+    pub(super) fn cancel_lookup(&mut self, machine: usize, token: Token) {
+        let lookups = &mut self.machines[machine].lookups;
+        let before = lookups.len();
+        lookups.retain(|lookup| lookup.token != token);
+        if lookups.len() < before {
+            self.start_lookups(machine);
+        }
+    }
+
+    /// The oldest are under way.
+    fn start_lookups(&mut self, machine: usize) {
+        for index in 0..self.machines[machine].lookups.len().min(LOOKUPS_MAX) {
+            let lookup = &mut self.machines[machine].lookups[index];
+            let token = lookup.token;
+            if let Some((answer, Some(after))) = lookup.answer.take() {
+                self.schedule(self.now + after, Happening::Answer(machine, token, answer));
+            }
+        }
     }
 }
 
@@ -584,6 +625,7 @@ impl Net {
             asleep_until: Instant::EPOCH,
             wakes_at: Instant::EPOCH,
             progress: 0,
+            lookups: VecDeque::new(),
             answers: VecDeque::new(),
             announced: Vec::new(),
             tokens: BTreeMap::new(),
