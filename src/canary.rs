@@ -81,6 +81,8 @@ pub enum Canary {
     NoShutdownBeforeClose,
     /// A look-up goes on although its connection is gone.
     LookupNotCancelled,
+    /// A Unix-domain dial that finds the backlog full has failed.
+    DialNotRetried,
 }
 
 #[cfg(feature = "canary")]

@@ -164,6 +164,8 @@ pub(crate) enum Purpose {
     LookAtStop,
     /// A shutdown has lasted long enough.
     HardStop,
+    /// A dial found the backlog full and is to be tried again.
+    RetryDial(ConnId),
 }
 
 /// Settings that every write consults.
@@ -593,7 +595,8 @@ impl LoopState {
             now: self.now,
         };
         let record = self.table.insert(birth).map_err(|_| ConnectError::Full)?;
-        record.rare_mut().dial = Some(Dial { target, addresses: Vec::new(), failure: None });
+        record.rare_mut().dial =
+            Some(Dial { target, addresses: Vec::new(), failure: None, retry: None });
         let id = record.id;
         self.births.push(id);
         self.journal.push(Entry::Dialled(id));

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::num::NonZeroU64;
+use std::time::Duration;
 
 use slab::Slab;
 use tracing::Level;
@@ -242,6 +243,9 @@ pub(crate) struct Dial {
     pub(crate) addresses: Vec<Address>,
     /// Why the latest attempt failed.
     pub(crate) failure: Option<OsError>,
+    /// The attempt that is to be repeated, because the backlog of the Unix-domain listener was full,
+    /// and the pause before that.
+    pub(crate) retry: Option<(Address, Duration)>,
 }
 
 /// What few connections need, apart from their record so that the others do not pay for it.

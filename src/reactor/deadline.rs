@@ -83,6 +83,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             (_, Purpose::Relieve) => self.relieve(handler),
             (_, Purpose::LookAtStop) => self.look_at_stop(),
             (_, Purpose::HardStop) => self.hard_stop(),
+            (_, Purpose::RetryDial(id)) => self.retry_dial(handler, id),
         }
     }
 

@@ -1,10 +1,13 @@
 //! Dialling: the look-up of a name, one address after the other, and the outcome.
 
 use std::io::{self, ErrorKind};
+use std::time::Duration;
 
 use super::Reactor;
 use crate::address::{Address, Target};
 use crate::backend::{Backend, Token};
+use crate::canary::{Canary, planted};
+use crate::context::Purpose;
 use crate::core::budget::Step;
 use crate::core::deadlines::Deadline;
 use crate::core::lifecycle::State;
@@ -12,6 +15,21 @@ use crate::core::table::{ConnId, Dial, Flags};
 use crate::error::CloseReason;
 use crate::handler::Handler;
 use crate::log::debug;
+
+/// The pauses before an attempt on a full backlog is repeated: they begin short, as a server that is
+/// alive empties it in one turn, and double, as one that is not may be dialled by many.
+const RETRY_MIN: Duration = Duration::from_millis(10);
+const RETRY_MAX: Duration = Duration::from_millis(500);
+
+/// Whether the listener's backlog was full. connect(2): a Unix-domain socket that does not block gets
+/// EAGAIN then, and no event when there is room. Of TCP EAGAIN says that the system lacks something
+/// for this address, and a full backlog is a SYN that is sent again; there the attempt has failed and
+/// the next address is tried.
+fn is_backlog_full(address: &Address, error: &io::Error) -> bool {
+    address.path().is_some()
+        && error.kind() == ErrorKind::WouldBlock
+        && !planted(Canary::DialNotRetried)
+}
 
 impl<H: Handler, B: Backend> Reactor<H, B> {
     /// Opens the connections that callbacks asked for. Those that these ask for wait a turn.
@@ -43,7 +61,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
 
     fn begin_dial(&mut self, handler: &mut H, id: ConnId) {
         let record = self.shared.table.at(id.index());
-        let Some(Dial { target, addresses, failure }) = record.dial() else {
+        let Some(Dial { target, addresses, failure, .. }) = record.dial() else {
             return;
         };
         match target {
@@ -108,7 +126,9 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// The time for one attempt is over.
     pub(super) fn give_up_attempt(&mut self, handler: &mut H, id: ConnId) {
         // A look-up is no attempt: only the total bounds it.
-        if self.slots[id.index()].stream.is_none() {
+        let record = self.shared.table.at(id.index());
+        let retries = record.dial().is_some_and(|dial| dial.retry.take().is_some());
+        if self.slots[id.index()].stream.is_none() && !retries {
             return self
                 .shared
                 .table
@@ -150,7 +170,42 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
                     self.slots[id.index()].stream = Some(stream);
                     return;
                 }
+                Err(error) if is_backlog_full(&address, &error) => {
+                    return self.retry_later(id, address, RETRY_MIN);
+                }
                 Err(error) => self.note_failure(id, error),
+            }
+        }
+    }
+
+    fn retry_later(&mut self, id: ConnId, address: Address, pause: Duration) {
+        self.shared.set_alarm(self.shared.now + pause, Purpose::RetryDial(id));
+        if let Some(dial) = self.shared.table.at(id.index()).dial() {
+            dial.retry = Some((address, pause));
+        }
+    }
+
+    /// Repeats an attempt that found the backlog full, unless the connection has ended meanwhile or
+    /// the time for the attempt is over.
+    pub(super) fn retry_dial(&mut self, handler: &mut H, id: ConnId) {
+        let Some(record) = self.shared.table.get_mut(id) else { return };
+        if record.state() != State::Connecting {
+            return;
+        }
+        let Some((address, pause)) = record.dial().and_then(|dial| dial.retry.take()) else {
+            return;
+        };
+        match self.begin_attempt(id, &address) {
+            Ok(stream) => self.slots[id.index()].stream = Some(stream),
+            Err(error) if is_backlog_full(&address, &error) => {
+                self.retry_later(id, address, (pause * 2).min(RETRY_MAX));
+            }
+            Err(error) => {
+                self.note_failure(id, error);
+                self.guard(handler, |reactor, handler| {
+                    reactor.dial_next(handler, id);
+                    reactor.settle(handler, id);
+                });
             }
         }
     }

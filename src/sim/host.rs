@@ -459,6 +459,11 @@ impl Backend for Host {
         let Some(fd) = net.take_fd(self.machine) else {
             return self.fail(&mut net, Call::Connect, libc::EMFILE);
         };
+        if address.path().is_some() && net.is_backlog_full(address) {
+            // connect(2): there is no waiting for room.
+            net.free_fd(self.machine, fd);
+            return self.fail(&mut net, Call::Connect, libc::EAGAIN);
+        }
         let holder = Holder::Host(self.machine);
         let from = net.port_of(holder);
         let socket = net.dial(holder, from, address);

@@ -1,7 +1,7 @@
 //! Unix-domain listeners that several starters want at once.
 
 use std::fs;
-use std::io::{BufRead, BufReader, ErrorKind, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -10,8 +10,11 @@ use std::sync::Barrier;
 use std::thread;
 use std::time::Duration;
 
+use socket2::{Domain, SockAddr, Socket, Type};
 use wheelhouse::backend::{Backend, OsListener};
-use wheelhouse::{Address, Config, ListenConfig, Os};
+use wheelhouse::{Address, Config, ListenConfig, Os, State};
+
+use crate::{Echo, reactor, turn};
 
 /// A directory of its own, removed at the end.
 struct Directory(PathBuf);
@@ -189,4 +192,45 @@ fn a_path_that_the_kernel_would_read_otherwise_is_refused() {
         assert_eq!(dialled.unwrap_err().kind(), ErrorKind::InvalidInput, "{address:?}");
     }
     assert_eq!(directory.files(), [PathBuf::new(); 0]);
+}
+
+#[test]
+fn a_dial_waits_for_room_in_the_backlog() {
+    let directory = Directory::new("backlog");
+    let path = directory.socket();
+    let stream = || Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
+    let listener = stream();
+    let addr = SockAddr::unix(&path).unwrap();
+    listener.bind(&addr).unwrap();
+    listener.listen(1).unwrap();
+    // The kernel's limit is its own affair: it is full when it says so.
+    let mut fillers = Vec::new();
+    loop {
+        let filler = stream();
+        filler.set_nonblocking(true).unwrap();
+        match filler.connect(&addr) {
+            Ok(()) => fillers.push(filler),
+            Err(error) => {
+                assert_eq!(error.kind(), ErrorKind::WouldBlock);
+                break;
+            }
+        }
+    }
+    let (mut reactor, _) = reactor();
+    let mut echo = Echo::default();
+    let id = reactor.context().connect(Address::Unix(path)).unwrap();
+    turn(&mut reactor, &mut echo, 50);
+    assert_eq!(reactor.context().conn(id).map(|conn| conn.state()), Some(State::Connecting));
+    let accepted: Vec<_> = fillers.iter().map(|_| listener.accept().unwrap()).collect();
+    let start = reactor.context().now();
+    while reactor.context().conn(id).map(|conn| conn.state()) == Some(State::Connecting) {
+        turn(&mut reactor, &mut echo, 1);
+        assert!(reactor.context().now() - start < Duration::from_secs(5));
+    }
+    let (mut peer, _) = listener.accept().unwrap();
+    peer.write_all(b"hello").unwrap();
+    turn(&mut reactor, &mut echo, 10);
+    let mut reply = [0; 5];
+    peer.read_exact(&mut reply).unwrap();
+    assert_eq!((&reply, accepted.len()), (b"hello", fillers.len()));
 }

@@ -2,8 +2,8 @@
 
 use std::net::SocketAddr;
 
-use wheelhouse::sim::{End, Faults};
-use wheelhouse::{CloseReason, Config, Target, Timeout};
+use wheelhouse::sim::{Call, End, Faults, errno};
+use wheelhouse::{CloseReason, Config, State, Target, Timeout};
 
 use crate::echo::Echo;
 use crate::worlds::{SERVER, crowded, idle, millis, secs, world};
@@ -58,7 +58,7 @@ fn a_peer_that_ends_first_costs_no_shutdown() {
     let mut sim = world(1);
     let server = sim.serve(SERVER, Config::default(), Echo);
     // It would fail if it were called, and be spent.
-    server.fail(wheelhouse::sim::Call::Finish, 0, wheelhouse::sim::errno::ENOTCONN);
+    server.fail(Call::Finish, 0, errno::ENOTCONN);
     for peer in idle(&mut sim, 3) {
         peer.close();
         sim.settle();
@@ -101,4 +101,52 @@ fn look_ups_that_were_given_up_keep_no_other_waiting() {
     dial("localhost");
     sim.advance(millis(100));
     assert!(door.accept().is_some());
+}
+
+#[test]
+fn a_unix_dial_waits_for_room_in_the_backlog() {
+    let mut sim = world(1);
+    let door = sim.open("unix:/run/door", 1);
+    let server = sim.spawn("10.0.0.1", Config::default(), Echo, |_| {});
+    let dial = || server.with(|_, cx| cx.connect(door.address()).unwrap());
+    dial();
+    sim.settle();
+    let second = dial();
+    let state = || server.with(|_, cx| cx.conn(second).map(|conn| conn.state()));
+    sim.advance(secs(4));
+    assert_eq!(state(), Some(State::Connecting));
+    assert!(door.accept().is_some());
+    // At most one pause later.
+    sim.advance(millis(520));
+    assert!(matches!(state(), Some(State::Connected | State::Idle)), "{:?}", state());
+    assert!(door.accept().is_some());
+}
+
+#[test]
+fn a_unix_dial_that_finds_no_room_is_given_up_on_time() {
+    let mut sim = world(1);
+    let door = sim.open("unix:/run/door", 1);
+    let server = sim.spawn("10.0.0.1", Config::default(), Echo, |_| {});
+    let dial = || server.with(|_, cx| cx.connect(door.address()).unwrap());
+    dial();
+    sim.settle();
+    let second = dial();
+    let attempt = Config::default().timeouts.connect_attempt.unwrap();
+    sim.advance(attempt - millis(10));
+    assert_eq!(server.connections(), 2);
+    sim.advance(millis(30));
+    let closed = server.expect_closed(CloseReason::Timeout(Timeout::Connect));
+    assert_eq!(closed.id, second);
+}
+
+#[test]
+fn a_tcp_dial_that_the_system_refuses_fails_at_once() {
+    let mut sim = world(1);
+    let door = sim.open(SocketAddr::from((sim.peers_ip(), 80)), 1);
+    let server = sim.spawn("10.0.0.1", Config::default(), Echo, |_| {});
+    server.fail(Call::Connect, 0, errno::EAGAIN);
+    server.with(|_, cx| cx.connect(door.address()).unwrap());
+    sim.settle();
+    let reason = server.take_closed()[0].reason;
+    assert!(matches!(reason, CloseReason::ConnectFailed(_)), "{reason:?}");
 }

@@ -175,6 +175,14 @@ impl Net {
             .map(|(index, _)| index)
     }
 
+    /// Whether something listens at an address that has no room for another connection.
+    pub(in crate::sim) fn is_backlog_full(&self, address: &Address) -> bool {
+        self.find_listener(address).is_some_and(|index| {
+            let listener = &self.listeners[index];
+            listener.queue.len() >= listener.backlog
+        })
+    }
+
     /// Whether there is a machine that refuses what it does not expect.
     pub(super) fn is_up(&self, address: &Address) -> bool {
         match address.ip() {
