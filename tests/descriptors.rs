@@ -1,14 +1,16 @@
-//! A server that runs out of descriptors neither spins nor goes deaf.
+//! Descriptors are limited: a server that runs out of them neither spins nor goes deaf, and the
+//! reactors of a process share them.
 //!
 //! The limit is the whole process's, which is why this is a process of its own.
 
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::BytesMut;
-use wheelhouse::{AtLimit, Config, Conn, Handler, Reactor};
+use wheelhouse::{AtLimit, Config, Conn, Error, Handler, Reactor};
 
 struct Echo;
 
@@ -56,17 +58,23 @@ fn exhaust() -> Vec<File> {
     files
 }
 
-/// Lowers the limit, so that it can be reached.
-fn lower_limit(to: u64) {
-    let limit = libc::rlimit { rlim_cur: to, rlim_max: to };
+const LIMIT: usize = 200;
+
+/// Lowers the limit, so that it can be reached, and lets no other test run that needs it.
+fn lower_limit() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let limit = libc::rlimit { rlim_cur: LIMIT as u64, rlim_max: LIMIT as u64 };
     // SAFETY: setrlimit(2) reads one struct, which is there.
     #[expect(unsafe_code, reason = "the standard library cannot do it")]
     let outcome = unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) };
     assert_eq!(outcome, 0);
+    alone
 }
 
 #[test]
 fn whoever_waits_is_served_once_there_are_descriptors_again() {
+    let _alone = lower_limit();
     let mut config = Config::default();
     // Nobody idle makes way here.
     config.limits.at_limit = AtLimit::Pause;
@@ -76,7 +84,6 @@ fn whoever_waits_is_served_once_there_are_descriptors_again() {
     let mut first = dial(address);
     assert!(is_served(&mut reactor, &mut first, Duration::from_secs(5)));
 
-    lower_limit(200);
     let mut files = exhaust();
     files.pop();
     let mut waiting = dial(address);
@@ -105,4 +112,51 @@ fn whoever_waits_is_served_once_there_are_descriptors_again() {
     assert!(is_served(&mut reactor, &mut next, Duration::from_secs(3)));
     let took = reactor.context().now() - start;
     assert!(took < Duration::from_millis(400), "{took:?}");
+}
+
+/// A reactor for so many connections, and how many it is for.
+fn reactor(connections: Option<usize>) -> Result<(Reactor<Echo>, u64), Error> {
+    let mut config = Config::default();
+    config.limits.max_connections = connections;
+    let reactor = Reactor::new(config)?;
+    let most = reactor.handle().stats().connections_max;
+    Ok((reactor, most))
+}
+
+#[test]
+fn reactors_share_the_descriptors_of_their_process() {
+    let _alone = lower_limit();
+    let (first, most) = reactor(Some(100)).unwrap();
+    assert_eq!(most, 100);
+    // 68 are left, of which a quarter is the reserve.
+    let (second, most) = reactor(None).unwrap();
+    assert_eq!(most, 51);
+    for connections in [None, Some(10)] {
+        let error = reactor(connections).unwrap_err().to_string();
+        assert!(error.contains("max_connections"), "{error}");
+    }
+    // What a reactor had is free when it is gone.
+    drop(second);
+    let (third, most) = reactor(Some(1_000)).unwrap();
+    assert_eq!(most, 51);
+    drop((first, third));
+    let (_fourth, most) = reactor(None).unwrap();
+    assert_eq!(most, 168);
+}
+
+#[test]
+fn reactors_that_start_at_once_claim_nothing_twice() {
+    let _alone = lower_limit();
+    for _ in 0..50 {
+        let started: Vec<_> = std::thread::scope(|scope| {
+            let starters: Vec<_> = (0..8).map(|_| scope.spawn(|| reactor(Some(30)))).collect();
+            starters.into_iter().filter_map(|starter| starter.join().unwrap().ok()).collect()
+        });
+        let most: u64 = started.iter().map(|(_, most)| most).sum();
+        // Each of three has claimed 62, the fourth the 14 that were left.
+        assert_eq!((started.len(), most), (4, 3 * 30 + 11));
+        drop(started);
+        let (_reactor, most) = reactor(None).unwrap();
+        assert_eq!(most, 168, "all that was claimed is free again");
+    }
 }

@@ -418,7 +418,10 @@ fn stats() -> Stats {
         }
         fn on_data(&mut self, _: &mut Conn<'_>, _: &mut (), _: &mut BytesMut) {}
     }
-    Reactor::<Nobody>::new(Config::default()).unwrap().handle().stats()
+    let mut config = Config::default();
+    // Tests that run at the same time share the process's descriptors.
+    config.limits.max_connections = Some(1);
+    Reactor::<Nobody>::new(config).unwrap().handle().stats()
 }
 
 #[test]

@@ -145,7 +145,10 @@ impl Handler for Echo {
 }
 
 fn reactor() -> (Reactor<Echo>, SocketAddr) {
-    let mut reactor: Reactor<Echo> = Reactor::new(Config::default()).unwrap();
+    let mut config = Config::default();
+    // Tests that run at the same time share the process's descriptors.
+    config.limits.max_connections = Some(100);
+    let mut reactor: Reactor<Echo> = Reactor::new(config).unwrap();
     let listener = reactor.listen(any()).unwrap();
     let address = reactor.local_addr(listener).ip().unwrap();
     (reactor, address)

@@ -71,8 +71,10 @@ pub trait Backend {
     /// What other threads end a [`wait`](Backend::wait) with, now or the next one.
     fn waker(&mut self) -> Arc<dyn Wake>;
 
-    /// How many descriptors the process may have open, as far as it can see to that itself.
-    fn descriptor_limit(&mut self) -> usize;
+    /// Claims descriptors for the reactor, at most `most`, and returns how many: of those that the
+    /// process may have open only what no other reactor of it has claimed. The claim ends with the
+    /// backend. To be called once.
+    fn claim_descriptors(&mut self, most: usize) -> usize;
 
     /// Opens a listener; `options` are those of the connections it accepts.
     ///

@@ -6,6 +6,7 @@ use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::BytesMut;
@@ -30,7 +31,8 @@ use crate::time::Instant;
 /// the kernel took it. Where there is no coarse clock (all but Linux) the precise one serves.
 ///
 /// A reactor made over it raises the process's soft limit of descriptors (RLIMIT_NOFILE) to the hard
-/// one, as setrlimit(2) lets everybody: the soft one is there for programs that call select(2).
+/// one, as setrlimit(2) lets everybody: the soft one is there for programs that call select(2). The
+/// reactors of a process share the limit: each claims its part when it is made.
 #[derive(Debug)]
 pub struct Os {
     poll: mio::Poll,
@@ -43,6 +45,33 @@ pub struct Os {
     drawn: u64,
     /// The latest time that was read.
     seen: Instant,
+    claim: Claim,
+}
+
+/// Descriptors that are spoken for, of all reactors of the process together: the limit is the
+/// process's, so each must know what the others may use.
+static CLAIMED: AtomicUsize = AtomicUsize::new(0);
+
+/// One reactor's part of [`CLAIMED`].
+#[derive(Debug, Default)]
+struct Claim(usize);
+
+impl Claim {
+    /// Adds at most `most` of what is left below `limit`, and returns how many that were.
+    fn grow(&mut self, limit: usize, most: usize) -> usize {
+        let granted = |claimed: usize| most.min(limit.saturating_sub(claimed));
+        let more = |claimed| Some(claimed + granted(claimed));
+        let before = CLAIMED.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
+        let granted = granted(before.unwrap_or_default());
+        self.0 += granted;
+        granted
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        CLAIMED.fetch_sub(self.0, Ordering::Relaxed);
+    }
 }
 
 /// Events taken from the system in one wait.
@@ -67,6 +96,7 @@ impl Os {
             random: RandomState::new(),
             drawn: 0,
             seen: Instant::EPOCH,
+            claim: Claim::default(),
         })
     }
 }
@@ -228,8 +258,9 @@ impl Backend for Os {
         Arc::clone(&self.waker) as Arc<dyn Wake>
     }
 
-    fn descriptor_limit(&mut self) -> usize {
-        usize::try_from(sys::raise_descriptor_limit()).unwrap_or(usize::MAX)
+    fn claim_descriptors(&mut self, most: usize) -> usize {
+        let limit = usize::try_from(sys::raise_descriptor_limit()).unwrap_or(usize::MAX);
+        self.claim.grow(limit, most)
     }
 
     fn bind(

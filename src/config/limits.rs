@@ -29,8 +29,9 @@ use crate::time::nanos;
 pub struct Limits {
     /// Connections of all kinds at once, those of [exempt](crate::ListenConfig::exempt) listeners
     /// aside; [`at_limit`](Limits::at_limit) says what happens then. Default `None`: the process's
-    /// descriptor limit, raised to the hard one, less a reserve for files, at most 65,536. What is set here is cut down to
-    /// that, with a warning.
+    /// descriptor limit, raised to the hard one, less what other reactors of the process have claimed
+    /// and a reserve for files, at most 65,536. What is set here is cut down to what is left, with a
+    /// warning. A process with several reactors should set it for each, or the first may leave none.
     pub max_connections: Option<usize>,
     /// What happens to a newcomer when there are as many connections as there may be.
     /// Default [`AtLimit::EvictIdle`].

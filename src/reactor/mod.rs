@@ -148,7 +148,10 @@ impl<H: Handler> Reactor<H> {
     ///
     /// # Errors
     ///
-    /// If a setting is out of its range, or the system has no descriptors left.
+    /// If a setting is out of its range, the system has no descriptors left, or the other reactors
+    /// of this process have claimed all that it may open. A reactor claims as many as
+    /// [`max_connections`](crate::Limits::max_connections) and a reserve, 65,536 where that is not
+    /// set, and less where fewer are left.
     pub fn new(config: Config) -> Result<Self, Error> {
         Self::with_backend(config, Os::new()?)
     }
@@ -160,12 +163,16 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// # Errors
     ///
     /// If a setting is out of its range, or the process may open too few descriptors for a single
-    /// connection.
+    /// connection, those left out that its other reactors have claimed.
     pub fn with_backend(config: Config, mut backend: B) -> Result<Self, Error> {
         config.refuse_out_of_range()?;
-        let capacity = capacity(config.limits.max_connections, backend.descriptor_limit());
+        let asked = config.limits.max_connections;
+        let capacity = capacity(asked, backend.claim_descriptors(descriptors_wanted(asked)));
         if capacity == 0 {
-            return Err(Error::Io(std::io::Error::other("too few descriptors to serve anybody")));
+            return Err(Error::Io(std::io::Error::other(
+                "no descriptors are left for connections: RLIMIT_NOFILE is too low, or the other \
+                 reactors of this process have claimed them all (set their limits.max_connections)",
+            )));
         }
         let now = backend.now();
         let shared = LoopState::new(&config, capacity, now);
@@ -602,10 +609,21 @@ fn refresh_now_if_stale<B: Backend>(
     shared.seen = coarse;
 }
 
-/// How many connections to serve at once: what was asked for, within what the descriptors allow.
+/// Descriptors that a reactor leaves to the rest: files, listeners, the poll and its waker need some
+/// too.
+const DESCRIPTORS_RESERVED: usize = 32;
+
+/// How many descriptors a reactor asks for.
+fn descriptors_wanted(asked: Option<usize>) -> usize {
+    let connections = asked.unwrap_or(CONNECTIONS_DEFAULT_MAX).min(CAPACITY_MAX);
+    connections + DESCRIPTORS_RESERVED
+}
+
+/// How many connections to serve at once: what was asked for, within what the descriptors allow that
+/// the reactor got.
 fn capacity(asked: Option<usize>, descriptors: usize) -> usize {
-    // Files, listeners, the poll and its waker need some too; few descriptors leave few for them.
-    let reserve = cmp::min(32, descriptors / 4);
+    // Few descriptors leave few for the rest.
+    let reserve = cmp::min(DESCRIPTORS_RESERVED, descriptors / 4);
     let allowed = descriptors.saturating_sub(reserve).min(CAPACITY_MAX);
     match asked {
         Some(asked) if asked > allowed => {
@@ -623,11 +641,13 @@ mod tests {
 
     #[test]
     fn connections_leave_descriptors_for_the_rest() {
-        assert_eq!(capacity(None, 20_000), 19_968);
-        assert_eq!(capacity(None, 1_000_000), 65_536);
-        assert_eq!(capacity(None, 32), 24);
-        assert_eq!(capacity(Some(100), 32), 24);
-        assert_eq!(capacity(Some(7), 32), 7);
-        assert_eq!(capacity(Some(usize::MAX), usize::MAX), CAPACITY_MAX);
+        let of = |asked, left: usize| capacity(asked, left.min(descriptors_wanted(asked)));
+        assert_eq!(of(None, 20_000), 19_968);
+        assert_eq!(of(None, 1_000_000), 65_536);
+        assert_eq!(of(None, 32), 24);
+        assert_eq!(of(Some(100), 32), 24);
+        assert_eq!(of(Some(7), 32), 7);
+        assert_eq!(of(Some(usize::MAX), usize::MAX), CAPACITY_MAX);
+        assert_eq!(of(None, 0), 0);
     }
 }

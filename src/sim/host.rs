@@ -331,8 +331,9 @@ impl Backend for Host {
         self.woken()
     }
 
-    fn descriptor_limit(&mut self) -> usize {
-        self.net.borrow().machines[self.machine].fds_max
+    fn claim_descriptors(&mut self, most: usize) -> usize {
+        // Each machine has one process with one reactor.
+        self.net.borrow().machines[self.machine].fds_max.min(most)
     }
 
     fn bind(

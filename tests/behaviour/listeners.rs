@@ -9,7 +9,7 @@ use std::{fs, io};
 
 use wheelhouse::{Address, CloseReason, Config, Error, ListenConfig, Origin, Reactor, Timeout};
 
-use crate::harness::{Os, Scene, Script, World, millis, temporary_path};
+use crate::harness::{Os, Scene, Script, World, few_places, millis, temporary_path};
 
 fn scene(world: &mut Os) -> Scene<'_, Os> {
     Scene::new(world, Config::default(), Script::echo())
@@ -225,7 +225,7 @@ fn a_file_that_is_no_socket_is_left() {
 
 #[test]
 fn a_turn_waits_no_longer_than_it_was_told() {
-    let mut reactor: Reactor<Script> = Reactor::new(Config::default()).unwrap();
+    let mut reactor: Reactor<Script> = Reactor::new(few_places()).unwrap();
     let mut script = Script::echo();
     reactor.turn(&mut script, Some(Duration::ZERO)).unwrap();
     let start = reactor.context().now();
@@ -282,7 +282,7 @@ mod inside_another_loop {
 
     #[test]
     fn a_reactor_turns_inside_another_loop() {
-        let mut config = Config::default();
+        let mut config = few_places();
         config.timeouts.idle = Some(millis(100));
         let mut reactor: Reactor<Script> = Reactor::new(config).unwrap();
         let listener = reactor.listen("127.0.0.1:0".parse().unwrap()).unwrap();
@@ -317,7 +317,7 @@ mod inside_another_loop {
 
     #[test]
     fn a_post_wakes_another_loop() {
-        let mut reactor: Reactor<Script> = Reactor::new(Config::default()).unwrap();
+        let mut reactor: Reactor<Script> = Reactor::new(few_places()).unwrap();
         let mut script = Script::echo();
         let mut poll = mio::Poll::new().unwrap();
         let fd = reactor.as_fd().as_raw_fd();

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use wheelhouse::{CloseReason, Config, ListenConfig, PostError, Reactor, State};
 
-use crate::harness::{Got, Scene, Script, What, World, assert_same, millis};
+use crate::harness::{Got, Scene, Script, What, World, assert_same, few_places, millis};
 
 behaviours! {
     everywhere {
@@ -39,7 +39,7 @@ behaviours! {
 
 /// Nobody idle is waited for.
 fn at_once() -> Config {
-    let mut config = Config::default();
+    let mut config = few_places();
     config.shutdown_spread = None;
     config
 }
@@ -215,7 +215,7 @@ fn nobody_new_is_let_in<W: World>(world: &mut W) {
     scene.until("the end to begin", |scene| scene.script.shutdowns == 1);
     // Another server asks for those who still come.
     let mut next: Reactor<Script, _> =
-        Reactor::with_backend(Config::default(), scene.world.backend()).unwrap();
+        Reactor::with_backend(few_places(), scene.world.backend()).unwrap();
     next.listen(address).unwrap();
     scene.read(peer, LARGE);
     scene.leave(peer);

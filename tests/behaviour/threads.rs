@@ -43,7 +43,8 @@ impl Handler for Echo {
 }
 
 /// Runs a reactor on a thread of its own, and gives its handle.
-fn run(config: Config) -> (Handle<Echo>, thread::JoinHandle<Echo>) {
+fn run(mut config: Config) -> (Handle<Echo>, thread::JoinHandle<Echo>) {
+    config.limits.max_connections.get_or_insert(500);
     let reactor: Reactor<Echo> = Reactor::new(config).unwrap();
     let handle = reactor.handle();
     let thread = thread::spawn(move || {

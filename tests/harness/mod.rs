@@ -12,8 +12,8 @@ mod sim;
 
 use std::time::Duration;
 
-use wheelhouse::Address;
 use wheelhouse::backend::Backend;
+use wheelhouse::{Address, Config};
 
 pub(crate) use self::os::{Os, temporary_path};
 pub(crate) use self::scene::{PeerId, Scene, assert_on_time, assert_same};
@@ -22,6 +22,13 @@ pub(crate) use self::sim::Sim;
 
 pub(crate) const fn millis(millis: u64) -> Duration {
     Duration::from_millis(millis)
+}
+
+/// For a reactor without a scene, beside which others run: they share the process's descriptors.
+pub(crate) fn few_places() -> Config {
+    let mut config = Config::default();
+    config.limits.max_connections = Some(500);
+    config
 }
 
 /// Bytes that show when some are lost, doubled or out of place.

@@ -35,8 +35,10 @@ pub(crate) struct Scene<'w, W: World> {
 }
 
 impl<'w, W: World> Scene<'w, W> {
-    pub(crate) fn new(world: &'w mut W, config: Config, script: Script) -> Self {
+    pub(crate) fn new(world: &'w mut W, mut config: Config, script: Script) -> Self {
         let backend = world.backend();
+        // The reactors of all scenes that run at once share the process's descriptors.
+        config.limits.max_connections.get_or_insert(500);
         let mut reactor = Reactor::with_backend(config, backend).unwrap();
         let listener = reactor.listen(world.address()).unwrap();
         let address = reactor.local_addr(listener).clone();

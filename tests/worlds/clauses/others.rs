@@ -107,6 +107,7 @@ fn settings_out_of_range_are_refused_each_by_its_name() {
     }
     let mut config = Config::default();
     config.limits.at_limit = AtLimit::Reject(vec![b'x'; 256].into());
+    config.limits.max_connections = Some(1);
     wheelhouse::Reactor::<Echo>::new(config).unwrap();
 }
 
