@@ -86,9 +86,11 @@ fn one_of_many_threads_that_start_at_once_listens() {
         let _client = UnixStream::connect(&path).unwrap();
         os.accept(&mut listener).unwrap();
         os.close_listener(listener);
-        assert_eq!(directory.files(), [PathBuf::new(); 0]);
+        assert_eq!(directory.files(), NO_FILES);
     }
 }
+
+const NO_FILES: [PathBuf; 0] = [];
 
 const PATH: &str = "WHEELHOUSE_TEST_PATH";
 
@@ -154,7 +156,7 @@ fn one_of_many_processes_that_start_at_once_listens() {
             drop(starter.stdin.take());
             assert!(starter.wait().unwrap().success());
         }
-        assert_eq!(directory.files(), [PathBuf::new(); 0]);
+        assert_eq!(directory.files(), NO_FILES);
     }
 }
 
@@ -173,7 +175,7 @@ fn a_starter_that_is_killed_is_in_nobodys_way() {
         let bound = bind(&path).unwrap();
         UnixStream::connect(&path).unwrap();
         drop(bound);
-        assert_eq!(directory.files(), [PathBuf::new(); 0], "what it left is removed");
+        assert_eq!(directory.files(), NO_FILES, "what it left is removed");
     }
 }
 
@@ -191,7 +193,7 @@ fn a_path_that_the_kernel_would_read_otherwise_is_refused() {
         let dialled = os.connect(&address, &options);
         assert_eq!(dialled.unwrap_err().kind(), ErrorKind::InvalidInput, "{address:?}");
     }
-    assert_eq!(directory.files(), [PathBuf::new(); 0]);
+    assert_eq!(directory.files(), NO_FILES);
 }
 
 #[test]
