@@ -169,7 +169,7 @@ impl AsFd for OsListener {
 }
 
 /// How long an accept may rely on what was last known of its listener.
-const CHECK_EVERY: Duration = Duration::from_secs(1);
+const CHECK_EVERY_NANOS: u64 = 1_000_000_000;
 
 impl OsListener {
     fn new(socket: Listener, now: Instant) -> Self {
@@ -331,7 +331,7 @@ impl Backend for Os {
     }
 
     fn accept(&mut self, listener: &mut OsListener) -> io::Result<(OsStream, Address)> {
-        if self.seen - listener.checked_at >= CHECK_EVERY {
+        if self.seen.nanos_since(listener.checked_at) >= CHECK_EVERY_NANOS {
             listener.check(self.seen);
         }
         match &mut listener.socket {
