@@ -56,7 +56,10 @@ impl Server {
     fn new(name: &str) -> Self {
         let path = env::temp_dir().join(format!("wheelhouse-unix-{name}-{}", process::id()));
         let _ = fs::remove_file(&path);
-        let mut reactor = Reactor::new(Config::default()).unwrap();
+        let mut config = Config::default();
+        // Tests that run at the same time share the process's descriptors.
+        config.limits.max_connections = Some(100);
+        let mut reactor = Reactor::new(config).unwrap();
         reactor.listen(Address::Unix(path.clone())).unwrap();
         Self { reactor, handler: Owing::default(), path }
     }

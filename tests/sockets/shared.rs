@@ -109,7 +109,7 @@ impl Running {
             };
             let address = reactor.local_addr(listener).ip().unwrap();
             sender.send(Self { handle: reactor.handle(), address }).unwrap();
-            reactor.run(Lines).unwrap();
+            reactor.run(&mut Lines).unwrap();
         });
         receiver.recv().unwrap()
     }
