@@ -847,8 +847,9 @@ mod outputs {
         ask(name, &mut peer);
         server.program.signal("TERM");
         let streams = format!("{name} with stdout {stdout:?} and stderr {stderr:?}");
-        assert_eq!(server.exit_code(), Some(0), "{streams}");
         assert_eq!(read_to_end(&mut peer), b"", "{streams}");
+        drop(peer);
+        assert_eq!(server.exit_code(), Some(0), "{streams}");
     }
 
     #[test]
@@ -937,6 +938,8 @@ mod outputs {
                 "{log}"
             );
             server.program.signal("TERM");
+            assert_eq!(read_to_end(&mut peer), b"");
+            drop(peer);
             assert_eq!(server.exit_code(), Some(0));
             read_until(&mut stdout, "closed=1 shutdown=1\n");
             read_until(&mut stderr, "reactor stopped");
