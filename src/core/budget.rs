@@ -83,19 +83,22 @@ impl Step {
 pub(crate) struct Budget {
     served: u32,
     most: u32,
+    /// So many items are served before the clock is read.
+    next_check: u32,
     /// When the first items had been served.
     timed_from: Option<Instant>,
 }
 
 impl Budget {
     pub(crate) const fn new(most: u32) -> Self {
-        Self { served: 0, most, timed_from: None }
+        Self { served: 0, most, next_check: CHECK_EVERY, timed_from: None }
     }
 
     /// Whether one more item may be served, which counts as served then.
     #[inline]
     pub(crate) fn allows(&mut self, now: impl FnOnce() -> Instant) -> bool {
-        let over = self.served >= self.most || (self.is_checked() && self.is_used_up(now()));
+        let over =
+            self.served >= self.most || (self.served >= self.next_check && self.is_used_up(now()));
         if over && !planted(Canary::NoBudget) {
             return false;
         }
@@ -103,12 +106,14 @@ impl Budget {
         true
     }
 
-    const fn is_checked(&self) -> bool {
-        self.served > 0 && self.served.is_multiple_of(CHECK_EVERY)
+    /// Counts items that were served beside the one that was allowed.
+    pub(crate) const fn spend(&mut self, items: u32) {
+        self.served = self.served.saturating_add(items);
     }
 
     #[cold]
     fn is_used_up(&mut self, now: Instant) -> bool {
+        self.next_check = self.served.saturating_add(CHECK_EVERY);
         let from = *self.timed_from.get_or_insert(now);
         now.nanos_since(from) >= STEP_NANOS
     }

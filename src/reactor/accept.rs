@@ -12,6 +12,7 @@ use crate::canary::{Canary, planted};
 use crate::config::{AtLimit, Config, ListenConfig, Refusal, SocketOptions};
 use crate::context::{AlarmId, Purpose};
 use crate::core::admission::{Bucket, ClientKey, Clients, Excess};
+use crate::core::budget::Step;
 use crate::core::deadlines::Periods;
 use crate::core::table::{Birth, ConnId, Flags, ListenerId, Origin, Record};
 use crate::error::Error;
@@ -247,12 +248,22 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         if !self.deferred.is_empty() {
             self.decide_deferred(handler);
         }
+        let mut budget = self.begin_step(Step::Accept);
         let count = self.listeners.len();
-        self.accepting.first = (self.accepting.first + 1) % count.max(1);
-        for offset in 0..count {
-            self.accept_from(handler, (self.accepting.first + offset) % count);
+        for _ in 0..count {
+            if !budget.allows(|| self.backend.now()) {
+                break;
+            }
+            // Another one is the first in each turn, and those that this one did not come to in the
+            // next.
+            self.accepting.first = (self.accepting.first + 1) % count;
+            let before = self.shared.counters.accepted.get();
+            self.accept_from(handler, self.accepting.first);
+            let accepted = self.shared.counters.accepted.get() - before;
+            budget.spend(u32::try_from(accepted).unwrap_or(u32::MAX));
         }
         self.update_due();
+        self.end_step(&budget);
     }
 
     pub(super) fn note_listener_event(&mut self, id: ListenerId) {

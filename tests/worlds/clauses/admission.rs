@@ -394,11 +394,11 @@ fn a_newcomer_has_a_place_in_the_moment_in_which_one_is_free() {
         let newcomers: Vec<_> = (0..8).map(|_| sim.connect(SERVER)).collect();
         sim.advance(millis(130));
         assert_eq!(server.stats().accepted, 256);
-        for gone in 0..newcomers.len() {
-            peers[gone].reset();
+        for (accepted, peer) in (257..).zip(&peers[..newcomers.len()]) {
+            peer.reset();
             let before = sim.now();
             sim.settle();
-            assert_eq!((server.stats().accepted, sim.now()), (257 + gone as u64, before));
+            assert_eq!((server.stats().accepted, sim.now()), (accepted, before));
         }
         assert_eq!(evicted(&server), 0);
     }
