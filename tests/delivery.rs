@@ -10,7 +10,7 @@ mod large;
 
 use std::time::Duration;
 
-use wheelhouse::sim::{End, Peer, Server, Sim};
+use wheelhouse::sim::{End, Link, Peer, Server, Sim};
 use wheelhouse::{AtLimit, CloseReason, Config, Timeout};
 
 use crate::large::{Large, reply};
@@ -258,6 +258,25 @@ fn a_shutdown_leaves_idle_peers_what_they_have_not_read() {
         server.expect_closed(CloseReason::Shutdown);
         assert!(server.is_finished());
     }
+}
+
+#[test]
+fn a_shutdown_waits_for_the_acknowledgement_and_no_longer() {
+    let mut sim = Sim::new(1);
+    sim.set_link(Link { latency: Duration::from_millis(50), ..Link::LOOPBACK });
+    let server = serve(&mut sim, |config| config.shutdown_spread = None);
+    let peer = sim.connect(&server);
+    sim.advance(secs(1));
+    peer.send(b"r");
+    // The reply is on its way.
+    sim.advance(Duration::from_millis(70));
+    server.shutdown();
+    sim.advance(Duration::from_millis(30));
+    assert!(!server.is_finished());
+    sim.advance(Duration::from_millis(200));
+    assert!(server.is_finished(), "it does not wait for the FIN of the peer");
+    peer.expect(&reply());
+    assert_eq!(peer.closed(), Some(End::Fin));
 }
 
 #[test]

@@ -294,12 +294,16 @@ pub(crate) struct Delivery {
     pub(crate) clock: Instant,
     /// The clock as it was before this wait began to move it.
     pub(crate) since: Instant,
+    /// When the next check is due of a connection that is closing, whose clocks do not say so.
+    pub(crate) check_at: Instant,
     /// When the wait began.
     pub(crate) begun_at: Instant,
     /// Bytes acknowledged at the latest check.
     pub(crate) acked: u64,
     /// When that number last grew.
     pub(crate) progress_at: Instant,
+    /// Of a connection that is closing: it is only waited for this, and not for the peer's FIN.
+    pub(crate) ends: bool,
 }
 
 /// A connection was told that a request is its last.
@@ -543,6 +547,12 @@ impl Record {
     pub(crate) fn idle_since(&self) -> Instant {
         let clock = self.clocks.since(Deadline::Idle);
         self.delivery_at(clock).map_or(clock, |delivery| delivery.since)
+    }
+
+    /// When to check again what the peer of a closing connection has acknowledged.
+    pub(crate) fn delivery_due(&self) -> Option<Instant> {
+        let delivery = self.rare.as_ref()?.delivery?;
+        (self.state == State::Closing && self.flags.has(Flags::FIN)).then_some(delivery.check_at)
     }
 
     /// The wait for acknowledgements that set a deadline's clock to `clock`, if one did.

@@ -89,6 +89,9 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
 
     /// The entry of a connection came up: some of its deadlines may be due.
     fn expire(&mut self, handler: &mut H, id: ConnId) {
+        if self.is_delivery_due(id) {
+            self.lingers_on(id);
+        }
         // Each deadline is served at most once; what it moves into the past waits for a tick.
         let mut served = Set::EMPTY;
         loop {
@@ -144,8 +147,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let LoopState { table, profiles, .. } = &mut self.shared;
         let record = table.at(id.index());
         let next = record.clocks.next(record.periods(profiles));
-        let life = record.life_due();
-        if let Some(at) = next.into_iter().chain(life).min() {
+        let (life, delivery) = (record.life_due(), record.delivery_due());
+        if let Some(at) = next.into_iter().chain(life).chain(delivery).min() {
             self.shared.arm(id, at);
         }
     }

@@ -15,6 +15,7 @@ use crate::core::deadlines::{Deadline, check_pause};
 use crate::core::table::{ConnId, Delivery};
 use crate::error::Timeout;
 use crate::handler::Handler;
+use crate::time::Instant;
 
 /// What an end that depends on delivery is to do.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -82,9 +83,11 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let mut delivery = known.unwrap_or(Delivery {
             clock,
             since: clock,
+            check_at: Instant::FAR_FUTURE,
             begun_at: now,
             acked,
             progress_at: now,
+            ends: false,
         });
         if acked > delivery.acked {
             delivery.acked = acked;
@@ -125,9 +128,61 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let clock = now.before(period - period.min(end.nanos_since(*now)));
         record.clocks.set(deadline, clock);
         let acked = record.bytes_out;
-        let delivery = Delivery { clock, since, begun_at: *now, acked, progress_at: *now };
+        let (begun_at, progress_at) = (*now, *now);
+        let check_at = Instant::FAR_FUTURE;
+        let delivery =
+            Delivery { clock, since, check_at, begun_at, acked, progress_at, ends: false };
         record.rare_mut().delivery = Some(delivery);
         false
+    }
+
+    /// A connection is closed for a reason that would not wait for the peer's FIN, and is kept until
+    /// the peer has everything.
+    pub(super) fn await_last_delivery(&mut self, id: ConnId, unsent: u64) {
+        let now = self.shared.now;
+        let record = self.shared.table.at(id.index());
+        let acked = record.bytes_out.saturating_sub(unsent);
+        record.clocks.set(Deadline::Flush, now);
+        record.rare_mut().delivery = Some(Delivery {
+            clock: now,
+            since: now,
+            check_at: now,
+            begun_at: now,
+            acked,
+            progress_at: now,
+            ends: true,
+        });
+    }
+
+    /// A connection begins to linger: one that only waits for the last delivery is checked soon.
+    pub(super) fn begin_linger(&mut self, id: ConnId) {
+        let record = self.shared.table.at(id.index());
+        if let Some(delivery) = record.rare().and_then(|rare| rare.delivery) {
+            self.check_linger_again(id, delivery);
+        }
+    }
+
+    /// Lets the next check of a lingering connection come after a pause.
+    fn check_linger_again(&mut self, id: ConnId, delivery: Delivery) {
+        let LoopState { table, profiles, now, .. } = &mut self.shared;
+        let now = *now;
+        let record = table.at(id.index());
+        let periods = record.periods(profiles);
+        let patience = periods.of(Deadline::Flush);
+        let due = record.clocks.due(Deadline::Flush, periods);
+        let pause = check_pause(now.nanos_since(delivery.begun_at), patience);
+        let pause = pause.min(due.nanos_since(now));
+        let check_at = now.after(pause);
+        record.clocks.set(Deadline::Linger, now);
+        record.clocks.set(Deadline::LingerRead, now);
+        record.rare_mut().delivery = Some(Delivery { check_at, ..delivery });
+        self.shared.arm(id, check_at);
+    }
+
+    /// Whether it is time to check what the peer of a lingering connection has acknowledged.
+    pub(super) fn is_delivery_due(&mut self, id: ConnId) -> bool {
+        let now = self.shared.now;
+        self.shared.table.at(id.index()).delivery_due().is_some_and(|due| due <= now)
     }
 
     /// The time to wait for the peer's FIN is over. Puts the end off while the peer acknowledges what
@@ -142,35 +197,30 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let waits = record.rare().and_then(|rare| rare.delivery);
         let acked = record.bytes_out.saturating_sub(unsent);
         if unsent == 0 {
-            if waits.is_some() {
-                record.rare_mut().delivery = None;
+            let Some(delivery) = waits else { return false };
+            record.rare_mut().delivery = None;
+            if delivery.ends {
+                self.release(id);
+            } else {
                 record.clocks.set(Deadline::Linger, now);
                 record.clocks.set(Deadline::LingerRead, now);
             }
-            return waits.is_some();
+            return true;
         }
         let mut delivery = waits.unwrap_or_else(|| {
             record.clocks.set(Deadline::Flush, now);
-            Delivery { clock: now, since: now, begun_at: now, acked, progress_at: now }
+            let (begun_at, progress_at) = (now, now);
+            let (clock, since, check_at) = (now, now, now);
+            Delivery { clock, since, check_at, begun_at, acked, progress_at, ends: false }
         });
-        let moved = acked.saturating_sub(delivery.acked);
-        record
-            .clocks
-            .extend(Deadline::Flush, moved.saturating_mul(1_000_000_000) / bounds.flush_rate);
+        let moved = acked.saturating_sub(delivery.acked).saturating_mul(1_000_000_000);
+        record.clocks.extend(Deadline::Flush, moved / bounds.flush_rate);
         delivery.acked = acked.max(delivery.acked);
-        let periods = record.periods(profiles);
-        let due = record.clocks.due(Deadline::Flush, periods);
-        if due <= now {
+        if record.clocks.due(Deadline::Flush, record.periods(profiles)) <= now {
             self.lose_patience(id);
-            return true;
+        } else {
+            self.check_linger_again(id, delivery);
         }
-        let patience = periods.of(Deadline::Flush);
-        let pause = check_pause(now.nanos_since(delivery.begun_at), patience);
-        let pause = pause.min(due.nanos_since(now));
-        let [linger, read] = [Deadline::Linger, Deadline::LingerRead].map(|it| periods.of(it));
-        record.clocks.set(Deadline::Linger, now.before(linger - linger.min(pause)));
-        record.clocks.set(Deadline::LingerRead, now.before(read - read.min(pause)));
-        record.rare_mut().delivery = Some(delivery);
         true
     }
 }

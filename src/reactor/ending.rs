@@ -40,7 +40,11 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let quick = ending == Ending::Close || quiet_stop || waited;
         let lingers = record.flags.has(Flags::WROTE) && !eof && !quick;
         // What the peer has not received yet, the next byte from it would destroy.
-        let delivers = quick && !eof && self.undelivered(id) > 0;
+        let unsent = if quick && !eof { self.undelivered(id) } else { 0 };
+        let delivers = unsent > 0;
+        if delivers {
+            self.await_last_delivery(id, unsent);
+        }
         let record = self.shared.table.at(id.index());
         record.flags.set(Flags::LINGERING, lingers || delivers);
         // There is nothing to send it to before a connection stands.

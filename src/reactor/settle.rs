@@ -250,6 +250,9 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         if began.contains(Deadline::Write) || began.contains(Deadline::Flush) {
             self.note_left(id);
         }
+        if began.contains(Deadline::LingerRead) {
+            self.begin_linger(id);
+        }
         let LoopState { table, profiles, .. } = &mut self.shared;
         let record = table.at(id.index());
         let periods = record.periods(profiles);
