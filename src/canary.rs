@@ -83,6 +83,10 @@ pub enum Canary {
     LookupNotCancelled,
     /// A Unix-domain dial that finds the backlog full has failed.
     DialNotRetried,
+    /// Whatever waits, a callback may post more to its own reactor.
+    UnboundedOwnPosts,
+    /// Closures that are left for the next turn are left to a wake-up that nobody causes.
+    LeftLetters,
 }
 
 #[cfg(feature = "canary")]

@@ -197,13 +197,21 @@ impl Conn<'_> {
     }
 
     /// Says that what [`on_data`](crate::Handler::on_data) consumed was only part of a request: the
-    /// connection does not go idle, and the request's deadline runs on.
+    /// connection does not go idle, and the request's deadline runs on from the request's first byte.
+    ///
+    /// Without this call, consuming a part and leaving the rest means that one request was whole and
+    /// another begins: [`Timeouts::request`](crate::Timeouts::request) starts anew, and the one before
+    /// is counted.
     pub fn await_input(&mut self) {
         self.record_mut().flags.insert(Flags::AWAITS_INPUT);
     }
 
     /// Asks for [`on_data`](crate::Handler::on_data) with what is left in the next turn, after all
     /// others had theirs.
+    ///
+    /// Until then nothing more is read from the socket, so what is left does not grow, and it may be
+    /// [`Limits::input_max`](crate::Limits::input_max) bytes long. If nothing is left there is no
+    /// call, and reading goes on in the next turn.
     pub fn yield_now(&mut self) {
         self.record_mut().flags.insert(Flags::DATA_DUE);
     }

@@ -80,7 +80,8 @@
 //! A reactor with all its connections lives on one thread. Others reach it by a [`Handle`]: they
 //! post closures that run on the reactor's thread, with the handler and the loop
 //! ([`Handle::post`]) or with one connection and its session ([`Handle::post_to`]), they read the
-//! counters, and they shut it down. Work that takes long belongs on such a thread, because a
+//! counters, and they shut it down. A thread that posts to a full mailbox waits for room; a callback,
+//! of whichever reactor, is refused instead, so reactors may post to each other. Work that takes long belongs on such a thread, because a
 //! callback that does not return keeps everybody waiting. To use more cores, run more reactors.
 //!
 //! # Inside another loop, and in tests

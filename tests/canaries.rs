@@ -20,19 +20,20 @@ use wheelhouse::canary::{Canary, plant};
 use wheelhouse::sim::{self, Link, Server, Sim};
 use wheelhouse::{AtLimit, CloseReason, Config, Conn, ConnId, Handler};
 
-use crate::scenarios::{circle, echo, failing, flaky_log, shutdown, zoo};
+use crate::scenarios::{circle, echo, failing, flaky_log, posts, shutdown, zoo};
 
 /// A scenario and its name.
 type Scenario = (&'static str, fn(&mut Sim));
 
 /// Those in which nearly everything happens.
-const SCENARIOS: [Scenario; 6] = [
+const SCENARIOS: [Scenario; 7] = [
     ("echo", echo),
     ("zoo", zoo),
     ("circle", circle),
     ("shutdown", shutdown),
     ("failing", failing),
     ("flaky_log", flaky_log),
+    ("posts", posts),
 ];
 
 const fn secs(secs: u64) -> Duration {
@@ -653,10 +654,31 @@ fn a_dial_that_is_not_tried_again_is_noticed() {
         let second = door.accept();
         assert!(first.is_some() && second.is_some(), "the second dial waits for room");
     });
+/// A closure posts so many more to its own reactor.
+fn post_from_within(sim: &mut Sim, count: u32) {
+    let server = serve(sim);
+    let handle = server.handle();
+    let posted = server.handle().post(move |_, _| {
+        for _ in 0..count {
+            let _ = handle.post(|_, _| ());
+        }
+    });
+    posted.unwrap();
+    sim.advance(secs(1));
+}
+
+#[test]
+fn own_posts_without_a_bound_are_noticed() {
+    must_catch(Canary::UnboundedOwnPosts, "own closures wait", |sim| post_from_within(sim, 5_000));
+}
+
+#[test]
+fn letters_that_are_left_for_nobody_are_noticed() {
+    must_catch(Canary::LeftLetters, "nobody was woken", |sim| post_from_within(sim, 10));
 }
 
 /// What the world says of each bug in a swarm.
-const SAID: [(Canary, &[&str]); 20] = [
+const SAID: [(Canary, &[&str]); 22] = [
     (Canary::EarlyFire, &["ended early", "had its timer"]),
     (Canary::SkippedRearm, &["not in the wheel", "and the wheel comes up at"]),
     (Canary::LostReadyFlag, &["work is left and not queued"]),
@@ -677,6 +699,8 @@ const SAID: [(Canary, &[&str]); 20] = [
     (Canary::EndlessReading, &["spins"]),
     (Canary::LostSessions, &["the reactor has ended, and"]),
     (Canary::UncaughtLog, &["the log is gone"]),
+    (Canary::UnboundedOwnPosts, &["own closures wait"]),
+    (Canary::LeftLetters, &["nobody was woken"]),
 ];
 
 /// The first seed of a swarm that fails with the bug planted, and what it says.

@@ -76,6 +76,11 @@ fn swarm_flaky_log() {
 }
 
 #[test]
+fn swarm_posts() {
+    run("posts", scenarios::posts);
+}
+
+#[test]
 fn swarm_shutdown() {
     run("shutdown", scenarios::shutdown);
 }

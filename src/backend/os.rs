@@ -33,6 +33,7 @@ use crate::time::Instant;
 /// A reactor made over it raises the process's soft limit of descriptors (RLIMIT_NOFILE) to the hard
 /// one, as setrlimit(2) lets everybody: the soft one is there for programs that call select(2). The
 /// reactors of a process share the limit: each claims its part when it is made.
+/// Children of the process inherit the raised limit.
 #[derive(Debug)]
 pub struct Os {
     poll: mio::Poll,

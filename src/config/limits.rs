@@ -66,8 +66,9 @@ pub struct Limits {
     /// connection must leave after [`Timeouts::flush`](crate::Timeouts::flush). Default 240, as
     /// Kestrel's.
     pub flush_rate: u64,
-    /// Closures waiting in the mailbox before [`Handle::post`](crate::Handle::post) blocks.
-    /// Default 4,096.
+    /// Closures waiting in the mailbox before [`Handle::post`](crate::Handle::post) blocks, and as
+    /// many that callbacks of the reactor itself posted, before they are refused. Default 4,096:
+    /// what four turns run.
     pub mailbox_max: usize,
 }
 

@@ -22,11 +22,21 @@ pub struct Timeouts {
     /// peer that dribbles is cut off all the same. It stands still while reading is paused or the
     /// connection is congested. Default 30 s; a protocol with long uploads turns it off and relies
     /// on `read`.
+    ///
+    /// Where a request begins behind the end of another one, its time runs from the call of
+    /// [`on_data`](crate::Handler::on_data) that consumed that other one and left the beginning, not
+    /// from the read that brought it. A handler that consumes its requests piecemeal and leaves input
+    /// over says so by [`Conn::await_input`](crate::Conn::await_input); without that each piece counts
+    /// as a whole request, and the time starts anew with each.
     pub request: Option<Duration>,
     /// Makes `request` a grace instead of a limit: a request that is not whole by then must go on
-    /// arriving at this rate, in bytes per second, looked at every 5 s, or every `request` if that is
-    /// shorter. For uploads of any length from clients of any speed but none. Default `None`:
-    /// `request` is absolute.
+    /// arriving at this rate, in bytes per second. For uploads of any length from clients of any
+    /// non-zero speed. Default `None`: `request` is absolute.
+    ///
+    /// What arrives within the grace is not measured. After it the rate is checked at the end of each
+    /// window of 5 s, or of `request` if that is shorter: the bytes read in the window must come to
+    /// the rate times its length, and a window that brought more does not make up for the next. The
+    /// next request has a grace of its own.
     pub request_rate: Option<u64>,
     /// Between two bytes of a request, or of the reply to a request of ours. Default 30 s, which
     /// spans several retransmissions.

@@ -1,6 +1,7 @@
 //! What must hold between two turns, checked from the records themselves: for simulated runs.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use super::Reactor;
 use super::io::wants_reading;
@@ -62,6 +63,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         timers: impl Fn(ConnId) -> u64,
     ) -> Result<(), String> {
         self.audit_sums()?;
+        self.audit_mailbox(memory)?;
         let mut filled = vec![false; self.slots.len()];
         let lists = self.audit_lists()?;
         // Whatever the wheel held by then has been looked at.
@@ -242,10 +244,28 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         self.shared.now
     }
 
-    /// Lets closures posted before the first turn be posted without waiting for room: whoever makes
-    /// a reactor in a simulation turns it too.
-    pub(crate) fn claim_mailbox(&self) {
-        self.mailbox.claim();
+    /// Whether the next turn would not wait.
+    pub(crate) fn will_not_wait(&self) -> bool {
+        self.timeout() == Some(Duration::ZERO)
+    }
+
+    /// How many closures were posted so far.
+    pub(crate) fn posted(&self) -> u64 {
+        self.mailbox.posted()
+    }
+
+    /// Where as many closures wait as may, no more are taken.
+    fn audit_mailbox(&self, memory: &mut Memory) -> Result<(), String> {
+        let (own, others) = self.mailbox.waiting();
+        // Before the first turn there is no limit.
+        let before = memory.letters.replace((own, others)).unwrap_or((own, others));
+        let most = self.config.limits.mailbox_max;
+        for (which, count, before) in [("own", own, before.0), ("others'", others, before.1)] {
+            if count > most && count > before {
+                return Err(format!("{count} of its {which} closures wait, and {most} may"));
+            }
+        }
+        Ok(())
     }
 
     /// Whether closures were posted that no turn has taken.
@@ -320,6 +340,8 @@ const BOUNDING: [Deadline; 11] = [
 /// What whoever audits a reactor remembers from one time to the next.
 #[derive(Debug, Default)]
 pub(crate) struct Memory {
+    /// Closures that waited.
+    letters: Option<(usize, usize)>,
     seen: BTreeMap<ConnId, Seen>,
     /// When the turn began, if it served everything that was due by then.
     served: Option<Instant>,

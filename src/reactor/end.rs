@@ -55,6 +55,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         if planted(Canary::LostSessions) {
             return;
         }
+        let _turning = self.mailbox.begin_turn();
         self.refresh_now();
         // What callbacks post or dial from here on is refused.
         self.shared.stopping = true;
@@ -93,6 +94,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
 
 impl<H: Handler, B: Backend> Drop for Reactor<H, B> {
     fn drop(&mut self) {
+        let _turning = self.mailbox.begin_turn();
         self.close_mailbox();
         let sessions = self.drop_sessions();
         if sessions > 0 {

@@ -209,6 +209,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     ///
     /// If waiting fails, or the reactor stopped because callbacks panicked.
     pub fn turn(&mut self, handler: &mut H, max_wait: Option<Duration>) -> std::io::Result<()> {
+        let _turning = self.mailbox.begin_turn();
         self.wait(max_wait)?;
         self.shared.ready.begin_turn();
         self.serve_events(handler);
@@ -345,6 +346,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             || shared.has_due_alarms()
             || self.next_event < self.events.len()
             || !self.letters.is_empty()
+            || self.mailbox.is_due()
             || self.put_off > 0
             || self.stop.seen() != shared.shutdowns_asked
             || self.accepting.is_due()
@@ -383,7 +385,6 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
 
     #[inline]
     fn begin_turn(&mut self) {
-        self.mailbox.claim();
         self.refresh_now();
         self.shared.seen = self.shared.now;
         self.shared.counters.turns.add(1);
@@ -419,7 +420,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     }
 
     fn serve_events(&mut self, handler: &mut H) {
-        self.woken = false;
+        self.woken = self.mailbox.is_due();
         self.shared.step = Step::Events;
         let until = self.shared.now.after(EVENTS_NANOS);
         let mut over = false;
@@ -520,11 +521,16 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     }
 
     fn open_some_letters(&mut self, handler: &mut H) {
-        if self.mailbox.has_letters() {
+        if self.mailbox.has_letters() || self.mailbox.is_due() {
+            // A shutdown may be what is due: it is seen to at the end of the turn.
+            self.woken = true;
             let count = LETTERS_PER_TURN.saturating_sub(self.letters.len());
             self.mailbox.take(count, &mut self.letters);
         }
-        while let Some(letter) = self.letters.pop_front() {
+        let mut budget = self.begin_step(Step::Posts);
+        while budget.allows(|| self.backend.now())
+            && let Some(letter) = self.letters.pop_front()
+        {
             match letter {
                 Letter::ToLoop(closure) => {
                     self.call_loop("a posted closure", |cx| closure(handler, cx));
@@ -536,7 +542,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
                 }
                 // It is to be opened soon; what was posted later waits with it.
                 Letter::ToConn(id, closure) if self.is_unopened(id) => {
-                    return self.letters.push_front(Letter::ToConn(id, closure));
+                    self.letters.push_front(Letter::ToConn(id, closure));
+                    break;
                 }
                 // What it holds may panic when it is dropped.
                 Letter::ToConn(_, closure) => {
@@ -544,6 +551,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
                 }
             }
         }
+        self.end_step(&budget);
     }
 
     /// Whether a connection is there and has been given to the handler.

@@ -3,7 +3,7 @@
 use std::cell::OnceCell;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, mpsc};
+use std::sync::{Arc, Barrier, Mutex, mpsc};
 use std::thread;
 use std::time::Duration;
 
@@ -133,6 +133,14 @@ fn a_full_mailbox_refuses_whoever_does_not_wait() {
     assert_eq!(outcomes[..3], [Ok(()); 3]);
 }
 
+/// Posts a closure that counts.
+fn post_count(handle: &Handle<Script>, count: &Arc<AtomicUsize>) -> Result<(), PostError> {
+    let count = Arc::clone(count);
+    handle.post(move |_, _| {
+        count.fetch_add(1, Ordering::Relaxed);
+    })
+}
+
 #[test]
 fn the_reactors_own_thread_never_waits_for_itself() {
     let mut world = Os::tcp();
@@ -140,38 +148,167 @@ fn the_reactors_own_thread_never_waits_for_itself() {
     scene.turn();
     let ran = Arc::new(AtomicUsize::new(0));
     let handle = scene.reactor.handle();
-    for _ in 0..100 {
-        let ran = Arc::clone(&ran);
-        handle
-            .post(move |_, _| {
-                ran.fetch_add(1, Ordering::Relaxed);
-            })
-            .unwrap();
-    }
-    scene.until("all of them", |_| ran.load(Ordering::Relaxed) == 100);
+    let outcomes: Vec<_> = (0..4).map(|_| post_count(&handle, &ran)).collect();
+    assert_eq!(outcomes, [Ok(()), Ok(()), Err(PostError::Full), Err(PostError::Full)]);
+    scene.until("all of them", |_| ran.load(Ordering::Relaxed) == 2);
+    assert_eq!(post_count(&handle, &ran), Ok(()));
+}
+
+#[test]
+fn what_the_reactor_posts_takes_no_room_from_other_threads() {
+    let mut world = Os::tcp();
+    let mut scene = scene(&mut world, 2);
+    scene.turn();
+    let ran = Arc::new(AtomicUsize::new(0));
+    let handle = scene.reactor.handle();
+    let (own, count) = (handle.clone(), Arc::clone(&ran));
+    handle.post(move |_, _| while post_count(&own, &count).is_ok() {}).unwrap();
+    scene.turn();
+    let outcomes = thread::scope(|scope| {
+        let poster = scope.spawn(|| [(); 3].map(|()| handle.try_post(|_, _| {})));
+        poster.join().unwrap()
+    });
+    assert_eq!(outcomes, [Ok(()), Ok(()), Err(PostError::Full)]);
 }
 
 #[test]
 fn a_post_from_a_callback_runs_in_a_later_turn() {
     let mut world = Os::tcp();
-    let mut scene = scene(&mut world, 2);
+    let mut scene = scene(&mut world, 10);
     let (handle, ran) = (scene.reactor.handle(), Arc::new(AtomicUsize::new(0)));
     let (again, count) = (handle.clone(), Arc::clone(&ran));
     handle
         .post(move |_, _| {
-            for _ in 0..10 {
-                let count = Arc::clone(&count);
-                again
-                    .post(move |_, _| {
-                        count.fetch_add(1, Ordering::Relaxed);
-                    })
-                    .unwrap();
+            for number in 0..12 {
+                let outcome = post_count(&again, &count);
+                assert_eq!(outcome.is_ok(), number < 10, "{number}");
             }
         })
         .unwrap();
     scene.turn();
     assert_eq!(ran.load(Ordering::Relaxed), 0);
     scene.until("all of them", |_| ran.load(Ordering::Relaxed) == 10);
+}
+
+/// How long what may not block may take, before it is said to block.
+const WATCHDOG: Duration = Duration::from_secs(30);
+
+/// Runs `act` on a thread of its own, and fails if it blocks.
+fn must_not_block<T: Send + 'static>(act: impl FnOnce() -> T + Send + 'static) -> T {
+    let (done, outcome) = mpsc::channel();
+    let thread = thread::spawn(move || done.send(act()).unwrap());
+    let outcome = match outcome.recv_timeout(WATCHDOG) {
+        Err(mpsc::RecvTimeoutError::Timeout) => panic!("it blocks"),
+        outcome => outcome,
+    };
+    thread.join().unwrap();
+    outcome.unwrap()
+}
+
+#[test]
+fn posts_before_the_first_turn_do_not_wait_for_it() {
+    let posted = must_not_block(|| {
+        let mut config = Config::default();
+        config.limits.mailbox_max = 1;
+        let reactor: Reactor<Echo> = Reactor::new(config).unwrap();
+        let handle = reactor.handle();
+        for number in 0..100 {
+            handle.post(move |echo, _| echo.posted.push(number)).unwrap();
+        }
+        assert_eq!(handle.try_post(|_, _| {}), Err(PostError::Full));
+        handle.shutdown();
+        let mut echo = Echo::default();
+        reactor.run(&mut echo).unwrap();
+        echo.posted
+    });
+    assert!(posted.into_iter().eq(0..100));
+}
+
+#[test]
+fn what_was_posted_before_a_reactor_moved_runs_first() {
+    let mut config = Config::default();
+    config.limits.mailbox_max = 4;
+    for _ in 0..20 {
+        let mut reactor: Reactor<Echo> = Reactor::new(config.clone()).unwrap();
+        let mut echo = Echo::default();
+        let handle = reactor.handle();
+        (0..10).for_each(|number| handle.post(move |echo, _| echo.posted.push(number)).unwrap());
+        reactor.turn(&mut echo, Some(Duration::ZERO)).unwrap();
+        (10..14).for_each(|number| handle.post(move |echo, _| echo.posted.push(number)).unwrap());
+        let thread = thread::spawn(move || {
+            reactor.run(&mut echo).unwrap();
+            echo.posted
+        });
+        // These wait for room where they find none: by now it is another thread's reactor.
+        for number in 14..100 {
+            let post = || handle.post(move |echo, _| echo.posted.push(number));
+            while post() == Err(PostError::Full) {
+                thread::yield_now();
+            }
+        }
+        handle.post(|_, cx| cx.shutdown()).unwrap();
+        assert!(thread.join().unwrap().into_iter().eq(0..100));
+    }
+}
+
+#[test]
+fn two_reactors_that_post_to_each_other_do_not_wait() {
+    let mut config = Config::default();
+    config.limits.mailbox_max = 1;
+    let [(left, left_thread), (right, right_thread)] = [(); 2].map(|()| run(config.clone()));
+    let meeting = Arc::new(Barrier::new(2));
+    let (answer, answers) = mpsc::channel();
+    for (from, to) in [(&left, &right), (&right, &left)] {
+        let (to, meeting, answer) = (to.clone(), Arc::clone(&meeting), answer.clone());
+        from.post(move |_, _| {
+            // Now both are busy, and neither can make room for the other.
+            meeting.wait();
+            let outcomes = [(); 100].map(|()| to.post(|_, _| {}));
+            meeting.wait();
+            answer.send(outcomes).unwrap();
+        })
+        .unwrap();
+    }
+    for _ in 0..2 {
+        let outcomes = answers.recv_timeout(WATCHDOG).expect("no reactor waits for another");
+        assert_eq!(outcomes[0], Ok(()));
+        assert!(outcomes[1..].iter().all(|outcome| *outcome == Err(PostError::Full)));
+    }
+    left.shutdown();
+    right.shutdown();
+    left_thread.join().unwrap();
+    right_thread.join().unwrap();
+}
+
+/// Posts two of itself, as often as there is room.
+fn multiply(handle: Handle<Echo>, refused: Arc<AtomicUsize>) {
+    let (twin, count) = (handle.clone(), Arc::clone(&refused));
+    let outcome = handle.post(move |_, _| {
+        multiply(twin.clone(), Arc::clone(&count));
+        multiply(twin, count);
+    });
+    if outcome.is_err() {
+        refused.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn closures_that_multiply_are_bounded_and_starve_no_other_thread() {
+    let mut config = Config::default();
+    config.limits.mailbox_max = 100;
+    let (handle, reactor) = run(config);
+    let refused = Arc::new(AtomicUsize::new(0));
+    multiply(handle.clone(), Arc::clone(&refused));
+    let poster = handle.clone();
+    must_not_block(move || {
+        for number in 0..5_000 {
+            poster.post(move |echo, _| echo.posted.push(number)).unwrap();
+        }
+    });
+    handle.post(|_, cx| cx.shutdown()).unwrap();
+    let echo = must_not_block(move || reactor.join().unwrap());
+    assert!(echo.posted.into_iter().eq(0..5_000));
+    assert!(refused.load(Ordering::Relaxed) > 0, "they were bounded");
 }
 
 #[test]

@@ -6,7 +6,10 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
-use wheelhouse::{AlarmId, Closed, Conn, ConnId, Context, Handler, Origin, Target, Timeouts};
+use wheelhouse::sim::Watched;
+use wheelhouse::{
+    AlarmId, Closed, Conn, ConnId, Context, Handle, Handler, Origin, PostError, Target, Timeouts,
+};
 
 pub(crate) use self::echo::Echo;
 
@@ -22,6 +25,8 @@ pub(crate) struct Keeper {
     pub(crate) alarms: Vec<AlarmId>,
     /// Connections that are gone.
     gone: VecDeque<ConnId>,
+    /// The reactors it posts to, its own first.
+    pub(crate) reactors: Vec<Handle<Watched<Self>>>,
 }
 
 /// Bytes of which none is where another belongs.
@@ -42,6 +47,31 @@ impl Keeper {
             ids: Vec::new(),
             alarms: Vec::new(),
             gone: VecDeque::new(),
+            reactors: Vec::new(),
+        }
+    }
+
+    /// More than one turn runs.
+    fn post_to_itself(&self, id: ConnId) {
+        if let Some(reactor) = self.reactors.first() {
+            for _ in 0..3_000 {
+                let _ = reactor.post_to(id, |_, conn, _| {
+                    conn.begin_request();
+                    conn.end_request();
+                });
+            }
+        }
+    }
+
+    /// Posts to all reactors a closure that does the same.
+    fn post_around(&self, depth: u32) {
+        for reactor in &self.reactors {
+            let outcome = reactor.post(move |keeper, _| {
+                if depth > 0 {
+                    keeper.post_around(depth - 1);
+                }
+            });
+            assert_ne!(outcome, Err(PostError::Stopped), "it runs");
         }
     }
 
@@ -125,6 +155,8 @@ impl Keeper {
                     conn.feeds(id);
                 }
             }
+            b'h' => self.post_to_itself(conn.id()),
+            b'H' => self.post_around(12),
             word => conn.write(&[word]),
         }
         true

@@ -398,3 +398,35 @@ pub(crate) fn flaky_log(sim: &mut Sim) {
     let subscriber = Flaky(Mutex::new(random), level);
     tracing::subscriber::with_default(subscriber, || scenario(sim));
 }
+
+/// Reactors whose callbacks post to themselves and to each other, more than their mailboxes hold.
+pub(crate) fn posts(sim: &mut Sim) {
+    let mut random = sim.random();
+    let servers: Vec<_> = (1..=3)
+        .map(|index| {
+            let mut config = Config::default();
+            config.limits.mailbox_max = 1 << random.below(13);
+            let nobody: Address = "10.0.0.9:9".parse().unwrap();
+            sim.serve(format!("10.0.0.{index}:7").as_str(), config, Keeper::new(nobody))
+        })
+        .collect();
+    for (at, server) in servers.iter().enumerate() {
+        let reactors = (0..3).map(|next| servers[(at + next) % 3].handle()).collect();
+        server.with(|keeper, _| keeper.reactors = reactors);
+    }
+    for _ in 0..12 {
+        let server = random.pick(&servers);
+        let peer = sim.connect(server);
+        peer.send(*random.pick::<&[u8]>(&[b"h", b"H", b"hH", b"HnhR", b"hC", b"HHHb"]));
+        for _ in 0..random.below(4) {
+            // Another thread, as it were.
+            let _ = server.handle().try_post(|keeper, _| keeper.ids.truncate(100));
+        }
+        sim.advance(Duration::from_millis(random.below(2_000)));
+    }
+    sim.converge();
+    for server in &servers {
+        server.assert_blameless();
+        expect_service(sim, server, 100);
+    }
+}
