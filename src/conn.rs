@@ -305,11 +305,11 @@ impl Conn<'_> {
         let bound = record.flags.has(Flags::INBOUND) && !record.is_exempt();
         if !bound || !self.cx.is_shutting_down() {
             false
-        } else if self.cx.shared.stopping {
+        } else if self.cx.shared.announced.is_past(record.id.index()) {
             let read_before = record.rare().map_or(0, |rare| rare.read_before_stop);
             record.bytes_in.saturating_sub(unread) >= read_before
         } else {
-            // It begins when this turn is over, and finds what is here.
+            // It has yet to reach this connection, and will find what is here.
             unread == 0
         }
     }

@@ -21,7 +21,7 @@ use crate::core::pressure::{self, Lag, Permille};
 use crate::core::ready::Ready;
 use crate::core::share::{Shared, SharedGauge};
 use crate::core::stats::{Counters, Stats};
-use crate::core::table::{Birth, ConnId, Dial, Flags, Origin, Record, Table};
+use crate::core::table::{Birth, ConnId, Cursor, Dial, Flags, Origin, Record, Table};
 use crate::core::wheel::{Key, Wheel};
 use crate::error::{CloseReason, ConnectError};
 use crate::log::{Seldom, warn};
@@ -235,8 +235,12 @@ pub(crate) struct LoopState {
     stall_reports: Seldom,
     /// How often callbacks asked for the end.
     pub(crate) shutdowns_asked: u32,
-    /// The end has begun.
+    /// A shutdown began.
+    pub(crate) shutdown_begun: bool,
+    /// A shutdown began, and the listeners are closed.
     pub(crate) stopping: bool,
+    /// How far the walk has come that tells connections of the shutdown.
+    pub(crate) announced: Cursor,
     /// What the callback that runs has written to its own connection.
     pub(crate) scratch: Vec<u8>,
     /// The connection whose writes go to `scratch`: the one in hand, unless it has output queued.
@@ -292,7 +296,9 @@ impl LoopState {
             step_nanos: Default::default(),
             stall_reports: Seldom::default(),
             shutdowns_asked: 0,
+            shutdown_begun: false,
             stopping: false,
+            announced: Cursor::default(),
             scratch: Vec::new(),
             scratch_owner: None,
             spilled: false,
@@ -570,7 +576,7 @@ impl LoopState {
     }
 
     pub(crate) const fn is_shutting_down(&self) -> bool {
-        self.stopping || self.shutdowns_asked > 0
+        self.shutdown_begun || self.shutdowns_asked > 0
     }
 
     pub(crate) fn dial(
@@ -578,7 +584,8 @@ impl LoopState {
         target: Target,
         owner: Option<ConnId>,
     ) -> Result<ConnId, ConnectError> {
-        if self.is_shutting_down() {
+        // What is accepted while backlogs are emptied is served as before.
+        if self.stopping || self.shutdowns_asked > 0 {
             return Err(ConnectError::ShuttingDown);
         }
         let peer = match &target {

@@ -161,6 +161,68 @@ impl Handler for Large {
 }
 
 #[test]
+fn a_close_that_a_duplicated_descriptor_hides_is_noticed() {
+    must_catch(Canary::NoShutdownBeforeClose, "the peer sees the end", |sim| {
+        let server = serve(sim);
+        server.duplicate_descriptors();
+        let peer = sim.connect(server.address());
+        peer.send(b"x");
+        sim.advance(secs(80));
+        assert_eq!(peer.closed(), Some(sim::End::Fin), "the peer sees the end");
+    });
+}
+
+#[test]
+fn a_look_up_that_goes_on_without_its_connection_is_noticed() {
+    must_catch(Canary::LookupNotCancelled, "a look-up goes on whose connection is gone", |sim| {
+        let server = serve(sim);
+        sim.fail_name("deaf", None);
+        let target: wheelhouse::Target = "deaf:80".parse().unwrap();
+        server.with(|_, cx| cx.connect(target).unwrap());
+        sim.advance(secs(11));
+    });
+}
+
+#[test]
+fn a_dial_that_is_not_tried_again_is_noticed() {
+    must_catch(Canary::DialNotRetried, "the second dial waits for room", |sim| {
+        let server = serve(sim);
+        let door = sim.open("unix:/run/door", 1);
+        for _ in 0..2 {
+            server.with(|_, cx| cx.connect(door.address()).unwrap());
+            sim.settle();
+        }
+        let first = door.accept();
+        sim.advance(secs(1));
+        let second = door.accept();
+        assert!(first.is_some() && second.is_some(), "the second dial waits for room");
+    });
+}
+
+/// A closure posts so many more to its own reactor.
+fn post_from_within(sim: &mut Sim, count: u32) {
+    let server = serve(sim);
+    let handle = server.handle();
+    let posted = server.handle().post(move |_, _| {
+        for _ in 0..count {
+            let _ = handle.post(|_, _| ());
+        }
+    });
+    posted.unwrap();
+    sim.advance(secs(1));
+}
+
+#[test]
+fn own_posts_without_a_bound_are_noticed() {
+    must_catch(Canary::UnboundedOwnPosts, "own closures wait", |sim| post_from_within(sim, 5_000));
+}
+
+#[test]
+fn letters_that_are_left_for_nobody_are_noticed() {
+    must_catch(Canary::LeftLetters, "nobody was woken", |sim| post_from_within(sim, 10));
+}
+
+#[test]
 fn a_reply_that_is_cut_off_is_noticed() {
     must_catch(Canary::TailCutOff, "that its peer had yet to receive", |sim| {
         let server = sim.serve("10.0.0.1:7", Config::default(), Large::default());
@@ -615,66 +677,6 @@ fn a_payload_dropped_without_a_net_is_noticed() {
 #[test]
 fn shared_bytes_dropped_without_a_net_are_noticed() {
     must_catch(Canary::UncaughtOwner, "a bomb was dropped", |sim| bomb(sim, b"x"));
-}
-
-#[test]
-fn a_close_that_a_duplicated_descriptor_hides_is_noticed() {
-    must_catch(Canary::NoShutdownBeforeClose, "the peer sees the end", |sim| {
-        let server = serve(sim);
-        server.duplicate_descriptors();
-        let peer = sim.connect(server.address());
-        peer.send(b"x");
-        sim.advance(secs(80));
-        assert_eq!(peer.closed(), Some(sim::End::Fin), "the peer sees the end");
-    });
-}
-
-#[test]
-fn a_look_up_that_goes_on_without_its_connection_is_noticed() {
-    must_catch(Canary::LookupNotCancelled, "a look-up goes on whose connection is gone", |sim| {
-        let server = serve(sim);
-        sim.fail_name("deaf", None);
-        let target: wheelhouse::Target = "deaf:80".parse().unwrap();
-        server.with(|_, cx| cx.connect(target).unwrap());
-        sim.advance(secs(11));
-    });
-}
-
-#[test]
-fn a_dial_that_is_not_tried_again_is_noticed() {
-    must_catch(Canary::DialNotRetried, "the second dial waits for room", |sim| {
-        let server = serve(sim);
-        let door = sim.open("unix:/run/door", 1);
-        for _ in 0..2 {
-            server.with(|_, cx| cx.connect(door.address()).unwrap());
-            sim.settle();
-        }
-        let first = door.accept();
-        sim.advance(secs(1));
-        let second = door.accept();
-        assert!(first.is_some() && second.is_some(), "the second dial waits for room");
-    });
-/// A closure posts so many more to its own reactor.
-fn post_from_within(sim: &mut Sim, count: u32) {
-    let server = serve(sim);
-    let handle = server.handle();
-    let posted = server.handle().post(move |_, _| {
-        for _ in 0..count {
-            let _ = handle.post(|_, _| ());
-        }
-    });
-    posted.unwrap();
-    sim.advance(secs(1));
-}
-
-#[test]
-fn own_posts_without_a_bound_are_noticed() {
-    must_catch(Canary::UnboundedOwnPosts, "own closures wait", |sim| post_from_within(sim, 5_000));
-}
-
-#[test]
-fn letters_that_are_left_for_nobody_are_noticed() {
-    must_catch(Canary::LeftLetters, "nobody was woken", |sim| post_from_within(sim, 10));
 }
 
 /// What the world says of each bug in a swarm.

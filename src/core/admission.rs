@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::num::NonZeroU64;
+use std::ops::Bound;
 
 use crate::address::Address;
 use crate::config::{ClientLimits, Network, Rate, masked, untranslated};
@@ -18,6 +19,9 @@ pub(crate) enum Excess {
     Rate,
 }
 
+/// Clients that one arrival checks where too many are known.
+const CHECKED_PER_ARRIVAL: usize = 16;
+
 /// The clients with a connection, and those that came lately.
 ///
 /// A tree rather than a hash table: peers choose their addresses, and nothing they choose makes a
@@ -32,6 +36,8 @@ pub(crate) struct Clients {
     known: BTreeMap<ClientKey, Client>,
     /// How many may be known.
     most: usize,
+    /// How far the walk around all clients has come that forgets some.
+    forgotten_to: Option<ClientKey>,
     /// The connections that linger, by client, and in the order in which they began to.
     lingering: BTreeMap<(ClientKey, LingerNumber), ConnId>,
     /// The number of the latest of them.
@@ -68,6 +74,7 @@ impl Clients {
             allowed: limits.allowed.clone(),
             known: BTreeMap::new(),
             most: capacity.saturating_mul(4),
+            forgotten_to: None,
             lingering: BTreeMap::new(),
             lingered: 0,
         })
@@ -102,7 +109,7 @@ impl Clients {
     /// Counts an arrival, and a connection unless there is one too many.
     pub(crate) fn arrive(&mut self, key: ClientKey, now: Instant) -> Result<(), Excess> {
         if self.known.len() >= self.most && !self.known.contains_key(&key) {
-            self.forget(now);
+            self.forget_some(now);
         }
         let client = self.known.entry(key).or_default();
         if let Some(rate) = self.rate
@@ -163,14 +170,28 @@ impl Clients {
         }
     }
 
-    /// Makes room: forgets who has no connection and has not come lately, and if these are few, all
-    /// that have no connection. Their rates begin anew then; memory stays bounded whatever comes.
-    fn forget(&mut self, now: Instant) {
+    /// Makes room for one more client: of the [`CHECKED_PER_ARRIVAL`] that come next in a walk around
+    /// all clients, forgets those that have no connection and did not come lately, and if too many
+    /// are left, as many others without a connection, whose rates begin anew then. So memory is
+    /// bounded whatever comes: at most a quarter of those known are connected, and where many of these
+    /// stand in a row, as many more clients are known as arrive while the walk passes them.
+    fn forget_some(&mut self, now: Instant) {
         let recent = self.rate.map_or(0, |rate| rate.per_nanos().saturating_mul(2));
-        self.known
-            .retain(|_, client| client.connections > 0 || now.nanos_since(client.window) < recent);
-        if self.known.len() > self.most / 2 {
-            self.known.retain(|_, client| client.connections > 0);
+        let from = self.forgotten_to.map_or(Bound::Unbounded, Bound::Excluded);
+        // Behind the last client comes the first.
+        let around = self.known.range((from, Bound::Unbounded)).chain(&self.known);
+        let mut unconnected = Vec::with_capacity(CHECKED_PER_ARRIVAL);
+        for (key, client) in around.take(CHECKED_PER_ARRIVAL) {
+            self.forgotten_to = Some(*key);
+            if client.connections == 0 {
+                unconnected.push((now.nanos_since(client.window) < recent, *key));
+            }
+        }
+        unconnected.sort_unstable();
+        for (came_lately, key) in unconnected {
+            if !came_lately || self.known.len() >= self.most {
+                self.known.remove(&key);
+            }
         }
     }
 
@@ -360,6 +381,23 @@ mod tests {
             assert!(clients.len() <= 64);
         }
         assert!(clients.known.contains_key(&held), "who is connected is not forgotten");
+    }
+
+    #[test]
+    fn memory_is_bounded_where_the_connected_stand_in_a_row() {
+        let rate = Rate::per_second(1);
+        let mut clients = clients(|limits| limits.rate = Some(rate), 1_000);
+        for number in 0..1_000_u32 {
+            let key = key(&clients, &format!("10.0.{}.{}", number >> 8, number & 255));
+            clients.arrive(key, at(0)).unwrap();
+        }
+        for number in 0..20_000_u32 {
+            let key = key(&clients, &format!("10.1.{}.{}", number >> 8, number & 255));
+            clients.arrive(key, at(0)).unwrap();
+            clients.depart(key, None);
+            assert!(clients.len() <= 4_000 + 1_000 / CHECKED_PER_ARRIVAL + 1);
+        }
+        assert_eq!(clients.connections(), 1_000);
     }
 
     #[test]

@@ -106,11 +106,6 @@ impl Budget {
         true
     }
 
-    /// Counts items that were served beside the one that was allowed.
-    pub(crate) const fn spend(&mut self, items: u32) {
-        self.served = self.served.saturating_add(items);
-    }
-
     #[cold]
     fn is_used_up(&mut self, now: Instant) -> bool {
         self.next_check = self.served.saturating_add(CHECK_EVERY);

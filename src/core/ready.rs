@@ -24,6 +24,11 @@ impl Ready {
         self.next.is_empty() && self.served == self.current.len()
     }
 
+    /// Whether some that were queued before this turn have not been served in it.
+    pub(crate) const fn is_behind(&self) -> bool {
+        self.served < self.current.len()
+    }
+
     /// Those to be served in the turns to come.
     pub(crate) fn queued(&self) -> impl Iterator<Item = ConnId> {
         self.current[self.served..].iter().chain(&self.next).copied()

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::num::NonZeroU64;
+use std::ops::Range;
 use std::time::Duration;
 
 use slab::Slab;
@@ -730,6 +731,34 @@ pub(crate) struct Table {
     capacity: usize,
     /// How many are exempt.
     exempt: usize,
+    /// How many are inbound and not exempt.
+    inbound: usize,
+    /// How many places were visited by walks.
+    #[cfg(test)]
+    pub(crate) visited: std::cell::Cell<usize>,
+}
+
+/// Places of a table that one step of a walk visits: a walk over all connections takes as many turns
+/// as it needs, because one over a million takes 50 ms.
+pub(crate) const PLACES_PER_STEP: usize = 4_096;
+
+/// How far a walk over a table has come that takes several steps.
+///
+/// A connection keeps its place, so a walk from the first place to the last visits each connection
+/// that is there all the while exactly once, whatever comes and goes meanwhile.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(crate) struct Cursor(usize);
+
+impl Cursor {
+    /// Whether the walk has visited the place.
+    pub(crate) const fn is_past(self, index: usize) -> bool {
+        index < self.0
+    }
+
+    /// Lets the walk go on right behind the place.
+    pub(crate) const fn stop_behind(&mut self, index: usize) {
+        self.0 = index + 1;
+    }
 }
 
 /// The most connections that are exempt from the limits on connections: an operator and a few
@@ -739,7 +768,15 @@ pub(crate) const EXEMPT_MAX: usize = 16;
 impl Table {
     pub(crate) fn new(capacity: usize) -> Self {
         assert!(capacity + EXEMPT_MAX <= PLACES_MAX, "an index fits in 24 bits");
-        Self { places: Slab::new(), records: Vec::new(), capacity, exempt: 0 }
+        Self {
+            places: Slab::new(),
+            records: Vec::new(),
+            capacity,
+            exempt: 0,
+            inbound: 0,
+            #[cfg(test)]
+            visited: std::cell::Cell::default(),
+        }
     }
 
     pub(crate) const fn capacity(&self) -> usize {
@@ -762,6 +799,12 @@ impl Table {
         self.counted() >= self.capacity
     }
 
+    /// How many inbound connections count against the capacity.
+    #[inline]
+    pub(crate) const fn inbound(&self) -> usize {
+        self.inbound
+    }
+
     /// Whether there is no room even for one that is exempt.
     pub(crate) const fn is_full_for_exempt(&self) -> bool {
         self.exempt >= EXEMPT_MAX
@@ -775,6 +818,7 @@ impl Table {
             return Err(birth);
         }
         self.exempt += usize::from(birth.exempt);
+        self.inbound += usize::from(birth.origin.is_inbound() && !birth.exempt);
         let index = self.places.insert(());
         if index == self.records.len() {
             self.grow();
@@ -826,14 +870,44 @@ impl Table {
     pub(crate) fn remove(&mut self, id: ConnId) {
         if let Some(record) = self.get_mut(id) {
             let exempt = record.exempt;
+            let inbound = record.origin.is_inbound() && !exempt;
             record.vacate();
             self.exempt -= usize::from(exempt);
+            self.inbound -= usize::from(inbound);
             self.places.remove(id.index());
         }
     }
 
-    /// All ids, in the order of their places.
+    /// The next step of a walk over all places: at most [`PLACES_PER_STEP`] of them.
+    pub(crate) fn walk(&self, cursor: &mut Cursor) -> Range<usize> {
+        let from = cursor.0.min(self.records.len());
+        cursor.0 = (from + PLACES_PER_STEP).min(self.records.len());
+        #[cfg(test)]
+        self.visited.set(self.visited.get() + cursor.0 - from);
+        from..cursor.0
+    }
+
+    /// Whether a walk has come to the end.
+    pub(crate) const fn is_at_end(&self, cursor: Cursor) -> bool {
+        cursor.0 >= self.records.len()
+    }
+
+    /// How many places a walk visits.
+    pub(crate) const fn place_count(&self) -> usize {
+        self.records.len()
+    }
+
+    /// The connection in a place, if there is one.
+    #[inline]
+    pub(crate) fn id_in(&self, index: usize) -> Option<ConnId> {
+        self.places.contains(index).then(|| self.records[index].id)
+    }
+
+    /// All ids, in the order of their places. Where there may be many, no turn of the loop takes the
+    /// time for that: it [walks](Table::walk) in steps.
     pub(crate) fn ids(&self) -> impl Iterator<Item = ConnId> {
+        #[cfg(test)]
+        self.visited.set(self.visited.get() + self.records.len());
         self.places.iter().map(|(index, ())| self.records[index].id)
     }
 }
@@ -869,6 +943,48 @@ mod tests {
         let mut table = Table::new(1);
         table.insert(birth()).unwrap();
         assert!(table.insert(birth()).is_err());
+    }
+
+    #[test]
+    fn a_walk_visits_each_connection_that_is_there_all_the_while() {
+        let mut table = Table::new(20_000);
+        let ids: Vec<_> = (0..10_000).map(|_| table.insert(birth()).unwrap().id).collect();
+        let (mut cursor, mut seen, mut steps) = (Cursor::default(), Vec::new(), 0);
+        loop {
+            let range = table.walk(&mut cursor);
+            assert!(range.len() <= PLACES_PER_STEP);
+            seen.extend(range.filter_map(|index| table.id_in(index)));
+            if table.is_at_end(cursor) {
+                break;
+            }
+            // Meanwhile some before and after the cursor go, and others come.
+            for index in [steps * 10, 9_990 - steps * 10] {
+                table.remove(ids[index]);
+                table.insert(birth()).unwrap();
+                table.insert(birth()).unwrap();
+            }
+            steps += 1;
+        }
+        assert_eq!(steps, 2);
+        let stayed = |id: &&ConnId| table.get(**id).is_some();
+        for id in ids.iter().filter(stayed) {
+            assert_eq!(seen.iter().filter(|it| *it == id).count(), 1);
+        }
+    }
+
+    #[test]
+    fn inbound_connections_are_counted_unless_they_are_exempt() {
+        let mut table = Table::new(8);
+        let origin = Origin::Accepted(ListenerId(0));
+        let inbound = table.insert(Birth { origin, ..birth() }).unwrap().id;
+        let exempt = table.insert(Birth { origin, exempt: true, ..birth() }).unwrap().id;
+        let dialled = table.insert(birth()).unwrap().id;
+        assert_eq!((table.inbound(), table.counted()), (1, 2));
+        table.remove(dialled);
+        table.remove(exempt);
+        assert_eq!((table.inbound(), table.counted()), (1, 1));
+        table.remove(inbound);
+        assert_eq!((table.inbound(), table.counted()), (0, 0));
     }
 
     #[test]

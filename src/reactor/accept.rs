@@ -12,7 +12,7 @@ use crate::canary::{Canary, planted};
 use crate::config::{AtLimit, Config, ListenConfig, Refusal, SocketOptions};
 use crate::context::{AlarmId, Purpose};
 use crate::core::admission::{Bucket, ClientKey, Clients, Excess};
-use crate::core::budget::Step;
+use crate::core::budget::{Budget, ITEMS_PER_STEP, Step};
 use crate::core::deadlines::Periods;
 use crate::core::table::{Birth, ConnId, Flags, ListenerId, Origin, Record};
 use crate::error::Error;
@@ -24,12 +24,16 @@ use crate::time::Instant;
 /// that are being served.
 const ACCEPTS_PER_TURN: usize = 16;
 
+/// Connections accepted from one listener after a shutdown began: as many as a backlog of the usual
+/// length holds. Newcomers that still come must not put the shutdown off.
+const DRAINED_MAX: u32 = 4_096;
+
 /// Connections whose clients are at their limits that wait at once for a decision.
 const DEFERRED_MAX: usize = ACCEPTS_PER_TURN;
 
-/// Turns after which a connection is decided on even if full batches of events may hide its
+/// Waits after which a connection is decided on even if full batches of events may hide its
 /// client's FIN.
-const DEFERRED_TURNS_MAX: u64 = 4;
+const DEFERRED_WAITS_MAX: u64 = 4;
 
 /// Lingering connections of a client at its limit that are checked before its newcomer is refused,
 /// those first that have lingered longest.
@@ -48,25 +52,27 @@ pub(super) struct Listener<L> {
     wildcard: bool,
     /// The limits on connections leave out those accepted here.
     exempt: bool,
+    /// Connections accepted since a shutdown began.
+    drained: u32,
     profile: u32,
 }
 
 /// A connection that was accepted when its client had as many as it may.
 ///
-/// Its client may have closed one before it dialled this one, after the turn's wait. So the reactor
-/// decides on it in the next turn, when it has served the events that came before it.
+/// Its client may have closed one before it dialled this one, after the latest wait. So the reactor
+/// decides on it when it has waited once more, without blocking, and has served what that brought.
 pub(super) struct Deferred<S> {
     listener: usize,
     stream: S,
     peer: Address,
-    /// The turn in which it was accepted.
-    turn: u64,
+    /// How often the loop had waited when it was accepted.
+    waits: u64,
 }
 
 /// What becomes of a connection that is not admitted.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Rejection {
-    /// It is decided on in the next turn.
+    /// It is decided on after the next wait.
     Defer,
     Close,
     Reset,
@@ -75,7 +81,8 @@ enum Rejection {
 /// The state that all listeners share.
 #[derive(Debug)]
 pub(super) struct Accepting {
-    /// A listener is ready, and may accept.
+    /// A listener is ready, and may accept; or a connection is deferred, or a search for idle ones
+    /// goes on.
     due: bool,
     /// The table is full, and no connection in it can make way.
     full: bool,
@@ -85,7 +92,8 @@ pub(super) struct Accepting {
     paused: bool,
     /// There is no room for another exempt connection.
     exempt_full: bool,
-    /// The listeners are about to close: who waits is let in as long as there is room.
+    /// The listeners are about to close: what waits in their backlogs is accepted as long as there are
+    /// places.
     draining: bool,
     /// Connections that made way in this turn, and whose places no newcomer has had yet.
     vacated: u64,
@@ -141,6 +149,11 @@ impl Accepting {
     #[inline]
     pub(super) const fn is_due(&self) -> bool {
         self.due
+    }
+
+    /// A search for idle connections goes on in the next turn.
+    pub(super) const fn note_search(&mut self) {
+        self.due = true;
     }
 
     /// How many connections the clients have that are limited, if any are.
@@ -221,6 +234,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             // Whoever made an inherited listener may have let connections wait already.
             ready: true,
             exempt: listen.exempt,
+            drained: 0,
             wildcard: address.ip().is_some_and(|addr| addr.ip().is_unspecified()),
             profile: self.shared.profiles.len() as u32 - 1,
         });
@@ -239,28 +253,28 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
 
     /// Whether some listener is ready and may accept.
     fn update_due(&mut self) {
-        let Self { listeners, accepting, deferred, .. } = self;
+        let Self { listeners, accepting, deferred, overload, .. } = self;
         let waits = !deferred.is_empty() && (!accepting.full || accepting.draining);
-        accepting.due = waits || listeners.iter().any(|it| it.ready && accepting.admits(it.exempt));
+        accepting.due = waits
+            || overload.is_searching()
+            || listeners.iter().any(|it| it.ready && accepting.admits(it.exempt));
     }
 
     fn accept_ready(&mut self, handler: &mut H) {
+        let mut budget = self.begin_step(Step::Accept);
+        if self.overload.is_searching() {
+            self.continue_search(handler);
+            if self.accepting.full {
+                self.accepting.full = self.shared.table.is_full() && !self.finds_evictee(handler);
+            }
+        }
         if !self.deferred.is_empty() {
             self.decide_deferred(handler);
         }
-        let mut budget = self.begin_step(Step::Accept);
         let count = self.listeners.len();
-        for _ in 0..count {
-            if !budget.allows(|| self.backend.now()) {
-                break;
-            }
-            // Another one is the first in each turn, and those that this one did not come to in the
-            // next.
-            self.accepting.first = (self.accepting.first + 1) % count;
-            let before = self.shared.counters.accepted.get();
-            self.accept_from(handler, self.accepting.first);
-            let accepted = self.shared.counters.accepted.get() - before;
-            budget.spend(u32::try_from(accepted).unwrap_or(u32::MAX));
+        self.accepting.first = (self.accepting.first + 1) % count.max(1);
+        for offset in 0..count {
+            self.accept_from(handler, (self.accepting.first + offset) % count, &mut budget);
         }
         self.update_due();
         self.end_step(&budget);
@@ -287,11 +301,14 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         }
     }
 
-    fn accept_from(&mut self, handler: &mut H, index: usize) {
+    fn accept_from(&mut self, handler: &mut H, index: usize, budget: &mut Budget) {
         let exempt = self.listeners[index].exempt;
         let mut failures = 0;
         for _ in 0..ACCEPTS_PER_TURN {
-            if !self.listeners[index].ready || !self.accepting.admits(exempt) {
+            if !self.listeners[index].ready
+                || !self.accepting.admits(exempt)
+                || !budget.allows(|| self.backend.now())
+            {
                 return;
             }
             let welcome = self.welcomes(exempt);
@@ -301,6 +318,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             let Some(socket) = self.listeners[index].socket.as_mut() else { return };
             match self.backend.accept(socket) {
                 Ok((mut stream, peer)) => {
+                    self.listeners[index].drained += u32::from(self.accepting.draining);
                     let checked = if welcome || exempt {
                         Ok(())
                     } else {
@@ -309,9 +327,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
                     match checked {
                         Ok(()) => self.admit(handler, index, stream, peer),
                         Err(Rejection::Defer) => {
-                            let turn = self.shared.counters.turns.get();
-                            let listener = index;
-                            self.deferred.push_back(Deferred { listener, stream, peer, turn });
+                            let (listener, waits) = (index, self.waits);
+                            self.deferred.push_back(Deferred { listener, stream, peer, waits });
                         }
                         Err(Rejection::Close) => self.reject(stream, false),
                         Err(Rejection::Reset) => self.reject(stream, true),
@@ -360,8 +377,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         !self.shared.table.is_full() || (!self.accepting.draining && self.finds_room(handler))
     }
 
-    /// The table is full: whether a newcomer is accepted all the same, because somebody idle can
-    /// make way for it or it is to be told. Nobody makes way before there is a newcomer.
+    /// The table is full: whether a newcomer is accepted all the same, because an idle connection can
+    /// make way for it or it is to be sent a reply. None makes way before there is a newcomer.
     #[cold]
     fn finds_room(&mut self, handler: &mut H) -> bool {
         let found = self.accepting.vacated > 0
@@ -530,11 +547,13 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// been served.
     #[cold]
     fn decide_deferred(&mut self, handler: &mut H) {
-        let turn = self.shared.counters.turns.get();
-        let behind = self.next_event < self.events.len() || self.events.is_full();
-        let least = if behind { DEFERRED_TURNS_MAX } else { 1 };
+        if self.next_event < self.events.len() {
+            return;
+        }
+        let behind = self.events.is_full() || self.shared.ready.is_behind();
+        let least = if behind { DEFERRED_WAITS_MAX } else { 1 };
         while let Some(first) = self.deferred.front()
-            && turn - first.turn >= least
+            && self.waits - first.waits >= least
         {
             let key = self.key_of_peer(&first.peer);
             let over = key.is_some_and(|key| self.is_over_limit(key));
@@ -689,7 +708,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         self.accepting.waited = false;
         self.pause_accepting(error);
         if first && self.accepting.at_limit == AtLimit::EvictIdle {
-            self.evict(handler);
+            self.evict_for_shortage(handler);
         }
     }
 
@@ -788,23 +807,32 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         self.update_due();
     }
 
-    /// Accepts whoever waits, as long as there is room: at no particular rate, and without anybody
-    /// making way.
-    pub(super) fn drain_backlogs(&mut self, handler: &mut H) {
+    /// A shutdown begins: until the backlogs are empty connections are accepted at no particular
+    /// rate, as long as there are places, and without evictions. Begins with those of one turn.
+    pub(super) fn begin_draining(&mut self, handler: &mut H) {
         self.accepting.draining = true;
+        let mut budget = Budget::new(ITEMS_PER_STEP);
         for index in 0..self.listeners.len() {
-            // Its event may be on its way.
-            self.listeners[index].ready = self.listeners[index].socket.is_some();
-            // As many as a backlog of the usual length holds.
-            for _ in 0..4_096 / ACCEPTS_PER_TURN {
-                let Listener { ready, exempt, .. } = self.listeners[index];
-                let full = self.shared.table.is_full();
-                if !ready || exempt || full || !self.accepting.admits(exempt) {
-                    break;
-                }
-                self.accept_from(handler, index);
+            let listener = &mut self.listeners[index];
+            // The event for a connection in the backlog may be on its way.
+            listener.ready = listener.socket.is_some();
+            if !listener.exempt {
+                self.accept_from(handler, index, &mut budget);
             }
         }
+        self.update_due();
+    }
+
+    /// Whether the backlogs are empty, or no more is accepted from them: for want of places or
+    /// descriptors, or because as many have been accepted as a backlog of the usual length holds.
+    pub(super) fn has_drained(&self) -> bool {
+        let done = |it: &Listener<_>| it.exempt || !it.ready || it.drained >= DRAINED_MAX;
+        self.accepting.paused
+            || self.shared.table.is_full()
+            || (self.deferred.is_empty() && self.listeners.iter().all(done))
+    }
+
+    pub(super) const fn end_draining(&mut self) {
         self.accepting.draining = false;
     }
 }

@@ -36,6 +36,11 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         matches!(token.source(), Source::Conn(id) if self.shared.table.get(id).is_some())
     }
 
+    /// Whether a walk over all connections goes on, which takes some turns in a row.
+    pub(crate) const fn is_walking(&self) -> bool {
+        self.stop.is_walking() || self.overload.is_searching()
+    }
+
     pub(crate) fn holdings(&self) -> Holdings {
         let mut holdings = Holdings { connections: self.shared.table.len(), ..Holdings::default() };
         for slot in &self.slots {
@@ -396,4 +401,85 @@ impl Lists {
 
 fn tick_at(at: Instant) -> u64 {
     at.as_nanos() / nanos(TICK)
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use std::time::Duration;
+
+    use bytes::BytesMut;
+
+    use super::*;
+    use crate::address::Address;
+    use crate::config::Config;
+    use crate::conn::Conn;
+    use crate::core::lifecycle::Step;
+    use crate::core::table::{Birth, ListenerId, Origin, PLACES_PER_STEP, Table};
+    use crate::sim::{Host, Sim};
+
+    pub(crate) struct Echo;
+
+    impl Handler for Echo {
+        type Session = ();
+
+        fn on_open(&mut self, _: &mut Conn<'_>) -> Option<()> {
+            Some(())
+        }
+
+        fn on_data(&mut self, conn: &mut Conn<'_>, _: &mut (), input: &mut BytesMut) {
+            conn.write(input);
+            input.clear();
+        }
+    }
+
+    /// The longest that a turn waits.
+    const PULSE: Duration = Duration::from_millis(1);
+
+    pub(crate) type Tested = Reactor<Echo, Host>;
+
+    /// A reactor with so many idle connections, and places for no more. They have no sockets, which would
+    /// cost a test more than the walks that it is about.
+    pub(crate) fn crowd(sim: &mut Sim, config: Config, count: usize) -> (Tested, Vec<ConnId>) {
+        let mut reactor = Tested::with_backend(config, sim.host("10.0.0.1")).unwrap();
+        reactor.shared.table = Table::new(count);
+        reactor.listen("10.0.0.1:7".parse().unwrap()).unwrap();
+        let ids = (0..count).map(|at| reactor.come(Instant::from_nanos(at as u64 + 1))).collect();
+        (reactor, ids)
+    }
+
+    impl Tested {
+        /// An inbound connection that is idle since then.
+        pub(crate) fn come(&mut self, since: Instant) -> ConnId {
+            let birth = Birth {
+                origin: Origin::Accepted(ListenerId(0)),
+                peer: Address::Unnamed,
+                owner: None,
+                profile: 0,
+                exempt: false,
+                displaces: true,
+                now: since,
+            };
+            let record = self.shared.table.insert(birth).unwrap();
+            record.step(Step::Establish);
+            record.step(Step::Rest);
+            record.flags.insert(Flags::RECEIVED);
+            record.count_state(&self.shared.counters.states);
+            record.clocks.update(record.facts(), since);
+            let id = record.id;
+            self.make_slot(id).session = Some(());
+            id
+        }
+
+        /// Makes a turn, and checks that no walk in it visited more places than one step may. There
+        /// are two that may both be under way.
+        pub(crate) fn turn_in_steps(&mut self, sim: &mut Sim) {
+            sim.pass(PULSE);
+            // A turn takes some time.
+            sim.stall()(Duration::from_micros(10));
+            let before = self.shared.table.visited.get();
+            self.turn(&mut Echo, Some(PULSE)).unwrap();
+            let visited = self.shared.table.visited.get() - before;
+            assert!(visited <= 2 * PLACES_PER_STEP, "{visited} places in one turn");
+        }
+    }
 }

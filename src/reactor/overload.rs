@@ -2,7 +2,7 @@
 //! make way, and the greatest holders of buffers are shed.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 use std::time::Duration;
 
 use bytes::BytesMut;
@@ -11,27 +11,37 @@ use super::Reactor;
 use crate::backend::Backend;
 use crate::canary::{Canary, planted};
 use crate::config::AtLimit;
-use crate::context::{AlarmId, LoopState, Purpose};
+use crate::context::{AlarmId, LoopState, Purpose, TICK};
 use crate::core::deadlines::Deadline;
 use crate::core::lifecycle::State;
 use crate::core::output::allocation;
 use crate::core::pressure::{self, EVICTS_FROM, SHRINKS_FROM};
-use crate::core::table::{ConnId, Flags};
+use crate::core::table::{ConnId, Cursor, Flags, Record};
 use crate::error::CloseReason;
 use crate::handler::Handler;
 use crate::log::{Seldom, debug, warn};
-use crate::time::Instant;
+use crate::time::{Instant, nanos};
 
 /// The most connections evicted at a time: nginx's number.
 const EVICTIONS_MAX: u64 = 32;
 
-/// How many of those idle longest are found in one walk over the table.
-const FOUND_MAX: usize = 1_024;
+/// How many of those idle longest one search finds: so many, or a 64th of the places, within the
+/// second number.
+const FOUND_LEAST: usize = 1_024;
+const FOUND_MOST: usize = 16_384;
+
+/// Connections closed in one step because they have been idle for too long under pressure.
+const CLOSED_PER_STEP: usize = 256;
+
+/// A search takes some 50 ns for each place. It begins so many nanoseconds for each place after the
+/// one before has ended, so that searches take no more than a twentieth of the time, however many
+/// connections there are and however few of them are idle.
+const SEARCH_PAUSE_PER_PLACE: u64 = 1_000;
 
 /// Candidates for eviction in one turn that may turn out to have unacknowledged output.
 const UNDELIVERED_MAX: u32 = 32;
 
-/// The least time between two walks that look for them, and between two looks at the pressure.
+/// The least time between two searches for them, and between two looks at the pressure.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// What is known of the pressure, and of who makes way next.
@@ -40,7 +50,18 @@ pub(super) struct Overload {
     /// Those idle longest, and since when, the longest first. Whoever became idle since they were
     /// found is idle for less long than all of them, so an entry that still holds is the oldest.
     oldest: VecDeque<(Instant, ConnId)>,
-    walked_at: Option<Instant>,
+    /// The search for those, if one is under way.
+    search: Option<Search>,
+    /// When the latest search ended.
+    searched_at: Option<Instant>,
+    /// The turn in which the search last made a step.
+    searched_in: u64,
+    /// The search is to be followed by evictions, as descriptors have run out.
+    evicts_then: bool,
+    /// How far the walk has come that closes those idle for too long.
+    thinning: Cursor,
+    /// When connections were last evicted because of the pressure.
+    evicted_at: Option<Instant>,
     /// What looks at the pressure again.
     alarm: Option<AlarmId>,
     full_buffers: Seldom,
@@ -48,6 +69,35 @@ pub(super) struct Overload {
     /// Candidates of a turn that were spared because their peers have yet to receive something.
     spared: u32,
     spared_in: u64,
+}
+
+/// A search for the connections that have been idle longest, which visits some places in each turn.
+#[derive(Debug, Default)]
+struct Search {
+    cursor: Cursor,
+    /// Those found so far that have been idle longest, the last of them on top.
+    found: BinaryHeap<(Instant, ConnId)>,
+}
+
+impl Search {
+    /// Takes a connection into account of which no more than `most` are wanted.
+    fn note(&mut self, since: Instant, id: ConnId, most: usize) {
+        if self.found.len() < most {
+            self.found.push((since, id));
+        } else if let Some(mut last) = self.found.peek_mut()
+            && (since, id) < *last
+        {
+            *last = (since, id);
+        }
+    }
+}
+
+impl Overload {
+    /// Whether a search goes on.
+    #[inline]
+    pub(super) const fn is_searching(&self) -> bool {
+        self.search.is_some()
+    }
 }
 
 impl<H: Handler, B: Backend> Reactor<H, B> {
@@ -161,45 +211,69 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         }
     }
 
-    /// Lets idle connections go as the pressure demands, and looks again while there is any.
+    /// Closes idle connections as the pressure demands, and comes again while there is any: after a
+    /// tick while a walk over the connections is under way, else after [`LOOK_EVERY`].
     pub(super) fn relieve(&mut self, handler: &mut H) {
         self.overload.alarm = None;
         let pressure = self.shared.pressure();
         if pressure < SHRINKS_FROM {
+            self.overload.thinning = Cursor::default();
             return;
         }
         let evicts = self.config.limits.at_limit == AtLimit::EvictIdle;
-        if evicts {
-            self.close_long_idle(handler, pressure);
-        }
-        if pressure >= EVICTS_FROM {
-            let times = self.overload.presses.times(self.shared.now);
+        let walks_on = evicts && self.close_long_idle(handler, pressure);
+        let now = self.shared.now;
+        let rested = self.overload.evicted_at.is_none_or(|at| now >= at + LOOK_EVERY);
+        if pressure >= EVICTS_FROM && rested {
+            let times = self.overload.presses.times(now);
             self.warn_of_pressure("the loop", times);
+            self.overload.evicted_at = Some(now);
             if evicts {
                 self.evict(handler);
             }
         }
-        let at = self.shared.now + LOOK_EVERY;
+        let at = self.shared.now + if walks_on { TICK } else { LOOK_EVERY };
         self.overload.alarm = Some(self.shared.set_alarm(at, Purpose::Relieve));
     }
 
-    /// Evicts those that have been idle for longer than is allowed under `pressure`.
-    fn close_long_idle(&mut self, handler: &mut H, pressure: pressure::Permille) {
-        let LoopState { table, profiles, now, .. } = &self.shared;
-        // Each may have a time of its own, so that the oldest are not always the first to go.
-        let over = |id: ConnId| {
-            let since = self.is_evictable(id)?;
-            let record = table.get(id).filter(|record| record.state() == State::Idle)?;
-            let idle = record.periods(profiles).total(Deadline::Idle);
-            let allowed = pressure::idle_allowed(pressure, idle)?;
-            (now.nanos_since(since) >= allowed).then_some((since, id))
-        };
-        let over: Vec<_> = table.ids().filter_map(over).take(FOUND_MAX).collect();
+    /// Makes a step of a walk that evicts those that have been idle for longer than is allowed under
+    /// `pressure`. Returns whether the walk goes on.
+    fn close_long_idle(&mut self, handler: &mut H, pressure: pressure::Permille) -> bool {
+        let mut cursor = self.overload.thinning;
+        let mut over = Vec::new();
+        for index in self.shared.table.walk(&mut cursor) {
+            if let Some(candidate) = self.idle_for_too_long(index, pressure) {
+                over.push(candidate);
+                if over.len() == CLOSED_PER_STEP {
+                    cursor.stop_behind(index);
+                    break;
+                }
+            }
+        }
         for (since, id) in over {
             if self.may_be_closed(id) {
                 self.make_way(handler, since, id);
             }
         }
+        let walks_on = !self.shared.table.is_at_end(cursor);
+        self.overload.thinning = if walks_on { cursor } else { Cursor::default() };
+        walks_on
+    }
+
+    /// The connection in a place, and since when it is idle, if that is longer than is allowed under
+    /// `pressure`. Each may have a time of its own, so that the oldest are not always the first.
+    fn idle_for_too_long(
+        &self,
+        index: usize,
+        pressure: pressure::Permille,
+    ) -> Option<(Instant, ConnId)> {
+        let LoopState { table, profiles, now, .. } = &self.shared;
+        let id = table.id_in(index)?;
+        let since = self.is_evictable(id)?;
+        let record = table.get(id).filter(|record| record.state() == State::Idle)?;
+        let idle = record.periods(profiles).total(Deadline::Idle);
+        let allowed = pressure::idle_allowed(pressure, idle)?;
+        (now.nanos_since(since) >= allowed).then_some((since, id))
     }
 
     /// Evicts the connections that have been idle longest, an eighth of them and at least one, and
@@ -254,10 +328,11 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         false
     }
 
-    /// The connection that has been idle longest.
+    /// The connection that has been idle longest. `None` if there is none, or a search for it goes on
+    /// or is not to begin yet.
     fn oldest_idle(&mut self) -> Option<(Instant, ConnId)> {
-        for walked in [false, true] {
-            if walked && !self.walk() {
+        for searched in [false, true] {
+            if searched && !self.search() {
                 break;
             }
             while let Some((since, id)) = self.overload.oldest.front().copied() {
@@ -268,6 +343,24 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             }
         }
         None
+    }
+
+    /// Evicts connections for want of descriptors, now or when those idle longest have been found.
+    pub(super) fn evict_for_shortage(&mut self, handler: &mut H) {
+        if self.evict(handler) == 0 {
+            self.overload.evicts_then = self.overload.is_searching();
+        }
+    }
+
+    /// Goes on with a search that an earlier turn began, and does what waited for its end.
+    #[cold]
+    pub(super) fn continue_search(&mut self, handler: &mut H) {
+        if self.overload.is_searching()
+            && self.search()
+            && std::mem::take(&mut self.overload.evicts_then)
+        {
+            self.evict(handler);
+        }
     }
 
     /// Whether closing a connection destroys nothing that its peer has yet to receive. In a turn
@@ -302,24 +395,46 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         idle.then(|| record.idle_since())
     }
 
-    /// Finds those idle longest. Returns whether it is time to.
-    fn walk(&mut self) -> bool {
-        let now = self.shared.now;
-        let soon = self.overload.walked_at.is_some_and(|at| now < at + LOOK_EVERY);
-        let states = &self.shared.counters.states;
-        if soon || states.of(State::Idle) + states.of(State::Closing) == 0 {
+    /// Makes a step of the search for those idle longest, one in each turn; begins a search if none
+    /// is under way and it is time to. Returns whether by this step the search has ended, or has found
+    /// connections that linger, which are not to be compared with others.
+    fn search(&mut self) -> bool {
+        let turn = self.shared.counters.turns.get();
+        if self.overload.search.is_none() && !self.may_search()
+            || std::mem::replace(&mut self.overload.searched_in, turn) == turn
+        {
             return false;
         }
-        self.overload.walked_at = Some(now);
-        let ids = self.shared.table.ids();
-        let mut idle: Vec<_> = ids.filter_map(|id| Some((self.is_evictable(id)?, id))).collect();
-        if idle.len() > FOUND_MAX {
-            idle.select_nth_unstable(FOUND_MAX);
-            idle.truncate(FOUND_MAX);
+        let mut search = self.overload.search.take().unwrap_or_default();
+        let places = self.shared.table.place_count();
+        let most = (places / 64).clamp(FOUND_LEAST, FOUND_MOST);
+        for index in self.shared.table.walk(&mut search.cursor) {
+            let id = self.shared.table.id_in(index);
+            if let Some((since, id)) = id.and_then(|id| Some((self.is_evictable(id)?, id))) {
+                search.note(since, id, most);
+                if since == Instant::EPOCH && self.overload.oldest.len() < most {
+                    self.overload.oldest.push_back((since, id));
+                }
+            }
         }
-        idle.sort_unstable();
-        self.overload.oldest = idle.into();
-        true
+        if self.shared.table.is_at_end(search.cursor) {
+            self.overload.oldest = search.found.into_sorted_vec().into();
+            self.overload.searched_at = Some(self.shared.now);
+            true
+        } else {
+            self.overload.search = Some(search);
+            self.accepting.note_search();
+            !self.overload.oldest.is_empty()
+        }
+    }
+
+    /// Whether a search may find something, and the latest one is long enough ago.
+    fn may_search(&self) -> bool {
+        let states = &self.shared.counters.states;
+        let places = self.shared.table.place_count() as u64;
+        let pause = nanos(LOOK_EVERY).max(places.saturating_mul(SEARCH_PAUSE_PER_PLACE));
+        let rested = self.overload.searched_at.is_none_or(|at| self.shared.now >= at.after(pause));
+        rested && states.of(State::Idle) + states.of(State::Closing) > 0
     }
 
     /// Checks the sums over all connections, and their bounds, against the connections themselves.
@@ -349,6 +464,11 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         if shared.table.counted() > shared.table.capacity() {
             return Err(format!("{} connections are too many", shared.table.counted()));
         }
+        let serves = |record: &&Record| record.flags.has(Flags::INBOUND) && !record.is_exempt();
+        let inbound = records().filter(serves).count();
+        if inbound != shared.table.inbound() {
+            return Err(format!("{inbound} are inbound, not {}", shared.table.inbound()));
+        }
         let limited = records().filter(|record| self.is_limited(record)).count();
         let known = self.accepting.clients_connected();
         if known.is_some_and(|known| known != limited) {
@@ -375,5 +495,74 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             let (table, buffered) = (&self.shared.table, self.shared.buffered());
             warn!(of, connections = table.len(), buffered, times, "overloaded");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::audit::tests::{Echo, crowd};
+    use super::*;
+    use crate::config::Config;
+    use crate::core::table::PLACES_PER_STEP;
+    use crate::sim::Sim;
+
+    /// A table of so many places is walked in thirteen steps.
+    const MANY: usize = 50_000;
+
+    #[test]
+    fn the_oldest_of_many_are_found_in_steps() {
+        let mut sim = Sim::new(1);
+        let (mut reactor, ids) = crowd(&mut sim, Config::default(), MANY);
+        reactor.turn(&mut Echo, Some(Duration::ZERO)).unwrap();
+        // A newcomer comes: a search begins.
+        assert!(!reactor.finds_evictee(&mut Echo));
+        let mut turns = 1;
+        while reactor.overload.is_searching() {
+            assert_eq!(reactor.timeout(), Some(Duration::ZERO), "it goes on without a wait");
+            reactor.turn_in_steps(&mut sim);
+            turns += 1;
+        }
+        assert_eq!(turns, MANY.div_ceil(PLACES_PER_STEP));
+        let oldest: Vec<_> = reactor.overload.oldest.iter().map(|(_, id)| *id).collect();
+        assert_eq!(oldest, ids[..FOUND_LEAST]);
+        assert!(reactor.finds_evictee(&mut Echo));
+        assert!(reactor.evict(&mut Echo) > 0);
+        assert!(reactor.shared.table.at(0).reason.is_some(), "it has been idle longest");
+    }
+
+    #[test]
+    fn searches_take_a_small_share_of_the_time() {
+        let mut sim = Sim::new(1);
+        let (mut reactor, ids) = crowd(&mut sim, Config::default(), MANY);
+        // None may be evicted, so each search is in vain.
+        for id in ids {
+            reactor.shared.table.at(id.index()).flags.insert(Flags::PAUSED);
+        }
+        let until = reactor.clock() + Duration::from_secs(2);
+        reactor.shared.table.visited.set(0);
+        while reactor.clock() < until {
+            reactor.turn_in_steps(&mut sim);
+            assert!(!reactor.finds_evictee(&mut Echo));
+        }
+        // The pressure lets another walk go round, in as many ticks as it has steps.
+        let visited = reactor.shared.table.visited.get();
+        assert!(visited < 2 * 25 * MANY, "{visited}");
+    }
+
+    #[test]
+    fn those_idle_for_too_long_are_closed_in_steps() {
+        let mut sim = Sim::new(1);
+        let (mut reactor, _) = crowd(&mut sim, Config::default(), MANY);
+        sim.advance(Duration::from_secs(60));
+        reactor.turn(&mut Echo, Some(Duration::ZERO)).unwrap();
+        reactor.watch_pressure();
+        let (start, mut most) = (reactor.clock(), 0);
+        while reactor.shared.table.counted() > MANY * 9 / 10 {
+            let before = reactor.shared.table.counted();
+            reactor.turn_in_steps(&mut sim);
+            most = most.max(before - reactor.shared.table.counted());
+        }
+        assert!(most <= CLOSED_PER_STEP + EVICTIONS_MAX as usize, "{most} in one turn");
+        assert!(reactor.clock() - start < Duration::from_secs(1));
     }
 }

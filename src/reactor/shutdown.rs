@@ -7,12 +7,12 @@ use std::{fmt, io};
 use super::Reactor;
 use crate::backend::Backend;
 use crate::config::{Config, SHUTDOWN_TIMEOUT};
-use crate::context::{LoopState, Purpose};
+use crate::context::{Purpose, TICK};
 use crate::core::burst::Burst;
 use crate::core::deadlines::Deadline;
 use crate::core::lifecycle::State;
 use crate::core::stats::Stats;
-use crate::core::table::{ConnId, Flags, Record};
+use crate::core::table::{ConnId, Cursor, Flags};
 use crate::error::CloseReason;
 use crate::handler::Handler;
 use crate::log::info;
@@ -22,8 +22,17 @@ use crate::time::{Instant, nanos, share_of};
 /// on its way may be one that its client must not send twice.
 const QUIET_LEAST: Duration = Duration::from_secs(1);
 
-/// How often it is looked whether only dialled connections are left.
+/// The least time between two walks over the connections that a shutdown waits for.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
+
+/// What a walk over all connections does during a shutdown, some of them in each turn.
+#[derive(Clone, Copy, Debug)]
+enum Walk {
+    /// Each that is served for a peer is given a time to end.
+    Announce(Cursor),
+    /// Each is asked to end.
+    End(Cursor, CloseReason),
+}
 
 /// How far the end of the reactor has come.
 #[derive(Debug, Default)]
@@ -33,9 +42,15 @@ pub(super) struct Stop {
     answered: u32,
     /// As far as callbacks did.
     seen: u32,
+    /// The listeners are open still, until their backlogs are empty.
+    draining: bool,
+    /// The walk that goes on in each turn.
+    walk: Option<Walk>,
+    /// How far the walk has come that is made again and again.
+    looked: Cursor,
     /// Connections are no longer flushed.
     hard: bool,
-    /// Nobody is left but the exempt, who are told to go.
+    /// Only exempt connections are left, and are asked to end.
     alone: bool,
     failure: Option<&'static str>,
     /// It has begun, or failed.
@@ -59,6 +74,17 @@ impl Stop {
 
     const fn has_begun(&self) -> bool {
         self.begun_at.is_some()
+    }
+
+    /// Whether a walk over all connections goes on.
+    pub(super) const fn is_walking(&self) -> bool {
+        self.walk.is_some()
+    }
+
+    /// Whether the next turn has something to do for the shutdown.
+    #[inline]
+    pub(super) const fn has_work(&self) -> bool {
+        self.draining || self.walk.is_some()
     }
 
     /// How often callbacks asked for the end, as far as that has been seen to.
@@ -139,7 +165,11 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
                 self.hard_stop();
             }
         }
-        if self.stop.has_begun() && self.shared.table.counted() == 0 {
+        if self.stop.draining && self.has_drained() {
+            self.stop_accepting(handler);
+        }
+        self.walk_on();
+        if self.stop.has_begun() && !self.stop.draining && self.shared.table.counted() == 0 {
             if !std::mem::replace(&mut self.stop.alone, true) {
                 self.end_exempt();
             }
@@ -147,50 +177,77 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         }
     }
 
-    /// Nobody new from here on: who waits in a backlog is let in, for he was told that he is
-    /// connected, and then the listeners close.
+    /// Accepts what waits in the backlogs, as those peers have completed their handshakes, in as many
+    /// turns as that takes.
     fn begin_shutdown(&mut self, handler: &mut H) {
-        if self.stop.failure.is_none() {
-            self.drain_backlogs(handler);
-        }
-        info!(connections = self.shared.table.len(), "shutting down");
         self.stop.begun_at = Some(self.shared.now);
         self.stop.stirs = true;
-        self.shared.stopping = true;
-        self.close_listeners(false);
-        self.note_unserved();
-        self.call_loop("on_shutdown", |cx| handler.on_shutdown(cx));
-        self.plan_ends();
-        self.look_at_stop();
+        self.stop.draining = true;
+        self.shared.shutdown_begun = true;
+        if self.stop.failure.is_none() {
+            self.begin_draining(handler);
+        }
         if let Some(timeout) = self.config.shutdown_timeout {
             self.shared.set_alarm(self.shared.now + timeout, Purpose::HardStop);
         }
     }
 
-    /// What was read of requests that are not served yet is served still.
-    fn note_unserved(&mut self) {
-        for id in self.shared.table.ids().collect::<Vec<_>>() {
-            let record = self.shared.table.at(id.index());
-            if record.state() == State::Connected && record.bytes_in > 0 {
-                record.rare_mut().read_before_stop = record.bytes_in;
-            }
+    /// The backlogs are empty: closes the listeners, tells the handler, and begins to end the
+    /// connections.
+    fn stop_accepting(&mut self, handler: &mut H) {
+        self.stop.draining = false;
+        self.end_draining();
+        info!(connections = self.shared.table.len(), "shutting down");
+        self.shared.stopping = true;
+        self.close_listeners(false);
+        self.call_loop("on_shutdown", |cx| handler.on_shutdown(cx));
+        if !self.stop.hard {
+            self.stop.walk = Some(Walk::Announce(Cursor::default()));
         }
     }
 
-    /// Gives every connection that waits for its peer a time to end. Those that are active end when
-    /// they have served what they are at; tunnels know no such time, and are the handler's to close.
-    fn plan_ends(&mut self) {
-        for id in self.shared.table.ids().collect::<Vec<_>>() {
-            let record = self.shared.table.at(id.index());
-            if record.is_exempt() {
-                continue;
+    /// Makes the next step of the walk that is under way.
+    fn walk_on(&mut self) {
+        let Some(mut walk) = self.stop.walk else { return };
+        let (Walk::Announce(cursor) | Walk::End(cursor, _)) = &mut walk;
+        let places = self.shared.table.walk(cursor);
+        let ends = self.shared.table.is_at_end(*cursor);
+        for index in places {
+            if let Some(id) = self.shared.table.id_in(index) {
+                match walk {
+                    Walk::Announce(_) => self.announce_stop(id),
+                    Walk::End(_, reason) => {
+                        self.shared.table.at(index).ask(reason);
+                        self.shared.mark_dirty(id);
+                    }
+                }
             }
-            if record.state() == State::Connecting {
-                record.ask(CloseReason::Shutdown);
-                self.shared.mark_dirty(id);
-            } else {
-                self.plan_end(id);
-            }
+        }
+        if let Walk::Announce(cursor) = walk {
+            self.shared.announced = cursor;
+        }
+        self.stop.walk = (!ends).then_some(walk);
+        if ends && matches!(walk, Walk::Announce(_)) {
+            self.look_at_stop();
+        }
+    }
+
+    /// The shutdown reaches a connection. What was read of requests that are not served yet is served
+    /// still. One that waits for its peer gets a time to end. Those that are active end when they have
+    /// served what they are at; tunnels know no such time, and are the handler's to close.
+    fn announce_stop(&mut self, id: ConnId) {
+        let record = self.shared.table.at(id.index());
+        if record.state() == State::Connected && record.bytes_in > 0 {
+            record.rare_mut().read_before_stop = record.bytes_in;
+        }
+        if record.is_exempt() {
+            return;
+        }
+        if record.state() == State::Connecting {
+            record.ask(CloseReason::Shutdown);
+            self.shared.mark_dirty(id);
+        } else {
+            self.plan_end(id);
         }
     }
 
@@ -219,31 +276,44 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         shared.mark_dirty(id);
     }
 
-    /// Once no inbound connection is left, nothing is relayed any more: dialled ones that are at
-    /// rest can go.
+    /// Visits some of the connections that the shutdown waits for, and comes again: after a tick while
+    /// there are others to visit, else after [`LOOK_EVERY`]. Inbound ones that were held may wait for
+    /// their peer by now. Once none of those is left nothing is relayed any more, and dialled
+    /// connections that are at rest can go.
     pub(super) fn look_at_stop(&mut self) {
-        let LoopState { table, .. } = &mut self.shared;
-        let ids: Vec<_> =
-            table.ids().filter(|id| !table.get(*id).is_some_and(Record::is_exempt)).collect();
-        let inbound = |id: &ConnId| table.get(*id).is_some_and(|it| it.flags.has(Flags::INBOUND));
-        if ids.is_empty() {
+        if self.stop.hard || self.shared.table.counted() == 0 {
             return;
         }
-        if ids.iter().any(inbound) {
-            // Some that were held wait for their peer by now.
-            for id in ids {
-                self.plan_end(id);
-            }
-        } else {
-            for id in ids {
-                let record = self.shared.table.at(id.index());
-                if record.state().is_open() && record.facts().at_rest() {
-                    record.ask(CloseReason::Shutdown);
-                    self.shared.mark_dirty(id);
+        let mut pause = LOOK_EVERY;
+        if self.stop.walk.is_none() {
+            let mut cursor = self.stop.looked;
+            for index in self.shared.table.walk(&mut cursor) {
+                if let Some(id) = self.shared.table.id_in(index) {
+                    self.look_at(id);
                 }
             }
+            if self.shared.table.is_at_end(cursor) {
+                cursor = Cursor::default();
+            } else {
+                pause = TICK;
+            }
+            self.stop.looked = cursor;
         }
-        self.shared.set_alarm(self.shared.now + LOOK_EVERY, Purpose::LookAtStop);
+        self.shared.set_alarm(self.shared.now + pause, Purpose::LookAtStop);
+    }
+
+    fn look_at(&mut self, id: ConnId) {
+        let serves = self.shared.table.inbound() > 0;
+        let record = self.shared.table.at(id.index());
+        if record.is_exempt() {
+            return;
+        }
+        if serves {
+            self.plan_end(id);
+        } else if record.state().is_open() && record.facts().at_rest() {
+            record.ask(CloseReason::Shutdown);
+            self.shared.mark_dirty(id);
+        }
     }
 
     /// The time to end has come for a connection that waited for its peer, unless the peer begins in
@@ -276,10 +346,10 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         self.stop.begun_at.is_some_and(|begun_at| self.shared.now - begun_at >= timeout / 2)
     }
 
-    /// Whoever watched the shutdown has seen it.
+    /// Those that watched the shutdown have seen it.
     fn end_exempt(&mut self) {
         self.close_listeners(true);
-        self.ask_all(CloseReason::Shutdown);
+        self.end_each(CloseReason::Shutdown);
     }
 
     pub(super) fn hard_stop(&mut self) {
@@ -287,14 +357,12 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             return;
         }
         self.close_listeners(true);
-        self.ask_all(CloseReason::HardStop);
+        self.end_each(CloseReason::HardStop);
     }
 
-    fn ask_all(&mut self, reason: CloseReason) {
-        for id in self.shared.table.ids().collect::<Vec<_>>() {
-            self.shared.table.at(id.index()).ask(reason);
-            self.shared.mark_dirty(id);
-        }
+    /// Begins to ask all connections to end. None can come any more.
+    fn end_each(&mut self, reason: CloseReason) {
+        self.stop.walk = Some(Walk::End(Cursor::default(), reason));
     }
 
     pub(super) fn report(&self) -> Report {
@@ -304,5 +372,60 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             uptime: now - self.started_at,
             shutdown: self.stop.begun_at.map_or(Duration::ZERO, |begun_at| now - begun_at),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::audit::tests::{Echo, crowd};
+    use super::*;
+    use crate::config::Config;
+    use crate::sim::Sim;
+
+    const MANY: usize = 50_000;
+
+    #[test]
+    fn a_shutdown_reaches_all_of_many_in_steps() {
+        let mut sim = Sim::new(1);
+        let (mut reactor, mut ids) = crowd(&mut sim, Config::default(), MANY);
+        reactor.turn(&mut Echo, Some(Duration::ZERO)).unwrap();
+        reactor.handle().shutdown();
+        let mut turns = 0;
+        while !reactor.stop.has_begun() || reactor.stop.has_work() {
+            reactor.turn_in_steps(&mut sim);
+            // Meanwhile some end that it has reached, and others.
+            for id in [ids.swap_remove(turns), ids.pop().unwrap()] {
+                reactor.shared.remove(id);
+            }
+            turns += 1;
+        }
+        assert!(turns < 20, "{turns}");
+        let reached = |id: &&ConnId| {
+            let flags = reactor.shared.table.get(**id).map(|record| record.flags);
+            flags.is_some_and(|flags| flags.has(Flags::HAS_LIFETIME))
+        };
+        assert_eq!(ids.iter().filter(reached).count(), ids.len());
+        // All get their end in their time.
+        let until = reactor.clock() + Duration::from_secs(7);
+        while !reactor.is_finished() && reactor.clock() < until {
+            reactor.turn_in_steps(&mut sim);
+        }
+        assert!(reactor.is_finished(), "{} are left", reactor.shared.table.len());
+    }
+
+    #[test]
+    fn a_hard_stop_ends_all_of_many_in_few_turns() {
+        let mut sim = Sim::new(1);
+        let (mut reactor, _) = crowd(&mut sim, Config::default(), MANY);
+        reactor.turn(&mut Echo, Some(Duration::ZERO)).unwrap();
+        reactor.handle().shutdown();
+        reactor.handle().shutdown();
+        let mut turns = 0;
+        while !reactor.is_finished() {
+            reactor.turn_in_steps(&mut sim);
+            turns += 1;
+        }
+        // As many connections are closed in a turn as that step's budget allows.
+        assert!(turns < 2 * MANY / 1_024, "{turns}");
     }
 }

@@ -531,3 +531,44 @@ fn the_least_settings_end_connections_and_nothing_else() {
     sim.advance(secs(1));
     assert!(server.is_finished());
 }
+
+#[test]
+fn a_backlog_is_emptied_over_some_turns_before_a_shutdown_closes_it() {
+    /// Notes how many connections had been accepted when it heard of the shutdown.
+    #[derive(Default)]
+    struct Told(Vec<u64>);
+    impl Handler for Told {
+        type Session = ();
+        fn on_open(&mut self, _: &mut Conn<'_>) -> Option<()> {
+            Some(())
+        }
+        fn on_data(&mut self, conn: &mut Conn<'_>, _: &mut (), input: &mut BytesMut) {
+            conn.write(input);
+            input.clear();
+        }
+        fn on_shutdown(&mut self, cx: &mut Context<'_>) {
+            assert!(cx.is_shutting_down());
+            self.0.push(cx.stats().accepted);
+        }
+    }
+    let mut sim = world(1);
+    let server = sim.serve(SERVER, Config::default(), Told::default());
+    let peers: Vec<_> = (0..1_000).map(|_| sim.connect(SERVER)).collect();
+    peers.iter().for_each(|peer| peer.send(b"hello"));
+    server.shutdown();
+    let (mut before, mut turns) = (0, 0);
+    while server.handler().0.is_empty() {
+        assert!(sim.step());
+        let accepted = server.stats().accepted;
+        assert!(accepted - before <= 2 * 16, "{} in one turn", accepted - before);
+        (before, turns) = (accepted, turns + 1);
+        assert!(turns < 1_000);
+    }
+    assert_eq!(server.handler().0, [1_000]);
+    sim.advance(secs(10));
+    assert!(server.is_finished());
+    peers.iter().for_each(|peer| peer.expect(b"hello"));
+    let late = sim.connect(SERVER);
+    sim.settle();
+    assert_eq!(late.closed(), Some(End::Refused));
+}
