@@ -22,6 +22,7 @@ behaviours! {
         resuming_shows_nothing_if_nothing_was_left
         who_yields_is_called_again_after_the_others
         who_yields_with_nothing_left_is_not_called
+        who_yields_is_not_read_until_its_next_call
         who_awaits_input_is_not_idle
         an_empty_write_sends_nothing
         a_write_above_the_mark_drains_even_if_it_leaves_at_once
@@ -473,6 +474,28 @@ fn who_yields_with_nothing_left_is_not_called<W: World>(world: &mut W) {
     let turns = scene.reactor.handle().stats().turns;
     scene.reactor.turn(&mut scene.script, Some(millis(30))).unwrap();
     assert_eq!(scene.reactor.handle().stats().turns, turns + 1);
+    scene.expect_service();
+}
+
+fn who_yields_is_not_read_until_its_next_call<W: World>(world: &mut W) {
+    let mut config = Config::default();
+    config.limits.input_max = 5;
+    let script = Script::echo().when_data(|conn, session, input| {
+        session.step += 1;
+        if session.step == 1 {
+            // As much as may be left.
+            return conn.yield_now();
+        }
+        conn.write(input);
+        input.clear();
+    });
+    let mut scene = Scene::new(world, config, script);
+    let (peer, _) = scene.enter();
+    scene.send(peer, b"abcde");
+    scene.saw(0, What::Data(5));
+    scene.send(peer, b"fghij");
+    scene.expect(peer, b"abcdefghij");
+    assert_eq!(scene.script.count(0, What::Data(5)), 3, "the same again, then what came after it");
     scene.expect_service();
 }
 

@@ -417,7 +417,7 @@ pub(crate) fn posts(sim: &mut Sim) {
     for _ in 0..12 {
         let server = random.pick(&servers);
         let peer = sim.connect(server);
-        peer.send(*random.pick::<&[u8]>(&[b"h", b"H", b"hH", b"HnhR", b"hC", b"HHHb"]));
+        peer.send(random.pick::<&[u8]>(&[b"h", b"H", b"hH", b"HnhR", b"hC", b"HHHb"]));
         for _ in 0..random.below(4) {
             // Another thread, as it were.
             let _ = server.handle().try_post(|keeper, _| keeper.ids.truncate(100));
