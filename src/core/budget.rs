@@ -25,7 +25,7 @@ pub(crate) enum Step {
     Ready,
     /// Newcomers.
     Accept,
-    /// Closures from other threads.
+    /// Closures that were posted.
     Posts,
     /// Deadlines and alarms.
     Deadlines,

@@ -1,4 +1,4 @@
-//! Closures from other threads: a bounded queue, and one wake-up for many of them.
+//! Closures that are posted: bounded queues, and one wake-up for many of them.
 
 use std::cell::Cell;
 use std::collections::VecDeque;
