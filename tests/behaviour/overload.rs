@@ -166,7 +166,8 @@ fn a_callback_that_stalls_is_counted<W: World>(world: &mut W) {
     scene.turn();
     let stats = scene.reactor.handle().stats();
     assert_eq!(stats.stalls, 1);
-    assert!(stats.longest_callback >= 60_000_000, "{stats:?}");
+    // It is known to within a step of the coarse clock.
+    assert!(stats.longest_callback >= 49_000_000, "{stats:?}");
     let text = stats.prometheus().to_string();
     assert!(text.contains("wheelhouse_stalls_total 1\n"), "{text}");
     assert!(!text.contains("wheelhouse_turn_seconds_sum 0\n"), "{text}");
