@@ -179,6 +179,8 @@ pub(crate) struct Bounds {
     pub(crate) looks_from: u64,
     pub(crate) flush_rate: u64,
     pub(crate) buffered_max: u64,
+    /// From here on what all hold is a pressure.
+    pub(crate) buffered_pressed: u64,
     /// What all may hold while callbacks run, before the greatest holders are looked for: beyond it
     /// a further write aborts the connection written to.
     pub(crate) buffered_all: u64,
@@ -279,6 +281,7 @@ impl LoopState {
                 looks_from: config.limits.requests_max.unwrap_or(u64::MAX),
                 flush_rate: config.limits.flush_rate,
                 buffered_max: config.limits.buffered_max as u64,
+                buffered_pressed: pressure::least(config.limits.buffered_max as u64),
                 buffered_all: (config.limits.buffered_max as u64)
                     .saturating_add(config.limits.output_max as u64),
                 stall: config.stall_report.map_or(u64::MAX, nanos),

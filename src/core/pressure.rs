@@ -52,6 +52,12 @@ impl Lag {
     }
 }
 
+/// The least part of `whole` whose share is a pressure.
+pub(crate) fn least(whole: u64) -> u64 {
+    let part = u128::from(whole) * u128::from(SHRINKS_FROM) / 1_000;
+    u64::try_from(part).unwrap_or(u64::MAX)
+}
+
 /// How much `part` is of `whole`.
 pub(crate) fn share(part: u64, whole: u64) -> Permille {
     let permille = u128::from(part) * 1_000 / u128::from(whole.max(1));

@@ -109,8 +109,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let record = table.at(id.index());
         record.count_state(&counters.states);
         let held = record.output.held() + allocation(self.slots[id.index()].input.capacity());
-        let over = buffered > bounds.buffered_max;
-        if record.buffered as usize != held || over || counters.buffered.get() != buffered {
+        let pressed = buffered >= bounds.buffered_pressed;
+        if record.buffered as usize != held || pressed || counters.buffered.get() != buffered {
             self.account_held(id, held);
         }
     }
@@ -121,7 +121,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         self.shared.set_owned(id, held);
         self.bound_buffers();
         let buffered = self.shared.buffered();
-        if pressure::share(buffered, self.shared.bounds.buffered_max) >= SHRINKS_FROM {
+        if buffered >= self.shared.bounds.buffered_pressed {
             self.watch_pressure();
         }
     }

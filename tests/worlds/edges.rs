@@ -395,6 +395,8 @@ fn what_is_said_at_the_end_is_bounded_too() {
         let mut config = Config::default();
         config.limits.buffered_max = 350_000;
         let mut sim = world(1);
+        // What the kernel takes is not shed.
+        sim.set_buffers(4_096, 4_096);
         let server = sim.serve(SERVER, config, Parting);
         let peers: Vec<_> = (0..6)
             .map(|_| {
