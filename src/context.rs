@@ -579,7 +579,7 @@ impl LoopState {
     }
 
     pub(crate) const fn is_shutting_down(&self) -> bool {
-        self.shutdown_begun || self.shutdowns_asked > 0
+        self.shutdown_begun || self.stopping || self.shutdowns_asked > 0
     }
 
     pub(crate) fn dial(

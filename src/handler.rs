@@ -152,7 +152,7 @@ pub trait Handler: Sized {
     ) {
     }
 
-    /// A shutdown began: listeners are closed, but exempt ones, and connections will be when they
-    /// have been served. Tunnels are the handler's to close. Called once.
+    /// A shutdown began: what waited in the backlogs has been accepted, listeners are closed, but
+    /// exempt ones, and connections will be when they have been served. Tunnels are the handler's to close. Called once.
     fn on_shutdown(&mut self, cx: &mut Context<'_>) {}
 }
