@@ -129,7 +129,10 @@ fn run(
     server.handle.post(act).expect("the server lives");
     let began = now();
     let longest = stand_by(&mut bystander, || done(&server, &mut streams));
-    println!("{name}: done in {:?}; a bystander waits {longest:?}, alone {quiet:?}", began.elapsed());
+    println!(
+        "{name}: done in {:?}; a bystander waits {longest:?}, alone {quiet:?}",
+        began.elapsed()
+    );
     server.stop();
 }
 

@@ -873,6 +873,11 @@ impl LoopState {
         }
     }
 
+    /// Alarms that came or were cancelled.
+    pub(crate) fn alarms_gone(&self) -> u64 {
+        self.alarms_set - self.alarms.len() as u64
+    }
+
     /// The wheel came up for an alarm. It waits until all that are due are known, as the earliest
     /// comes first.
     pub(crate) fn note_due_alarm(&mut self, index: u32) {

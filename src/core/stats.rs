@@ -138,6 +138,11 @@ impl Counters {
         self.closed.of[reason.index()].add(1);
     }
 
+    /// Deadlines that passed, of all kinds.
+    pub(crate) fn fired_total(&self) -> u64 {
+        self.fired.get().into_iter().sum()
+    }
+
     pub(crate) fn count_fired(&self, deadline: Deadline) {
         self.fired.of[deadline as usize].add(1);
     }

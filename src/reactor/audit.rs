@@ -254,9 +254,11 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         self.timeout() == Some(Duration::ZERO)
     }
 
-    /// How many closures were posted so far.
-    pub(crate) fn posted(&self) -> u64 {
-        self.mailbox.posted()
+    /// How much was done so far that makes no call: closures taken, deadlines and alarms served.
+    pub(crate) fn done_without_calls(&self) -> u64 {
+        let (own, others) = self.mailbox.waiting();
+        let taken = self.mailbox.posted() - (own + others) as u64;
+        taken + self.shared.counters.fired_total() + self.shared.alarms_gone()
     }
 
     /// Where as many closures wait as may, no more are taken.

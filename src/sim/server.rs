@@ -363,12 +363,11 @@ impl<H: Handler> Turns for Node<H> {
             return;
         }
         let timeout = reactor.next_timeout();
-        let posted = reactor.posted();
+        let done = reactor.done_without_calls();
         let mut net = net.borrow_mut();
         self.wakes_at = host::end_of_wait(net.now, timeout);
         let machine = &net.machines[self.machine];
-        // A closure that posts another one gets on, and nothing of it is seen from outside.
-        let progress = machine.progress + posted;
+        let progress = machine.progress + done;
         if progress == self.progress && self.turned_at == net.now {
             self.idle_turns += 1;
         } else {
