@@ -257,7 +257,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// How much was done so far that makes no call: closures taken, deadlines and alarms served.
     pub(crate) fn done_without_calls(&self) -> u64 {
         let (own, others) = self.mailbox.waiting();
-        let taken = self.mailbox.posted() - (own + others) as u64;
+        let taken = self.mailbox.posted() - (own + others + self.letters.len()) as u64;
         taken + self.shared.counters.fired_total() + self.shared.alarms_gone()
     }
 
