@@ -91,7 +91,11 @@ fn output_that_the_kernel_took_counts_no_more() {
     assert_eq!(server.stats().closed(CloseReason::BufferLimit), 0);
     for peer in &peers {
         assert_eq!(peer.take().len(), 32 << 10);
+        // The second time nothing else has changed about it.
+        peer.send(b"x");
     }
+    sim.settle();
+    assert_eq!(server.stats().buffered, 0);
 }
 
 #[test]

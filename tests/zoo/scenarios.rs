@@ -395,7 +395,12 @@ pub(crate) fn flaky_log(sim: &mut Sim) {
     let mut random = sim.random();
     let scenario = *random.pick(&[echo, zoo, shutdown]);
     let level = *random.pick(&[LevelFilter::INFO, LevelFilter::DEBUG, LevelFilter::TRACE]);
-    let subscriber = Flaky(Mutex::new(random), level);
+    log_flakily(sim, level, scenario);
+}
+
+/// Runs a scenario while the log cannot be written at times.
+pub(crate) fn log_flakily(sim: &mut Sim, level: LevelFilter, scenario: fn(&mut Sim)) {
+    let subscriber = Flaky(Mutex::new(sim.random()), level);
     tracing::subscriber::with_default(subscriber, || scenario(sim));
 }
 
