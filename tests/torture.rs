@@ -289,7 +289,8 @@ fn a_greedy_client(sim: &mut Sim) {
         greedy.iter().for_each(|peer| peer.send(b"g"));
         sim.advance(secs(2));
         let served = greedy.iter().filter(|peer| peer.take() == b"g").count();
-        assert!((1..=2).contains(&served), "{served}");
+        // One whose connection fails leaves its place to another.
+        assert!((1..=3).contains(&served), "{served}");
         drop(greedy);
         sim.advance(secs(1));
         expect_service(sim, &server);
