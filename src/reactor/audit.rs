@@ -264,8 +264,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// Where as many closures wait as may, no more are taken.
     fn audit_mailbox(&self, memory: &mut Memory) -> Result<(), String> {
         let (own, others) = self.mailbox.waiting();
-        // Before the first turn there is no limit.
-        let before = memory.letters.replace((own, others)).unwrap_or((own, others));
+        // Before the first turn there is no limit for others.
+        let before = memory.letters.replace((own, others)).unwrap_or((0, others));
         let most = self.config.limits.mailbox_max;
         for (which, count, before) in [("own", own, before.0), ("others'", others, before.1)] {
             if count > most && count > before {
