@@ -330,7 +330,6 @@ pub(crate) fn failing(sim: &mut Sim) {
     let_peers_loose(sim, &server.address(), &mut random, 60);
     if server.failure().is_some() {
         assert_eq!(server.descriptors(), 0);
-        assert!(server.handler().ids.is_empty(), "each has left its handler");
     }
 }
 
