@@ -229,6 +229,8 @@ pub(crate) struct LoopState {
     pub(crate) lags: bool,
     /// When the long turn at hand began.
     pub(crate) long_since: Option<Instant>,
+    /// How long the turn was that is to be taken into account.
+    turn_nanos: u64,
     /// The coarse clock when it was last read, or the time when the turn began.
     pub(crate) seen: Instant,
     /// The step of the turn that is at hand, and how long each was seen to take.
@@ -294,6 +296,7 @@ impl LoopState {
             lag: Lag::new(config.limits.lag_max),
             lags: false,
             long_since: None,
+            turn_nanos: 0,
             seen: now,
             step: Step::default(),
             step_nanos: Default::default(),
@@ -798,9 +801,18 @@ impl LoopState {
         self.step_nanos[self.step as usize] += self.now.nanos_since(since);
     }
 
+    /// A turn is over that was timed.
+    #[cold]
+    pub(crate) fn end_long_turn(&mut self) {
+        if let Some(since) = self.long_since.take() {
+            self.turn_nanos = self.now.nanos_since(since);
+        }
+    }
+
     /// Takes the turn that ends into account, long or not.
     pub(crate) fn note_turn(&mut self) {
-        let took = self.long_since.take().map_or(0, |since| self.now.nanos_since(since));
+        self.end_long_turn();
+        let took = std::mem::take(&mut self.turn_nanos);
         if took >= LONG_TURN {
             self.counters.note_long_turn(took, Step::longest(&self.step_nanos));
         }
@@ -896,8 +908,16 @@ impl LoopState {
 
     /// Takes out the earliest of the alarms that are due: of several for one time the one that was
     /// set first.
+    ///
+    /// Only those are taken before which no other can be due: the wheel holds nothing more of their
+    /// tick.
     pub(crate) fn take_due_alarm(&mut self) -> Option<(AlarmId, Purpose)> {
+        let next = self.wheel.next_tick().unwrap_or(u64::MAX);
         loop {
+            let Reverse((at, _, _)) = self.due_alarms.peek()?;
+            if at.as_nanos().div_ceil(TICK_NANOS) >= next {
+                return None;
+            }
             let Reverse((_, serial, index)) = self.due_alarms.pop()?;
             // One that was cancelled meanwhile is gone, and its place may be another's.
             if self.alarms.get(index as usize).is_some_and(|alarm| alarm.serial == serial) {

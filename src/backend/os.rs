@@ -244,7 +244,12 @@ impl Backend for Os {
         events.clear();
         let unseen = self.waker.take_unseen();
         let timeout = if unseen { Some(Duration::ZERO) } else { timeout };
-        self.poll.poll(&mut self.events, timeout)?;
+        if let Err(error) = self.poll.poll(&mut self.events, timeout) {
+            if unseen {
+                self.waker.note_unseen();
+            }
+            return Err(error);
+        }
         if unseen {
             events.push(Event { token: Token::WAKER, ready: Readiness::default() });
         }

@@ -10,10 +10,10 @@ use std::thread;
 use std::time::Duration;
 
 use socket2::{Domain, SockAddr, Socket};
-use tracing::debug;
 
 use super::os::stream_type;
 use super::sys;
+use crate::log::debug;
 
 /// How often, and at which distance, a lock is tried that another starter has. It has it for the few
 /// calls of [`listen`], so one that keeps it longer is stopped.

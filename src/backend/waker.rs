@@ -34,6 +34,13 @@ impl Waker {
     }
 }
 
+impl Waker {
+    /// The wait that was to see a wake-up has failed.
+    pub(super) fn note_unseen(&self) {
+        self.woken.store(true, Ordering::Release);
+    }
+}
+
 impl Wake for Waker {
     fn wake(&self) -> io::Result<()> {
         if LOSES_WAKES {

@@ -282,6 +282,8 @@ pub(crate) struct Rare {
     pub(crate) peer_gone: bool,
     /// An end waits until the peer has acknowledged what the kernel still holds for it.
     pub(crate) delivery: Option<Delivery>,
+    /// Until when it is no candidate for eviction, as its peer had yet to receive something.
+    pub(crate) spared_until: Instant,
     /// Its number among the lingering connections of limited clients.
     pub(crate) linger_number: Option<LingerNumber>,
 }
@@ -550,10 +552,31 @@ impl Record {
         self.delivery_at(clock).map_or(clock, |delivery| delivery.since)
     }
 
+    /// Bytes of its last output left: each buys its time at the minimum rate. As a peer's kernel takes
+    /// them in steps they may buy more than `flush`, but no more than the write timeout from now.
+    pub(crate) fn credit_flush(
+        &mut self,
+        moved: u64,
+        rate: u64,
+        profiles: &[Periods],
+        now: Instant,
+    ) {
+        let periods = self.periods(profiles);
+        let (flush, write) = (periods.of(Deadline::Flush), periods.of(Deadline::Write));
+        let latest = now.after(write.saturating_sub(flush));
+        self.clocks.extend(Deadline::Flush, moved.saturating_mul(1_000_000_000) / rate);
+        if self.clocks.since(Deadline::Flush) > latest {
+            self.clocks.set(Deadline::Flush, latest);
+        }
+    }
+
     /// When to check again what the peer of a closing connection has acknowledged.
     pub(crate) fn delivery_due(&self) -> Option<Instant> {
         let delivery = self.rare.as_ref()?.delivery?;
-        (self.state == State::Closing && self.flags.has(Flags::FIN)).then_some(delivery.check_at)
+        let waits = self.state == State::Closing
+            && self.flags.has(Flags::FIN)
+            && !self.flags.has(Flags::REAPED);
+        waits.then_some(delivery.check_at)
     }
 
     /// The wait for acknowledgements that set a deadline's clock to `clock`, if one did.

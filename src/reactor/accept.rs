@@ -535,7 +535,9 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let Some(clients) = &self.accepting.clients else { return false };
         let lingering: Vec<_> = clients.lingering(key).take(LINGERING_CHECKED).collect();
         for id in lingering {
-            if self.shared.table.get(id).is_some_and(Record::lingers) && self.may_be_closed(id) {
+            if self.shared.table.get(id).is_some_and(Record::lingers)
+                && self.may_be_closed(id) == Some(true)
+            {
                 self.evict_lingering(id);
                 return true;
             }

@@ -62,10 +62,11 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
                 Key::Alarm(index) => self.shared.note_due_alarm(index),
             }
         }
-        // Alarms of one tick come in the order of their times, which the wheel does not keep.
-        let all_known = self.shared.wheel.next_tick().is_none_or(|next| next > tick);
-        while all_known
-            && budget.allows(|| self.backend.now())
+        self.end_step(&budget);
+        // Alarms of one tick come in the order of their times, which the wheel does not keep. They have
+        // a budget of their own: connections that are always due must not keep a shutdown from ending.
+        let mut budget = self.begin_step(Step::Deadlines);
+        while budget.allows(|| self.backend.now())
             && let Some((alarm, purpose)) = self.shared.take_due_alarm()
         {
             self.ring(handler, alarm, purpose);
@@ -314,7 +315,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let rare = record.rare_mut();
         let moved = left.saturating_sub(rare.left_at_flush);
         rare.left_at_flush = left.max(rare.left_at_flush);
-        record.clocks.extend(Deadline::Flush, moved.saturating_mul(1_000_000_000) / rate);
+        record.credit_flush(moved, rate, profiles, *now);
         record.clocks.due(Deadline::Flush, record.periods(profiles)) > *now
     }
 

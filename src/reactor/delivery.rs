@@ -72,7 +72,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let record = table.at(id.index());
         let clock = record.clocks.since(deadline);
         let known = record.delivery_at(clock);
-        if unsent == 0 {
+        if unsent == 0 && record.output.is_empty() {
             return Verdict::Delivered;
         }
         let acked = record.bytes_out.saturating_sub(unsent);
@@ -105,8 +105,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         }
         let pause = check_pause(now.nanos_since(delivery.begun_at), patience);
         let pause = pause.min(patience - stood_still).min(period);
-        // A clock that is set so is due when the pause is over.
-        delivery.clock = now.before(period - pause);
+        // A clock that is set so is due when the pause is over. No traffic sets it to the same time.
+        delivery.clock = now.before(period - pause).before(1);
         record.clocks.set(deadline, delivery.clock);
         record.rare_mut().delivery = Some(delivery);
         Verdict::Waits
@@ -125,7 +125,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         if end <= *now || planted(Canary::EarlyFire) {
             return true;
         }
-        let clock = now.before(period - period.min(end.nanos_since(*now)));
+        let clock = now.before(period - period.min(end.nanos_since(*now))).before(1);
         record.clocks.set(deadline, clock);
         let acked = record.bytes_out;
         let (begun_at, progress_at) = (*now, *now);
@@ -213,8 +213,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             let (clock, since, check_at) = (now, now, now);
             Delivery { clock, since, check_at, begun_at, acked, progress_at, ends: false }
         });
-        let moved = acked.saturating_sub(delivery.acked).saturating_mul(1_000_000_000);
-        record.clocks.extend(Deadline::Flush, moved / bounds.flush_rate);
+        let moved = acked.saturating_sub(delivery.acked);
+        record.credit_flush(moved, bounds.flush_rate, profiles, now);
         delivery.acked = acked.max(delivery.acked);
         if record.clocks.due(Deadline::Flush, record.periods(profiles)) <= now {
             self.lose_patience(id);

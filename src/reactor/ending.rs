@@ -113,7 +113,12 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let record = self.shared.table.at(id.index());
         if !record.flags.has(Flags::REAPED) {
             record.flags.insert(Flags::REAPED);
+            // It may be reaped some turns later, and what it held is gone now.
+            let held = record.buffered > 0;
             self.shared.reaped.push(id);
+            if held {
+                self.account(id);
+            }
             if !planted(Canary::LateDeparture) {
                 self.depart(id);
             }

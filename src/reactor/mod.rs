@@ -369,7 +369,6 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             self.begin_turn();
             return Ok(());
         }
-        self.next_event = 0;
         self.waits += 1;
         let timeout = match (self.timeout(), max_wait) {
             (Some(timeout), Some(max_wait)) => Some(cmp::min(timeout, max_wait)),
@@ -381,6 +380,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             Err(error) if error.kind() == ErrorKind::Interrupted => self.events.clear(),
             Err(error) => return Err(error),
         }
+        self.next_event = 0;
         self.begin_turn();
         if self.logs {
             self.say_waited(timeout);
@@ -414,6 +414,10 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// Reads the clock. It never goes back, whatever the backend says.
     #[inline]
     fn refresh_now(&mut self) {
+        // What passes between two turns belongs to none.
+        if self.shared.long_since.is_some() {
+            self.shared.end_long_turn();
+        }
         self.shared.now = self.shared.now.max(self.backend.now());
     }
 

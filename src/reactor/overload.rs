@@ -41,6 +41,9 @@ const SEARCH_PAUSE_PER_PLACE: u64 = 1_000;
 /// Candidates for eviction in one turn that may turn out to have unacknowledged output.
 const UNDELIVERED_MAX: u32 = 32;
 
+/// For how long such a connection is no candidate.
+const SPARED_FOR: Duration = Duration::from_secs(1);
+
 /// The least time between two searches for them, and between two looks at the pressure.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
@@ -251,7 +254,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             }
         }
         for (since, id) in over {
-            if self.may_be_closed(id) {
+            if self.may_be_closed(id) == Some(true) {
                 self.make_way(handler, since, id);
             }
         }
@@ -336,8 +339,13 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
                 break;
             }
             while let Some((since, id)) = self.overload.oldest.front().copied() {
-                if self.is_evictable(id) == Some(since) && self.may_be_closed(id) {
-                    return Some((since, id));
+                if self.is_evictable(id) == Some(since) {
+                    match self.may_be_closed(id) {
+                        Some(true) => return Some((since, id)),
+                        Some(false) => {}
+                        // Those that are left are asked in the next turn.
+                        None => return None,
+                    }
                 }
                 self.overload.oldest.pop_front();
             }
@@ -363,26 +371,34 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         }
     }
 
-    /// Whether closing a connection destroys nothing that its peer has yet to receive. In a turn
-    /// that found [`UNDELIVERED_MAX`] for which it would, no more are asked.
-    pub(super) fn may_be_closed(&mut self, id: ConnId) -> bool {
+    /// Whether closing a connection destroys nothing that its peer has yet to receive. One for which it
+    /// would is no candidate for a while, so that slow readers do not hide others. In a turn that found
+    /// [`UNDELIVERED_MAX`] of these no more are asked: then it is not known.
+    pub(super) fn may_be_closed(&mut self, id: ConnId) -> Option<bool> {
         let turn = self.shared.counters.turns.get();
         if self.overload.spared_in != turn {
             self.overload.spared_in = turn;
             self.overload.spared = 0;
         }
         if self.overload.spared >= UNDELIVERED_MAX {
-            return false;
+            return None;
         }
         let delivered = self.undelivered(id) == 0;
-        self.overload.spared += u32::from(!delivered);
-        delivered
+        if !delivered {
+            self.overload.spared += 1;
+            let until = self.shared.now + SPARED_FOR;
+            self.shared.table.at(id.index()).rare_mut().spared_until = until;
+        }
+        Some(delivered)
     }
 
     /// Since when a connection is idle, if it may be made to go. Those that linger have had all they
     /// get, and are the first to go.
     fn is_evictable(&self, id: ConnId) -> Option<Instant> {
         let record = self.shared.table.get(id)?;
+        if record.rare().is_some_and(|rare| rare.spared_until > self.shared.now) {
+            return None;
+        }
         if record.lingers() {
             return Some(Instant::EPOCH);
         }

@@ -349,7 +349,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// Those that watched the shutdown have seen it.
     fn end_exempt(&mut self) {
         self.close_listeners(true);
-        self.end_each(CloseReason::Shutdown);
+        let hard = self.stop.hard;
+        self.end_each(if hard { CloseReason::HardStop } else { CloseReason::Shutdown });
     }
 
     pub(super) fn hard_stop(&mut self) {
