@@ -6,7 +6,7 @@ mod echo;
 use std::io;
 use std::panic::resume_unwind;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::BytesMut;
@@ -22,6 +22,16 @@ use wheelhouse::{Config, Conn, Handler, Stats};
 use crate::echo::Echo;
 
 const SERVER: &str = "10.0.0.1:7";
+
+/// Tests install their subscribers one after the other: all that are installed are asked about each
+/// new one's callsites, and one that panics then poisons a lock of `tracing`.
+static ALONE: Mutex<()> = Mutex::new(());
+
+/// Runs `act` with `subscriber`.
+fn with_alone(subscriber: impl Subscriber + Send + Sync + 'static, act: impl FnOnce()) {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    with_default(subscriber, act);
+}
 
 /// What a subscriber is asked.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -46,7 +56,7 @@ impl Broken {
 
     /// Runs `act` with this subscriber, which is whole while it is installed and panics afterwards.
     fn during(&self, panics: u64, act: impl FnOnce()) {
-        with_default(self.clone(), || {
+        with_alone(self.clone(), || {
             self.panics_left.store(panics, Ordering::Relaxed);
             act();
             self.panics_left.store(0, Ordering::Relaxed);
@@ -218,7 +228,7 @@ fn the_usual_subscriber_goes_on_when_its_writer_works_again() {
         .without_time()
         .with_writer(move || writer.clone())
         .finish();
-    with_default(subscriber, || assert!(visit().accepted == 1));
+    with_alone(subscriber, || assert!(visit().accepted == 1));
     let text = String::from_utf8(pipe.text.lock().unwrap().clone()).unwrap();
     // Lines that could not be written may come late: the subscriber keeps them in its buffer.
     let mut lines = text.lines().rev();
