@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use wheelhouse::sim::{Peer, Server, Sim};
-use wheelhouse::{AlarmId, Config, Conn, ConnId, Context, Handler, Target};
+use wheelhouse::{AlarmId, Closed, Config, Conn, ConnId, Context, Handler, Target};
 
 /// The most that a turn may work.
 const TURN_MAX: Duration = Duration::from_millis(10);
@@ -301,4 +301,110 @@ fn the_longest_turn_is_known_with_the_step_that_took_it() {
     let stats = world.server.stats();
     assert_eq!(stats.worst_step(), Some("events"));
     assert!(Duration::from_nanos(stats.worst_turn) >= Duration::from_millis(40));
+}
+
+/// A tunnel whose timer comes again and again, and takes a millisecond each time.
+struct Busy {
+    work: Box<dyn Fn(Duration)>,
+    came: u32,
+}
+
+impl Handler for Busy {
+    type Session = ();
+
+    fn on_open(&mut self, conn: &mut Conn<'_>) -> Option<()> {
+        conn.tunnel();
+        Some(())
+    }
+
+    fn on_data(&mut self, conn: &mut Conn<'_>, (): &mut (), input: &mut BytesMut) {
+        input.clear();
+        conn.set_timer(conn.now());
+    }
+
+    fn on_timer(&mut self, conn: &mut Conn<'_>, (): &mut ()) {
+        (self.work)(Duration::from_millis(1));
+        self.came += 1;
+        if self.came == 1_000 {
+            conn.cx().shutdown();
+        }
+        conn.set_timer(conn.now());
+    }
+}
+
+#[test]
+fn timers_that_are_always_due_do_not_put_the_end_of_a_shutdown_off() {
+    let mut sim = Sim::new(1);
+    let work = Box::new(sim.stall());
+    let mut config = Config::default();
+    config.shutdown_timeout = Some(secs(5));
+    let server = sim.serve("10.0.0.1:7", config, Busy { work, came: 0 });
+    let peers: Vec<_> = (0..100).map(|_| sim.connect(&server)).collect();
+    sim.settle();
+    for peer in &peers {
+        peer.send(b"x");
+    }
+    let begun = sim.now();
+    while !server.is_finished() && sim.now() - begun < secs(20) {
+        sim.advance(Duration::from_millis(100));
+    }
+    assert!(server.is_finished(), "it has {} connections", server.connections());
+}
+
+/// Answers with much and closes, and takes its time over each end.
+struct SlowEnd {
+    work: Box<dyn Fn(Duration)>,
+}
+
+impl Handler for SlowEnd {
+    type Session = ();
+
+    fn on_open(&mut self, _: &mut Conn<'_>) -> Option<()> {
+        Some(())
+    }
+
+    fn on_data(&mut self, conn: &mut Conn<'_>, (): &mut (), input: &mut BytesMut) {
+        input.clear();
+        conn.write(&[b'x'; 100_000]);
+        conn.close();
+    }
+
+    fn on_closed(&mut self, _: &mut Context<'_>, _: Closed, (): ()) {
+        (self.work)(Duration::from_millis(1));
+    }
+}
+
+/// The world compares the sums after each turn.
+#[test]
+fn what_is_released_is_accounted_for_before_it_is_closed() {
+    let mut sim = Sim::new(1);
+    sim.set_buffers(8_192, 65_536);
+    let work = Box::new(sim.stall());
+    let server = sim.serve("10.0.0.1:7", Config::default(), SlowEnd { work });
+    let peers: Vec<_> = (0..200)
+        .map(|_| {
+            let peer = sim.connect(&server);
+            peer.stop_reading();
+            peer.send(b"x");
+            peer.half_close();
+            peer
+        })
+        .collect();
+    sim.advance(secs(1));
+    for peer in &peers {
+        peer.resume_reading();
+    }
+    sim.advance(secs(2));
+    assert_eq!(server.connections(), 0);
+}
+
+#[test]
+fn the_time_between_two_turns_belongs_to_none() {
+    let mut world = world(80);
+    world.sim.charge_calls(false);
+    for peer in world.peers.drain(40..) {
+        peer.close();
+    }
+    world.sim.advance(secs(20));
+    assert_eq!(world.server.stats().worst_step(), None, "no call took any time");
 }

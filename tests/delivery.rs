@@ -389,3 +389,45 @@ fn a_half_closed_end_leaves_the_peer_what_it_has_not_read() {
     server.expect_closed(CloseReason::Timeout(Timeout::HalfClosed));
     sim.assert_clean();
 }
+
+#[test]
+fn slow_readers_do_not_keep_others_from_being_evicted() {
+    for slow in [31, 32, 33, 49] {
+        let mut sim = Sim::new(1);
+        let server = serve(&mut sim, |config| config.limits.max_connections = Some(50));
+        let mut peers: Vec<_> = (0..slow)
+            .map(|_| {
+                let peer = ask(&mut sim, &server, b"r");
+                peer.read_at(10);
+                peer
+            })
+            .collect();
+        sim.advance(secs(1));
+        for _ in slow..50 {
+            let peer = sim.connect(&server);
+            peer.send(b"x");
+            sim.settle();
+            peers.push(peer);
+        }
+        sim.advance(secs(1));
+        let newcomer = sim.connect(&server);
+        newcomer.send(b"r");
+        sim.advance(secs(3));
+        assert_eq!(newcomer.received(), reply(), "{slow} slow readers");
+    }
+}
+
+#[test]
+fn a_peer_that_stops_reading_after_our_end_has_no_more_than_the_write_timeout() {
+    let mut sim = Sim::new(1);
+    let server = serve(&mut sim, |_| {});
+    let peer = ask(&mut sim, &server, b"rc");
+    sim.advance(secs(6));
+    // What it reads quickly now does not buy it minutes.
+    peer.read_at(90_000);
+    sim.advance(secs(1));
+    peer.stop_reading();
+    sim.advance(secs(66));
+    assert_eq!(server.connections(), 0);
+    server.expect_closed(CloseReason::Local);
+}
