@@ -466,7 +466,7 @@ impl LoopState {
         if self.scratch_owner == Some(id) { queued + self.scratch.len() } else { queued }
     }
 
-    #[inline]
+    #[inline(always)]
     pub(crate) fn write(&mut self, id: ConnId, bytes: &[u8]) {
         // Nothing is queued behind the scratch, so this is all that counts against the limits.
         let record = self.table.at(id.index());
@@ -476,7 +476,15 @@ impl LoopState {
         {
             record.flags.insert(Flags::WROTE);
             self.scratch.extend_from_slice(bytes);
-        } else if self.may_write(id, bytes.len()) {
+        } else {
+            self.write_queued(id, bytes);
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn write_queued(&mut self, id: ConnId, bytes: &[u8]) {
+        if self.may_write(id, bytes.len()) {
             self.queue(id, |output| output.push_copy(bytes));
         }
     }
@@ -558,13 +566,27 @@ impl LoopState {
         self.set_owned(id, buffered);
     }
 
+    #[cold]
+    #[inline(never)]
+    fn give_up_buffers(&mut self, id: ConnId) {
+        self.change_output(id, |output| _ = output.clear());
+        self.set_owned(id, 0);
+    }
+
     /// Drops what is queued for a connection.
+    #[inline]
     pub(crate) fn clear_output(&mut self, id: ConnId) {
         if !self.table.at(id.index()).output.is_empty() {
-            let mut dropped = 0;
-            self.change_output(id, |output| dropped = output.clear());
-            self.count_dropped(id, dropped);
+            self.clear_some_output(id);
         }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn clear_some_output(&mut self, id: ConnId) {
+        let mut dropped = 0;
+        self.change_output(id, |output| dropped = output.clear());
+        self.count_dropped(id, dropped);
     }
 
     /// A connection holds so much memory for what is unread and queued.
@@ -743,8 +765,7 @@ impl LoopState {
             record.counted = State::Closed;
         }
         if record.buffered > 0 || !record.output.is_empty() {
-            self.change_output(id, |output| _ = output.clear());
-            self.set_owned(id, 0);
+            self.give_up_buffers(id);
         }
         self.table.remove(id);
     }
@@ -799,6 +820,11 @@ impl LoopState {
         self.lags = true;
         self.long_since.get_or_insert(since);
         self.step_nanos[self.step as usize] += self.now.nanos_since(since);
+    }
+
+    /// When the turn at hand began.
+    pub(crate) fn turn_began(&self) -> Instant {
+        self.long_since.unwrap_or(self.now)
     }
 
     /// A turn is over that was timed.
@@ -899,6 +925,12 @@ impl LoopState {
             let order = if planted(Canary::AlarmsUnordered) { Instant::EPOCH } else { alarm.at };
             self.due_alarms.push(Reverse((order, serial, index)));
         }
+    }
+
+    /// Alarms that the wheel came up for and that have not been rung.
+    #[inline]
+    pub(crate) fn due_alarms(&self) -> usize {
+        self.due_alarms.len()
     }
 
     #[inline]

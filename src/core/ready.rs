@@ -12,19 +12,23 @@ pub(crate) struct Ready {
     /// Those queued before this turn, of which the first `served` have been served.
     current: Vec<ConnId>,
     served: usize,
+    /// How many are queued in all.
+    waiting: usize,
 }
 
 impl Ready {
     pub(crate) fn push(&mut self, id: ConnId) {
         self.next.push(id);
+        self.waiting += 1;
     }
 
     #[inline]
     pub(crate) fn is_empty(&self) -> bool {
-        self.next.is_empty() && self.served == self.current.len()
+        self.waiting == 0
     }
 
     /// Whether some that were queued before this turn have not been served in it.
+    #[inline]
     pub(crate) const fn is_behind(&self) -> bool {
         self.served < self.current.len()
     }
@@ -60,6 +64,7 @@ impl Ready {
     pub(crate) fn pop(&mut self) -> Option<ConnId> {
         let id = self.current.get(self.served).copied()?;
         self.served += 1;
+        self.waiting -= 1;
         Some(id)
     }
 }

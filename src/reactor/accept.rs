@@ -260,6 +260,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             || listeners.iter().any(|it| it.ready && accepting.admits(it.exempt));
     }
 
+    #[inline(never)]
     fn accept_ready(&mut self, handler: &mut H) {
         let mut budget = self.begin_step(Step::Accept);
         if self.overload.is_searching() {

@@ -33,14 +33,19 @@ const RETIREMENT: Duration = Duration::from_secs(30);
 
 impl<H: Handler, B: Backend> Reactor<H, B> {
     /// Serves the deadlines that are due, unless there may be input that beats them.
+    #[inline]
     pub(super) fn expire_deadlines(&mut self, handler: &mut H) {
         let tick = self.shared.tick();
         let next = self.shared.wheel.next_tick().unwrap_or(u64::MAX);
-        let due = if self.shared.has_due_alarms() { next.min(tick) } else { next };
-        if due > tick {
+        if next > tick && !self.shared.has_due_alarms() {
             self.put_off = 0;
-            return;
+        } else {
+            self.expire_some(handler, tick, next.min(tick));
         }
+    }
+
+    #[inline(never)]
+    fn expire_some(&mut self, handler: &mut H, tick: u64, due: u64) {
         let late = tick - due >= LATE_TICKS && self.put_off == 0;
         let more = self.events.is_full() || self.next_event < self.events.len();
         if late || (more && self.put_off < PUT_OFF_MAX) {

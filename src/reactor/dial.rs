@@ -33,10 +33,15 @@ fn is_backlog_full(address: &Address, error: &io::Error) -> bool {
 
 impl<H: Handler, B: Backend> Reactor<H, B> {
     /// Opens the connections that callbacks asked for. Those that these ask for wait a turn.
+    #[inline]
     pub(super) fn begin_dials(&mut self, handler: &mut H) {
-        if self.shared.births.is_empty() {
-            return;
+        if !self.shared.births.is_empty() {
+            self.begin_some_dials(handler);
         }
+    }
+
+    #[inline(never)]
+    fn begin_some_dials(&mut self, handler: &mut H) {
         let mut budget = self.begin_step(Step::Dials);
         let mut births = std::mem::take(&mut self.shared.births);
         let mut begun = 0;

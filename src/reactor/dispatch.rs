@@ -166,13 +166,19 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     #[inline]
     pub(super) fn send_written(&mut self, id: ConnId) {
         if self.shared.spilled {
-            self.flush(id);
-            // The caller may find nothing else changed, and settle nothing.
-            if !planted(Canary::StaleAccount) {
-                self.account(id);
-            }
+            self.send_spilled(id);
         } else if !self.shared.scratch.is_empty() {
             self.flush_scratch(id);
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn send_spilled(&mut self, id: ConnId) {
+        self.flush(id);
+        // The caller may find nothing else changed, and settle nothing.
+        if !planted(Canary::StaleAccount) {
+            self.account(id);
         }
     }
 

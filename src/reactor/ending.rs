@@ -142,10 +142,15 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
 
     /// [`State::Closing`] → [`State::Closed`] for all that are done. Their places are free only
     /// when all have had their callback: an id must not come back within a turn.
+    #[inline]
     pub(super) fn reap(&mut self, handler: &mut H) {
-        if self.shared.reaped.is_empty() {
-            return;
+        if !self.shared.reaped.is_empty() {
+            self.reap_some(handler);
         }
+    }
+
+    #[inline(never)]
+    fn reap_some(&mut self, handler: &mut H) {
         let mut budget = self.begin_step(budget::Step::Closes);
         // What `on_closed` may cause is the next turn's.
         let mut reaped = std::mem::take(&mut self.shared.reaped);

@@ -332,7 +332,9 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// elsewhere, together with the descriptor of [`AsFd`].
     pub fn next_timeout(&mut self) -> Option<Duration> {
         self.refresh_now();
-        self.timeout()
+        // Events that are left from the turn before come before another wait.
+        let behind = self.next_event < self.events.len();
+        if behind { Some(Duration::ZERO) } else { self.timeout() }
     }
 
     /// Whether a shutdown has ended: another turn would have nothing to do.
@@ -342,15 +344,16 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
 
     fn timeout(&self) -> Option<Duration> {
         let shared = &self.shared;
-        if !shared.ready.is_empty()
-            || !shared.dirty.is_empty()
-            || !shared.births.is_empty()
-            || !shared.reaped.is_empty()
-            || shared.has_due_alarms()
-            || self.next_event < self.events.len()
-            || !self.letters.is_empty()
+        // One branch for all that is mostly nothing.
+        let queued = shared.dirty.len()
+            | shared.births.len()
+            | shared.reaped.len()
+            | shared.due_alarms()
+            | self.letters.len()
+            | self.put_off as usize;
+        if queued > 0
+            || !shared.ready.is_empty()
             || self.mailbox.is_due()
-            || self.put_off > 0
             || self.stop.seen() != shared.shutdowns_asked
             || self.accepting.is_due()
             || self.stop.has_work()
@@ -390,7 +393,9 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
 
     #[inline]
     fn begin_turn(&mut self) {
-        self.refresh_now();
+        // The turn before is accounted for.
+        debug_assert!(self.shared.long_since.is_none());
+        self.shared.now = self.shared.now.max(self.backend.now());
         self.shared.seen = self.shared.now;
         self.shared.counters.turns.add(1);
         self.logs = hears(Level::DEBUG);
@@ -431,27 +436,45 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     fn serve_events(&mut self, handler: &mut H) {
         self.woken = self.mailbox.is_due();
         self.shared.step = Step::Events;
-        let until = self.shared.now.after(EVENTS_NANOS);
-        let mut over = false;
-        while self.next_event < self.events.len() && !over {
-            self.guard(handler, |reactor, handler| {
-                over = reactor.serve_next_events(handler, until);
-            });
+        let end = self.events.len();
+        if end > self.next_event + EVENTS_PER_CHECK {
+            return self.serve_many_events(handler);
         }
-        if over {
-            self.shared.advance_now(self.backend.now());
+        while self.next_event < end {
+            self.guard(handler, |reactor, handler| reactor.serve_next_events(handler, end));
         }
     }
 
-    /// Serves events until there are no more, or the time for them is over, and says whether it is.
-    fn serve_next_events(&mut self, handler: &mut H, until: Instant) -> bool {
-        let first = self.next_event;
-        while let Some(event) = self.events.get(self.next_event) {
-            let checks =
-                self.next_event.is_multiple_of(EVENTS_PER_CHECK) && self.next_event > first;
-            if checks && self.backend.now() >= until {
-                return true;
+    /// Serves so many events that the time they take is checked in between.
+    #[inline(never)]
+    fn serve_many_events(&mut self, handler: &mut H) {
+        let len = self.events.len();
+        let mut end = self.next_event + EVENTS_PER_CHECK;
+        while self.next_event < end {
+            self.guard(handler, |reactor, handler| reactor.serve_next_events(handler, end));
+            if self.next_event == end && end < len {
+                if self.has_served_long_enough() {
+                    return;
+                }
+                end = cmp::min(end + EVENTS_PER_CHECK, len);
             }
+        }
+    }
+
+    /// Whether the time for the events of this turn is over.
+    fn has_served_long_enough(&mut self) -> bool {
+        let (now, began) = (self.backend.now(), self.shared.turn_began());
+        let over = now.nanos_since(began) >= EVENTS_NANOS;
+        if over {
+            self.shared.advance_now(now);
+        }
+        over
+    }
+
+    fn serve_next_events(&mut self, handler: &mut H, end: usize) {
+        while self.next_event < end
+            && let Some(event) = self.events.get(self.next_event)
+        {
             self.next_event += 1;
             match event.token.source() {
                 Source::Conn(id) => self.serve_event(handler, id, event.ready),
@@ -459,7 +482,6 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
                 Source::Waker => self.woken = true,
             }
         }
-        false
     }
 
     /// A step of the turn begins that has something to do.
@@ -507,9 +529,13 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// Serves those that stopped early in the turn before: no event will announce them again.
     #[inline]
     fn serve_ready(&mut self, handler: &mut H) {
-        if self.shared.ready.is_empty() {
-            return;
+        if self.shared.ready.is_behind() {
+            self.serve_some_ready(handler);
         }
+    }
+
+    #[inline(never)]
+    fn serve_some_ready(&mut self, handler: &mut H) {
         let mut budget = self.begin_step(Step::Ready);
         while budget.allows(|| self.backend.now())
             && let Some(id) = self.shared.ready.pop()
@@ -529,6 +555,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         }
     }
 
+    #[inline(never)]
     fn open_some_letters(&mut self, handler: &mut H) {
         if self.mailbox.has_letters() || self.mailbox.is_due() {
             // A shutdown may be what is due: it is seen to at the end of the turn.
@@ -584,6 +611,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         }
     }
 
+    #[inline(never)]
     fn settle_some_dirty(&mut self, handler: &mut H) {
         let mut budget = self.begin_step(Step::Reached);
         for _ in 0..self.shared.dirty.len() {

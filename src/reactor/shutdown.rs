@@ -153,6 +153,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         }
     }
 
+    #[inline(never)]
     fn answer_shutdown(&mut self, handler: &mut H) {
         let asked = self.mailbox.shutdowns().saturating_add(self.shared.shutdowns_asked);
         if self.stop.is_due(asked) {
