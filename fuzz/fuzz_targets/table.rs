@@ -30,6 +30,9 @@ mod log;
 #[path = "../../src/time.rs"]
 #[allow(dead_code, reason = "what only the reactor and the unit tests use")]
 mod time;
+#[path = "../../src/unwind.rs"]
+#[allow(dead_code, reason = "what only the reactor and the unit tests use")]
+mod unwind;
 
 use crate::address::Address;
 use crate::core::deadlines::Facts;
