@@ -8,13 +8,23 @@ use arbitrary::Arbitrary;
 use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
 
-use crate::output::Output;
+use crate::core::output::Output;
 
-// The queue is private to the crate. It leans on nothing else there, so its file can be built into
-// this program as well.
-#[path = "../../src/core/output.rs"]
+// The queue is private to the crate. It leans on the modules below, which lean on no others, so
+// they can be built into this program under the same names.
+#[path = "../../src/canary.rs"]
 #[allow(dead_code, reason = "what only the reactor and the unit tests use")]
-mod output;
+mod canary;
+#[path = "../../src/core"]
+mod core {
+    #[allow(dead_code, reason = "what only the reactor and the unit tests use")]
+    pub(crate) mod output;
+    #[allow(dead_code, reason = "what only the reactor and the unit tests use")]
+    pub(crate) mod share;
+}
+#[path = "../../src/unwind.rs"]
+#[allow(dead_code, reason = "what only the reactor and the unit tests use")]
+mod unwind;
 
 /// What would make the queue longer is left out, so that a run stays short.
 const QUEUED_MAX: usize = 64 * 1024;
@@ -126,7 +136,7 @@ impl Beside {
         // Only then is the last slice the end of the queue.
         if (1..SLICES).contains(&filled) {
             let is_shared = slices[filled - 1].as_ptr() == bytes.as_ptr();
-            assert_eq!(is_shared, Output::shares(bytes.len()), "a piece of {}", bytes.len());
+            assert_eq!(is_shared, Output::takes_whole(bytes.len()), "a piece of {}", bytes.len());
         }
     }
 

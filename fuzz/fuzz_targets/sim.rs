@@ -28,7 +28,7 @@ struct Plan {
     descriptors: Option<u8>,
     /// The keeper dials a server, a door that a peer may open, or nobody.
     upstream: u8,
-    faults: [u8; 19],
+    faults: [u8; 20],
     limits: Limits,
     deeds: Vec<Deed>,
 }
@@ -121,7 +121,7 @@ fn words_of(bytes: &[u8]) -> Vec<u8> {
     bytes.iter().map(|byte| WORDS[*byte as usize % WORDS.len()]).collect()
 }
 
-fn faults_of(rates: [u8; 19]) -> Faults {
+fn faults_of(rates: [u8; 20]) -> Faults {
     let rate = |index: usize| u16::from(rates[index]);
     Faults {
         short_read: rate(0),
@@ -143,6 +143,7 @@ fn faults_of(rates: [u8; 19]) -> Faults {
         clock_freeze: rate(16) / 8,
         panic: rate(17) / 16,
         stall: rate(18) / 16,
+        blocking_accept: rate(19),
     }
 }
 
