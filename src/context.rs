@@ -158,6 +158,8 @@ pub(crate) enum Purpose {
     AcceptAgain,
     /// Newcomers may be let in by now.
     RetryAccept,
+    /// A connection of a client at its limit has waited long enough.
+    RefuseDeferred,
     /// A look at the pressure is due.
     Relieve,
     /// A look at how far a shutdown has come.

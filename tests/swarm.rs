@@ -21,7 +21,7 @@ fn number(variable: &str, default: u64) -> u64 {
 
 /// Runs a scenario under as many seeds as are asked for.
 fn run(name: &str, scenario: fn(&mut Sim)) {
-    let summary = sim::swarm(number("SIM_FIRST", 1), number("SIM_SEEDS", 20), scenario);
+    let summary = sim::swarm(number("SIM_FIRST", 1), number("SIM_SEEDS", 4), scenario);
     tell(name, &summary);
 }
 

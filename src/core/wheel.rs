@@ -452,7 +452,7 @@ mod tests {
     }
 
     #[test]
-    fn agrees_with_a_map_over_a_million_operations() {
+    fn agrees_with_a_map_over_many_operations() {
         let mut seed = 0x9E37_79B9_7F4A_7C15_u64;
         let mut random = move || {
             // xorshift64*, Marsaglia and Vigna.
@@ -466,7 +466,8 @@ mod tests {
         let mut by_tick: BTreeMap<u64, Vec<Key>> = BTreeMap::new();
         let mut now = 0_u64;
         let mut fired = 0;
-        for _ in 0..1_000_000 {
+        let operations = if cfg!(debug_assertions) { 100_000 } else { 1_000_000 };
+        for _ in 0..operations {
             let key = if random() % 4 == 0 {
                 Key::Alarm((random() % 100) as u32)
             } else {
@@ -503,6 +504,6 @@ mod tests {
             assert_eq!(wheel.len(), model.len());
         }
         assert!(now > 8 * SLOTS as u64, "several revolutions: {now}");
-        assert!(fired > 100_000, "{fired}");
+        assert!(fired > operations / 10, "{fired}");
     }
 }

@@ -31,9 +31,14 @@ const DRAINED_MAX: u32 = 4_096;
 /// Connections whose clients are at their limits that wait at once for a decision.
 const DEFERRED_MAX: usize = ACCEPTS_PER_TURN;
 
-/// Waits after which a connection is decided on even if full batches of events may hide its
-/// client's FIN.
-const DEFERRED_WAITS_MAX: u64 = 4;
+/// How long a connection waits for its client to close another one, if the queue has room. On a busy
+/// system the FIN, although it was sent before the SYN, arrives that much later: another core, or
+/// another queue of the network card, handles it.
+const DEFERRED_FOR: Duration = Duration::from_millis(100);
+
+/// Waits after which a connection is decided on, if the queue is full, even if full batches of events
+/// may hide its client's FIN.
+const DEFERRED_WAITS_MAX: i32 = 4;
 
 /// Lingering connections of a client at its limit that are checked before its newcomer is refused,
 /// those first that have lingered longest.
@@ -59,20 +64,24 @@ pub(super) struct Listener<L> {
 
 /// A connection that was accepted when its client had as many as it may.
 ///
-/// Its client may have closed one before it dialled this one, after the latest wait. So the reactor
-/// decides on it when it has waited once more, without blocking, and has served what that brought.
+/// Its client may have closed one before it dialled this one, and the FIN may not have been read yet.
+/// It is admitted as soon as its client may have it, and refused at `until`; earlier if more wait for a
+/// decision than there is room for, but not before the loop has waited once more and has served what
+/// that brought.
 pub(super) struct Deferred<S> {
     listener: usize,
     stream: S,
     peer: Address,
-    /// How often the loop had waited when it was accepted.
-    waits: u64,
+    /// How often the loop has waited, and served all events, since the connection was accepted; -1
+    /// while events are left from the wait before.
+    waits: i32,
+    until: Instant,
 }
 
 /// What becomes of a connection that is not admitted.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Rejection {
-    /// It is decided on after the next wait.
+    /// It is decided on later.
     Defer,
     Close,
     Reset,
@@ -81,9 +90,11 @@ enum Rejection {
 /// The state that all listeners share.
 #[derive(Debug)]
 pub(super) struct Accepting {
-    /// A listener is ready, and may accept; or a connection is deferred, or a search for idle ones
-    /// goes on.
+    /// A listener is ready, and may accept; or deferred connections may be decided on, or a search for
+    /// idle ones goes on.
     due: bool,
+    /// Something happened since the deferred connections were checked that may decide on one.
+    recheck: bool,
     /// The table is full, and no connection in it can make way.
     full: bool,
     /// The next connection would come too soon.
@@ -105,6 +116,8 @@ pub(super) struct Accepting {
     alarm: Option<AlarmId>,
     /// What looks again whether there is room, or the next may come.
     retry: Option<AlarmId>,
+    /// What refuses the connection that was deferred first.
+    refusal: Option<AlarmId>,
     shortages: Seldom,
     crowds: Seldom,
     throttles: Seldom,
@@ -124,6 +137,7 @@ impl Accepting {
         let clients = Clients::new(&limits.clients, capacity);
         Self {
             due: false,
+            recheck: false,
             full: false,
             throttled: false,
             paused: false,
@@ -134,6 +148,7 @@ impl Accepting {
             pause_nanos: 0,
             alarm: None,
             retry: None,
+            refusal: None,
             shortages: Seldom::default(),
             crowds: Seldom::default(),
             throttles: Seldom::default(),
@@ -254,8 +269,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// Whether some listener is ready and may accept.
     fn update_due(&mut self) {
         let Self { listeners, accepting, deferred, overload, .. } = self;
-        let waits = !deferred.is_empty() && (!accepting.full || accepting.draining);
-        accepting.due = waits
+        let decides = accepting.recheck && !deferred.is_empty();
+        accepting.due = (decides && (!accepting.full || accepting.draining))
             || overload.is_searching()
             || listeners.iter().any(|it| it.ready && accepting.admits(it.exempt));
     }
@@ -327,10 +342,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
                     };
                     match checked {
                         Ok(()) => self.admit(handler, index, stream, peer),
-                        Err(Rejection::Defer) => {
-                            let (listener, waits) = (index, self.waits);
-                            self.deferred.push_back(Deferred { listener, stream, peer, waits });
-                        }
+                        Err(Rejection::Defer) => self.defer(index, stream, peer),
                         Err(Rejection::Close) => self.reject(stream, false),
                         Err(Rejection::Reset) => self.reject(stream, true),
                     }
@@ -546,6 +558,35 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         false
     }
 
+    fn defer(&mut self, listener: usize, stream: B::Stream, peer: Address) {
+        let waits = if self.next_event < self.events.len() { -1 } else { 0 };
+        let until = self.shared.now + DEFERRED_FOR;
+        self.deferred.push_back(Deferred { listener, stream, peer, waits, until });
+        self.accepting.recheck = true;
+        self.refuse_at(until);
+    }
+
+    fn refuse_at(&mut self, at: Instant) {
+        if self.accepting.refusal.is_none() {
+            self.accepting.refusal = Some(self.shared.set_alarm(at, Purpose::RefuseDeferred));
+        }
+    }
+
+    /// The time has come to refuse what was deferred first, unless its client may have it by now.
+    pub(super) fn refuse_deferred(&mut self) {
+        self.accepting.refusal = None;
+        self.recheck_deferred();
+    }
+
+    /// Something happened that may decide on a deferred connection.
+    #[inline]
+    fn recheck_deferred(&mut self) {
+        if !self.deferred.is_empty() {
+            self.accepting.recheck = true;
+            self.update_due();
+        }
+    }
+
     /// Decides on the connections that were deferred, once the events that came before them have
     /// been served.
     #[cold]
@@ -553,18 +594,33 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         if self.next_event < self.events.len() {
             return;
         }
+        let hurries = self.accepting.draining
+            || (self.deferred.len() >= DEFERRED_MAX
+                && self.listeners.iter().any(|it| it.ready && !it.exempt));
+        if !hurries && !self.accepting.recheck {
+            return;
+        }
+        self.accepting.recheck = false;
+        let now = self.shared.now;
         let behind = self.events.is_full() || self.shared.ready.is_behind();
         let least = if behind { DEFERRED_WAITS_MAX } else { 1 };
-        while let Some(first) = self.deferred.front()
-            && self.waits - first.waits >= least
-        {
-            let key = self.key_of_peer(&first.peer);
+        let mut at = 0;
+        while let Some(deferred) = self.deferred.get_mut(at) {
+            deferred.waits = deferred.waits.saturating_add(1);
+            let &mut Deferred { ref peer, waits, until, .. } = deferred;
+            let (peer, waited, ripe) = (peer.clone(), waits >= least, hurries || now >= until);
+            let key = self.key_of_peer(&peer);
             let over = key.is_some_and(|key| self.is_over_limit(key));
-            if !over && !self.has_place(handler) {
-                return;
+            if over && !(waited && ripe) {
+                self.accepting.recheck |= waits < 1 || (ripe && !waited);
+                at += 1;
+                continue;
             }
-            let Some(Deferred { listener, mut stream, peer, .. }) = self.deferred.pop_front()
-            else {
+            if !over && !self.has_place(handler) {
+                self.accepting.recheck = true;
+                break;
+            }
+            let Some(Deferred { listener, mut stream, .. }) = self.deferred.remove(at) else {
                 return;
             };
             let checked = if over {
@@ -583,6 +639,17 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
                     self.resume_accepting();
                 }
             }
+        }
+        match (self.deferred.front(), self.accepting.refusal) {
+            (Some(first), None) => {
+                let until = first.until;
+                self.refuse_at(until);
+            }
+            (None, Some(alarm)) => {
+                self.shared.cancel_alarm(alarm);
+                self.accepting.refusal = None;
+            }
+            _ => {}
         }
     }
 
@@ -611,6 +678,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             && let Some(number) = clients.linger(key, id)
         {
             record.rare_mut().linger_number = Some(number);
+            self.recheck_deferred();
         }
     }
 
@@ -628,6 +696,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             && let Some(key) = clients.key_of_record(record)
         {
             clients.depart(key, record.rare().and_then(|rare| rare.linger_number));
+            self.recheck_deferred();
         }
     }
 
@@ -814,6 +883,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// rate, as long as there are places, and without evictions. Begins with those of one turn.
     pub(super) fn begin_draining(&mut self, handler: &mut H) {
         self.accepting.draining = true;
+        self.accepting.recheck = true;
         let mut budget = Budget::new(ITEMS_PER_STEP);
         for index in 0..self.listeners.len() {
             let listener = &mut self.listeners[index];

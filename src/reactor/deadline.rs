@@ -86,6 +86,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             }
             (_, Purpose::AcceptAgain) => self.accept_again(),
             (_, Purpose::RetryAccept) => self.retry_accepting(handler),
+            (_, Purpose::RefuseDeferred) => self.refuse_deferred(),
             (_, Purpose::Relieve) => self.relieve(handler),
             (_, Purpose::LookAtStop) => self.look_at_stop(),
             (_, Purpose::HardStop) => self.hard_stop(),

@@ -95,8 +95,6 @@ pub struct Reactor<H: Handler, B: Backend = Os> {
     events: Events,
     /// The first event of the latest wait that has not been served.
     next_event: usize,
-    /// How often the loop has waited.
-    waits: u64,
     /// The waker woke: there may be letters or a request to shut down.
     woken: bool,
     listeners: Vec<Listener<B::Listener>>,
@@ -188,7 +186,6 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             config,
             events: Events::with_capacity(EVENTS_PER_WAIT),
             next_event: 0,
-            waits: 0,
             woken: false,
             listeners: Vec::new(),
             deferred: VecDeque::new(),
@@ -372,7 +369,6 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             self.begin_turn();
             return Ok(());
         }
-        self.waits += 1;
         let timeout = match (self.timeout(), max_wait) {
             (Some(timeout), Some(max_wait)) => Some(cmp::min(timeout, max_wait)),
             (timeout, max_wait) => timeout.or(max_wait),

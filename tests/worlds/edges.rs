@@ -37,7 +37,7 @@ fn who_is_over_his_own_limit_takes_nobodys_place() {
     let server = sim.serve(SERVER, config, Echo);
     let _friends = idle(&mut sim, 8);
     let greedy: Vec<_> = (0..9).map(|_| sim.connect_from("10.66.6.6:0", SERVER)).collect();
-    sim.settle();
+    sim.advance(millis(120));
     assert_eq!((server.stats().refused_client, evicted(&server)), (8, 0));
     assert_eq!(greedy.iter().filter(|peer| peer.is_open()).count(), 1);
 }

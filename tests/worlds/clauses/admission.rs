@@ -207,7 +207,7 @@ fn a_client_may_be_a_network() {
         .map(|from| sim.connect_from(from, &v6));
     for (peers, server) in [(peers, server), (peers_v6, v6)] {
         peers.iter().for_each(|peer| peer.send(b"x"));
-        sim.settle();
+        sim.advance(millis(120));
         assert_eq!(peers.map(|peer| peer.take()), [b"x".to_vec(), vec![], b"x".to_vec()]);
         assert_eq!(server.stats().refused_client, 1);
     }
@@ -373,6 +373,64 @@ fn a_client_whose_connection_lingers_is_within_its_limit() {
         });
         assert_eq!(refused, 0);
     }
+}
+
+/// A client at its limit of one closes, by a way that takes so much longer than that of its next dial.
+fn redial_that_overtakes(sim: &mut Sim, late: Duration) -> (Server<Busy>, Peer) {
+    let mut config = Config::default();
+    config.limits.clients.connections = Some(1);
+    let link = Link { latency: Duration::from_micros(100), ..Link::LOOPBACK };
+    sim.set_link(Link { latency: late, ..link });
+    let server = sim.serve(SERVER, config, Busy(Box::new(sim.stall())));
+    let first = sim.connect(SERVER);
+    sim.settle();
+    sim.set_link(link);
+    first.close();
+    let second = sim.connect(SERVER);
+    second.send(b"x");
+    (server, second)
+}
+
+#[test]
+fn a_fin_that_is_overtaken_by_the_next_dial_is_awaited() {
+    let mut sim = world(1);
+    let (server, second) = redial_that_overtakes(&mut sim, millis(80));
+    let turns = server.stats().turns;
+    sim.advance(millis(50));
+    assert_eq!(server.stats().accepted, 1, "it waits for a decision");
+    assert!(server.stats().turns - turns < 8, "and the loop sleeps");
+    sim.advance(millis(31));
+    second.expect(b"x");
+    assert_eq!((server.stats().accepted, server.stats().refused_client), (2, 0));
+}
+
+#[test]
+fn a_fin_that_comes_too_late_is_not_awaited() {
+    let mut sim = world(1);
+    let (server, second) = redial_that_overtakes(&mut sim, millis(300));
+    sim.advance(millis(99));
+    assert_eq!((second.closed(), server.stats().refused_client), (None, 0));
+    sim.advance(millis(12));
+    assert_eq!(second.closed(), Some(End::Fin));
+    assert_eq!((server.stats().accepted, server.stats().refused_client), (1, 1));
+}
+
+/// A client at its limit that dials without end delays the others by no decision on it.
+#[test]
+fn those_that_wait_for_a_decision_delay_no_other_client() {
+    let mut config = Config::default();
+    config.limits.clients.connections = Some(1);
+    let mut sim = world(1);
+    let server = sim.serve(SERVER, config, Busy(Box::new(sim.stall())));
+    let greedy: Vec<_> = (0..100).map(|_| sim.connect_from("10.9.0.1:0", SERVER)).collect();
+    let other = sim.connect_from("10.9.0.2:0", SERVER);
+    other.send(b"x");
+    sim.advance(millis(1));
+    other.expect(b"x");
+    assert_eq!(server.stats().accepted, 2);
+    sim.advance(millis(120));
+    assert_eq!(server.stats().refused_client, 99);
+    assert_eq!(greedy.iter().filter(|peer| peer.closed().is_none()).count(), 1);
 }
 
 /// So many clients with a request that is not served yet.

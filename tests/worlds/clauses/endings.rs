@@ -178,7 +178,7 @@ fn a_client_that_is_refused_gets_a_fin_though_it_spoke_first() {
     let _first = sim.connect(SERVER);
     let second = sim.connect(SERVER);
     second.send(b"hello");
-    sim.settle();
+    sim.advance(millis(120));
     assert_eq!(second.closed(), Some(End::Fin));
 }
 
