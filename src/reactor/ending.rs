@@ -39,16 +39,19 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let waited = reason == CloseReason::Timeout(Timeout::HalfClosed);
         let quick = ending == Ending::Close || quiet_stop || waited;
         let lingers = record.flags.has(Flags::WROTE) && !eof && !quick;
-        // What the peer has not received yet, the next byte from it would destroy.
-        let unsent = if quick && !eof { self.undelivered(id) } else { 0 };
-        let delivers = unsent > 0;
-        if delivers {
-            self.await_last_delivery(id, unsent);
+        record.flags.set(Flags::LINGERING, lingers);
+        let mut flushes = ending == Ending::Flush;
+        if quick && !eof {
+            // What the peer has not received yet, the next byte from it would destroy.
+            let unsent = self.undelivered(id);
+            if unsent > 0 {
+                self.await_last_delivery(id, unsent);
+                self.shared.table.at(id.index()).flags.insert(Flags::LINGERING);
+                flushes = true;
+            }
         }
-        let record = self.shared.table.at(id.index());
-        record.flags.set(Flags::LINGERING, lingers || delivers);
         // There is nothing to send it to before a connection stands.
-        if (ending == Ending::Flush || delivers) && !unborn {
+        if flushes && !unborn {
             // What `on_closing` may have asked for is seen to first.
             self.progress_closing(id);
         } else {
@@ -94,10 +97,13 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     pub(super) fn drop_output_and_release(&mut self, id: ConnId, reset: bool) {
-        self.drop_output(id);
-        self.shared.table.at(id.index()).flags.set(Flags::RESET, reset);
+        let record = self.shared.table.at(id.index());
+        record.flags.set(Flags::RESET, reset);
+        if !record.output.is_empty() {
+            self.drop_output(id);
+        }
         self.release(id);
     }
 
@@ -108,7 +114,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
 
     /// Nothing is left to flush or to wait for: the record goes at the end of the turn. From here on
     /// the connection does not count against what its client may have.
-    #[inline]
+    #[inline(always)]
     pub(super) fn release(&mut self, id: ConnId) {
         let record = self.shared.table.at(id.index());
         if !record.flags.has(Flags::REAPED) {

@@ -210,6 +210,17 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// If waiting fails, or the reactor stopped because callbacks panicked.
     pub fn turn(&mut self, handler: &mut H, max_wait: Option<Duration>) -> std::io::Result<()> {
         let _turning = self.mailbox.begin_turn();
+        let mut outcome = None;
+        self.guard(handler, |reactor, handler| {
+            outcome = Some(reactor.turn_once(handler, max_wait))
+        });
+        outcome.unwrap_or_else(|| self.stop.failure())
+    }
+
+    /// One turn, which a panic in a callback that has no net of its own cuts short: what it leaves to
+    /// be done comes in the next one.
+    #[inline]
+    fn turn_once(&mut self, handler: &mut H, max_wait: Option<Duration>) -> std::io::Result<()> {
         self.wait(max_wait)?;
         self.shared.ready.begin_turn();
         self.serve_events(handler);
@@ -237,7 +248,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         info!(max_connections = self.shared.table.capacity(), "reactor started");
         let mut outcome = Ok(());
         while outcome.is_ok() && !self.is_finished() {
-            outcome = self.turn(handler, None);
+            outcome = self.turn_to_the_end(handler);
         }
         let report = self.end(handler);
         match outcome {
@@ -250,6 +261,19 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
                 Err(RunError { error, report: Box::new(report) })
             }
         }
+    }
+
+    /// Turns until a shutdown has ended, the reactor fails, or a callback panics.
+    fn turn_to_the_end(&mut self, handler: &mut H) -> std::io::Result<()> {
+        let _turning = self.mailbox.begin_turn();
+        let mut outcome = Ok(());
+        // One net for many turns: to spread one takes a tenth of the instructions of a message.
+        self.guard(handler, |reactor, handler| {
+            while outcome.is_ok() && !reactor.is_finished() {
+                outcome = reactor.turn_once(handler, None);
+            }
+        });
+        outcome.and_then(|()| self.stop.failure())
     }
 
     /// Ends the reactor at once, after [`turn`](Reactor::turn) failed or between two turns, and
@@ -432,45 +456,14 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     fn serve_events(&mut self, handler: &mut H) {
         self.woken = self.mailbox.is_due();
         self.shared.step = Step::Events;
-        let end = self.events.len();
-        if end > self.next_event + EVENTS_PER_CHECK {
-            return self.serve_many_events(handler);
-        }
-        while self.next_event < end {
-            self.guard(handler, |reactor, handler| reactor.serve_next_events(handler, end));
-        }
-    }
-
-    /// Serves so many events that the time they take is checked in between.
-    #[inline(never)]
-    fn serve_many_events(&mut self, handler: &mut H) {
-        let len = self.events.len();
-        let mut end = self.next_event + EVENTS_PER_CHECK;
-        while self.next_event < end {
-            self.guard(handler, |reactor, handler| reactor.serve_next_events(handler, end));
-            if self.next_event == end && end < len {
+        let mut check = self.next_event + EVENTS_PER_CHECK;
+        while let Some(event) = self.events.get(self.next_event) {
+            if self.next_event == check {
                 if self.has_served_long_enough() {
                     return;
                 }
-                end = cmp::min(end + EVENTS_PER_CHECK, len);
+                check += EVENTS_PER_CHECK;
             }
-        }
-    }
-
-    /// Whether the time for the events of this turn is over.
-    fn has_served_long_enough(&mut self) -> bool {
-        let (now, began) = (self.backend.now(), self.shared.turn_began());
-        let over = now.nanos_since(began) >= EVENTS_NANOS;
-        if over {
-            self.shared.advance_now(now);
-        }
-        over
-    }
-
-    fn serve_next_events(&mut self, handler: &mut H, end: usize) {
-        while self.next_event < end
-            && let Some(event) = self.events.get(self.next_event)
-        {
             self.next_event += 1;
             match event.token.source() {
                 Source::Conn(id) => self.serve_event(handler, id, event.ready),
@@ -478,6 +471,18 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
                 Source::Waker => self.woken = true,
             }
         }
+    }
+
+    /// Whether the time for the events of this turn is over.
+    #[cold]
+    #[inline(never)]
+    fn has_served_long_enough(&mut self) -> bool {
+        let (now, began) = (self.backend.now(), self.shared.turn_began());
+        let over = now.nanos_since(began) >= EVENTS_NANOS;
+        if over {
+            self.shared.advance_now(now);
+        }
+        over
     }
 
     /// A step of the turn begins that has something to do.

@@ -1,5 +1,7 @@
 //! What limits do at their edges, to those who do not deserve it.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::BytesMut;
@@ -453,4 +455,58 @@ fn a_reply_that_is_owed_is_not_put_off_by_slow_callbacks() {
     peer.close();
     sim.settle();
     server.expect_closed(CloseReason::Timeout(Timeout::Response));
+}
+
+/// Panics over `p`, and sends back what else it reads.
+struct Fragile;
+
+impl Handler for Fragile {
+    type Session = ();
+
+    fn on_open(&mut self, conn: &mut Conn<'_>) -> Option<()> {
+        let at = conn.now() + millis(100);
+        conn.set_timer(at);
+        Some(())
+    }
+
+    fn on_data(&mut self, conn: &mut Conn<'_>, _: &mut (), input: &mut BytesMut) {
+        assert_ne!(&input[..], b"p", "told to");
+        conn.write(input);
+        input.clear();
+    }
+
+    fn on_timer(&mut self, conn: &mut Conn<'_>, _: &mut ()) {
+        conn.write(b"t");
+    }
+}
+
+#[test]
+fn a_turn_that_a_panic_cuts_short_leaves_nothing_undone() {
+    for panicking in [0, 1, 20, 39] {
+        let mut sim = world(1);
+        sim.allow_panics();
+        let server = sim.serve(SERVER, Config::default(), Fragile);
+        let peers: Vec<_> = (0..40).map(|_| sim.connect(SERVER)).collect();
+        sim.advance(millis(95));
+        // In one turn: bytes for all, a newcomer, a closure, and soon after it timers.
+        for (at, peer) in peers.iter().enumerate() {
+            peer.send(if at == panicking { b"p" } else { b"x" });
+        }
+        let newcomer = sim.connect(SERVER);
+        newcomer.send(b"n");
+        let told = Arc::new(AtomicBool::new(false));
+        let tells = Arc::clone(&told);
+        server.handle().post(move |_, _| tells.store(true, Ordering::Relaxed)).unwrap();
+        sim.settle();
+        assert!(told.load(Ordering::Relaxed));
+        newcomer.expect(b"n");
+        for (at, peer) in peers.iter().enumerate() {
+            let expected = if at == panicking { &b""[..] } else { b"x" };
+            assert_eq!((at, peer.take()), (at, expected.to_vec()));
+        }
+        assert_eq!(peers[panicking].closed(), Some(End::Reset));
+        sim.advance(millis(20));
+        let timed = peers.iter().filter(|peer| peer.take() == b"t").count();
+        assert_eq!((timed, server.stats().panics), (39, 1));
+    }
 }
