@@ -302,7 +302,7 @@ fn paths_in_prose_lead_somewhere() {
 #[test]
 fn the_steps_of_a_turn_are_told_in_order() {
     let reactor = read("src/reactor/mod.rs");
-    let body = between(&reactor, "pub fn turn(", "\n    }\n");
+    let body = between(&reactor, "fn turn_once(", "\n    }\n");
     let calls: Vec<_> = body
         .lines()
         .filter_map(|line| line.trim_start().strip_prefix("self.")?.split('(').next())
