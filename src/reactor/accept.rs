@@ -36,6 +36,10 @@ const DEFERRED_MAX: usize = ACCEPTS_PER_TURN;
 /// another queue of the network card, handles it.
 const DEFERRED_FOR: Duration = Duration::from_millis(100);
 
+/// Connections of one client of which each waits for so long. Those that come while they wait are
+/// decided on soon, so that a client cannot take the time of the others.
+const DEFERRED_PER_CLIENT: usize = 4;
+
 /// Waits after which a connection is decided on, if the queue is full, even if full batches of events
 /// may hide its client's FIN.
 const DEFERRED_WAITS_MAX: i32 = 4;
@@ -269,8 +273,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// Whether some listener is ready and may accept.
     fn update_due(&mut self) {
         let Self { listeners, accepting, deferred, overload, .. } = self;
-        let decides = accepting.recheck && !deferred.is_empty();
-        accepting.due = (decides && (!accepting.full || accepting.draining))
+        accepting.due = (accepting.recheck && !deferred.is_empty())
             || overload.is_searching()
             || listeners.iter().any(|it| it.ready && accepting.admits(it.exempt));
     }
@@ -282,6 +285,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             self.continue_search(handler);
             if self.accepting.full {
                 self.accepting.full = self.shared.table.is_full() && !self.finds_evictee(handler);
+                self.accepting.recheck |= !self.accepting.full;
             }
         }
         if !self.deferred.is_empty() {
@@ -452,6 +456,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
                 self.retry_at(self.shared.now + RETRY_EVERY);
             }
         }
+        self.accepting.recheck = true;
         self.update_due();
     }
 
@@ -558,6 +563,13 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         false
     }
 
+    /// Whether a deferred connection comes behind as many of its client as wait for their full time.
+    fn is_surplus(&self, at: usize) -> bool {
+        let key = self.key_of_peer(&self.deferred[at].peer);
+        let before = self.deferred.iter().take(at);
+        before.filter(|it| self.key_of_peer(&it.peer) == key).count() >= DEFERRED_PER_CLIENT
+    }
+
     fn defer(&mut self, listener: usize, stream: B::Stream, peer: Address) {
         let waits = if self.next_event < self.events.len() { -1 } else { 0 };
         let until = self.shared.now + DEFERRED_FOR;
@@ -595,6 +607,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             return;
         }
         let hurries = self.accepting.draining
+            || self.accepting.paused
             || (self.deferred.len() >= DEFERRED_MAX
                 && self.listeners.iter().any(|it| it.ready && !it.exempt));
         if !hurries && !self.accepting.recheck {
@@ -604,11 +617,17 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let now = self.shared.now;
         let behind = self.events.is_full() || self.shared.ready.is_behind();
         let least = if behind { DEFERRED_WAITS_MAX } else { 1 };
-        let mut at = 0;
-        while let Some(deferred) = self.deferred.get_mut(at) {
+        // Of many connections of one client the first few have more time, if that leaves room.
+        let spares =
+            !self.accepting.draining && (0..self.deferred.len()).any(|at| self.is_surplus(at));
+        let (mut at, mut full) = (0, false);
+        while at < self.deferred.len() {
+            let surplus = self.is_surplus(at);
+            let deferred = &mut self.deferred[at];
             deferred.waits = deferred.waits.saturating_add(1);
             let &mut Deferred { ref peer, waits, until, .. } = deferred;
-            let (peer, waited, ripe) = (peer.clone(), waits >= least, hurries || now >= until);
+            let (peer, waited) = (peer.clone(), waits >= least);
+            let ripe = now >= until || surplus || (hurries && !spares);
             let key = self.key_of_peer(&peer);
             let over = key.is_some_and(|key| self.is_over_limit(key));
             if over && !(waited && ripe) {
@@ -616,9 +635,11 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
                 at += 1;
                 continue;
             }
-            if !over && !self.has_place(handler) {
-                self.accepting.recheck = true;
-                break;
+            // The next free place decides on those that only lack one.
+            full = full || (!over && !self.has_place(handler));
+            if !over && full {
+                at += 1;
+                continue;
             }
             let Some(Deferred { listener, mut stream, .. }) = self.deferred.remove(at) else {
                 return;
@@ -640,11 +661,9 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
                 }
             }
         }
-        match (self.deferred.front(), self.accepting.refusal) {
-            (Some(first), None) => {
-                let until = first.until;
-                self.refuse_at(until);
-            }
+        let next = self.deferred.iter().map(|it| it.until).find(|until| *until > now);
+        match (next, self.accepting.refusal) {
+            (Some(until), None) => self.refuse_at(until),
             (None, Some(alarm)) => {
                 self.shared.cancel_alarm(alarm);
                 self.accepting.refusal = None;
@@ -776,10 +795,13 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// that does not help the shortage is not ours to mend, and nobody else is sacrificed before the
     /// pause is over.
     fn relieve_shortage(&mut self, handler: &mut H, error: &io::Error) {
+        // Those that are deferred hold what is short, and most of them are about to be refused.
+        let gives = !self.deferred.is_empty();
         let first = self.accepting.pause_nanos == 0 || self.accepting.waited;
-        self.accepting.waited = false;
+        self.accepting.waited = gives && first;
+        self.accepting.recheck = true;
         self.pause_accepting(error);
-        if first && self.accepting.at_limit == AtLimit::EvictIdle {
+        if first && !gives && self.accepting.at_limit == AtLimit::EvictIdle {
             self.evict_for_shortage(handler);
         }
     }
@@ -855,6 +877,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let spare = if planted(Canary::LateRoom) { table.capacity() / 64 } else { 1 };
         self.accepting.full &= table.counted() + spare > table.capacity();
         self.accepting.exempt_full &= table.is_full_for_exempt();
+        self.accepting.recheck = true;
         self.update_due();
     }
 

@@ -41,9 +41,11 @@ pub(super) fn call_data<H: Handler>(
 
 impl<H: Handler, B: Backend> Reactor<H, B> {
     /// Does `work`, and if `on_data`, `on_active` or `on_idle` panics in it, which it calls without
-    /// a net for the sake of speed, aborts the connection whose callback that was.
-    pub(super) fn guard(&mut self, handler: &mut H, work: impl FnOnce(&mut Self, &mut H)) {
+    /// a net for the sake of speed, aborts the connection whose callback that was. Returns whether
+    /// one did.
+    pub(super) fn guard(&mut self, handler: &mut H, work: impl FnOnce(&mut Self, &mut H)) -> bool {
         let outcome = catch_unwind(AssertUnwindSafe(|| work(self, handler)));
+        let panicked = outcome.is_err();
         if let Err(panic) = outcome {
             // Outside of a callback nothing of the application runs that can panic: this is a bug.
             let Some(id) = self.shared.in_hand else { resume_unwind(panic) };
@@ -51,6 +53,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             self.recover(id);
             self.settle(handler, id);
         }
+        panicked
     }
 
     /// Runs `on_idle`, which ends nearly every message and therefore is called on short terms: no

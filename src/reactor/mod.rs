@@ -95,6 +95,10 @@ pub struct Reactor<H: Handler, B: Backend = Os> {
     events: Events,
     /// The first event of the latest wait that has not been served.
     next_event: usize,
+    /// The event at which the time for them is checked next.
+    check_event: usize,
+    /// A panic cut the turn short: it is to be taken up behind the event that was served.
+    cut: bool,
     /// The waker woke: there may be letters or a request to shut down.
     woken: bool,
     listeners: Vec<Listener<B::Listener>>,
@@ -186,6 +190,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             config,
             events: Events::with_capacity(EVENTS_PER_WAIT),
             next_event: 0,
+            check_event: 0,
+            cut: false,
             woken: false,
             listeners: Vec::new(),
             deferred: VecDeque::new(),
@@ -211,18 +217,19 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     pub fn turn(&mut self, handler: &mut H, max_wait: Option<Duration>) -> std::io::Result<()> {
         let _turning = self.mailbox.begin_turn();
         let mut outcome = None;
-        self.guard(handler, |reactor, handler| {
-            outcome = Some(reactor.turn_once(handler, max_wait))
-        });
-        outcome.unwrap_or_else(|| self.stop.failure())
+        while outcome.is_none() {
+            self.cut = self.guard(handler, |reactor, handler| {
+                outcome = Some(reactor.turn_once(handler, max_wait));
+            });
+        }
+        outcome.unwrap_or(Ok(()))
     }
 
-    /// One turn, which a panic in a callback that has no net of its own cuts short: what it leaves to
-    /// be done comes in the next one.
+    /// One turn, or what is left of one that a panic cut short. That can only happen in
+    /// `serve_events`: the callbacks of the other steps have nets of their own.
     #[inline]
     fn turn_once(&mut self, handler: &mut H, max_wait: Option<Duration>) -> std::io::Result<()> {
         self.wait(max_wait)?;
-        self.shared.ready.begin_turn();
         self.serve_events(handler);
         self.serve_ready(handler);
         self.accept(handler);
@@ -248,7 +255,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         info!(max_connections = self.shared.table.capacity(), "reactor started");
         let mut outcome = Ok(());
         while outcome.is_ok() && !self.is_finished() {
-            outcome = self.turn_to_the_end(handler);
+            outcome = self.turn_on(handler);
         }
         let report = self.end(handler);
         match outcome {
@@ -263,17 +270,17 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         }
     }
 
-    /// Turns until a shutdown has ended, the reactor fails, or a callback panics.
-    fn turn_to_the_end(&mut self, handler: &mut H) -> std::io::Result<()> {
+    /// Turns until a shutdown has ended or the reactor fails, or until a panic cuts a turn short.
+    fn turn_on(&mut self, handler: &mut H) -> std::io::Result<()> {
         let _turning = self.mailbox.begin_turn();
         let mut outcome = Ok(());
         // One net for many turns: to spread one takes a tenth of the instructions of a message.
-        self.guard(handler, |reactor, handler| {
+        self.cut = self.guard(handler, |reactor, handler| {
             while outcome.is_ok() && !reactor.is_finished() {
                 outcome = reactor.turn_once(handler, None);
             }
         });
-        outcome.and_then(|()| self.stop.failure())
+        outcome
     }
 
     /// Ends the reactor at once, after [`turn`](Reactor::turn) failed or between two turns, and
@@ -385,6 +392,10 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     }
 
     fn wait(&mut self, max_wait: Option<Duration>) -> std::io::Result<()> {
+        if self.cut {
+            self.take_up_turn();
+            return Ok(());
+        }
         if self.shared.lags {
             self.note_turn();
         }
@@ -418,6 +429,10 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         self.shared.now = self.shared.now.max(self.backend.now());
         self.shared.seen = self.shared.now;
         self.shared.counters.turns.add(1);
+        self.shared.ready.begin_turn();
+        self.shared.step = Step::Events;
+        self.check_event = self.next_event + EVENTS_PER_CHECK;
+        self.woken = self.mailbox.is_due();
         self.logs = hears(Level::DEBUG);
     }
 
@@ -454,15 +469,12 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     }
 
     fn serve_events(&mut self, handler: &mut H) {
-        self.woken = self.mailbox.is_due();
-        self.shared.step = Step::Events;
-        let mut check = self.next_event + EVENTS_PER_CHECK;
         while let Some(event) = self.events.get(self.next_event) {
-            if self.next_event == check {
+            if self.next_event == self.check_event {
                 if self.has_served_long_enough() {
                     return;
                 }
-                check += EVENTS_PER_CHECK;
+                self.check_event += EVENTS_PER_CHECK;
             }
             self.next_event += 1;
             match event.token.source() {
@@ -471,6 +483,13 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
                 Source::Waker => self.woken = true,
             }
         }
+    }
+
+    /// The rest of the events comes after a look at the clock: one panic may follow another.
+    #[cold]
+    fn take_up_turn(&mut self) {
+        self.cut = false;
+        self.check_event = self.next_event;
     }
 
     /// Whether the time for the events of this turn is over.

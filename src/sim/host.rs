@@ -311,11 +311,11 @@ impl Backend for Host {
         self.announce(net, &mut list, capacity.saturating_sub(1));
         let woken = self.woken.set.swap(false, Ordering::AcqRel);
         self.add_spurious(net, &mut list, capacity.saturating_sub(usize::from(woken)));
-        if list.len() > 1 && net.chance(self.machine, |faults| faults.reordered) {
-            net.random.shuffle(&mut list);
-        }
         if woken {
             list.push(Event { token: Token::WAKER, ready: Readiness::READABLE });
+        }
+        if list.len() > 1 && net.chance(self.machine, |faults| faults.reordered) {
+            net.random.shuffle(&mut list);
         }
         if !list.is_empty() {
             net.record_call(self.machine, Call::Wait, None, Outcome::Count(list.len()));
