@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::BytesMut;
-use wheelhouse::sim::{Call, End, errno};
+use wheelhouse::sim::{Call, End, Link, Peer, Server, Sim, errno};
 use wheelhouse::{
     Address, AtLimit, CloseReason, Closed, Config, Conn, Context, Handler, ListenConfig, Origin,
     Rate, Timeout,
@@ -508,5 +508,142 @@ fn a_turn_that_a_panic_cuts_short_leaves_nothing_undone() {
         sim.advance(millis(20));
         let timed = peers.iter().filter(|peer| peer.take() == b"t").count();
         assert_eq!((timed, server.stats().panics), (39, 1));
+    }
+}
+
+/// Works for a millisecond over each input; panics over `p`, and sends back what else it reads.
+struct Fuse {
+    work: Box<dyn Fn(Duration)>,
+    /// Inputs since a connection was closed, and the most of these.
+    inputs: u32,
+    inputs_max: u32,
+}
+
+impl Handler for Fuse {
+    type Session = ();
+
+    fn on_open(&mut self, _: &mut Conn<'_>) -> Option<()> {
+        Some(())
+    }
+
+    fn on_data(&mut self, conn: &mut Conn<'_>, _: &mut (), input: &mut BytesMut) {
+        (self.work)(millis(1));
+        self.inputs += 1;
+        self.inputs_max = self.inputs_max.max(self.inputs);
+        assert_ne!(&input[..], b"p", "told to");
+        conn.write(input);
+        input.clear();
+    }
+
+    fn on_closed(&mut self, _: &mut Context<'_>, _: Closed, (): ()) {
+        self.inputs = 0;
+    }
+}
+
+/// 300 connections whose next callback panics, all in one batch of events.
+fn storm(sim: &mut Sim, panic_limit: Option<Rate>) -> (Server<Fuse>, Vec<Peer>) {
+    sim.allow_panics();
+    let mut config = Config::default();
+    config.limits.lag_max = None;
+    config.panic_limit = panic_limit;
+    let fuse = Fuse { work: Box::new(sim.stall()), inputs: 0, inputs_max: 0 };
+    let server = sim.serve(SERVER, config, fuse);
+    let peers: Vec<_> = (0..300).map(|_| sim.connect(SERVER)).collect();
+    sim.settle();
+    peers.iter().for_each(|peer| peer.send(b"p"));
+    (server, peers)
+}
+
+#[test]
+fn panics_in_a_row_keep_no_step_from_its_turn() {
+    let mut sim = world(1);
+    let (server, peers) = storm(&mut sim, None);
+    sim.advance(secs(1));
+    // What panicked is closed, which is a step of its own, before the next ones are served.
+    let most = server.with(|fuse, _| fuse.inputs_max);
+    assert!(most <= 4, "{most}");
+    assert_eq!(server.stats().panics, 300);
+    assert!(peers.iter().all(|peer| peer.closed() == Some(End::Reset)));
+}
+
+#[test]
+fn panics_in_a_row_stop_the_reactor_at_the_limit() {
+    let mut sim = world(1);
+    let (server, _peers) = storm(&mut sim, Some(Rate::new(10, secs(60))));
+    sim.advance(secs(1));
+    assert!(server.is_finished());
+    assert!(server.stats().panics < 40, "{}", server.stats().panics);
+}
+
+#[test]
+fn a_client_at_its_limit_is_refused_at_a_full_table_too() {
+    let mut config = crowded(3);
+    config.limits.at_limit = AtLimit::Pause;
+    config.limits.clients.connections = Some(1);
+    let mut sim = world(1);
+    let server = sim.serve(SERVER, config, Slow(secs(60)));
+    let from = |sim: &mut Sim, client: u32| {
+        let peer = sim.connect_from(format!("10.9.0.{client}:0").as_str(), SERVER);
+        peer.send(b"x");
+        peer
+    };
+    let _first = from(&mut sim, 1);
+    sim.settle();
+    let second = from(&mut sim, 1);
+    sim.advance(millis(10));
+    let _others: Vec<_> = (2..6).map(|client| from(&mut sim, client)).collect();
+    sim.advance(millis(120));
+    assert_eq!(second.closed(), Some(End::Fin));
+    assert_eq!((server.stats().accepted, server.stats().refused_client), (3, 1));
+    let turns = server.stats().turns;
+    sim.advance(secs(1));
+    assert!(server.stats().turns - turns < 30, "{}", server.stats().turns - turns);
+}
+
+#[test]
+fn a_client_at_its_limit_takes_no_descriptors_from_others() {
+    let mut config = Config::default();
+    config.limits.clients.connections = Some(1);
+    let mut sim = world(1);
+    sim.set_descriptors(32);
+    let server = sim.serve(SERVER, config, Echo);
+    let honest: Vec<_> = (1..=20)
+        .map(|client| sim.connect_from(format!("10.9.0.{client}:0").as_str(), SERVER))
+        .collect();
+    sim.advance(millis(50));
+    let _greedy: Vec<_> = (0..400)
+        .map(|_| {
+            let peer = sim.connect_from("10.66.6.6:0", SERVER);
+            sim.advance(millis(6));
+            peer
+        })
+        .collect();
+    assert_eq!(evicted(&server), 0);
+    assert!(honest.iter().all(|peer| peer.is_open()));
+    assert!(server.stats().refused_client > 390, "{}", server.stats().refused_client);
+}
+
+#[test]
+fn a_greedy_client_takes_no_time_from_a_client_that_dials_again() {
+    for flood in [0, 3, 17, 60] {
+        let mut config = Config::default();
+        config.limits.clients.connections = Some(1);
+        let mut sim = world(1);
+        let link = Link { latency: Duration::from_micros(100), ..Link::LOOPBACK };
+        sim.set_link(Link { latency: millis(20), ..link });
+        let _server = sim.serve(SERVER, config, Echo);
+        let first = sim.connect_from("10.9.0.1:0", SERVER);
+        sim.advance(millis(100));
+        sim.set_link(link);
+        let mut greedy = vec![sim.connect_from("10.66.6.6:0", SERVER)];
+        sim.advance(millis(5));
+        first.close();
+        let second = sim.connect_from("10.9.0.1:0", SERVER);
+        second.send(b"x");
+        sim.advance(millis(1));
+        greedy.extend((0..flood).map(|_| sim.connect_from("10.66.6.6:0", SERVER)));
+        sim.advance(millis(60));
+        assert_eq!((flood, second.closed()), (flood, None));
+        second.expect(b"x");
     }
 }
