@@ -10,6 +10,7 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::thread;
 use std::time::Duration;
 
 use bytes::BytesMut;
@@ -45,7 +46,7 @@ fn accept(
             Ok((stream, _)) => return stream,
             Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock),
         }
-        std::thread::sleep(millis(1));
+        thread::sleep(millis(1));
     }
     panic!("nobody comes");
 }
@@ -208,4 +209,48 @@ fn a_fin_is_no_unacknowledged_output() {
     client.read_to_end(&mut read).unwrap();
     // The kernel of a client that keeps its end open acknowledges the FIN some 40 ms later.
     assert_eq!((read, os.unsent(&stream)), (b"bye".to_vec(), Some(0)));
+}
+
+/// Counts the closures it hears of, and panics over every input.
+#[derive(Default)]
+struct Fuse(u32);
+
+impl Handler for Fuse {
+    type Session = ();
+
+    fn on_open(&mut self, _: &mut Conn<'_>) -> Option<()> {
+        Some(())
+    }
+
+    fn on_data(&mut self, _: &mut Conn<'_>, (): &mut (), _: &mut BytesMut) {
+        panic!("told to");
+    }
+}
+
+/// The wake-up and the bytes mostly come in one batch of events.
+#[test]
+fn a_panic_behind_a_wake_up_loses_no_closure() {
+    let mut config = Config::default();
+    config.limits.max_connections = Some(64);
+    let mut reactor = Reactor::new(config).unwrap();
+    let listener = reactor.listen(any()).unwrap();
+    let at = reactor.local_addr(listener).ip().unwrap();
+    let (mut fuse, handle) = (Fuse::default(), reactor.handle());
+    for round in 1..=20 {
+        let mut peer = TcpStream::connect(at).unwrap();
+        while handle.stats().accepted < round {
+            reactor.turn(&mut fuse, Some(millis(10))).unwrap();
+        }
+        // The peer's socket has been announced as writable, and comes behind the wake-up.
+        reactor.turn(&mut fuse, Some(Duration::ZERO)).unwrap();
+        let poster = handle.clone();
+        let posted = thread::spawn(move || poster.post(|fuse, _| fuse.0 += 1));
+        posted.join().unwrap().unwrap();
+        peer.write_all(b"p").unwrap();
+        while handle.stats().panics < round {
+            reactor.turn(&mut fuse, Some(millis(10))).unwrap();
+        }
+        reactor.turn(&mut fuse, Some(Duration::ZERO)).unwrap();
+        assert_eq!(u64::from(fuse.0), round);
+    }
 }
