@@ -171,7 +171,8 @@ pub struct ClientLimits {
     /// client's FIN has been read or it has been closed here. One that only waits for the client's
     /// FIN, after the last reply and ours, is closed for the next connection of its client.
     /// One beyond the limit is refused after 100 ms, if no other of the client ends meanwhile, because
-    /// a FIN may arrive later than the SYN that was sent after it; earlier while more than 16 wait.
+    /// a FIN may arrive later than the SYN that was sent after it; earlier where more than 4 of one
+    /// client or 16 of all wait so, or descriptors are short.
     pub connections: Option<u32>,
     /// Connections within a time, refused ones included; at the change of two such times the
     /// earlier one counts in proportion. Default `None`, unlimited.
