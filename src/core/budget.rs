@@ -78,20 +78,30 @@ impl Step {
     }
 }
 
-/// What is left of a step's budget. The clock is read once in [`CHECK_EVERY`] items.
+/// What is left of a step's budget. The clock is read once in [`CHECK_EVERY`] items, or for each.
 #[derive(Debug)]
 pub(crate) struct Budget {
     served: u32,
     most: u32,
     /// So many items are served before the clock is read.
     next_check: u32,
+    check_every: u32,
     /// When the first items had been served.
     timed_from: Option<Instant>,
 }
 
 impl Budget {
     pub(crate) const fn new(most: u32) -> Self {
-        Self { served: 0, most, next_check: CHECK_EVERY, timed_from: None }
+        Self::with_checks(most, CHECK_EVERY)
+    }
+
+    /// For items each of which may take a millisecond.
+    pub(crate) const fn of_slow_items(most: u32) -> Self {
+        Self::with_checks(most, 1)
+    }
+
+    const fn with_checks(most: u32, every: u32) -> Self {
+        Self { served: 0, most, next_check: every, check_every: every, timed_from: None }
     }
 
     /// Whether one more item may be served, which counts as served then.
@@ -108,7 +118,7 @@ impl Budget {
 
     #[cold]
     fn is_used_up(&mut self, now: Instant) -> bool {
-        self.next_check = self.served.saturating_add(CHECK_EVERY);
+        self.next_check = self.served.saturating_add(self.check_every);
         let from = *self.timed_from.get_or_insert(now);
         now.nanos_since(from) >= STEP_NANOS
     }
@@ -125,7 +135,10 @@ mod tests {
 
     /// How many items are served that take `nanos` each, and how often the clock is read.
     fn served(nanos: u64, most: u32) -> (u32, u32) {
-        let mut budget = Budget::new(most);
+        served_of(Budget::new(most), nanos)
+    }
+
+    fn served_of(mut budget: Budget, nanos: u64) -> (u32, u32) {
         let (mut now, mut readings) = (Instant::EPOCH, 0);
         let mut served = 0;
         while budget.allows(|| {
@@ -147,6 +160,8 @@ mod tests {
         assert_eq!(served(60_000, ITEMS_PER_STEP).0, 16 + 48);
         assert_eq!(served(1_000_000, ITEMS_PER_STEP).0, 32);
         assert_eq!(served(1_000, 10), (10, 0));
+        assert_eq!(served_of(Budget::of_slow_items(ITEMS_PER_STEP), 1_000_000).0, 3);
+        assert_eq!(served_of(Budget::of_slow_items(10), 1_000), (10, 9));
     }
 
     #[test]

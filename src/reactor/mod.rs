@@ -508,7 +508,11 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     fn begin_step(&mut self, step: Step) -> Budget {
         self.shared.step = step;
         self.shared.seen = self.backend.coarse_now();
-        Budget::new(ITEMS_PER_STEP)
+        // connect(2) searches for a port: once half of them are taken, for a millisecond.
+        match step {
+            Step::Dials => Budget::of_slow_items(ITEMS_PER_STEP),
+            _ => Budget::new(ITEMS_PER_STEP),
+        }
     }
 
     /// A step of the turn is over. If it served many items it is timed, and the time is read again.
