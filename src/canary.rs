@@ -63,8 +63,6 @@ pub enum Canary {
     LastCallbackBlamed,
     /// Input counts as a request although the handler counts requests itself.
     InputCounted,
-    /// A connection counts against the limit of its client until it is reaped.
-    LateDeparture,
     /// A client at its limit is refused without a look at the events that came before it.
     HastyRefusal,
     /// A full table accepts nothing until a 64th of its places is free.

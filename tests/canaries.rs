@@ -601,11 +601,6 @@ fn dial_again(sim: &mut Sim) {
 }
 
 #[test]
-fn a_released_connection_that_counts_against_its_client_is_noticed() {
-    must_catch(Canary::LateDeparture, "closes and dials again is admitted", dial_again);
-}
-
-#[test]
 fn a_refusal_that_does_not_wait_is_noticed() {
     must_catch(Canary::HastyRefusal, "closes and dials again is admitted", dial_again);
 }

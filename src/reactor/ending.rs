@@ -125,9 +125,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             if held {
                 self.account(id);
             }
-            if !planted(Canary::LateDeparture) {
-                self.depart(id);
-            }
+            self.depart(id);
         }
     }
 
@@ -164,9 +162,6 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         while done < reaped.len() && budget.allows(|| self.backend.now()) {
             let id = &reaped[done];
             done += 1;
-            if planted(Canary::LateDeparture) {
-                self.depart(*id);
-            }
             let record = self.shared.table.at(id.index());
             let (reset, unseen) = (record.flags.has(Flags::RESET), ends_unseen(record));
             self.say_closed(handler, *id);
