@@ -152,13 +152,10 @@ impl OsStream {
         on_stream!(&mut self.0, stream => stream)
     }
 
-    /// Runs a call on the descriptor. mio's poll backend must see that it would have blocked: it
-    /// watches a socket again only then. The other backends have nothing to see.
+    /// Runs a call on the descriptor through mio, which must see that it would have blocked: its
+    /// poll backend watches a socket again only then.
     #[inline(always)]
     fn try_io<T>(&self, call: impl FnOnce(BorrowedFd<'_>) -> io::Result<T>) -> io::Result<T> {
-        if EVENTS_ARE_EDGES {
-            return call(self.as_fd());
-        }
         on_stream!(&self.0, stream => stream.try_io(|| call(stream.as_fd())))
     }
 }
@@ -209,17 +206,15 @@ const BOTH: Interest = Interest::READABLE.add(Interest::WRITABLE).add(Interest::
 #[cfg(not(target_os = "linux"))]
 const BOTH: Interest = Interest::READABLE.add(Interest::WRITABLE);
 
-/// mio runs on epoll or kqueue, which report each edge by themselves, and not on poll(2), where it must
-/// see each call that would block (see its `Poll`).
-const EVENTS_ARE_EDGES: bool = !cfg!(mio_unsupported_force_poll_poll);
-
 impl Backend for Os {
     type Listener = OsListener;
     type Stream = OsStream;
 
+    /// mio names epoll and kqueue as systems where this holds; its poll backend must see each call
+    /// that would block.
     #[inline]
     fn short_io_drains(&self) -> bool {
-        EVENTS_ARE_EDGES
+        !cfg!(mio_unsupported_force_poll_poll)
     }
 
     #[inline]

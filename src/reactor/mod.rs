@@ -216,13 +216,15 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// If waiting fails, or the reactor stopped because callbacks panicked.
     pub fn turn(&mut self, handler: &mut H, max_wait: Option<Duration>) -> std::io::Result<()> {
         let _turning = self.mailbox.begin_turn();
-        let mut outcome = None;
-        while outcome.is_none() {
+        loop {
+            let mut outcome = None;
             self.cut = self.guard(handler, |reactor, handler| {
                 outcome = Some(reactor.turn_once(handler, max_wait));
             });
+            if let Some(outcome) = outcome {
+                return outcome;
+            }
         }
-        outcome.unwrap_or(Ok(()))
     }
 
     /// One turn, or what is left of one that a panic cut short. That can only happen in
