@@ -431,7 +431,7 @@ impl Backend for Host {
             let millis = least + net.random.below(most - least);
             let until = net.now + Duration::from_millis(millis);
             while waiting.is_none()
-                && let Some(next) = net.next_at().filter(|next| *next < until)
+                && let Some(next) = net.next_at().filter(|next| *next <= until)
             {
                 net.run_until(next);
                 waiting = net.take_waiting(listener.index);

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use wheelhouse::sim::{Call, End, Faults, errno};
+use wheelhouse::sim::{Call, End, Faults, Link, errno};
 use wheelhouse::{CloseReason, Config, State, Target, Timeout};
 
 use crate::echo::Echo;
@@ -80,6 +80,26 @@ fn a_listener_that_blocks_for_a_moment_delays_and_does_not_stop_the_loop() {
     sim.advance(secs(1) + millis(20));
     assert!(peers.iter().all(|peer| peer.closed() == Some(End::Fin)));
     assert_eq!(server.take_closed().len(), 20);
+}
+
+/// An accept waits for a whole number of milliseconds, and the second of each pair comes one after
+/// the first.
+#[test]
+fn a_connection_that_comes_as_an_accept_stops_waiting_is_accepted() {
+    let mut sim = world(1);
+    let _server = sim.serve(SERVER, Config::default(), Echo);
+    sim.set_link(Link { latency: millis(10), ..Link::LOOPBACK });
+    sim.set_faults(Faults { blocking_accept: 1_000, ..Faults::NONE });
+    for _ in 0..20 {
+        let pair = [0, 1].map(|_| {
+            let peer = sim.connect(SERVER);
+            peer.send(b"hi");
+            sim.advance(millis(1));
+            peer
+        });
+        sim.advance(millis(50));
+        pair.iter().for_each(|peer| peer.expect(b"hi"));
+    }
 }
 
 #[test]
