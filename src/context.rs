@@ -756,11 +756,12 @@ impl LoopState {
     }
 
     /// Frees the place of a connection; nothing is left that names it.
+    #[inline(always)]
     pub(crate) fn remove(&mut self, id: ConnId) {
-        self.end_feeding(id);
         if !planted(Canary::LeftEntry) {
             self.wheel.cancel(Key::Conn(id.index() as u32));
         }
+        self.end_feeding(id);
         let record = self.table.at(id.index());
         if record.counted != State::Closed {
             self.counters.states.change(record.counted, State::Closed);
@@ -864,13 +865,10 @@ impl LoopState {
     /// [`LoopState::arm`] where nothing comes up by then. Mostly something does.
     #[inline(never)]
     fn arm_earlier(&mut self, id: ConnId, at: Instant) {
-        let key = Key::Conn(id.index() as u32);
+        // One that is due already must not be put off: a connection that is touched in every turn
+        // would never be late.
         let tick = self.tick_of(at);
-        // One that is due already must not be put off: who is touched in every turn would never be
-        // late.
-        if self.wheel.tick_of(key).is_none_or(|entry| tick < entry) {
-            self.wheel.schedule(key, tick);
-        }
+        self.wheel.schedule_by(Key::Conn(id.index() as u32), tick);
     }
 
     /// The first tick that is not before `at`, and not before the next one: what is armed while

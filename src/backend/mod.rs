@@ -5,6 +5,7 @@
 //! [`Os`] is the operating system; a simulated host implements the same trait over memory and a
 //! virtual clock, and the reactor cannot tell the difference.
 
+mod batch;
 mod lookup;
 mod os;
 mod path;
@@ -298,8 +299,9 @@ impl Token {
         mio::Token(self.0 as usize)
     }
 
-    const fn of_mio(token: mio::Token) -> Self {
-        Self(token.0 as u64)
+    #[inline]
+    const fn of_bits(bits: u64) -> Self {
+        Self(bits)
     }
 }
 

@@ -14,6 +14,7 @@ use mio::net::UnixListener;
 use mio::{Interest, Registry};
 use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
 
+use super::batch::Batch;
 use super::lookup::Lookups;
 use super::path::{self, BoundPath};
 use super::waker::Waker;
@@ -37,7 +38,7 @@ use crate::time::Instant;
 #[derive(Debug)]
 pub struct Os {
     poll: mio::Poll,
-    events: mio::Events,
+    batch: Batch,
     waker: Arc<Waker>,
     lookups: Lookups,
     /// The reading of the monotonic clock that is this backend's epoch.
@@ -89,7 +90,7 @@ impl Os {
         let waker = Arc::new(Waker::new(poll.registry())?);
         Ok(Self {
             poll,
-            events: mio::Events::with_capacity(EVENTS_PER_WAIT),
+            batch: Batch::with_capacity(EVENTS_PER_WAIT),
             lookups: Lookups::new(Arc::clone(&waker)),
             waker,
             // A reading of the coarse clock after this one of the precise clock may lie before it.
@@ -244,7 +245,7 @@ impl Backend for Os {
         events.clear();
         let unseen = self.waker.take_unseen();
         let timeout = if unseen { Some(Duration::ZERO) } else { timeout };
-        if let Err(error) = self.poll.poll(&mut self.events, timeout) {
+        if let Err(error) = self.batch.wait(&mut self.poll, timeout) {
             if unseen {
                 self.waker.note_unseen();
             }
@@ -253,9 +254,7 @@ impl Backend for Os {
         if unseen {
             events.push(Event { token: Token::WAKER, ready: Readiness::default() });
         }
-        for event in &self.events {
-            events.push(Event { token: Token::of_mio(event.token()), ready: readiness(event) });
-        }
+        self.batch.append_to(events);
         self.lookups.announce(events);
         Ok(())
     }
@@ -336,6 +335,7 @@ impl Backend for Os {
         listener.source().reregister(self.poll.registry(), token.to_mio(), Interest::READABLE)
     }
 
+    #[inline]
     fn accept(&mut self, listener: &mut OsListener) -> io::Result<(OsStream, Address)> {
         if self.seen.nanos_since(listener.checked_at) >= CHECK_EVERY_NANOS {
             listener.check(self.seen);
@@ -483,33 +483,6 @@ impl AsFd for Os {
     fn as_fd(&self) -> BorrowedFd<'_> {
         sys::poll_fd(&self.poll)
     }
-}
-
-#[inline]
-fn readiness(event: &mio::event::Event) -> Readiness {
-    let mut ready = Readiness::default();
-    if event.is_readable() {
-        ready = ready.and(Readiness::READABLE);
-    }
-    if event.is_writable() {
-        ready = ready.and(Readiness::WRITABLE);
-    }
-    if event.is_read_closed() || event.is_error() || event.is_priority() {
-        ready = ready.and(unusual_readiness(event));
-    }
-    ready
-}
-
-/// Hang-ups, errors and urgent bytes are learnt by reading; a dialled stream learns its fate by
-/// "writable".
-#[cold]
-#[inline(never)]
-fn unusual_readiness(event: &mio::event::Event) -> Readiness {
-    let mut ready = Readiness::READABLE.and(Readiness::HANGUP);
-    if event.is_read_closed() && event.is_write_closed() {
-        ready = ready.and(Readiness::SHUT);
-    }
-    if event.is_error() { ready.and(Readiness::WRITABLE).and(Readiness::ERROR) } else { ready }
 }
 
 /// Lets the peer see the end at once, whoever else holds the socket.

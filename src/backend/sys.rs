@@ -100,6 +100,29 @@ pub(super) fn accept(fd: BorrowedFd<'_>) -> io::Result<(OwnedFd, SockAddr)> {
     }
 }
 
+/// epoll_pwait(2) with the signals as they are, which is epoll_wait(2) where that still exists: waits
+/// for at most `millis` milliseconds, or for ever if that is negative, and replaces `events`, of which
+/// no more come than there is room for. Called directly for the same reason as recv(2).
+#[cfg(all(target_os = "linux", not(mio_unsupported_force_poll_poll)))]
+pub(super) fn epoll_wait(
+    poll: BorrowedFd<'_>,
+    events: &mut Vec<libc::epoll_event>,
+    millis: c_int,
+) -> io::Result<()> {
+    events.clear();
+    let spare = events.spare_capacity_mut();
+    let most = c_int::try_from(spare.len()).unwrap_or(c_int::MAX);
+    let (list, mask) = (spare.as_mut_ptr(), std::ptr::null::<libc::sigset_t>());
+    // SAFETY: `list` is writable for `most` events, and no mask is given.
+    let result = unsafe {
+        libc::syscall(libc::SYS_epoll_pwait, poll.as_raw_fd(), list, most, millis, mask, 0_usize)
+    };
+    let taken = count(result as isize)?;
+    // SAFETY: the kernel initialised the first `taken` events.
+    unsafe { events.set_len(taken) };
+    Ok(())
+}
+
 /// Resets a TCP connection: connect(2) to AF_UNSPEC discards what is queued and sends the RST at once.
 /// A close(2) with a linger of zero does the same, but only when no other descriptor of the socket
 /// is left.

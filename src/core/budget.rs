@@ -83,7 +83,7 @@ impl Step {
 pub(crate) struct Budget {
     served: u32,
     most: u32,
-    /// So many items are served before the clock is read.
+    /// So many items, `most` or fewer, are served before the clock is read.
     next_check: u32,
     check_every: u32,
     /// When the first items had been served.
@@ -101,15 +101,14 @@ impl Budget {
     }
 
     const fn with_checks(most: u32, every: u32) -> Self {
-        Self { served: 0, most, next_check: every, check_every: every, timed_from: None }
+        let next_check = if every < most { every } else { most };
+        Self { served: 0, most, next_check, check_every: every, timed_from: None }
     }
 
     /// Whether one more item may be served, which counts as served then.
     #[inline]
     pub(crate) fn allows(&mut self, now: impl FnOnce() -> Instant) -> bool {
-        let over =
-            self.served >= self.most || (self.served >= self.next_check && self.is_used_up(now()));
-        if over && !planted(Canary::NoBudget) {
+        if self.served >= self.next_check && !self.goes_on(now) && !planted(Canary::NoBudget) {
             return false;
         }
         self.served += 1;
@@ -117,8 +116,12 @@ impl Budget {
     }
 
     #[cold]
+    fn goes_on(&mut self, now: impl FnOnce() -> Instant) -> bool {
+        self.served < self.most && !self.is_used_up(now())
+    }
+
     fn is_used_up(&mut self, now: Instant) -> bool {
-        self.next_check = self.served.saturating_add(self.check_every);
+        self.next_check = self.served.saturating_add(self.check_every).min(self.most);
         let from = *self.timed_from.get_or_insert(now);
         now.nanos_since(from) >= STEP_NANOS
     }

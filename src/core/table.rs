@@ -194,10 +194,11 @@ flags! {
 }
 
 impl Flags {
-    /// The marks of what an event says a socket is ready for.
+    /// The marks of what an event says a socket is ready for: bit 0 of `ready` stands for reading,
+    /// bit 1 for writing, bit 2 for a hang-up.
     #[inline]
-    pub(crate) const fn of_event(readable: bool, writable: bool, hangup: bool) -> Self {
-        Self((readable as u32) << 11 | (writable as u32) << 12 | (hangup as u32) << 13)
+    pub(crate) const fn of_event(ready: u8) -> Self {
+        Self(((ready & 7) as u32) << 11)
     }
 
     #[inline]
@@ -418,6 +419,7 @@ impl Record {
     }
 
     /// Gives back what a free place need not own, and its id up for ever.
+    #[inline(always)]
     fn vacate(&mut self) {
         self.id = self.id.next();
         self.state = State::Closed;
@@ -890,6 +892,7 @@ impl Table {
     }
 
     /// Frees the place of `id`; it may be filled again, under another id.
+    #[inline(always)]
     pub(crate) fn remove(&mut self, id: ConnId) {
         if let Some(record) = self.get_mut(id) {
             let exempt = record.exempt;

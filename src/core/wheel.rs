@@ -111,6 +111,21 @@ impl Wheel {
         self.link(packed, tick);
     }
 
+    /// Makes `key` due at `tick`, unless it is due before.
+    #[inline(always)]
+    pub(crate) fn schedule_by(&mut self, key: Key, tick: u64) {
+        self.make_room(key);
+        let packed = key.pack();
+        let entry = self.entry(packed);
+        if !entry.is_vacant() {
+            if entry.tick <= tick {
+                return;
+            }
+            self.unlink(packed);
+        }
+        self.link(packed, tick);
+    }
+
     /// Takes `key` out, if it is in.
     #[inline]
     pub(crate) fn cancel(&mut self, key: Key) {
@@ -245,8 +260,11 @@ impl Wheel {
         let first = std::mem::replace(&mut self.conns[slot].next, packed);
         *self.entry_mut(packed) = Entry { tick: due, prev: slot as u32, next: first };
         self.entry_mut(first).prev = packed;
-        self.occupied[slot / 64] |= 1 << (slot % 64);
-        self.summary |= 1 << (slot / 64);
+        let word = &mut self.occupied[slot / 64];
+        if *word == 0 {
+            self.summary |= 1 << (slot / 64);
+        }
+        *word |= 1 << (slot % 64);
         if tick < self.next {
             self.next = tick;
         }

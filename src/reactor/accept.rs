@@ -200,6 +200,8 @@ const RETRY_EVERY: Duration = Duration::from_millis(100);
 enum AcceptFault {
     /// The backlog is empty.
     Drained,
+    /// A signal came first.
+    Interrupted,
     /// This connection is gone, or the network hiccuped; the next one may be well.
     Transient,
     /// The process or the system ran out of descriptors or memory.
@@ -212,13 +214,16 @@ impl AcceptFault {
     /// accept(2) names the network errors that Linux passes on from the new socket and asks to
     /// treat like EAGAIN by retrying.
     fn of(error: &io::Error) -> Self {
-        if error.kind() == io::ErrorKind::WouldBlock {
-            return Self::Drained;
-        }
         match error.raw_os_error() {
+            Some(libc::EAGAIN) => Self::Drained,
+            Some(libc::EINTR) => Self::Interrupted,
             Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM) => Self::Exhausted,
             Some(libc::EBADF | libc::EINVAL | libc::ENOTSOCK) => Self::Dead,
-            _ => Self::Transient,
+            _ => match error.kind() {
+                io::ErrorKind::WouldBlock => Self::Drained,
+                io::ErrorKind::Interrupted => Self::Interrupted,
+                _ => Self::Transient,
+            },
         }
     }
 }
@@ -292,9 +297,10 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             self.decide_deferred(handler);
         }
         let count = self.listeners.len();
-        self.accepting.first = (self.accepting.first + 1) % count.max(1);
-        for offset in 0..count {
-            self.accept_from(handler, (self.accepting.first + offset) % count, &mut budget);
+        let first = if self.accepting.first + 1 < count { self.accepting.first + 1 } else { 0 };
+        self.accepting.first = first;
+        for index in (first..count).chain(0..first) {
+            self.accept_from(handler, index, &mut budget);
         }
         self.update_due();
         self.end_step(&budget);
@@ -351,15 +357,18 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
                         Err(Rejection::Reset) => self.reject(stream, true),
                     }
                 }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => {
-                    self.handle_accept_error(handler, index, &error);
-                    failures += 1;
-                    // An error that "passes" but never does must not spin.
-                    if failures == ACCEPTS_PER_TURN && !planted(Canary::ShortageSpins) {
-                        self.pause_accepting(&error);
+                Err(error) => match AcceptFault::of(&error) {
+                    AcceptFault::Drained => self.listeners[index].ready = false,
+                    AcceptFault::Interrupted => {}
+                    fault => {
+                        self.handle_accept_error(handler, index, fault, &error);
+                        failures += 1;
+                        // An error that "passes" but never does must not spin.
+                        if failures == ACCEPTS_PER_TURN && !planted(Canary::ShortageSpins) {
+                            self.pause_accepting(&error);
+                        }
                     }
-                }
+                },
             }
         }
     }
@@ -768,15 +777,19 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         }
     }
 
-    fn handle_accept_error(&mut self, handler: &mut H, index: usize, error: &io::Error) {
-        let fault = AcceptFault::of(error);
-        if fault == AcceptFault::Drained {
-            self.listeners[index].ready = false;
-            return;
-        }
+    #[cold]
+    fn handle_accept_error(
+        &mut self,
+        handler: &mut H,
+        index: usize,
+        fault: AcceptFault,
+        error: &io::Error,
+    ) {
         self.shared.counters.accept_errors.add(1);
         match fault {
-            AcceptFault::Drained => unreachable!("the end of the backlog is no error"),
+            AcceptFault::Drained | AcceptFault::Interrupted => {
+                unreachable!("{fault:?} is no error")
+            }
             AcceptFault::Transient => debug!(%error, "a connection was lost while waiting"),
             AcceptFault::Exhausted if planted(Canary::ShortageSpins) => {}
             AcceptFault::Exhausted => self.relieve_shortage(handler, error),
@@ -829,10 +842,16 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
 
     /// Tries again after a pause. An edge-triggered listener whose accept failed reports nothing
     /// of its own accord, not even when the shortage is over.
+    #[inline]
     pub(super) fn resume_accepting(&mut self) {
-        if !std::mem::take(&mut self.accepting.paused) {
-            return;
+        if self.accepting.paused {
+            self.end_pause();
         }
+    }
+
+    #[cold]
+    fn end_pause(&mut self) {
+        self.accepting.paused = false;
         if let Some(alarm) = self.accepting.alarm.take() {
             self.shared.cancel_alarm(alarm);
         }

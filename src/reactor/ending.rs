@@ -32,6 +32,9 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         self.shared.end_feeding(id);
         self.call(id, "on_closing", |conn, session| handler.on_closing(conn, session, &reason));
 
+        if matches!(ending, Ending::Drop | Ending::Reset) {
+            return self.drop_output_and_release(id, ending == Ending::Reset);
+        }
         let record = self.shared.table.at(id.index());
         record.flags.remove(Flags::LAST_WORDS);
         let eof = record.flags.has(Flags::EOF);

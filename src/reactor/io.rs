@@ -3,6 +3,7 @@
 use std::io::{self, ErrorKind, IoSlice};
 
 use bytes::BytesMut;
+use tracing::Level;
 
 use super::dispatch::call_data;
 use super::{READ_BUDGET, Reactor, refresh_now_if_stale};
@@ -15,7 +16,7 @@ use crate::core::stats::Counters;
 use crate::core::table::{ConnId, Flags, Record};
 use crate::error::CloseReason;
 use crate::handler::Handler;
-use crate::log::trace;
+use crate::log::{hears, trace};
 use crate::time::Instant;
 
 /// Bytes written for one connection in one turn, its callbacks' fresh output aside.
@@ -28,19 +29,50 @@ const SLICES: usize = 64;
 /// gets all of its room; more than this is read behind where it lies.
 const CARRY_MAX: usize = 4 * 1024;
 
-/// What a peer that is gone looks like from a failed call.
-pub(super) fn reason_of(error: io::Error) -> CloseReason {
-    reason_of_kind(error.kind(), error)
+/// What a failed call on a socket says.
+enum Failure {
+    WouldBlock,
+    Interrupted,
+    /// The peer is gone.
+    Gone,
+    Other,
 }
 
-fn reason_of_kind(kind: ErrorKind, error: io::Error) -> CloseReason {
-    match kind {
-        ErrorKind::ConnectionReset
-        | ErrorKind::ConnectionAborted
-        | ErrorKind::BrokenPipe
-        | ErrorKind::NotConnected => CloseReason::PeerReset,
-        _ => CloseReason::Io(error.into()),
+impl Failure {
+    #[inline]
+    fn of(error: &io::Error) -> Self {
+        match error.raw_os_error() {
+            Some(libc::EAGAIN) => Self::WouldBlock,
+            Some(libc::ECONNRESET) => Self::Gone,
+            _ => Self::of_kind(error.kind()),
+        }
     }
+
+    /// Why the connection ends.
+    #[inline(always)]
+    fn reason(self, error: &io::Error) -> CloseReason {
+        match self {
+            Self::Gone => CloseReason::PeerReset,
+            _ => CloseReason::Io(error.into()),
+        }
+    }
+
+    fn of_kind(kind: ErrorKind) -> Self {
+        match kind {
+            ErrorKind::WouldBlock => Self::WouldBlock,
+            ErrorKind::Interrupted => Self::Interrupted,
+            ErrorKind::ConnectionReset
+            | ErrorKind::ConnectionAborted
+            | ErrorKind::BrokenPipe
+            | ErrorKind::NotConnected => Self::Gone,
+            _ => Self::Other,
+        }
+    }
+}
+
+/// Why a connection ends on which a call failed.
+pub(super) fn reason_of(error: io::Error) -> CloseReason {
+    Failure::of(&error).reason(&error)
 }
 
 /// How one read went.
@@ -168,7 +200,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
                         self.deliver_eof(handler, id);
                         Read::Drained
                     }
-                    Err(error) => handle_read_error(record, error),
+                    Err(error) => handle_read_error(record, &error),
                 }
             }
         }
@@ -274,7 +306,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
                 Err(error) => {
                     // Whatever comes again and again is not read again and again.
                     budget = budget.saturating_sub(1);
-                    handle_read_error(record, error);
+                    handle_read_error(record, &error);
                 }
             }
         }
@@ -499,22 +531,30 @@ fn say_write(id: ConnId, asked: usize, taken: usize) {
 
 #[cold]
 #[inline(never)]
-fn handle_read_error(record: &mut Record, error: io::Error) -> Read {
-    trace!(id = %record.id, %error, "read fails");
-    match error.kind() {
-        ErrorKind::WouldBlock
+fn handle_read_error(record: &mut Record, error: &io::Error) -> Read {
+    if hears(Level::TRACE) {
+        say_read_error(record.id, error);
+    }
+    match Failure::of(error) {
+        Failure::WouldBlock
             if planted(Canary::EndlessReading) && record.state() != State::Closing => {}
-        ErrorKind::WouldBlock => {
+        Failure::WouldBlock => {
             record.flags.remove(Flags::READ_READY.and(Flags::HANGUP));
         }
-        ErrorKind::Interrupted => return Read::More,
+        Failure::Interrupted => return Read::More,
         _ if planted(Canary::SwallowedReset) => record.flags.remove(Flags::READ_READY),
-        kind => {
+        failure => {
             record.flags.remove(Flags::READ_READY);
-            record.ask(reason_of_kind(kind, error));
+            record.ask(failure.reason(error));
         }
     }
     Read::Drained
+}
+
+#[cold]
+#[inline(never)]
+fn say_read_error(id: ConnId, error: &io::Error) {
+    trace!(%id, %error, "read fails");
 }
 
 /// Accounts for one write of `asked` bytes and returns how many the kernel took.

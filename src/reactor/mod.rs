@@ -530,18 +530,15 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             self.shared.counters.stale_events.add(1);
             return;
         };
-        record.flags.insert(Flags::of_event(
-            ready.has(Readiness::READABLE),
-            ready.has(Readiness::WRITABLE),
-            ready.has(Readiness::HANGUP),
-        ));
+        record.flags.insert(Flags::of_event(ready.to_bits()));
         let open = matches!(record.state(), State::Connected | State::Idle);
-        if ready.has(Readiness::ERROR) && open && (record.is_held() || record.flags.has(Flags::EOF))
-        {
-            return self.learn_error(handler, id);
-        }
-        if ready.has(Readiness::SHUT) && open && record.peer.ip().is_none() {
-            return self.lose_peer(handler, id);
+        if ready.has(Readiness::ERROR.and(Readiness::SHUT)) && open {
+            if ready.has(Readiness::ERROR) && (record.is_held() || record.flags.has(Flags::EOF)) {
+                return self.learn_error(handler, id);
+            }
+            if ready.has(Readiness::SHUT) && record.peer.ip().is_none() {
+                return self.lose_peer(handler, id);
+            }
         }
         if record.flags.has(Flags::QUEUED_READY) {
             // It has its turn there, and none besides.
@@ -664,6 +661,12 @@ impl<H: Handler, B: Backend + AsFd> AsFd for Reactor<H, B> {
         self.backend.as_fd()
     }
 }
+
+const _: () = {
+    assert!(Flags::of_event(Readiness::READABLE.to_bits()).has(Flags::READ_READY));
+    assert!(Flags::of_event(Readiness::WRITABLE.to_bits()).has(Flags::WRITE_READY));
+    assert!(Flags::of_event(Readiness::HANGUP.to_bits()).has(Flags::HANGUP));
+};
 
 #[inline(always)]
 fn refresh_now_if_stale<B: Backend>(

@@ -180,7 +180,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     }
 
     /// Does what callbacks asked for and ends what has come to its end.
-    #[cold]
+    #[inline(always)]
     fn act(&mut self, handler: &mut H, id: ConnId) {
         let record = self.shared.table.at(id.index());
         if record.flags.has(Flags::BROKEN.and(Flags::FINISH)) {
