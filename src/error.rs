@@ -250,12 +250,12 @@ impl OsError {
 
 impl From<io::Error> for OsError {
     fn from(error: io::Error) -> Self {
-        Self::from(&error)
+        Self::of(&error)
     }
 }
 
-impl From<&io::Error> for OsError {
-    fn from(error: &io::Error) -> Self {
+impl OsError {
+    pub(crate) fn of(error: &io::Error) -> Self {
         Self { kind: error.kind(), errno: error.raw_os_error().unwrap_or(0) }
     }
 }

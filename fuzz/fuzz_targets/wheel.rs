@@ -32,6 +32,8 @@ fuzz_target!(|ops: Vec<Op>| {
 enum Op {
     /// Makes a key due so long from now.
     Schedule(Name, Span),
+    /// Makes a key due so long from now, unless it is due before.
+    ScheduleBy(Name, Span),
     /// Makes a key due at a tick of the past.
     ScheduleLate(Name, Span),
     Cancel(Name),
@@ -103,6 +105,9 @@ impl Beside {
             Op::Schedule(name, ahead) => {
                 self.schedule(name.key(), self.now.saturating_add(ahead.ticks()));
             }
+            Op::ScheduleBy(name, ahead) => {
+                self.schedule_by(name.key(), self.now.saturating_add(ahead.ticks()));
+            }
             Op::ScheduleLate(name, ago) => {
                 self.schedule(name.key(), self.now.saturating_sub(ago.ticks()));
             }
@@ -124,6 +129,18 @@ impl Beside {
         let is_near = self.is_served && tick.saturating_sub(self.now) < REVOLUTION;
         self.model.insert(key, Due { tick, is_near });
         assert_eq!(self.wheel.tick_of(key), Some(tick));
+    }
+
+    fn schedule_by(&mut self, key: Key, tick: u64) {
+        let before = self.wheel.tick_of(key).filter(|before| *before <= tick);
+        self.wheel.schedule_by(key, tick);
+        match before {
+            Some(before) => assert_eq!(self.wheel.tick_of(key), Some(before)),
+            None => {
+                assert_eq!(self.wheel.tick_of(key), Some(tick));
+                self.schedule(key, tick);
+            }
+        }
     }
 
     fn advance(&mut self, by: u64) {

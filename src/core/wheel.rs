@@ -494,8 +494,13 @@ mod tests {
             match random() % 10 {
                 0..6 => {
                     let reach = if random() % 2 == 0 { 64 } else { 2 * SLOTS as u64 };
-                    let tick = now + random() % reach;
-                    wheel.schedule(key, tick);
+                    let mut tick = now + random() % reach;
+                    if random() % 2 == 0 {
+                        wheel.schedule_by(key, tick);
+                        tick = tick.min(model.get(&key).copied().unwrap_or(tick));
+                    } else {
+                        wheel.schedule(key, tick);
+                    }
                     model.insert(key, tick);
                     by_tick.entry(tick).or_default().push(key);
                 }

@@ -974,9 +974,10 @@ mod tests {
 
     #[test]
     fn every_errno_of_accept_has_its_answer() {
-        use AcceptFault::{Dead, Drained, Exhausted, Transient};
+        use AcceptFault::{Dead, Drained, Exhausted, Interrupted, Transient};
         for (errno, fault) in [
             (libc::EAGAIN, Drained),
+            (libc::EINTR, Interrupted),
             (libc::ECONNABORTED, Transient),
             (libc::EPROTO, Transient),
             (libc::EPERM, Transient),
@@ -996,6 +997,14 @@ mod tests {
             (libc::ENOTSOCK, Dead),
         ] {
             assert_eq!(AcceptFault::of(&io::Error::from_raw_os_error(errno)), fault, "{errno}");
+        }
+        // An error that is no system call's.
+        for (kind, fault) in [
+            (io::ErrorKind::WouldBlock, Drained),
+            (io::ErrorKind::Interrupted, Interrupted),
+            (io::ErrorKind::InvalidData, Transient),
+        ] {
+            assert_eq!(AcceptFault::of(&kind.into()), fault, "{kind:?}");
         }
     }
 }

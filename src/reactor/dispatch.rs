@@ -107,13 +107,14 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let outcome = catch(|| {
             slot.session = handler.on_open(&mut conn);
             if let Some(session) = &mut slot.session {
+                // What `on_connected` sets runs from its beginning, however long `on_open` took.
+                super::refresh_now_if_stale(backend, conn.cx().shared, "on_open", Some(id));
                 conn.establish(|| backend.entropy());
                 handler.on_connected(&mut conn, session);
             }
         });
         let taken = slot.session.is_some();
-        let name = if taken { "on_open or on_connected" } else { "on_open" };
-        self.refresh_now_if_stale(name, Some(id));
+        self.refresh_now_if_stale(if taken { "on_connected" } else { "on_open" }, Some(id));
         self.take_back(id, outcome.is_err());
         taken
     }

@@ -32,6 +32,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         self.shared.end_feeding(id);
         self.call(id, "on_closing", |conn, session| handler.on_closing(conn, session, &reason));
 
+        // Nothing is sent any more: the usual end of a peer that is gone.
         if matches!(ending, Ending::Drop | Ending::Reset) {
             return self.drop_output_and_release(id, ending == Ending::Reset);
         }
@@ -58,7 +59,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             // What `on_closing` may have asked for is seen to first.
             self.progress_closing(id);
         } else {
-            self.drop_output_and_release(id, ending == Ending::Reset);
+            self.drop_output_and_release(id, false);
         }
     }
 

@@ -629,8 +629,8 @@ impl Backend for Host {
     }
 }
 
-/// When a wait from `now` on ends if nothing comes: epoll_wait(2) counts in milliseconds, and mio
-/// rounds up. Whoever waits for a clock that stands still does not wake all the time either.
+/// When a wait from `now` on ends if nothing comes: epoll_wait(2) counts in milliseconds, and a
+/// wait is rounded up. Whoever waits for a clock that stands still does not wake all the time either.
 pub(super) fn end_of_wait(now: Instant, timeout: Option<Duration>) -> Instant {
     const MILLI: u128 = 1_000_000;
     match timeout {
