@@ -5,14 +5,17 @@ use std::fmt;
 use bytes::Bytes;
 
 use crate::address::{Address, Target};
+use crate::close::{CloseReason, Timeout};
 use crate::config::Timeouts;
 use crate::context::{Context, LoopState};
-use crate::core::deadlines::{Deadline, Periods};
+use crate::core::deadlines::{Deadline, Durations};
+use crate::core::flags::Flags;
 use crate::core::lifecycle::State;
 use crate::core::pressure::NO_KEEP_ALIVE;
 use crate::core::share::Shared;
-use crate::core::table::{ConnId, Flags, Origin, Record};
-use crate::error::{CloseReason, ConnectError, Timeout};
+use crate::core::table::Record;
+use crate::error::ConnectError;
+use crate::id::{ConnId, Origin};
 use crate::time::Instant;
 
 /// What a callback may ask of one connection.
@@ -360,7 +363,7 @@ impl Conn<'_> {
             panic!("{error}");
         }
         let record = self.record_mut();
-        record.rare_mut().periods = Some(Box::new(Periods::new(timeouts)));
+        record.rare_mut().periods = Some(Box::new(Durations::new(timeouts)));
         record.flags.insert(Flags::REARM);
     }
 
@@ -378,7 +381,7 @@ impl Conn<'_> {
     /// bytes are discarded so that they cannot turn our close into a reset that would destroy
     /// what was flushed.
     pub fn close(&mut self) {
-        self.record_mut().ask(CloseReason::Local);
+        self.record_mut().ask(CloseReason::HandlerClose);
     }
 
     /// Ends the connection with a reset; what is queued is dropped.
@@ -388,7 +391,7 @@ impl Conn<'_> {
     /// short. (On Linux it gets `ECONNRESET` if bytes that it sent were left unread.) A protocol
     /// that must know says in its framing where a message ends.
     pub fn abort(&mut self) {
-        self.record_mut().ask(CloseReason::Abort);
+        self.record_mut().ask(CloseReason::HandlerAbort);
     }
 
     /// Dials `target`; the new connection's [`owner`](Conn::owner) is this one. As

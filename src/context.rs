@@ -11,19 +11,22 @@ use slab::Slab;
 
 use crate::address::{Address, Target};
 use crate::canary::{Canary, planted};
+use crate::close::CloseReason;
 use crate::config::{Config, Watermarks};
 use crate::conn::Conn;
 use crate::core::budget::Step;
-use crate::core::deadlines::{Deadline, Periods};
+use crate::core::deadlines::{Deadline, Durations};
+use crate::core::flags::{ColdFlags, Flags};
 use crate::core::lifecycle::{self, State};
 use crate::core::output::Output;
 use crate::core::pressure::{self, Lag, Permille};
 use crate::core::ready::Ready;
 use crate::core::share::{Shared, SharedGauge};
 use crate::core::stats::{Counters, Stats};
-use crate::core::table::{Birth, ConnId, Cursor, Dial, Flags, Origin, Record, Table};
+use crate::core::table::{Birth, Cursor, Dial, Record, Table};
 use crate::core::wheel::{Key, Wheel};
-use crate::error::{CloseReason, ConnectError};
+use crate::error::ConnectError;
+use crate::id::{AlarmId, ConnId, Origin};
 use crate::log::{Seldom, warn};
 use crate::time::{Instant, nanos};
 
@@ -135,13 +138,6 @@ impl Context<'_> {
     }
 }
 
-/// The name of an alarm, never reused.
-#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
-pub struct AlarmId {
-    index: u32,
-    serial: u64,
-}
-
 /// A timer of the whole loop.
 #[derive(Debug)]
 pub(crate) struct Alarm {
@@ -219,7 +215,7 @@ pub(crate) struct LoopState {
     pub(crate) counters: Arc<Counters>,
     pub(crate) bounds: Bounds,
     /// The timeouts of dialled connections first, then those of each listener.
-    pub(crate) profiles: Vec<Periods>,
+    pub(crate) profiles: Vec<Durations>,
     /// Where each listener listens.
     pub(crate) listening_on: Vec<Address>,
     /// Memory of what is unread and queued, of all connections together, shared pieces aside.
@@ -291,7 +287,7 @@ impl LoopState {
                 stall: config.stall_report.map_or(u64::MAX, nanos),
                 easy: config.watermarks.high().min(config.limits.output_max).min(SCRATCH_MAX),
             },
-            profiles: vec![Periods::new(&config.timeouts)],
+            profiles: vec![Durations::new(&config.timeouts)],
             listening_on: Vec::new(),
             owned: 0,
             shared_bytes: Arc::default(),
@@ -440,15 +436,18 @@ impl LoopState {
         let record = self.table.at(id.index());
         if record.flags.take(Flags::CONGESTED) {
             record.flags.remove(Flags::OUTPUT_HELD);
-            if record.flags.has(Flags::IS_SINK) {
+            if record.cold_flags.has(ColdFlags::IS_SINK) {
                 self.release_feeders(id);
             }
         }
     }
 
     fn count_dropped(&mut self, id: ConnId, bytes: usize) {
-        let record = self.table.at(id.index());
-        record.dropped = record.dropped.wrapping_add(bytes as u64);
+        if bytes == 0 {
+            return;
+        }
+        let cold = self.table.at(id.index()).rare_mut();
+        cold.dropped = cold.dropped.wrapping_add(bytes as u64);
         self.counters.unsent.add(bytes as u64);
     }
 
@@ -535,7 +534,7 @@ impl LoopState {
             // the sink's congestion is what counts.
             let feeds = record.rare().is_some_and(|rare| rare.sink.is_some());
             record.flags.set(Flags::OUTPUT_HELD, !feeds);
-            if record.flags.has(Flags::IS_SINK) {
+            if record.cold_flags.has(ColdFlags::IS_SINK) {
                 self.hold_feeders(id);
             }
         }
@@ -649,7 +648,7 @@ impl LoopState {
         let feeds = id != sink && self.table.at(id.index()).state().is_open();
         let congested = match self.table.get_mut(sink) {
             Some(record) if feeds && record.state().is_open() => {
-                record.flags.insert(Flags::IS_SINK);
+                record.cold_flags.insert(ColdFlags::IS_SINK);
                 self.feeders.insert((sink, id));
                 Some(record.flags.has(Flags::CONGESTED))
             }
@@ -660,7 +659,7 @@ impl LoopState {
             record.rare_mut().sink = Some(sink);
             record.flags.remove(Flags::OUTPUT_HELD);
         }
-        record.flags.set(Flags::SINK_HELD, congested == Some(true));
+        record.flags.set(Flags::THROTTLED, congested == Some(true));
         if was_held && !record.is_held() {
             record.flags.insert(Flags::DATA_DUE);
         }
@@ -675,14 +674,14 @@ impl LoopState {
 
     fn leave_sink(&mut self, id: ConnId) {
         let record = self.table.at(id.index());
-        record.flags.remove(Flags::SINK_HELD);
+        record.flags.remove(Flags::THROTTLED);
         record.flags.set(Flags::OUTPUT_HELD, record.flags.has(Flags::CONGESTED));
         let Some(sink) = record.rare_mut().sink.take() else { return };
         self.feeders.remove(&(sink, id));
         if self.feeders_of(sink).next().is_none()
             && let Some(record) = self.table.get_mut(sink)
         {
-            record.flags.remove(Flags::IS_SINK);
+            record.cold_flags.remove(ColdFlags::IS_SINK);
         }
     }
 
@@ -705,13 +704,13 @@ impl LoopState {
     }
 
     fn hold_feeders(&mut self, sink: ConnId) {
-        self.each_feeder(sink, |record| record.flags.insert(Flags::SINK_HELD));
+        self.each_feeder(sink, |record| record.flags.insert(Flags::THROTTLED));
     }
 
     /// The sink drained or died: those that feed it are read again.
     pub(crate) fn release_feeders(&mut self, sink: ConnId) {
         self.each_feeder(sink, |record| {
-            record.flags.remove(Flags::SINK_HELD);
+            record.flags.remove(Flags::THROTTLED);
             record.flags.insert(Flags::DATA_DUE);
         });
     }
@@ -720,7 +719,7 @@ impl LoopState {
     fn dismiss_feeders(&mut self, sink: ConnId) {
         self.each_feeder(sink, |record| {
             record.rare_mut().sink = None;
-            record.flags.remove(Flags::SINK_HELD);
+            record.flags.remove(Flags::THROTTLED);
             record.flags.set(Flags::OUTPUT_HELD, record.flags.has(Flags::CONGESTED));
             record.flags.insert(Flags::DATA_DUE);
         });
@@ -729,7 +728,7 @@ impl LoopState {
             self.feeders.remove(&pair);
         }
         if let Some(record) = self.table.get_mut(sink) {
-            record.flags.remove(Flags::IS_SINK);
+            record.cold_flags.remove(ColdFlags::IS_SINK);
         }
     }
 
@@ -738,7 +737,7 @@ impl LoopState {
         let Self { table, feeders, now, .. } = self;
         for (_, feeder) in feeders.range((sink, ConnId::FIRST)..=(sink, ConnId::LAST)) {
             if let Some(record) = table.get_mut(*feeder)
-                && record.flags.has(Flags::SINK_HELD)
+                && record.flags.has(Flags::THROTTLED)
             {
                 record.clocks.set(Deadline::Response, *now);
             }
@@ -749,7 +748,7 @@ impl LoopState {
     #[inline]
     pub(crate) fn end_feeding(&mut self, id: ConnId) {
         let record = self.table.at(id.index());
-        if record.rare().is_some() || record.flags.has(Flags::IS_SINK) {
+        if record.rare().is_some() || record.cold_flags.has(ColdFlags::IS_SINK) {
             self.stop_feeding(id);
             self.dismiss_feeders(id);
         }

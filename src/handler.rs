@@ -4,10 +4,10 @@ use std::io;
 
 use bytes::BytesMut;
 
+use crate::close::{CloseReason, Closed};
 use crate::conn::Conn;
-use crate::context::{AlarmId, Context};
-use crate::core::table::ListenerId;
-use crate::error::{CloseReason, Closed};
+use crate::context::Context;
+use crate::id::{AlarmId, ListenerId};
 
 /// A protocol: its callbacks are the transitions of a connection's life.
 ///

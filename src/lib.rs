@@ -120,12 +120,14 @@ pub mod backend;
 pub mod canary;
 #[cfg(not(feature = "canary"))]
 mod canary;
+mod close;
 mod config;
 mod conn;
 mod context;
 mod core;
 mod error;
 mod handler;
+mod id;
 mod log;
 mod reactor;
 pub mod sim;
@@ -134,20 +136,19 @@ mod unwind;
 
 pub use crate::address::{Address, AddressError, Target};
 pub use crate::backend::Os;
+pub use crate::close::{CloseReason, Closed, Fault, OsError, Timeout};
 pub use crate::config::{
     AtLimit, ClientLimits, Config, Keepalive, Limits, ListenConfig, Network, NetworkError, Rate,
     Refusal, SocketOptions, Timeouts, Watermarks,
 };
 pub use crate::conn::Conn;
-pub use crate::context::{AlarmId, Context};
+pub use crate::context::Context;
 pub use crate::core::lifecycle::State;
 pub use crate::core::share::Shared;
 pub use crate::core::stats::Stats;
-pub use crate::core::table::{ConnId, ListenerId, Origin};
-pub use crate::error::{
-    CloseReason, Closed, ConfigError, ConnectError, Error, OsError, PostError, Timeout,
-};
+pub use crate::error::{ConfigError, ConnectError, Error, PostError};
 pub use crate::handler::Handler;
+pub use crate::id::{AlarmId, ConnId, ListenerId, Origin};
 pub use crate::reactor::{Handle, Reactor, Report, RunError};
 pub use crate::time::Instant;
 

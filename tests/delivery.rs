@@ -339,7 +339,7 @@ fn linger_begins_when_the_peer_has_everything() {
     assert_eq!(server.connections(), 1);
     sim.advance(secs(10));
     assert_eq!(server.connections(), 0);
-    server.expect_closed(CloseReason::Local);
+    server.expect_closed(CloseReason::HandlerClose);
 }
 
 #[test]
@@ -351,7 +351,7 @@ fn a_peer_that_reads_too_slowly_after_our_end_is_reset() {
     peer.read_at(100);
     sim.advance(secs(200));
     assert_eq!(peer.closed(), Some(End::Reset));
-    server.expect_closed(CloseReason::Local);
+    server.expect_closed(CloseReason::HandlerClose);
     assert_eq!(server.stats().flush_expired, 1);
     // One that reads nothing has the grace of `flush`, after that of `linger_read`.
     let peer = ask(&mut sim, &server, b"rc");
@@ -429,5 +429,5 @@ fn a_peer_that_stops_reading_after_our_end_has_no_more_than_the_write_timeout() 
     peer.stop_reading();
     sim.advance(secs(66));
     assert_eq!(server.connections(), 0);
-    server.expect_closed(CloseReason::Local);
+    server.expect_closed(CloseReason::HandlerClose);
 }

@@ -383,39 +383,32 @@ fn the_programs_of_the_guide_include_what_it_shows() {
     }
 }
 
-/// The reasons for each ending, as `Ending::of` has them.
-fn endings() -> BTreeMap<String, BTreeSet<String>> {
-    let lifecycle = read("src/core/lifecycle.rs");
-    let arms = between(&lifecycle, "match reason {", "\n        }\n");
-    let mut endings = BTreeMap::new();
-    let mut reasons = BTreeSet::new();
-    for word in arms.split(|letter: char| !letter.is_alphanumeric() && letter != ':') {
-        match word.split_once("::") {
-            Some(("Self", ending)) => {
-                endings.insert(ending.to_owned(), std::mem::take(&mut reasons));
-            }
-            Some((_, reason)) if reason != "Timeout" => {
-                reasons.insert(reason.to_owned());
-            }
-            _ => {}
+/// The reasons for each mode of closing, as the tables of `close.rs` have them: a line there is
+/// `Name: "label", Mode, Fault, "text";`.
+fn modes() -> BTreeMap<String, BTreeSet<String>> {
+    let close = read("src/close.rs");
+    let mut modes: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for table in ["\nreasons! {\n", "\ntimeouts! {\n"] {
+        for line in between(&close, table, "\n}\n").lines().filter(|line| line.ends_with("\";")) {
+            let (reason, rest) = line.split_once(": \"").expect("a line of the table");
+            let reason = reason.trim().split('(').next().expect("a name");
+            let mode = rest.split(", ").nth(1).expect("a mode");
+            modes.entry(mode.to_owned()).or_default().insert(reason.to_owned());
         }
     }
-    endings
+    modes
 }
 
 #[test]
-fn the_endings_are_those_of_the_reasons() {
-    let endings = endings();
-    assert_eq!(
-        endings.values().map(BTreeSet::len).sum::<usize>(),
-        stats().closed_by_label().count()
-    );
-    let sections = [(ARCHITECTURE, "\n### Endings\n"), (GUIDE, "\n| ending | reasons |\n")];
+fn the_modes_are_those_of_the_reasons() {
+    let modes = modes();
+    assert_eq!(modes.values().map(BTreeSet::len).sum::<usize>(), stats().closed_by_label().count());
+    let sections = [(ARCHITECTURE, "\n### Endings\n"), (GUIDE, "\n| mode | reasons |\n")];
     for (text, section) in sections {
-        for (ending, reasons) in &endings {
-            let row = between(between(text, section, "\n## "), &format!("\n| {ending} | "), " |");
+        for (mode, reasons) in &modes {
+            let row = between(between(text, section, "\n## "), &format!("\n| {mode} | "), " |");
             let told: BTreeSet<_> = quoted(row).filter(|name| *name != "Timeout").collect();
-            assert_eq!(told, reasons.iter().map(String::as_str).collect(), "{section} {ending}");
+            assert_eq!(told, reasons.iter().map(String::as_str).collect(), "{section} {mode}");
         }
     }
 }

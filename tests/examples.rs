@@ -552,7 +552,7 @@ mod ping_server {
             peer.write_all(quit.as_bytes()).expect("the server is there");
             assert_eq!(read_to_end(&mut peer), b"BYE\n", "{quit:?}");
             drop(peer);
-            assert_eq!(server.stop("TERM"), "closed=1 local=1");
+            assert_eq!(server.stop("TERM"), "closed=1 handler_close=1");
         }
     }
 
@@ -1248,7 +1248,7 @@ mod http {
         assert_eq!(status(&["-H", "Host:", &url("/")]), b"400");
         assert_eq!(status(&[&url(&format!("/?{}", "x".repeat(10_000)))]), b"414");
         assert_eq!(status(&["-H", &format!("X: {}", "x".repeat(20_000)), &url("/")]), b"431");
-        assert!(server.stop("TERM").contains("local=4"));
+        assert!(server.stop("TERM").contains("handler_close=4"));
     }
 
     #[test]

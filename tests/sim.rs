@@ -560,7 +560,7 @@ fn the_history_ends_with_what_happened_last() {
 /// What a peer and a handler see of one failure: the table of the guide.
 #[test]
 fn a_call_that_fails_means_what_the_guide_says() {
-    use CloseReason::{Io, Local, PeerEof, PeerReset};
+    use CloseReason::{HandlerClose, Io, PeerEof, PeerReset};
     /// Closes when asked to, so that a FIN is sent while the peer's has not come.
     struct Curt;
     impl Handler for Curt {
@@ -610,7 +610,7 @@ fn a_call_that_fails_means_what_the_guide_says() {
         assert_eq!((got, matches!(reason, Some(Io(_)))), (vec![], true), "{reason:?}");
         assert!(end.is_some());
     }
-    assert_eq!(visit(Call::Finish, errno::ENOTCONN, b"!"), served(b"!", Local));
+    assert_eq!(visit(Call::Finish, errno::ENOTCONN, b"!"), served(b"!", HandlerClose));
 }
 
 /// Counts what is posted to it.

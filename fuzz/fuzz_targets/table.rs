@@ -15,6 +15,9 @@ mod address;
 #[path = "../../src/canary.rs"]
 #[allow(dead_code, reason = "what only the reactor and the unit tests use")]
 mod canary;
+#[path = "../../src/close.rs"]
+#[allow(dead_code, reason = "what only the reactor and the unit tests use")]
+mod close;
 #[path = "../../src/config/mod.rs"]
 #[allow(dead_code, unused_imports, reason = "what only the reactor and the unit tests use")]
 mod config;
@@ -24,6 +27,9 @@ mod core;
 #[path = "../../src/error.rs"]
 #[allow(dead_code, reason = "what only the reactor and the unit tests use")]
 mod error;
+#[path = "../../src/id.rs"]
+#[allow(dead_code, reason = "what only the reactor and the unit tests use")]
+mod id;
 #[path = "../../src/log.rs"]
 #[allow(dead_code, reason = "what only the reactor and the unit tests use")]
 mod log;
@@ -35,10 +41,12 @@ mod time;
 mod unwind;
 
 use crate::address::Address;
-use crate::core::deadlines::Facts;
+use crate::close::CloseReason;
+use crate::core::deadlines::DeadlineInputs;
+use crate::core::flags::Flags;
 use crate::core::lifecycle::{State, Step};
-use crate::core::table::{Birth, ConnId, Flags, ListenerId, Origin, Record, Table};
-use crate::error::CloseReason;
+use crate::core::table::{Birth, Record, Table};
+use crate::id::{ConnId, ListenerId, Origin};
 use crate::time::Instant;
 
 /// The generation that no connection has, because it is the backend's.
@@ -196,7 +204,7 @@ fn expect_fresh(record: &Record, is_inbound: bool, owner: Option<ConnId>, mark: 
     assert_eq!(record.rare().and_then(|rare| rare.owner), owner);
     assert!(record.rare().is_none_or(|rare| rare.sink.is_none()));
     assert!(record.output.is_empty());
-    assert_eq!(record.clocks.facts(), Facts::default());
+    assert_eq!(record.clocks.facts(), DeadlineInputs::default());
     assert_eq!(record.opened_at, Instant::from_nanos(mark));
     let counts = [record.bytes_in, record.bytes_out, record.requests, record.dropped];
     assert_eq!((record.owed, counts), (0, [0; 4]));
@@ -215,7 +223,7 @@ fn soil(record: &mut Record, mark: u64) {
     record.bytes_out = mark;
     record.requests = mark;
     record.dropped = mark;
-    record.ask(CloseReason::Abort);
+    record.ask(CloseReason::HandlerAbort);
     record.broken = Some(CloseReason::PeerReset);
-    record.reason = Some(CloseReason::Abort);
+    record.reason = Some(CloseReason::HandlerAbort);
 }

@@ -215,7 +215,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::core::table::ConnId;
+    use crate::id::ConnId;
 
     const PATIENCE: Duration = Duration::from_secs(10);
 

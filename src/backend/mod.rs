@@ -22,7 +22,7 @@ use bytes::BytesMut;
 pub use self::os::{Os, OsListener, OsStream};
 use crate::address::Address;
 use crate::config::{ListenConfig, SocketOptions};
-use crate::core::table::{ConnId, ListenerId};
+use crate::id::{ConnId, ListenerId};
 use crate::time::Instant;
 
 /// The world as one reactor sees it.

@@ -55,7 +55,7 @@ mod tests {
     use crate::address::Address;
     use crate::backend::{Backend, Events, Os, Token};
     use crate::config::{ListenConfig, SocketOptions};
-    use crate::core::table::ListenerId;
+    use crate::id::ListenerId;
 
     #[test]
     fn a_wake_up_outlives_a_registration() {

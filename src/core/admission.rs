@@ -7,7 +7,8 @@ use std::ops::Bound;
 
 use crate::address::Address;
 use crate::config::{ClientLimits, Network, Rate, masked, untranslated};
-use crate::core::table::{ConnId, Origin, Record};
+use crate::core::table::Record;
+use crate::id::{ConnId, Origin};
 use crate::time::Instant;
 
 /// Why a client is not let in.

@@ -4,33 +4,82 @@
 //! that when its wheel entry comes up. The wheel is told only of deadlines that begin to run.
 
 use crate::canary::{Canary, planted};
+use crate::close::Timeout;
 use crate::config::Timeouts;
+use crate::core::flags::Flags;
 use crate::core::lifecycle::State;
-use crate::error::Timeout;
 use crate::time::{Instant, nanos, share_of};
 
-/// What a connection can be late with. Of several that came due together the first one here acts.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-#[repr(u8)]
-pub(crate) enum Deadline {
-    Connect,
-    ConnectAttempt,
-    FirstByte,
-    Request,
-    Read,
-    Response,
-    Write,
-    Idle,
-    HalfClosed,
-    Flush,
-    Linger,
-    LingerRead,
-    Tunnel,
-    Lifetime,
-    Timer,
-    /// Not a deadline of its own: the next look at what is left of the output.
-    Look,
+/// Defines every deadline once: its name; its label in counters, which is that of its setting where
+/// it has one; the reason it gives a connection that it ends, if it ends one; whether input that
+/// waits in the socket would put it off; the clock it runs by.
+macro_rules! deadlines {
+    ($(
+        $(#[$doc:meta])*
+        $name:ident: $label:literal, $timeout:expr, $waits_for_input:literal, clock $clock:literal;
+    )*) => {
+        /// What a connection can be late with. Of several that came due together the first one here
+        /// acts.
+        #[derive(Clone, Copy, Debug, Eq, PartialEq)]
+        #[repr(u8)]
+        pub(crate) enum Deadline {
+            $($(#[$doc])* $name,)*
+        }
+
+        impl Deadline {
+            pub(crate) const ALL: [Self; [$($label),*].len()] = [$(Self::$name,)*];
+
+            /// The reason it gives a connection that it ends, if it ends one.
+            pub(crate) const fn timeout(self) -> Option<Timeout> {
+                const TIMEOUTS: [Option<Timeout>; Deadline::ALL.len()] = [$($timeout,)*];
+                TIMEOUTS[self as usize]
+            }
+
+            /// Its name in counters: that of its setting, where it has one.
+            pub(crate) const fn label(self) -> &'static str {
+                const LABELS: [&str; Deadline::ALL.len()] = [$($label,)*];
+                LABELS[self as usize]
+            }
+
+            /// Whether input that waits in the socket would put it off.
+            pub(crate) const fn waits_for_input(self) -> bool {
+                const WAITS: [bool; Deadline::ALL.len()] = [$($waits_for_input,)*];
+                WAITS[self as usize]
+            }
+
+            /// The clock it runs by. Deadlines of different states share one, because a record is
+            /// what an idle connection costs.
+            #[inline]
+            const fn clock(self) -> usize {
+                const CLOCK_OF: [u8; Deadline::ALL.len()] = [$($clock,)*];
+                CLOCK_OF[self as usize] as usize
+            }
+        }
+    };
 }
+
+deadlines! {
+    Connect: "connect", Some(Timeout::Connect), false, clock 0;
+    ConnectAttempt: "connect_attempt", Some(Timeout::Connect), false, clock 1;
+    FirstByte: "first_byte", Some(Timeout::FirstByte), true, clock 2;
+    Request: "request", Some(Timeout::Request), true, clock 0;
+    Read: "read", Some(Timeout::Read), true, clock 1;
+    Response: "response", Some(Timeout::Response), false, clock 3;
+    Write: "write", Some(Timeout::Write), false, clock 4;
+    Idle: "idle", Some(Timeout::Idle), true, clock 5;
+    HalfClosed: "half_closed", Some(Timeout::HalfClosed), true, clock 6;
+    Flush: "flush", None, false, clock 2;
+    Linger: "linger", None, false, clock 0;
+    LingerRead: "linger_read", None, true, clock 1;
+    Tunnel: "tunnel", Some(Timeout::Tunnel), true, clock 7;
+    Lifetime: "lifetime", Some(Timeout::Lifetime), false, clock 8;
+    Timer: "timer", None, false, clock 9;
+    /// Not a deadline of its own: the next check of what is left of the output.
+    ProgressCheck: "progress_check", None, false, clock 10;
+}
+
+/// How many clocks there are.
+const CLOCKS: usize = 11;
 
 /// The least time between two checks of what left of the output: the wheel makes a tick of it.
 const PAUSE_LEAST: u64 = 1_000_000;
@@ -54,83 +103,9 @@ const fn least_of(a: u64, b: u64) -> u64 {
     if a < b { a } else { b }
 }
 
-impl Deadline {
-    pub(crate) const ALL: [Self; 16] = [
-        Self::Connect,
-        Self::ConnectAttempt,
-        Self::FirstByte,
-        Self::Request,
-        Self::Read,
-        Self::Response,
-        Self::Write,
-        Self::Idle,
-        Self::HalfClosed,
-        Self::Flush,
-        Self::Linger,
-        Self::LingerRead,
-        Self::Tunnel,
-        Self::Lifetime,
-        Self::Timer,
-        Self::Look,
-    ];
-
-    /// The reason it gives a connection that it ends, if it ends one.
-    pub(crate) const fn timeout(self) -> Option<Timeout> {
-        match self {
-            Self::Connect | Self::ConnectAttempt => Some(Timeout::Connect),
-            Self::FirstByte => Some(Timeout::FirstByte),
-            Self::Request => Some(Timeout::Request),
-            Self::Read => Some(Timeout::Read),
-            Self::Response => Some(Timeout::Response),
-            Self::Write => Some(Timeout::Write),
-            Self::Idle => Some(Timeout::Idle),
-            Self::HalfClosed => Some(Timeout::HalfClosed),
-            Self::Tunnel => Some(Timeout::Tunnel),
-            Self::Lifetime => Some(Timeout::Lifetime),
-            Self::Flush | Self::Linger | Self::LingerRead | Self::Look | Self::Timer => None,
-        }
-    }
-
-    /// Its name in counters: that of its setting, where it has one.
-    pub(crate) const fn label(self) -> &'static str {
-        match self {
-            Self::Connect => "connect",
-            Self::ConnectAttempt => "connect_attempt",
-            Self::FirstByte => "first_byte",
-            Self::Request => "request",
-            Self::Read => "read",
-            Self::Response => "response",
-            Self::Write => "write",
-            Self::Idle => "idle",
-            Self::HalfClosed => "half_closed",
-            Self::Flush => "flush",
-            Self::Linger => "linger",
-            Self::LingerRead => "linger_read",
-            Self::Tunnel => "tunnel",
-            Self::Lifetime => "lifetime",
-            Self::Timer => "timer",
-            Self::Look => "look",
-        }
-    }
-
-    /// Whether input that waits in the socket would put it off.
-    pub(crate) const fn waits_for_input(self) -> bool {
-        matches!(
-            self,
-            Self::FirstByte
-                | Self::Request
-                | Self::Read
-                | Self::Idle
-                | Self::HalfClosed
-                | Self::LingerRead
-                | Self::Tunnel
-        )
-    }
-}
-
 /// A set of deadlines.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub(crate) struct Set(u16);
+pub(crate) struct Set(u32);
 
 impl Set {
     pub(crate) const EMPTY: Self = Self(0);
@@ -151,7 +126,7 @@ impl Set {
 
     #[must_use]
     pub(crate) const fn with(self, deadline: Deadline, condition: bool) -> Self {
-        Self(self.0 | ((condition as u16) << deadline as u8))
+        Self(self.0 | ((condition as u32) << deadline as u8))
     }
 
     pub(crate) const fn contains(self, deadline: Deadline) -> bool {
@@ -170,7 +145,7 @@ impl Set {
     fn iter(self) -> impl Iterator<Item = Deadline> {
         let mut bits = self.0;
         std::iter::from_fn(move || {
-            // Of no bits the lowest is the sixteenth, which there is not.
+            // Of no bits the lowest is the thirty-second, which there is not.
             let lowest = bits.trailing_zeros() as usize;
             bits &= bits.wrapping_sub(1);
             Deadline::ALL.get(lowest).copied()
@@ -181,40 +156,16 @@ impl Set {
 /// All that the choice of deadlines depends on, in one word: comparing two tells whether anything
 /// changed. The low bits are those of a record's flags.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) struct Facts(u32);
+pub(crate) struct DeadlineInputs(u32);
 
-/// Facts that no connection has, so that its first ones are news.
-impl Default for Facts {
+/// DeadlineInputs that no connection has, so that its first ones are news.
+impl Default for DeadlineInputs {
     fn default() -> Self {
         Self(u32::MAX)
     }
 }
 
-impl Facts {
-    /// A byte has been read.
-    pub(crate) const RECEIVED: u32 = 1;
-    /// Part of a request is here.
-    pub(crate) const RECEIVING: u32 = 1 << 1;
-    /// The application does not want to read.
-    pub(crate) const PAUSED: u32 = 1 << 2;
-    /// The connection is not read because the sink it feeds is congested.
-    pub(crate) const SINK_HELD: u32 = 1 << 3;
-    /// Too much output is queued to read more.
-    pub(crate) const OUTPUT_HELD: u32 = 1 << 4;
-    /// The peer's FIN has been read.
-    pub(crate) const EOF: u32 = 1 << 5;
-    /// Our FIN has been sent.
-    pub(crate) const FIN: u32 = 1 << 6;
-    /// The application passes bytes through.
-    pub(crate) const TUNNEL: u32 = 1 << 7;
-    /// The lifetime has a clock.
-    pub(crate) const LIFETIME: u32 = 1 << 8;
-    /// The application set a timer.
-    pub(crate) const TIMER: u32 = 1 << 9;
-    /// The peer dialled us.
-    pub(crate) const INBOUND: u32 = 1 << 10;
-    /// Where a record's flags end that are facts.
-    pub(crate) const FLAG_MASK: u32 = (1 << 11) - 1;
+impl DeadlineInputs {
     /// Requests wait for a reply: the peer's for ours, or ours for the peer's.
     const OWED: u32 = 1 << 11;
     /// Output is queued.
@@ -222,9 +173,9 @@ impl Facts {
     const STATE_SHIFT: u32 = 13;
 
     #[inline]
-    pub(crate) const fn new(state: State, flags: u32, owed: bool, queued: bool) -> Self {
+    pub(crate) const fn new(state: State, flags: Flags, owed: bool, queued: bool) -> Self {
         Self(
-            (flags & Self::FLAG_MASK)
+            flags.deadline_inputs()
                 | ((owed as u32) << 11)
                 | ((queued as u32) << 12)
                 | ((state as u32) << Self::STATE_SHIFT),
@@ -235,9 +186,10 @@ impl Facts {
     /// request, with nothing else about it: where nearly every one is when it has been served.
     #[inline]
     pub(crate) const fn plain(self) -> Option<Deadline> {
-        const FIRST_BYTE: u32 = Facts::INBOUND | (State::Connected as u32) << Facts::STATE_SHIFT;
-        const REQUEST: u32 =
-            Facts::INBOUND | Facts::RECEIVED | (State::Idle as u32) << Facts::STATE_SHIFT;
+        const FIRST_BYTE: u32 =
+            DeadlineInputs::new(State::Connected, Flags::INBOUND, false, false).0;
+        const HEARD: Flags = Flags::INBOUND.and(Flags::RECEIVED);
+        const REQUEST: u32 = DeadlineInputs::new(State::Idle, HEARD, false, false).0;
         match self.0 {
             FIRST_BYTE => Some(Deadline::FirstByte),
             REQUEST => Some(Deadline::Idle),
@@ -245,8 +197,16 @@ impl Facts {
         }
     }
 
-    const fn has(self, facts: u32) -> bool {
-        self.0 & facts != 0
+    const fn has(self, flags: Flags) -> bool {
+        self.0 & flags.deadline_inputs() != 0
+    }
+
+    const fn owes(self) -> bool {
+        self.0 & Self::OWED != 0
+    }
+
+    const fn is_queued(self) -> bool {
+        self.0 & Self::QUEUED != 0
     }
 
     const fn is_state(self, state: State) -> bool {
@@ -259,9 +219,12 @@ impl Facts {
     /// byte; a tunnel knows no requests.
     #[inline]
     pub(crate) const fn at_rest(self) -> bool {
-        const ACTIVE: u32 = Facts::RECEIVING | Facts::OWED | Facts::QUEUED | Facts::TUNNEL;
-        const SILENT: u32 = Facts::INBOUND;
-        !self.has(ACTIVE) && self.0 & (Self::RECEIVED | Self::INBOUND) != SILENT
+        const ACTIVE: u32 = Flags::RECEIVING.and(Flags::TUNNEL).deadline_inputs()
+            | DeadlineInputs::OWED
+            | DeadlineInputs::QUEUED;
+        const HEARD: u32 = Flags::RECEIVED.and(Flags::INBOUND).deadline_inputs();
+        const SILENT: u32 = Flags::INBOUND.deadline_inputs();
+        self.0 & ACTIVE == 0 && self.0 & HEARD != SILENT
     }
 
     /// The deadlines that run. For every open or closing connection at least one of them is finite
@@ -269,19 +232,20 @@ impl Facts {
     #[inline]
     const fn running(self) -> Set {
         // Of an open connection mostly nothing more is to be known.
-        const PLAIN: u32 = Facts::RECEIVED | Facts::INBOUND | !0 << Facts::STATE_SHIFT;
+        const PLAIN: u32 = Flags::RECEIVED.and(Flags::INBOUND).deadline_inputs()
+            | !0 << DeadlineInputs::STATE_SHIFT;
         const DIALLING: Set = Set::of(Deadline::Connect).and(Deadline::ConnectAttempt);
         const LINGERING: Set = Set::of(Deadline::Linger).and(Deadline::LingerRead);
-        if self.is_state(State::Idle) && !self.has(!PLAIN) {
+        if self.is_state(State::Idle) && self.0 & !PLAIN == 0 {
             Set::of(Deadline::Idle)
         } else if self.is_state(State::Connected) || self.is_state(State::Idle) {
             self.running_open()
-        } else if self.is_state(State::Closing) && self.has(Self::QUEUED) {
+        } else if self.is_state(State::Closing) && self.is_queued() {
             LEAVING.and(Deadline::Flush)
-        } else if self.is_state(State::Closing) && self.has(Self::FIN) {
+        } else if self.is_state(State::Closing) && self.has(Flags::FIN) {
             LINGERING
-        } else if self.is_state(State::Connecting) && !self.has(Self::INBOUND) {
-            DIALLING.with(Deadline::Timer, self.has(Self::TIMER))
+        } else if self.is_state(State::Connecting) && !self.has(Flags::INBOUND) {
+            DIALLING.with(Deadline::Timer, self.has(Flags::HAS_TIMER))
         } else {
             Set::EMPTY
         }
@@ -290,45 +254,44 @@ impl Facts {
     #[inline]
     const fn running_open(self) -> Set {
         const RECEIVING: Set = Set::of(Deadline::Request).and(Deadline::Read);
-        const UNREAD: u32 =
-            Facts::PAUSED | Facts::SINK_HELD | Facts::OUTPUT_HELD | Facts::EOF | Facts::TUNNEL;
-        let paused = self.has(Self::PAUSED | Self::SINK_HELD);
-        let inbound = self.has(Self::INBOUND);
+        const UNREAD: Flags = Flags::READING_STOPPED.and(Flags::EOF).and(Flags::TUNNEL);
+        let paused = self.has(Flags::PAUSED.and(Flags::THROTTLED));
+        let inbound = self.has(Flags::INBOUND);
         // While the application owes a reply or does not read, the peer can do nothing to move on.
-        let waits_for_us = paused || (inbound && self.has(Self::OWED));
+        let waits_for_us = paused || (inbound && self.owes());
 
         let mut set = Set::EMPTY;
-        if self.has(Self::QUEUED) {
+        if self.is_queued() {
             set = LEAVING;
         } else if waits_for_us {
-            set = set.with(Deadline::Response, !self.has(Self::TUNNEL));
-        } else if self.has(Self::EOF | Self::FIN) {
+            set = set.with(Deadline::Response, !self.has(Flags::TUNNEL));
+        } else if self.has(Flags::EOF.and(Flags::FIN)) {
             set = Set::of(Deadline::HalfClosed);
         }
         if !self.has(UNREAD) {
-            if self.has(Self::RECEIVING) {
+            if self.has(Flags::RECEIVING) {
                 set = set.join(RECEIVING);
             } else if !inbound {
-                set = set.with(Deadline::Read, self.has(Self::OWED));
+                set = set.with(Deadline::Read, self.owes());
             }
-            set = set.with(Deadline::FirstByte, inbound && !self.has(Self::RECEIVED));
+            set = set.with(Deadline::FirstByte, inbound && !self.has(Flags::RECEIVED));
         }
-        if self.has(Self::TUNNEL | Self::LIFETIME | Self::TIMER) {
+        if self.has(Flags::TUNNEL.and(Flags::HAS_LIFETIME).and(Flags::HAS_TIMER)) {
             set = set
-                .with(Deadline::Tunnel, self.has(Self::TUNNEL))
-                .with(Deadline::Lifetime, self.has(Self::LIFETIME))
-                .with(Deadline::Timer, self.has(Self::TIMER));
+                .with(Deadline::Tunnel, self.has(Flags::TUNNEL))
+                .with(Deadline::Lifetime, self.has(Flags::HAS_LIFETIME))
+                .with(Deadline::Timer, self.has(Flags::HAS_TIMER));
         }
         set.with(Deadline::Idle, self.is_state(State::Idle) && !paused)
     }
 }
 
 /// What runs while output is queued.
-const LEAVING: Set = Set::of(Deadline::Write).and(Deadline::Look);
+const LEAVING: Set = Set::of(Deadline::Write).and(Deadline::ProgressCheck);
 
 /// Timeouts in nanoseconds, by deadline; `u64::MAX` is off.
 #[derive(Clone, Debug)]
-pub(crate) struct Periods {
+pub(crate) struct Durations {
     of: [u64; Deadline::ALL.len()],
     /// How long a connection may be idle, and a tunnel silent. Where that is longer than the write
     /// timeout, or for ever, the deadline comes earlier to check what is unacknowledged.
@@ -341,7 +304,7 @@ pub(crate) struct Periods {
     ping: u64,
 }
 
-impl Periods {
+impl Durations {
     pub(crate) fn new(timeouts: &Timeouts) -> Self {
         // Whichever comes first: a sign of life is asked for, or the end has come.
         let idle = period(timeouts.idle).min(period(timeouts.ping_after));
@@ -364,7 +327,7 @@ impl Periods {
             // The clocks of these say when they are due, not since when they run.
             Deadline::Lifetime | Deadline::Timer => 0,
             // Without a write deadline nobody wants to know.
-            Deadline::Look => timeouts.write.map_or(u64::MAX, |_| 0),
+            Deadline::ProgressCheck => timeouts.write.map_or(u64::MAX, |_| 0),
         });
         let pings = period(timeouts.ping_after) < period(timeouts.idle);
         Self {
@@ -427,75 +390,42 @@ fn period(timeout: Option<std::time::Duration>) -> u64 {
 
 /// Since when each deadline of one connection runs.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Clocks {
-    facts: Facts,
+pub(crate) struct DeadlineClocks {
+    facts: DeadlineInputs,
     running: Set,
     /// The request deadline stands still: its clock holds the nanoseconds it had run.
     request_held: bool,
     since: [Instant; CLOCKS],
 }
 
-/// Deadlines of different states share a clock, because a record is what an idle connection costs.
-const CLOCKS: usize = 11;
-
-/// The clock of each deadline, in their order.
-const CLOCK_OF: [u8; Deadline::ALL.len()] = {
-    let mut clocks = [0; Deadline::ALL.len()];
-    let mut index = 0;
-    while index < clocks.len() {
-        clocks[index] = match Deadline::ALL[index] {
-            Deadline::Connect | Deadline::Request | Deadline::Linger => 0,
-            Deadline::ConnectAttempt | Deadline::Read | Deadline::LingerRead => 1,
-            Deadline::FirstByte | Deadline::Flush => 2,
-            Deadline::Response => 3,
-            Deadline::Write => 4,
-            Deadline::Idle => 5,
-            Deadline::HalfClosed => 6,
-            Deadline::Tunnel => 7,
-            Deadline::Lifetime => 8,
-            Deadline::Timer => 9,
-            Deadline::Look => 10,
-        };
-        index += 1;
-    }
-    clocks
-};
-
-impl Deadline {
-    #[inline]
-    const fn clock(self) -> usize {
-        CLOCK_OF[self as usize] as usize
-    }
-}
-
-impl Clocks {
+impl DeadlineClocks {
     /// Lets nothing run, as for a new connection.
     pub(crate) fn reset(&mut self) {
-        self.facts = Facts::default();
+        self.facts = DeadlineInputs::default();
         self.running = Set::EMPTY;
         self.request_held = false;
     }
 
     /// The facts of the latest update.
     #[inline]
-    pub(crate) const fn facts(&self) -> Facts {
+    pub(crate) const fn facts(&self) -> DeadlineInputs {
         self.facts
     }
 
     /// Lets exactly the deadlines that `facts` call for run from here on, and returns those that
     /// began to.
-    pub(crate) fn update(&mut self, facts: Facts, now: Instant) -> Set {
+    pub(crate) fn update(&mut self, facts: DeadlineInputs, now: Instant) -> Set {
         if facts == self.facts {
             return Set::EMPTY;
         }
         self.facts = facts;
-        self.change(facts.running(), facts.has(Facts::RECEIVING), now)
+        self.change(facts.running(), facts.has(Flags::RECEIVING), now)
     }
 
-    /// Lets only `deadline` run, from here on: [`Clocks::update`] for facts that are
-    /// [plain](Facts::plain).
+    /// Lets only `deadline` run, from here on: [`DeadlineClocks::update`] for facts that are
+    /// [plain](DeadlineInputs::plain).
     #[inline]
-    pub(crate) fn run_only(&mut self, deadline: Deadline, facts: Facts, now: Instant) {
+    pub(crate) fn run_only(&mut self, deadline: Deadline, facts: DeadlineInputs, now: Instant) {
         self.facts = facts;
         self.running = Set::of(deadline);
         self.request_held = false;
@@ -519,8 +449,8 @@ impl Clocks {
         for deadline in began.without(BY_HAND).iter() {
             self.set(deadline, now);
         }
-        if began.contains(Deadline::Look) {
-            self.set(Deadline::Look, now.after(PAUSE_LEAST));
+        if began.contains(Deadline::ProgressCheck) {
+            self.set(Deadline::ProgressCheck, now.after(PAUSE_LEAST));
         }
         if let Some(elapsed) = resumed {
             self.request_held = false;
@@ -565,7 +495,7 @@ impl Clocks {
     /// Puts the next check of queued output off, by [`check_pause`].
     pub(crate) const fn look_again(&mut self, queued_at: Instant, write: u64, now: Instant) {
         let pause = check_pause(now.nanos_since(queued_at), write);
-        self.set(Deadline::Look, now.after(pause));
+        self.set(Deadline::ProgressCheck, now.after(pause));
     }
 
     /// Gives `deadline` more time.
@@ -579,7 +509,7 @@ impl Clocks {
         self.request_held = false;
     }
 
-    pub(crate) const fn due(&self, deadline: Deadline, periods: &Periods) -> Instant {
+    pub(crate) const fn due(&self, deadline: Deadline, periods: &Durations) -> Instant {
         self.since(deadline).after(periods.of(deadline))
     }
 
@@ -589,7 +519,7 @@ impl Clocks {
     }
 
     /// The earliest of those in `set`.
-    pub(crate) fn earliest(&self, set: Set, periods: &Periods) -> Option<Instant> {
+    pub(crate) fn earliest(&self, set: Set, periods: &Durations) -> Option<Instant> {
         set.iter()
             .map(|deadline| self.due(deadline, periods))
             .filter(|due| *due < Instant::FAR_FUTURE)
@@ -597,7 +527,7 @@ impl Clocks {
     }
 
     /// The earliest of those that run.
-    pub(crate) fn next(&self, periods: &Periods) -> Option<Instant> {
+    pub(crate) fn next(&self, periods: &Durations) -> Option<Instant> {
         self.earliest(self.running, periods)
     }
 
@@ -606,7 +536,7 @@ impl Clocks {
     /// their order decides.
     pub(crate) fn first_due(
         &self,
-        periods: &Periods,
+        periods: &Durations,
         now: Instant,
         served: Set,
     ) -> Option<(Instant, Deadline)> {
@@ -630,37 +560,44 @@ mod tests {
         [State::Connecting, State::Connected, State::Idle, State::Closing, State::Closed];
 
     /// Every combination of facts.
-    fn all_facts() -> impl Iterator<Item = Facts> {
+    fn all_facts() -> impl Iterator<Item = DeadlineInputs> {
         STATES.into_iter().flat_map(|state| {
             (0..1_u32 << 13).map(move |bits| {
-                Facts::new(state, bits, bits & Facts::OWED != 0, bits & Facts::QUEUED != 0)
+                let flags = Flags::from_bits(bits);
+                DeadlineInputs::new(
+                    state,
+                    flags,
+                    bits & DeadlineInputs::OWED != 0,
+                    bits & DeadlineInputs::QUEUED != 0,
+                )
             })
         })
     }
 
     /// What the reactor never lets stand at the end of a turn.
-    fn is_settled(facts: &Facts) -> bool {
-        let has = |bits| facts.has(bits);
+    fn is_settled(facts: &DeadlineInputs) -> bool {
+        let has = |flags| facts.has(flags);
         let open = facts.is_state(State::Connected) || facts.is_state(State::Idle);
-        let consistent = (!has(Facts::RECEIVING) || has(Facts::RECEIVED))
-            && (!has(Facts::OUTPUT_HELD) || has(Facts::QUEUED))
-            && (!facts.is_state(State::Connecting) || !has(Facts::INBOUND))
-            && (!facts.is_state(State::Closing) || has(Facts::QUEUED | Facts::FIN));
+        let consistent = (!has(Flags::RECEIVING) || has(Flags::RECEIVED))
+            && (!has(Flags::OUTPUT_HELD) || facts.is_queued())
+            && (!facts.is_state(State::Connecting) || !has(Flags::INBOUND))
+            && (!facts.is_state(State::Closing) || facts.is_queued() || has(Flags::FIN));
         let rests = facts.is_state(State::Idle);
         // The peer's EOF closes an inbound connection that owes nothing, and any outbound one.
-        let ends = has(Facts::EOF)
-            && !has(Facts::TUNNEL)
-            && (!has(Facts::INBOUND) || !has(Facts::OWED | Facts::QUEUED));
+        let ends = has(Flags::EOF)
+            && !has(Flags::TUNNEL)
+            && (!has(Flags::INBOUND) || !(facts.owes() || facts.is_queued()));
         consistent && (!open || (rests == facts.at_rest() && !ends))
     }
 
     #[test]
     fn every_settled_connection_has_a_finite_deadline_by_default() {
-        let periods = Periods::new(&Timeouts::default());
+        let periods = Durations::new(&Timeouts::default());
         let mut settled = 0;
         for facts in all_facts().filter(is_settled) {
-            let mut clocks = Clocks::default();
-            clocks.update(Facts(facts.0 & !(Facts::TIMER | Facts::LIFETIME)), Instant::EPOCH);
+            let mut clocks = DeadlineClocks::default();
+            const BY_HAND: u32 = Flags::HAS_TIMER.and(Flags::HAS_LIFETIME).deadline_inputs();
+            clocks.update(DeadlineInputs(facts.0 & !BY_HAND), Instant::EPOCH);
             let next = clocks.next(&periods);
             assert_eq!(next.is_some(), !facts.is_state(State::Closed), "{facts:?}");
             settled += 1;
@@ -672,24 +609,24 @@ mod tests {
     fn each_deadline_runs_only_where_it_may() {
         for facts in all_facts() {
             let set = facts.running();
-            let is = |bits| facts.has(bits);
+            let is = |flags| facts.has(flags);
             let has = |deadline| set.contains(deadline);
             let open = facts.is_state(State::Connected) || facts.is_state(State::Idle);
             let closing = facts.is_state(State::Closing);
-            let held = is(Facts::PAUSED | Facts::SINK_HELD | Facts::OUTPUT_HELD | Facts::EOF);
+            let held = is(Flags::READING_STOPPED.and(Flags::EOF));
             assert!(!has(Deadline::Connect) || facts.is_state(State::Connecting));
-            assert!(!has(Deadline::FirstByte) || (open && !held && !is(Facts::RECEIVED)));
-            assert!(!has(Deadline::Request) || (open && !held && is(Facts::RECEIVING)));
+            assert!(!has(Deadline::FirstByte) || (open && !held && !is(Flags::RECEIVED)));
+            assert!(!has(Deadline::Request) || (open && !held && is(Flags::RECEIVING)));
             assert!(!has(Deadline::Read) || (open && !held));
-            assert!(!has(Deadline::Response) || (open && !is(Facts::QUEUED)));
-            assert!(!has(Deadline::Write) || is(Facts::QUEUED));
-            assert_eq!(has(Deadline::Write), has(Deadline::Look));
+            assert!(!has(Deadline::Response) || (open && !facts.is_queued()));
+            assert!(!has(Deadline::Write) || facts.is_queued());
+            assert_eq!(has(Deadline::Write), has(Deadline::ProgressCheck));
             assert!(!has(Deadline::Idle) || facts.is_state(State::Idle));
-            assert!(!has(Deadline::HalfClosed) || (open && is(Facts::EOF | Facts::FIN)));
-            assert!(!has(Deadline::Flush) || (closing && is(Facts::QUEUED)));
-            assert!(!has(Deadline::Linger) || (closing && is(Facts::FIN)));
-            assert!(!has(Deadline::Timer) || is(Facts::TIMER));
-            if is(Facts::TUNNEL) && open {
+            assert!(!has(Deadline::HalfClosed) || (open && is(Flags::EOF.and(Flags::FIN))));
+            assert!(!has(Deadline::Flush) || (closing && facts.is_queued()));
+            assert!(!has(Deadline::Linger) || (closing && is(Flags::FIN)));
+            assert!(!has(Deadline::Timer) || is(Flags::HAS_TIMER));
+            if is(Flags::TUNNEL) && open {
                 for instead in
                     [Deadline::Request, Deadline::Read, Deadline::Response, Deadline::FirstByte]
                 {
@@ -722,13 +659,13 @@ mod tests {
         }
     }
 
-    const fn connected(flags: u32) -> Facts {
-        let flags = flags | Facts::INBOUND | Facts::RECEIVED;
-        Facts::new(State::Connected, flags, false, false)
+    const fn connected(flags: Flags) -> DeadlineInputs {
+        let flags = flags.and(Flags::INBOUND).and(Flags::RECEIVED);
+        DeadlineInputs::new(State::Connected, flags, false, false)
     }
 
-    const RECEIVING: Facts = connected(Facts::RECEIVING);
-    const PAUSED: Facts = connected(Facts::RECEIVING | Facts::PAUSED);
+    const RECEIVING: DeadlineInputs = connected(Flags::RECEIVING);
+    const PAUSED: DeadlineInputs = connected(Flags::RECEIVING.and(Flags::PAUSED));
 
     fn at(seconds: u64) -> Instant {
         Instant::EPOCH + Duration::from_secs(seconds)
@@ -736,8 +673,8 @@ mod tests {
 
     #[test]
     fn a_dribble_extends_read_but_not_request() {
-        let periods = Periods::new(&Timeouts::default());
-        let mut clocks = Clocks::default();
+        let periods = Durations::new(&Timeouts::default());
+        let mut clocks = DeadlineClocks::default();
         clocks.update(RECEIVING, at(100));
         for second in 101..129 {
             clocks.touch_read(at(second));
@@ -752,25 +689,25 @@ mod tests {
 
     #[test]
     fn the_request_clock_stands_still_while_reading_is_held() {
-        let periods = Periods::new(&Timeouts::default());
-        let mut clocks = Clocks::default();
+        let periods = Durations::new(&Timeouts::default());
+        let mut clocks = DeadlineClocks::default();
         clocks.update(RECEIVING, at(100));
         clocks.update(PAUSED, at(110));
         assert!(!clocks.runs(Deadline::Request));
         clocks.update(RECEIVING, at(500));
         assert_eq!(clocks.due(Deadline::Request, &periods), at(520), "20 s were left");
         clocks.update(PAUSED, at(505));
-        clocks.update(connected(Facts::PAUSED), at(506));
+        clocks.update(connected(Flags::PAUSED), at(506));
         clocks.update(RECEIVING, at(600));
         assert_eq!(clocks.due(Deadline::Request, &periods), at(630), "a new request");
     }
 
     #[test]
     fn a_lifetime_loses_up_to_a_quarter() {
-        assert_eq!(Periods::new(&Timeouts::default()).lifetime(|| 0), None);
+        assert_eq!(Durations::new(&Timeouts::default()).lifetime(|| 0), None);
         let lifetime = Some(Duration::from_nanos(400));
         let timeouts = Timeouts { lifetime, ..Timeouts::default() };
-        let periods = Periods::new(&timeouts);
+        let periods = Durations::new(&timeouts);
         assert_eq!(periods.lifetime(|| 0), Some(400));
         assert_eq!(periods.lifetime(|| u64::MAX / 2), Some(351));
         assert_eq!(periods.lifetime(|| u64::MAX), Some(301));
@@ -778,10 +715,10 @@ mod tests {
 
     #[test]
     fn the_deadline_that_came_due_first_acts_and_on_a_tie_the_timer() {
-        let periods = Periods::new(&Timeouts::default());
-        let mut clocks = Clocks::default();
-        clocks.update(connected(Facts::RECEIVING | Facts::TIMER), at(100));
-        let first = |clocks: &Clocks| clocks.first_due(&periods, at(200), Set::EMPTY);
+        let periods = Durations::new(&Timeouts::default());
+        let mut clocks = DeadlineClocks::default();
+        clocks.update(connected(Flags::RECEIVING.and(Flags::HAS_TIMER)), at(100));
+        let first = |clocks: &DeadlineClocks| clocks.first_due(&periods, at(200), Set::EMPTY);
         clocks.set(Deadline::Timer, at(129));
         assert_eq!(first(&clocks), Some((at(129), Deadline::Timer)));
         clocks.set(Deadline::Timer, at(130));
@@ -793,8 +730,8 @@ mod tests {
     #[test]
     fn off_is_never_due() {
         let timeouts = Timeouts { request: None, read: None, ..Timeouts::default() };
-        let periods = Periods::new(&timeouts);
-        let mut clocks = Clocks::default();
+        let periods = Durations::new(&timeouts);
+        let mut clocks = DeadlineClocks::default();
         clocks.update(RECEIVING, at(1));
         assert_eq!(clocks.next(&periods), None);
         assert_eq!(clocks.first_due(&periods, at(1_000_000), Set::EMPTY), None);

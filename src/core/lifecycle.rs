@@ -1,6 +1,4 @@
-//! The five states of a connection and what ends it: pure functions, asked by the reactor.
-
-use crate::error::{CloseReason, Timeout};
+//! The five states of a connection, and the arrows between them.
 
 /// Where a connection is in its life. It only moves along the arrows:
 ///
@@ -61,53 +59,6 @@ pub(crate) enum Step {
     Release,
 }
 
-/// How a connection ends, once its reason is known.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum Ending {
-    /// Flush what is queued; then, where that helps, FIN and linger; then close.
-    Flush,
-    /// Drop what is queued, which is nothing, and close.
-    Close,
-    /// Drop what is queued and close: the peer is beyond reach.
-    Drop,
-    /// Drop what is queued and reset.
-    Reset,
-}
-
-impl Ending {
-    /// The ending that a reason calls for.
-    pub(crate) const fn of(reason: CloseReason) -> Self {
-        match reason {
-            CloseReason::Local
-            | CloseReason::MaxRequests
-            | CloseReason::Overload
-            | CloseReason::PeerEof
-            | CloseReason::Shutdown
-            | CloseReason::Timeout(
-                Timeout::FirstByte
-                | Timeout::HalfClosed
-                | Timeout::Lifetime
-                | Timeout::Read
-                | Timeout::Request
-                | Timeout::Response,
-            ) => Self::Flush,
-            CloseReason::Evicted
-            | CloseReason::Timeout(Timeout::Idle | Timeout::Ping | Timeout::Tunnel) => Self::Close,
-            CloseReason::ConnectFailed(_)
-            | CloseReason::Io(_)
-            | CloseReason::PeerReset
-            | CloseReason::Timeout(Timeout::Connect) => Self::Drop,
-            CloseReason::Abort
-            | CloseReason::BufferLimit
-            | CloseReason::HandlerPanic
-            | CloseReason::HardStop
-            | CloseReason::InputLimit
-            | CloseReason::OutputLimit
-            | CloseReason::Timeout(Timeout::Write) => Self::Reset,
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -157,18 +108,5 @@ mod tests {
             }
         }
         walk(State::Connecting, 0, 8);
-    }
-
-    #[test]
-    fn every_reason_has_an_ending() {
-        let count = |ending| {
-            (0..CloseReason::COUNT)
-                .filter(|index| Ending::of(CloseReason::of_index(*index)) == ending)
-                .count()
-        };
-        assert_eq!(count(Ending::Flush), 11);
-        assert_eq!(count(Ending::Close), 4);
-        assert_eq!(count(Ending::Drop), 4);
-        assert_eq!(count(Ending::Reset), 7);
     }
 }

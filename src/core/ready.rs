@@ -3,7 +3,7 @@
 //! Readiness is edge-triggered: whoever stops reading, writing or accepting before the system said
 //! "would block" must come back by itself. Whatever stops early is queued here for the next turn.
 
-use crate::core::table::ConnId;
+use crate::id::ConnId;
 
 /// A queue of connections to serve in the next turn, each at most once: who queues one marks it.
 #[derive(Debug, Default)]

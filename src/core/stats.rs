@@ -3,10 +3,10 @@
 use std::fmt::{self, Display};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use crate::close::CloseReason;
 use crate::core::budget::Step;
 use crate::core::deadlines::Deadline;
 use crate::core::lifecycle::State;
-use crate::error::CloseReason;
 use crate::log::lost;
 
 /// Defines every number once: its name, what it means, and whether it only counts up (`counter`) or
@@ -368,7 +368,7 @@ fn seconds(nanos: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::Timeout;
+    use crate::close::Timeout;
 
     #[test]
     fn displays_the_reasons_that_occurred() {

@@ -1,7 +1,5 @@
-//! Connection records over a slab, and the ids that outlive them.
+//! Connection records over a slab.
 
-use std::fmt;
-use std::num::NonZeroU64;
 use std::ops::Range;
 use std::time::Duration;
 
@@ -10,232 +8,20 @@ use tracing::Level;
 
 use crate::address::{Address, Target};
 use crate::canary::{Canary, planted};
+use crate::close::CloseMode;
+use crate::close::{CloseReason, OsError, Timeout};
 use crate::core::admission::LingerNumber;
-use crate::core::deadlines::{Clocks, Deadline, Facts, Periods};
-use crate::core::lifecycle::{Ending, State, Step};
+use crate::core::deadlines::{Deadline, DeadlineClocks, DeadlineInputs, Durations};
+use crate::core::flags::{ColdFlags, Flags};
+use crate::core::lifecycle::{State, Step};
 use crate::core::output::Output;
 use crate::core::stats::States;
-use crate::error::{CloseReason, OsError, Timeout};
+use crate::id::{ConnId, Origin, PLACES_MAX};
 use crate::log::{debug, hears};
 use crate::time::Instant;
 
-/// The name of a connection, never reused: once it is closed its id resolves to `None`, not to
-/// whoever got its place.
-///
-/// It packs a place in the table (24 bits) and the place's generation (40 bits): a place would have
-/// to be filled a million times a second for twelve days before a name came back.
-#[derive(Clone, Copy, Eq, Hash, Ord, PartialEq, PartialOrd)]
-pub struct ConnId(NonZeroU64);
-
-const INDEX_BITS: u32 = 24;
-const GENERATION_MAX: u64 = (1 << (64 - INDEX_BITS)) - 1;
-
-const PLACES_MAX: usize = 1 << INDEX_BITS;
-
 /// The most connections a table can hold beside the exempt ones.
 pub(crate) const CAPACITY_MAX: usize = PLACES_MAX - EXEMPT_MAX;
-
-impl ConnId {
-    /// No id comes before this one, and none after the other.
-    pub(crate) const FIRST: Self = Self(NonZeroU64::MIN);
-    pub(crate) const LAST: Self = Self(NonZeroU64::MAX);
-
-    pub(crate) const fn new(index: u32, generation: u64) -> Self {
-        match NonZeroU64::new(generation << INDEX_BITS | index as u64) {
-            Some(bits) => Self(bits),
-            None => panic!("generations count from 1"),
-        }
-    }
-
-    pub(crate) const fn from_bits(bits: u64) -> Option<Self> {
-        match NonZeroU64::new(bits) {
-            Some(bits) => Some(Self(bits)),
-            None => None,
-        }
-    }
-
-    pub(crate) const fn to_bits(self) -> u64 {
-        self.0.get()
-    }
-
-    pub(crate) const fn index(self) -> usize {
-        (self.to_bits() & (PLACES_MAX as u64 - 1)) as usize
-    }
-
-    pub(crate) const fn generation(self) -> u64 {
-        self.to_bits() >> INDEX_BITS
-    }
-
-    /// The id of the next connection in the same place. The last generation is the backend's, for
-    /// listeners and wake-ups.
-    const fn next(self) -> Self {
-        let generation = self.generation() + 1;
-        let index = self.index() as u32;
-        if generation >= GENERATION_MAX {
-            Self::new(index, 1)
-        } else {
-            Self::new(index, generation)
-        }
-    }
-}
-
-impl fmt::Debug for ConnId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
-
-/// The place and its generation, as in `17.3`.
-impl fmt::Display for ConnId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{}", self.index(), self.generation())
-    }
-}
-
-/// The name of a listener, for as long as its reactor lives.
-#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
-pub struct ListenerId(pub(crate) u32);
-
-/// How a connection came about.
-#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
-#[non_exhaustive]
-pub enum Origin {
-    /// A peer dialled this listener.
-    Accepted(ListenerId),
-    /// [`Conn::connect`](crate::Conn::connect) or [`Context::connect`](crate::Context::connect)
-    /// dialled the peer.
-    Connect,
-}
-
-impl Origin {
-    const fn is_inbound(self) -> bool {
-        matches!(self, Self::Accepted(_))
-    }
-}
-
-/// Bits of a record that are true or false; those that [`Facts`] have too come first.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub(crate) struct Flags(u32);
-
-macro_rules! flags {
-    ($($(#[$doc:meta])* $name:ident = $bits:expr;)*) => {
-        impl Flags {
-            $($(#[$doc])* pub(crate) const $name: Self = Self($bits);)*
-        }
-    };
-}
-
-flags! {
-    /// A byte has been read.
-    RECEIVED = Facts::RECEIVED;
-    /// Part of a request is here.
-    RECEIVING = Facts::RECEIVING;
-    /// The handler paused reading.
-    PAUSED = Facts::PAUSED;
-    /// The connection is not read because the sink it feeds is congested.
-    SINK_HELD = Facts::SINK_HELD;
-    /// The connection is not read because it is congested.
-    OUTPUT_HELD = Facts::OUTPUT_HELD;
-    /// The peer's FIN has been read.
-    EOF = Facts::EOF;
-    /// Our FIN has been sent.
-    FIN = Facts::FIN;
-    /// The application passes bytes through.
-    TUNNEL = Facts::TUNNEL;
-    /// The lifetime has a clock.
-    HAS_LIFETIME = Facts::LIFETIME;
-    /// The application set a timer.
-    HAS_TIMER = Facts::TIMER;
-    /// The peer dialled us.
-    INBOUND = Facts::INBOUND;
-    /// The socket may have bytes, a FIN or an error for us.
-    READ_READY = 1 << 11;
-    /// The socket may take bytes.
-    WRITE_READY = 1 << 12;
-    /// An event said that the peer is gone: a short read has not drained the socket, the FIN or
-    /// the error is still to be read.
-    HANGUP = 1 << 13;
-    /// A byte has been written by the handler.
-    WROTE = 1 << 14;
-    /// Others feed this connection.
-    IS_SINK = 1 << 15;
-    /// The handler said that what it consumed was part of a request.
-    AWAITS_INPUT = 1 << 16;
-    /// `on_data` is due without new bytes: the handler yielded, or reading resumed.
-    DATA_DUE = 1 << 17;
-    /// `on_drained` is due.
-    DRAINED = 1 << 18;
-    /// The handler wants our FIN sent after the queue.
-    FINISH = 1 << 19;
-    /// The handler counts requests itself.
-    COUNTS_REQUESTS = 1 << 20;
-    /// The connection is in the ready queue.
-    QUEUED_READY = 1 << 21;
-    /// The connection is in the list of those that callbacks of others asked something of.
-    DIRTY = 1 << 22;
-    /// A callback asked for something that must be acted on when it returns.
-    ASKED = 1 << 23;
-    /// A deadline was set or changed by hand.
-    REARM = 1 << 24;
-    /// The next request boundary ends the connection: the greatest age is reached, or it was told so.
-    RETIRING = 1 << 25;
-    /// The connection is in the list of those whose record is to be released.
-    REAPED = 1 << 26;
-    /// The connection ends with a FIN and reads on until the peer's.
-    LINGERING = 1 << 27;
-    /// The socket is to be reset rather than closed.
-    RESET = 1 << 28;
-    /// `on_closing` runs, and may write a last reply.
-    LAST_WORDS = 1 << 29;
-    /// A write failed; what the peer had sent before is still to be read.
-    BROKEN = 1 << 30;
-    /// More than the high watermark was queued, and since then never as little as the low one.
-    CONGESTED = 1 << 31;
-}
-
-impl Flags {
-    /// The marks of what an event says a socket is ready for: bit 0 of `ready` stands for reading,
-    /// bit 1 for writing, bit 2 for a hang-up.
-    #[inline]
-    pub(crate) const fn of_event(ready: u8) -> Self {
-        Self(((ready & 7) as u32) << 11)
-    }
-
-    #[inline]
-    pub(crate) const fn has(self, flags: Self) -> bool {
-        self.0 & flags.0 != 0
-    }
-
-    #[inline]
-    pub(crate) const fn insert(&mut self, flags: Self) {
-        self.0 |= flags.0;
-    }
-
-    #[inline]
-    pub(crate) const fn remove(&mut self, flags: Self) {
-        self.0 &= !flags.0;
-    }
-
-    pub(crate) const fn set(&mut self, flags: Self, on: bool) {
-        if on {
-            self.insert(flags);
-        } else {
-            self.remove(flags);
-        }
-    }
-
-    /// Removes and says whether it was there.
-    pub(crate) const fn take(&mut self, flags: Self) -> bool {
-        let had = self.has(flags);
-        self.remove(flags);
-        had
-    }
-
-    #[must_use]
-    pub(crate) const fn and(self, other: Self) -> Self {
-        Self(self.0 | other.0)
-    }
-}
 
 /// How far dialling has come.
 #[derive(Debug)]
@@ -254,7 +40,7 @@ pub(crate) struct Dial {
 #[derive(Debug, Default)]
 pub(crate) struct Rare {
     /// Timeouts of its own.
-    pub(crate) periods: Option<Box<Periods>>,
+    pub(crate) periods: Option<Box<Durations>>,
     /// The local address, where it is not the listener's.
     pub(crate) local: Option<Address>,
     /// The connection that dialled this one.
@@ -268,6 +54,10 @@ pub(crate) struct Rare {
     pub(crate) left_at_flush: u64,
     /// When output last became queued.
     pub(crate) queued_at: Instant,
+    /// What a failed write said of the peer.
+    pub(crate) broken: Option<CloseReason>,
+    /// Bytes the handler wrote that will never be taken.
+    pub(crate) dropped: u64,
     /// The bytes read when a shutdown began, if some of them may have been with the handler still.
     pub(crate) read_before_stop: u64,
     /// It was told that a request is its last.
@@ -333,6 +123,7 @@ pub(crate) struct RequestLook {
 pub(crate) struct Record {
     pub(crate) id: ConnId,
     pub(crate) flags: Flags,
+    pub(crate) cold_flags: ColdFlags,
     state: State,
     /// Requests begun and not ended.
     pub(crate) owed: u32,
@@ -343,7 +134,7 @@ pub(crate) struct Record {
     /// The limits on connections leave it out.
     exempt: bool,
     pub(crate) output: Output,
-    pub(crate) clocks: Clocks,
+    pub(crate) clocks: DeadlineClocks,
     /// Whose timeouts apply, unless it has some of its own.
     profile: u32,
     rare: Option<Box<Rare>>,
@@ -352,15 +143,11 @@ pub(crate) struct Record {
     pub(crate) bytes_out: u64,
     /// Requests ended, or callbacks that consumed where the handler counts none.
     pub(crate) requests: u64,
-    /// Bytes the handler wrote that will never be taken.
-    pub(crate) dropped: u64,
     pub(crate) opened_at: Instant,
     pub(crate) peer: Address,
     pub(crate) origin: Origin,
     /// The end a callback asked for, until it is acted on.
     pub(crate) asked: Option<CloseReason>,
-    /// What a failed write said of the peer.
-    pub(crate) broken: Option<CloseReason>,
     /// Why it ends, set when the end begins.
     pub(crate) reason: Option<CloseReason>,
 }
@@ -371,24 +158,23 @@ impl Record {
         Self {
             id,
             flags: Flags::default(),
+            cold_flags: ColdFlags::default(),
             state: State::Closed,
             owed: 0,
             buffered: 0,
             counted: State::Closed,
             exempt: false,
             output: Output::default(),
-            clocks: Clocks::default(),
+            clocks: DeadlineClocks::default(),
             profile: 0,
             rare: None,
             bytes_in: 0,
             bytes_out: 0,
             requests: 0,
-            dropped: 0,
             opened_at: Instant::EPOCH,
             peer: Address::Unnamed,
             origin: Origin::Connect,
             asked: None,
-            broken: None,
             reason: None,
         }
     }
@@ -397,6 +183,7 @@ impl Record {
     fn fill(&mut self, birth: Birth) {
         let Birth { origin, peer, owner, profile, exempt, now, .. } = birth;
         self.flags = if origin.is_inbound() { Flags::INBOUND } else { Flags::default() };
+        self.cold_flags = ColdFlags::default();
         self.state = State::Connecting;
         self.owed = 0;
         self.exempt = exempt;
@@ -405,12 +192,10 @@ impl Record {
         self.bytes_in = 0;
         self.bytes_out = 0;
         self.requests = 0;
-        self.dropped = 0;
         self.opened_at = now;
         self.peer = peer;
         self.origin = origin;
         self.asked = None;
-        self.broken = None;
         self.reason = None;
         if owner.is_some() {
             self.rare_mut().owner = owner;
@@ -493,30 +278,20 @@ impl Record {
 
     /// What the choice of deadlines depends on.
     #[inline]
-    pub(crate) const fn facts(&self) -> Facts {
-        Facts::new(self.state, self.flags.0, self.owed > 0, !self.output.is_empty())
+    pub(crate) const fn facts(&self) -> DeadlineInputs {
+        DeadlineInputs::new(self.state, self.flags, self.owed > 0, !self.output.is_empty())
     }
 
     /// Whether input is left in the socket on purpose.
     #[inline]
     pub(crate) const fn is_held(&self) -> bool {
-        const HELD: Flags = Flags::PAUSED.and(Flags::SINK_HELD).and(Flags::OUTPUT_HELD);
-        self.flags.has(HELD)
+        self.flags.has(Flags::READING_STOPPED)
     }
 
     /// Whether nothing is asked of it, queued, owed or left to do: what most messages end with.
     #[inline]
     pub(crate) const fn is_quiet(&self) -> bool {
-        const BUSY: Flags = Flags::READ_READY
-            .and(Flags::DRAINED)
-            .and(Flags::DATA_DUE)
-            .and(Flags::ASKED)
-            .and(Flags::BROKEN)
-            .and(Flags::EOF)
-            .and(Flags::FINISH)
-            .and(Flags::RETIRING)
-            .and(Flags::REARM);
-        !self.flags.has(BUSY) && self.owed == 0 && self.output.is_empty()
+        !self.flags.has(Flags::BUSY) && self.owed == 0 && self.output.is_empty()
     }
 
     /// [`State::Connected`] → [`State::Idle`], if it is quiet and no request is active, and it is not
@@ -536,7 +311,7 @@ impl Record {
     /// Whether it has had its last output and our FIN, and only its peer's FIN is waited for.
     pub(crate) fn lingers(&self) -> bool {
         matches!(self.state, State::Closing)
-            && self.flags.has(Flags::LINGERING)
+            && self.cold_flags.has(ColdFlags::LINGERING)
             && self.flags.has(Flags::FIN)
             && !self.flags.has(Flags::REAPED)
             && self.output.is_empty()
@@ -560,7 +335,7 @@ impl Record {
         &mut self,
         moved: u64,
         rate: u64,
-        profiles: &[Periods],
+        profiles: &[Durations],
         now: Instant,
     ) {
         let periods = self.periods(profiles);
@@ -599,8 +374,8 @@ impl Record {
 
     /// [`Record::facts`] of a connection that is quiet.
     #[inline]
-    pub(crate) const fn quiet_facts(&self) -> Facts {
-        Facts::new(self.state, self.flags.0, false, false)
+    pub(crate) const fn quiet_facts(&self) -> DeadlineInputs {
+        DeadlineInputs::new(self.state, self.flags, false, false)
     }
 
     /// Whether there is something to do for this connection that no event will announce.
@@ -619,8 +394,8 @@ impl Record {
 
     /// Whether writes are taken: before the end was asked for.
     pub(crate) const fn takes_writes(&self) -> bool {
-        let open = self.state.is_open() || self.flags.has(Flags::LAST_WORDS);
-        open && self.asked.is_none() && !self.flags.has(FINISHED)
+        let open = self.state.is_open() || self.cold_flags.has(ColdFlags::LAST_WORDS);
+        open && self.asked.is_none() && !self.flags.has(Flags::FINISHED)
     }
 
     /// Until when an idle connection must give a sign of life, if it was asked for one and has given
@@ -698,13 +473,23 @@ impl Record {
         self.rare.get_or_insert_default()
     }
 
+    /// Takes what a failed write said of the peer, if one did.
+    pub(crate) fn take_broken(&mut self) -> Option<CloseReason> {
+        self.rare.as_mut()?.broken.take()
+    }
+
+    /// Bytes the handler wrote that will never be taken.
+    pub(crate) fn dropped(&self) -> u64 {
+        self.rare.as_ref().map_or(0, |rare| rare.dropped)
+    }
+
     pub(crate) fn dial(&mut self) -> Option<&mut Dial> {
         self.rare.as_mut()?.dial.as_mut()
     }
 
     /// The timeouts that apply: its own, or those of its listener among all `profiles`.
     #[inline]
-    pub(crate) fn periods<'a>(&'a self, profiles: &'a [Periods]) -> &'a Periods {
+    pub(crate) fn periods<'a>(&'a self, profiles: &'a [Durations]) -> &'a Durations {
         match self.rare.as_ref().and_then(|rare| rare.periods.as_deref()) {
             Some(periods) => periods,
             None => &profiles[self.profile as usize],
@@ -716,19 +501,17 @@ impl Record {
     ///
     /// A connection that is closing already can only be made to end sooner.
     pub(crate) fn ask(&mut self, reason: CloseReason) {
-        if !self.state.is_open() && Ending::of(reason) == Ending::Flush {
+        if !self.state.is_open() && reason.mode() == CloseMode::Flush {
             return;
         }
         if self.asked.is_none_or(|asked| {
-            Ending::of(asked) == Ending::Flush && Ending::of(reason) == Ending::Reset
+            asked.mode() == CloseMode::Flush && reason.mode() == CloseMode::Reset
         }) {
             self.asked = Some(reason);
         }
         self.flags.insert(Flags::ASKED);
     }
 }
-
-const FINISHED: Flags = Flags::FINISH.and(Flags::FIN);
 
 /// What a record starts from.
 #[derive(Debug)]
@@ -941,6 +724,7 @@ impl Table {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::id::{GENERATION_MAX, ListenerId};
     use proptest::prelude::*;
     use std::collections::BTreeMap;
 
@@ -954,14 +738,6 @@ mod tests {
             displaces: false,
             now: Instant::EPOCH,
         }
-    }
-
-    #[test]
-    fn an_id_packs_and_unpacks() {
-        let id = ConnId::new(PLACES_MAX as u32 - 1, GENERATION_MAX);
-        assert_eq!(id.index(), PLACES_MAX - 1);
-        assert_eq!(id.generation(), GENERATION_MAX);
-        assert_eq!(ConnId::new(17, 3).to_string(), "17.3");
     }
 
     #[test]
@@ -1028,18 +804,18 @@ mod tests {
     fn abort_overrides_close_and_nothing_overrides_abort() {
         let mut table = Table::new(1);
         let record = table.insert(birth()).unwrap();
-        record.ask(CloseReason::Local);
-        record.ask(CloseReason::Abort);
-        assert_eq!(record.asked, Some(CloseReason::Abort));
+        record.ask(CloseReason::HandlerClose);
+        record.ask(CloseReason::HandlerAbort);
+        assert_eq!(record.asked, Some(CloseReason::HandlerAbort));
         record.ask(CloseReason::OutputLimit);
-        record.ask(CloseReason::Local);
-        assert_eq!(record.asked, Some(CloseReason::Abort));
+        record.ask(CloseReason::HandlerClose);
+        assert_eq!(record.asked, Some(CloseReason::HandlerAbort));
     }
 
     #[test]
     fn a_record_stays_small() {
         // The record is most of what an idle connection costs.
-        assert!(size_of::<Record>() <= 296, "{}", size_of::<Record>());
+        assert!(size_of::<Record>() <= 288, "{}", size_of::<Record>());
     }
 
     proptest! {

@@ -10,13 +10,15 @@ use crate::address::Address;
 use crate::backend::{Backend, Token};
 use crate::canary::{Canary, planted};
 use crate::config::{AtLimit, Config, ListenConfig, Refusal, SocketOptions};
-use crate::context::{AlarmId, Purpose};
+use crate::context::Purpose;
 use crate::core::admission::{Bucket, ClientKey, Clients, Excess};
 use crate::core::budget::{Budget, ITEMS_PER_STEP, Step};
-use crate::core::deadlines::Periods;
-use crate::core::table::{Birth, ConnId, Flags, ListenerId, Origin, Record};
+use crate::core::deadlines::Durations;
+use crate::core::flags::Flags;
+use crate::core::table::{Birth, Record};
 use crate::error::Error;
 use crate::handler::Handler;
+use crate::id::{AlarmId, ConnId, ListenerId, Origin};
 use crate::log::{Seldom, debug, error, warn};
 use crate::time::Instant;
 
@@ -252,7 +254,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let (socket, address) =
             registered.map_err(|source| Error::Bind { address: name(), source })?;
         let timeouts = listen.timeouts.as_ref().unwrap_or(&self.config.timeouts);
-        self.shared.profiles.push(Periods::new(timeouts));
+        self.shared.profiles.push(Durations::new(timeouts));
         self.listeners.push(Listener {
             socket: Some(socket),
             // Whoever made an inherited listener may have let connections wait already.

@@ -8,10 +8,11 @@ use super::io::wants_reading;
 use crate::backend::{Backend, Source, Token};
 use crate::context::{LoopState, TICK};
 use crate::core::deadlines::{Deadline, Set};
+use crate::core::flags::Flags;
 use crate::core::lifecycle::State;
-use crate::core::table::{ConnId, Flags};
 use crate::core::wheel::Key;
 use crate::handler::Handler;
+use crate::id::ConnId;
 use crate::time::{Instant, nanos};
 
 /// What a reactor holds.
@@ -416,7 +417,8 @@ pub(super) mod tests {
     use crate::config::Config;
     use crate::conn::Conn;
     use crate::core::lifecycle::Step;
-    use crate::core::table::{Birth, ListenerId, Origin, PLACES_PER_STEP, Table};
+    use crate::core::table::{Birth, PLACES_PER_STEP, Table};
+    use crate::id::{ListenerId, Origin};
     use crate::sim::{Host, Sim};
 
     pub(crate) struct Echo;

@@ -5,14 +5,16 @@ use std::time::Duration;
 use super::Reactor;
 use crate::backend::Backend;
 use crate::canary::{Canary, planted};
-use crate::context::{AlarmId, LoopState, Purpose};
+use crate::close::{CloseReason, Timeout};
+use crate::context::{LoopState, Purpose};
 use crate::core::budget::Step;
 use crate::core::deadlines::{Deadline, Set};
+use crate::core::flags::{ColdFlags, Flags};
 use crate::core::lifecycle::State;
-use crate::core::table::{ConnId, Flags, RequestLook};
+use crate::core::table::RequestLook;
 use crate::core::wheel::Key;
-use crate::error::{CloseReason, Timeout};
 use crate::handler::Handler;
+use crate::id::{AlarmId, ConnId};
 use crate::time::Instant;
 
 /// Wheel entries looked at in one turn: however many fall on one tick, I/O goes on.
@@ -179,7 +181,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
                 self.shared.table.at(id.index()).flags.remove(Flags::HAS_TIMER);
                 self.call(id, "on_timer", |conn, session| handler.on_timer(conn, session));
             }
-            Deadline::Look => {
+            Deadline::ProgressCheck => {
                 self.look(id);
             }
             Deadline::Write => {
@@ -247,7 +249,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         }
         let write = record.periods(profiles).of(Deadline::Write);
         record.clocks.look_again(queued_at, write, *now);
-        if moved && record.flags.has(Flags::IS_SINK) {
+        if moved && record.cold_flags.has(ColdFlags::IS_SINK) {
             self.shared.touch_feeders(id);
         }
         moved
@@ -257,7 +259,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// response clock starts anew: nobody is late, and the sink's own write deadline bounds it.
     fn sink_moves(&mut self, id: ConnId) -> bool {
         let record = self.shared.table.at(id.index());
-        let held = record.flags.has(Flags::SINK_HELD) && !record.flags.has(Flags::PAUSED);
+        let held = record.flags.has(Flags::THROTTLED) && !record.flags.has(Flags::PAUSED);
         match record.rare().and_then(|rare| rare.sink) {
             Some(sink) if held && record.owed == 0 => self.look(sink),
             _ => false,

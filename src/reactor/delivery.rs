@@ -10,11 +10,12 @@
 use super::Reactor;
 use crate::backend::Backend;
 use crate::canary::{Canary, planted};
+use crate::close::Timeout;
 use crate::context::LoopState;
 use crate::core::deadlines::{Deadline, check_pause};
-use crate::core::table::{ConnId, Delivery};
-use crate::error::Timeout;
+use crate::core::table::Delivery;
 use crate::handler::Handler;
+use crate::id::ConnId;
 use crate::time::Instant;
 
 /// What an end that depends on delivery is to do.

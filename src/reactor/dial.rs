@@ -7,13 +7,15 @@ use super::Reactor;
 use crate::address::{Address, Target};
 use crate::backend::{Backend, Token};
 use crate::canary::{Canary, planted};
+use crate::close::CloseReason;
 use crate::context::Purpose;
 use crate::core::budget::Step;
 use crate::core::deadlines::Deadline;
+use crate::core::flags::Flags;
 use crate::core::lifecycle::State;
-use crate::core::table::{ConnId, Dial, Flags};
-use crate::error::CloseReason;
+use crate::core::table::Dial;
 use crate::handler::Handler;
+use crate::id::ConnId;
 use crate::log::debug;
 
 /// The pauses before an attempt on a full backlog is repeated: they begin short, as a server that is
@@ -103,7 +105,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             }
             // A spurious event; the attempt goes on.
             Ok(false) => {
-                record.flags.remove(Flags::WRITE_READY.and(Flags::READ_READY).and(Flags::HANGUP));
+                record.flags.remove(Flags::READINESS);
             }
             Err(error) => {
                 self.note_failure(id, error);
@@ -163,7 +165,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             let now = self.shared.now;
             let record = self.shared.table.at(id.index());
             debug_assert_eq!(record.state(), State::Connecting);
-            record.flags.remove(Flags::WRITE_READY.and(Flags::READ_READY).and(Flags::HANGUP));
+            record.flags.remove(Flags::READINESS);
             record.clocks.set(Deadline::ConnectAttempt, now);
             record.flags.insert(Flags::REARM);
             let Some(address) = record.dial().and_then(|dial| dial.addresses.pop()) else {

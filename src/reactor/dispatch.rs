@@ -9,11 +9,12 @@ use super::io::Delivery;
 use super::{Reactor, Slot};
 use crate::backend::Backend;
 use crate::canary::{Canary, planted};
+use crate::close::CloseReason;
 use crate::conn::Conn;
 use crate::context::{Context, LoopState};
-use crate::core::table::{ConnId, Flags};
-use crate::error::CloseReason;
+use crate::core::flags::Flags;
 use crate::handler::Handler;
+use crate::id::ConnId;
 use crate::log::error;
 use crate::unwind::{catch, discard};
 

@@ -5,8 +5,9 @@ use std::{error, fmt, io};
 use super::{Reactor, Report};
 use crate::backend::Backend;
 use crate::canary::{Canary, planted};
-use crate::core::table::Flags;
-use crate::error::{CloseReason, Error};
+use crate::close::CloseReason;
+use crate::core::flags::{ColdFlags, Flags};
+use crate::error::Error;
 use crate::handler::Handler;
 use crate::log::warn;
 
@@ -71,7 +72,9 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         }
         for id in &ids {
             self.drop_output(*id);
-            self.shared.table.at(id.index()).flags.insert(Flags::RESET.and(Flags::REAPED));
+            let record = self.shared.table.at(id.index());
+            record.cold_flags.insert(ColdFlags::RESET);
+            record.flags.insert(Flags::REAPED);
         }
         self.shared.reaped = ids;
         while !self.shared.reaped.is_empty() {

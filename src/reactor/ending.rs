@@ -4,11 +4,14 @@ use super::Reactor;
 use super::accept::see_off;
 use crate::backend::{Backend, Token};
 use crate::canary::{Canary, planted};
+use crate::close::CloseMode;
+use crate::close::{CloseReason, Closed, Timeout};
 use crate::core::budget;
-use crate::core::lifecycle::{Ending, State, Step};
-use crate::core::table::{ConnId, Flags, Record};
-use crate::error::{CloseReason, Closed, Timeout};
+use crate::core::flags::{ColdFlags, Flags};
+use crate::core::lifecycle::{State, Step};
+use crate::core::table::Record;
 use crate::handler::Handler;
+use crate::id::ConnId;
 use crate::log::debug;
 
 impl<H: Handler, B: Backend> Reactor<H, B> {
@@ -16,7 +19,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     pub(super) fn begin_closing(&mut self, handler: &mut H, id: ConnId, reason: CloseReason) {
         let record = self.shared.table.at(id.index());
         debug_assert!(record.reason.is_none(), "{id} ends once");
-        let ending = Ending::of(reason);
+        let ending = reason.mode();
         // The peer's last bytes are worth waiting for only if they could turn our close into a
         // reset that destroys a reply: nginx's rule for lingering_close.
         let unborn = record.state() == State::Connecting;
@@ -24,7 +27,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         record.reason = Some(reason);
         record.asked = None;
         record.flags.remove(Flags::ASKED.and(Flags::HAS_TIMER).and(Flags::PAUSED));
-        record.flags.set(Flags::LAST_WORDS, ending == Ending::Flush);
+        record.cold_flags.set(ColdFlags::LAST_WORDS, ending == CloseMode::Flush);
         record.step(Step::Close);
         if let Some(rare) = record.rare_if_any() {
             rare.delivery = None;
@@ -33,24 +36,24 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         self.call(id, "on_closing", |conn, session| handler.on_closing(conn, session, &reason));
 
         // Nothing is sent any more: the usual end of a peer that is gone.
-        if matches!(ending, Ending::Drop | Ending::Reset) {
-            return self.drop_output_and_release(id, ending == Ending::Reset);
+        if matches!(ending, CloseMode::Drop | CloseMode::Reset) {
+            return self.drop_output_and_release(id, ending == CloseMode::Reset);
         }
         let record = self.shared.table.at(id.index());
-        record.flags.remove(Flags::LAST_WORDS);
+        record.cold_flags.remove(ColdFlags::LAST_WORDS);
         let eof = record.flags.has(Flags::EOF);
         // A peer that has had our FIN for that long is not waited for again.
         let waited = reason == CloseReason::Timeout(Timeout::HalfClosed);
-        let quick = ending == Ending::Close || quiet_stop || waited;
+        let quick = ending == CloseMode::Close || quiet_stop || waited;
         let lingers = record.flags.has(Flags::WROTE) && !eof && !quick;
-        record.flags.set(Flags::LINGERING, lingers);
-        let mut flushes = ending == Ending::Flush;
+        record.cold_flags.set(ColdFlags::LINGERING, lingers);
+        let mut flushes = ending == CloseMode::Flush;
         if quick && !eof {
             // What the peer has not received yet, the next byte from it would destroy.
             let unsent = self.undelivered(id);
             if unsent > 0 {
                 self.await_last_delivery(id, unsent);
-                self.shared.table.at(id.index()).flags.insert(Flags::LINGERING);
+                self.shared.table.at(id.index()).cold_flags.insert(ColdFlags::LINGERING);
                 flushes = true;
             }
         }
@@ -75,8 +78,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let record = self.shared.table.at(id.index());
         record.flags.remove(Flags::ASKED);
         // The peer is gone, or somebody lost patience.
-        if let Some(reason) = record.asked.take().or_else(|| record.broken.take()) {
-            let reset = Ending::of(reason) == Ending::Reset;
+        if let Some(reason) = record.asked.take().or_else(|| record.take_broken()) {
+            let reset = reason.mode() == CloseMode::Reset;
             return self.drop_output_and_release(id, reset);
         }
         if !record.output.is_empty() {
@@ -85,7 +88,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let Some(stream) = self.slots[id.index()].stream.as_mut() else {
             return self.release(id);
         };
-        if !record.flags.has(Flags::LINGERING) || record.flags.has(Flags::EOF) {
+        if !record.cold_flags.has(ColdFlags::LINGERING) || record.flags.has(Flags::EOF) {
             self.release(id);
         } else if !record.flags.has(Flags::FIN) {
             match self.backend.finish(stream) {
@@ -104,7 +107,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     #[inline(always)]
     pub(super) fn drop_output_and_release(&mut self, id: ConnId, reset: bool) {
         let record = self.shared.table.at(id.index());
-        record.flags.set(Flags::RESET, reset);
+        record.cold_flags.set(ColdFlags::RESET, reset);
         if !record.output.is_empty() {
             self.drop_output(id);
         }
@@ -137,7 +140,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     pub(super) fn discard(&mut self, id: ConnId) {
         let record = self.shared.table.at(id.index());
         let panicked = record.asked == Some(CloseReason::HandlerPanic);
-        record.flags.set(Flags::RESET, panicked);
+        record.cold_flags.set(ColdFlags::RESET, panicked);
         if !panicked {
             debug!(%id, "the handler refuses a connection");
             if let Some(stream) = self.slots[id.index()].stream.as_mut() {
@@ -167,7 +170,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             let id = &reaped[done];
             done += 1;
             let record = self.shared.table.at(id.index());
-            let (reset, unseen) = (record.flags.has(Flags::RESET), ends_unseen(record));
+            let (reset, unseen) = (record.cold_flags.has(ColdFlags::RESET), ends_unseen(record));
             self.say_closed(handler, *id);
             let slot = &mut self.slots[id.index()];
             if slot.input.capacity() > 0 {
@@ -215,7 +218,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             reason,
             bytes_in: record.bytes_in,
             bytes_out: record.bytes_out,
-            unsent: record.dropped,
+            unsent: record.dropped(),
             opened_at: record.opened_at,
             age: now.duration_since(record.opened_at),
         };
@@ -228,7 +231,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
 /// has not sent its FIN, and neither a FIN nor a reset of ours says it. A close says it if the
 /// descriptor is the socket's only one, which we cannot know.
 fn ends_unseen(record: &Record) -> bool {
-    let said = record.flags.has(Flags::EOF.and(Flags::FIN).and(Flags::RESET));
+    let said =
+        record.flags.has(Flags::EOF.and(Flags::FIN)) || record.cold_flags.has(ColdFlags::RESET);
     // Without a reason it was refused, with a FIN; and after an error there is no peer.
-    !said && record.reason.is_some_and(|reason| Ending::of(reason) != Ending::Drop)
+    !said && record.reason.is_some_and(|reason| reason.mode() != CloseMode::Drop)
 }

@@ -9,13 +9,15 @@ use super::dispatch::call_data;
 use super::{READ_BUDGET, Reactor, refresh_now_if_stale};
 use crate::backend::Backend;
 use crate::canary::{Canary, planted};
+use crate::close::{CloseReason, OsError};
 use crate::context::LoopState;
 use crate::core::deadlines::Deadline;
+use crate::core::flags::{ColdFlags, Flags};
 use crate::core::lifecycle::{State, Step};
 use crate::core::stats::Counters;
-use crate::core::table::{ConnId, Flags, Record};
-use crate::error::{CloseReason, OsError};
+use crate::core::table::Record;
 use crate::handler::Handler;
+use crate::id::ConnId;
 use crate::log::{hears, trace};
 use crate::time::Instant;
 
@@ -86,19 +88,10 @@ pub(super) enum Read {
     Rested,
 }
 
-/// Marks that keep input in the socket, whatever is ready.
-const UNREAD: Flags = Flags::PAUSED
-    .and(Flags::SINK_HELD)
-    .and(Flags::OUTPUT_HELD)
-    .and(Flags::EOF)
-    .and(Flags::DATA_DUE)
-    .and(Flags::DRAINED)
-    .and(Flags::ASKED);
-
 /// Whether an open connection is to be read.
 #[inline(always)]
 pub(super) const fn wants_reading(flags: Flags) -> bool {
-    flags.has(Flags::READ_READY) && !flags.has(UNREAD)
+    flags.has(Flags::READ_READY) && !flags.has(Flags::NOT_READ)
 }
 
 impl<H: Handler, B: Backend> Reactor<H, B> {
@@ -275,9 +268,9 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         {
             record.flags.remove(Flags::CONGESTED.and(Flags::OUTPUT_HELD));
             if !planted(Canary::WatermarkEdgeLost) {
-                record.flags.insert(Flags::DRAINED.and(Flags::DATA_DUE));
+                record.flags.insert(Flags::CALLBACK_DUE);
             }
-            if record.flags.has(Flags::IS_SINK) {
+            if record.cold_flags.has(ColdFlags::IS_SINK) {
                 self.shared.release_feeders(id);
             }
         }
@@ -509,8 +502,7 @@ fn count_part(record: &mut Record, consumed: bool, now: Instant) -> bool {
 
 #[inline(always)]
 fn count_whole(record: &mut Record) -> bool {
-    let counts = !record.flags.has(Flags::COUNTS_REQUESTS.and(Flags::TUNNEL))
-        || planted(Canary::InputCounted);
+    let counts = !record.flags.has(Flags::NOT_COUNTED) || planted(Canary::InputCounted);
     if counts {
         record.requests = record.requests.wrapping_add(1);
     }
@@ -540,7 +532,7 @@ fn handle_read_error(record: &mut Record, error: &io::Error) -> Read {
         Failure::WouldBlock
             if planted(Canary::EndlessReading) && record.state() != State::Closing => {}
         Failure::WouldBlock => {
-            record.flags.remove(Flags::READ_READY.and(Flags::HANGUP));
+            record.flags.remove(Flags::MAY_READ);
         }
         Failure::Interrupted => return Read::More,
         _ if planted(Canary::SwallowedReset) => record.flags.remove(Flags::READ_READY),
@@ -599,7 +591,7 @@ fn handle_write_error(record: &mut Record, error: &io::Error) {
         failure => {
             record.flags.remove(Flags::WRITE_READY);
             record.flags.insert(Flags::BROKEN.and(Flags::ASKED));
-            record.broken = Some(failure.reason(error));
+            record.rare_mut().broken = Some(failure.reason(error));
         }
     }
 }

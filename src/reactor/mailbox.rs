@@ -11,9 +11,9 @@ use crate::canary::{Canary, planted};
 use crate::conn::Conn;
 use crate::context::Context;
 use crate::core::stats::{Counters, Stats};
-use crate::core::table::ConnId;
 use crate::error::PostError;
 use crate::handler::Handler;
+use crate::id::ConnId;
 use crate::unwind::drop_caught;
 
 /// What is posted to the reactor.

@@ -39,11 +39,13 @@ use crate::backend::{Backend, Events, Os, Readiness, Source};
 use crate::config::{Config, ListenConfig};
 use crate::context::{Context, LoopState};
 use crate::core::budget::{Budget, ITEMS_PER_STEP, STEP_NANOS, Step};
+use crate::core::flags::Flags;
 use crate::core::lifecycle::State;
 use crate::core::pressure::SHRINKS_FROM;
-use crate::core::table::{CAPACITY_MAX, ConnId, Flags, ListenerId};
+use crate::core::table::CAPACITY_MAX;
 use crate::error::Error;
 use crate::handler::Handler;
+use crate::id::{ConnId, ListenerId};
 use crate::log::{error, hears, info, trace, warn};
 use crate::time::Instant;
 

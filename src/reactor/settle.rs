@@ -5,23 +5,22 @@ use super::io::Read;
 use super::{Reactor, Slot};
 use crate::backend::Backend;
 use crate::canary::{Canary, planted};
+use crate::close::CloseMode;
+use crate::close::CloseReason;
 use crate::context::LoopState;
-use crate::core::deadlines::{Deadline, Facts, Set};
-use crate::core::lifecycle::{Ending, State, Step};
-use crate::core::table::{ConnId, Flags, Record};
-use crate::error::CloseReason;
+use crate::core::deadlines::{Deadline, DeadlineInputs, Set};
+use crate::core::flags::Flags;
+use crate::core::lifecycle::{State, Step};
+use crate::core::table::Record;
 use crate::handler::Handler;
-
-/// Marks of a record that something is to be done or ended for.
-const UNUSUAL: Flags =
-    Flags::ASKED.and(Flags::BROKEN).and(Flags::EOF).and(Flags::FINISH).and(Flags::RETIRING);
+use crate::id::ConnId;
 
 impl<H: Handler, B: Backend> Reactor<H, B> {
     /// Does all that a connection is ready for, each thing within its budget.
     pub(super) fn serve(&mut self, handler: &mut H, id: ConnId) {
         let record = self.shared.table.at(id.index());
         if matches!(record.state(), State::Connected | State::Idle) {
-            if !record.output.is_empty() || record.flags.has(Flags::DRAINED.and(Flags::DATA_DUE)) {
+            if !record.output.is_empty() || record.flags.has(Flags::CALLBACK_DUE) {
                 self.serve_due(handler, id);
             }
             self.receive(handler, id);
@@ -84,7 +83,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     pub(super) fn settle(&mut self, handler: &mut H, id: ConnId) {
         let looks_from = self.shared.bounds.looks_from;
         let record = self.shared.table.at(id.index());
-        if record.flags.has(UNUSUAL) || record.requests >= looks_from {
+        if record.flags.has(Flags::TO_ACT_ON) || record.requests >= looks_from {
             self.act(handler, id);
             if self.shared.table.at(id.index()).flags.has(Flags::REAPED) {
                 return;
@@ -111,7 +110,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// [`Reactor::resettle`] for a quiet connection that only waits for its peer. Returns whether
     /// it is one.
     #[inline(always)]
-    fn settle_plain(&mut self, id: ConnId, facts: Facts) -> bool {
+    fn settle_plain(&mut self, id: ConnId, facts: DeadlineInputs) -> bool {
         let Some(deadline) = facts.plain() else { return false };
         let LoopState { table, profiles, counters, now, .. } = &mut self.shared;
         let record = table.at(id.index());
@@ -211,13 +210,13 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             // The end that is under way finds it broken.
             return;
         }
-        let Some(reason) = record.broken.take() else { return };
+        let Some(reason) = record.take_broken() else { return };
         record.flags.remove(Flags::ASKED);
-        record.flags.insert(Flags::READ_READY.and(Flags::HANGUP));
+        record.flags.insert(Flags::MAY_READ);
         self.receive(handler, id);
         let record = self.shared.table.at(id.index());
         // It was broken before the handler asked for an end that would flush.
-        if record.asked.is_none_or(|asked| Ending::of(asked) != Ending::Reset) {
+        if record.asked.is_none_or(|asked| asked.mode() != CloseMode::Reset) {
             record.asked = Some(reason);
         }
     }
@@ -226,7 +225,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     fn send_fin(&mut self, id: ConnId) {
         let record = self.shared.table.at(id.index());
         // A FIN behind bytes that were dropped would pass off what came before as all there is.
-        let dropped = record.asked.is_some_and(|asked| Ending::of(asked) != Ending::Flush);
+        let dropped = record.asked.is_some_and(|asked| asked.mode() != CloseMode::Flush);
         let due = record.flags.has(Flags::FINISH)
             && !dropped
             && !record.flags.has(Flags::FIN)

@@ -6,15 +6,17 @@ use std::{fmt, io};
 
 use super::Reactor;
 use crate::backend::Backend;
+use crate::close::CloseReason;
 use crate::config::{Config, SHUTDOWN_TIMEOUT};
 use crate::context::{Purpose, TICK};
 use crate::core::burst::Burst;
 use crate::core::deadlines::Deadline;
+use crate::core::flags::Flags;
 use crate::core::lifecycle::State;
 use crate::core::stats::Stats;
-use crate::core::table::{ConnId, Cursor, Flags};
-use crate::error::CloseReason;
+use crate::core::table::Cursor;
 use crate::handler::Handler;
+use crate::id::ConnId;
 use crate::log::info;
 use crate::time::{Instant, nanos, share_of};
 

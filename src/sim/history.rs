@@ -6,8 +6,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use super::errno::Named;
 use super::fault::Call;
-use crate::core::table::ConnId;
-use crate::error::CloseReason;
+use crate::close::CloseReason;
+use crate::id::ConnId;
 use crate::time::Instant;
 
 /// Events that are kept: what fits on a screen. Older ones are for [`TRACE`].

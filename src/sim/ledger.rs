@@ -8,11 +8,12 @@ use bytes::BytesMut;
 
 use super::net::Net;
 use crate::backend::Token;
+use crate::close::{CloseReason, Timeout};
 use crate::conn::Conn;
 use crate::context::Context;
 use crate::core::deadlines::Deadline;
-use crate::core::table::{ConnId, Flags};
-use crate::error::{CloseReason, Timeout};
+use crate::core::flags::Flags;
+use crate::id::ConnId;
 use crate::time::Instant;
 
 /// Pieces of queued output that are looked at.

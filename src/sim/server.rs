@@ -13,11 +13,11 @@ use super::net::{FDS_FIXED, Holder, Net};
 use super::watch::Watched;
 use crate::address::Address;
 use crate::backend::Token;
+use crate::close::{CloseReason, Closed};
 use crate::config::Timeouts;
 use crate::context::Context;
 use crate::core::lifecycle::State;
 use crate::core::stats::Stats;
-use crate::error::{CloseReason, Closed};
 use crate::handler::Handler;
 use crate::reactor::{Handle, Holdings, Memory, Reactor};
 use crate::time::Instant;
@@ -165,7 +165,8 @@ impl<H: Handler> Server<H> {
     ///   meanwhile by [`late`](super::Faults::late), [`stall`](super::Faults::stall) or
     ///   [`clock_jump`](super::Faults::clock_jump) nobody is to blame.
     ///
-    /// [`Abort`](CloseReason::Abort) and [`Local`](CloseReason::Local) are left out because the
+    /// [`HandlerAbort`](CloseReason::HandlerAbort) and
+    /// [`HandlerClose`](CloseReason::HandlerClose) are left out because the
     /// handler asked for them, every other reason because it is the peer's or the system's.
     ///
     /// # Panics

@@ -16,13 +16,13 @@ use super::history::{Deed, Of};
 use super::ledger::{self, Account};
 use super::net::Net;
 use crate::backend::Token;
+use crate::close::CloseMode;
+use crate::close::{CloseReason, Closed, Timeout};
 use crate::config::{Config, Rate, Timeouts};
 use crate::conn::Conn;
-use crate::context::{AlarmId, Context};
-use crate::core::lifecycle::Ending;
-use crate::core::table::{ConnId, ListenerId};
-use crate::error::{CloseReason, Closed, Timeout};
+use crate::context::Context;
 use crate::handler::Handler;
+use crate::id::{AlarmId, ConnId, ListenerId};
 use crate::time::{Instant, nanos};
 
 /// How much longer than the world's clock a host's may take over a limit's time: its clock may
@@ -401,7 +401,7 @@ impl<H: Handler> Handler for Watched<H> {
         }
         self.run(What::Closing, id, |handler| handler.on_closing(conn, session, reason));
         // Elsewhere what was queued is dropped, and may be already.
-        if Ending::of(*reason) == Ending::Flush {
+        if reason.mode() == CloseMode::Flush {
             self.note_left(conn);
         }
     }

@@ -797,7 +797,7 @@ fn feeding_a_sink_that_closes_holds_nobody<W: World>(world: &mut W) {
     let (sink, _) = scene.enter();
     let (feeder, number) = scene.enter();
     scene.send(sink, b"x");
-    scene.saw(0, What::Closing(CloseReason::Local));
+    scene.saw(0, What::Closing(CloseReason::HandlerClose));
     scene.send(feeder, b"x");
     scene.saw(number, What::Data(1));
     scene.reset(sink);

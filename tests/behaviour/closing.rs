@@ -174,7 +174,7 @@ fn the_last_reply_leaves_before_the_end<W: World>(world: &mut W) {
     assert_eq!(end, Got::Eof);
     scene.expect_none_closed();
     scene.leave(peer);
-    let closed = scene.expect_closed(CloseReason::Local);
+    let closed = scene.expect_closed(CloseReason::HandlerClose);
     assert_eq!((closed.bytes_out, closed.unsent), (LEN as u64, 0));
     assert_eq!(scene.reactor.handle().stats().linger_expired, 0);
     scene.expect_service();
@@ -188,7 +188,7 @@ fn a_peer_that_is_silent_after_our_fin_is_waited_for_in_vain<W: World>(world: &m
     let start = scene.now();
     scene.send(peer, b"x");
     assert_eq!(scene.read_to_end(peer), (b"bbb".to_vec(), Got::Eof));
-    scene.expect_closed(CloseReason::Local);
+    scene.expect_closed(CloseReason::HandlerClose);
     scene.assert_took(start, millis(120));
     assert_eq!(scene.reactor.handle().stats().linger_expired, 1);
     scene.expect_service();
@@ -204,8 +204,8 @@ fn a_peer_that_talks_on_after_our_fin_is_heard_for_so_long<W: World>(world: &mut
     scene.send(peer, b"x");
     scene.expect(peer, b"bbb");
     scene.drip(peer, &[b'x'; 20], millis(60));
-    scene.expect_closed(CloseReason::Local);
-    let took = scene.script.when(0, What::Closed(CloseReason::Local)).unwrap() - start;
+    scene.expect_closed(CloseReason::HandlerClose);
+    let took = scene.script.when(0, What::Closed(CloseReason::HandlerClose)).unwrap() - start;
     assert!(took >= millis(600), "{took:?}");
     assert!(took < millis(1_100), "{took:?}");
     scene.expect_service();
@@ -221,7 +221,7 @@ fn nobody_lingers_for_a_peer_that_sent_its_fin<W: World>(world: &mut W) {
     let peer = scene.connect();
     scene.send(peer, b"x");
     scene.half_close(peer);
-    let closed = scene.expect_closed(CloseReason::Local);
+    let closed = scene.expect_closed(CloseReason::HandlerClose);
     assert!(closed.age < Duration::from_secs(2), "{:?}", closed.age);
     assert_eq!(scene.read_to_end(peer), (b"bye".to_vec(), Got::Eof));
     scene.expect_service();
@@ -235,7 +235,7 @@ fn nobody_lingers_where_nothing_was_written<W: World>(world: &mut W) {
     let mut scene = Scene::new(world, Config::default(), script);
     let peer = scene.connect();
     scene.send(peer, b"x");
-    let closed = scene.expect_closed(CloseReason::Local);
+    let closed = scene.expect_closed(CloseReason::HandlerClose);
     assert!(closed.age < Duration::from_secs(2), "{:?}", closed.age);
     scene.expect_eof(peer);
     scene.expect_service();
@@ -261,7 +261,7 @@ fn a_long_reply_survives_the_upload_it_cut_short<W: World>(world: &mut W) {
     assert_same(&reply, &vec![b'c'; LEN]);
     assert_eq!(scene.read_to_end(peer), (Vec::new(), Got::Eof));
     scene.leave(peer);
-    let closed = scene.expect_closed(CloseReason::Local);
+    let closed = scene.expect_closed(CloseReason::HandlerClose);
     assert_eq!(closed.unsent, 0);
     scene.expect_service();
 }
@@ -282,8 +282,8 @@ fn the_last_output_must_leave_at_the_least_rate<W: World>(world: &mut W) {
         scene.wait(millis(10));
     }
     // The reason is the first one, what became of the output is in the numbers.
-    let closed = scene.expect_closed(CloseReason::Local);
-    let took = scene.script.when(0, What::Closed(CloseReason::Local)).unwrap() - start;
+    let closed = scene.expect_closed(CloseReason::HandlerClose);
+    let took = scene.script.when(0, What::Closed(CloseReason::HandlerClose)).unwrap() - start;
     assert!(took >= millis(200), "early: {took:?}");
     assert!(took < millis(900), "late: {took:?}");
     assert!(closed.unsent > 0);
@@ -311,7 +311,7 @@ fn the_last_output_may_leave_slowly<W: World>(world: &mut W) {
     scene.read(peer, LARGE - count);
     scene.expect_eof(peer);
     scene.leave(peer);
-    assert_eq!(scene.expect_closed(CloseReason::Local).unsent, 0);
+    assert_eq!(scene.expect_closed(CloseReason::HandlerClose).unsent, 0);
     scene.expect_service();
 }
 
@@ -341,7 +341,7 @@ fn a_closing_connection_whose_reader_froze_is_reset<W: World>(world: &mut W) {
     scene.turn();
     let start = scene.now();
     scene.send(peer, b"x");
-    let closed = scene.expect_closed(CloseReason::Local);
+    let closed = scene.expect_closed(CloseReason::HandlerClose);
     scene.assert_took(start, millis(150));
     assert!(closed.unsent > 0);
     let (_, end) = scene.read_to_end(peer);
@@ -423,7 +423,7 @@ fn a_reset_ends_a_closing_connection<W: World>(world: &mut W) {
     assert_eq!(scene.read_to_end(peer), (b"bbb".to_vec(), Got::Eof));
     scene.expect_none_closed();
     scene.reset(peer);
-    let closed = scene.expect_closed(CloseReason::Local);
+    let closed = scene.expect_closed(CloseReason::HandlerClose);
     assert!(closed.age < Duration::from_secs(2), "it waits for nobody: {:?}", closed.age);
     scene.expect_service();
 }
@@ -432,10 +432,10 @@ fn a_reset_ends_a_closing_connection_with_output_queued<W: World>(world: &mut W)
     let mut scene = Scene::new(world, Config::default(), answer_and_close(LARGE));
     let peer = scene.connect_small();
     scene.send(peer, b"x");
-    scene.saw(0, What::Closing(CloseReason::Local));
+    scene.saw(0, What::Closing(CloseReason::HandlerClose));
     scene.wait(millis(20));
     scene.reset(peer);
-    let closed = scene.expect_closed(CloseReason::Local);
+    let closed = scene.expect_closed(CloseReason::HandlerClose);
     assert!(closed.age < Duration::from_secs(2), "{:?}", closed.age);
     assert!(closed.unsent > 0);
     assert_eq!(closed.bytes_out + closed.unsent, LARGE as u64);

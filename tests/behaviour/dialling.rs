@@ -211,7 +211,7 @@ fn a_dial_may_be_closed_in_on_open<W: World>(world: &mut W) {
     });
     let mut scene = Scene::new(world, Config::default(), script);
     dial(&mut scene, address);
-    scene.expect_closed(CloseReason::Local);
+    scene.expect_closed(CloseReason::HandlerClose);
     assert!(scene.world.answer(&mut door).is_none());
     scene.expect_service();
 }
@@ -227,7 +227,7 @@ fn a_dial_may_be_aborted_in_on_open<W: World>(world: &mut W) {
     });
     let mut scene = Scene::new(world, Config::default(), script);
     dial(&mut scene, address);
-    let closed = scene.expect_closed(CloseReason::Abort);
+    let closed = scene.expect_closed(CloseReason::HandlerAbort);
     assert_eq!((closed.bytes_out, closed.unsent), (0, 10));
     scene.expect_service();
 }
@@ -364,7 +364,7 @@ fn a_server_may_dial_itself<W: World>(world: &mut W) {
     let address = scene.address.clone();
     dial(&mut scene, address);
     let reasons = [scene.closed().reason, scene.closed().reason];
-    assert!(reasons.contains(&CloseReason::Local), "{reasons:?}");
+    assert!(reasons.contains(&CloseReason::HandlerClose), "{reasons:?}");
     assert!(reasons.contains(&CloseReason::PeerEof), "{reasons:?}");
     assert_eq!(scene.reactor.handle().stats().panics, 0);
     scene.expect_service();
@@ -436,7 +436,7 @@ fn a_timer_comes_while_nobody_answers<W: World>(world: &mut W) {
         .when_timer(|conn, _| conn.abort());
     let mut scene = Scene::new(world, Config::default(), script);
     dial(&mut scene, address);
-    let closed = scene.expect_closed(CloseReason::Abort);
+    let closed = scene.expect_closed(CloseReason::HandlerAbort);
     assert_on_time(closed.age, millis(80));
     scene.expect_service();
 }
@@ -520,7 +520,7 @@ fn a_dial_may_be_closed_while_nobody_answers<W: World>(world: &mut W) {
         assert_eq!(conn.state(), State::Connecting);
         conn.close();
     });
-    let closed = scene.expect_closed(CloseReason::Local);
+    let closed = scene.expect_closed(CloseReason::HandlerClose);
     assert!(closed.age < Duration::from_secs(2), "{:?}", closed.age);
     assert!(scene.reactor.context().is_empty());
     scene.expect_service();
@@ -617,7 +617,7 @@ fn a_dial_in_on_open_of_a_dial_may_be_closed_at_once<W: World>(world: &mut W) {
     }
     dial(&mut scene, address);
     let peer = scene.answer(&mut door);
-    let closed = scene.expect_closed(CloseReason::Local);
+    let closed = scene.expect_closed(CloseReason::HandlerClose);
     assert_eq!(closed.id, scene.script.ids[3]);
     scene.leave(peer);
     scene.expect_closed(CloseReason::PeerEof);

@@ -69,7 +69,7 @@ fn on_open_may_close<W: World>(world: &mut W) {
     let peer = scene.connect();
     assert_eq!(scene.read_to_end(peer), (b"busy".to_vec(), Got::Eof));
     scene.leave(peer);
-    scene.expect_closed(CloseReason::Local);
+    scene.expect_closed(CloseReason::HandlerClose);
     scene.expect_service();
 }
 
@@ -83,7 +83,7 @@ fn on_open_may_abort<W: World>(world: &mut W) {
     let mut scene = Scene::new(world, Config::default(), script);
     let peer = scene.connect();
     scene.expect_reset(peer);
-    scene.expect_closed(CloseReason::Abort);
+    scene.expect_closed(CloseReason::HandlerAbort);
     scene.expect_service();
 }
 
@@ -96,7 +96,7 @@ fn on_connected_may_close<W: World>(world: &mut W) {
     let mut scene = Scene::new(world, Config::default(), script);
     let peer = scene.connect();
     scene.expect_eof(peer);
-    scene.expect_closed(CloseReason::Local);
+    scene.expect_closed(CloseReason::HandlerClose);
     scene.expect_service();
 }
 
@@ -110,7 +110,7 @@ fn on_data_may_close<W: World>(world: &mut W) {
     scene.send(peer, b"left unread");
     assert_eq!(scene.read_to_end(peer), (b"bye".to_vec(), Got::Eof));
     scene.leave(peer);
-    scene.expect_closed(CloseReason::Local);
+    scene.expect_closed(CloseReason::HandlerClose);
     assert_eq!(scene.script.count(0, What::Data(11)), 1, "it hears no more");
     scene.expect_service();
 }
@@ -125,7 +125,7 @@ fn on_idle_may_close<W: World>(world: &mut W) {
     scene.send(peer, b"hello");
     assert_eq!(scene.read_to_end(peer), (b"hello".to_vec(), Got::Eof));
     scene.leave(peer);
-    scene.expect_closed(CloseReason::Local);
+    scene.expect_closed(CloseReason::HandlerClose);
     scene.expect_service();
 }
 
@@ -139,7 +139,7 @@ fn on_active_may_close<W: World>(world: &mut W) {
     scene.send(peer, b"again");
     scene.expect_eof(peer);
     scene.leave(peer);
-    scene.expect_closed(CloseReason::Local);
+    scene.expect_closed(CloseReason::HandlerClose);
     scene.expect_service();
 }
 
@@ -150,7 +150,7 @@ fn on_eof_may_close<W: World>(world: &mut W) {
     scene.send(peer, b"hello");
     scene.half_close(peer);
     assert_eq!(scene.read_to_end(peer), (b"hello".to_vec(), Got::Eof));
-    scene.expect_closed(CloseReason::Local);
+    scene.expect_closed(CloseReason::HandlerClose);
     scene.expect_service();
 }
 
@@ -165,7 +165,7 @@ fn on_timer_may_close<W: World>(world: &mut W) {
     let mut scene = Scene::new(world, Config::default(), script);
     let peer = scene.connect();
     scene.expect_eof(peer);
-    scene.expect_closed(CloseReason::Local);
+    scene.expect_closed(CloseReason::HandlerClose);
     scene.expect_service();
 }
 
@@ -190,7 +190,7 @@ fn on_drained_may_close<W: World>(world: &mut W) {
     let (bytes, end) = scene.read_to_end(peer);
     assert_eq!((bytes.len(), end), (LARGE + 3, Got::Eof));
     scene.leave(peer);
-    scene.expect_closed(CloseReason::Local);
+    scene.expect_closed(CloseReason::HandlerClose);
     scene.expect_service();
 }
 
@@ -225,8 +225,8 @@ fn closing_twice_is_closing_once<W: World>(world: &mut W) {
     scene.turn();
     scene.expect_none_closed();
     scene.leave(peer);
-    scene.expect_closed(CloseReason::Local);
-    assert_eq!(scene.script.count(0, What::Closing(CloseReason::Local)), 1);
+    scene.expect_closed(CloseReason::HandlerClose);
+    assert_eq!(scene.script.count(0, What::Closing(CloseReason::HandlerClose)), 1);
     scene.expect_service();
 }
 
@@ -239,12 +239,12 @@ fn closing_again_keeps_what_is_queued<W: World>(world: &mut W) {
     let mut scene = Scene::new(world, Config::default(), script);
     let peer = scene.connect();
     scene.send(peer, b"x");
-    scene.saw(0, What::Closing(CloseReason::Local));
+    scene.saw(0, What::Closing(CloseReason::HandlerClose));
     scene.with(0, |conn| conn.close());
     let (bytes, end) = scene.read_to_end(peer);
     assert_eq!((bytes.len(), end), (LARGE, Got::Eof));
     scene.leave(peer);
-    assert_eq!(scene.expect_closed(CloseReason::Local).unsent, 0);
+    assert_eq!(scene.expect_closed(CloseReason::HandlerClose).unsent, 0);
     scene.expect_service();
 }
 
@@ -258,7 +258,7 @@ fn abort_after_close_drops_what_was_queued<W: World>(world: &mut W) {
     let mut scene = Scene::new(world, Config::default(), script);
     let peer = scene.connect();
     scene.send(peer, b"x");
-    let closed = scene.expect_closed(CloseReason::Abort);
+    let closed = scene.expect_closed(CloseReason::HandlerAbort);
     assert!(closed.unsent > 0);
     assert_eq!(closed.bytes_out + closed.unsent, LARGE as u64);
     let (bytes, end) = scene.read_to_end(peer);
@@ -276,10 +276,10 @@ fn abort_reaches_a_connection_that_is_closing<W: World>(world: &mut W) {
     let mut scene = Scene::new(world, Config::default(), script);
     let peer = scene.connect();
     scene.send(peer, b"x");
-    scene.saw(0, What::Closing(CloseReason::Local));
+    scene.saw(0, What::Closing(CloseReason::HandlerClose));
     scene.with(0, |conn| conn.abort());
     // The reason is the first one.
-    let closed = scene.expect_closed(CloseReason::Local);
+    let closed = scene.expect_closed(CloseReason::HandlerClose);
     assert!(closed.unsent > 0);
     let (bytes, end) = scene.read_to_end(peer);
     assert!(bytes.len() < LARGE);
@@ -316,7 +316,7 @@ fn another_connection_may_be_closed<W: World>(world: &mut W) {
     scene.expect(actor, b"done");
     assert_eq!(scene.read_to_end(victim), (b"bye".to_vec(), Got::Eof));
     scene.leave(victim);
-    let closed = scene.expect_closed(CloseReason::Local);
+    let closed = scene.expect_closed(CloseReason::HandlerClose);
     assert_eq!(closed.id, scene.script.ids[0]);
     scene.expect_service();
 }
@@ -355,7 +355,7 @@ fn one_connection_may_close_all<W: World>(world: &mut W) {
     scene.send(peers[7], b"x");
     for peer in peers {
         scene.expect_eof(peer);
-        scene.expect_closed(CloseReason::Local);
+        scene.expect_closed(CloseReason::HandlerClose);
     }
     scene.expect_service();
 }
@@ -392,7 +392,7 @@ fn what_is_written_after_close_is_counted_as_unsent<W: World>(world: &mut W) {
     scene.send(peer, b"x");
     assert_eq!(scene.read_to_end(peer), (b"bye".to_vec(), Got::Eof));
     scene.leave(peer);
-    let closed = scene.expect_closed(CloseReason::Local);
+    let closed = scene.expect_closed(CloseReason::HandlerClose);
     assert_eq!((closed.bytes_out, closed.unsent), (3, 10_004));
     assert_eq!(scene.reactor.handle().stats().unsent, 10_004);
     scene.expect_service();
@@ -408,7 +408,7 @@ fn what_is_written_after_abort_is_counted_as_unsent<W: World>(world: &mut W) {
     let peer = scene.connect();
     scene.send(peer, b"x");
     scene.expect_reset(peer);
-    let closed = scene.expect_closed(CloseReason::Abort);
+    let closed = scene.expect_closed(CloseReason::HandlerAbort);
     assert_eq!((closed.bytes_out, closed.unsent), (0, 4));
     scene.expect_service();
 }
@@ -420,14 +420,14 @@ fn writes_in_on_closing_after_abort_are_dropped<W: World>(world: &mut W) {
             conn.abort();
         })
         .when_closing(|conn, _, reason| {
-            assert_eq!(*reason, CloseReason::Abort);
+            assert_eq!(*reason, CloseReason::HandlerAbort);
             conn.write(b"last words");
         });
     let mut scene = Scene::new(world, Config::default(), script);
     let peer = scene.connect();
     scene.send(peer, b"x");
     scene.expect_reset(peer);
-    let closed = scene.expect_closed(CloseReason::Abort);
+    let closed = scene.expect_closed(CloseReason::HandlerAbort);
     assert_eq!((closed.bytes_out, closed.unsent), (0, 10));
     scene.expect_service();
 }
@@ -500,7 +500,7 @@ fn abort_sends_nothing_more_though_there_is_room<W: World>(world: &mut W) {
     let mut scene = Scene::new(world, Config::default(), script);
     let peer = scene.connect();
     scene.send(peer, b"x");
-    scene.saw(0, What::Closing(CloseReason::Local));
+    scene.saw(0, What::Closing(CloseReason::HandlerClose));
     for _ in 0..5 {
         scene.turn();
     }
@@ -511,7 +511,7 @@ fn abort_sends_nothing_more_though_there_is_room<W: World>(world: &mut W) {
     assert_eq!(end, Got::Nothing);
     assert!(bytes.len() < LEN);
     scene.with(0, |conn| conn.abort());
-    let closed = scene.expect_closed(CloseReason::Local);
+    let closed = scene.expect_closed(CloseReason::HandlerClose);
     assert_eq!(closed.bytes_out, bytes.len() as u64);
     assert_eq!(closed.bytes_out + closed.unsent, LEN as u64);
     scene.expect_service();

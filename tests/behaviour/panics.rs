@@ -479,7 +479,7 @@ fn a_payload_that_panics_when_it_is_dropped_costs_one_connection<W: World>(world
         })
         .when_closed(move |_, _| panic_any(Bomb::new(&closed)));
     let mut scene = Scene::new(world, Config::default(), script);
-    let reasons = [CloseReason::HandlerPanic, CloseReason::HandlerPanic, CloseReason::Local];
+    let reasons = [CloseReason::HandlerPanic, CloseReason::HandlerPanic, CloseReason::HandlerClose];
     for reason in reasons {
         let (peer, _) = scene.enter();
         scene.send(peer, b"x");
@@ -529,7 +529,7 @@ fn shared_bytes_whose_owner_panics_cost_nothing<W: World>(world: &mut W) {
     scene.send(peer, b"2");
     scene.read(peer, 500 * 10_000);
     let mut expected = 501;
-    for (word, reason) in [(b"a", CloseReason::Abort), (b"p", CloseReason::HandlerPanic)] {
+    for (word, reason) in [(b"a", CloseReason::HandlerAbort), (b"p", CloseReason::HandlerPanic)] {
         let (peer, _) = scene.enter();
         scene.send(peer, word);
         let (_, end) = scene.read_to_end(peer);

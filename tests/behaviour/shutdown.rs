@@ -274,7 +274,7 @@ fn a_shutdown_does_not_wait_for_who_lingers<W: World>(world: &mut W) {
     end(&mut scene);
     let took = scene.now() - start;
     assert!(took < millis(650), "{took:?}");
-    scene.expect_closed(CloseReason::Local);
+    scene.expect_closed(CloseReason::HandlerClose);
 }
 
 fn two_calls_at_once_are_a_hard_stop<W: World>(world: &mut W) {

@@ -45,7 +45,7 @@ fn every_session_has_its_on_closed_at_the_end<W: World>(world: &mut W) {
 
     let reasons: Vec<_> = script.closed.iter().map(|closed| (closed.id, closed.reason)).collect();
     for (number, reason) in
-        [(0, CloseReason::HardStop), (1, CloseReason::HardStop), (2, CloseReason::Local)]
+        [(0, CloseReason::HardStop), (1, CloseReason::HardStop), (2, CloseReason::HandlerClose)]
     {
         assert!(reasons.contains(&(script.ids[number], reason)), "{number}: {reasons:?}");
     }

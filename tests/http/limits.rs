@@ -110,7 +110,7 @@ fn nobody_is_reset_for_too_much_input() {
     assert_eq!(take_replies(&peer, 1)[0].status, 501);
     drop(peer);
     sim.advance(secs(60));
-    assert_eq!(server.take_closed()[0].reason, CloseReason::Local);
+    assert_eq!(server.take_closed()[0].reason, CloseReason::HandlerClose);
 }
 
 #[test]

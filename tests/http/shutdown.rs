@@ -35,7 +35,7 @@ fn who_has_asked_is_answered_and_told_that_it_was_the_last() {
         assert!(server.is_finished());
         assert!(matches!(
             server.take_closed()[0].reason,
-            CloseReason::Shutdown | CloseReason::Local
+            CloseReason::Shutdown | CloseReason::HandlerClose
         ));
         sim.assert_clean();
     }

@@ -122,5 +122,5 @@ fn the_connection_ends_behind_a_last_stream() {
     assert_eq!(peer.closed(), Some(End::Fin));
     drop(peer);
     sim.advance(secs(20));
-    assert_eq!(server.take_closed()[0].reason, CloseReason::Local);
+    assert_eq!(server.take_closed()[0].reason, CloseReason::HandlerClose);
 }

@@ -24,7 +24,7 @@ use super::history::{Deed, History, Of, Outcome, Place};
 use super::random::{Random, Trace};
 use crate::address::Address;
 use crate::backend::{Readiness, Source, Token};
-use crate::core::table::ConnId;
+use crate::id::ConnId;
 use crate::time::{Instant, nanos};
 
 /// How the two ends of a connection reach each other.

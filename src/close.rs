@@ -1,0 +1,358 @@
+//! Why a connection ended, how each reason ends it, and what is known of it afterwards.
+//!
+//! One table for the reasons and one for the deadlines among them: label, index, mode, whose doing
+//! it was and text all follow from a line there.
+
+use std::time::Duration;
+use std::{error, fmt, io};
+
+use crate::address::Address;
+use crate::id::{ConnId, Origin};
+use crate::time::Instant;
+
+/// How the socket of a connection ends, once the reason is known.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum CloseMode {
+    /// Flush what is queued; then, where that helps, FIN and linger; then close.
+    Flush,
+    /// Drop what is queued, which is nothing, and close.
+    Close,
+    /// Drop what is queued and close: the peer is beyond reach.
+    Drop,
+    /// Drop what is queued and reset.
+    Reset,
+}
+
+/// Whose doing the end of a connection was: what an alert wants to know first.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+#[non_exhaustive]
+pub enum Fault {
+    /// Of none: a connection came to its end as planned.
+    None,
+    /// The peer's, or the network's between: it was late, left, or could not be reached.
+    Peer,
+    /// The handler's: it broke off, panicked, owed a reply for too long, or let bytes pile up.
+    Handler,
+    /// The load's: the connection made way for others.
+    Load,
+    /// The system's: a call failed for a reason of its own.
+    System,
+}
+
+/// Defines every reason once: what it means; its label; how it ends the socket; whose doing it is;
+/// its text.
+macro_rules! reasons {
+    ($(
+        $(#[$doc:meta])*
+        $name:ident $(($cause:ident: $type:ty))?: $label:literal, $mode:ident, $fault:ident, $text:literal;
+    )*) => {
+        /// Why a connection ended: set once, delivered once to
+        /// [`Handler::on_closed`](crate::Handler::on_closed), counted once in
+        /// [`Stats`](crate::Stats).
+        #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+        #[non_exhaustive]
+        pub enum CloseReason {
+            $($(#[$doc])* $name $(($type))?,)*
+            /// A deadline passed.
+            Timeout(Timeout),
+        }
+
+        /// The places of the reasons that are no deadlines.
+        #[repr(u8)]
+        enum Place { $($name,)* Timeouts }
+
+        impl CloseReason {
+            /// How many labels there are.
+            pub(crate) const COUNT: usize = Place::Timeouts as usize + Timeout::ALL.len();
+
+            /// The reason's name in counters and logs, such as `peer_eof` or `idle_timeout`.
+            pub const fn label(self) -> &'static str {
+                match self {
+                    $(Self::$name { .. } => $label,)*
+                    Self::Timeout(timeout) => timeout.label(),
+                }
+            }
+
+            /// Whose doing the end was.
+            pub const fn fault(self) -> Fault {
+                match self {
+                    $(Self::$name { .. } => Fault::$fault,)*
+                    Self::Timeout(timeout) => timeout.fault(),
+                }
+            }
+
+            /// How it ends the socket.
+            pub(crate) const fn mode(self) -> CloseMode {
+                match self {
+                    $(Self::$name { .. } => CloseMode::$mode,)*
+                    Self::Timeout(timeout) => timeout.mode(),
+                }
+            }
+
+            /// The place of this reason's counter, the same for all that share a label.
+            pub(crate) const fn index(self) -> usize {
+                match self {
+                    $(Self::$name { .. } => Place::$name as usize,)*
+                    Self::Timeout(timeout) => Place::Timeouts as usize + timeout as usize,
+                }
+            }
+
+            /// One reason for every label, at its index.
+            pub(crate) const fn of_index(index: usize) -> Self {
+                const PLAIN: [CloseReason; Place::Timeouts as usize] =
+                    [$(CloseReason::$name $((<$type>::UNKNOWN))?,)*];
+                if index < PLAIN.len() {
+                    PLAIN[index]
+                } else {
+                    Self::Timeout(Timeout::ALL[index - PLAIN.len()])
+                }
+            }
+        }
+
+        impl fmt::Display for CloseReason {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                match self {
+                    $(Self::$name $(($cause))? => {
+                        f.write_str($text)?;
+                        $(write!(f, ": {}", $cause)?;)?
+                        Ok(())
+                    })*
+                    Self::Timeout(timeout) => timeout.fmt(f),
+                }
+            }
+        }
+    };
+}
+
+reasons! {
+    /// All buffers together held more than
+    /// [`Limits::buffered_max`](crate::Limits::buffered_max), and those of this connection were
+    /// among the greatest.
+    BufferLimit: "buffer_limit", Reset, Load, "too much buffered by all connections";
+    /// Every address that was dialled refused or failed; this is the last failure.
+    ConnectFailed(cause: OsError): "connect_failed", Drop, Peer, "connect failed";
+    /// It was idle, and was closed to free its place: for a new connection where
+    /// [`Limits::max_connections`](crate::Limits::max_connections) or the descriptors were used up,
+    /// or because the loop was [overloaded](crate::Limits#overload).
+    Evicted: "evicted", Close, Load, "evicted while idle";
+    /// The handler called [`Conn::abort`](crate::Conn::abort).
+    HandlerAbort: "handler_abort", Reset, Handler, "aborted by the handler";
+    /// The handler called [`Conn::close`](crate::Conn::close).
+    HandlerClose: "handler_close", Flush, None, "closed by the handler";
+    /// A callback of this connection panicked.
+    HandlerPanic: "handler_panic", Reset, Handler, "a callback panicked";
+    /// A shutdown reached its deadline or was asked for twice, or callbacks that panicked stopped the
+    /// reactor.
+    HardStop: "hard_stop", Reset, None, "hard stop of a shutdown";
+    /// The handler left [`Limits::input_max`](crate::Limits::input_max) bytes unread.
+    InputLimit: "input_limit", Reset, Peer, "too much unread input";
+    /// A system call on the socket failed in a way that is neither end nor reset.
+    Io(cause: OsError): "io_error", Drop, System, "socket error";
+    /// The connection served [`Limits::requests_max`](crate::Limits::requests_max) requests.
+    MaxRequests: "max_requests", Flush, None, "served its share of requests";
+    /// The handler wrote when [`Limits::output_max`](crate::Limits::output_max) bytes or more were
+    /// queued already.
+    OutputLimit: "output_limit", Reset, Handler, "too much queued output";
+    /// The loop was [overloaded](crate::Limits#overload), and
+    /// [`Conn::keep_alive`](crate::Conn::keep_alive) said so: the connection was served to the end of
+    /// its request.
+    Overload: "overload", Flush, Load, "not kept alive under overload";
+    /// The peer closed, and got everything it was owed.
+    PeerEof: "peer_eof", Flush, None, "closed by the peer";
+    /// The peer reset the connection.
+    PeerReset: "peer_reset", Drop, Peer, "reset by the peer";
+    /// The reactor is shutting down.
+    Shutdown: "shutdown", Flush, None, "shutting down";
+}
+
+/// Defines every deadline once that can end a connection: what its passing means; its label; how it
+/// ends the socket; whose doing it is; its text.
+macro_rules! timeouts {
+    ($(
+        $(#[$doc:meta])*
+        $name:ident: $label:literal, $mode:ident, $fault:ident, $text:literal;
+    )*) => {
+        /// Which deadline passed; each has its setting of the same name in
+        /// [`Timeouts`](crate::Timeouts), which says when it runs.
+        #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+        #[non_exhaustive]
+        #[repr(u8)]
+        pub enum Timeout {
+            $($(#[$doc])* $name,)*
+        }
+
+        impl Timeout {
+            pub(crate) const ALL: [Self; [$($label),*].len()] = [$(Self::$name,)*];
+
+            /// The deadline's name in counters and logs, such as `first_byte_timeout`.
+            pub const fn label(self) -> &'static str {
+                match self {
+                    $(Self::$name => $label,)*
+                }
+            }
+
+            const fn fault(self) -> Fault {
+                match self {
+                    $(Self::$name => Fault::$fault,)*
+                }
+            }
+
+            const fn mode(self) -> CloseMode {
+                match self {
+                    $(Self::$name => CloseMode::$mode,)*
+                }
+            }
+        }
+
+        impl fmt::Display for Timeout {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(match self {
+                    $(Self::$name => $text,)*
+                })
+            }
+        }
+    };
+}
+
+timeouts! {
+    /// Dialling took too long.
+    Connect: "connect_timeout", Drop, Peer, "connect timed out";
+    /// The peer said nothing at all.
+    FirstByte: "first_byte_timeout", Flush, Peer, "no first byte in time";
+    /// A request did not arrive whole in time.
+    Request: "request_timeout", Flush, Peer, "request not complete in time";
+    /// A request stalled, or a reply to one of ours did.
+    Read: "read_timeout", Flush, Peer, "read timed out";
+    /// The application owed a reply, or kept reading paused, for too long.
+    Response: "response_timeout", Flush, Handler, "response timed out";
+    /// No byte of the queued output left for the peer.
+    Write: "write_timeout", Reset, Peer, "write timed out";
+    /// A keep-alive connection stayed quiet for too long.
+    Idle: "idle_timeout", Close, None, "idle for too long";
+    /// The peer did not answer when it was asked for a sign of life.
+    Ping: "ping_timeout", Close, Peer, "no answer to a ping";
+    /// One side was shut and the other did not follow.
+    HalfClosed: "half_closed_timeout", Flush, Peer, "half-closed for too long";
+    /// A tunnel carried nothing in either direction.
+    Tunnel: "tunnel_timeout", Close, None, "tunnel idle for too long";
+    /// The connection reached its greatest age.
+    Lifetime: "lifetime", Flush, None, "reached its greatest age";
+}
+
+/// An error of the operating system that can be copied and compared, unlike [`io::Error`].
+#[derive(Clone, Copy, Eq, Hash, PartialEq)]
+pub struct OsError {
+    kind: io::ErrorKind,
+    /// Zero where there is none: three reasons lie in every connection's record.
+    errno: i32,
+}
+
+impl OsError {
+    const UNKNOWN: Self = Self { kind: io::ErrorKind::Other, errno: 0 };
+
+    /// The portable kind.
+    pub const fn kind(self) -> io::ErrorKind {
+        self.kind
+    }
+
+    /// The `errno`, where the system gave one.
+    pub const fn raw_os_error(self) -> Option<i32> {
+        if self.errno == 0 { None } else { Some(self.errno) }
+    }
+}
+
+impl From<io::Error> for OsError {
+    fn from(error: io::Error) -> Self {
+        Self::of(&error)
+    }
+}
+
+impl OsError {
+    pub(crate) fn of(error: &io::Error) -> Self {
+        Self { kind: error.kind(), errno: error.raw_os_error().unwrap_or(0) }
+    }
+}
+
+impl fmt::Debug for OsError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.raw_os_error() {
+            Some(errno) => write!(f, "OsError({:?}, errno {errno})", self.kind),
+            None => write!(f, "OsError({:?})", self.kind),
+        }
+    }
+}
+
+impl fmt::Display for OsError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.raw_os_error() {
+            Some(errno) => io::Error::from_raw_os_error(errno).fmt(f),
+            None => self.kind.fmt(f),
+        }
+    }
+}
+
+impl error::Error for OsError {}
+
+/// What is known of a connection when it has ended: what an access log wants.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Closed {
+    /// The connection's id, which from now on resolves to nothing.
+    pub id: ConnId,
+    /// How the connection came about.
+    pub origin: Origin,
+    /// The remote end.
+    pub peer: Address,
+    /// Why it ended.
+    pub reason: CloseReason,
+    /// Bytes read from the peer, those discarded while closing left out.
+    pub bytes_in: u64,
+    /// Bytes the kernel took for the peer.
+    pub bytes_out: u64,
+    /// Bytes the handler wrote that the kernel never took.
+    pub unsent: u64,
+    /// When it began.
+    pub opened_at: Instant,
+    /// How long it lasted.
+    pub age: Duration,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    fn all() -> impl Iterator<Item = CloseReason> {
+        (0..CloseReason::COUNT).map(CloseReason::of_index)
+    }
+
+    #[test]
+    fn every_reason_has_its_own_label_and_index() {
+        let labels: BTreeSet<_> = all().map(CloseReason::label).collect();
+        assert_eq!(labels.len(), CloseReason::COUNT);
+        for (index, reason) in all().enumerate() {
+            assert_eq!(reason.index(), index);
+        }
+    }
+
+    #[test]
+    fn every_reason_has_a_mode() {
+        let count = |mode| all().filter(|reason| reason.mode() == mode).count();
+        assert_eq!(count(CloseMode::Flush), 11);
+        assert_eq!(count(CloseMode::Close), 4);
+        assert_eq!(count(CloseMode::Drop), 4);
+        assert_eq!(count(CloseMode::Reset), 7);
+    }
+
+    #[test]
+    fn a_reason_is_small() {
+        assert_eq!(size_of::<Option<CloseReason>>(), 12);
+    }
+
+    #[test]
+    fn an_os_error_reads_like_the_systems_own() {
+        let error = OsError::from(io::Error::from_raw_os_error(libc::ECONNREFUSED));
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
+        assert!(error.to_string().starts_with("Connection refused"), "{error}");
+    }
+}

@@ -1,0 +1,210 @@
+//! The marks of a connection, in two words, and every mask over them.
+//!
+//! The hot word lies where each message finds it. The cold one has what only few connections, or a
+//! connection that ends, need.
+
+macro_rules! flags {
+    ($(#[$about:meta])* $word:ident { $($(#[$doc:meta])* $name:ident = $bit:expr;)* }) => {
+        $(#[$about])*
+        #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+        pub(crate) struct $word(u32);
+
+        #[allow(dead_code, reason = "not every word needs all of them")]
+        impl $word {
+            $($(#[$doc])* pub(crate) const $name: Self = Self(1 << $bit);)*
+
+            /// Whether any of `flags` is set.
+            #[inline]
+            pub(crate) const fn has(self, flags: Self) -> bool {
+                self.0 & flags.0 != 0
+            }
+
+            #[inline]
+            pub(crate) const fn insert(&mut self, flags: Self) {
+                self.0 |= flags.0;
+            }
+
+            #[inline]
+            pub(crate) const fn remove(&mut self, flags: Self) {
+                self.0 &= !flags.0;
+            }
+
+            pub(crate) const fn set(&mut self, flags: Self, on: bool) {
+                if on {
+                    self.insert(flags);
+                } else {
+                    self.remove(flags);
+                }
+            }
+
+            /// Removes `flags`, and returns whether any of them was set.
+            pub(crate) const fn take(&mut self, flags: Self) -> bool {
+                let had = self.has(flags);
+                self.remove(flags);
+                had
+            }
+
+            #[must_use]
+            pub(crate) const fn and(self, other: Self) -> Self {
+                Self(self.0 | other.0)
+            }
+        }
+
+        // No two marks share a bit.
+        const _: () = {
+            let mut seen = 0_u32;
+            $(
+                assert!(seen & $word::$name.0 == 0);
+                seen |= $word::$name.0;
+            )*
+            let _ = seen;
+        };
+    };
+}
+
+flags! {
+    /// The marks that messages test and change. Those that the choice of deadlines depends on come
+    /// first: they are the low bits of [`DeadlineInputs`](crate::core::deadlines::DeadlineInputs).
+    Flags {
+        /// A byte has been read.
+        RECEIVED = 0;
+        /// Part of a request is here.
+        RECEIVING = 1;
+        /// The handler paused reading.
+        PAUSED = 2;
+        /// The connection is not read because the sink it feeds is congested.
+        THROTTLED = 3;
+        /// The connection is not read because it is congested.
+        OUTPUT_HELD = 4;
+        /// The peer's FIN has been read.
+        EOF = 5;
+        /// Our FIN has been sent.
+        FIN = 6;
+        /// The application passes bytes through.
+        TUNNEL = 7;
+        /// The lifetime has a clock.
+        HAS_LIFETIME = 8;
+        /// The application set a timer.
+        HAS_TIMER = 9;
+        /// The peer dialled us.
+        INBOUND = 10;
+        /// The socket may have bytes, a FIN or an error for us.
+        READ_READY = 11;
+        /// The socket may take bytes.
+        WRITE_READY = 12;
+        /// An event said that the peer is gone: a short read has not drained the socket, the FIN or
+        /// the error is still to be read.
+        HANGUP = 13;
+        /// A byte has been written by the handler.
+        WROTE = 14;
+        /// The handler said that what it consumed was part of a request.
+        AWAITS_INPUT = 15;
+        /// `on_data` is due without new bytes: the handler yielded, or reading resumed.
+        DATA_DUE = 16;
+        /// `on_drained` is due.
+        DRAINED = 17;
+        /// The handler wants our FIN sent after the queue.
+        FINISH = 18;
+        /// The handler counts requests itself.
+        COUNTS_REQUESTS = 19;
+        /// The connection is in the ready queue.
+        QUEUED_READY = 20;
+        /// The connection is in the list of those that callbacks of others asked something of.
+        DIRTY = 21;
+        /// A callback asked for something that must be acted on when it returns.
+        ASKED = 22;
+        /// A deadline was set or changed by hand.
+        REARM = 23;
+        /// The next request boundary ends the connection: the greatest age is reached, or it was
+        /// told so.
+        RETIRING = 24;
+        /// The connection is in the list of those whose record is to be released.
+        REAPED = 25;
+        /// A write failed; what the peer had sent before is still to be read.
+        BROKEN = 26;
+        /// More than the high watermark was queued, and since then never as little as the low one.
+        CONGESTED = 27;
+    }
+}
+
+flags! {
+    /// The marks that no message tests.
+    ColdFlags {
+        /// Others feed this connection.
+        IS_SINK = 0;
+        /// The connection ends with a FIN and reads on until the peer's.
+        LINGERING = 1;
+        /// The socket is to be reset rather than closed.
+        RESET = 2;
+        /// `on_closing` runs, and may write a last reply.
+        LAST_WORDS = 3;
+    }
+}
+
+impl Flags {
+    /// What the choice of deadlines depends on.
+    pub(crate) const DEADLINE_INPUTS: Self = Self((1 << 11) - 1);
+
+    /// Input is left in the socket on purpose.
+    pub(crate) const READING_STOPPED: Self =
+        Self::PAUSED.and(Self::THROTTLED).and(Self::OUTPUT_HELD);
+
+    /// Whatever is ready, the connection is not to be read now: reading is stopped, there is nothing
+    /// more to read, or something else comes first.
+    pub(crate) const NOT_READ: Self = Self::READING_STOPPED
+        .and(Self::EOF)
+        .and(Self::DATA_DUE)
+        .and(Self::DRAINED)
+        .and(Self::ASKED);
+
+    /// Something is to be done or ended for the connection at the end of its callback.
+    pub(crate) const TO_ACT_ON: Self =
+        Self::ASKED.and(Self::BROKEN).and(Self::EOF).and(Self::FINISH).and(Self::RETIRING);
+
+    /// The connection is not quiet: something is asked of it, or left to do.
+    pub(crate) const BUSY: Self = Self::TO_ACT_ON
+        .and(Self::READ_READY)
+        .and(Self::DRAINED)
+        .and(Self::DATA_DUE)
+        .and(Self::REARM);
+
+    /// A callback is due that needs neither new bytes nor room.
+    pub(crate) const CALLBACK_DUE: Self = Self::DRAINED.and(Self::DATA_DUE);
+
+    /// The socket may have something to read.
+    pub(crate) const MAY_READ: Self = Self::READ_READY.and(Self::HANGUP);
+
+    /// What is known of the readiness of a socket.
+    pub(crate) const READINESS: Self = Self::MAY_READ.and(Self::WRITE_READY);
+
+    /// No more is written after what is queued.
+    pub(crate) const FINISHED: Self = Self::FINISH.and(Self::FIN);
+
+    /// Requests are not counted by what the handler consumes.
+    pub(crate) const NOT_COUNTED: Self = Self::COUNTS_REQUESTS.and(Self::TUNNEL);
+
+    /// The marks of what an event says a socket is ready for: bit 0 of `ready` stands for reading,
+    /// bit 1 for writing, bit 2 for a hang-up.
+    #[inline]
+    pub(crate) const fn of_event(ready: u8) -> Self {
+        Self(((ready & 7) as u32) << 11)
+    }
+
+    #[cfg(test)]
+    pub(crate) const fn from_bits(bits: u32) -> Self {
+        Self(bits)
+    }
+
+    /// The bits of those that the choice of deadlines depends on.
+    #[inline]
+    pub(crate) const fn deadline_inputs(self) -> u32 {
+        self.0 & Self::DEADLINE_INPUTS.0
+    }
+}
+
+const _: () = {
+    assert!(Flags::of_event(1).0 == Flags::READ_READY.0);
+    assert!(Flags::of_event(2).0 == Flags::WRITE_READY.0);
+    assert!(Flags::of_event(4).0 == Flags::HANGUP.0);
+    assert!(Flags::INBOUND.0 << 1 == Flags::DEADLINE_INPUTS.0 + 1);
+};

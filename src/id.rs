@@ -1,0 +1,117 @@
+//! The names of connections, listeners and alarms, which outlive what they name.
+
+use std::fmt;
+use std::num::NonZeroU64;
+
+/// The name of a connection, never reused: once it is closed its id resolves to `None`, not to the
+/// connection that got its place.
+///
+/// It packs a place in the table (24 bits) and the place's generation (40 bits): a place would have
+/// to be filled a million times a second for twelve days before a name came back.
+#[derive(Clone, Copy, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct ConnId(NonZeroU64);
+
+const INDEX_BITS: u32 = 24;
+
+/// The last generation. It is no connection's: the backend names listeners and wake-ups by it.
+pub(crate) const GENERATION_MAX: u64 = (1 << (64 - INDEX_BITS)) - 1;
+
+/// How many places a table can have.
+pub(crate) const PLACES_MAX: usize = 1 << INDEX_BITS;
+
+impl ConnId {
+    /// No id comes before this one, and none after the other.
+    pub(crate) const FIRST: Self = Self(NonZeroU64::MIN);
+    pub(crate) const LAST: Self = Self(NonZeroU64::MAX);
+
+    pub(crate) const fn new(index: u32, generation: u64) -> Self {
+        match NonZeroU64::new(generation << INDEX_BITS | index as u64) {
+            Some(bits) => Self(bits),
+            None => panic!("generations count from 1"),
+        }
+    }
+
+    pub(crate) const fn from_bits(bits: u64) -> Option<Self> {
+        match NonZeroU64::new(bits) {
+            Some(bits) => Some(Self(bits)),
+            None => None,
+        }
+    }
+
+    pub(crate) const fn to_bits(self) -> u64 {
+        self.0.get()
+    }
+
+    pub(crate) const fn index(self) -> usize {
+        (self.to_bits() & (PLACES_MAX as u64 - 1)) as usize
+    }
+
+    pub(crate) const fn generation(self) -> u64 {
+        self.to_bits() >> INDEX_BITS
+    }
+
+    /// The id of the next connection in the same place.
+    pub(crate) const fn next(self) -> Self {
+        let generation = self.generation() + 1;
+        let index = self.index() as u32;
+        if generation >= GENERATION_MAX {
+            Self::new(index, 1)
+        } else {
+            Self::new(index, generation)
+        }
+    }
+}
+
+impl fmt::Debug for ConnId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// The place and its generation, as in `17.3`.
+impl fmt::Display for ConnId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.index(), self.generation())
+    }
+}
+
+/// The name of a listener, for as long as its reactor lives.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct ListenerId(pub(crate) u32);
+
+/// The name of an alarm, never reused.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct AlarmId {
+    pub(crate) index: u32,
+    pub(crate) serial: u64,
+}
+
+/// How a connection came about.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+#[non_exhaustive]
+pub enum Origin {
+    /// A peer dialled this listener.
+    Accepted(ListenerId),
+    /// [`Conn::connect`](crate::Conn::connect) or [`Context::connect`](crate::Context::connect)
+    /// dialled the peer.
+    Connect,
+}
+
+impl Origin {
+    pub(crate) const fn is_inbound(self) -> bool {
+        matches!(self, Self::Accepted(_))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_packs_and_unpacks() {
+        let id = ConnId::new(PLACES_MAX as u32 - 1, GENERATION_MAX);
+        assert_eq!(id.index(), PLACES_MAX - 1);
+        assert_eq!(id.generation(), GENERATION_MAX);
+        assert_eq!(ConnId::new(17, 3).to_string(), "17.3");
+    }
+}
