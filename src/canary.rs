@@ -84,7 +84,7 @@ pub enum Canary {
     /// Whatever waits, a callback may post more to its own reactor.
     UnboundedOwnPosts,
     /// Closures that are left for the next turn are left to a wake-up that nobody causes.
-    LeftLetters,
+    LeftTasks,
 }
 
 #[cfg(feature = "canary")]

@@ -57,7 +57,7 @@ impl<'a> Conn<'a> {
     /// Whether its end was asked for.
     #[inline]
     pub(crate) fn is_ending(&mut self) -> bool {
-        self.record_mut().asked.is_some()
+        self.record_mut().requested.is_some()
     }
 
     /// Its name, valid for as long as it lives and never reused.
@@ -72,7 +72,7 @@ impl<'a> Conn<'a> {
 
     /// The connection that dialled it by [`Conn::connect`].
     pub fn owner(&self) -> Option<ConnId> {
-        self.record().rare()?.owner
+        self.record().cold()?.owner
     }
 
     /// Where it is in its life.
@@ -83,7 +83,7 @@ impl<'a> Conn<'a> {
     /// Whether its end has begun or was asked for: from then on writes are dropped.
     pub fn is_closing(&self) -> bool {
         let record = self.record();
-        !record.state().is_open() || record.asked.is_some()
+        !record.state().is_open() || record.requested.is_some()
     }
 
     /// The remote end. For a name that is being looked up it is
@@ -95,7 +95,7 @@ impl<'a> Conn<'a> {
     /// The local end; `None` for a dialled connection until it is connected.
     pub fn local_addr(&self) -> Option<&Address> {
         let record = self.record();
-        match (record.rare().and_then(|rare| rare.local.as_ref()), record.origin) {
+        match (record.cold().and_then(|cold| cold.local.as_ref()), record.origin) {
             (Some(address), _) => Some(address),
             (None, Origin::Accepted(listener)) => {
                 self.cx.shared.listening_on.get(listener.0 as usize)
@@ -126,7 +126,7 @@ impl Conn<'_> {
     ///
     /// It never fails. Once [`Limits::output_max`](crate::Limits::output_max) bytes are queued a
     /// further write aborts the connection with [`OutputLimit`](CloseReason::OutputLimit); after
-    /// [`close`](Conn::close), [`abort`](Conn::abort) or [`finish`](Conn::finish) bytes are dropped
+    /// [`close`](Conn::close), [`abort`](Conn::abort) or [`shutdown_write`](Conn::shutdown_write) bytes are dropped
     /// and counted as unsent.
     #[inline]
     pub fn write(&mut self, bytes: &[u8]) {
@@ -169,15 +169,15 @@ impl Conn<'_> {
     }
 
     /// Whether more than the high watermark was queued, and since then never as little as the low
-    /// one. A congested connection is not read, unless it [feeds](Conn::feeds) another: then the
+    /// one. A congested connection is not read, unless it [feeds](Conn::throttle_on) another: then the
     /// sink's congestion counts.
     pub fn is_congested(&self) -> bool {
         self.record().flags.has(Flags::CONGESTED)
     }
 
     /// Sends a FIN once the queue is flushed, and goes on reading. Later writes are dropped.
-    pub fn finish(&mut self) {
-        self.record_mut().flags.insert(Flags::FINISH.and(Flags::ASKED));
+    pub fn shutdown_write(&mut self) {
+        self.record_mut().flags.insert(Flags::SHUTDOWN_WRITE.and(Flags::CLOSE_REQUESTED));
     }
 }
 
@@ -205,8 +205,8 @@ impl Conn<'_> {
     /// Without this call, consuming a part and leaving the rest means that one request was whole and
     /// another begins: [`Timeouts::request`](crate::Timeouts::request) starts anew, and the one before
     /// is counted.
-    pub fn await_input(&mut self) {
-        self.record_mut().flags.insert(Flags::AWAITS_INPUT);
+    pub fn expect_more_input(&mut self) {
+        self.record_mut().flags.insert(Flags::EXPECTS_MORE_INPUT);
     }
 
     /// Asks for [`on_data`](crate::Handler::on_data) with what is left in the next turn, after all
@@ -221,7 +221,7 @@ impl Conn<'_> {
 
     /// Reads this connection no faster than `sink` drains: not while `sink` is congested, and
     /// again when it has drained or is gone. A later call replaces an earlier one.
-    pub fn feeds(&mut self, sink: ConnId) {
+    pub fn throttle_on(&mut self, sink: ConnId) {
         self.cx.shared.feed(self.id, sink);
     }
 }
@@ -298,8 +298,8 @@ impl Conn<'_> {
         if self.is_closing() || self.record().flags.has(Flags::EOF) {
             return false;
         }
-        let Some(reason) = self.reason_to_go(unread as u64) else { return true };
-        self.record_mut().tell_to_go(reason);
+        let Some(reason) = self.retirement_reason(unread as u64) else { return true };
+        self.record_mut().retire(reason);
         false
     }
 
@@ -309,7 +309,7 @@ impl Conn<'_> {
         if !bound || !self.cx.is_shutting_down() {
             false
         } else if self.cx.shared.announced.is_past(record.id.index()) {
-            let read_before = record.rare().map_or(0, |rare| rare.read_before_stop);
+            let read_before = record.cold().map_or(0, |cold| cold.read_before_stop);
             record.bytes_in.saturating_sub(unread) >= read_before
         } else {
             // It has yet to reach this connection, and will find what is here.
@@ -317,7 +317,7 @@ impl Conn<'_> {
         }
     }
 
-    fn reason_to_go(&self, unread: u64) -> Option<CloseReason> {
+    fn retirement_reason(&self, unread: u64) -> Option<CloseReason> {
         let record = self.record();
         if record.flags.has(Flags::RETIRING) {
             Some(CloseReason::Timeout(Timeout::Lifetime))
@@ -363,7 +363,7 @@ impl Conn<'_> {
             panic!("{error}");
         }
         let record = self.record_mut();
-        record.rare_mut().periods = Some(Box::new(Durations::new(timeouts)));
+        record.cold_mut().periods = Some(Box::new(Durations::new(timeouts)));
         record.flags.insert(Flags::REARM);
     }
 
@@ -381,7 +381,7 @@ impl Conn<'_> {
     /// bytes are discarded so that they cannot turn our close into a reset that would destroy
     /// what was flushed.
     pub fn close(&mut self) {
-        self.record_mut().ask(CloseReason::HandlerClose);
+        self.record_mut().request_close(CloseReason::HandlerClose);
     }
 
     /// Ends the connection with a reset; what is queued is dropped.
@@ -391,7 +391,7 @@ impl Conn<'_> {
     /// short. (On Linux it gets `ECONNRESET` if bytes that it sent were left unread.) A protocol
     /// that must know says in its framing where a message ends.
     pub fn abort(&mut self) {
-        self.record_mut().ask(CloseReason::HandlerAbort);
+        self.record_mut().request_close(CloseReason::HandlerAbort);
     }
 
     /// Dials `target`; the new connection's [`owner`](Conn::owner) is this one. As

@@ -23,11 +23,11 @@ use crate::core::pressure::{self, Lag, Permille};
 use crate::core::ready::Ready;
 use crate::core::share::{Shared, SharedGauge};
 use crate::core::stats::{Counters, Stats};
-use crate::core::table::{Birth, Cursor, Dial, Record, Table};
+use crate::core::table::{Cursor, DialState, NewConn, Record, Table};
 use crate::core::wheel::{Key, Wheel};
 use crate::error::ConnectError;
 use crate::id::{AlarmId, ConnId, Origin};
-use crate::log::{Seldom, warn};
+use crate::log::{LogLimiter, warn};
 use crate::time::{Instant, nanos};
 
 /// The wheel's resolution.
@@ -209,7 +209,7 @@ pub(crate) struct LoopState {
     /// Connections that callbacks of others, or of the loop, reached.
     pub(crate) dirty: VecDeque<ConnId>,
     /// Connections to be dialled.
-    pub(crate) births: Vec<ConnId>,
+    pub(crate) pending_dials: Vec<ConnId>,
     /// Connections whose records are to be released at the end of the turn.
     pub(crate) reaped: Vec<ConnId>,
     pub(crate) counters: Arc<Counters>,
@@ -234,7 +234,7 @@ pub(crate) struct LoopState {
     /// The step of the turn that is at hand, and how long each was seen to take.
     pub(crate) step: Step,
     step_nanos: [u64; Step::ALL.len()],
-    stall_reports: Seldom,
+    stall_reports: LogLimiter,
     /// How often callbacks asked for the end.
     pub(crate) shutdowns_asked: u32,
     /// A shutdown began.
@@ -270,7 +270,7 @@ impl LoopState {
             wheel: Wheel::new(),
             ready: Ready::default(),
             dirty: VecDeque::new(),
-            births: Vec::new(),
+            pending_dials: Vec::new(),
             reaped: Vec::new(),
             counters: Arc::default(),
             bounds: Bounds {
@@ -298,7 +298,7 @@ impl LoopState {
             seen: now,
             step: Step::default(),
             step_nanos: Default::default(),
-            stall_reports: Seldom::default(),
+            stall_reports: LogLimiter::default(),
             shutdowns_asked: 0,
             shutdown_begun: false,
             stopping: false,
@@ -420,10 +420,10 @@ impl LoopState {
                 }
                 Entry::Dialled(id) => {
                     // The latest come first here, and are the last there.
-                    if self.births.last() == Some(&id) {
-                        self.births.pop();
+                    if self.pending_dials.last() == Some(&id) {
+                        self.pending_dials.pop();
                     } else {
-                        self.births.retain(|birth| *birth != id);
+                        self.pending_dials.retain(|new_conn| *new_conn != id);
                     }
                     self.remove(id);
                 }
@@ -435,9 +435,9 @@ impl LoopState {
     pub(crate) fn end_congestion(&mut self, id: ConnId) {
         let record = self.table.at(id.index());
         if record.flags.take(Flags::CONGESTED) {
-            record.flags.remove(Flags::OUTPUT_HELD);
+            record.flags.remove(Flags::PAUSED_BY_OUTPUT);
             if record.cold_flags.has(ColdFlags::IS_SINK) {
-                self.release_feeders(id);
+                self.resume_feeders(id);
             }
         }
     }
@@ -446,7 +446,7 @@ impl LoopState {
         if bytes == 0 {
             return;
         }
-        let cold = self.table.at(id.index()).rare_mut();
+        let cold = self.table.at(id.index()).cold_mut();
         cold.dropped = cold.dropped.wrapping_add(bytes as u64);
         self.counters.unsent.add(bytes as u64);
     }
@@ -515,13 +515,13 @@ impl LoopState {
         let record = self.table.at(id.index());
         if !record.takes_writes() || full {
             if record.takes_writes() {
-                record.ask(CloseReason::OutputLimit);
+                record.request_close(CloseReason::OutputLimit);
             }
             self.count_dropped(id, len);
             return false;
         }
         if too_much {
-            record.ask(CloseReason::BufferLimit);
+            record.request_close(CloseReason::BufferLimit);
             self.count_dropped(id, len);
             return false;
         }
@@ -532,8 +532,8 @@ impl LoopState {
             record.flags.insert(Flags::CONGESTED);
             // What a connection that feeds another reads does not answer into its own queue: there
             // the sink's congestion is what counts.
-            let feeds = record.rare().is_some_and(|rare| rare.sink.is_some());
-            record.flags.set(Flags::OUTPUT_HELD, !feeds);
+            let feeds = record.cold().is_some_and(|cold| cold.sink.is_some());
+            record.flags.set(Flags::PAUSED_BY_OUTPUT, !feeds);
             if record.cold_flags.has(ColdFlags::IS_SINK) {
                 self.hold_feeders(id);
             }
@@ -621,20 +621,20 @@ impl LoopState {
             Target::Address(address) => address.clone(),
             Target::Name { .. } => Address::Unnamed,
         };
-        let birth = Birth {
+        let new_conn = NewConn {
             origin: Origin::Connect,
             peer,
             owner,
             profile: 0,
             exempt: false,
-            displaces: false,
+            replaces_evicted: false,
             now: self.now,
         };
-        let record = self.table.insert(birth).map_err(|_| ConnectError::Full)?;
-        record.rare_mut().dial =
-            Some(Dial { target, addresses: Vec::new(), failure: None, retry: None });
+        let record = self.table.insert(new_conn).map_err(|_| ConnectError::Full)?;
+        record.cold_mut().dial =
+            Some(DialState { target, addresses: Vec::new(), failure: None, retry: None });
         let id = record.id;
-        self.births.push(id);
+        self.pending_dials.push(id);
         self.journal.push(Entry::Dialled(id));
         self.counters.dialled.add(1);
         self.count_connections();
@@ -643,7 +643,7 @@ impl LoopState {
 
     /// Lets `id` be read no faster than `sink` drains, if both are open.
     pub(crate) fn feed(&mut self, id: ConnId, sink: ConnId) {
-        let was_held = self.table.at(id.index()).is_held();
+        let was_held = self.table.at(id.index()).is_reading_stopped();
         self.stop_feeding(id);
         let feeds = id != sink && self.table.at(id.index()).state().is_open();
         let congested = match self.table.get_mut(sink) {
@@ -656,18 +656,18 @@ impl LoopState {
         };
         let record = self.table.at(id.index());
         if congested.is_some() {
-            record.rare_mut().sink = Some(sink);
-            record.flags.remove(Flags::OUTPUT_HELD);
+            record.cold_mut().sink = Some(sink);
+            record.flags.remove(Flags::PAUSED_BY_OUTPUT);
         }
         record.flags.set(Flags::THROTTLED, congested == Some(true));
-        if was_held && !record.is_held() {
+        if was_held && !record.is_reading_stopped() {
             record.flags.insert(Flags::DATA_DUE);
         }
     }
 
     /// Ends what [`LoopState::feed`] began.
     pub(crate) fn stop_feeding(&mut self, id: ConnId) {
-        if self.table.at(id.index()).rare().is_some_and(|rare| rare.sink.is_some()) {
+        if self.table.at(id.index()).cold().is_some_and(|cold| cold.sink.is_some()) {
             self.leave_sink(id);
         }
     }
@@ -675,8 +675,8 @@ impl LoopState {
     fn leave_sink(&mut self, id: ConnId) {
         let record = self.table.at(id.index());
         record.flags.remove(Flags::THROTTLED);
-        record.flags.set(Flags::OUTPUT_HELD, record.flags.has(Flags::CONGESTED));
-        let Some(sink) = record.rare_mut().sink.take() else { return };
+        record.flags.set(Flags::PAUSED_BY_OUTPUT, record.flags.has(Flags::CONGESTED));
+        let Some(sink) = record.cold_mut().sink.take() else { return };
         self.feeders.remove(&(sink, id));
         if self.feeders_of(sink).next().is_none()
             && let Some(record) = self.table.get_mut(sink)
@@ -708,7 +708,7 @@ impl LoopState {
     }
 
     /// The sink drained or died: those that feed it are read again.
-    pub(crate) fn release_feeders(&mut self, sink: ConnId) {
+    pub(crate) fn resume_feeders(&mut self, sink: ConnId) {
         self.each_feeder(sink, |record| {
             record.flags.remove(Flags::THROTTLED);
             record.flags.insert(Flags::DATA_DUE);
@@ -718,9 +718,9 @@ impl LoopState {
     /// The sink ends: those that feed it are read again, and held by their own output only.
     fn dismiss_feeders(&mut self, sink: ConnId) {
         self.each_feeder(sink, |record| {
-            record.rare_mut().sink = None;
+            record.cold_mut().sink = None;
             record.flags.remove(Flags::THROTTLED);
-            record.flags.set(Flags::OUTPUT_HELD, record.flags.has(Flags::CONGESTED));
+            record.flags.set(Flags::PAUSED_BY_OUTPUT, record.flags.has(Flags::CONGESTED));
             record.flags.insert(Flags::DATA_DUE);
         });
         let gone: Vec<_> = self.feeders_of(sink).map(|feeder| (sink, feeder)).collect();
@@ -748,7 +748,7 @@ impl LoopState {
     #[inline]
     pub(crate) fn end_feeding(&mut self, id: ConnId) {
         let record = self.table.at(id.index());
-        if record.rare().is_some() || record.cold_flags.has(ColdFlags::IS_SINK) {
+        if record.cold().is_some() || record.cold_flags.has(ColdFlags::IS_SINK) {
             self.stop_feeding(id);
             self.dismiss_feeders(id);
         }

@@ -86,7 +86,7 @@ pub trait Handler: Sized {
     /// resumes, and after [`on_drained`](Handler::on_drained), if input is left. A handler that has
     /// many requests at hand should stop when [`Conn::is_congested`] and will be called again.
     /// Input left over begins a request whose deadline runs; a handler that took it all in and
-    /// waits for more of the same request says so by [`Conn::await_input`].
+    /// waits for more of the same request says so by [`Conn::expect_more_input`].
     ///
     /// Bytes split off `input` share the loop's buffer: right for passing on, wrong for keeping,
     /// as ten bytes would keep 64 KiB alive. Copy what is kept.

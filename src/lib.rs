@@ -71,7 +71,7 @@
 //! connection has a finite deadline at every moment. A connection ends for one [`CloseReason`],
 //! which [`Handler::on_closed`] gets and [`Stats`] counts.
 //!
-//! Some deadlines depend on what the handler says about requests: [`Conn::await_input`] that it
+//! Some deadlines depend on what the handler says about requests: [`Conn::expect_more_input`] that it
 //! waits for more of one, [`Conn::begin_request`] and [`Conn::end_request`] that it owes a reply
 //! meanwhile. A handler that answers at once, as the one above, need not say anything.
 //!

@@ -68,13 +68,13 @@ pub(crate) fn hears(level: Level) -> bool {
 
 /// What is said at most once a second, because a peer may cause it at any rate.
 #[derive(Debug, Default)]
-pub(crate) struct Seldom {
+pub(crate) struct LogLimiter {
     said_at: Option<Instant>,
     /// How often there was cause since then.
     unsaid: u64,
 }
 
-impl Seldom {
+impl LogLimiter {
     /// There is cause to say it. If it is time to, returns how often there was since the last time,
     /// and counts as said.
     pub(crate) fn times(&mut self, now: Instant) -> Option<u64> {
@@ -96,7 +96,7 @@ mod tests {
 
     #[test]
     fn what_is_said_seldom_is_said_once_a_second() {
-        let mut seldom = Seldom::default();
+        let mut seldom = LogLimiter::default();
         let said = [0, 1, 999, 1_000, 1_999, 5_000, 5_001]
             .map(|millis| seldom.times(Instant::EPOCH + Duration::from_millis(millis)));
         assert_eq!(said, [Some(1), None, None, Some(3), None, Some(2), None]);

@@ -235,7 +235,7 @@ fn own_posts_without_a_bound_are_noticed() {
 
 #[test]
 fn letters_that_are_left_for_nobody_are_noticed() {
-    must_catch(Canary::LeftLetters, "nobody was woken", |sim| post_from_within(sim, 10));
+    must_catch(Canary::LeftTasks, "nobody was woken", |sim| post_from_within(sim, 10));
 }
 
 #[test]
@@ -719,7 +719,7 @@ const SAID: [(Canary, &[&str]); 22] = [
     (Canary::LostSessions, &["the reactor has ended, and"]),
     (Canary::UncaughtLog, &["the log is gone"]),
     (Canary::UnboundedOwnPosts, &["own closures wait"]),
-    (Canary::LeftLetters, &["nobody was woken"]),
+    (Canary::LeftTasks, &["nobody was woken"]),
 ];
 
 /// The first seed of a swarm that fails with the bug planted, and what it says.

@@ -374,7 +374,7 @@ fn a_socket_says_what_linux_says_of_it() {
     assert!(unsent > 0 && unsent < written as u64);
     let mut events = Events::with_capacity(8);
     host.wait(&mut events, None).unwrap();
-    host.finish(&mut stream).unwrap();
+    host.shutdown_write(&mut stream).unwrap();
     sim.pass(Duration::ZERO);
     host.wait(&mut events, None).unwrap();
     assert_eq!(events.len(), 1, "its own end is announced");

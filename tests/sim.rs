@@ -610,7 +610,7 @@ fn a_call_that_fails_means_what_the_guide_says() {
         assert_eq!((got, matches!(reason, Some(Io(_)))), (vec![], true), "{reason:?}");
         assert!(end.is_some());
     }
-    assert_eq!(visit(Call::Finish, errno::ENOTCONN, b"!"), served(b"!", HandlerClose));
+    assert_eq!(visit(Call::ShutdownWrite, errno::ENOTCONN, b"!"), served(b"!", HandlerClose));
 }
 
 /// Counts what is posted to it.

@@ -204,7 +204,7 @@ fn a_fin_is_no_unacknowledged_output() {
     let mut client = TcpStream::connect(address).unwrap();
     let mut stream = accept(&mut os, &mut listener);
     assert_eq!(os.write(&mut stream, b"bye").unwrap(), 3);
-    os.finish(&mut stream).unwrap();
+    os.shutdown_write(&mut stream).unwrap();
     let mut read = Vec::new();
     client.read_to_end(&mut read).unwrap();
     // The kernel of a client that keeps its end open acknowledges the FIN some 40 ms later.

@@ -152,7 +152,7 @@ fn a_peer_that_shut_its_side_after_ours_may_read_on() {
         let mut cx = server.reactor.context();
         let mut conn = cx.conn(id).unwrap();
         conn.write(b"reply");
-        conn.finish();
+        conn.shutdown_write();
     }
     server.reactor.turn(&mut server.handler, Some(Duration::from_millis(10))).unwrap();
     // Both sides are shut, which looks like the end, and the peer has yet to read.

@@ -310,7 +310,7 @@ impl Http {
                 self.refuse(conn, phase, input, Status::ServiceUnavailable)
             }
             Ok(false) => {
-                conn.await_input();
+                conn.expect_more_input();
                 Step::Rest
             }
             Err(status) => self.refuse(conn, phase, input, status),

@@ -45,7 +45,7 @@ use crate::close::CloseReason;
 use crate::core::deadlines::DeadlineInputs;
 use crate::core::flags::Flags;
 use crate::core::lifecycle::{State, Step};
-use crate::core::table::{Birth, Record, Table};
+use crate::core::table::{NewConn, Record, Table};
 use crate::id::{ConnId, ListenerId, Origin};
 use crate::time::Instant;
 
@@ -121,16 +121,16 @@ impl Beside {
 
     fn insert(&mut self, is_inbound: bool, is_owned: bool, mark: u64) {
         let owner = if is_owned { self.pick(0) } else { None };
-        let birth = Birth {
+        let new_conn = NewConn {
             origin: if is_inbound { Origin::Accepted(ListenerId(7)) } else { Origin::Connect },
             peer: Address::Unix("/peer".into()),
             owner,
             profile: mark as u32,
             exempt: false,
-            displaces: false,
+            replaces_evicted: false,
             now: Instant::from_nanos(mark),
         };
-        match self.table.insert(birth) {
+        match self.table.insert(new_conn) {
             Ok(record) => {
                 expect_fresh(record, is_inbound, owner, mark);
                 let id = record.id;
@@ -140,9 +140,9 @@ impl Beside {
                 assert_eq!(self.model.insert(id, mark), None, "{id} twice");
                 soil(self.table.at(id.index()), mark);
             }
-            Err(birth) => {
+            Err(new_conn) => {
                 assert_eq!(self.model.len(), self.table.capacity());
-                assert_eq!(u64::from(birth.profile), mark);
+                assert_eq!(u64::from(new_conn.profile), mark);
             }
         }
     }
@@ -201,14 +201,14 @@ fn expect_fresh(record: &Record, is_inbound: bool, owner: Option<ConnId>, mark: 
     let flags = if is_inbound { Flags::INBOUND } else { Flags::default() };
     assert_eq!(record.flags, flags);
     assert_eq!(record.state(), State::Connecting);
-    assert_eq!(record.rare().and_then(|rare| rare.owner), owner);
-    assert!(record.rare().is_none_or(|rare| rare.sink.is_none()));
+    assert_eq!(record.cold().and_then(|cold| cold.owner), owner);
+    assert!(record.cold().is_none_or(|cold| cold.sink.is_none()));
     assert!(record.output.is_empty());
     assert_eq!(record.clocks.facts(), DeadlineInputs::default());
     assert_eq!(record.opened_at, Instant::from_nanos(mark));
-    let counts = [record.bytes_in, record.bytes_out, record.requests, record.dropped];
+    let counts = [record.bytes_in, record.bytes_out, record.requests, record.dropped()];
     assert_eq!((record.owed, counts), (0, [0; 4]));
-    assert_eq!((record.asked, record.broken, record.reason), (None, None, None));
+    assert_eq!((record.requested, record.reason), (None, None));
 }
 
 /// Leaves a mark wherever a successor could find it.
@@ -218,12 +218,12 @@ fn soil(record: &mut Record, mark: u64) {
     record.clocks.update(record.facts(), Instant::from_nanos(mark));
     record.owed = 1;
     record.output.push_copy(&mark.to_ne_bytes());
-    record.rare_mut().sink = Some(record.id);
+    record.cold_mut().sink = Some(record.id);
     record.bytes_in = mark;
     record.bytes_out = mark;
     record.requests = mark;
-    record.dropped = mark;
-    record.ask(CloseReason::HandlerAbort);
-    record.broken = Some(CloseReason::PeerReset);
+    record.cold_mut().dropped = mark;
+    record.request_close(CloseReason::HandlerAbort);
+    record.cold_mut().broken = Some(CloseReason::PeerReset);
     record.reason = Some(CloseReason::HandlerAbort);
 }

@@ -208,12 +208,12 @@ pub trait Backend {
     /// # Errors
     ///
     /// Whatever the system says.
-    fn finish(&mut self, stream: &mut Self::Stream) -> io::Result<()>;
+    fn shutdown_write(&mut self, stream: &mut Self::Stream) -> io::Result<()>;
 
     /// Ends a stream in both directions, so that its peer sees the end even if another process holds
     /// a descriptor of the socket: then [`close`](Backend::close) alone sends nothing. To be called
     /// before a close without reset, unless the peer has ended the connection itself or has had a
-    /// FIN by [`finish`](Backend::finish).
+    /// FIN by [`shutdown_write`](Backend::shutdown_write).
     ///
     /// # Errors
     ///

@@ -437,7 +437,7 @@ impl Backend for Os {
         sys::unsent(stream.as_fd())
     }
 
-    fn finish(&mut self, stream: &mut OsStream) -> io::Result<()> {
+    fn shutdown_write(&mut self, stream: &mut OsStream) -> io::Result<()> {
         on_stream!(&mut stream.0, stream => stream.shutdown(std::net::Shutdown::Write))
     }
 

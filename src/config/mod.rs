@@ -128,7 +128,7 @@ impl Config {
 
 /// When a connection counts as congested: above `high` queued bytes, until it has drained to `low`.
 ///
-/// A congested connection is not read (one that [feeds](crate::Conn::feeds) another excepted), so a
+/// A congested connection is not read (one that [feeds](crate::Conn::throttle_on) another excepted), so a
 /// client that sends requests and never reads the replies
 /// costs little more than `high`. Default 64 KiB and 32 KiB.
 ///

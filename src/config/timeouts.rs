@@ -26,7 +26,7 @@ pub struct Timeouts {
     /// Where a request begins behind the end of another one, its time runs from the call of
     /// [`on_data`](crate::Handler::on_data) that consumed that other one and left the beginning, not
     /// from the read that brought it. A handler that consumes its requests piecemeal and leaves input
-    /// over says so by [`Conn::await_input`](crate::Conn::await_input); without that each piece counts
+    /// over says so by [`Conn::expect_more_input`](crate::Conn::expect_more_input); without that each piece counts
     /// as a whole request, and the time starts anew with each.
     pub request: Option<Duration>,
     /// Makes `request` a grace instead of a limit: a request that is not whole by then must go on

@@ -394,7 +394,7 @@ pub(crate) struct DeadlineClocks {
     facts: DeadlineInputs,
     running: Set,
     /// The request deadline stands still: its clock holds the nanoseconds it had run.
-    request_held: bool,
+    request_stopped: bool,
     since: [Instant; CLOCKS],
 }
 
@@ -403,7 +403,7 @@ impl DeadlineClocks {
     pub(crate) fn reset(&mut self) {
         self.facts = DeadlineInputs::default();
         self.running = Set::EMPTY;
-        self.request_held = false;
+        self.request_stopped = false;
     }
 
     /// The facts of the latest update.
@@ -428,7 +428,7 @@ impl DeadlineClocks {
     pub(crate) fn run_only(&mut self, deadline: Deadline, facts: DeadlineInputs, now: Instant) {
         self.facts = facts;
         self.running = Set::of(deadline);
-        self.request_held = false;
+        self.request_stopped = false;
         self.set(deadline, now);
     }
 
@@ -439,10 +439,10 @@ impl DeadlineClocks {
         if ended.contains(Deadline::Request) && receiving {
             let elapsed = now.nanos_since(self.since(Deadline::Request));
             self.set(Deadline::Request, Instant::from_nanos(elapsed));
-            self.request_held = true;
+            self.request_stopped = true;
         }
-        self.request_held &= receiving;
-        let resumed = (self.request_held && began.contains(Deadline::Request))
+        self.request_stopped &= receiving;
+        let resumed = (self.request_stopped && began.contains(Deadline::Request))
             .then(|| self.since(Deadline::Request).as_nanos());
         // The lifetime and the timer have their clocks set by hand.
         const BY_HAND: Set = Set::of(Deadline::Lifetime).and(Deadline::Timer);
@@ -453,7 +453,7 @@ impl DeadlineClocks {
             self.set(Deadline::ProgressCheck, now.after(PAUSE_LEAST));
         }
         if let Some(elapsed) = resumed {
-            self.request_held = false;
+            self.request_stopped = false;
             let since = now.as_nanos().saturating_sub(elapsed);
             self.set(Deadline::Request, Instant::from_nanos(since));
         }
@@ -493,7 +493,7 @@ impl DeadlineClocks {
     }
 
     /// Puts the next check of queued output off, by [`check_pause`].
-    pub(crate) const fn look_again(&mut self, queued_at: Instant, write: u64, now: Instant) {
+    pub(crate) const fn check_again(&mut self, queued_at: Instant, write: u64, now: Instant) {
         let pause = check_pause(now.nanos_since(queued_at), write);
         self.set(Deadline::ProgressCheck, now.after(pause));
     }
@@ -506,7 +506,7 @@ impl DeadlineClocks {
     /// The next request begins: its clock starts anew.
     pub(crate) const fn restart_request(&mut self, now: Instant) {
         self.set(Deadline::Request, now);
-        self.request_held = false;
+        self.request_stopped = false;
     }
 
     pub(crate) const fn due(&self, deadline: Deadline, periods: &Durations) -> Instant {
@@ -579,7 +579,7 @@ mod tests {
         let has = |flags| facts.has(flags);
         let open = facts.is_state(State::Connected) || facts.is_state(State::Idle);
         let consistent = (!has(Flags::RECEIVING) || has(Flags::RECEIVED))
-            && (!has(Flags::OUTPUT_HELD) || facts.is_queued())
+            && (!has(Flags::PAUSED_BY_OUTPUT) || facts.is_queued())
             && (!facts.is_state(State::Connecting) || !has(Flags::INBOUND))
             && (!facts.is_state(State::Closing) || facts.is_queued() || has(Flags::FIN));
         let rests = facts.is_state(State::Idle);

@@ -75,7 +75,7 @@ flags! {
         /// The connection is not read because the sink it feeds is congested.
         THROTTLED = 3;
         /// The connection is not read because it is congested.
-        OUTPUT_HELD = 4;
+        PAUSED_BY_OUTPUT = 4;
         /// The peer's FIN has been read.
         EOF = 5;
         /// Our FIN has been sent.
@@ -98,13 +98,13 @@ flags! {
         /// A byte has been written by the handler.
         WROTE = 14;
         /// The handler said that what it consumed was part of a request.
-        AWAITS_INPUT = 15;
+        EXPECTS_MORE_INPUT = 15;
         /// `on_data` is due without new bytes: the handler yielded, or reading resumed.
         DATA_DUE = 16;
         /// `on_drained` is due.
         DRAINED = 17;
         /// The handler wants our FIN sent after the queue.
-        FINISH = 18;
+        SHUTDOWN_WRITE = 18;
         /// The handler counts requests itself.
         COUNTS_REQUESTS = 19;
         /// The connection is in the ready queue.
@@ -112,7 +112,7 @@ flags! {
         /// The connection is in the list of those that callbacks of others asked something of.
         DIRTY = 21;
         /// A callback asked for something that must be acted on when it returns.
-        ASKED = 22;
+        CLOSE_REQUESTED = 22;
         /// A deadline was set or changed by hand.
         REARM = 23;
         /// The next request boundary ends the connection: the greatest age is reached, or it was
@@ -137,7 +137,7 @@ flags! {
         /// The socket is to be reset rather than closed.
         RESET = 2;
         /// `on_closing` runs, and may write a last reply.
-        LAST_WORDS = 3;
+        FINAL_REPLY = 3;
     }
 }
 
@@ -147,7 +147,7 @@ impl Flags {
 
     /// Input is left in the socket on purpose.
     pub(crate) const READING_STOPPED: Self =
-        Self::PAUSED.and(Self::THROTTLED).and(Self::OUTPUT_HELD);
+        Self::PAUSED.and(Self::THROTTLED).and(Self::PAUSED_BY_OUTPUT);
 
     /// Whatever is ready, the connection is not to be read now: reading is stopped, there is nothing
     /// more to read, or something else comes first.
@@ -155,11 +155,14 @@ impl Flags {
         .and(Self::EOF)
         .and(Self::DATA_DUE)
         .and(Self::DRAINED)
-        .and(Self::ASKED);
+        .and(Self::CLOSE_REQUESTED);
 
     /// Something is to be done or ended for the connection at the end of its callback.
-    pub(crate) const TO_ACT_ON: Self =
-        Self::ASKED.and(Self::BROKEN).and(Self::EOF).and(Self::FINISH).and(Self::RETIRING);
+    pub(crate) const TO_ACT_ON: Self = Self::CLOSE_REQUESTED
+        .and(Self::BROKEN)
+        .and(Self::EOF)
+        .and(Self::SHUTDOWN_WRITE)
+        .and(Self::RETIRING);
 
     /// The connection is not quiet: something is asked of it, or left to do.
     pub(crate) const BUSY: Self = Self::TO_ACT_ON
@@ -178,7 +181,7 @@ impl Flags {
     pub(crate) const READINESS: Self = Self::MAY_READ.and(Self::WRITE_READY);
 
     /// No more is written after what is queued.
-    pub(crate) const FINISHED: Self = Self::FINISH.and(Self::FIN);
+    pub(crate) const FINISHED: Self = Self::SHUTDOWN_WRITE.and(Self::FIN);
 
     /// Requests are not counted by what the handler consumes.
     pub(crate) const NOT_COUNTED: Self = Self::COUNTS_REQUESTS.and(Self::TUNNEL);

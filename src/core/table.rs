@@ -25,7 +25,7 @@ pub(crate) const CAPACITY_MAX: usize = PLACES_MAX - EXEMPT_MAX;
 
 /// How far dialling has come.
 #[derive(Debug)]
-pub(crate) struct Dial {
+pub(crate) struct DialState {
     pub(crate) target: Target,
     /// Addresses yet to be tried, the next one last.
     pub(crate) addresses: Vec<Address>,
@@ -38,7 +38,7 @@ pub(crate) struct Dial {
 
 /// What few connections need, apart from their record so that the others do not pay for it.
 #[derive(Debug, Default)]
-pub(crate) struct Rare {
+pub(crate) struct ColdState {
     /// Timeouts of its own.
     pub(crate) periods: Option<Box<Durations>>,
     /// The local address, where it is not the listener's.
@@ -47,11 +47,11 @@ pub(crate) struct Rare {
     pub(crate) owner: Option<ConnId>,
     /// What this connection feeds.
     pub(crate) sink: Option<ConnId>,
-    pub(crate) dial: Option<Dial>,
+    pub(crate) dial: Option<DialState>,
     /// Of the bytes the kernel took, what had left its queue when last looked at.
     pub(crate) left: u64,
     /// What had left when the minimum rate was last reckoned.
-    pub(crate) left_at_flush: u64,
+    pub(crate) acked_at_flush: u64,
     /// When output last became queued.
     pub(crate) queued_at: Instant,
     /// What a failed write said of the peer.
@@ -61,13 +61,13 @@ pub(crate) struct Rare {
     /// The bytes read when a shutdown began, if some of them may have been with the handler still.
     pub(crate) read_before_stop: u64,
     /// It was told that a request is its last.
-    pub(crate) told: Option<Told>,
+    pub(crate) retirement: Option<Retirement>,
     /// It was told that, and has reached its greatest age.
     pub(crate) aged: bool,
     /// The latest look at a request that was given more time.
-    pub(crate) request: Option<RequestLook>,
+    pub(crate) request: Option<RequestCheck>,
     /// Until when a sign of life may come that was asked for, and the bytes read before.
-    pub(crate) asked_for_life: Option<(Instant, u64)>,
+    pub(crate) pinged: Option<(Instant, u64)>,
     /// The peer of a Unix-domain socket is gone: once its input has been read nothing more comes of
     /// it.
     pub(crate) peer_gone: bool,
@@ -102,7 +102,7 @@ pub(crate) struct Delivery {
 
 /// A connection was told that a request is its last.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Told {
+pub(crate) struct Retirement {
     pub(crate) reason: CloseReason,
     /// The requests served before that one.
     pub(crate) after: u64,
@@ -110,7 +110,7 @@ pub(crate) struct Told {
 
 /// A look at a request that arrives for long.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct RequestLook {
+pub(crate) struct RequestCheck {
     /// Since when the clock of the request runs by it, to tell that request.
     pub(crate) since: Instant,
     pub(crate) at: Instant,
@@ -137,7 +137,7 @@ pub(crate) struct Record {
     pub(crate) clocks: DeadlineClocks,
     /// Whose timeouts apply, unless it has some of its own.
     profile: u32,
-    rare: Option<Box<Rare>>,
+    cold: Option<Box<ColdState>>,
     pub(crate) bytes_in: u64,
     /// Bytes the kernel took.
     pub(crate) bytes_out: u64,
@@ -147,7 +147,7 @@ pub(crate) struct Record {
     pub(crate) peer: Address,
     pub(crate) origin: Origin,
     /// The end a callback asked for, until it is acted on.
-    pub(crate) asked: Option<CloseReason>,
+    pub(crate) requested: Option<CloseReason>,
     /// Why it ends, set when the end begins.
     pub(crate) reason: Option<CloseReason>,
 }
@@ -167,21 +167,21 @@ impl Record {
             output: Output::default(),
             clocks: DeadlineClocks::default(),
             profile: 0,
-            rare: None,
+            cold: None,
             bytes_in: 0,
             bytes_out: 0,
             requests: 0,
             opened_at: Instant::EPOCH,
             peer: Address::Unnamed,
             origin: Origin::Connect,
-            asked: None,
+            requested: None,
             reason: None,
         }
     }
 
     #[inline]
-    fn fill(&mut self, birth: Birth) {
-        let Birth { origin, peer, owner, profile, exempt, now, .. } = birth;
+    fn fill(&mut self, new_conn: NewConn) {
+        let NewConn { origin, peer, owner, profile, exempt, now, .. } = new_conn;
         self.flags = if origin.is_inbound() { Flags::INBOUND } else { Flags::default() };
         self.cold_flags = ColdFlags::default();
         self.state = State::Connecting;
@@ -195,10 +195,10 @@ impl Record {
         self.opened_at = now;
         self.peer = peer;
         self.origin = origin;
-        self.asked = None;
+        self.requested = None;
         self.reason = None;
         if owner.is_some() {
-            self.rare_mut().owner = owner;
+            self.cold_mut().owner = owner;
         }
         self.log_state();
     }
@@ -209,7 +209,7 @@ impl Record {
         self.id = self.id.next();
         self.state = State::Closed;
         self.output.clear();
-        self.rare = None;
+        self.cold = None;
         if let Address::Unix(_) = self.peer {
             self.peer = Address::Unnamed;
         }
@@ -284,7 +284,7 @@ impl Record {
 
     /// Whether input is left in the socket on purpose.
     #[inline]
-    pub(crate) const fn is_held(&self) -> bool {
+    pub(crate) const fn is_reading_stopped(&self) -> bool {
         self.flags.has(Flags::READING_STOPPED)
     }
 
@@ -349,7 +349,7 @@ impl Record {
 
     /// When to check again what the peer of a closing connection has acknowledged.
     pub(crate) fn delivery_due(&self) -> Option<Instant> {
-        let delivery = self.rare.as_ref()?.delivery?;
+        let delivery = self.cold.as_ref()?.delivery?;
         let waits = self.state == State::Closing
             && self.flags.has(Flags::FIN)
             && !self.flags.has(Flags::REAPED);
@@ -358,7 +358,7 @@ impl Record {
 
     /// The wait for acknowledgements that set a deadline's clock to `clock`, if one did.
     pub(crate) fn delivery_at(&self, clock: Instant) -> Option<Delivery> {
-        self.rare.as_ref()?.delivery.filter(|delivery| delivery.clock == clock)
+        self.cold.as_ref()?.delivery.filter(|delivery| delivery.clock == clock)
     }
 
     /// Whether it waits for its peer to begin: idle, or never heard of.
@@ -369,7 +369,7 @@ impl Record {
             && silent
             && !self.flags.has(Flags::TUNNEL);
         // What is held may have a request in its socket.
-        !self.is_held() && (matches!(self.state, State::Idle) || unheard)
+        !self.is_reading_stopped() && (matches!(self.state, State::Idle) || unheard)
     }
 
     /// [`Record::facts`] of a connection that is quiet.
@@ -385,7 +385,7 @@ impl Record {
         let writes = flags.has(Flags::WRITE_READY) && !self.output.is_empty();
         if matches!(self.state, State::Connected | State::Idle) {
             let due = flags.has(Flags::DATA_DUE);
-            writes || flags.has(Flags::DRAINED) || ((reads || due) && !self.is_held())
+            writes || flags.has(Flags::DRAINED) || ((reads || due) && !self.is_reading_stopped())
         } else {
             // A dialled connection waits for its socket to be writable, which is an event.
             matches!(self.state, State::Closing) && (reads || writes)
@@ -394,103 +394,104 @@ impl Record {
 
     /// Whether writes are taken: before the end was asked for.
     pub(crate) const fn takes_writes(&self) -> bool {
-        let open = self.state.is_open() || self.cold_flags.has(ColdFlags::LAST_WORDS);
-        open && self.asked.is_none() && !self.flags.has(Flags::FINISHED)
+        let open = self.state.is_open() || self.cold_flags.has(ColdFlags::FINAL_REPLY);
+        open && self.requested.is_none() && !self.flags.has(Flags::FINISHED)
     }
 
     /// Until when an idle connection must give a sign of life, if it was asked for one and has given
     /// none.
-    pub(crate) fn life_due(&self) -> Option<Instant> {
-        let (until, before) = self.rare.as_ref()?.asked_for_life?;
+    pub(crate) fn ping_due(&self) -> Option<Instant> {
+        let (until, before) = self.cold.as_ref()?.pinged?;
         (self.state == State::Idle && self.bytes_in == before).then_some(until)
     }
 
     /// The request at hand is its last, for `reason`, unless it was told so before.
-    pub(crate) fn tell_to_go(&mut self, reason: CloseReason) {
-        if self.told().is_some() {
+    pub(crate) fn retire(&mut self, reason: CloseReason) {
+        if self.retirement().is_some() {
             return;
         }
         let aged = self.is_aged();
         let after = self.requests;
         self.flags.insert(Flags::RETIRING);
-        let rare = self.rare_mut();
-        rare.told = Some(Told { reason, after });
-        rare.aged = aged;
+        let cold = self.cold_mut();
+        cold.retirement = Some(Retirement { reason, after });
+        cold.aged = aged;
     }
 
-    fn told(&self) -> Option<Told> {
-        self.rare.as_ref()?.told
+    fn retirement(&self) -> Option<Retirement> {
+        self.cold.as_ref()?.retirement
     }
 
     /// Whether it has reached its greatest age.
     pub(crate) fn is_aged(&self) -> bool {
         self.flags.has(Flags::RETIRING)
-            && self.rare.as_ref().is_none_or(|rare| rare.told.is_none() || rare.aged)
+            && self.cold.as_ref().is_none_or(|cold| cold.retirement.is_none() || cold.aged)
     }
 
     /// It has reached its greatest age.
     pub(crate) fn age(&mut self) {
         self.flags.insert(Flags::RETIRING);
-        if let Some(rare) = &mut self.rare {
-            rare.aged = true;
+        if let Some(cold) = &mut self.cold {
+            cold.aged = true;
         }
     }
 
     /// Why it ends, if it has come to the request boundary that was to be its end.
-    pub(crate) fn reason_to_go(&self) -> Option<CloseReason> {
-        let told = self.told();
+    pub(crate) fn retirement_reason(&self) -> Option<CloseReason> {
+        let retirement = self.retirement();
         let over = self.facts().at_rest() || self.was_the_last();
         let age = CloseReason::Timeout(Timeout::Lifetime);
-        (self.flags.has(Flags::RETIRING) && over).then(|| told.map_or(age, |told| told.reason))
+        (self.flags.has(Flags::RETIRING) && over)
+            .then(|| retirement.map_or(age, |retirement| retirement.reason))
     }
 
     /// Whether the request is served that it was told is its last.
     pub(crate) fn was_the_last(&self) -> bool {
         let retires = self.flags.has(Flags::RETIRING) && self.owed == 0;
-        retires && self.told().is_some_and(|told| self.requests > told.after)
+        retires && self.retirement().is_some_and(|told| self.requests > told.after)
     }
 
     /// Whether its peer is gone and it would not learn of that by reading: it is held, or has read
     /// everything and owes a reply.
     pub(crate) fn has_lost_peer(&self) -> bool {
         let busy = self.owed > 0 || !self.output.is_empty() || self.flags.has(Flags::TUNNEL);
-        let waits = self.is_held() || (self.flags.has(Flags::EOF) && busy);
-        waits && self.rare.as_ref().is_some_and(|rare| rare.peer_gone)
+        let waits = self.is_reading_stopped() || (self.flags.has(Flags::EOF) && busy);
+        waits && self.cold.as_ref().is_some_and(|cold| cold.peer_gone)
     }
 
     /// What few connections need, if this one does.
-    pub(crate) fn rare(&self) -> Option<&Rare> {
-        self.rare.as_deref()
+    pub(crate) fn cold(&self) -> Option<&ColdState> {
+        self.cold.as_deref()
     }
 
     /// What few connections need, if this one does.
-    pub(crate) fn rare_if_any(&mut self) -> Option<&mut Rare> {
-        self.rare.as_deref_mut()
+    pub(crate) fn cold_if_any(&mut self) -> Option<&mut ColdState> {
+        self.cold.as_deref_mut()
     }
 
     /// What few connections need, made if it is not there yet.
-    pub(crate) fn rare_mut(&mut self) -> &mut Rare {
-        self.rare.get_or_insert_default()
+    pub(crate) fn cold_mut(&mut self) -> &mut ColdState {
+        self.cold.get_or_insert_default()
     }
 
     /// Takes what a failed write said of the peer, if one did.
     pub(crate) fn take_broken(&mut self) -> Option<CloseReason> {
-        self.rare.as_mut()?.broken.take()
+        self.cold.as_mut()?.broken.take()
     }
 
     /// Bytes the handler wrote that will never be taken.
     pub(crate) fn dropped(&self) -> u64 {
-        self.rare.as_ref().map_or(0, |rare| rare.dropped)
+        self.cold.as_ref().map_or(0, |cold| cold.dropped)
     }
 
-    pub(crate) fn dial(&mut self) -> Option<&mut Dial> {
-        self.rare.as_mut()?.dial.as_mut()
+    pub(crate) fn dial(&mut self) -> Option<&mut DialState> {
+        self.cold.as_mut()?.dial.as_mut()
     }
 
     /// The timeouts that apply: its own, or those of its listener among all `profiles`.
     #[inline]
     pub(crate) fn periods<'a>(&'a self, profiles: &'a [Durations]) -> &'a Durations {
-        match self.rare.as_ref().and_then(|rare| rare.periods.as_deref()) {
+        match self.cold.as_ref().and_then(|cold| cold.periods.as_deref()) {
             Some(periods) => periods,
             None => &profiles[self.profile as usize],
         }
@@ -500,22 +501,22 @@ impl Record {
     /// flushed.
     ///
     /// A connection that is closing already can only be made to end sooner.
-    pub(crate) fn ask(&mut self, reason: CloseReason) {
+    pub(crate) fn request_close(&mut self, reason: CloseReason) {
         if !self.state.is_open() && reason.mode() == CloseMode::Flush {
             return;
         }
-        if self.asked.is_none_or(|asked| {
-            asked.mode() == CloseMode::Flush && reason.mode() == CloseMode::Reset
+        if self.requested.is_none_or(|requested| {
+            requested.mode() == CloseMode::Flush && reason.mode() == CloseMode::Reset
         }) {
-            self.asked = Some(reason);
+            self.requested = Some(reason);
         }
-        self.flags.insert(Flags::ASKED);
+        self.flags.insert(Flags::CLOSE_REQUESTED);
     }
 }
 
 /// What a record starts from.
 #[derive(Debug)]
-pub(crate) struct Birth {
+pub(crate) struct NewConn {
     pub(crate) origin: Origin,
     pub(crate) peer: Address,
     pub(crate) owner: Option<ConnId>,
@@ -523,7 +524,7 @@ pub(crate) struct Birth {
     /// The limits on connections leave it out.
     pub(crate) exempt: bool,
     /// Another one has made way for it, or there was seen to be room.
-    pub(crate) displaces: bool,
+    pub(crate) replaces_evicted: bool,
     pub(crate) now: Instant,
 }
 
@@ -618,21 +619,21 @@ impl Table {
         self.exempt >= EXEMPT_MAX
     }
 
-    /// Adds a record, or gives `birth` back when the table is full. Inlined, it writes a birth once:
+    /// Adds a record, or gives `new_conn` back when the table is full. Inlined, it is written once:
     /// into its record.
     #[inline(always)]
-    pub(crate) fn insert(&mut self, birth: Birth) -> Result<&mut Record, Birth> {
-        if !birth.displaces && self.lacks_room(birth.exempt) {
-            return Err(birth);
+    pub(crate) fn insert(&mut self, new_conn: NewConn) -> Result<&mut Record, NewConn> {
+        if !new_conn.replaces_evicted && self.lacks_room(new_conn.exempt) {
+            return Err(new_conn);
         }
-        self.exempt += usize::from(birth.exempt);
-        self.inbound += usize::from(birth.origin.is_inbound() && !birth.exempt);
+        self.exempt += usize::from(new_conn.exempt);
+        self.inbound += usize::from(new_conn.origin.is_inbound() && !new_conn.exempt);
         let index = self.places.insert(());
         if index == self.records.len() {
             self.grow();
         }
         let record = &mut self.records[index];
-        record.fill(birth);
+        record.fill(new_conn);
         Ok(record)
     }
 
@@ -728,14 +729,14 @@ mod tests {
     use proptest::prelude::*;
     use std::collections::BTreeMap;
 
-    fn birth() -> Birth {
-        Birth {
+    fn new_conn() -> NewConn {
+        NewConn {
             origin: Origin::Connect,
             peer: Address::Unnamed,
             owner: None,
             profile: 0,
             exempt: false,
-            displaces: false,
+            replaces_evicted: false,
             now: Instant::EPOCH,
         }
     }
@@ -743,14 +744,14 @@ mod tests {
     #[test]
     fn a_full_table_gives_the_birth_back() {
         let mut table = Table::new(1);
-        table.insert(birth()).unwrap();
-        assert!(table.insert(birth()).is_err());
+        table.insert(new_conn()).unwrap();
+        assert!(table.insert(new_conn()).is_err());
     }
 
     #[test]
     fn a_walk_visits_each_connection_that_is_there_all_the_while() {
         let mut table = Table::new(20_000);
-        let ids: Vec<_> = (0..10_000).map(|_| table.insert(birth()).unwrap().id).collect();
+        let ids: Vec<_> = (0..10_000).map(|_| table.insert(new_conn()).unwrap().id).collect();
         let (mut cursor, mut seen, mut steps) = (Cursor::default(), Vec::new(), 0);
         loop {
             let range = table.walk(&mut cursor);
@@ -762,8 +763,8 @@ mod tests {
             // Meanwhile some before and after the cursor go, and others come.
             for index in [steps * 10, 9_990 - steps * 10] {
                 table.remove(ids[index]);
-                table.insert(birth()).unwrap();
-                table.insert(birth()).unwrap();
+                table.insert(new_conn()).unwrap();
+                table.insert(new_conn()).unwrap();
             }
             steps += 1;
         }
@@ -778,9 +779,9 @@ mod tests {
     fn inbound_connections_are_counted_unless_they_are_exempt() {
         let mut table = Table::new(8);
         let origin = Origin::Accepted(ListenerId(0));
-        let inbound = table.insert(Birth { origin, ..birth() }).unwrap().id;
-        let exempt = table.insert(Birth { origin, exempt: true, ..birth() }).unwrap().id;
-        let dialled = table.insert(birth()).unwrap().id;
+        let inbound = table.insert(NewConn { origin, ..new_conn() }).unwrap().id;
+        let exempt = table.insert(NewConn { origin, exempt: true, ..new_conn() }).unwrap().id;
+        let dialled = table.insert(new_conn()).unwrap().id;
         assert_eq!((table.inbound(), table.counted()), (1, 2));
         table.remove(dialled);
         table.remove(exempt);
@@ -792,24 +793,24 @@ mod tests {
     #[test]
     fn generations_wrap_before_the_reserved_one() {
         let mut table = Table::new(1);
-        let id = table.insert(birth()).unwrap().id;
+        let id = table.insert(new_conn()).unwrap().id;
         table.remove(id);
         table.records[0].id = ConnId::new(0, GENERATION_MAX - 1);
-        let id = table.insert(birth()).unwrap().id;
+        let id = table.insert(new_conn()).unwrap().id;
         table.remove(id);
-        assert_eq!(table.insert(birth()).unwrap().id.generation(), 1);
+        assert_eq!(table.insert(new_conn()).unwrap().id.generation(), 1);
     }
 
     #[test]
     fn abort_overrides_close_and_nothing_overrides_abort() {
         let mut table = Table::new(1);
-        let record = table.insert(birth()).unwrap();
-        record.ask(CloseReason::HandlerClose);
-        record.ask(CloseReason::HandlerAbort);
-        assert_eq!(record.asked, Some(CloseReason::HandlerAbort));
-        record.ask(CloseReason::OutputLimit);
-        record.ask(CloseReason::HandlerClose);
-        assert_eq!(record.asked, Some(CloseReason::HandlerAbort));
+        let record = table.insert(new_conn()).unwrap();
+        record.request_close(CloseReason::HandlerClose);
+        record.request_close(CloseReason::HandlerAbort);
+        assert_eq!(record.requested, Some(CloseReason::HandlerAbort));
+        record.request_close(CloseReason::OutputLimit);
+        record.request_close(CloseReason::HandlerClose);
+        assert_eq!(record.requested, Some(CloseReason::HandlerAbort));
     }
 
     #[test]
@@ -826,7 +827,7 @@ mod tests {
             let mut dead = Vec::new();
             for (step, (add, pick)) in ops.into_iter().enumerate() {
                 if add {
-                    match table.insert(birth()) {
+                    match table.insert(new_conn()) {
                         Ok(record) => {
                             record.bytes_in = step as u64;
                             prop_assert_eq!(model.insert(record.id, step as u64), None);

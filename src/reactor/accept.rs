@@ -15,11 +15,11 @@ use crate::core::admission::{Bucket, ClientKey, Clients, Excess};
 use crate::core::budget::{Budget, ITEMS_PER_STEP, Step};
 use crate::core::deadlines::Durations;
 use crate::core::flags::Flags;
-use crate::core::table::{Birth, Record};
+use crate::core::table::{NewConn, Record};
 use crate::error::Error;
 use crate::handler::Handler;
 use crate::id::{AlarmId, ConnId, ListenerId, Origin};
-use crate::log::{Seldom, debug, error, warn};
+use crate::log::{LogLimiter, debug, error, warn};
 use crate::time::Instant;
 
 /// Connections accepted from one listener in one turn: one burst of SYNs must not starve those
@@ -113,7 +113,7 @@ pub(super) struct Accepting {
     /// places.
     draining: bool,
     /// Connections that made way in this turn, and whose places no newcomer has had yet.
-    vacated: u64,
+    freed: u64,
     /// The latest pause lasted to its end.
     waited: bool,
     /// How long the latest pause was to last.
@@ -124,10 +124,10 @@ pub(super) struct Accepting {
     retry: Option<AlarmId>,
     /// What refuses the connection that was deferred first.
     refusal: Option<AlarmId>,
-    shortages: Seldom,
-    crowds: Seldom,
-    throttles: Seldom,
-    refusals: Seldom,
+    shortages: LogLimiter,
+    crowds: LogLimiter,
+    throttles: LogLimiter,
+    refusals: LogLimiter,
     /// The listener whose turn it is to be first.
     first: usize,
     at_limit: AtLimit,
@@ -149,16 +149,16 @@ impl Accepting {
             paused: false,
             exempt_full: false,
             draining: false,
-            vacated: 0,
+            freed: 0,
             waited: false,
             pause_nanos: 0,
             alarm: None,
             retry: None,
             refusal: None,
-            shortages: Seldom::default(),
-            crowds: Seldom::default(),
-            throttles: Seldom::default(),
-            refusals: Seldom::default(),
+            shortages: LogLimiter::default(),
+            crowds: LogLimiter::default(),
+            throttles: LogLimiter::default(),
+            refusals: LogLimiter::default(),
             first: 0,
             at_limit: limits.at_limit.clone(),
             restricts: clients.is_some() || limits.accept_rate.is_some(),
@@ -409,7 +409,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// make way for it or it is to be sent a reply. None makes way before there is a newcomer.
     #[cold]
     fn finds_room(&mut self, handler: &mut H) -> bool {
-        let found = self.accepting.vacated > 0
+        let found = self.accepting.freed > 0
             || self.finds_evictee(handler)
             || matches!(self.accepting.at_limit, AtLimit::Reject(_));
         if !found {
@@ -428,13 +428,13 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     }
 
     /// Whether somebody made way for a newcomer who has been accepted.
-    fn displaces(&mut self, handler: &mut H) -> bool {
-        if self.accepting.vacated == 0 {
-            self.accepting.vacated = self.evict(handler);
+    fn replaces_evicted(&mut self, handler: &mut H) -> bool {
+        if self.accepting.freed == 0 {
+            self.accepting.freed = self.evict(handler);
         }
-        let displaces = self.accepting.vacated > 0;
-        self.accepting.vacated -= u64::from(displaces);
-        displaces
+        let replaces_evicted = self.accepting.freed > 0;
+        self.accepting.freed -= u64::from(replaces_evicted);
+        replaces_evicted
     }
 
     /// Whether the next one would not come too soon.
@@ -512,7 +512,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         if full {
             self.warn_of_crowd();
         }
-        if full && !self.displaces(handler) {
+        if full && !self.replaces_evicted(handler) {
             if let (Some(clients), Some(key)) = (&mut self.accepting.clients, key) {
                 clients.depart(key, None);
             }
@@ -700,14 +700,14 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
 
     fn list_lingering(&mut self, id: ConnId) {
         let record = self.shared.table.at(id.index());
-        let listed = record.rare().is_some_and(|rare| rare.linger_number.is_some());
+        let listed = record.cold().is_some_and(|cold| cold.linger_number.is_some());
         if let Some(clients) = &mut self.accepting.clients
             && !listed
             && record.lingers()
             && let Some(key) = clients.key_of_record(record)
             && let Some(number) = clients.linger(key, id)
         {
-            record.rare_mut().linger_number = Some(number);
+            record.cold_mut().linger_number = Some(number);
             self.recheck_deferred();
         }
     }
@@ -725,7 +725,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         if let Some(clients) = &mut self.accepting.clients
             && let Some(key) = clients.key_of_record(record)
         {
-            clients.depart(key, record.rare().and_then(|rare| rare.linger_number));
+            clients.depart(key, record.cold().and_then(|cold| cold.linger_number));
             self.recheck_deferred();
         }
     }
@@ -739,23 +739,23 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
 
     fn admit(&mut self, handler: &mut H, index: usize, mut stream: B::Stream, peer: Address) {
         let Listener { wildcard, exempt, profile, .. } = self.listeners[index];
-        let birth = Birth {
+        let new_conn = NewConn {
             origin: Origin::Accepted(ListenerId(index as u32)),
             peer,
             owner: None,
             profile,
             exempt,
-            displaces: true,
+            replaces_evicted: true,
             now: self.shared.now,
         };
-        let Ok(record) = self.shared.table.insert(birth) else {
+        let Ok(record) = self.shared.table.insert(new_conn) else {
             return;
         };
         let id = record.id;
         // A fresh socket takes bytes; if not, the first write learns it.
         record.flags.insert(Flags::WRITE_READY);
         if wildcard && let Ok(address) = self.backend.local_addr(&stream) {
-            record.rare_mut().local = Some(address);
+            record.cold_mut().local = Some(address);
         }
         self.shared.counters.accepted.add(1);
         self.shared.count_connections();
@@ -886,7 +886,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         if self.accepting.full || self.accepting.exempt_full {
             self.note_room();
         }
-        self.accepting.vacated = 0;
+        self.accepting.freed = 0;
         self.resume_accepting();
     }
 
@@ -961,7 +961,7 @@ pub(super) fn see_off<B: Backend>(
     stream: &mut B::Stream,
     read_buffer: &mut BytesMut,
 ) {
-    if backend.finish(stream).is_ok() {
+    if backend.shutdown_write(stream).is_ok() {
         read_buffer.clear();
         read_buffer.reserve(READ_BUDGET);
         // Whether there was anything does not matter.

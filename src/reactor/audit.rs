@@ -130,7 +130,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
                 return Err(format!("marked as in a list and not in it: {:?}", record.flags));
             }
         }
-        if shared.births.contains(&id) || record.flags.has(Flags::REAPED) {
+        if shared.pending_dials.contains(&id) || record.flags.has(Flags::REAPED) {
             return Ok(());
         }
         if slot.session.is_none() {
@@ -145,7 +145,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             return Err(format!("{} bytes unread", slot.input.len()));
         }
         let low = bounds.watermarks.low();
-        let lasts = record.state().is_open() && record.asked.is_none();
+        let lasts = record.state().is_open() && record.requested.is_none();
         if lasts && record.flags.has(Flags::CONGESTED) && record.output.len() <= low {
             return Err(format!("congested with {} bytes queued", record.output.len()));
         }
@@ -198,7 +198,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let shared = &self.shared;
         let Some(record) = shared.table.get(id) else { return Ok(()) };
         let periods = record.periods(&shared.profiles);
-        if record.flags.has(Flags::REAPED.and(Flags::REARM)) || shared.births.contains(&id) {
+        if record.flags.has(Flags::REAPED.and(Flags::REARM)) || shared.pending_dials.contains(&id) {
             return Ok(());
         }
         let mut left_out = Set::EMPTY;
@@ -258,7 +258,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// How much was done so far that makes no call: closures taken, deadlines and alarms served.
     pub(crate) fn done_without_calls(&self) -> u64 {
         let (own, others) = self.mailbox.waiting();
-        let taken = self.mailbox.posted() - (own + others + self.letters.len()) as u64;
+        let taken = self.mailbox.posted() - (own + others + self.tasks.len()) as u64;
         taken + self.shared.counters.fired_total() + self.shared.alarms_gone()
     }
 
@@ -266,7 +266,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     fn audit_mailbox(&self, memory: &mut Memory) -> Result<(), String> {
         let (own, others) = self.mailbox.waiting();
         // Before the first turn there is no limit for others.
-        let before = memory.letters.replace((own, others)).unwrap_or((0, others));
+        let before = memory.tasks.replace((own, others)).unwrap_or((0, others));
         let most = self.config.limits.mailbox_max;
         for (which, count, before) in [("own", own, before.0), ("others'", others, before.1)] {
             if count > most && count > before {
@@ -277,15 +277,17 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     }
 
     /// Whether closures were posted that no turn has taken.
-    pub(crate) fn has_letters(&self) -> bool {
-        self.mailbox.has_letters() || !self.letters.is_empty()
+    pub(crate) fn has_tasks(&self) -> bool {
+        self.mailbox.has_tasks() || !self.tasks.is_empty()
     }
 
     /// Whether a connection is open with nothing left to do for it.
     pub(crate) fn is_at_peace(&self, id: ConnId) -> bool {
         self.shared.table.get(id).is_some_and(|record| {
             matches!(record.state(), State::Connected | State::Idle)
-                && !record.flags.has(Flags::DIRTY.and(Flags::QUEUED_READY).and(Flags::ASKED))
+                && !record
+                    .flags
+                    .has(Flags::DIRTY.and(Flags::QUEUED_READY).and(Flags::CLOSE_REQUESTED))
         })
     }
 
@@ -321,7 +323,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         shared.table.ids().find(|id| {
             shared.table.get(*id).is_some_and(|record| {
                 let periods = record.periods(&shared.profiles);
-                !shared.births.contains(id)
+                !shared.pending_dials.contains(id)
                     && !record.flags.has(Flags::REAPED.and(Flags::DIRTY).and(Flags::QUEUED_READY))
                     && BOUNDING.iter().all(|deadline| periods.of(*deadline) < u64::MAX)
                     && record.clocks.next(periods).is_none()
@@ -349,7 +351,7 @@ const BOUNDING: [Deadline; 11] = [
 #[derive(Debug, Default)]
 pub(crate) struct Memory {
     /// Closures that waited.
-    letters: Option<(usize, usize)>,
+    tasks: Option<(usize, usize)>,
     seen: BTreeMap<ConnId, Seen>,
     /// When the turn began, if it served everything that was due by then.
     served: Option<Instant>,
@@ -417,7 +419,7 @@ pub(super) mod tests {
     use crate::config::Config;
     use crate::conn::Conn;
     use crate::core::lifecycle::Step;
-    use crate::core::table::{Birth, PLACES_PER_STEP, Table};
+    use crate::core::table::{NewConn, PLACES_PER_STEP, Table};
     use crate::id::{ListenerId, Origin};
     use crate::sim::{Host, Sim};
 
@@ -454,16 +456,16 @@ pub(super) mod tests {
     impl Tested {
         /// An inbound connection that is idle since then.
         pub(crate) fn come(&mut self, since: Instant) -> ConnId {
-            let birth = Birth {
+            let new_conn = NewConn {
                 origin: Origin::Accepted(ListenerId(0)),
                 peer: Address::Unnamed,
                 owner: None,
                 profile: 0,
                 exempt: false,
-                displaces: true,
+                replaces_evicted: true,
                 now: since,
             };
-            let record = self.shared.table.insert(birth).unwrap();
+            let record = self.shared.table.insert(new_conn).unwrap();
             record.step(Step::Establish);
             record.step(Step::Rest);
             record.flags.insert(Flags::RECEIVED);

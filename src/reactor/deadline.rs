@@ -11,7 +11,7 @@ use crate::core::budget::Step;
 use crate::core::deadlines::{Deadline, Set};
 use crate::core::flags::{ColdFlags, Flags};
 use crate::core::lifecycle::State;
-use crate::core::table::RequestLook;
+use crate::core::table::RequestCheck;
 use crate::core::wheel::Key;
 use crate::handler::Handler;
 use crate::id::{AlarmId, ConnId};
@@ -156,7 +156,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let LoopState { table, profiles, .. } = &mut self.shared;
         let record = table.at(id.index());
         let next = record.clocks.next(record.periods(profiles));
-        let (life, delivery) = (record.life_due(), record.delivery_due());
+        let (life, delivery) = (record.ping_due(), record.delivery_due());
         if let Some(at) = next.into_iter().chain(life).chain(delivery).min() {
             self.shared.arm(id, at);
         }
@@ -240,15 +240,15 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let left = self.left(id);
         let LoopState { table, profiles, now, .. } = &mut self.shared;
         let record = table.at(id.index());
-        let rare = record.rare_mut();
-        let queued_at = rare.queued_at;
-        let moved = left > rare.left;
-        rare.left = rare.left.max(left);
+        let cold = record.cold_mut();
+        let queued_at = cold.queued_at;
+        let moved = left > cold.left;
+        cold.left = cold.left.max(left);
         if moved {
             record.clocks.set(Deadline::Write, *now);
         }
         let write = record.periods(profiles).of(Deadline::Write);
-        record.clocks.look_again(queued_at, write, *now);
+        record.clocks.check_again(queued_at, write, *now);
         if moved && record.cold_flags.has(ColdFlags::IS_SINK) {
             self.shared.touch_feeders(id);
         }
@@ -260,7 +260,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     fn sink_moves(&mut self, id: ConnId) -> bool {
         let record = self.shared.table.at(id.index());
         let held = record.flags.has(Flags::THROTTLED) && !record.flags.has(Flags::PAUSED);
-        match record.rare().and_then(|rare| rare.sink) {
+        match record.cold().and_then(|cold| cold.sink) {
             Some(sink) if held && record.owed == 0 => self.look(sink),
             _ => false,
         }
@@ -275,7 +275,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let Some(rate) = rate else { return false };
         let (since, read) = (record.clocks.since(Deadline::Request), record.bytes_in);
         // The same request was looked at before only if nothing has set its clock since.
-        let before = record.rare_mut().request.filter(|look| look.since == since);
+        let before = record.cold_mut().request.filter(|look| look.since == since);
         if let Some(before) = before {
             let least = u128::from(now.nanos_since(before.at)) * u128::from(rate) / 1_000_000_000;
             if u128::from(read - before.read) < least {
@@ -286,14 +286,14 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         // since a time to come.
         let since = now.before(timeout - timeout.min(RATE_LOOK_NANOS));
         record.clocks.set(Deadline::Request, since);
-        record.rare_mut().request = Some(RequestLook { since, at: *now, read });
+        record.cold_mut().request = Some(RequestCheck { since, at: *now, read });
         true
     }
 
     /// When the answer to a ping was due, if that has passed without one.
     fn lapsed_ping(&mut self, id: ConnId) -> Option<Instant> {
         let now = self.shared.now;
-        self.shared.table.at(id.index()).life_due().filter(|due| *due <= now)
+        self.shared.table.at(id.index()).ping_due().filter(|due| *due <= now)
     }
 
     /// Asks an idle connection for a sign of life, where that is wanted and none is due yet.
@@ -301,8 +301,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let LoopState { table, profiles, now, .. } = &mut self.shared;
         let record = table.at(id.index());
         let Some(ping) = record.periods(profiles).ping() else { return false };
-        if record.life_due().is_none() {
-            record.rare_mut().asked_for_life = Some((now.after(ping), record.bytes_in));
+        if record.ping_due().is_none() {
+            record.cold_mut().pinged = Some((now.after(ping), record.bytes_in));
             self.shared.counters.health_checks.add(1);
             self.call(id, "on_health_check", |conn, session| {
                 handler.on_health_check(conn, session);
@@ -320,9 +320,9 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let LoopState { table, profiles, bounds, now, .. } = &mut self.shared;
         let rate = bounds.flush_rate;
         let record = table.at(id.index());
-        let rare = record.rare_mut();
-        let moved = left.saturating_sub(rare.left_at_flush);
-        rare.left_at_flush = left.max(rare.left_at_flush);
+        let cold = record.cold_mut();
+        let moved = left.saturating_sub(cold.acked_at_flush);
+        cold.acked_at_flush = left.max(cold.acked_at_flush);
         record.credit_flush(moved, rate, profiles, *now);
         record.clocks.due(Deadline::Flush, record.periods(profiles)) > *now
     }

@@ -109,7 +109,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         // A clock that is set so is due when the pause is over. No traffic sets it to the same time.
         delivery.clock = now.before(period - pause).before(1);
         record.clocks.set(deadline, delivery.clock);
-        record.rare_mut().delivery = Some(delivery);
+        record.cold_mut().delivery = Some(delivery);
         Verdict::Waits
     }
 
@@ -133,7 +133,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let check_at = Instant::FAR_FUTURE;
         let delivery =
             Delivery { clock, since, check_at, begun_at, acked, progress_at, ends: false };
-        record.rare_mut().delivery = Some(delivery);
+        record.cold_mut().delivery = Some(delivery);
         false
     }
 
@@ -144,7 +144,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let record = self.shared.table.at(id.index());
         let acked = record.bytes_out.saturating_sub(unsent);
         record.clocks.set(Deadline::Flush, now);
-        record.rare_mut().delivery = Some(Delivery {
+        record.cold_mut().delivery = Some(Delivery {
             clock: now,
             since: now,
             check_at: now,
@@ -158,7 +158,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// A connection begins to linger: one that only waits for the last delivery is checked soon.
     pub(super) fn begin_linger(&mut self, id: ConnId) {
         let record = self.shared.table.at(id.index());
-        if let Some(delivery) = record.rare().and_then(|rare| rare.delivery) {
+        if let Some(delivery) = record.cold().and_then(|cold| cold.delivery) {
             self.check_linger_again(id, delivery);
         }
     }
@@ -176,7 +176,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let check_at = now.after(pause);
         record.clocks.set(Deadline::Linger, now);
         record.clocks.set(Deadline::LingerRead, now);
-        record.rare_mut().delivery = Some(Delivery { check_at, ..delivery });
+        record.cold_mut().delivery = Some(Delivery { check_at, ..delivery });
         self.shared.arm(id, check_at);
     }
 
@@ -195,11 +195,11 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let LoopState { table, profiles, bounds, now, .. } = &mut self.shared;
         let now = *now;
         let record = table.at(id.index());
-        let waits = record.rare().and_then(|rare| rare.delivery);
+        let waits = record.cold().and_then(|cold| cold.delivery);
         let acked = record.bytes_out.saturating_sub(unsent);
         if unsent == 0 {
             let Some(delivery) = waits else { return false };
-            record.rare_mut().delivery = None;
+            record.cold_mut().delivery = None;
             if delivery.ends {
                 self.release(id);
             } else {

@@ -13,7 +13,7 @@ use crate::core::budget::Step;
 use crate::core::deadlines::Deadline;
 use crate::core::flags::Flags;
 use crate::core::lifecycle::State;
-use crate::core::table::Dial;
+use crate::core::table::DialState;
 use crate::handler::Handler;
 use crate::id::ConnId;
 use crate::log::debug;
@@ -37,7 +37,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// Opens the connections that callbacks asked for. Those that these ask for wait a turn.
     #[inline]
     pub(super) fn begin_dials(&mut self, handler: &mut H) {
-        if !self.shared.births.is_empty() {
+        if !self.shared.pending_dials.is_empty() {
             self.begin_some_dials(handler);
         }
     }
@@ -45,30 +45,30 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     #[inline(never)]
     fn begin_some_dials(&mut self, handler: &mut H) {
         let mut budget = self.begin_step(Step::Dials);
-        let mut births = std::mem::take(&mut self.shared.births);
+        let mut pending_dials = std::mem::take(&mut self.shared.pending_dials);
         let mut begun = 0;
-        while begun < births.len() && budget.allows(|| self.backend.now()) {
-            let id = births[begun];
+        while begun < pending_dials.len() && budget.allows(|| self.backend.now()) {
+            let id = pending_dials[begun];
             begun += 1;
             self.make_slot(id);
             if !self.call_open(handler, id) {
                 self.discard(id);
                 continue;
             }
-            if self.shared.table.at(id.index()).asked.is_none() {
+            if self.shared.table.at(id.index()).requested.is_none() {
                 self.begin_dial(handler, id);
             }
             self.guard(handler, |reactor, handler| reactor.settle(handler, id));
         }
-        births.drain(..begun);
-        births.append(&mut self.shared.births);
-        self.shared.births = births;
+        pending_dials.drain(..begun);
+        pending_dials.append(&mut self.shared.pending_dials);
+        self.shared.pending_dials = pending_dials;
         self.end_step(&budget);
     }
 
     fn begin_dial(&mut self, handler: &mut H, id: ConnId) {
         let record = self.shared.table.at(id.index());
-        let Some(Dial { target, addresses, failure, .. }) = record.dial() else {
+        let Some(DialState { target, addresses, failure, .. }) = record.dial() else {
             return;
         };
         match target {
@@ -97,9 +97,9 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         match self.backend.is_connected(stream) {
             Ok(true) => {
                 let local = self.backend.local_addr(stream).ok();
-                let rare = record.rare_mut();
-                rare.local = local;
-                rare.dial = None;
+                let cold = record.cold_mut();
+                cold.local = local;
+                cold.dial = None;
                 self.establish(handler, id);
                 self.serve(handler, id);
             }

@@ -195,8 +195,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         self.shared.spilled = false;
         self.drop_output(id);
         let record = self.shared.table.at(id.index());
-        record.asked = Some(CloseReason::HandlerPanic);
-        record.flags.insert(Flags::ASKED);
+        record.requested = Some(CloseReason::HandlerPanic);
+        record.flags.insert(Flags::CLOSE_REQUESTED);
     }
 
     fn count_panic(&mut self) {

@@ -62,7 +62,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         self.shared.stopping = true;
         self.close_mailbox();
         self.close_listeners(true);
-        self.shared.births.clear();
+        self.shared.pending_dials.clear();
         let ids: Vec<_> = self.shared.table.ids().collect();
         for id in &ids {
             self.make_slot(*id);
@@ -85,7 +85,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// Refuses closures from here on, and drops those that were posted.
     fn close_mailbox(&mut self) {
         self.mailbox.close();
-        self.letters.drain(..).for_each(drop_caught);
+        self.tasks.drain(..).for_each(drop_caught);
     }
 
     /// Drops the sessions without a callback, and returns how many there were.

@@ -25,12 +25,12 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let unborn = record.state() == State::Connecting;
         let quiet_stop = reason == CloseReason::Shutdown && record.state() == State::Idle;
         record.reason = Some(reason);
-        record.asked = None;
-        record.flags.remove(Flags::ASKED.and(Flags::HAS_TIMER).and(Flags::PAUSED));
-        record.cold_flags.set(ColdFlags::LAST_WORDS, ending == CloseMode::Flush);
+        record.requested = None;
+        record.flags.remove(Flags::CLOSE_REQUESTED.and(Flags::HAS_TIMER).and(Flags::PAUSED));
+        record.cold_flags.set(ColdFlags::FINAL_REPLY, ending == CloseMode::Flush);
         record.step(Step::Close);
-        if let Some(rare) = record.rare_if_any() {
-            rare.delivery = None;
+        if let Some(cold) = record.cold_if_any() {
+            cold.delivery = None;
         }
         self.shared.end_feeding(id);
         self.call(id, "on_closing", |conn, session| handler.on_closing(conn, session, &reason));
@@ -40,7 +40,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             return self.drop_output_and_release(id, ending == CloseMode::Reset);
         }
         let record = self.shared.table.at(id.index());
-        record.cold_flags.remove(ColdFlags::LAST_WORDS);
+        record.cold_flags.remove(ColdFlags::FINAL_REPLY);
         let eof = record.flags.has(Flags::EOF);
         // A peer that has had our FIN for that long is not waited for again.
         let waited = reason == CloseReason::Timeout(Timeout::HalfClosed);
@@ -71,14 +71,14 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         if self.shared.table.at(id.index()).flags.has(Flags::REAPED) {
             return;
         }
-        if self.shared.table.at(id.index()).asked.is_none() {
+        if self.shared.table.at(id.index()).requested.is_none() {
             self.flush(id);
             self.discard_input(id);
         }
         let record = self.shared.table.at(id.index());
-        record.flags.remove(Flags::ASKED);
+        record.flags.remove(Flags::CLOSE_REQUESTED);
         // The peer is gone, or somebody lost patience.
-        if let Some(reason) = record.asked.take().or_else(|| record.take_broken()) {
+        if let Some(reason) = record.requested.take().or_else(|| record.take_broken()) {
             let reset = reason.mode() == CloseMode::Reset;
             return self.drop_output_and_release(id, reset);
         }
@@ -91,7 +91,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         if !record.cold_flags.has(ColdFlags::LINGERING) || record.flags.has(Flags::EOF) {
             self.release(id);
         } else if !record.flags.has(Flags::FIN) {
-            match self.backend.finish(stream) {
+            match self.backend.shutdown_write(stream) {
                 Ok(()) => {
                     record.flags.insert(Flags::FIN);
                     self.note_lingering(id);
@@ -139,7 +139,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// Gives up a connection that never got a session.
     pub(super) fn discard(&mut self, id: ConnId) {
         let record = self.shared.table.at(id.index());
-        let panicked = record.asked == Some(CloseReason::HandlerPanic);
+        let panicked = record.requested == Some(CloseReason::HandlerPanic);
         record.cold_flags.set(ColdFlags::RESET, panicked);
         if !panicked {
             debug!(%id, "the handler refuses a connection");

@@ -266,12 +266,12 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         if record.flags.has(Flags::CONGESTED)
             && record.output.len() <= self.shared.bounds.watermarks.low()
         {
-            record.flags.remove(Flags::CONGESTED.and(Flags::OUTPUT_HELD));
+            record.flags.remove(Flags::CONGESTED.and(Flags::PAUSED_BY_OUTPUT));
             if !planted(Canary::WatermarkEdgeLost) {
                 record.flags.insert(Flags::CALLBACK_DUE);
             }
             if record.cold_flags.has(ColdFlags::IS_SINK) {
-                self.shared.release_feeders(id);
+                self.shared.resume_feeders(id);
             }
         }
     }
@@ -312,7 +312,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     pub(super) fn lose_peer(&mut self, handler: &mut H, id: ConnId) {
         let record = self.shared.table.at(id.index());
         if !record.flags.has(Flags::FIN) && !planted(Canary::GonePeerKept) {
-            record.rare_mut().peer_gone = true;
+            record.cold_mut().peer_gone = true;
         }
         self.note_lost_peer(id);
         self.serve(handler, id);
@@ -321,7 +321,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     fn note_lost_peer(&mut self, id: ConnId) {
         let record = self.shared.table.at(id.index());
         if record.has_lost_peer() {
-            record.ask(CloseReason::PeerReset);
+            record.request_close(CloseReason::PeerReset);
         }
     }
 
@@ -332,7 +332,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             return;
         };
         if let Ok(Some(error)) = self.backend.take_error(stream) {
-            self.shared.table.at(id.index()).ask(reason_of(error));
+            self.shared.table.at(id.index()).request_close(reason_of(error));
         }
         self.serve(handler, id);
     }
@@ -407,9 +407,9 @@ fn deliver<H: Handler, B: Backend>(
     }
     if left > 0 {
         // Who ends the connection may leave what he likes.
-        let taken_up = record.is_held() || record.flags.has(Flags::DATA_DUE);
-        if left >= bounds.input_max && !taken_up && record.asked.is_none() {
-            record.ask(CloseReason::InputLimit);
+        let taken_up = record.is_reading_stopped() || record.flags.has(Flags::DATA_DUE);
+        if left >= bounds.input_max && !taken_up && record.requested.is_none() {
+            record.request_close(CloseReason::InputLimit);
         }
         return false;
     }
@@ -448,7 +448,7 @@ fn begin_delivery(record: &mut Record, log: bool) -> Delivery {
     if wakes {
         record.step_and_log(Step::Wake, log);
     }
-    record.flags.remove(Flags::AWAITS_INPUT.and(Flags::DATA_DUE));
+    record.flags.remove(Flags::EXPECTS_MORE_INPUT.and(Flags::DATA_DUE));
     Delivery { wakes, drained: record.output.is_empty(), log }
 }
 
@@ -481,7 +481,7 @@ fn send_scratch<B: Backend>(
 /// whether one was served by a handler that does not count them itself.
 #[inline(always)]
 fn count_request(record: &mut Record, consumed: bool, left: usize, now: Instant) -> bool {
-    if left > 0 || record.flags.has(Flags::AWAITS_INPUT) {
+    if left > 0 || record.flags.has(Flags::EXPECTS_MORE_INPUT) {
         return count_part(record, consumed, now);
     }
     record.flags.remove(Flags::RECEIVING);
@@ -492,7 +492,7 @@ fn count_request(record: &mut Record, consumed: bool, left: usize, now: Instant)
 #[cold]
 fn count_part(record: &mut Record, consumed: bool, now: Instant) -> bool {
     let begins = !record.flags.has(Flags::RECEIVING);
-    let whole = consumed && !record.flags.take(Flags::AWAITS_INPUT);
+    let whole = consumed && !record.flags.take(Flags::EXPECTS_MORE_INPUT);
     record.flags.insert(Flags::RECEIVING);
     if begins || whole {
         record.clocks.restart_request(now);
@@ -538,7 +538,7 @@ fn handle_read_error(record: &mut Record, error: &io::Error) -> Read {
         _ if planted(Canary::SwallowedReset) => record.flags.remove(Flags::READ_READY),
         failure => {
             record.flags.remove(Flags::READ_READY);
-            record.ask(failure.reason(error));
+            record.request_close(failure.reason(error));
         }
     }
     Read::Drained
@@ -590,8 +590,8 @@ fn handle_write_error(record: &mut Record, error: &io::Error) {
         Failure::WouldBlock => record.flags.remove(Flags::WRITE_READY),
         failure => {
             record.flags.remove(Flags::WRITE_READY);
-            record.flags.insert(Flags::BROKEN.and(Flags::ASKED));
-            record.rare_mut().broken = Some(failure.reason(error));
+            record.flags.insert(Flags::BROKEN.and(Flags::CLOSE_REQUESTED));
+            record.cold_mut().broken = Some(failure.reason(error));
         }
     }
 }

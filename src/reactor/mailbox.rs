@@ -17,7 +17,7 @@ use crate::id::ConnId;
 use crate::unwind::drop_caught;
 
 /// What is posted to the reactor.
-pub(crate) enum Letter<H: Handler> {
+pub(crate) enum Task<H: Handler> {
     ToLoop(LoopClosure<H>),
     ToConn(ConnId, ConnClosure<H>),
 }
@@ -60,8 +60,8 @@ struct Queues<H: Handler> {
     closed: bool,
 }
 
-/// A letter with its number, which tells which of two was posted first.
-type Numbered<H> = (u64, Letter<H>);
+/// A task with its number, which tells which of two was posted first.
+type Numbered<H> = (u64, Task<H>);
 
 impl<H: Handler> Queues<H> {
     fn is_empty(&self) -> bool {
@@ -122,7 +122,7 @@ impl<H: Handler> Mailbox<H> {
     }
 
     #[inline]
-    pub(crate) fn has_letters(&self) -> bool {
+    pub(crate) fn has_tasks(&self) -> bool {
         self.pending.load(Ordering::Acquire)
     }
 
@@ -147,9 +147,9 @@ impl<H: Handler> Mailbox<H> {
         self.lock().posted
     }
 
-    /// Moves at most `count` letters to the end of `batch`, in the order of posting. Where there are
+    /// Moves at most `count` tasks to the end of `batch`, in the order of posting. Where there are
     /// more, half of them are the reactor's own and half are those of others.
-    pub(crate) fn take(&self, count: usize, batch: &mut VecDeque<Letter<H>>) {
+    pub(crate) fn take(&self, count: usize, batch: &mut VecDeque<Task<H>>) {
         let mut queues = self.lock();
         let Queues { own, others, waiting, .. } = &mut *queues;
         let share = count.saturating_sub(own.len()).max(count.div_ceil(2));
@@ -165,28 +165,28 @@ impl<H: Handler> Mailbox<H> {
             } else {
                 (&mut *own, &mut of_own)
             };
-            batch.extend(from.pop_front().map(|(_, letter)| letter));
+            batch.extend(from.pop_front().map(|(_, task)| task));
             *left -= 1;
         }
         let room = *waiting > 0 && others.len() < self.capacity;
         let left = !queues.is_empty();
         self.pending.store(left, Ordering::Release);
-        self.due.store(left && !planted(Canary::LeftLetters), Ordering::Release);
+        self.due.store(left && !planted(Canary::LeftTasks), Ordering::Release);
         drop(queues);
         if room {
             self.room.notify_all();
         }
     }
 
-    /// Refuses letters from here on; those not taken are dropped.
+    /// Refuses tasks from here on; those not taken are dropped.
     pub(crate) fn close(&self) {
         let mut queues = self.lock();
         queues.closed = true;
         let (own, others) = (mem::take(&mut queues.own), mem::take(&mut queues.others));
         drop(queues);
         self.room.notify_all();
-        for (_, letter) in own.into_iter().chain(others) {
-            drop_caught(letter);
+        for (_, task) in own.into_iter().chain(others) {
+            drop_caught(task);
         }
     }
 
@@ -215,7 +215,7 @@ impl<H: Handler> Mailbox<H> {
         }
     }
 
-    fn post(&self, letter: Letter<H>, wait: bool) -> Result<(), PostError> {
+    fn post(&self, task: Task<H>, wait: bool) -> Result<(), PostError> {
         let poster = self.poster();
         let mut queues = self.lock();
         while !queues.closed && !self.has_room(&queues, poster, wait) {
@@ -232,13 +232,13 @@ impl<H: Handler> Mailbox<H> {
         let number = queues.posted;
         queues.posted += 1;
         if poster == Poster::Itself {
-            queues.own.push_back((number, letter));
+            queues.own.push_back((number, task));
             self.pending.store(true, Ordering::Release);
             // The reactor is awake, and sees this before it waits.
-            self.due.store(!planted(Canary::LeftLetters), Ordering::Release);
+            self.due.store(!planted(Canary::LeftTasks), Ordering::Release);
             return Ok(());
         }
-        queues.others.push_back((number, letter));
+        queues.others.push_back((number, task));
         let first = !self.pending.swap(true, Ordering::AcqRel);
         // Under the lock, so that no other post relies on a wake-up that has yet to fail.
         if first && !planted(Canary::LostWake) && self.waker.wake().is_err() {
@@ -332,7 +332,7 @@ impl<H: Handler> Handle<H> {
         &self,
         closure: impl FnOnce(&mut H, &mut Context<'_>) + Send + 'static,
     ) -> Result<(), PostError> {
-        self.mailbox.post(Letter::ToLoop(Box::new(closure)), true)
+        self.mailbox.post(Task::ToLoop(Box::new(closure)), true)
     }
 
     /// As [`post`](Handle::post), without ever waiting.
@@ -345,7 +345,7 @@ impl<H: Handler> Handle<H> {
         &self,
         closure: impl FnOnce(&mut H, &mut Context<'_>) + Send + 'static,
     ) -> Result<(), PostError> {
-        self.mailbox.post(Letter::ToLoop(Box::new(closure)), false)
+        self.mailbox.post(Task::ToLoop(Box::new(closure)), false)
     }
 
     /// Runs `closure` with the connection of `id` and its session; it is dropped unrun if that
@@ -359,7 +359,7 @@ impl<H: Handler> Handle<H> {
         id: ConnId,
         closure: impl FnOnce(&mut H, &mut Conn<'_>, &mut H::Session) + Send + 'static,
     ) -> Result<(), PostError> {
-        self.mailbox.post(Letter::ToConn(id, Box::new(closure)), true)
+        self.mailbox.post(Task::ToConn(id, Box::new(closure)), true)
     }
 
     /// The counters so far, read without waking the reactor.
@@ -416,8 +416,8 @@ mod tests {
         fn on_data(&mut self, _: &mut Conn<'_>, _: &mut (), _: &mut BytesMut) {}
     }
 
-    fn letter() -> Letter<Nobody> {
-        Letter::ToLoop(Box::new(|_, _| ()))
+    fn task() -> Task<Nobody> {
+        Task::ToLoop(Box::new(|_, _| ()))
     }
 
     /// Fails the first time, after another post had time to come.
@@ -450,11 +450,11 @@ mod tests {
             let mailbox = &mailbox;
             let second = scope.spawn(move || {
                 may_go.recv().unwrap();
-                let outcome = mailbox.post(letter(), true);
+                let outcome = mailbox.post(task(), true);
                 tell.send(()).unwrap();
                 outcome
             });
-            assert_eq!(mailbox.post(letter(), true), Err(PostError::Stopped));
+            assert_eq!(mailbox.post(task(), true), Err(PostError::Stopped));
             assert_eq!(second.join().unwrap(), Ok(()));
         });
         assert_eq!(mailbox.waiting(), (0, 1));
@@ -476,9 +476,9 @@ mod tests {
             let mailbox = Mailbox::<Nobody>::new(100, waker, Arc::default());
             {
                 let _turning = mailbox.begin_turn();
-                (0..own).for_each(|_| mailbox.post(letter(), false).unwrap());
+                (0..own).for_each(|_| mailbox.post(task(), false).unwrap());
             }
-            (0..others).for_each(|_| mailbox.post(letter(), false).unwrap());
+            (0..others).for_each(|_| mailbox.post(task(), false).unwrap());
             let mut batch = VecDeque::new();
             mailbox.take(count, &mut batch);
             let left = mailbox.waiting();

@@ -31,7 +31,7 @@ pub(crate) use self::audit::{Holdings, Memory};
 pub use self::end::RunError;
 use self::io::wants_reading;
 pub use self::mailbox::Handle;
-use self::mailbox::{Letter, Mailbox};
+use self::mailbox::{Mailbox, Task};
 pub use self::shutdown::Report;
 use self::shutdown::Stop;
 use crate::address::Address;
@@ -60,7 +60,7 @@ const EVENTS_NANOS: u64 = STEP_NANOS;
 const EVENTS_PER_CHECK: usize = 32;
 
 /// Posted closures run in one turn.
-const LETTERS_PER_TURN: usize = 1_024;
+const TASKS_PER_TURN: usize = 1_024;
 
 /// How far the coarse clock may run ahead of the turn's time before that is read again.
 const STALE_NANOS: u64 = 8_000_000;
@@ -101,7 +101,7 @@ pub struct Reactor<H: Handler, B: Backend = Os> {
     check_event: usize,
     /// A panic cut the turn short: it is to be taken up behind the event that was served.
     cut: bool,
-    /// The waker woke: there may be letters or a request to shut down.
+    /// The waker woke: there may be tasks or a request to shut down.
     woken: bool,
     listeners: Vec<Listener<B::Listener>>,
     accepting: accept::Accepting,
@@ -116,7 +116,7 @@ pub struct Reactor<H: Handler, B: Backend = Os> {
     /// Where reads land; only what a handler leaves moves to the connection.
     read_buffer: BytesMut,
     mailbox: Arc<Mailbox<H>>,
-    letters: VecDeque<Letter<H>>,
+    tasks: VecDeque<Task<H>>,
     stop: Stop,
     /// Waits in a row after which deadlines were put off because there may be input.
     put_off: u32,
@@ -203,7 +203,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             shared,
             read_buffer: BytesMut::new(),
             mailbox: Arc::new(mailbox),
-            letters: VecDeque::new(),
+            tasks: VecDeque::new(),
             put_off: 0,
             logs: false,
             started_at: now,
@@ -237,7 +237,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         self.serve_events(handler);
         self.serve_ready(handler);
         self.accept(handler);
-        self.open_letters(handler);
+        self.run_tasks(handler);
         self.expire_deadlines(handler);
         self.begin_dials(handler);
         self.settle_dirty(handler);
@@ -378,10 +378,10 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let shared = &self.shared;
         // One branch for all that is mostly nothing.
         let queued = shared.dirty.len()
-            | shared.births.len()
+            | shared.pending_dials.len()
             | shared.reaped.len()
             | shared.due_alarms()
-            | self.letters.len()
+            | self.tasks.len()
             | self.put_off as usize;
         if queued > 0
             || !shared.ready.is_empty()
@@ -535,7 +535,9 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         record.flags.insert(Flags::of_event(ready.to_bits()));
         let open = matches!(record.state(), State::Connected | State::Idle);
         if ready.has(Readiness::ERROR.and(Readiness::SHUT)) && open {
-            if ready.has(Readiness::ERROR) && (record.is_held() || record.flags.has(Flags::EOF)) {
+            if ready.has(Readiness::ERROR)
+                && (record.is_reading_stopped() || record.flags.has(Flags::EOF))
+            {
                 return self.learn_error(handler, id);
             }
             if ready.has(Readiness::SHUT) && record.peer.ip().is_none() {
@@ -574,40 +576,40 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     }
 
     #[inline]
-    fn open_letters(&mut self, handler: &mut H) {
-        if self.woken || !self.letters.is_empty() {
-            self.open_some_letters(handler);
+    fn run_tasks(&mut self, handler: &mut H) {
+        if self.woken || !self.tasks.is_empty() {
+            self.run_some_tasks(handler);
         }
     }
 
     #[inline(never)]
-    fn open_some_letters(&mut self, handler: &mut H) {
-        if self.mailbox.has_letters() || self.mailbox.is_due() {
+    fn run_some_tasks(&mut self, handler: &mut H) {
+        if self.mailbox.has_tasks() || self.mailbox.is_due() {
             // A shutdown may be what is due: it is seen to at the end of the turn.
             self.woken = true;
-            let count = LETTERS_PER_TURN.saturating_sub(self.letters.len());
-            self.mailbox.take(count, &mut self.letters);
+            let count = TASKS_PER_TURN.saturating_sub(self.tasks.len());
+            self.mailbox.take(count, &mut self.tasks);
         }
         let mut budget = self.begin_step(Step::Posts);
         while budget.allows(|| self.backend.now())
-            && let Some(letter) = self.letters.pop_front()
+            && let Some(task) = self.tasks.pop_front()
         {
-            match letter {
-                Letter::ToLoop(closure) => {
+            match task {
+                Task::ToLoop(closure) => {
                     self.call_loop("a posted closure", |cx| closure(handler, cx));
                 }
-                Letter::ToConn(id, closure) if self.has_session(id) => {
+                Task::ToConn(id, closure) if self.has_session(id) => {
                     let name = "a posted closure";
                     self.call(id, name, |conn, session| closure(handler, conn, session));
                     self.shared.mark_dirty(id);
                 }
                 // It is to be opened soon; what was posted later waits with it.
-                Letter::ToConn(id, closure) if self.is_unopened(id) => {
-                    self.letters.push_front(Letter::ToConn(id, closure));
+                Task::ToConn(id, closure) if self.is_unopened(id) => {
+                    self.tasks.push_front(Task::ToConn(id, closure));
                     break;
                 }
                 // What it holds may panic when it is dropped.
-                Letter::ToConn(_, closure) => {
+                Task::ToConn(_, closure) => {
                     self.call_shared("a posted closure", |_| drop(closure));
                 }
             }

@@ -21,7 +21,7 @@ use crate::core::pressure::{self, EVICTS_FROM, SHRINKS_FROM};
 use crate::core::table::{Cursor, Record};
 use crate::handler::Handler;
 use crate::id::{AlarmId, ConnId};
-use crate::log::{Seldom, debug, warn};
+use crate::log::{LogLimiter, debug, warn};
 use crate::time::{Instant, nanos};
 
 /// The most connections evicted at a time: nginx's number.
@@ -69,8 +69,8 @@ pub(super) struct Overload {
     evicted_at: Option<Instant>,
     /// What looks at the pressure again.
     alarm: Option<AlarmId>,
-    full_buffers: Seldom,
-    presses: Seldom,
+    full_buffers: LogLimiter,
+    presses: LogLimiter,
     /// Candidates of a turn that were spared because their peers have yet to receive something.
     spared: u32,
     spared_in: u64,
@@ -195,7 +195,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
                 slot.input = BytesMut::new();
             }
             self.shared.set_owned(id, 0);
-            self.shared.table.at(id.index()).ask(CloseReason::BufferLimit);
+            self.shared.table.at(id.index()).request_close(CloseReason::BufferLimit);
             self.shared.mark_dirty(id);
         }
     }
@@ -389,7 +389,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         if !delivered {
             self.overload.spared += 1;
             let until = self.shared.now + SPARED_FOR;
-            self.shared.table.at(id.index()).rare_mut().spared_until = until;
+            self.shared.table.at(id.index()).cold_mut().spared_until = until;
         }
         Some(delivered)
     }
@@ -398,7 +398,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// get, and are the first to go.
     fn is_evictable(&self, id: ConnId) -> Option<Instant> {
         let record = self.shared.table.get(id)?;
-        if record.rare().is_some_and(|rare| rare.spared_until > self.shared.now) {
+        if record.cold().is_some_and(|cold| cold.spared_until > self.shared.now) {
             return None;
         }
         if record.lingers() {
@@ -408,8 +408,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let idle = record.state() == State::Idle
             && self.config.limits.at_limit == AtLimit::EvictIdle
             && !record.is_exempt()
-            && !record.is_held()
-            && record.asked.is_none();
+            && !record.is_reading_stopped()
+            && record.requested.is_none();
         idle.then(|| record.idle_since())
     }
 
@@ -493,7 +493,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             return Err(format!("clients have {limited} connections, not {known:?}"));
         }
         let lingering = records()
-            .filter(|record| record.rare().is_some_and(|rare| rare.linger_number.is_some()))
+            .filter(|record| record.cold().is_some_and(|cold| cold.linger_number.is_some()))
             .filter(|record| !record.flags.has(Flags::REAPED))
             .count();
         if self.accepting.lingering_count().is_some_and(|known| known != lingering) {

@@ -70,7 +70,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             self.call(id, "on_drained", |conn, session| handler.on_drained(conn, session));
         }
         let record = self.shared.table.at(id.index());
-        if record.is_held() || record.asked.is_some() {
+        if record.is_reading_stopped() || record.requested.is_some() {
             return;
         }
         if record.flags.take(Flags::DATA_DUE) && !self.slots[id.index()].input.is_empty() {
@@ -148,7 +148,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             State::Idle => !facts.at_rest(),
             State::Connecting | State::Closing | State::Closed => false,
         };
-        let restless = restless || record.flags.has(Flags::ASKED);
+        let restless = restless || record.flags.has(Flags::CLOSE_REQUESTED);
         let queues = record.has_work() && !planted(Canary::LostReadyFlag);
         if queues && !record.flags.has(Flags::QUEUED_READY) {
             record.flags.insert(Flags::QUEUED_READY);
@@ -182,7 +182,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     #[inline(always)]
     fn act(&mut self, handler: &mut H, id: ConnId) {
         let record = self.shared.table.at(id.index());
-        if record.flags.has(Flags::BROKEN.and(Flags::FINISH)) {
+        if record.flags.has(Flags::BROKEN.and(Flags::SHUTDOWN_WRITE)) {
             self.read_before_broken(handler, id);
             self.send_fin(id);
         }
@@ -190,8 +190,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         if !record.state().is_open() {
             return self.progress_closing(id);
         }
-        record.flags.remove(Flags::ASKED);
-        let reason = match record.asked.take() {
+        record.flags.remove(Flags::CLOSE_REQUESTED);
+        let reason = match record.requested.take() {
             Some(reason) => Some(reason),
             None => ended(record, self.shared.bounds.requests_max),
         };
@@ -206,18 +206,18 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         if !record.flags.take(Flags::BROKEN) {
             return;
         }
-        if !record.state().is_open() || record.asked.is_some() {
+        if !record.state().is_open() || record.requested.is_some() {
             // The end that is under way finds it broken.
             return;
         }
         let Some(reason) = record.take_broken() else { return };
-        record.flags.remove(Flags::ASKED);
+        record.flags.remove(Flags::CLOSE_REQUESTED);
         record.flags.insert(Flags::MAY_READ);
         self.receive(handler, id);
         let record = self.shared.table.at(id.index());
         // It was broken before the handler asked for an end that would flush.
-        if record.asked.is_none_or(|asked| asked.mode() != CloseMode::Reset) {
-            record.asked = Some(reason);
+        if record.requested.is_none_or(|asked| asked.mode() != CloseMode::Reset) {
+            record.requested = Some(reason);
         }
     }
 
@@ -225,8 +225,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     fn send_fin(&mut self, id: ConnId) {
         let record = self.shared.table.at(id.index());
         // A FIN behind bytes that were dropped would pass off what came before as all there is.
-        let dropped = record.asked.is_some_and(|asked| asked.mode() != CloseMode::Flush);
-        let due = record.flags.has(Flags::FINISH)
+        let dropped = record.requested.is_some_and(|asked| asked.mode() != CloseMode::Flush);
+        let due = record.flags.has(Flags::SHUTDOWN_WRITE)
             && !dropped
             && !record.flags.has(Flags::FIN)
             && record.output.is_empty()
@@ -237,9 +237,9 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let Some(stream) = self.slots[id.index()].stream.as_mut() else {
             return;
         };
-        match self.backend.finish(stream) {
+        match self.backend.shutdown_write(stream) {
             Ok(()) => record.flags.insert(Flags::FIN),
-            Err(error) => record.ask(super::io::reason_of(error)),
+            Err(error) => record.request_close(super::io::reason_of(error)),
         }
     }
 
@@ -269,10 +269,10 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     fn note_left(&mut self, id: ConnId) {
         let left = self.left(id);
         let now = self.shared.now;
-        let rare = self.shared.table.at(id.index()).rare_mut();
-        rare.left = left;
-        rare.left_at_flush = left;
-        rare.queued_at = now;
+        let cold = self.shared.table.at(id.index()).cold_mut();
+        cold.left = left;
+        cold.acked_at_flush = left;
+        cold.queued_at = now;
     }
 
     /// How many bytes have left for the peer: taken by the kernel and acknowledged, where it can
@@ -310,6 +310,6 @@ fn ended(record: &Record, requests_max: u64) -> Option<CloseReason> {
     } else if record.requests >= requests_max && record.owed == 0 && !flags.has(Flags::TUNNEL) {
         Some(CloseReason::MaxRequests)
     } else {
-        record.reason_to_go()
+        record.retirement_reason()
     }
 }

@@ -220,7 +220,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
                 match walk {
                     Walk::Announce(_) => self.announce_stop(id),
                     Walk::End(_, reason) => {
-                        self.shared.table.at(index).ask(reason);
+                        self.shared.table.at(index).request_close(reason);
                         self.shared.mark_dirty(id);
                     }
                 }
@@ -241,13 +241,13 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     fn announce_stop(&mut self, id: ConnId) {
         let record = self.shared.table.at(id.index());
         if record.state() == State::Connected && record.bytes_in > 0 {
-            record.rare_mut().read_before_stop = record.bytes_in;
+            record.cold_mut().read_before_stop = record.bytes_in;
         }
         if record.is_exempt() {
             return;
         }
         if record.state() == State::Connecting {
-            record.ask(CloseReason::Shutdown);
+            record.request_close(CloseReason::Shutdown);
             self.shared.mark_dirty(id);
         } else {
             self.plan_end(id);
@@ -274,7 +274,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             record.clocks.set(Deadline::Lifetime, at);
             record.flags.insert(Flags::HAS_LIFETIME.and(Flags::REARM));
         } else {
-            record.ask(CloseReason::Shutdown);
+            record.request_close(CloseReason::Shutdown);
         }
         shared.mark_dirty(id);
     }
@@ -314,7 +314,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         if serves {
             self.plan_end(id);
         } else if record.state().is_open() && record.facts().at_rest() {
-            record.ask(CloseReason::Shutdown);
+            record.request_close(CloseReason::Shutdown);
             self.shared.mark_dirty(id);
         }
     }
@@ -337,8 +337,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             } else {
                 self.begin_closing(handler, id, CloseReason::Shutdown);
             }
-        } else if hurries && !record.is_held() {
-            record.tell_to_go(CloseReason::Shutdown);
+        } else if hurries && !record.is_reading_stopped() {
+            record.retire(CloseReason::Shutdown);
         }
         // Otherwise it is given another time when it waits again.
     }

@@ -33,7 +33,7 @@ pub enum Call {
     /// Writing.
     Write,
     /// Sending the FIN.
-    Finish,
+    ShutdownWrite,
     /// Beginning a look-up.
     Resolve,
 }
@@ -57,7 +57,7 @@ impl Call {
         Self::TakeError,
         Self::Read,
         Self::Write,
-        Self::Finish,
+        Self::ShutdownWrite,
         Self::Resolve,
     ];
 
@@ -68,7 +68,7 @@ impl Call {
             Self::Connect => 60_000,
             Self::Bind | Self::Resolve => 20_000,
             Self::Accept | Self::Write => 10_000,
-            Self::Finish => 8_000,
+            Self::ShutdownWrite => 8_000,
             Self::Read | Self::Wait | Self::Register | Self::RegisterListener => 2_000,
             Self::Reregister | Self::IsConnected | Self::LocalAddr | Self::TakeError => 1_000,
         };
@@ -148,7 +148,7 @@ impl Call {
                 libc::ENOBUFS,
                 libc::ENOMEM,
             ],
-            Self::Finish => &[libc::ENOTCONN],
+            Self::ShutdownWrite => &[libc::ENOTCONN],
             Self::Resolve => &[libc::EAGAIN],
         }
     }

@@ -104,7 +104,7 @@ pub(super) enum Deed {
         reset: bool,
     },
     Answer(Result<usize, i32>),
-    Dial(Option<SocketAddr>),
+    DialState(Option<SocketAddr>),
     Send(usize),
     Finish,
     Close {
@@ -181,8 +181,8 @@ impl fmt::Display for Deed {
             }
             Self::Answer(Ok(found)) => write!(f, "a look-up finds {}", count(found, "address")),
             Self::Answer(Err(errno)) => write!(f, "a look-up fails with {}", Named(errno)),
-            Self::Dial(Some(to)) => write!(f, "dials {to}"),
-            Self::Dial(None) => f.write_str("dials"),
+            Self::DialState(Some(to)) => write!(f, "dials {to}"),
+            Self::DialState(None) => f.write_str("dials"),
             Self::Send(bytes) => write!(f, "sends {}", count(bytes, "byte")),
             Self::Finish => f.write_str("sends its FIN"),
             Self::Close { of, reset: false } => write!(f, "closes its end{of}"),

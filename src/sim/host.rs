@@ -572,21 +572,21 @@ impl Backend for Host {
         Some(net.unsent(stream.socket))
     }
 
-    fn finish(&mut self, stream: &mut HostStream) -> io::Result<()> {
-        if let Err(error) = self.enter(Call::Finish, Some(stream.socket)) {
+    fn shutdown_write(&mut self, stream: &mut HostStream) -> io::Result<()> {
+        if let Err(error) = self.enter(Call::ShutdownWrite, Some(stream.socket)) {
             self.net.borrow_mut().note_failed(stream.socket);
             return Err(error);
         }
         let net = &mut *self.net.borrow_mut();
-        let finished = net.finish(stream.socket);
+        let finished = net.shutdown_write(stream.socket);
         let outcome = finished.map_or_else(Outcome::Failed, |()| Outcome::Done);
-        net.record_call(self.machine, Call::Finish, Some(stream.socket), outcome);
+        net.record_call(self.machine, Call::ShutdownWrite, Some(stream.socket), outcome);
         finished.map_err(io::Error::from_raw_os_error)
     }
 
     fn shut_down(&mut self, stream: &mut HostStream) -> io::Result<()> {
         // The other direction needs nothing: the close follows.
-        self.finish(stream)
+        self.shutdown_write(stream)
     }
 
     fn close(&mut self, mut stream: HostStream, reset: bool) {

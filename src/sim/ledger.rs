@@ -78,7 +78,7 @@ impl Account {
         let Some(record) = shared.table.get(self.id) else { return };
         // What is dropped at once is not queued any more.
         let dropped = [CloseReason::BufferLimit, CloseReason::HandlerPanic].map(Some);
-        if dropped.contains(&record.asked.or(record.reason)) {
+        if dropped.contains(&record.requested.or(record.reason)) {
             return;
         }
         let mut pieces = [IoSlice::new(&[]); PIECES];

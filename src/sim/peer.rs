@@ -137,7 +137,7 @@ impl Peer {
         self.with(|net, socket| {
             net.record_at(socket, Deed::Finish);
             // A connection that is over already has nothing to finish.
-            let _ = net.finish(socket);
+            let _ = net.shutdown_write(socket);
         });
     }
 

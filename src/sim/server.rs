@@ -434,7 +434,7 @@ impl<H: Handler> Turns for Node<H> {
         if holdings != Holdings::default() {
             return Err(format!("left behind: {holdings:?}"));
         }
-        if reactor.has_letters() && !self.woken.is_set() && !reactor.will_not_wait() {
+        if reactor.has_tasks() && !self.woken.is_set() && !reactor.will_not_wait() {
             return Err("closures were posted, and nobody was woken for them".into());
         }
         match net.waiting(self.machine) {

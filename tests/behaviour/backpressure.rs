@@ -180,9 +180,9 @@ fn feeding_who_is_gone_holds_nobody<W: World>(world: &mut W) {
     scene.expect_closed(CloseReason::PeerEof);
     let (feeder, number) = scene.enter();
     scene.with(number, |conn| {
-        conn.feeds(gone);
+        conn.throttle_on(gone);
         // Nor does who feeds itself lock itself.
-        conn.feeds(conn.id());
+        conn.throttle_on(conn.id());
     });
     for _ in 0..3 {
         scene.send(feeder, &[b'f'; 100_000]);
@@ -507,7 +507,7 @@ fn who_awaits_input_is_not_idle<W: World>(world: &mut W) {
         if last {
             conn.write(b"done");
         } else {
-            conn.await_input();
+            conn.expect_more_input();
         }
     });
     let mut config = Config::default();
@@ -551,7 +551,7 @@ fn pipe() -> Script {
             if session.number == 0 {
                 *kept.borrow_mut() = Some(conn.id());
             } else if session.number == 1 {
-                conn.feeds(kept.borrow().unwrap());
+                conn.throttle_on(kept.borrow().unwrap());
             }
         })
         .when_data(move |conn, session, input| {
@@ -641,9 +641,9 @@ fn two_way_pipe() -> Script {
             kept.borrow_mut().push(conn.id());
             if session.number == 1 {
                 let first = kept.borrow()[0];
-                conn.feeds(first);
+                conn.throttle_on(first);
                 let id = conn.id();
-                conn.other(first).unwrap().feeds(id);
+                conn.other(first).unwrap().throttle_on(id);
             }
         })
         .when_data(move |conn, session, input| {
@@ -674,7 +674,7 @@ fn a_feeder_whose_sink_died_is_held_by_its_own_output_again<W: World>(world: &mu
         if session.number == 0 {
             *sink.borrow_mut() = Some(conn.id());
         } else if session.number == 1 {
-            conn.feeds(sink.borrow().unwrap());
+            conn.throttle_on(sink.borrow().unwrap());
         }
     });
     let mut config = Config::default();
@@ -745,7 +745,7 @@ fn feeding_before_being_refused_leaves_the_sink_alone<W: World>(world: &mut W) {
     let script = Script::echo().when_open(move |conn, number| {
         ids.borrow_mut().push(conn.id());
         if number == 1 {
-            conn.feeds(ids.borrow()[0]);
+            conn.throttle_on(ids.borrow()[0]);
         }
         number != 1
     });
@@ -768,7 +768,7 @@ fn feeding_in_on_closing_leaves_the_sink_alone<W: World>(world: &mut W) {
         })
         .when_closing(move |conn, session, _| {
             if session.number == 1 {
-                conn.feeds(ids.borrow()[0]);
+                conn.throttle_on(ids.borrow()[0]);
             }
         });
     let mut scene = Scene::new(world, Config::default(), script);
@@ -790,7 +790,7 @@ fn feeding_a_sink_that_closes_holds_nobody<W: World>(world: &mut W) {
             conn.write_bytes(vec![b's'; MUCH]);
             conn.close();
         } else if let Some(sink) = *sink.borrow() {
-            conn.feeds(sink);
+            conn.throttle_on(sink);
         }
     });
     let mut scene = Scene::new(world, Config::default(), script);
@@ -827,7 +827,7 @@ fn who_begins_to_feed_with_input_left_is_shown_it<W: World>(world: &mut W) {
             conn.write_bytes(vec![b'x'; MUCH]);
             conn.set_timer(conn.now() + millis(50));
         })
-        .when_timer(move |conn, _| conn.feeds(ids.borrow()[1]));
+        .when_timer(move |conn, _| conn.throttle_on(ids.borrow()[1]));
     let mut scene = Scene::new(world, Config::default(), script);
     let (feeder, number) = scene.enter();
     scene.enter();

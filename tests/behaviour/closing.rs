@@ -135,7 +135,7 @@ fn our_fin_follows_the_queue_and_reading_goes_on<W: World>(world: &mut W) {
     let script = Script::echo().when_data(|conn, session, input| {
         if session.step == 0 {
             conn.write_bytes(vec![b'a'; LEN]);
-            conn.finish();
+            conn.shutdown_write();
             conn.write(b"too late");
         }
         session.step += 1;
@@ -488,14 +488,15 @@ fn all_that_came_before_a_reset_is_read_though_writing_fails<W: World>(world: &m
 }
 
 fn finishing_in_on_active_does_not_lose_the_input<W: World>(world: &mut W) {
-    let script =
-        Script::echo().when_active(|conn, _| conn.finish()).when_data(|conn, session, input| {
+    let script = Script::echo().when_active(|conn, _| conn.shutdown_write()).when_data(
+        |conn, session, input| {
             input.clear();
             if session.step == 0 {
                 conn.write(b"k");
             }
             session.step += 1;
-        });
+        },
+    );
     let mut scene = Scene::new(world, Config::default(), script);
     let (peer, number) = scene.enter();
     scene.send(peer, b"x");

@@ -154,7 +154,7 @@ fn a_fin_asked_for_before_it_stands_is_sent_then<W: World>(world: &mut W) {
     let script = Script::echo().when_open(|conn, number| {
         if number == 0 {
             conn.write(b"all there is");
-            conn.finish();
+            conn.shutdown_write();
         }
         true
     });

@@ -425,7 +425,7 @@ fn who_was_fed_by_what_a_panicking_callback_dialled_is_let_go<W: World>(world: &
         input.clear();
         let me = conn.id();
         let feeder = conn.connect(address.clone()).unwrap();
-        conn.other(feeder).unwrap().feeds(me);
+        conn.other(feeder).unwrap().throttle_on(me);
         panic!("told to");
     });
     let mut scene = Scene::new(world, Config::default(), script);

@@ -117,7 +117,7 @@ fn the_end_resets_what_is_queued<W: World>(world: &mut W) {
     let script = Script::echo().when_data(|conn, _, input| {
         input.clear();
         conn.write_bytes(vec![b'l'; LARGE]);
-        conn.finish();
+        conn.shutdown_write();
     });
     let mut scene = Scene::new(world, Config::default(), script);
     let (peer, _) = scene.enter();

@@ -79,7 +79,7 @@ fn a_request_must_be_whole_in_time_however_it_dribbles<W: World>(world: &mut W) 
 fn a_request_taken_in_piecemeal_must_be_whole_in_time<W: World>(world: &mut W) {
     let script = Script::echo().when_data(|conn, _, input| {
         input.clear();
-        conn.await_input();
+        conn.expect_more_input();
     });
     let config = config(|t| t.request = Some(millis(200)));
     let mut scene = Scene::new(world, config, script);
@@ -240,7 +240,7 @@ fn a_peer_that_does_not_follow_our_fin_is_closed<W: World>(world: &mut W) {
     let script = Script::echo().when_data(|conn, session, input| {
         if session.step == 0 {
             conn.write(b"bye");
-            conn.finish();
+            conn.shutdown_write();
         }
         session.step += 1;
         input.clear();
@@ -307,7 +307,7 @@ fn bytes_either_way_keep_a_tunnel<W: World>(world: &mut W) {
 fn a_tunnel_ends_when_both_directions_have<W: World>(world: &mut W) {
     let script = tunnel().when_timer(|conn, _| {
         conn.write(b"bye");
-        conn.finish();
+        conn.shutdown_write();
     });
     let mut scene = Scene::new(world, Config::default(), script);
     let (peer, number) = scene.enter();

@@ -87,7 +87,7 @@ fn a_timer_set_in_every_turn_puts_no_deadline_off<W: World>(world: &mut W) {
     let timeout = millis(205);
     let script = Script::echo().when_data(|conn, _, input| {
         input.clear();
-        conn.await_input();
+        conn.expect_more_input();
         conn.set_timer(conn.now() + Duration::from_secs(10));
     });
     let mut config = Config::default();

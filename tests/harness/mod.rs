@@ -90,7 +90,7 @@ pub(crate) trait World {
     fn receive(&mut self, peer: &mut Self::Peer, buffer: &mut [u8]) -> Got;
 
     /// Sends a FIN.
-    fn finish(&mut self, peer: &mut Self::Peer);
+    fn shutdown_write(&mut self, peer: &mut Self::Peer);
 
     /// Ends a connection with a reset.
     fn reset(&mut self, peer: Self::Peer);

@@ -180,7 +180,7 @@ impl World for Os {
         }
     }
 
-    fn finish(&mut self, peer: &mut Socket) {
+    fn shutdown_write(&mut self, peer: &mut Socket) {
         peer.shutdown(Shutdown::Write).unwrap();
     }
 

@@ -274,7 +274,7 @@ impl<W: World> Scene<'_, W> {
     /// Sends a FIN; reading goes on.
     pub(crate) fn half_close(&mut self, peer: PeerId) {
         let peer = self.peers[peer.0].as_mut().expect("the peer is there");
-        self.world.finish(peer);
+        self.world.shutdown_write(peer);
     }
 
     pub(crate) fn reset(&mut self, peer: PeerId) {

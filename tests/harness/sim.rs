@@ -109,7 +109,7 @@ impl World for Sim {
         got
     }
 
-    fn finish(&mut self, peer: &mut Peer) {
+    fn shutdown_write(&mut self, peer: &mut Peer) {
         peer.half_close();
         self.sim.pass(Duration::ZERO);
     }

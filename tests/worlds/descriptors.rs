@@ -58,7 +58,7 @@ fn a_peer_that_ends_first_costs_no_shutdown() {
     let mut sim = world(1);
     let server = sim.serve(SERVER, Config::default(), Echo);
     // It would fail if it were called, and be spent.
-    server.fail(Call::Finish, 0, errno::ENOTCONN);
+    server.fail(Call::ShutdownWrite, 0, errno::ENOTCONN);
     for peer in idle(&mut sim, 3) {
         peer.close();
         sim.settle();

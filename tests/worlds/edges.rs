@@ -90,7 +90,7 @@ impl Handler for Holder {
             Some(b'p') => conn.pause_reading(),
             Some(b'f') => {
                 conn.write_bytes(vec![b'f'; 4 << 20]);
-                conn.finish();
+                conn.shutdown_write();
             }
             _ => conn.write(input),
         }

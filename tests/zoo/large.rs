@@ -34,7 +34,7 @@ impl Handler for Large {
                     conn.write(&reply());
                 }
                 b'c' => conn.close(),
-                b'f' => conn.finish(),
+                b'f' => conn.shutdown_write(),
                 b't' => conn.tunnel(),
                 _ => {}
             }

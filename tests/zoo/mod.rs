@@ -91,7 +91,7 @@ impl Keeper {
             }
             b'C' => conn.close(),
             b'A' => conn.abort(),
-            b'F' => conn.finish(),
+            b'F' => conn.shutdown_write(),
             b'P' => {
                 animal.paused = true;
                 conn.pause_reading();
@@ -102,7 +102,7 @@ impl Keeper {
                 conn.begin_request();
                 conn.set_timer(conn.now() + millis(300));
             }
-            b'W' => conn.await_input(),
+            b'W' => conn.expect_more_input(),
             b'k' if conn.keep_alive() => conn.write(b"(stay)"),
             b'k' => conn.write(b"(go)"),
             b'T' => conn.tunnel(),
@@ -152,7 +152,7 @@ impl Keeper {
             }
             b'e' => {
                 if let Some(id) = self.ids.last().copied().filter(|id| *id != conn.id()) {
-                    conn.feeds(id);
+                    conn.throttle_on(id);
                 }
             }
             b'h' => self.post_to_itself(conn.id()),

@@ -80,7 +80,7 @@ impl Net {
     pub(in crate::sim) fn set_window(&mut self, socket: Socket, bytes: usize) {
         if let Some(side) = self.side_mut(socket) {
             side.input_max = bytes;
-            side.told = bytes as u64;
+            side.advertised_edge = bytes as u64;
         }
     }
 

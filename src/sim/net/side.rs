@@ -83,7 +83,7 @@ pub(super) struct Side {
     /// How many bytes have arrived.
     pub(super) arrived: u64,
     /// The edge last told to the other end.
-    pub(super) told: u64,
+    pub(super) advertised_edge: u64,
     pub(super) eof: bool,
     pub(super) appetite: Appetite,
     pub(super) sipping: bool,
@@ -146,7 +146,7 @@ impl Side {
             input: VecDeque::new(),
             input_max: buffers.receive,
             arrived: 0,
-            told: buffers.receive as u64,
+            advertised_edge: buffers.receive as u64,
             eof: false,
             appetite: Appetite::All,
             sipping: false,

@@ -115,7 +115,7 @@ impl Net {
         let index = self.connections.insert(connection) as u32;
         let socket = Socket { index, serial: self.serial, side: 0 };
         self.note(0x10, socket.mark());
-        self.record_at(socket, Deed::Dial(to.ip()));
+        self.record_at(socket, Deed::DialState(to.ip()));
         let at = self.now + link.latency;
         self.schedule(at, Happening::Syn(socket, 0));
         socket
@@ -227,8 +227,8 @@ impl Net {
         connection.open = true;
         connection.ends[1].holder = holder;
         connection.ends[1].established = true;
-        connection.ends[0].edge = connection.ends[1].told;
-        connection.ends[1].edge = connection.ends[0].told;
+        connection.ends[0].edge = connection.ends[1].advertised_edge;
+        connection.ends[1].edge = connection.ends[0].advertised_edge;
         // What the listener's end sends arrives behind the end of the handshake.
         connection.paths[1].last_at = now + latency;
         self.note(0x11, from.mark());
@@ -308,8 +308,9 @@ impl Net {
         let late = Duration::from_nanos(self.random_below(jitter));
         let Some(connection) = self.connection_mut(from) else { return };
         let side = &mut connection.ends[from.side()];
-        side.told = side.new_edge();
-        let segment = Segment { acked: side.arrived, edge: side.told, fin, reset, bytes };
+        side.advertised_edge = side.new_edge();
+        let segment =
+            Segment { acked: side.arrived, edge: side.advertised_edge, fin, reset, bytes };
         let path = &mut connection.paths[from.side()];
         let takes = bandwidth.map_or(0, |rate| {
             (segment.bytes.len() as u64).saturating_mul(1_000_000_000) / rate.max(1)
@@ -490,7 +491,7 @@ impl Net {
     pub(super) fn tell_room(&mut self, socket: Socket) {
         let Some(side) = self.side(socket) else { return };
         let step = (side.input_max / 2).clamp(1, 4_096) as u64;
-        if !side.dead && !side.eof && side.new_edge() >= side.told + step {
+        if !side.dead && !side.eof && side.new_edge() >= side.advertised_edge + step {
             self.send(socket, Vec::new(), false, false);
         }
     }
@@ -564,7 +565,7 @@ impl Net {
         }
     }
 
-    pub(in crate::sim) fn finish(&mut self, socket: Socket) -> Result<(), i32> {
+    pub(in crate::sim) fn shutdown_write(&mut self, socket: Socket) -> Result<(), i32> {
         let Some(side) = self.side_mut(socket) else { return Err(libc::EBADF) };
         if side.dead {
             return Err(libc::ENOTCONN);
