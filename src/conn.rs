@@ -1,4 +1,4 @@
-//! One connection as a callback sees it.
+//! The two cursors that callbacks get: one connection, and the whole loop.
 
 use std::fmt;
 
@@ -7,15 +7,16 @@ use bytes::Bytes;
 use crate::address::{Address, Target};
 use crate::close::{CloseReason, Timeout};
 use crate::config::Timeouts;
-use crate::context::{Context, LoopState};
 use crate::core::deadlines::{Deadline, Durations};
 use crate::core::flags::Flags;
 use crate::core::lifecycle::State;
 use crate::core::pressure::NO_KEEP_ALIVE;
 use crate::core::share::Shared;
+use crate::core::stats::Stats;
 use crate::core::table::Record;
 use crate::error::ConnectError;
-use crate::id::{ConnId, Origin};
+use crate::id::{AlarmId, ConnId, Origin};
+use crate::state::{LoopState, Purpose};
 use crate::time::Instant;
 
 /// What a callback may ask of one connection.
@@ -402,5 +403,97 @@ impl Conn<'_> {
     /// If there are too many connections, or the reactor is shutting down.
     pub fn connect(&mut self, target: impl Into<Target>) -> Result<ConnId, ConnectError> {
         self.cx.shared.dial(target.into(), Some(self.id))
+    }
+}
+
+/// The whole loop, from inside a callback or before the first turn.
+///
+/// Like [`Conn`] it only records what is wanted; the reactor acts afterwards.
+pub struct Context<'a> {
+    pub(crate) shared: &'a mut LoopState,
+}
+
+impl fmt::Debug for Context<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Context").field("now", &self.now()).field("len", &self.len()).finish()
+    }
+}
+
+impl Context<'_> {
+    /// The time of this turn. After a callback that took long it is read again.
+    pub fn now(&self) -> Instant {
+        self.shared.now
+    }
+
+    /// How many connections there are, those being dialled or closed included.
+    pub fn len(&self) -> usize {
+        self.shared.table.len()
+    }
+
+    /// Whether there are no connections.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The counters so far.
+    pub fn stats(&self) -> Stats {
+        self.shared.counters.snapshot()
+    }
+
+    /// The connection of `id`, unless it is gone.
+    ///
+    /// Another connection than the one whose callback runs is reached for I/O, never for its
+    /// session; what is asked of it happens at the end of the turn.
+    pub fn conn(&mut self, id: ConnId) -> Option<Conn<'_>> {
+        self.shared.table.get(id).filter(|record| record.state() != State::Closed)?;
+        self.shared.touch(id);
+        Some(Conn::new(self.shared, id))
+    }
+
+    /// All connections. They are collected first, so that each may be reached while the list is
+    /// walked.
+    pub fn ids(&self) -> Vec<ConnId> {
+        self.shared.table.ids().collect()
+    }
+
+    /// Dials `target`. [`Handler::on_open`](crate::Handler::on_open) follows in the next turn, and
+    /// tells the connection by its id; then
+    /// [`on_connected`](crate::Handler::on_connected), or the end with
+    /// [`ConnectFailed`](CloseReason::ConnectFailed).
+    ///
+    /// # Errors
+    ///
+    /// If there are too many connections, or the reactor is shutting down.
+    pub fn connect(&mut self, target: impl Into<Target>) -> Result<ConnId, ConnectError> {
+        self.shared.dial(target.into(), None)
+    }
+
+    /// Asks for [`Handler::on_alarm`](crate::Handler::on_alarm) at `at`: never early, at most one
+    /// tick (10 ms) and the turn at hand late. A time in the past is the next turn's,
+    /// [`Instant::FAR_FUTURE`] never comes. One alarm costs 48 bytes.
+    pub fn set_alarm(&mut self, at: Instant) -> AlarmId {
+        self.shared.set_alarm(at, Purpose::Application)
+    }
+
+    /// Forgets an alarm; one that has come or was cancelled before is ignored.
+    pub fn cancel_alarm(&mut self, alarm: AlarmId) {
+        self.shared.cancel_alarm(alarm);
+    }
+
+    /// Makes bytes that are to be written to many connections, by
+    /// [`Conn::write_shared`], and count once in all their queues together.
+    pub fn share(&self, bytes: impl Into<Bytes>) -> Shared {
+        Shared::new(bytes.into(), &self.shared.shared_bytes)
+    }
+
+    /// Closes the listeners, and every connection when it has been served, as
+    /// [`Handle::shutdown`](crate::Handle::shutdown) does.
+    pub fn shutdown(&mut self) {
+        self.shared.shutdowns_asked = self.shared.shutdowns_asked.saturating_add(1);
+    }
+
+    /// Whether a shutdown began or was asked for.
+    pub fn is_shutting_down(&self) -> bool {
+        self.shared.is_shutting_down()
     }
 }

@@ -5,8 +5,7 @@ use std::io;
 use bytes::BytesMut;
 
 use crate::close::{CloseReason, Closed};
-use crate::conn::Conn;
-use crate::context::Context;
+use crate::conn::{Conn, Context};
 use crate::id::{AlarmId, ListenerId};
 
 /// A protocol: its callbacks are the transitions of a connection's life.

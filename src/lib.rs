@@ -123,7 +123,6 @@ mod canary;
 mod close;
 mod config;
 mod conn;
-mod context;
 mod core;
 mod error;
 mod handler;
@@ -131,6 +130,7 @@ mod id;
 mod log;
 mod reactor;
 pub mod sim;
+mod state;
 mod time;
 mod unwind;
 
@@ -141,8 +141,8 @@ pub use crate::config::{
     AtLimit, ClientLimits, Config, Keepalive, Limits, ListenConfig, Network, NetworkError, Rate,
     Refusal, SocketOptions, Timeouts, Watermarks,
 };
-pub use crate::conn::Conn;
-pub use crate::context::Context;
+pub use crate::conn::{Conn, Context};
+
 pub use crate::core::lifecycle::State;
 pub use crate::core::share::Shared;
 pub use crate::core::stats::Stats;

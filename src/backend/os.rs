@@ -278,8 +278,11 @@ impl Backend for Os {
         let backlog = i32::try_from(listen.backlog).unwrap_or(i32::MAX);
         match address {
             Address::Ip(addr) => {
-                let socket =
-                    Socket::new(Domain::for_address(*addr), stream_type(), Some(Protocol::TCP))?;
+                let socket = Socket::new(
+                    Domain::for_address(*addr),
+                    sys::stream_type(),
+                    Some(Protocol::TCP),
+                )?;
                 // A restarted server may bind while connections of the one before linger.
                 socket.set_reuse_address(true)?;
                 socket.bind(&SockAddr::from(*addr))?;
@@ -288,7 +291,7 @@ impl Backend for Os {
                 Ok(self.tcp_listener(socket, options))
             }
             Address::Unix(path) => {
-                let socket = Socket::new(Domain::UNIX, stream_type(), None)?;
+                let socket = Socket::new(Domain::UNIX, sys::stream_type(), None)?;
                 let bound = path::listen(&socket, path, backlog)?;
                 limit_accept_wait(&socket);
                 let listener = UnixListener::from_std(OwnedFd::from(socket).into());
@@ -358,15 +361,18 @@ impl Backend for Os {
         address.refuse_unusable_path()?;
         match address {
             Address::Ip(addr) => {
-                let socket =
-                    Socket::new(Domain::for_address(*addr), stream_type(), Some(Protocol::TCP))?;
+                let socket = Socket::new(
+                    Domain::for_address(*addr),
+                    sys::stream_type(),
+                    Some(Protocol::TCP),
+                )?;
                 set_options(&socket, options);
                 begin_connect(&socket, &SockAddr::from(*addr))?;
                 let stream = mio::net::TcpStream::from_std(OwnedFd::from(socket).into());
                 Ok(OsStream(Stream::Tcp(stream)))
             }
             Address::Unix(path) => {
-                let socket = Socket::new(Domain::UNIX, stream_type(), None)?;
+                let socket = Socket::new(Domain::UNIX, sys::stream_type(), None)?;
                 begin_connect(&socket, &SockAddr::unix(path)?)?;
                 let stream = mio::net::UnixStream::from_std(OwnedFd::from(socket).into());
                 Ok(OsStream(Stream::Unix(stream)))
@@ -501,14 +507,6 @@ fn reset_stream(stream: &OsStream) {
         // These know no reset.
         Stream::Unix(stream) => ignore(stream.shutdown(std::net::Shutdown::Both), "shutdown"),
     }
-}
-
-/// A stream socket that no child inherits and no call on waits for.
-pub(super) fn stream_type() -> Type {
-    #[cfg(not(target_vendor = "apple"))]
-    return Type::STREAM.cloexec().nonblocking();
-    #[cfg(target_vendor = "apple")]
-    return Type::STREAM;
 }
 
 fn begin_connect(socket: &Socket, addr: &SockAddr) -> io::Result<()> {

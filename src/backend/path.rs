@@ -11,7 +11,6 @@ use std::time::Duration;
 
 use socket2::{Domain, SockAddr, Socket};
 
-use super::os::stream_type;
 use super::sys;
 use crate::log::debug;
 
@@ -69,7 +68,7 @@ pub(super) fn listen(socket: &Socket, path: &Path, backlog: i32) -> io::Result<O
 fn is_stale(path: &Path, addr: &SockAddr) -> bool {
     let is_socket = fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket());
     is_socket
-        && Socket::new(Domain::UNIX, stream_type(), None)
+        && Socket::new(Domain::UNIX, sys::stream_type(), None)
             .and_then(|probe| probe.connect(addr))
             .is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
 }

@@ -14,6 +14,7 @@ use bytes::{BufMut, BytesMut};
 use libc::{c_int, c_void};
 #[cfg(all(target_os = "linux", not(mio_unsupported_force_poll_poll)))]
 use socket2::SockAddr;
+use socket2::Type;
 
 /// A call must not wait even if another holder of the open file description, in this process or in
 /// another one, has cleared O_NONBLOCK (fcntl(2)).
@@ -34,6 +35,14 @@ fn count(result: isize) -> io::Result<usize> {
 /// Turns the result of a call that returns 0 or -1 into a [`Result`].
 fn done(result: c_int) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// A stream socket that no child inherits and no call on waits for.
+pub(super) fn stream_type() -> Type {
+    #[cfg(not(target_vendor = "apple"))]
+    return Type::STREAM.cloexec().nonblocking();
+    #[cfg(target_vendor = "apple")]
+    return Type::STREAM;
 }
 
 /// recv(2) into at most `max` bytes of the spare capacity of `buffer`, which is not zeroed first.

@@ -7,8 +7,7 @@ use std::ops::Bound;
 
 use crate::address::Address;
 use crate::config::{ClientLimits, Network, Rate, masked, untranslated};
-use crate::core::table::Record;
-use crate::id::{ConnId, Origin};
+use crate::id::ConnId;
 use crate::time::Instant;
 
 /// Why a client is not let in.
@@ -89,12 +88,6 @@ impl Clients {
         let address = untranslated(address);
         let prefix = if address.is_ipv4() { self.prefix_v4 } else { self.prefix_v6 };
         Some(ClientKey { is_v4: address.is_ipv4(), bits: masked(address, prefix) })
-    }
-
-    /// The client of a connection; `None` if it is not limited.
-    pub(crate) fn key_of_record(&self, record: &Record) -> Option<ClientKey> {
-        let limited = matches!(record.origin, Origin::Accepted(_)) && !record.is_exempt();
-        if limited { self.key_of_peer(&record.peer) } else { None }
     }
 
     /// The client at a remote end; `None` if it is not limited.

@@ -10,7 +10,6 @@ use crate::address::Address;
 use crate::backend::{Backend, Token};
 use crate::canary::{Canary, planted};
 use crate::config::{AtLimit, Config, ListenConfig, Refusal, SocketOptions};
-use crate::context::Purpose;
 use crate::core::admission::{Bucket, ClientKey, Clients, Excess};
 use crate::core::budget::{Budget, ITEMS_PER_STEP, Step};
 use crate::core::deadlines::Durations;
@@ -20,6 +19,7 @@ use crate::error::Error;
 use crate::handler::Handler;
 use crate::id::{AlarmId, ConnId, ListenerId, Origin};
 use crate::log::{LogLimiter, debug, error, warn};
+use crate::state::Purpose;
 use crate::time::Instant;
 
 /// Connections accepted from one listener in one turn: one burst of SYNs must not starve those
@@ -192,6 +192,12 @@ impl Accepting {
         let kept_out = if exempt { self.exempt_full } else { self.full || self.throttled };
         !self.paused && (!kept_out || self.draining)
     }
+}
+
+/// The client of a connection; `None` if it is not limited.
+fn key_of_record(clients: &Clients, record: &Record) -> Option<ClientKey> {
+    let limited = record.origin.is_inbound() && !record.is_exempt();
+    if limited { clients.key_of_peer(&record.peer) } else { None }
 }
 
 /// How often a full table is looked at for somebody idle, while newcomers wait.
@@ -704,7 +710,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         if let Some(clients) = &mut self.accepting.clients
             && !listed
             && record.lingers()
-            && let Some(key) = clients.key_of_record(record)
+            && let Some(key) = key_of_record(clients, record)
             && let Some(number) = clients.linger(key, id)
         {
             record.cold_mut().linger_number = Some(number);
@@ -723,7 +729,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     fn depart_client(&mut self, id: ConnId) {
         let record = self.shared.table.at(id.index());
         if let Some(clients) = &mut self.accepting.clients
-            && let Some(key) = clients.key_of_record(record)
+            && let Some(key) = key_of_record(clients, record)
         {
             clients.depart(key, record.cold().and_then(|cold| cold.linger_number));
             self.recheck_deferred();
@@ -733,7 +739,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// Whether a connection counts against what its client may have.
     pub(super) fn is_limited(&self, record: &Record) -> bool {
         let clients = self.accepting.clients.as_ref();
-        clients.is_some_and(|clients| clients.key_of_record(record).is_some())
+        clients.is_some_and(|clients| key_of_record(clients, record).is_some())
             && !record.flags.has(Flags::REAPED)
     }
 

@@ -6,13 +6,13 @@ use std::time::Duration;
 use super::Reactor;
 use super::io::wants_reading;
 use crate::backend::{Backend, Source, Token};
-use crate::context::{LoopState, TICK};
 use crate::core::deadlines::{Deadline, Set};
 use crate::core::flags::Flags;
 use crate::core::lifecycle::State;
 use crate::core::wheel::Key;
 use crate::handler::Handler;
 use crate::id::ConnId;
+use crate::state::{LoopState, TICK};
 use crate::time::{Instant, nanos};
 
 /// What a reactor holds.

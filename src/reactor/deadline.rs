@@ -6,7 +6,6 @@ use super::Reactor;
 use crate::backend::Backend;
 use crate::canary::{Canary, planted};
 use crate::close::{CloseReason, Timeout};
-use crate::context::{LoopState, Purpose};
 use crate::core::budget::Step;
 use crate::core::deadlines::{Deadline, Set};
 use crate::core::flags::{ColdFlags, Flags};
@@ -15,6 +14,7 @@ use crate::core::table::RequestCheck;
 use crate::core::wheel::Key;
 use crate::handler::Handler;
 use crate::id::{AlarmId, ConnId};
+use crate::state::{LoopState, Purpose};
 use crate::time::Instant;
 
 /// Wheel entries looked at in one turn: however many fall on one tick, I/O goes on.

@@ -11,11 +11,11 @@ use super::Reactor;
 use crate::backend::Backend;
 use crate::canary::{Canary, planted};
 use crate::close::Timeout;
-use crate::context::LoopState;
 use crate::core::deadlines::{Deadline, check_pause};
 use crate::core::table::Delivery;
 use crate::handler::Handler;
 use crate::id::ConnId;
+use crate::state::LoopState;
 use crate::time::Instant;
 
 /// What an end that depends on delivery is to do.

@@ -7,8 +7,7 @@ use super::Reactor;
 use crate::address::{Address, Target};
 use crate::backend::{Backend, Token};
 use crate::canary::{Canary, planted};
-use crate::close::CloseReason;
-use crate::context::Purpose;
+use crate::close::{CloseReason, Timeout};
 use crate::core::budget::Step;
 use crate::core::deadlines::Deadline;
 use crate::core::flags::Flags;
@@ -17,6 +16,7 @@ use crate::core::table::DialState;
 use crate::handler::Handler;
 use crate::id::ConnId;
 use crate::log::debug;
+use crate::state::Purpose;
 
 /// The pauses before an attempt on a full backlog is repeated: they begin short, as a server that is
 /// alive empties it in one turn, and double, as one that is not may be dialled by many.
@@ -236,7 +236,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             Some(failure)
                 if failure.kind() == ErrorKind::TimedOut && failure.raw_os_error().is_none() =>
             {
-                CloseReason::Timeout(crate::Timeout::Connect)
+                CloseReason::Timeout(Timeout::Connect)
             }
             Some(failure) => CloseReason::ConnectFailed(failure),
             None => CloseReason::ConnectFailed(io::Error::from(ErrorKind::NotFound).into()),

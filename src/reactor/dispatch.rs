@@ -5,18 +5,28 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use bytes::BytesMut;
 
-use super::io::Delivery;
 use super::{Reactor, Slot};
 use crate::backend::Backend;
 use crate::canary::{Canary, planted};
 use crate::close::CloseReason;
-use crate::conn::Conn;
-use crate::context::{Context, LoopState};
+use crate::conn::{Conn, Context};
 use crate::core::flags::Flags;
 use crate::handler::Handler;
 use crate::id::ConnId;
 use crate::log::error;
+use crate::state::LoopState;
 use crate::unwind::{catch, discard};
+
+/// What a connection was like before its handler got input.
+#[derive(Clone, Copy)]
+pub(super) struct Delivery {
+    /// It was idle: a request begins.
+    pub(super) wakes: bool,
+    /// No output is queued.
+    pub(super) drained: bool,
+    /// What happens is to be logged.
+    pub(super) log: bool,
+}
 
 /// Runs `on_data`, behind `on_active` if the connection wakes. What it wrote is left to the caller,
 /// a panic to [`Reactor::guard`].

@@ -2,6 +2,7 @@
 
 use super::Reactor;
 use super::accept::see_off;
+use crate::address::Address;
 use crate::backend::{Backend, Token};
 use crate::canary::{Canary, planted};
 use crate::close::CloseMode;
@@ -214,7 +215,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let closed = Closed {
             id,
             origin: record.origin,
-            peer: std::mem::replace(&mut record.peer, crate::Address::Unnamed),
+            peer: std::mem::replace(&mut record.peer, Address::Unnamed),
             reason,
             bytes_in: record.bytes_in,
             bytes_out: record.bytes_out,

@@ -5,12 +5,11 @@ use std::io::{self, ErrorKind, IoSlice};
 use bytes::BytesMut;
 use tracing::Level;
 
-use super::dispatch::call_data;
+use super::dispatch::{Delivery, call_data};
 use super::{READ_BUDGET, Reactor, refresh_now_if_stale};
 use crate::backend::Backend;
 use crate::canary::{Canary, planted};
 use crate::close::{CloseReason, OsError};
-use crate::context::LoopState;
 use crate::core::deadlines::Deadline;
 use crate::core::flags::{ColdFlags, Flags};
 use crate::core::lifecycle::{State, Step};
@@ -19,6 +18,7 @@ use crate::core::table::Record;
 use crate::handler::Handler;
 use crate::id::ConnId;
 use crate::log::{hears, trace};
+use crate::state::LoopState;
 use crate::time::Instant;
 
 /// Bytes written for one connection in one turn, its callbacks' fresh output aside.
@@ -428,17 +428,6 @@ fn note_data<B: Backend>(backend: &mut B, shared: &mut LoopState, id: ConnId) {
             clocks.touch_write(shared.now);
         }
     }
-}
-
-/// What a connection was like before its handler got input.
-#[derive(Clone, Copy)]
-pub(super) struct Delivery {
-    /// It was idle: a request begins.
-    pub(super) wakes: bool,
-    /// No output is queued.
-    pub(super) drained: bool,
-    /// What happens is to be logged.
-    log: bool,
 }
 
 /// Readies a record for `on_data`.

@@ -8,8 +8,7 @@ use std::{fmt, mem, ptr};
 
 use crate::backend::Wake;
 use crate::canary::{Canary, planted};
-use crate::conn::Conn;
-use crate::context::Context;
+use crate::conn::{Conn, Context};
 use crate::core::stats::{Counters, Stats};
 use crate::error::PostError;
 use crate::handler::Handler;

@@ -37,7 +37,7 @@ use self::shutdown::Stop;
 use crate::address::Address;
 use crate::backend::{Backend, Events, Os, Readiness, Source};
 use crate::config::{Config, ListenConfig};
-use crate::context::{Context, LoopState};
+use crate::conn::Context;
 use crate::core::budget::{Budget, ITEMS_PER_STEP, STEP_NANOS, Step};
 use crate::core::flags::Flags;
 use crate::core::lifecycle::State;
@@ -47,6 +47,7 @@ use crate::error::Error;
 use crate::handler::Handler;
 use crate::id::{ConnId, ListenerId};
 use crate::log::{error, hears, info, trace, warn};
+use crate::state::LoopState;
 use crate::time::Instant;
 
 /// Events taken in one wait; a full batch means that there may be more.

@@ -12,7 +12,6 @@ use crate::backend::Backend;
 use crate::canary::{Canary, planted};
 use crate::close::CloseReason;
 use crate::config::AtLimit;
-use crate::context::{LoopState, Purpose, TICK};
 use crate::core::deadlines::Deadline;
 use crate::core::flags::Flags;
 use crate::core::lifecycle::State;
@@ -22,6 +21,7 @@ use crate::core::table::{Cursor, Record};
 use crate::handler::Handler;
 use crate::id::{AlarmId, ConnId};
 use crate::log::{LogLimiter, debug, warn};
+use crate::state::{LoopState, Purpose, TICK};
 use crate::time::{Instant, nanos};
 
 /// The most connections evicted at a time: nginx's number.

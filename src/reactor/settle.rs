@@ -7,13 +7,13 @@ use crate::backend::Backend;
 use crate::canary::{Canary, planted};
 use crate::close::CloseMode;
 use crate::close::CloseReason;
-use crate::context::LoopState;
 use crate::core::deadlines::{Deadline, DeadlineInputs, Set};
 use crate::core::flags::Flags;
 use crate::core::lifecycle::{State, Step};
 use crate::core::table::Record;
 use crate::handler::Handler;
 use crate::id::ConnId;
+use crate::state::LoopState;
 
 impl<H: Handler, B: Backend> Reactor<H, B> {
     /// Does all that a connection is ready for, each thing within its budget.

@@ -8,7 +8,6 @@ use super::Reactor;
 use crate::backend::Backend;
 use crate::close::CloseReason;
 use crate::config::{Config, SHUTDOWN_TIMEOUT};
-use crate::context::{Purpose, TICK};
 use crate::core::burst::Burst;
 use crate::core::deadlines::Deadline;
 use crate::core::flags::Flags;
@@ -18,6 +17,7 @@ use crate::core::table::Cursor;
 use crate::handler::Handler;
 use crate::id::ConnId;
 use crate::log::info;
+use crate::state::{Purpose, TICK};
 use crate::time::{Instant, nanos, share_of};
 
 /// No connection is closed sooner than this after its last reply: a request that crosses our FIN

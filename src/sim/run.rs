@@ -10,6 +10,7 @@ use super::fault::{Call, Faults};
 use super::net::{Injection, Link, Personality};
 use super::random::Random;
 use super::{Sim, net};
+use crate::time::Instant;
 
 /// What a [`swarm`] or a [`torture`] went through.
 #[derive(Clone, Debug, Default)]
@@ -41,7 +42,7 @@ impl fmt::Display for Summary {
 impl Summary {
     fn add(&mut self, sim: &Sim) {
         self.runs += 1;
-        self.simulated += sim.now() - crate::Instant::EPOCH;
+        self.simulated += sim.now() - Instant::EPOCH;
         let net::Tally { faults, pairs } = sim.tally();
         self.faults += faults;
         self.pairs.extend(pairs);

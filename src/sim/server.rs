@@ -15,7 +15,7 @@ use crate::address::Address;
 use crate::backend::Token;
 use crate::close::{CloseReason, Closed};
 use crate::config::Timeouts;
-use crate::context::Context;
+use crate::conn::Context;
 use crate::core::lifecycle::State;
 use crate::core::stats::Stats;
 use crate::handler::Handler;

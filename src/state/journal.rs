@@ -1,0 +1,95 @@
+//! What a callback does beyond its own connection, so that it can be taken back if it panics.
+
+use std::collections::BTreeSet;
+
+use super::LoopState;
+use crate::canary::{Canary, planted};
+use crate::core::flags::Flags;
+use crate::id::ConnId;
+
+/// Entries of the journal for which its memory is kept from one callback to the next.
+pub(super) const JOURNAL_KEPT: usize = 1_024;
+
+/// What a callback that panics has to take back.
+#[derive(Debug)]
+pub(super) enum Entry {
+    /// It reached another connection, which had this much queued then, and was congested or not.
+    Reached { id: ConnId, queued: usize, congested: bool },
+    /// It dialled.
+    Dialled(ConnId),
+}
+
+impl LoopState {
+    /// Notes that the running callback reached `id`: it is settled at the end of the turn, and if
+    /// the callback panics what it writes from here on is taken back.
+    pub(crate) fn touch(&mut self, id: ConnId) {
+        if self.in_hand == Some(id) {
+            return;
+        }
+        self.mark_dirty(id);
+        if self.journal.len() >= self.journal_full {
+            self.compact_journal();
+        }
+        let record = self.table.at(id.index());
+        let (queued, congested) = (record.output.len(), record.flags.has(Flags::CONGESTED));
+        self.journal.push(Entry::Reached { id, queued, congested });
+    }
+
+    /// From here on a callback runs that may have to be rolled back.
+    #[inline]
+    pub(crate) fn begin_journal(&mut self) {
+        if !self.journal.is_empty() {
+            self.clear_journal();
+        }
+    }
+
+    fn clear_journal(&mut self) {
+        self.journal.clear();
+        self.journal.shrink_to(JOURNAL_KEPT);
+        self.journal_full = JOURNAL_KEPT;
+    }
+
+    /// Forgets how often connections were reached: what counts is how each was at first. So the
+    /// journal is bounded by how many connections there are, and not by how often one is reached.
+    #[cold]
+    fn compact_journal(&mut self) {
+        let mut reached = BTreeSet::new();
+        self.journal.retain(|entry| match entry {
+            Entry::Reached { id, .. } => reached.insert(*id),
+            Entry::Dialled(_) => true,
+        });
+        self.journal_full = JOURNAL_KEPT.max(2 * self.journal.len());
+    }
+
+    /// Takes back what the callback that ran wrote, to its own connection and to others, and what
+    /// it dialled.
+    pub(crate) fn roll_back(&mut self) {
+        let scratch = self.scratch.len();
+        self.scratch.clear();
+        if let Some(id) = self.in_hand {
+            self.count_dropped(id, scratch);
+        }
+        while let Some(entry) = self.journal.pop() {
+            match entry {
+                Entry::Reached { id, queued, congested } => {
+                    let Some(record) = self.table.get_mut(id) else { continue };
+                    let lost = record.output.len().saturating_sub(queued);
+                    self.change_output(id, |output| output.truncate(queued));
+                    self.count_dropped(id, lost);
+                    if !congested && !planted(Canary::CongestedForEver) {
+                        self.end_congestion(id);
+                    }
+                }
+                Entry::Dialled(id) => {
+                    // The latest come first here, and are the last there.
+                    if self.pending_dials.last() == Some(&id) {
+                        self.pending_dials.pop();
+                    } else {
+                        self.pending_dials.retain(|new_conn| *new_conn != id);
+                    }
+                    self.remove(id);
+                }
+            }
+        }
+    }
+}

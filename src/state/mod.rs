@@ -1,0 +1,310 @@
+//! The loop as callbacks may change it: records, queues, deadlines and alarms, but no sockets,
+//! sessions or unread input.
+//!
+//! A callback records here what it wants; the reactor does it when the callback has returned.
+
+mod alarms;
+mod journal;
+mod throttle;
+mod turn;
+mod writing;
+
+use std::cmp::Reverse;
+use std::collections::{BTreeSet, BinaryHeap, VecDeque};
+use std::sync::Arc;
+
+use slab::Slab;
+
+use self::alarms::Alarm;
+pub(crate) use self::alarms::{Purpose, TICK};
+use self::journal::{Entry, JOURNAL_KEPT};
+use self::writing::SCRATCH_MAX;
+use crate::address::{Address, Target};
+use crate::canary::{Canary, planted};
+use crate::config::{Config, Watermarks};
+use crate::core::budget::Step;
+use crate::core::deadlines::{Deadline, Durations};
+use crate::core::flags::Flags;
+use crate::core::lifecycle::{self, State};
+use crate::core::pressure::{self, Lag, Permille};
+use crate::core::ready::Ready;
+use crate::core::share::SharedGauge;
+use crate::core::stats::Counters;
+use crate::core::table::{Cursor, DialState, NewConn, Table};
+use crate::core::wheel::{Key, Wheel};
+use crate::error::ConnectError;
+use crate::id::{ConnId, Origin};
+use crate::log::LogLimiter;
+use crate::time::{Instant, nanos};
+
+/// Tables with fewer places know no pressure of connections.
+const PRESSED_FROM: u64 = 64;
+
+/// Settings that every write consults.
+#[derive(Debug)]
+pub(crate) struct Bounds {
+    pub(crate) watermarks: Watermarks,
+    pub(crate) input_max: usize,
+    pub(crate) output_max: usize,
+    pub(crate) requests_max: u64,
+    /// After so many requests it is looked whether a connection has come to its end.
+    pub(crate) looks_from: u64,
+    pub(crate) flush_rate: u64,
+    pub(crate) buffered_max: u64,
+    /// From here on what all hold is a pressure.
+    pub(crate) buffered_pressed: u64,
+    /// What all may hold while callbacks run, before the greatest holders are looked for: beyond it
+    /// a further write aborts the connection written to.
+    pub(crate) buffered_all: u64,
+    /// How long a callback may take before it is reported, in nanoseconds.
+    pub(crate) stall: u64,
+    /// As much output of one callback as calls for no second look: neither congested, nor at the
+    /// limit, nor too much for the loop's buffer.
+    easy: usize,
+}
+
+/// All state of the loop that a callback can reach: records and queues, but no sockets, sessions
+/// or unread input.
+#[derive(Debug)]
+pub(crate) struct LoopState {
+    pub(crate) now: Instant,
+    pub(crate) table: Table,
+    pub(crate) wheel: Wheel,
+    pub(crate) ready: Ready,
+    /// Connections that callbacks of others, or of the loop, reached.
+    pub(crate) dirty: VecDeque<ConnId>,
+    /// Connections to be dialled.
+    pub(crate) pending_dials: Vec<ConnId>,
+    /// Connections whose records are to be released at the end of the turn.
+    pub(crate) reaped: Vec<ConnId>,
+    pub(crate) counters: Arc<Counters>,
+    pub(crate) bounds: Bounds,
+    /// The timeouts of dialled connections first, then those of each listener.
+    pub(crate) profiles: Vec<Durations>,
+    /// Where each listener listens.
+    pub(crate) listening_on: Vec<Address>,
+    /// Memory of what is unread and queued, of all connections together, shared pieces aside.
+    pub(crate) owned: u64,
+    /// Shared pieces that are in some queue, each once.
+    pub(crate) shared_bytes: Arc<SharedGauge>,
+    pub(crate) lag: Lag,
+    /// This turn is long, or turns were lately.
+    pub(crate) lags: bool,
+    /// When the long turn at hand began.
+    pub(crate) long_since: Option<Instant>,
+    /// How long the turn was that is to be taken into account.
+    turn_nanos: u64,
+    /// The coarse clock when it was last read, or the time when the turn began.
+    pub(crate) seen: Instant,
+    /// The step of the turn that is at hand, and how long each was seen to take.
+    pub(crate) step: Step,
+    step_nanos: [u64; Step::ALL.len()],
+    stall_reports: LogLimiter,
+    /// How often callbacks asked for the end.
+    pub(crate) shutdowns_asked: u32,
+    /// A shutdown began.
+    pub(crate) shutdown_begun: bool,
+    /// A shutdown began, and the listeners are closed.
+    pub(crate) stopping: bool,
+    /// How far the walk has come that tells connections of the shutdown.
+    pub(crate) announced: Cursor,
+    /// What the callback that runs has written to its own connection.
+    pub(crate) scratch: Vec<u8>,
+    /// The connection whose writes go to `scratch`: the one in hand, unless it has output queued.
+    pub(crate) scratch_owner: Option<ConnId>,
+    /// What the callback in hand wrote was too much for `scratch`, or to be shared.
+    pub(crate) spilled: bool,
+    pub(crate) in_hand: Option<ConnId>,
+    /// What the callback that runs has done beyond its own connection.
+    journal: Vec<Entry>,
+    /// Entries at which the journal is compacted.
+    journal_full: usize,
+    alarms: Slab<Alarm>,
+    alarms_set: u64,
+    /// Alarms that the wheel came up for: their times, serial numbers and places.
+    due_alarms: BinaryHeap<Reverse<(Instant, u64, u32)>>,
+    /// Which connections feed a sink: pairs of a sink and one of its feeders.
+    feeders: BTreeSet<(ConnId, ConnId)>,
+}
+
+impl LoopState {
+    pub(crate) fn new(config: &Config, capacity: usize, now: Instant) -> Self {
+        Self {
+            now,
+            table: Table::new(capacity),
+            wheel: Wheel::new(),
+            ready: Ready::default(),
+            dirty: VecDeque::new(),
+            pending_dials: Vec::new(),
+            reaped: Vec::new(),
+            counters: Arc::default(),
+            bounds: Bounds {
+                watermarks: config.watermarks,
+                input_max: config.limits.input_max,
+                output_max: config.limits.output_max,
+                requests_max: config.limits.requests_max.unwrap_or(u64::MAX),
+                looks_from: config.limits.requests_max.unwrap_or(u64::MAX),
+                flush_rate: config.limits.flush_rate,
+                buffered_max: config.limits.buffered_max as u64,
+                buffered_pressed: pressure::least(config.limits.buffered_max as u64),
+                buffered_all: (config.limits.buffered_max as u64)
+                    .saturating_add(config.limits.output_max as u64),
+                stall: config.stall_report.map_or(u64::MAX, nanos),
+                easy: config.watermarks.high().min(config.limits.output_max).min(SCRATCH_MAX),
+            },
+            profiles: vec![Durations::new(&config.timeouts)],
+            listening_on: Vec::new(),
+            owned: 0,
+            shared_bytes: Arc::default(),
+            lag: Lag::new(config.limits.lag_max),
+            lags: false,
+            long_since: None,
+            turn_nanos: 0,
+            seen: now,
+            step: Step::default(),
+            step_nanos: Default::default(),
+            stall_reports: LogLimiter::default(),
+            shutdowns_asked: 0,
+            shutdown_begun: false,
+            stopping: false,
+            announced: Cursor::default(),
+            scratch: Vec::new(),
+            scratch_owner: None,
+            spilled: false,
+            in_hand: None,
+            journal: Vec::new(),
+            journal_full: JOURNAL_KEPT,
+            alarms: Slab::new(),
+            alarms_set: 0,
+            due_alarms: BinaryHeap::new(),
+            feeders: BTreeSet::new(),
+        }
+    }
+
+    /// [`State::Connecting`] → [`State::Connected`], where a lifetime begins if there is one.
+    #[inline]
+    pub(crate) fn establish(&mut self, id: ConnId, random: impl FnOnce() -> u64) {
+        let record = self.table.at(id.index());
+        record.step(lifecycle::Step::Establish);
+        if let Some(nanos) = record.periods(&self.profiles).lifetime(random) {
+            record.clocks.set(Deadline::Lifetime, self.now.after(nanos));
+            record.flags.insert(Flags::HAS_LIFETIME);
+        }
+    }
+
+    /// Lends the connection to a callback: from here on what it writes gathers in one place.
+    #[inline]
+    pub(crate) fn enter(&mut self, id: ConnId) {
+        let drained = self.table.at(id.index()).output.is_empty();
+        self.enter_knowing(id, drained);
+    }
+
+    /// As [`LoopState::enter`], by someone who knows whether its queue is empty.
+    #[inline]
+    pub(crate) fn enter_knowing(&mut self, id: ConnId, drained: bool) {
+        debug_assert!(self.scratch.is_empty());
+        debug_assert_eq!(self.table.at(id.index()).output.is_empty(), drained);
+        self.in_hand = Some(id);
+        self.spilled = false;
+        self.scratch_owner = drained.then_some(id);
+        self.begin_journal();
+    }
+
+    /// Takes the connection back from its callback.
+    #[inline]
+    pub(crate) fn leave(&mut self) {
+        self.in_hand = None;
+        self.scratch_owner = None;
+    }
+
+    /// Whether the callback that ran wrote to its own connection.
+    #[inline]
+    pub(crate) fn wrote(&self) -> bool {
+        !self.scratch.is_empty() || self.spilled
+    }
+
+    /// Frees the place of a connection; nothing is left that names it.
+    #[inline(always)]
+    pub(crate) fn remove(&mut self, id: ConnId) {
+        if !planted(Canary::LeftEntry) {
+            self.wheel.cancel(Key::Conn(id.index() as u32));
+        }
+        self.end_feeding(id);
+        let record = self.table.at(id.index());
+        if record.counted != State::Closed {
+            self.counters.states.change(record.counted, State::Closed);
+            record.counted = State::Closed;
+        }
+        if record.buffered > 0 || !record.output.is_empty() {
+            self.give_up_buffers(id);
+        }
+        self.table.remove(id);
+    }
+
+    pub(crate) fn count_connections(&self) {
+        self.counters.connections.set(self.table.len() as u64);
+    }
+
+    /// How near the loop is to what it can bear: the greatest share of connections, of buffered
+    /// bytes, and of lag.
+    pub(crate) fn pressure(&self) -> Permille {
+        let places = self.table.capacity() as u64;
+        // Of few places one is much: there a full table is no emergency.
+        let crowded = places >= PRESSED_FROM;
+        let connections =
+            if crowded { pressure::share(self.table.counted() as u64, places) } else { 0 };
+        let buffered = pressure::share(self.buffered(), self.bounds.buffered_max);
+        connections.max(buffered).max(self.lag.pressure())
+    }
+
+    pub(crate) const fn is_shutting_down(&self) -> bool {
+        self.shutdown_begun || self.stopping || self.shutdowns_asked > 0
+    }
+
+    pub(crate) fn dial(
+        &mut self,
+        target: Target,
+        owner: Option<ConnId>,
+    ) -> Result<ConnId, ConnectError> {
+        // What is accepted while backlogs are emptied is served as before.
+        if self.stopping || self.shutdowns_asked > 0 {
+            return Err(ConnectError::ShuttingDown);
+        }
+        let peer = match &target {
+            Target::Address(address) => address.clone(),
+            Target::Name { .. } => Address::Unnamed,
+        };
+        let new_conn = NewConn {
+            origin: Origin::Connect,
+            peer,
+            owner,
+            profile: 0,
+            exempt: false,
+            replaces_evicted: false,
+            now: self.now,
+        };
+        let record = self.table.insert(new_conn).map_err(|_| ConnectError::Full)?;
+        record.cold_mut().dial =
+            Some(DialState { target, addresses: Vec::new(), failure: None, retry: None });
+        let id = record.id;
+        self.pending_dials.push(id);
+        self.journal.push(Entry::Dialled(id));
+        self.counters.dialled.add(1);
+        self.count_connections();
+        Ok(id)
+    }
+
+    pub(crate) fn mark_dirty(&mut self, id: ConnId) {
+        if let Some(record) = self.table.get_mut(id)
+            && !record.flags.has(Flags::DIRTY)
+        {
+            record.flags.insert(Flags::DIRTY);
+            self.dirty.push_back(id);
+        }
+    }
+
+    /// Memory of what is unread and queued, of all connections together, shared pieces once.
+    pub(crate) fn buffered(&self) -> u64 {
+        self.owned.saturating_add(self.shared_bytes.get())
+    }
+}
