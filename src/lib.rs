@@ -93,8 +93,8 @@
 //!
 //! Sockets, clocks, randomness and name look-up come through one trait, [`backend::Backend`], so a
 //! reactor can be put into another world ([`Reactor::with_backend`]) and its time be made up; that
-//! is why [`Instant`] is not std's. [`Os`] is the real world, and [`sim`] has one to test handlers
-//! in, with virtual time and injected faults.
+//! is why [`Instant`] is not std's. [`Os`] is the real world, and the module `sim` (with the feature
+//! of that name) has one to test handlers in, with virtual time and injected faults.
 //!
 //! # Platforms
 //!
@@ -129,6 +129,7 @@ mod handler;
 mod id;
 mod log;
 mod reactor;
+#[cfg(feature = "sim")]
 pub mod sim;
 mod state;
 mod time;

@@ -26,7 +26,8 @@ MESSAGES_MANY = 12_000
 LOADS = {
     "echo, 64 connections": ["--conns", 64, "--size", 64],
     "echo, 1 connection": ["--conns", 1, "--size", 64],
-    "churned connection": ["--conns", 64, "--size", 64, "--churn"],
+    "churned connection, 64 at a time": ["--conns", 64, "--size", 64, "--churn"],
+    "churned connection, 1 at a time": ["--conns", 1, "--size", 64, "--churn"],
 }
 
 IDLE_CONNECTIONS = 10_000
@@ -199,7 +200,7 @@ def echo_on_each(connections, size):
 
 
 def print_count(title, count, detail=""):
-    print(f"  {title:<22}{count:>12,.2f}{detail}", flush=True)
+    print(f"  {title:<34}{count:>12,.2f}{detail}", flush=True)
 
 
 if __name__ == "__main__":

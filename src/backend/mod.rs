@@ -291,6 +291,7 @@ impl Token {
         }
     }
 
+    #[cfg(feature = "sim")]
     pub(crate) const fn to_bits(self) -> u64 {
         self.0
     }

@@ -96,6 +96,7 @@ impl Clients {
     }
 
     /// How many connections all of them have.
+    #[cfg(feature = "sim")]
     pub(crate) fn connections(&self) -> usize {
         self.known.values().map(|client| client.connections as usize).sum()
     }
@@ -148,6 +149,7 @@ impl Clients {
     }
 
     /// How many connections of all clients linger.
+    #[cfg(feature = "sim")]
     pub(crate) fn lingering_count(&self) -> usize {
         self.lingering.len()
     }

@@ -34,6 +34,7 @@ impl Ready {
     }
 
     /// Those to be served in the turns to come.
+    #[cfg(feature = "sim")]
     pub(crate) fn queued(&self) -> impl Iterator<Item = ConnId> {
         self.current[self.served..].iter().chain(&self.next).copied()
     }

@@ -139,6 +139,7 @@ impl Counters {
     }
 
     /// Deadlines that passed, of all kinds.
+    #[cfg(feature = "sim")]
     pub(crate) fn fired_total(&self) -> u64 {
         self.fired.get().into_iter().sum()
     }

@@ -178,11 +178,13 @@ impl Accepting {
     }
 
     /// How many connections the clients have that are limited, if any are.
+    #[cfg(feature = "sim")]
     pub(super) fn clients_connected(&self) -> Option<usize> {
         self.clients.as_ref().map(Clients::connections)
     }
 
     /// How many connections of limited clients linger, if any clients are limited.
+    #[cfg(feature = "sim")]
     pub(super) fn lingering_count(&self) -> Option<usize> {
         self.clients.as_ref().map(Clients::lingering_count)
     }
@@ -737,6 +739,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     }
 
     /// Whether a connection counts against what its client may have.
+    #[cfg(feature = "sim")]
     pub(super) fn is_limited(&self, record: &Record) -> bool {
         let clients = self.accepting.clients.as_ref();
         clients.is_some_and(|clients| key_of_record(clients, record).is_some())
@@ -760,20 +763,13 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let id = record.id;
         // A fresh socket takes bytes; if not, the first write learns it.
         record.flags.insert(Flags::WRITE_READY);
-        if wildcard && let Ok(address) = self.backend.local_addr(&stream) {
-            record.cold_mut().local = Some(address);
+        if wildcard {
+            self.note_local_addr(id, &stream);
         }
         self.shared.counters.accepted.add(1);
         self.shared.count_connections();
         if let Err(error) = self.backend.register(&mut stream, Token::of_conn(id)) {
-            debug!(%id, %error, "an accepted connection cannot be registered");
-            self.shared.counters.accept_errors.add(1);
-            self.depart(id);
-            self.shared.remove(id);
-            self.shared.count_connections();
-            self.backend.close(stream, true);
-            // epoll_ctl(2) is out of memory or watches: the next one would fare no better.
-            return self.relieve_shortage(handler, &error);
+            return self.give_up_unregistered(handler, id, stream, &error);
         }
         self.accepting.pause_nanos = 0;
         self.note_arrival();
@@ -783,6 +779,33 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         } else {
             self.discard(id);
         }
+    }
+
+    #[inline(never)]
+    fn note_local_addr(&mut self, id: ConnId, stream: &B::Stream) {
+        if let Ok(address) = self.backend.local_addr(stream) {
+            self.shared.table.at(id.index()).cold_mut().local = Some(address);
+        }
+    }
+
+    /// An accepted connection cannot be registered.
+    #[cold]
+    #[inline(never)]
+    fn give_up_unregistered(
+        &mut self,
+        handler: &mut H,
+        id: ConnId,
+        stream: B::Stream,
+        error: &io::Error,
+    ) {
+        debug!(%id, %error, "an accepted connection cannot be registered");
+        self.shared.counters.accept_errors.add(1);
+        self.depart(id);
+        self.shared.remove(id);
+        self.shared.count_connections();
+        self.backend.close(stream, true);
+        // epoll_ctl(2) is out of memory or watches: the next one would fare no better.
+        self.relieve_shortage(handler, error);
     }
 
     #[cold]

@@ -9,6 +9,8 @@ use crate::backend::{Backend, Source, Token};
 use crate::core::deadlines::{Deadline, Set};
 use crate::core::flags::Flags;
 use crate::core::lifecycle::State;
+use crate::core::output::allocation;
+use crate::core::table::Record;
 use crate::core::wheel::Key;
 use crate::handler::Handler;
 use crate::id::ConnId;
@@ -289,6 +291,59 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
                     .flags
                     .has(Flags::DIRTY.and(Flags::QUEUED_READY).and(Flags::CLOSE_REQUESTED))
         })
+    }
+
+    /// Checks the sums over all connections, and their bounds, against the connections themselves.
+    pub(super) fn audit_sums(&self) -> Result<(), String> {
+        let shared = &self.shared;
+        let records = || shared.table.ids().filter_map(|id| shared.table.get(id));
+        for record in records() {
+            let input = self.slots.get(record.id.index()).map_or(0, |slot| slot.input.capacity());
+            let held = record.output.held() + allocation(input);
+            if held != record.buffered as usize {
+                let (id, known) = (record.id, record.buffered);
+                return Err(format!("{id} holds {held} bytes, and {known} are accounted for"));
+            }
+        }
+        let owned: u64 = records().map(|record| u64::from(record.buffered)).sum();
+        let pieces: BTreeMap<_, _> = records().flat_map(|record| record.output.shares()).collect();
+        let held = owned + pieces.values().sum::<u64>();
+        let known = (shared.buffered(), shared.counters.buffered.get());
+        if (held, held) != known {
+            return Err(format!("{held} bytes are held, and {known:?} are accounted for"));
+        }
+        let sent = shared.dirty.is_empty();
+        let most = if sent { shared.bounds.buffered_max } else { shared.bounds.buffered_all };
+        if held > most {
+            return Err(format!("{held} bytes are held of {most}"));
+        }
+        if shared.table.counted() > shared.table.capacity() {
+            return Err(format!("{} connections are too many", shared.table.counted()));
+        }
+        let serves = |record: &&Record| record.flags.has(Flags::INBOUND) && !record.is_exempt();
+        let inbound = records().filter(serves).count();
+        if inbound != shared.table.inbound() {
+            return Err(format!("{inbound} are inbound, not {}", shared.table.inbound()));
+        }
+        let limited = records().filter(|record| self.is_limited(record)).count();
+        let known = self.accepting.clients_connected();
+        if known.is_some_and(|known| known != limited) {
+            return Err(format!("clients have {limited} connections, not {known:?}"));
+        }
+        let lingering = records()
+            .filter(|record| record.cold().is_some_and(|cold| cold.linger_number.is_some()))
+            .filter(|record| !record.flags.has(Flags::REAPED))
+            .count();
+        if self.accepting.lingering_count().is_some_and(|known| known != lingering) {
+            return Err(format!("{lingering} connections of limited clients linger"));
+        }
+        for state in [State::Connecting, State::Idle, State::Closing] {
+            let counted = records().filter(|record| record.counted == state).count() as u64;
+            if counted != shared.counters.states.of(state) {
+                return Err(format!("{counted} are counted as {state:?}"));
+            }
+        }
+        Ok(())
     }
 
     /// Whether the output of an open connection has drained, and nobody is going to be told.

@@ -136,12 +136,14 @@ impl<H: Handler> Mailbox<H> {
     }
 
     /// How many closures wait that callbacks of the reactor posted, and that others did.
+    #[cfg(feature = "sim")]
     pub(crate) fn waiting(&self) -> (usize, usize) {
         let queues = self.lock();
         (queues.own.len(), queues.others.len())
     }
 
     /// How many closures were posted so far.
+    #[cfg(feature = "sim")]
     pub(crate) fn posted(&self) -> u64 {
         self.lock().posted
     }

@@ -1,6 +1,7 @@
 //! The loop: waits, and lets everything that is due happen once per turn.
 
 mod accept;
+#[cfg(feature = "sim")]
 mod audit;
 mod deadline;
 mod delivery;
@@ -27,6 +28,7 @@ use bytes::BytesMut;
 use tracing::Level;
 
 use self::accept::{Deferred, Listener};
+#[cfg(feature = "sim")]
 pub(crate) use self::audit::{Holdings, Memory};
 pub use self::end::RunError;
 use self::io::wants_reading;

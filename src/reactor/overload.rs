@@ -2,7 +2,7 @@
 //! make way, and the greatest holders of buffers are shed.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap, VecDeque};
+use std::collections::{BinaryHeap, VecDeque};
 use std::time::Duration;
 
 use bytes::BytesMut;
@@ -13,11 +13,10 @@ use crate::canary::{Canary, planted};
 use crate::close::CloseReason;
 use crate::config::AtLimit;
 use crate::core::deadlines::Deadline;
-use crate::core::flags::Flags;
 use crate::core::lifecycle::State;
 use crate::core::output::allocation;
 use crate::core::pressure::{self, EVICTS_FROM, SHRINKS_FROM};
-use crate::core::table::{Cursor, Record};
+use crate::core::table::Cursor;
 use crate::handler::Handler;
 use crate::id::{AlarmId, ConnId};
 use crate::log::{LogLimiter, debug, warn};
@@ -455,59 +454,6 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         rested && states.of(State::Idle) + states.of(State::Closing) > 0
     }
 
-    /// Checks the sums over all connections, and their bounds, against the connections themselves.
-    pub(super) fn audit_sums(&self) -> Result<(), String> {
-        let shared = &self.shared;
-        let records = || shared.table.ids().filter_map(|id| shared.table.get(id));
-        for record in records() {
-            let input = self.slots.get(record.id.index()).map_or(0, |slot| slot.input.capacity());
-            let held = record.output.held() + allocation(input);
-            if held != record.buffered as usize {
-                let (id, known) = (record.id, record.buffered);
-                return Err(format!("{id} holds {held} bytes, and {known} are accounted for"));
-            }
-        }
-        let owned: u64 = records().map(|record| u64::from(record.buffered)).sum();
-        let pieces: BTreeMap<_, _> = records().flat_map(|record| record.output.shares()).collect();
-        let held = owned + pieces.values().sum::<u64>();
-        let known = (shared.buffered(), shared.counters.buffered.get());
-        if (held, held) != known {
-            return Err(format!("{held} bytes are held, and {known:?} are accounted for"));
-        }
-        let sent = shared.dirty.is_empty();
-        let most = if sent { shared.bounds.buffered_max } else { shared.bounds.buffered_all };
-        if held > most {
-            return Err(format!("{held} bytes are held of {most}"));
-        }
-        if shared.table.counted() > shared.table.capacity() {
-            return Err(format!("{} connections are too many", shared.table.counted()));
-        }
-        let serves = |record: &&Record| record.flags.has(Flags::INBOUND) && !record.is_exempt();
-        let inbound = records().filter(serves).count();
-        if inbound != shared.table.inbound() {
-            return Err(format!("{inbound} are inbound, not {}", shared.table.inbound()));
-        }
-        let limited = records().filter(|record| self.is_limited(record)).count();
-        let known = self.accepting.clients_connected();
-        if known.is_some_and(|known| known != limited) {
-            return Err(format!("clients have {limited} connections, not {known:?}"));
-        }
-        let lingering = records()
-            .filter(|record| record.cold().is_some_and(|cold| cold.linger_number.is_some()))
-            .filter(|record| !record.flags.has(Flags::REAPED))
-            .count();
-        if self.accepting.lingering_count().is_some_and(|known| known != lingering) {
-            return Err(format!("{lingering} connections of limited clients linger"));
-        }
-        for state in [State::Connecting, State::Idle, State::Closing] {
-            let counted = records().filter(|record| record.counted == state).count() as u64;
-            if counted != shared.counters.states.of(state) {
-                return Err(format!("{counted} are counted as {state:?}"));
-            }
-        }
-        Ok(())
-    }
-
     fn warn_of_pressure(&self, of: &'static str, times: Option<u64>) {
         if let Some(times) = times {
             let (table, buffered) = (&self.shared.table, self.shared.buffered());
@@ -521,6 +467,7 @@ mod tests {
     use super::super::audit::tests::{Echo, crowd};
     use super::*;
     use crate::config::Config;
+    use crate::core::flags::Flags;
     use crate::core::table::PLACES_PER_STEP;
     use crate::sim::Sim;
 

@@ -79,6 +79,7 @@ impl Stop {
     }
 
     /// Whether a walk over all connections goes on.
+    #[cfg(feature = "sim")]
     pub(super) const fn is_walking(&self) -> bool {
         self.walk.is_some()
     }

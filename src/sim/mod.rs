@@ -4,6 +4,9 @@
 //! and the clock are made up. A test of a thirty-second timeout takes microseconds, needs no
 //! thread, port or sleep, and ends the same way every time.
 //!
+//! The module is there with the feature `sim`, which belongs among a crate's `dev-dependencies`: a
+//! server in production compiles none of it.
+//!
 //! ```
 //! use std::time::Duration;
 //! use bytes::BytesMut;

@@ -104,6 +104,7 @@ impl LoopState {
     }
 
     /// Alarms that came or were cancelled.
+    #[cfg(feature = "sim")]
     pub(crate) fn alarms_gone(&self) -> u64 {
         self.alarms_set - self.alarms.len() as u64
     }
