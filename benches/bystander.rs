@@ -60,7 +60,7 @@ impl Server {
         config.timeouts.response = None;
         let mut reactor = Reactor::new(config).expect("descriptors");
         let any = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
-        let listener = reactor.listen(any.into()).expect("a port");
+        let listener = reactor.listen(any).expect("a port");
         let port = reactor.local_addr(listener).ip().expect("TCP").port();
         let (handle, connected) = (reactor.handle(), Arc::default());
         let mut echo = Echo { connected: Arc::clone(&connected), ..Echo::default() };

@@ -100,6 +100,66 @@ impl FromStr for Address {
     }
 }
 
+/// What can be listened on: an [`Address`], a [`SocketAddr`], or the text of an address.
+///
+/// Sealed: it is for the arguments of [`Reactor::listen`](crate::Reactor::listen).
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is no address to listen on",
+    note = "text such as \"127.0.0.1:7000\" or \"unix:/run/echo\", a `SocketAddr` or an `Address` is one"
+)]
+pub trait ToAddress: sealed::Sealed {
+    /// The address, or the text that is none.
+    #[doc(hidden)]
+    fn to_address(self) -> Result<Address, (String, AddressError)>;
+}
+
+mod sealed {
+    #[allow(unnameable_types, reason = "so that others cannot implement it")]
+    pub trait Sealed {}
+    impl Sealed for super::Address {}
+    impl Sealed for &super::Address {}
+    impl Sealed for std::net::SocketAddr {}
+    impl Sealed for &str {}
+    impl Sealed for String {}
+    impl Sealed for &String {}
+}
+
+impl ToAddress for Address {
+    fn to_address(self) -> Result<Address, (String, AddressError)> {
+        Ok(self)
+    }
+}
+
+impl ToAddress for &Address {
+    fn to_address(self) -> Result<Address, (String, AddressError)> {
+        Ok(self.clone())
+    }
+}
+
+impl ToAddress for SocketAddr {
+    fn to_address(self) -> Result<Address, (String, AddressError)> {
+        Ok(self.into())
+    }
+}
+
+impl ToAddress for &str {
+    fn to_address(self) -> Result<Address, (String, AddressError)> {
+        self.parse().map_err(|error| (self.to_owned(), error))
+    }
+}
+
+impl ToAddress for String {
+    fn to_address(self) -> Result<Address, (String, AddressError)> {
+        self.as_str().to_address()
+    }
+}
+
+impl ToAddress for &String {
+    fn to_address(self) -> Result<Address, (String, AddressError)> {
+        self.as_str().to_address()
+    }
+}
+
 /// A text that is no [`Address`], or no [`Target`].
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct AddressError {

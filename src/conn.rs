@@ -203,6 +203,13 @@ impl Conn<'_> {
     /// Says that what [`on_data`](crate::Handler::on_data) consumed was only part of a request: the
     /// connection does not go idle, and the request's deadline runs on from the request's first byte.
     ///
+    /// It holds for the call of `on_data` in which it is said, and cannot be taken back in that call;
+    /// [`end_request`](Conn::end_request) does not. So a handler that keeps a part of a message in its
+    /// session says it in every call that returns in the middle of one, also where it returns by
+    /// [`yield_now`](Conn::yield_now) or because the connection is congested. If it does not, and has
+    /// left no input, the connection goes idle: it has the idle time for the rest of the request, and
+    /// may be evicted.
+    ///
     /// Without this call, consuming a part and leaving the rest means that one request was whole and
     /// another begins: [`Timeouts::request`](crate::Timeouts::request) starts anew, and the one before
     /// is counted.
@@ -215,7 +222,8 @@ impl Conn<'_> {
     ///
     /// Until then nothing more is read from the socket, so what is left does not grow, and it may be
     /// [`Limits::input_max`](crate::Limits::input_max) bytes long. If nothing is left there is no
-    /// call, and reading goes on in the next turn.
+    /// call, and reading goes on in the next turn. It says nothing about requests: see
+    /// [`expect_more_input`](Conn::expect_more_input).
     pub fn yield_now(&mut self) {
         self.record_mut().flags.insert(Flags::DATA_DUE);
     }

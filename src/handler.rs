@@ -33,7 +33,9 @@ use crate::id::{AlarmId, ListenerId};
 /// # Panics
 ///
 /// A panic in a callback of a connection discards what that callback queued and aborts the
-/// connection with [`HandlerPanic`](CloseReason::HandlerPanic); the others go on. One in
+/// connection with [`HandlerPanic`](CloseReason::HandlerPanic): [`on_closing`](Handler::on_closing) and
+/// [`on_closed`](Handler::on_closed) come with the session as the panic left it, and the other
+/// connections go on. One in
 /// [`on_closed`](Handler::on_closed) is only counted, as nothing is left to abort. A panic in a
 /// callback of the whole loop (an alarm, a posted closure,
 /// [`on_listener_failed`](Handler::on_listener_failed), [`on_shutdown`](Handler::on_shutdown)) stops

@@ -35,7 +35,7 @@
 //! }
 //!
 //! let mut reactor = Reactor::new(Config::default())?;
-//! let listener = reactor.listen("127.0.0.1:0".parse()?)?;
+//! let listener = reactor.listen("127.0.0.1:0")?;
 //! println!("listening on {}", reactor.local_addr(listener));
 //! # let (address, handle) = (reactor.local_addr(listener).to_string(), reactor.handle());
 //! # let client = std::thread::spawn(move || {
@@ -135,7 +135,7 @@ mod state;
 mod time;
 mod unwind;
 
-pub use crate::address::{Address, AddressError, Target};
+pub use crate::address::{Address, AddressError, Target, ToAddress};
 pub use crate::backend::Os;
 pub use crate::close::{CloseReason, Closed, Fault, OsError, Timeout};
 pub use crate::config::{

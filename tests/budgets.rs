@@ -344,8 +344,7 @@ impl Handler for Busy {
 fn timers_that_are_always_due_do_not_put_the_end_of_a_shutdown_off() {
     let mut sim = Sim::new(1);
     let work = Box::new(sim.stall());
-    let mut config = Config::default();
-    config.shutdown_timeout = Some(secs(5));
+    let config = Config { shutdown_timeout: Some(secs(5)), ..Config::default() };
     let server = sim.serve("10.0.0.1:7", config, Busy { work, came: 0 });
     let peers: Vec<_> = (0..100).map(|_| sim.connect(&server)).collect();
     sim.settle();

@@ -79,7 +79,7 @@ fn whoever_waits_is_served_once_there_are_descriptors_again() {
     // Nobody idle makes way here.
     config.limits.at_limit = AtLimit::Pause;
     let mut reactor = Reactor::new(config).unwrap();
-    let listener = reactor.listen("127.0.0.1:0".parse().unwrap()).unwrap();
+    let listener = reactor.listen("127.0.0.1:0").unwrap();
     let address = reactor.local_addr(listener).ip().unwrap();
     let mut first = dial(address);
     assert!(is_served(&mut reactor, &mut first, Duration::from_secs(5)));

@@ -82,8 +82,8 @@ fn a_listener_that_died_of_any_error_leaves_the_other() {
     for errno in [libc::EBADF, libc::EINVAL, libc::ENOTSOCK] {
         let mut sim = Sim::new(1);
         let server = sim.spawn("10.0.0.1", Config::default(), Echo, |reactor| {
-            reactor.listen("10.0.0.1:8".parse().unwrap()).unwrap();
-            reactor.listen(SERVER.parse().unwrap()).unwrap();
+            reactor.listen("10.0.0.1:8").unwrap();
+            reactor.listen(SERVER).unwrap();
         });
         sim.settle();
         sim.fail(Call::Accept, 0, errno);
@@ -108,8 +108,8 @@ fn a_listener_that_cannot_be_had_is_told_to_whoever_asked() {
         let mut sim = Sim::new(1);
         sim.fail(call, 0, errno);
         let server = sim.spawn("10.0.0.1", Config::default(), Echo, |reactor| {
-            assert!(reactor.listen(SERVER.parse().unwrap()).is_err());
-            reactor.listen(SERVER.parse().unwrap()).unwrap();
+            assert!(reactor.listen(SERVER).is_err());
+            reactor.listen(SERVER).unwrap();
         });
         expect_service(&mut sim, &server);
         assert_eq!(server.descriptors(), 2);
@@ -120,13 +120,13 @@ fn a_listener_that_cannot_be_had_is_told_to_whoever_asked() {
 fn addresses_belong_to_one_listener_and_to_their_machine() {
     let mut sim = Sim::new(1);
     let everywhere = |reactor: &mut Reactor<_, _>| {
-        reactor.listen("0.0.0.0:7".parse().unwrap()).unwrap();
-        assert!(reactor.listen("10.9.9.9:7".parse().unwrap()).is_err(), "another machine's");
+        reactor.listen("0.0.0.0:7").unwrap();
+        assert!(reactor.listen("10.9.9.9:7").is_err(), "another machine's");
     };
     let _a = sim.spawn("10.0.0.1", Config::default(), Echo, everywhere);
     let _b = sim.spawn("10.0.0.2", Config::default(), Echo, everywhere);
     let _c = sim.spawn("10.0.0.1", Config::default(), Echo, |reactor| {
-        assert!(reactor.listen(SERVER.parse().unwrap()).is_err(), "all addresses are taken");
+        assert!(reactor.listen(SERVER).is_err(), "all addresses are taken");
     });
 }
 
@@ -348,8 +348,7 @@ fn a_lost_acknowledgement_is_missed_by_whoever_sent_the_data() {
 
 #[test]
 fn a_socket_that_was_accepted_has_the_user_timeout_of_its_listener() {
-    let mut options = SocketOptions::default();
-    options.user_timeout = Some(secs(20));
+    let options = SocketOptions { user_timeout: Some(secs(20)), ..SocketOptions::default() };
     let mut sim = Sim::new(1);
     let (mut host, _peer, mut stream) = accepted_with(&mut sim, &options);
     sim.partition(sim.peers_ip(), "10.0.0.1");
@@ -482,18 +481,15 @@ fn timeouts_of_a_listener_or_a_connection_are_no_mistake() {
             input.clear();
         }
     }
-    let mut short = Timeouts::default();
-    short.idle = Some(secs(5));
-    let mut none = Timeouts::default();
-    none.idle = None;
+    let short = Timeouts { idle: Some(secs(5)), ..Timeouts::default() };
+    let none = Timeouts { idle: None, ..Timeouts::default() };
 
     let mut sim = Sim::new(1);
     let own = sim.serve(SERVER, Config::default(), Own(short.clone()));
     let patient = sim.serve("10.0.0.2:7", Config::default(), Own(none));
     let listening = sim.spawn("10.0.0.3", Config::default(), Echo, |reactor| {
-        let mut listen = ListenConfig::default();
-        listen.timeouts = Some(short);
-        reactor.listen_with("10.0.0.3:7".parse().unwrap(), listen).unwrap();
+        let listen = ListenConfig { timeouts: Some(short), ..ListenConfig::default() };
+        reactor.listen_with("10.0.0.3:7", listen).unwrap();
     });
     let addresses = [own.address(), patient.address(), listening.address()];
     let peers = addresses.map(|address| sim.connect(address));
@@ -649,7 +645,7 @@ impl Handler for Ledger {
 fn turned(sim: &mut Sim) -> (Reactor<Ledger, Host>, Ledger, Vec<Peer>) {
     let mut ledger = Ledger::default();
     let mut reactor = Reactor::with_backend(Config::default(), sim.host("10.0.0.1")).unwrap();
-    reactor.listen(SERVER.parse().unwrap()).unwrap();
+    reactor.listen(SERVER).unwrap();
     let peers: Vec<_> = (0..3).map(|_| sim.connect(SERVER)).collect();
     for _ in 0..5 {
         sim.pass(millis(10));

@@ -297,7 +297,7 @@ fn a_reactor_that_is_dropped_with_sessions_says_how_many() {
             let mut sim = Sim::new(1);
             let mut reactor =
                 Reactor::with_backend(Config::default(), sim.host("10.0.0.1")).unwrap();
-            reactor.listen(SERVER.parse().unwrap()).unwrap();
+            reactor.listen(SERVER).unwrap();
             let _peers: Vec<_> = (0..connections).map(|_| sim.connect(SERVER)).collect();
             for _ in 0..3 {
                 sim.pass(millis(10));

@@ -49,7 +49,7 @@ fn memory_is_what_was_reckoned_whatever_peers_do() {
     let most = config.worst_case_memory() as usize;
     let _profiler = Profiler::builder().testing().build();
     let mut reactor = Reactor::new(config).unwrap();
-    let listener = reactor.listen(SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+    let listener = reactor.listen(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
     let address = reactor.local_addr(listener).ip().unwrap();
     let mut clients: Vec<Option<TcpStream>> = (0..PEERS).map(|_| None).collect();
     let piece = vec![b'h'; 5_000];

@@ -65,7 +65,7 @@ fn the_gauge_is_what_the_resident_set_grows_by() {
     config.limits.buffered_max = 1 << 30;
     let mut reactor = Reactor::new(config).unwrap();
     let mut handler = Flooded::default();
-    let listener = reactor.listen(SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+    let listener = reactor.listen(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
     let address = reactor.local_addr(listener).ip().unwrap();
     let mut peers = Vec::new();
     while handler.opened < PEERS {

@@ -158,9 +158,8 @@ fn a_full_backlog_lets_nobody_in_until_there_is_room() {
     config.limits.max_connections = Some(1);
     config.timeouts.idle = Some(secs(10));
     let server = sim.spawn("10.0.0.1", config, Echo, |reactor| {
-        let mut listen = ListenConfig::default();
-        listen.backlog = 2;
-        reactor.listen_with(SERVER.parse().unwrap(), listen).unwrap();
+        let listen = ListenConfig { backlog: 2, ..ListenConfig::default() };
+        reactor.listen_with(SERVER, listen).unwrap();
     });
     let peers: Vec<_> = (0..5).map(|_| sim.connect(server.address())).collect();
     sim.settle();
@@ -194,8 +193,8 @@ fn a_single_call_can_be_made_to_fail() {
 fn a_listener_that_dies_leaves_the_others() {
     let mut sim = Sim::new(1);
     let server = sim.spawn("10.0.0.1", Config::default(), Echo, |reactor| {
-        reactor.listen("10.0.0.1:7".parse().unwrap()).unwrap();
-        reactor.listen("10.0.0.1:8".parse().unwrap()).unwrap();
+        reactor.listen("10.0.0.1:7").unwrap();
+        reactor.listen("10.0.0.1:8").unwrap();
     });
     sim.settle();
     sim.fail(Call::Accept, 0, libc::EBADF);

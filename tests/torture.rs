@@ -305,10 +305,9 @@ fn an_operator(sim: &mut Sim) {
     config.limits.max_connections = Some(2);
     config.limits.at_limit = AtLimit::Pause;
     let server = sim.spawn("10.0.0.1", config, Echo, |reactor| {
-        reactor.listen(SERVER.parse().unwrap()).unwrap();
-        let mut listen = ListenConfig::default();
-        listen.exempt = true;
-        reactor.listen_with(DESK.parse().unwrap(), listen).unwrap();
+        reactor.listen(SERVER).unwrap();
+        let listen = ListenConfig { exempt: true, ..ListenConfig::default() };
+        reactor.listen_with(DESK, listen).unwrap();
     });
     let _crowd: Vec<_> = (0..4).map(|_| idle(sim, SERVER)).collect();
     let operators = [idle(sim, DESK), idle(sim, DESK)];

@@ -250,8 +250,7 @@ pub(crate) fn run<H: Handler + 'static>(
     let listener = reactor.listen(args.listen.clone())?;
     let metrics = match &args.metrics {
         Some(address) => {
-            let mut exempt = ListenConfig::default();
-            exempt.exempt = true;
+            let exempt = ListenConfig { exempt: true, ..ListenConfig::default() };
             Some(reactor.listen_with(address.clone(), exempt)?)
         }
         None => None,

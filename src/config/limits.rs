@@ -25,7 +25,6 @@ use crate::time::nanos;
 /// is evicted, and idle times stay as they are, where `at_limit` is another than
 /// [`AtLimit::EvictIdle`]. Exempt connections are beside all of it.
 #[derive(Clone, Debug)]
-#[non_exhaustive]
 pub struct Limits {
     /// Connections of all kinds at once, those of [exempt](crate::ListenConfig::exempt) listeners
     /// aside; [`at_limit`](Limits::at_limit) says what happens then. Default `None`: the process's
@@ -70,6 +69,8 @@ pub struct Limits {
     /// many that callbacks of the reactor itself posted, before they are refused. Default 4,096:
     /// what four turns run.
     pub mailbox_max: usize,
+    #[doc(hidden)]
+    pub _more: (),
 }
 
 impl Default for Limits {
@@ -86,6 +87,7 @@ impl Default for Limits {
             requests_max: None,
             flush_rate: 240,
             mailbox_max: 4_096,
+            _more: (),
         }
     }
 }
@@ -165,7 +167,6 @@ pub enum AtLimit {
 /// # Ok::<(), wheelhouse::NetworkError>(())
 /// ```
 #[derive(Clone, Debug)]
-#[non_exhaustive]
 pub struct ClientLimits {
     /// Connections at once. Default `None`, unlimited. A connection counts from its accept until the
     /// client's FIN has been read or it has been closed here. One that only waits for the client's
@@ -185,6 +186,8 @@ pub struct ClientLimits {
     pub prefix_v6: u8,
     /// Who is not limited: health checkers, balancers. Default nobody.
     pub allowed: Vec<Network>,
+    #[doc(hidden)]
+    pub _more: (),
 }
 
 impl Default for ClientLimits {
@@ -196,6 +199,7 @@ impl Default for ClientLimits {
             prefix_v4: 32,
             prefix_v6: 64,
             allowed: Vec::new(),
+            _more: (),
         }
     }
 }

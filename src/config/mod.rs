@@ -26,8 +26,21 @@ use crate::error::ConfigError;
 /// config.timeouts.idle = Some(Duration::from_secs(30));
 /// config.limits.max_connections = Some(1_000);
 /// ```
+///
+/// This struct and the other settings can be written out as well. `..` with the default has to end
+/// them, because later versions will have more fields:
+///
+/// ```
+/// use std::time::Duration;
+/// use wheelhouse::{Config, Limits, Timeouts};
+///
+/// let config = Config {
+///     timeouts: Timeouts { idle: Some(Duration::from_secs(30)), ..Timeouts::default() },
+///     limits: Limits { max_connections: Some(1_000), ..Limits::default() },
+///     ..Config::default()
+/// };
+/// ```
 #[derive(Clone, Debug)]
-#[non_exhaustive]
 pub struct Config {
     /// How long a connection may take over each thing it does.
     pub timeouts: Timeouts,
@@ -60,6 +73,8 @@ pub struct Config {
     /// is closed when half of `shutdown_timeout` has gone. Default 5 s; `None` closes all of them at
     /// once.
     pub shutdown_spread: Option<Duration>,
+    #[doc(hidden)]
+    pub _more: (),
 }
 
 /// How long a shutdown may last unless somebody says otherwise.
@@ -76,6 +91,7 @@ impl Default for Config {
             panic_limit: None,
             shutdown_timeout: Some(SHUTDOWN_TIMEOUT),
             shutdown_spread: Some(Duration::from_secs(5)),
+            _more: (),
         }
     }
 }
@@ -186,7 +202,6 @@ impl Default for Watermarks {
 /// listen.timeouts = Some(Config::default().timeouts);
 /// ```
 #[derive(Clone, Debug)]
-#[non_exhaustive]
 pub struct ListenConfig {
     /// The kernel's queue of connections not yet accepted, which it may shorten to its own limit
     /// (`net.core.somaxconn`). Default 4,096.
@@ -199,11 +214,13 @@ pub struct ListenConfig {
     /// when nobody else does: at most 16 such connections at once, of all such listeners together.
     /// Default off.
     pub exempt: bool,
+    #[doc(hidden)]
+    pub _more: (),
 }
 
 impl Default for ListenConfig {
     fn default() -> Self {
-        Self { backlog: 4_096, timeouts: None, exempt: false }
+        Self { backlog: 4_096, timeouts: None, exempt: false, _more: () }
     }
 }
 

@@ -9,7 +9,6 @@ use crate::error::ConfigError;
 ///
 /// A platform without an option leaves it out.
 #[derive(Clone, Debug, PartialEq)]
-#[non_exhaustive]
 pub struct SocketOptions {
     /// TCP_NODELAY: a small write leaves at once. Default on.
     pub nodelay: bool,
@@ -26,6 +25,8 @@ pub struct SocketOptions {
     /// TCP_NOTSENT_LOWAT in bytes: how much the kernel queues beyond what is in flight before it
     /// stops taking more, so that output waits where it can be counted. Default 128 KiB.
     pub notsent_lowat: Option<u32>,
+    #[doc(hidden)]
+    pub _more: (),
 }
 
 impl Default for SocketOptions {
@@ -35,6 +36,7 @@ impl Default for SocketOptions {
             keepalive: Some(Keepalive::default()),
             user_timeout: None,
             notsent_lowat: Some(128 * 1024),
+            _more: (),
         }
     }
 }

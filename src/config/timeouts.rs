@@ -10,7 +10,6 @@ use crate::error::ConfigError;
 /// None fires early; each fires at most one tick of the wheel (10 ms) plus the length of the turn
 /// at hand late. [`CloseReason::Timeout`](crate::CloseReason::Timeout) names the one that did.
 #[derive(Clone, Debug, Eq, PartialEq)]
-#[non_exhaustive]
 pub struct Timeouts {
     /// Dialling, the look-up of the name and all attempts together. Default 10 s.
     pub connect: Option<Duration>,
@@ -41,8 +40,9 @@ pub struct Timeouts {
     /// Between two bytes of a request, or of the reply to a request of ours. Default 30 s, which
     /// spans several retransmissions.
     pub read: Option<Duration>,
-    /// How long the application may owe a reply, or keep reading paused, with nothing queued.
-    /// Default 60 s.
+    /// How long the application may owe a reply, or keep reading paused, with nothing queued. Each
+    /// byte of output that the kernel takes begins it anew, and so does the end of one of several
+    /// requests: it bounds the silence of the application, not the length of a reply. Default 60 s.
     pub response: Option<Duration>,
     /// How long output may stand still: what is queued, and what the kernel holds while an idle or a
     /// tunnel deadline waits for it. Progress is what the peer acknowledged, so a slow reader that
@@ -83,6 +83,8 @@ pub struct Timeouts {
     /// together do not end together. It acts between two requests, 30 s later in any case.
     /// Default `None`.
     pub lifetime: Option<Duration>,
+    #[doc(hidden)]
+    pub _more: (),
 }
 
 impl Default for Timeouts {
@@ -108,6 +110,7 @@ impl Default for Timeouts {
             linger: seconds(30),
             tunnel: seconds(3_600),
             lifetime: None,
+            _more: (),
         }
     }
 }

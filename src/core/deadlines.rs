@@ -81,6 +81,14 @@ deadlines! {
 /// How many clocks there are.
 const CLOCKS: usize = 11;
 
+const _: () = {
+    let mut at = 0;
+    while at < Deadline::ALL.len() {
+        assert!(Deadline::ALL[at].clock() < CLOCKS, "there is no such clock");
+        at += 1;
+    }
+};
+
 /// The least time between two checks of what left of the output: the wheel makes a tick of it.
 const PAUSE_LEAST: u64 = 1_000_000;
 
@@ -158,7 +166,7 @@ impl Set {
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) struct DeadlineInputs(u32);
 
-/// DeadlineInputs that no connection has, so that its first ones are news.
+/// Inputs that no connection has, so that its first ones are a change.
 impl Default for DeadlineInputs {
     fn default() -> Self {
         Self(u32::MAX)
@@ -482,7 +490,7 @@ impl DeadlineClocks {
         self.set(Deadline::Tunnel, now);
     }
 
-    /// Lets `deadline` run since `instant`; for lifetime, timer and look, until it.
+    /// Lets `deadline` run since `instant`; for lifetime, timer and progress check, until it.
     #[inline]
     pub(crate) const fn set(&mut self, deadline: Deadline, instant: Instant) {
         self.since[deadline.clock()] = instant;

@@ -503,7 +503,7 @@ pub(super) mod tests {
     pub(crate) fn crowd(sim: &mut Sim, config: Config, count: usize) -> (Tested, Vec<ConnId>) {
         let mut reactor = Tested::with_backend(config, sim.host("10.0.0.1")).unwrap();
         reactor.shared.table = Table::new(count);
-        reactor.listen("10.0.0.1:7".parse().unwrap()).unwrap();
+        reactor.listen("10.0.0.1:7").unwrap();
         let ids = (0..count).map(|at| reactor.come(Instant::from_nanos(at as u64 + 1))).collect();
         (reactor, ids)
     }

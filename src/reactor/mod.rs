@@ -36,7 +36,7 @@ pub use self::mailbox::Handle;
 use self::mailbox::{Mailbox, Task};
 pub use self::shutdown::Report;
 use self::shutdown::Stop;
-use crate::address::Address;
+use crate::address::{Address, ToAddress};
 use crate::backend::{Backend, Events, Os, Readiness, Source};
 use crate::config::{Config, ListenConfig};
 use crate::conn::Context;
@@ -90,7 +90,7 @@ const CONNECTIONS_DEFAULT_MAX: usize = 65_536;
 /// #     }
 /// # }
 /// let mut reactor = Reactor::new(Config::default())?;
-/// reactor.listen("127.0.0.1:7000".parse()?)?;
+/// reactor.listen("127.0.0.1:7000")?;
 /// reactor.run(&mut Echo)?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
@@ -305,26 +305,31 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         self.report()
     }
 
-    /// Listens on `address`.
+    /// Listens on `address`: an [`Address`], a [`SocketAddr`](std::net::SocketAddr), or text such as
+    /// `"127.0.0.1:7000"` or `"unix:/run/echo"`.
     ///
     /// # Errors
     ///
-    /// If the address cannot be bound.
-    pub fn listen(&mut self, address: Address) -> Result<ListenerId, Error> {
+    /// If it is no address, or cannot be bound.
+    pub fn listen(&mut self, address: impl ToAddress) -> Result<ListenerId, Error> {
         self.listen_with(address, ListenConfig::default())
     }
 
-    /// Listens on `address`, with settings of its own.
+    /// [`Reactor::listen`] with settings for this listener.
     ///
     /// # Errors
     ///
-    /// If the address cannot be bound or a setting is out of its range.
+    /// If it is no address, or cannot be bound, or a setting is out of its range.
     pub fn listen_with(
         &mut self,
-        address: Address,
+        address: impl ToAddress,
         listen: ListenConfig,
     ) -> Result<ListenerId, Error> {
         listen.refuse_out_of_range()?;
+        let address = address.to_address().map_err(|(address, error)| Error::Bind {
+            address,
+            source: std::io::Error::new(ErrorKind::InvalidInput, error),
+        })?;
         let options = self.socket_options(&listen);
         let bound = self.backend.bind(&address, &listen, &options);
         self.add_listener(bound, &listen, || address.to_string())

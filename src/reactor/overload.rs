@@ -280,8 +280,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         (now.nanos_since(since) >= allowed).then_some((since, id))
     }
 
-    /// Evicts the connections that have been idle longest, an eighth of them and at least one, and
-    /// returns how many made way.
+    /// Evicts the connections that have been idle longest, an eighth of them, at least one and at most
+    /// [`EVICTIONS_MAX`], and returns how many were.
     pub(super) fn evict(&mut self, handler: &mut H) -> u64 {
         let idle = self.shared.counters.states.of(State::Idle);
         let mut evicted = 0;

@@ -122,8 +122,7 @@ fn newcomers_come_in_when_somebody_becomes_idle<W: World>(world: &mut W) {
 
 /// A second listener, which the limits leave out.
 fn exempt<W: World>(scene: &mut Scene<'_, W>) -> Address {
-    let mut listen = ListenConfig::default();
-    listen.exempt = true;
+    let listen = ListenConfig { exempt: true, ..ListenConfig::default() };
     let listener = scene.reactor.listen_with(scene.world.address(), listen).unwrap();
     scene.reactor.local_addr(listener).clone()
 }

@@ -150,8 +150,7 @@ fn input_left_for_congestion_is_not_over_the_limit<W: World>(world: &mut W) {
 }
 
 fn a_write_above_the_mark_drains_even_if_it_leaves_at_once<W: World>(world: &mut W) {
-    let mut config = Config::default();
-    config.watermarks = Watermarks::new(0, 4).unwrap();
+    let config = Config { watermarks: Watermarks::new(0, 4).unwrap(), ..Config::default() };
     let script = Script::echo().when_data(|conn, _, input| {
         conn.write(&input[..4]);
         assert!(!conn.is_congested(), "at the mark is not above it");

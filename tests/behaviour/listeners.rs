@@ -94,7 +94,7 @@ fn a_descriptor_that_does_not_listen_is_refused() {
 fn the_other_internet_is_served_too() {
     let mut world = Os::tcp();
     let mut scene = scene(&mut world);
-    match scene.reactor.listen("[::1]:0".parse().unwrap()) {
+    match scene.reactor.listen("[::1]:0") {
         Ok(listener) => {
             let address = scene.reactor.local_addr(listener).clone();
             assert!(address.ip().unwrap().is_ipv6());
@@ -112,7 +112,7 @@ fn the_other_internet_is_served_too() {
 fn a_connection_knows_both_of_its_ends() {
     let mut world = Os::tcp();
     let mut scene = scene(&mut world);
-    let everywhere = scene.reactor.listen("0.0.0.0:0".parse().unwrap()).unwrap();
+    let everywhere = scene.reactor.listen("0.0.0.0:0").unwrap();
     let port = scene.reactor.local_addr(everywhere).ip().unwrap().port();
     let here = Address::from(std::net::SocketAddr::from(([127, 0, 0, 1], port)));
     let client = TcpStream::connect(here.ip().unwrap()).unwrap();
@@ -213,6 +213,17 @@ fn a_socket_file_in_use_is_left() {
 }
 
 #[test]
+fn text_that_is_no_address_is_no_listener() {
+    let mut world = Os::unix();
+    let mut scene = scene(&mut world);
+    let refused = scene.reactor.listen("localhost:7000").unwrap_err();
+    assert_eq!(
+        refused.to_string(),
+        "cannot listen on localhost:7000: an address is IP:PORT, [IPV6]:PORT or unix:PATH"
+    );
+}
+
+#[test]
 fn a_file_that_is_no_socket_is_left() {
     let path = temporary_path();
     fs::write(&path, "precious").unwrap();
@@ -251,11 +262,10 @@ fn a_setting_out_of_range_is_refused_by_name() {
         matches!(&refused, Err(Error::Config(error)) if error.setting() == "timeouts.idle"),
         "{refused:?}"
     );
-    let mut listen = ListenConfig::default();
-    listen.backlog = 0;
+    let listen = ListenConfig { backlog: 0, ..ListenConfig::default() };
     let mut world = Os::tcp();
     let mut scene = scene(&mut world);
-    let refused = scene.reactor.listen_with("127.0.0.1:0".parse().unwrap(), listen);
+    let refused = scene.reactor.listen_with("127.0.0.1:0", listen);
     assert!(
         matches!(&refused, Err(Error::Config(error)) if error.setting() == "backlog"),
         "{refused:?}"
@@ -285,7 +295,7 @@ mod inside_another_loop {
         let mut config = few_places();
         config.timeouts.idle = Some(millis(100));
         let mut reactor: Reactor<Script> = Reactor::new(config).unwrap();
-        let listener = reactor.listen("127.0.0.1:0".parse().unwrap()).unwrap();
+        let listener = reactor.listen("127.0.0.1:0").unwrap();
         let address = reactor.local_addr(listener).ip().unwrap();
         let mut script = Script::echo();
 

@@ -305,9 +305,7 @@ fn panics_of_connections_are_survived_however_many_they_are<W: World>(world: &mu
 
 /// Two panics within 10 s are an accident.
 fn limited() -> Config {
-    let mut config = Config::default();
-    config.panic_limit = Some(Rate::new(2, millis(10_000)));
-    config
+    Config { panic_limit: Some(Rate::new(2, millis(10_000))), ..Config::default() }
 }
 
 fn panics_within_the_limit_are_survived<W: World>(world: &mut W) {

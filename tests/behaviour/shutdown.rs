@@ -245,8 +245,7 @@ fn a_second_call_drops_what_is_queued<W: World>(world: &mut W) {
 }
 
 fn a_shutdown_ends_by_its_deadline<W: World>(world: &mut W) {
-    let mut config = Config::default();
-    config.shutdown_timeout = Some(millis(150));
+    let config = Config { shutdown_timeout: Some(millis(150)), ..Config::default() };
     let mut scene = Scene::new(world, config, large_reply());
     let frozen = scene.connect_small();
     scene.send(frozen, b"x");
@@ -263,8 +262,7 @@ fn a_shutdown_does_not_wait_for_who_lingers<W: World>(world: &mut W) {
         conn.write(input);
         conn.close();
     });
-    let mut config = Config::default();
-    config.shutdown_timeout = Some(millis(150));
+    let config = Config { shutdown_timeout: Some(millis(150)), ..Config::default() };
     let mut scene = Scene::new(world, config, script);
     let peer = scene.connect();
     scene.send(peer, b"bye");
@@ -364,8 +362,7 @@ fn a_request_that_is_arriving_is_served<W: World>(world: &mut W) {
 }
 
 fn idle_ones_are_closed_over_a_while<W: World>(world: &mut W) {
-    let mut config = Config::default();
-    config.shutdown_spread = Some(Duration::from_secs(2));
+    let config = Config { shutdown_spread: Some(Duration::from_secs(2)), ..Config::default() };
     let mut scene = Scene::new(world, config, Script::echo());
     let peers: Vec<_> = (0..20).map(|_| scene.enter()).collect();
     for (peer, number) in &peers[..10] {
@@ -411,8 +408,7 @@ fn who_waits_in_the_backlog_is_let_in<W: World>(world: &mut W) {
 
 fn exempt_listeners_are_the_last_to_go<W: World>(world: &mut W) {
     let mut scene = Scene::new(world, at_once(), slow_reply());
-    let mut listen = ListenConfig::default();
-    listen.exempt = true;
+    let listen = ListenConfig { exempt: true, ..ListenConfig::default() };
     let listener = scene.reactor.listen_with(scene.world.address(), listen).unwrap();
     let address = scene.reactor.local_addr(listener).clone();
     let (peer, number) = scene.enter();

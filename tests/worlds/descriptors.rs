@@ -41,8 +41,7 @@ fn a_peer_sees_its_eviction_although_the_descriptor_is_duplicated() {
 #[test]
 fn an_idle_peer_sees_a_shutdown_although_the_descriptor_is_duplicated() {
     let mut sim = world(1);
-    let mut config = Config::default();
-    config.shutdown_spread = None;
+    let config = Config { shutdown_spread: None, ..Config::default() };
     let server = sim.serve(SERVER, config, Echo);
     server.duplicate_descriptors();
     let peers = idle(&mut sim, 1);

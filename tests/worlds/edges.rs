@@ -225,10 +225,9 @@ fn operators_are_kept_alive_in_a_crowd() {
     }
     let mut sim = world(1);
     let server = sim.spawn("10.0.0.1", crowded(100), Asked(Vec::new()), |reactor| {
-        reactor.listen(SERVER.parse().unwrap()).unwrap();
-        let mut listen = ListenConfig::default();
-        listen.exempt = true;
-        reactor.listen_with("10.0.0.1:9090".parse().unwrap(), listen).unwrap();
+        reactor.listen(SERVER).unwrap();
+        let listen = ListenConfig { exempt: true, ..ListenConfig::default() };
+        reactor.listen_with("10.0.0.1:9090", listen).unwrap();
     });
     let _crowd: Vec<_> = (0..92).map(|_| sim.connect(SERVER)).collect();
     sim.settle();
@@ -299,8 +298,7 @@ fn what_an_inbound_request_needs_outlives_the_call_for_the_end() {
 
 #[test]
 fn who_is_served_when_the_end_comes_is_not_cut_off_before_its_deadline() {
-    let mut config = Config::default();
-    config.shutdown_timeout = Some(secs(120));
+    let config = Config { shutdown_timeout: Some(secs(120)), ..Config::default() };
     let mut sim = world(1);
     let server = sim.serve(SERVER, config, Slow(secs(50)));
     let peer = sim.connect(SERVER);

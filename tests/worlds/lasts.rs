@@ -204,10 +204,9 @@ impl Handler for OneByOne {
 }
 
 fn two_doors<H: Handler>(reactor: &mut Reactor<H, wheelhouse::sim::Host>) {
-    reactor.listen(SERVER.parse().unwrap()).unwrap();
-    let mut listen = ListenConfig::default();
-    listen.exempt = true;
-    reactor.listen_with("10.0.0.1:9090".parse().unwrap(), listen).unwrap();
+    reactor.listen(SERVER).unwrap();
+    let listen = ListenConfig { exempt: true, ..ListenConfig::default() };
+    reactor.listen_with("10.0.0.1:9090", listen).unwrap();
 }
 
 #[test]

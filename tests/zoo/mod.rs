@@ -135,10 +135,12 @@ impl Keeper {
                 }
             }
             b'S' => {
-                let mut timeouts = Timeouts::default();
                 // Not shorter than the world believes.
-                timeouts.idle = Some(millis(95_000));
-                timeouts.write = Some(millis(92_000));
+                let timeouts = Timeouts {
+                    idle: Some(millis(95_000)),
+                    write: Some(millis(92_000)),
+                    ..Timeouts::default()
+                };
                 conn.set_timeouts(&timeouts);
             }
             b'L' => {

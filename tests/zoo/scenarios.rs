@@ -139,10 +139,9 @@ pub(crate) fn crowd(sim: &mut Sim) {
     }
     let nobody: Address = "10.0.0.9:9".parse().unwrap();
     let server = sim.spawn("10.0.0.1", config, Keeper::new(nobody), |reactor| {
-        reactor.listen("10.0.0.1:7".parse().unwrap()).unwrap();
-        let mut listen = ListenConfig::default();
-        listen.exempt = true;
-        reactor.listen_with("10.0.0.1:9090".parse().unwrap(), listen).unwrap();
+        reactor.listen("10.0.0.1:7").unwrap();
+        let listen = ListenConfig { exempt: true, ..ListenConfig::default() };
+        reactor.listen_with("10.0.0.1:9090", listen).unwrap();
     });
     let entry: Address = "10.0.0.1:7".parse().unwrap();
     let_peers_loose(sim, &entry, &mut random, 120);
@@ -192,13 +191,11 @@ pub(crate) fn kept(sim: &mut Sim) {
     own.lifetime = Some(secs(1 + random.below(10)));
     let nobody: Address = "10.0.0.9:9".parse().unwrap();
     let server = sim.spawn("10.0.0.1", config, Keeper::new(nobody), |reactor| {
-        reactor.listen("10.0.0.1:7".parse().unwrap()).unwrap();
-        let mut listen = ListenConfig::default();
-        listen.timeouts = Some(own);
-        reactor.listen_with("10.0.0.1:8".parse().unwrap(), listen).unwrap();
-        let mut listen = ListenConfig::default();
-        listen.exempt = true;
-        reactor.listen_with("10.0.0.1:9090".parse().unwrap(), listen).unwrap();
+        reactor.listen("10.0.0.1:7").unwrap();
+        let listen = ListenConfig { timeouts: Some(own), ..ListenConfig::default() };
+        reactor.listen_with("10.0.0.1:8", listen).unwrap();
+        let listen = ListenConfig { exempt: true, ..ListenConfig::default() };
+        reactor.listen_with("10.0.0.1:9090", listen).unwrap();
     });
     let doors = ["10.0.0.1:7", "10.0.0.1:7", "10.0.0.1:8", "10.0.0.1:9090"];
     let lines: [&[u8]; 8] = [b"k", b"ak", b"Rk", b"kk", b"RRak", b"YaRk", b"bk", b"a"];

@@ -113,8 +113,8 @@ fn a_listener_that_died_is_named() {
     let mut sim = world(1);
     let mut second = None;
     let server = sim.spawn("10.0.0.1", Config::default(), Deaf(Vec::new()), |reactor| {
-        reactor.listen("10.0.0.1:8".parse().unwrap()).unwrap();
-        second = Some(reactor.listen(SERVER.parse().unwrap()).unwrap());
+        reactor.listen("10.0.0.1:8").unwrap();
+        second = Some(reactor.listen(SERVER).unwrap());
     });
     sim.settle();
     server.fail(Call::Accept, 0, errno::EINVAL);
@@ -127,10 +127,9 @@ fn a_listener_that_died_is_named() {
 fn an_operator_is_never_evicted() {
     let mut sim = world(1);
     let server = sim.spawn("10.0.0.1", crowded(2), Echo, |reactor| {
-        reactor.listen(SERVER.parse().unwrap()).unwrap();
-        let mut listen = ListenConfig::default();
-        listen.exempt = true;
-        reactor.listen_with("10.0.0.1:9090".parse().unwrap(), listen).unwrap();
+        reactor.listen(SERVER).unwrap();
+        let listen = ListenConfig { exempt: true, ..ListenConfig::default() };
+        reactor.listen_with("10.0.0.1:9090", listen).unwrap();
     });
     // Idle for longer than all others.
     let operator = sim.connect("10.0.0.1:9090");
@@ -198,7 +197,7 @@ fn a_client_may_be_a_network() {
     config.limits.clients.prefix_v6 = 32;
     let mut sim = world(1);
     let server = sim.spawn("10.0.0.1", config.clone(), Echo, |reactor| {
-        reactor.listen(SERVER.parse().unwrap()).unwrap();
+        reactor.listen(SERVER).unwrap();
     });
     let v6 = sim.serve("[fd00::1]:7", config, Echo);
     let peers =
@@ -249,7 +248,7 @@ fn listeners_take_turns() {
     let mut sim = world(1);
     let _server = sim.spawn("10.0.0.1", config, Echo, |reactor| {
         for port in [7, 8, 9] {
-            reactor.listen(format!("10.0.0.1:{port}").parse().unwrap()).unwrap();
+            reactor.listen(format!("10.0.0.1:{port}")).unwrap();
         }
     });
     let peers: Vec<Vec<_>> = ["10.0.0.1:7", "10.0.0.1:8", "10.0.0.1:9"]

@@ -137,8 +137,8 @@ fn a_connection_that_may_be_idle_for_ever_saves_nobody_else() {
         let mut timeouts = Config::default().timeouts;
         timeouts.idle = None;
         listen.timeouts = Some(timeouts);
-        reactor.listen_with("10.0.0.1:8".parse().unwrap(), listen).unwrap();
-        reactor.listen(SERVER.parse().unwrap()).unwrap();
+        reactor.listen_with("10.0.0.1:8", listen).unwrap();
+        reactor.listen(SERVER).unwrap();
     });
     let patient = sim.connect("10.0.0.1:8");
     patient.send(b"x");
