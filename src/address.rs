@@ -116,8 +116,8 @@ pub trait ToAddress: sealed::Sealed {
 mod sealed {
     #[allow(unnameable_types, reason = "so that others cannot implement it")]
     pub trait Sealed {}
-    impl Sealed for super::Address {}
-    impl Sealed for &super::Address {}
+    impl Sealed for crate::address::Address {}
+    impl Sealed for &crate::address::Address {}
     impl Sealed for std::net::SocketAddr {}
     impl Sealed for &str {}
     impl Sealed for String {}

@@ -154,7 +154,7 @@ reasons! {
     /// queued already.
     OutputLimit: "output_limit", Reset, Handler, "too much queued output";
     /// The loop was [overloaded](crate::Limits#overload), and
-    /// [`Conn::keep_alive`](crate::Conn::keep_alive) said so: the connection was served to the end of
+    /// [`Conn::decide_keep_alive`](crate::Conn::decide_keep_alive) said so: the connection was served to the end of
     /// its request.
     Overload: "overload", Flush, Load, "not kept alive under overload";
     /// The peer closed, and got everything it was owed.

@@ -1,6 +1,7 @@
 //! The two cursors that callbacks get: one connection, and the whole loop.
 
 use std::fmt;
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -32,6 +33,22 @@ pub struct Conn<'a> {
 impl fmt::Debug for Conn<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Conn").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+/// What [`Conn::decide_keep_alive`] decided.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum KeepAlive {
+    /// The connection stays open after the reply.
+    Stay,
+    /// The reactor closes the connection after the current request; a reply may say so.
+    Close,
+}
+
+impl KeepAlive {
+    /// Whether the connection stays open.
+    pub const fn stays(self) -> bool {
+        matches!(self, Self::Stay)
     }
 }
 
@@ -110,6 +127,11 @@ impl<'a> Conn<'a> {
         self.cx.shared.now
     }
 
+    /// The wall clock. As [`Context::now_unix`].
+    pub fn now_unix(&self) -> Duration {
+        self.cx.now_unix()
+    }
+
     /// The whole loop.
     pub const fn cx(&mut self) -> &mut Context<'a> {
         &mut self.cx
@@ -127,8 +149,8 @@ impl Conn<'_> {
     ///
     /// It never fails. Once [`Limits::output_max`](crate::Limits::output_max) bytes are queued a
     /// further write aborts the connection with [`OutputLimit`](CloseReason::OutputLimit); after
-    /// [`close`](Conn::close), [`abort`](Conn::abort) or [`shutdown_write`](Conn::shutdown_write) bytes are dropped
-    /// and counted as unsent.
+    /// [`close`](Conn::close), [`abort`](Conn::abort) or [`shutdown_write`](Conn::shutdown_write)
+    /// bytes are dropped and counted as unsent.
     #[inline]
     pub fn write(&mut self, bytes: &[u8]) {
         self.cx.shared.write(self.id, bytes);
@@ -279,37 +301,53 @@ impl Conn<'_> {
         self.cx.shared.counters.requests.add(1);
     }
 
+    /// Counts a request whose reply is written at once: [`begin_request`](Conn::begin_request) and
+    /// [`end_request`](Conn::end_request) in one.
+    pub fn count_request(&mut self) {
+        self.begin_request();
+        self.end_request();
+    }
+
     /// Requests begun and not ended.
     pub fn in_flight(&self) -> u32 {
         self.record().owed
     }
 
-    /// Whether the connection may stay open after the reply to the current request: not once the
-    /// peer sent its FIN, the greatest age is reached, this request is the last of
+    /// Decides whether the connection may stay open after the reply to the current request. It may
+    /// not once the peer sent its FIN, the greatest age is reached, this request is the last of
     /// [`Limits::requests_max`](crate::Limits::requests_max), a shutdown began, or the loop is
     /// [overloaded](crate::Limits#overload). A protocol that can announce the end
-    /// (`Connection: close`) asks before it writes that reply.
+    /// (`Connection: close`) asks before it writes that reply, once for each request that is whole.
     ///
-    /// A no is final, because the peer may be told: the reactor ends the connection behind the current
-    /// request, and serves nothing that came behind that, even if the reason has passed by then. So
-    /// it is to be asked of a request that is whole; asked while none is active, it ends the
-    /// connection there and then. A dialled connection is not bound by a shutdown, and neither is one
-    /// of an [exempt](crate::ListenConfig::exempt) listener.
-    pub fn keep_alive(&mut self) -> bool {
-        self.keep_alive_with_unread(0)
-    }
-
-    /// [`Conn::keep_alive`] for a protocol whose peers send requests without waiting for replies:
-    /// `unread` is how many bytes of input lie behind the current request. A shutdown does not cut
-    /// off what was read before it began, so it says no only with the last of that; the other
-    /// reasons to end do not wait.
-    pub fn keep_alive_with_unread(&mut self, unread: usize) -> bool {
+    /// [`KeepAlive::Close`] is final, because the peer may have been told: the reactor closes the
+    /// connection after the current request, and serves nothing that came after it, even if the reason
+    /// has passed by then. A dialled connection is not bound by a shutdown, and neither is one of an
+    /// [exempt](crate::ListenConfig::exempt) listener.
+    ///
+    /// `unread` is how many bytes of input lie after the current request, for a protocol whose peers
+    /// send requests without waiting for replies; 0 for others. A shutdown does not cut off what was
+    /// read before it began, so it decides to close only with the last of that; the other reasons do
+    /// not wait.
+    ///
+    /// # Panics
+    ///
+    /// In debug builds, if the connection is idle: there is no request to decide about. In release
+    /// builds the answer is given then, and ends nothing.
+    #[must_use = "the decision may close the connection after this request"]
+    pub fn decide_keep_alive(&mut self, unread: usize) -> KeepAlive {
         if self.is_closing() || self.record().flags.has(Flags::EOF) {
-            return false;
+            return KeepAlive::Close;
         }
-        let Some(reason) = self.retirement_reason(unread as u64) else { return true };
-        self.record_mut().retire(reason);
-        false
+        let is_idle = self.record().state() == State::Idle;
+        debug_assert!(!is_idle, "keep-alive is decided for a request, and there is none");
+        match self.retirement_reason(unread as u64) {
+            None => KeepAlive::Stay,
+            Some(_) if is_idle => KeepAlive::Close,
+            Some(reason) => {
+                self.record_mut().retire(reason);
+                KeepAlive::Close
+            }
+        }
     }
 
     fn ends_by_shutdown(&self, unread: u64) -> bool {
@@ -431,6 +469,22 @@ impl Context<'_> {
     /// The time of this turn. After a callback that took long it is read again.
     pub fn now(&self) -> Instant {
         self.shared.now
+    }
+
+    /// The wall clock, as the time since 1970-01-01 00:00 UTC: what dates and logs want. It moves with
+    /// [`now`](Context::now) and follows a change of the system's clock within a second, so it may go
+    /// back. Reading it makes no system call.
+    ///
+    /// ```
+    /// use std::time::{Duration, UNIX_EPOCH};
+    /// use wheelhouse::Context;
+    ///
+    /// fn date(cx: &Context<'_>) -> String {
+    ///     httpdate::fmt_http_date(UNIX_EPOCH + cx.now_unix())
+    /// }
+    /// ```
+    pub fn now_unix(&self) -> Duration {
+        self.shared.now_unix()
     }
 
     /// How many connections there are, those being dialled or closed included.

@@ -37,7 +37,7 @@ use crate::id::{AlarmId, ListenerId};
 /// [`on_closed`](Handler::on_closed) come with the session as the panic left it, and the other
 /// connections go on. One in
 /// [`on_closed`](Handler::on_closed) is only counted, as nothing is left to abort. A panic in a
-/// callback of the whole loop (an alarm, a posted closure,
+/// callback of the whole loop ([`on_start`](Handler::on_start), an alarm, a posted closure,
 /// [`on_listener_failed`](Handler::on_listener_failed), [`on_shutdown`](Handler::on_shutdown)) stops
 /// the reactor: shared state may be half-changed. Panics of connections stop it only where
 /// [`Config::panic_limit`](crate::Config::panic_limit) is set. With `panic = "abort"` none of this can
@@ -73,6 +73,10 @@ use crate::id::{AlarmId, ListenerId};
 pub trait Handler: Sized {
     /// What the application keeps per connection; an enum where connections have different roles.
     type Session;
+
+    /// The reactor begins its first turn: the moment to dial, or to set the first alarm. Called once,
+    /// before all other callbacks. Listeners are bound by then, and nothing has been accepted.
+    fn on_start(&mut self, cx: &mut Context<'_>) {}
 
     /// A connection begins: accepted or being dialled, as [`Conn::origin`] tells. Called once per
     /// connection, before anything else; `None` refuses it, and no other callback follows. What was

@@ -142,7 +142,7 @@ pub use crate::config::{
     AtLimit, ClientLimits, Config, Keepalive, Limits, ListenConfig, Network, NetworkError, Rate,
     Refusal, SocketOptions, Timeouts, Watermarks,
 };
-pub use crate::conn::{Conn, Context};
+pub use crate::conn::{Conn, Context, KeepAlive};
 
 pub use crate::core::lifecycle::State;
 pub use crate::core::share::Shared;

@@ -254,3 +254,27 @@ fn a_panic_behind_a_wake_up_loses_no_closure() {
         assert_eq!(u64::from(fuse.0), round);
     }
 }
+
+/// Real, because a simulated world takes the panic of a callback for a mistake.
+#[test]
+fn a_panic_in_on_start_stops_the_reactor() {
+    struct Broken;
+    impl Handler for Broken {
+        type Session = ();
+
+        fn on_start(&mut self, _: &mut Context<'_>) {
+            panic!("told to");
+        }
+
+        fn on_open(&mut self, _: &mut Conn<'_>) -> Option<()> {
+            None
+        }
+
+        fn on_data(&mut self, _: &mut Conn<'_>, _: &mut (), _: &mut BytesMut) {}
+    }
+
+    let mut config = Config::default();
+    config.limits.max_connections = Some(8);
+    let error = Reactor::new(config).unwrap().run(&mut Broken).unwrap_err();
+    assert!(error.to_string().contains("panicked"), "{error}");
+}

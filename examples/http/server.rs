@@ -100,7 +100,7 @@ pub(crate) struct Request {
 impl Request {
     /// Whether the connection stays open behind the reply, which says so.
     fn stays(&self, conn: &mut Conn<'_>) -> bool {
-        self.persists && conn.keep_alive_with_unread(self.unread)
+        self.persists && conn.decide_keep_alive(self.unread).stays()
     }
 }
 

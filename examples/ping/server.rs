@@ -22,7 +22,7 @@ impl Handler for Server {
             let len = match lines.next(input) {
                 Ok(Some(line)) => {
                     let unread = input.len() - line.len;
-                    let stays = conn.keep_alive_with_unread(unread);
+                    let stays = conn.decide_keep_alive(unread).stays();
                     serve(conn, Command::parse(line.text));
                     if !stays {
                         // The reactor ends the connection, and knows why; what follows is not

@@ -58,6 +58,10 @@ pub trait Backend {
     /// How far [`coarse_now`](Backend::coarse_now) moves at a time, at most. It never changes.
     fn coarse_step(&mut self) -> Duration;
 
+    /// The wall clock, as the time since 1970-01-01 00:00 UTC. It may be set at any moment, in
+    /// either direction.
+    fn now_unix(&mut self) -> Duration;
+
     /// Unpredictable bits.
     fn entropy(&mut self) -> u64;
 

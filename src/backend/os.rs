@@ -233,6 +233,10 @@ impl Backend for Os {
         sys::resolution(sys::Clock::Coarse)
     }
 
+    fn now_unix(&mut self) -> Duration {
+        Duration::from_nanos(sys::nanos(sys::Clock::Wall))
+    }
+
     fn entropy(&mut self) -> u64 {
         self.drawn = self.drawn.wrapping_add(1);
         let mut hasher = self.random.build_hasher();

@@ -258,12 +258,15 @@ pub(super) fn try_lock(fd: BorrowedFd<'_>) -> io::Result<bool> {
 pub(super) enum Clock {
     Precise,
     Coarse,
+    /// CLOCK_REALTIME: since 1970.
+    Wall,
 }
 
 impl Clock {
     const fn id(self) -> libc::clockid_t {
         match self {
             Self::Precise => libc::CLOCK_MONOTONIC,
+            Self::Wall => libc::CLOCK_REALTIME,
             #[cfg(any(target_os = "android", target_os = "linux"))]
             Self::Coarse => libc::CLOCK_MONOTONIC_COARSE,
             #[cfg(not(any(target_os = "android", target_os = "linux")))]
@@ -280,7 +283,7 @@ pub(super) fn resolution(clock: Clock) -> Duration {
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
-/// Nanoseconds of a monotonic clock with an arbitrary start; both clocks share it.
+/// Nanoseconds of a clock. The monotonic ones have an arbitrary start, which both share.
 pub(super) fn nanos(clock: Clock) -> u64 {
     let id = clock.id();
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };

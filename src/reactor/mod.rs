@@ -52,6 +52,9 @@ use crate::log::{error, hears, info, trace, warn};
 use crate::state::LoopState;
 use crate::time::Instant;
 
+/// How often the wall clock is read: a change of it is to be seen soon, and no turn is to pay for it.
+const WALL_EVERY: Duration = Duration::from_secs(1);
+
 /// Events taken in one wait; a full batch means that there may be more.
 const EVENTS_PER_WAIT: usize = 1_024;
 
@@ -126,6 +129,10 @@ pub struct Reactor<H: Handler, B: Backend = Os> {
     /// What happens to single connections is to be logged.
     logs: bool,
     started_at: Instant,
+    /// When the wall clock is to be read again.
+    wall_due: Instant,
+    /// `on_start` has been called.
+    has_started: bool,
 }
 
 /// The parts of a connection that callbacks of others cannot reach. They lie together because a
@@ -210,6 +217,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             put_off: 0,
             logs: false,
             started_at: now,
+            wall_due: now,
+            has_started: false,
         })
     }
 
@@ -221,6 +230,9 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// If waiting fails, or the reactor stopped because callbacks panicked.
     pub fn turn(&mut self, handler: &mut H, max_wait: Option<Duration>) -> std::io::Result<()> {
         let _turning = self.mailbox.begin_turn();
+        if !self.has_started {
+            self.start(handler)?;
+        }
         loop {
             let mut outcome = None;
             self.cut = self.guard(handler, |reactor, handler| {
@@ -280,6 +292,9 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// Turns until a shutdown has ended or the reactor fails, or until a panic cuts a turn short.
     fn turn_on(&mut self, handler: &mut H) -> std::io::Result<()> {
         let _turning = self.mailbox.begin_turn();
+        if !self.has_started {
+            self.start(handler)?;
+        }
         let mut outcome = Ok(());
         // One net for many turns: to spread one takes a tenth of the instructions of a message.
         self.cut = self.guard(handler, |reactor, handler| {
@@ -390,7 +405,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             | shared.reaped.len()
             | shared.due_alarms()
             | self.tasks.len()
-            | self.put_off as usize;
+            | self.put_off as usize
+            | usize::from(!self.has_started);
         if queued > 0
             || !shared.ready.is_empty()
             || self.mailbox.is_due()
@@ -440,12 +456,34 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         debug_assert!(self.shared.long_since.is_none());
         self.shared.now = self.shared.now.max(self.backend.now());
         self.shared.seen = self.shared.now;
+        if self.shared.now >= self.wall_due {
+            self.read_wall_clock();
+        }
         self.shared.counters.turns.add(1);
         self.shared.ready.begin_turn();
         self.shared.step = Step::Events;
         self.check_event = self.next_event + EVENTS_PER_CHECK;
         self.woken = self.mailbox.is_due();
         self.logs = hears(Level::DEBUG);
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn read_wall_clock(&mut self) {
+        self.shared.wall = (self.backend.now_unix(), self.shared.now);
+        self.wall_due = self.shared.now + WALL_EVERY;
+    }
+
+    /// The first turn begins.
+    #[cold]
+    fn start(&mut self, handler: &mut H) -> std::io::Result<()> {
+        self.has_started = true;
+        self.refresh_now();
+        self.read_wall_clock();
+        self.call_loop("on_start", |cx| handler.on_start(cx));
+        // A panic there stops the reactor before it waits for anything.
+        self.progress_shutdown(handler);
+        self.stop.failure()
     }
 
     #[cold]

@@ -278,6 +278,10 @@ impl Backend for Host {
         self.net.borrow_mut().host_now(self.machine)
     }
 
+    fn now_unix(&mut self) -> Duration {
+        self.net.borrow().unix_now()
+    }
+
     fn coarse_now(&mut self) -> Instant {
         let now = self.now().as_nanos();
         Instant::from_nanos(now - now % COARSE_NANOS)

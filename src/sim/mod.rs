@@ -473,6 +473,13 @@ impl Sim {
         self.net.borrow().now
     }
 
+    /// Sets the wall clock of all machines: the time since 1970-01-01 00:00 UTC at this moment. At first
+    /// it is 2020-01-01. A reactor follows within a second.
+    pub fn set_unix(&mut self, unix: Duration) {
+        let mut net = self.net.borrow_mut();
+        net.unix = (unix, net.now);
+    }
+
     /// Lets so much time pass, and everything happen in it.
     #[track_caller]
     pub fn advance(&mut self, duration: Duration) {

@@ -473,6 +473,10 @@ impl<H: Handler> Handler for Watched<H> {
         });
     }
 
+    fn on_start(&mut self, cx: &mut Context<'_>) {
+        self.net_under("on_start", None, |handler| handler.on_start(cx));
+    }
+
     fn on_shutdown(&mut self, cx: &mut Context<'_>) {
         self.net_under("on_shutdown", None, |handler| handler.on_shutdown(cx));
     }

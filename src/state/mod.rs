@@ -12,6 +12,7 @@ mod writing;
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, BinaryHeap, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 
 use slab::Slab;
 
@@ -68,6 +69,8 @@ pub(crate) struct Bounds {
 #[derive(Debug)]
 pub(crate) struct LoopState {
     pub(crate) now: Instant,
+    /// The wall clock, and when it was read.
+    pub(crate) wall: (Duration, Instant),
     pub(crate) table: Table,
     pub(crate) wheel: Wheel,
     pub(crate) ready: Ready,
@@ -131,6 +134,7 @@ impl LoopState {
     pub(crate) fn new(config: &Config, capacity: usize, now: Instant) -> Self {
         Self {
             now,
+            wall: (Duration::ZERO, now),
             table: Table::new(capacity),
             wheel: Wheel::new(),
             ready: Ready::default(),
@@ -239,6 +243,12 @@ impl LoopState {
             self.give_up_buffers(id);
         }
         self.table.remove(id);
+    }
+
+    /// The wall clock at the time of the turn.
+    pub(crate) fn now_unix(&self) -> Duration {
+        let (wall, read_at) = self.wall;
+        wall + self.now.duration_since(read_at)
     }
 
     pub(crate) fn count_connections(&self) {

@@ -228,7 +228,7 @@ fn requests() -> Script {
         while !input.is_empty() && !conn.is_closing() {
             let _ = input.split_to(1);
             conn.begin_request();
-            let stays = conn.keep_alive();
+            let stays = conn.decide_keep_alive(0).stays();
             conn.write(if stays { b"k" } else { b"c" });
             conn.end_request();
             if conn.cx().stats().requests % 3 == 0 {
@@ -333,7 +333,7 @@ fn a_reply_that_comes_later_is_the_last_all_the_same<W: World>(world: &mut W) {
             conn.set_timer(conn.now() + millis(40));
         })
         .when_timer(|conn, _| {
-            let stays = conn.keep_alive();
+            let stays = conn.decide_keep_alive(0).stays();
             conn.write(if stays { b"k" } else { b"c" });
             conn.end_request();
         });
@@ -379,7 +379,7 @@ fn a_peer_that_sent_its_fin_is_not_kept<W: World>(world: &mut W) {
     let kept = Rc::new(RefCell::new(Vec::new()));
     let seen = Rc::clone(&kept);
     let script = Script::echo().when_eof(move |conn, _, _| {
-        seen.borrow_mut().push(conn.keep_alive());
+        seen.borrow_mut().push(conn.decide_keep_alive(0).stays());
     });
     let mut scene = Scene::new(world, Config::default(), script);
     let peer = scene.connect();

@@ -41,7 +41,7 @@ fn nobody_is_kept_alive_in_a_crowd<W: World>(world: &mut W) {
     let answers = Rc::new(RefCell::new(Vec::new()));
     let kept = Rc::clone(&answers);
     let script = Script::echo().when_data(move |conn, _, input| {
-        kept.borrow_mut().push(conn.keep_alive());
+        kept.borrow_mut().push(conn.decide_keep_alive(0).stays());
         conn.write(input);
         input.clear();
     });

@@ -153,9 +153,9 @@ fn the_handler_is_told_once_and_first<W: World>(world: &mut W) {
 fn nobody_is_kept_alive_during_a_shutdown<W: World>(world: &mut W) {
     let script = Script::echo().when_data(|conn, _, input| {
         input.clear();
-        let before = conn.keep_alive();
+        let before = conn.decide_keep_alive(0).stays();
         conn.cx().shutdown();
-        assert!(before && !conn.keep_alive());
+        assert!(before && !conn.decide_keep_alive(0).stays());
         conn.write(b"bye");
     });
     let mut scene = Scene::new(world, at_once(), script);
@@ -331,7 +331,7 @@ fn who_is_active_is_served_to_the_end<W: World>(world: &mut W) {
     scene.wait(millis(100));
     scene.expect_none_closed();
     scene.with(number, |conn| {
-        assert!(!conn.keep_alive());
+        assert!(!conn.decide_keep_alive(0).stays());
         conn.write(b"answer");
         conn.end_request();
     });

@@ -436,13 +436,13 @@ fn a_lifetime_ends_between_requests<W: World>(world: &mut W) {
 fn a_lifetime_waits_for_the_reply<W: World>(world: &mut W) {
     let script = Script::echo()
         .when_data(|conn, _, input| {
-            assert!(conn.keep_alive());
+            assert!(conn.decide_keep_alive(0).stays());
             input.clear();
             conn.begin_request();
             conn.set_timer(conn.now() + millis(250));
         })
         .when_timer(|conn, _| {
-            assert!(!conn.keep_alive(), "this reply is the last");
+            assert!(!conn.decide_keep_alive(0).stays(), "this reply is the last");
             conn.write(b"done");
             conn.end_request();
         });

@@ -219,7 +219,7 @@ fn operators_are_kept_alive_in_a_crowd() {
             Some(())
         }
         fn on_data(&mut self, conn: &mut Conn<'_>, _: &mut (), input: &mut BytesMut) {
-            self.0.push(conn.keep_alive());
+            self.0.push(conn.decide_keep_alive(0).stays());
             input.clear();
         }
     }
@@ -331,7 +331,7 @@ impl Handler for Asker {
             conn.write(b"reply");
             conn.end_request();
         } else {
-            let answer: &[u8] = if conn.keep_alive() { b"stay" } else { b"go" };
+            let answer: &[u8] = if conn.decide_keep_alive(0).stays() { b"stay" } else { b"go" };
             conn.write(answer);
         }
         input.clear();

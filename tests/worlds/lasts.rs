@@ -27,7 +27,7 @@ impl Handler for Lines {
         while !conn.is_congested() && !conn.is_closing() {
             let Some(at) = input.iter().position(|byte| *byte == b'\n') else { return };
             conn.begin_request();
-            let stays = conn.keep_alive_with_unread(input.len() - at - 1);
+            let stays = conn.decide_keep_alive(input.len() - at - 1).stays();
             conn.write(&[b'.'; 30_000]);
             conn.write(if stays { b"ok\n" } else { b"bye\n" });
             conn.end_request();
@@ -174,7 +174,7 @@ struct OneByOne;
 impl OneByOne {
     fn serve(conn: &mut Conn<'_>, unread: usize) {
         conn.begin_request();
-        let stays = conn.keep_alive_with_unread(unread);
+        let stays = conn.decide_keep_alive(unread).stays();
         conn.write(if stays { b"s" } else { b"g" });
         conn.end_request();
     }
@@ -251,7 +251,7 @@ impl Handler for Teller {
     fn on_data(&mut self, conn: &mut Conn<'_>, _: &mut (), input: &mut BytesMut) {
         input.clear();
         conn.begin_request();
-        let answer: &[u8] = if conn.keep_alive() { b"stay" } else { b"go" };
+        let answer: &[u8] = if conn.decide_keep_alive(0).stays() { b"stay" } else { b"go" };
         conn.write(answer);
         conn.set_timer(conn.now() + secs(20));
     }

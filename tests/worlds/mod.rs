@@ -4,6 +4,7 @@ mod clauses;
 mod descriptors;
 mod edges;
 mod lasts;
+mod starts;
 
 use std::time::Duration;
 

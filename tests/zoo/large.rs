@@ -30,7 +30,7 @@ impl Handler for Large {
             match byte {
                 b'r' => conn.write(&reply()),
                 b'k' => {
-                    let _ = conn.keep_alive();
+                    let _ = conn.decide_keep_alive(0).stays();
                     conn.write(&reply());
                 }
                 b'c' => conn.close(),

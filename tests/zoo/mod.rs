@@ -103,7 +103,7 @@ impl Keeper {
                 conn.set_timer(conn.now() + millis(300));
             }
             b'W' => conn.expect_more_input(),
-            b'k' if conn.keep_alive() => conn.write(b"(stay)"),
+            b'k' if conn.decide_keep_alive(0).stays() => conn.write(b"(stay)"),
             b'k' => conn.write(b"(go)"),
             b'T' => conn.tunnel(),
             b'Y' => {

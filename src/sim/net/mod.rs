@@ -318,9 +318,14 @@ pub(super) struct Tally {
     pub(super) pairs: BTreeSet<(Call, i32)>,
 }
 
+/// The wall clock at first: 2020-01-01 00:00 UTC.
+const UNIX_AT_FIRST: Duration = Duration::from_secs(1_577_836_800);
+
 /// Everything but the reactors.
 pub(super) struct Net {
     pub(super) now: Instant,
+    /// What the wall clock said, and when.
+    pub(super) unix: (Duration, Instant),
     pub(super) random: Random,
     trace: Trace,
     happenings: BinaryHeap<Due>,
@@ -374,6 +379,7 @@ impl Net {
     pub(super) fn new(seed: u64) -> Self {
         Self {
             now: Instant::EPOCH,
+            unix: (UNIX_AT_FIRST, Instant::EPOCH),
             random: Random::new(seed),
             trace: Trace::default(),
             happenings: BinaryHeap::new(),
@@ -660,6 +666,11 @@ impl Net {
         if !machine.fds.remove(&fd) {
             self.fail_check(format!("descriptor {fd} was closed twice"));
         }
+    }
+
+    pub(super) fn unix_now(&self) -> Duration {
+        let (unix, at) = self.unix;
+        unix + self.now.duration_since(at)
     }
 
     pub(super) fn host_now(&mut self, machine: usize) -> Instant {

@@ -1,4 +1,4 @@
-//! How connections end: tunnels, lingering, refusals, the word of `keep_alive`, shutdowns.
+//! How connections end: tunnels, lingering, refusals, the word of `decide_keep_alive`, shutdowns.
 
 use super::*;
 
@@ -214,7 +214,7 @@ impl Handler for Polite {
         while !input.is_empty() {
             input.advance(1);
             conn.begin_request();
-            let stays = conn.keep_alive();
+            let stays = conn.decide_keep_alive(0).stays();
             conn.write(if stays { b"k" } else { b"c" });
             conn.end_request();
             if !stays {

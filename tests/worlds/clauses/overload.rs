@@ -27,7 +27,7 @@ impl Handler for Asked {
                 conn.write(b"ok");
             }
             Some(b'k') => {
-                self.answers.push(conn.keep_alive());
+                self.answers.push(conn.decide_keep_alive(0).stays());
                 conn.write(b"ok");
             }
             _ => conn.write(b"ok"),

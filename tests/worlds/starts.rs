@@ -1,0 +1,77 @@
+//! What a handler finds when its reactor starts, and the wall clock it has from then on.
+
+use std::time::Duration;
+
+use bytes::BytesMut;
+use wheelhouse::sim::Sim;
+use wheelhouse::{AlarmId, Config, Conn, Context, Handler};
+
+use crate::worlds::{SERVER, millis, secs, world};
+
+/// Notes the order of its callbacks, and what the wall clock says in them.
+#[derive(Default)]
+struct Diary(Vec<(&'static str, Duration)>);
+
+impl Handler for Diary {
+    type Session = ();
+
+    fn on_start(&mut self, cx: &mut Context<'_>) {
+        self.0.push(("start", cx.now_unix()));
+        let at = cx.now() + millis(50);
+        cx.set_alarm(at);
+    }
+
+    fn on_open(&mut self, conn: &mut Conn<'_>) -> Option<()> {
+        self.0.push(("open", conn.now_unix()));
+        Some(())
+    }
+
+    fn on_data(&mut self, conn: &mut Conn<'_>, _: &mut (), input: &mut BytesMut) {
+        self.0.push(("data", conn.now_unix()));
+        input.clear();
+    }
+
+    fn on_alarm(&mut self, cx: &mut Context<'_>, _: AlarmId) {
+        self.0.push(("alarm", cx.now_unix()));
+    }
+}
+
+/// Midnight of 2020-01-01, UTC.
+const NEW_YEAR: Duration = Duration::from_secs(1_577_836_800);
+
+#[test]
+fn a_handler_starts_once_before_all_else() {
+    let mut sim = world(1);
+    let server = sim.serve(SERVER, Config::default(), Diary::default());
+    let peer = sim.connect(SERVER);
+    peer.send(b"hi");
+    sim.advance(millis(100));
+    let order: Vec<_> = server.with(|diary, _| diary.0.iter().map(|(name, _)| *name).collect());
+    assert_eq!(order, ["start", "open", "data", "alarm"]);
+}
+
+#[test]
+fn a_handler_starts_although_nothing_happens() {
+    let mut sim = world(1);
+    let server = sim.serve(SERVER, Config::default(), Diary::default());
+    sim.settle();
+    assert_eq!(server.with(|diary, _| diary.0.clone()), [("start", NEW_YEAR)]);
+}
+
+#[test]
+fn the_wall_clock_moves_with_time_and_is_followed_within_a_second() {
+    let mut sim = world(1);
+    let server = sim.serve(SERVER, Config::default(), Diary::default());
+    let peer = sim.connect(SERVER);
+    let ask = |sim: &mut Sim| {
+        peer.send(b"?");
+        sim.settle();
+        server.with(|diary, _| diary.0.last().copied().unwrap().1)
+    };
+    sim.advance(secs(7));
+    assert_eq!(ask(&mut sim), NEW_YEAR + secs(7));
+    // It is set back by a day.
+    sim.set_unix(NEW_YEAR - secs(86_400));
+    sim.advance(secs(1));
+    assert_eq!(ask(&mut sim), NEW_YEAR - secs(86_399));
+}
