@@ -248,6 +248,20 @@ mod tests {
     }
 
     #[test]
+    fn presets_are_in_range_and_turn_nothing_off() {
+        let off = |timeouts: &Timeouts| {
+            timeouts.named().into_iter().filter(|(_, timeout)| timeout.is_none()).count()
+        };
+        for preset in
+            [Timeouts::for_http(), Timeouts::for_pooled_clients(), Timeouts::for_tunnels()]
+        {
+            preset.refuse_zero().unwrap();
+            assert_eq!(off(&preset), off(&Timeouts::default()));
+            assert_ne!(preset, Timeouts::default());
+        }
+    }
+
+    #[test]
     fn the_worst_case_of_any_settings_is_a_number() {
         type Set = fn(&mut Limits, usize);
         let set: [Set; 4] = [

@@ -87,6 +87,40 @@ pub struct Timeouts {
     pub _more: (),
 }
 
+const fn minutes(minutes: u64) -> Option<Duration> {
+    Some(Duration::from_secs(60 * minutes))
+}
+
+/// Timeouts that suit kinds of protocols. The default suits those of requests that arrive whole
+/// within 30 s.
+impl Timeouts {
+    /// For HTTP and other protocols whose requests may be uploads of any length: the head of a request
+    /// has the 30 s of [`request`](Self::request), and from then on the request must go on arriving at
+    /// 240 bytes per second. That is the rate below which Kestrel ends a request, and far below that of
+    /// any network in use; it bounds what a peer gains that dribbles on purpose (Slowloris).
+    pub fn for_http() -> Self {
+        Self { request_rate: Some(240), ..Self::default() }
+    }
+
+    /// For servers whose clients keep connections in pools. A pool opens connections before it has
+    /// requests for them, and leaves them unused for minutes; one that is closed under it costs the
+    /// client a failed request. So a connection may say nothing for 15 minutes, at first and between
+    /// requests: a pool that retires connections of its own accord, as HikariCP does after 10 minutes,
+    /// is always the one that closes. A peer that vanished meanwhile is found by
+    /// [`SocketOptions::keepalive`](crate::SocketOptions::keepalive), or by
+    /// [`ping_after`](Self::ping_after) where the protocol has a question to ask.
+    pub fn for_pooled_clients() -> Self {
+        Self { first_byte: minutes(15), idle: minutes(15), ..Self::default() }
+    }
+
+    /// For relays that pass bytes through ([`Conn::tunnel`](crate::Conn::tunnel)). After the FIN of one
+    /// side the other may have much to send, with pauses: it has 5 minutes for each instead of 10 s.
+    /// A tunnel that carries nothing at all still ends after an hour.
+    pub fn for_tunnels() -> Self {
+        Self { half_closed: minutes(5), ..Self::default() }
+    }
+}
+
 impl Default for Timeouts {
     fn default() -> Self {
         const fn seconds(seconds: u64) -> Option<Duration> {
