@@ -1,4 +1,4 @@
-//! Where a listener binds and whom a connection talks to.
+//! Where a listener binds, and what a connection is dialled to.
 
 use std::fmt::{self, Write};
 use std::io;

@@ -13,7 +13,7 @@ pub enum Canary {
     SkippedRearm,
     /// Work that is left is not queued.
     LostReadyFlag,
-    /// An id reaches whoever has its place now.
+    /// An id reaches the connection that has its place now.
     DroppedGeneration,
     /// A closed connection keeps its place.
     LeakedSlot,
@@ -23,11 +23,11 @@ pub enum Canary {
     UnreadBeforeEofLost,
     /// The last byte that a short write took is sent again.
     ShortWriteDoubled,
-    /// Nothing is accepted after a shortage until somebody new knocks.
+    /// Nothing is accepted after a shortage until another connection comes.
     AcceptNotRetried,
-    /// Nobody is told that congested output has drained.
+    /// No callback says that congested output has drained.
     WatermarkEdgeLost,
-    /// What other threads ask for wakes nobody.
+    /// What other threads ask for does not wake the reactor.
     LostWake,
     /// A read error is not reported.
     SwallowedReset,
@@ -83,7 +83,7 @@ pub enum Canary {
     DialNotRetried,
     /// Whatever waits, a callback may post more to its own reactor.
     UnboundedOwnPosts,
-    /// Closures that are left for the next turn are left to a wake-up that nobody causes.
+    /// Closures that are left for the next turn are left to a wake-up that never comes.
     LeftTasks,
 }
 

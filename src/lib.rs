@@ -62,7 +62,7 @@
 //! [`Conn`]; `reactor/mod.rs` the loop, whose [`turn`](Reactor::turn) is a table of contents; and
 //! `core/` all decisions, as plain data and functions. `docs/architecture.md` has the map, one turn
 //! step by step, and the reasons; `docs/guide.md` writes a protocol server from nothing, and
-//! `docs/operations.md` is for whoever runs one.
+//! `docs/operations.md` is for operators.
 //!
 //! # Deadlines and limits
 //!
@@ -78,18 +78,19 @@
 //! # Threads
 //!
 //! A reactor with all its connections lives on one thread. Others reach it by a [`Handle`]: they
-//! post closures that run on the reactor's thread, with the handler and the loop
-//! ([`Handle::post`]) or with one connection and its session ([`Handle::post_to`]), they read the
-//! counters, and they shut it down. A thread that posts to a full mailbox waits for room; a callback,
-//! of whichever reactor, is refused instead, so reactors may post to each other. Work that takes long belongs on such a thread, because a
-//! callback that does not return keeps everybody waiting. To use more cores, run more reactors.
+//! post closures that run on the reactor's thread, with the handler and the loop ([`Handle::post`])
+//! or with one connection and its session ([`Handle::post_to`]), they read the counters, and they
+//! shut it down. A thread that posts to a full mailbox waits for room; a callback, of whichever
+//! reactor, is refused instead, so reactors may post to each other. Work that takes long belongs on
+//! such a thread, because a callback that does not return keeps all connections waiting. To use
+//! more cores, run more reactors.
 //!
 //! # Inside another loop, and in tests
 //!
-//! [`Reactor::run`] only repeats [`Reactor::turn`]. Whoever has a loop already calls `turn`, with a
-//! longest wait of zero, when the reactor's descriptor ([`AsFd`](std::os::fd::AsFd)) is readable or
-//! [`next_timeout`](Reactor::next_timeout) has passed, and [`Reactor::end`] when the loop ends or a
-//! turn fails. A test does the same, and looks at its handler in between.
+//! [`Reactor::run`] only repeats [`Reactor::turn`]. A program that has a loop already calls `turn`,
+//! with a longest wait of zero, when the reactor's descriptor ([`AsFd`](std::os::fd::AsFd)) is
+//! readable or [`next_timeout`](Reactor::next_timeout) has passed, and [`Reactor::end`] when the
+//! loop ends or a turn fails. A test does the same, and looks at its handler in between.
 //!
 //! Sockets, clocks, randomness and name look-up come through one trait, [`backend::Backend`], so a
 //! reactor can be put into another world ([`Reactor::with_backend`]) and its time be made up; that

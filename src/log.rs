@@ -14,8 +14,8 @@ use crate::canary::{Canary, planted};
 use crate::time::Instant;
 use crate::unwind::catch;
 
-/// Defines a macro that logs at one level. It costs what `tracing`'s own costs where nobody listens
-/// at that level, and one call more where somebody does.
+/// Defines a macro that logs at one level. It costs what `tracing`'s own costs where no subscriber
+/// listens at that level, and one call more where one does.
 macro_rules! level {
     ($d:tt $macro:ident as $name:ident, $level:ident) => {
         macro_rules! $macro {
@@ -59,7 +59,7 @@ pub(crate) fn lost() -> u64 {
     LOST.load(Ordering::Relaxed)
 }
 
-/// Whether somebody may listen to events of `level`. What happens with every message is not asked
+/// Whether a subscriber may listen to events of `level`. What happens with every message is not asked
 /// for each time, but once a turn: at each step of an echo it would be a twentieth of its cost.
 #[inline(always)]
 pub(crate) fn hears(level: Level) -> bool {

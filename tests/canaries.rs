@@ -235,7 +235,7 @@ fn own_posts_without_a_bound_are_noticed() {
 
 #[test]
 fn letters_that_are_left_for_nobody_are_noticed() {
-    must_catch(Canary::LeftTasks, "nobody was woken", |sim| post_from_within(sim, 10));
+    must_catch(Canary::LeftTasks, "nothing was woken", |sim| post_from_within(sim, 10));
 }
 
 #[test]
@@ -489,7 +489,7 @@ fn a_backlog_that_is_not_looked_at_again_is_noticed() {
 
 #[test]
 fn a_drain_that_is_not_told_is_noticed() {
-    must_catch(Canary::WatermarkEdgeLost, "has drained, and nobody was told", |sim| {
+    must_catch(Canary::WatermarkEdgeLost, "has drained, and no callback followed", |sim| {
         let server = serve(sim);
         let peer = sim.connect(server.address());
         peer.read_at(1_000_000);
@@ -706,9 +706,9 @@ const SAID: [(Canary, &[&str]); 22] = [
     (Canary::LeakedDescriptor, &["sockets and"]),
     (Canary::UnreadBeforeEofLost, &["an end that nobody has read"]),
     (Canary::ShortWriteDoubled, &["other bytes"]),
-    (Canary::AcceptNotRetried, &["nobody accepts him"]),
-    (Canary::WatermarkEdgeLost, &["has drained, and nobody was told"]),
-    (Canary::LostWake, &["nobody was woken"]),
+    (Canary::AcceptNotRetried, &["is not accepted"]),
+    (Canary::WatermarkEdgeLost, &["has drained, and no callback followed"]),
+    (Canary::LostWake, &["nothing was woken"]),
     (Canary::SwallowedReset, &["has failed, and it goes on"]),
     (Canary::UnqueuedWork, &["marked as in a list and not in it"]),
     (Canary::LateFire, &["is not served at"]),
@@ -719,7 +719,7 @@ const SAID: [(Canary, &[&str]); 22] = [
     (Canary::LostSessions, &["the reactor has ended, and"]),
     (Canary::UncaughtLog, &["the log is gone"]),
     (Canary::UnboundedOwnPosts, &["own closures wait"]),
-    (Canary::LeftTasks, &["nobody was woken"]),
+    (Canary::LeftTasks, &["nothing was woken"]),
 ];
 
 /// The first seed of a swarm that fails with the bug planted, and what it says.

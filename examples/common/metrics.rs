@@ -35,7 +35,7 @@ pub(crate) enum Session<S> {
 }
 
 impl<H: Handler> Metered<H> {
-    /// Serves metrics to those who come to `listener`, and everybody else as `inner` does.
+    /// Serves metrics to connections of `listener`, and all others as `inner` does.
     pub(crate) const fn new(inner: H, listener: ListenerId) -> Self {
         Self { inner, listener }
     }

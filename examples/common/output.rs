@@ -2,7 +2,7 @@
 //!
 //! A thread that writes to a pipe waits for as long as the reader of the pipe does not read, and
 //! `println!` and `eprintln!` panic when a write fails. So a thread of its own writes to each of
-//! the two. Everybody else puts lines into its queue; a line that finds the queue full is dropped
+//! the two. All others put lines into its queue; a line that finds the queue full is dropped
 //! and counted.
 
 use std::fs::File;

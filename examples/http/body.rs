@@ -8,7 +8,7 @@ use crate::reply::Status;
 /// Bytes of a body, its chunks put together. More is too large.
 pub(crate) const BODY_MAX: u64 = 1024 * 1024;
 
-/// Bytes of all chunk extensions and trailers of a body, which nobody reads.
+/// Bytes of all chunk extensions and trailers of a body, which are not read.
 const EXTRAS_MAX: u32 = 8 * 1024;
 
 /// Digits of a chunk size: 64 bits.

@@ -1,4 +1,4 @@
-//! The head of a request: what it asks for, where its body ends, and what is refused before anybody
+//! The head of a request: what it asks for, where its body ends, and what is refused before anything
 //! could disagree about that (RFC 9112).
 
 use std::mem::MaybeUninit;
@@ -73,7 +73,7 @@ impl<'a> Head<'a> {
     ///
     /// # Errors
     ///
-    /// The status of the reply. The connection cannot be kept, as nobody knows where the next
+    /// The status of the reply. The connection cannot be kept, as it is not known where the next
     /// request would begin.
     pub(crate) fn parse(input: &'a [u8]) -> Result<Parsed<'a>, Status> {
         // The caller took off the empty lines that are allowed (RFC 9112, 2.2).
@@ -142,7 +142,7 @@ impl Method {
             "HEAD" => Ok(Self::Head),
             "OPTIONS" => Ok(Self::Options),
             "POST" => Ok(Self::Post),
-            // What follows may be meant for somebody else than an HTTP server.
+            // What follows may be meant for another kind of server.
             "CONNECT" => Err(Status::NotImplemented),
             _ => Ok(Self::Other),
         }
@@ -203,7 +203,7 @@ impl<'a> Fields<'a> {
         match (self.coding, self.length) {
             (None, length) => Ok(Framing::Length(length.unwrap_or(0))),
             (Some(_), Some(_)) => Err(Status::BadRequest),
-            // Whoever forwarded it may not have known what it means.
+            // A proxy that forwarded it may not have known what it means.
             (Some(_), None) if !is_1_1 => Err(Status::BadRequest),
             (Some(coding), None) => check_coding(coding),
         }

@@ -41,7 +41,7 @@ fn config() -> Config {
     config.timeouts.read = Some(REPLY_TIMEOUT);
     // How long it is quiet between two pings is for the user to say.
     config.timeouts.idle = None;
-    // Nobody who asked for the end waits for a server that does not answer.
+    // After a signal, a server that does not answer is not waited for.
     config.shutdown_timeout = Some(Duration::from_secs(1));
     config
 }

@@ -34,7 +34,7 @@ pub(super) struct Lookups {
     /// How many more are under way. Their answers are dropped.
     cancelled: usize,
     waiting: VecDeque<Question>,
-    /// The answers announced by the latest wait. Those nobody asked for by the next one belong to
+    /// The answers announced by the latest wait. Those that are not taken by the next one belong to
     /// connections that are gone.
     announced: Vec<Answer>,
 }
@@ -145,7 +145,7 @@ impl Lookups {
         thread::Builder::new().name("lookup".into()).spawn(move || {
             let found = resolver(&question.host, question.port);
             answers.lock().unwrap_or_else(PoisonError::into_inner).push_back((token, found));
-            // It fails only if the reactor is gone, and then nobody waits.
+            // It fails only if the reactor is gone, and then nothing waits.
             let _ = waker.wake();
         })?;
         self.wanted.push(token);
@@ -334,7 +334,7 @@ mod tests {
         let localhost = bench.ask("LocalHost");
         let loopback = ["[::1]:80", "127.0.0.1:80"].map(|text| text.parse().unwrap());
         assert_eq!(bench.answer(localhost).0, Some(loopback.to_vec()));
-        // When the threads come back others start, and what they found is told to nobody.
+        // When the threads come back others start, and what they found is dropped.
         bench.resolver.answer();
         assert_eq!(bench.answer(token), (Some(here()), Vec::new()));
         assert_eq!(bench.resolver.wait_for(0), THREADS_MAX);

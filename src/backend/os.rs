@@ -32,7 +32,7 @@ use crate::time::Instant;
 /// the kernel took it. Where there is no coarse clock (all but Linux) the precise one serves.
 ///
 /// A reactor made over it raises the process's soft limit of descriptors (RLIMIT_NOFILE) to the hard
-/// one, as setrlimit(2) lets everybody: the soft one is there for programs that call select(2). The
+/// one, as setrlimit(2) lets every process: the soft one is there for programs that call select(2). The
 /// reactors of a process share the limit: each claims its part when it is made.
 /// Children of the process inherit the raised limit.
 #[derive(Debug)]
@@ -320,7 +320,7 @@ impl Backend for Os {
         socket.set_nonblocking(true)?;
         if socket.local_addr()?.is_unix() {
             let listener = UnixListener::from_std(OwnedFd::from(socket).into());
-            // Whoever made the file removes it.
+            // The program that made the file removes it.
             Ok(OsListener::new(Listener::Unix(None, listener), self.seen))
         } else {
             Ok(self.tcp_listener(socket, options))
@@ -495,7 +495,7 @@ impl AsFd for Os {
     }
 }
 
-/// Lets the peer see the end at once, whoever else holds the socket.
+/// Lets the peer see the end at once, also if another process holds the socket.
 fn reset_stream(stream: &OsStream) {
     match &stream.0 {
         Stream::Tcp(stream) => {

@@ -23,7 +23,7 @@ const BETWEEN_TRIES: Duration = Duration::from_millis(1);
 ///
 /// To be dropped before the listener's socket is closed. While that is open its inode is not reused,
 /// so that the file at the path is ours exactly if it has our inode; and no starter takes the file
-/// for stale, because somebody listens.
+/// for stale, because a program listens.
 #[derive(Debug)]
 pub(super) struct BoundPath {
     path: PathBuf,
@@ -121,7 +121,7 @@ impl Lock {
 
 impl Drop for Lock {
     fn drop(&mut self) {
-        // While the lock is held: it is still the path's file, and nobody else's.
+        // While the lock is held: it is still the path's file, and no other's.
         if let Err(error) = fs::remove_file(&self.path) {
             debug!(path = %self.path.display(), %error, "cannot remove the lock's file");
         }

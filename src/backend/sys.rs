@@ -99,7 +99,7 @@ unsafe fn call_send(fd: c_int, bytes: *const c_void, len: usize) -> isize {
 pub(super) fn accept(fd: BorrowedFd<'_>) -> io::Result<(OwnedFd, SockAddr)> {
     let flags = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
     // SAFETY: the kernel writes an address into the storage and its length behind it, and a result
-    // that is not negative is a descriptor that nobody else owns.
+    // that is not negative is a descriptor with no other owner.
     unsafe {
         SockAddr::try_init(|storage, len| {
             let result = libc::syscall(libc::SYS_accept4, fd.as_raw_fd(), storage, len, flags);

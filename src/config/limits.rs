@@ -1,4 +1,4 @@
-//! How much of each resource may be used, and by whom.
+//! How much of each resource may be used, in all and by each client.
 
 use std::error;
 use std::fmt;
@@ -20,9 +20,9 @@ use crate::time::nanos;
 /// The pressure on the loop is the greatest of three shares: connections of those there may be
 /// (where that are 64 or more), buffered bytes of `buffered_max`, and the average length of a turn
 /// of `lag_max`. From 80 % on idle connections may stay for less long, linearly down to a second at
-/// 95 %; from 90 % on [`Conn::decide_keep_alive`](crate::Conn::decide_keep_alive) says no; from 95 % on those that
-/// have been idle longest are evicted, whatever their age. It is looked at ten times a second. Nobody
-/// is evicted, and idle times stay as they are, where `at_limit` is another than
+/// 95 %; from 90 % on [`Conn::decide_keep_alive`](crate::Conn::decide_keep_alive) says no; from
+/// 95 % on those that have been idle longest are evicted, whatever their age. It is checked ten times
+/// a second. None is evicted, and idle times stay as they are, where `at_limit` is another than
 /// [`AtLimit::EvictIdle`]. Exempt connections are beside all of it.
 #[derive(Clone, Debug)]
 pub struct Limits {
@@ -150,11 +150,11 @@ pub enum AtLimit {
 
 /// What one client may use, by its address.
 ///
-/// A client is an IPv4 address or an IPv6 network, because whoever has one IPv6 address mostly has
-/// a network of them (RFC 6177). An IPv6 address that carries an IPv4 one is that client: mapped ones,
-/// and those that NAT64 translates with the well-known prefix `64:ff9b::/96` (RFC 6052). Peers of Unix-domain sockets are not limited. Costs some 64 bytes
-/// for each client with a connection or a recent one, for at most four times as many as there may be
-/// connections.
+/// A client is an IPv4 address or an IPv6 network, because a host that has one IPv6 address mostly
+/// has a network of them (RFC 6177). An IPv6 address that carries an IPv4 one is that client:
+/// mapped ones, and those that NAT64 translates with the well-known prefix `64:ff9b::/96` (RFC
+/// 6052). Peers of Unix-domain sockets are not limited. Costs some 64 bytes for each client with a
+/// connection or a recent one, for at most four times as many as there may be connections.
 ///
 /// ```
 /// use std::time::Duration;
@@ -184,7 +184,7 @@ pub struct ClientLimits {
     pub prefix_v4: u8,
     /// The leading bits of an IPv6 address that make a client. Default 64.
     pub prefix_v6: u8,
-    /// Who is not limited: health checkers, balancers. Default nobody.
+    /// Which clients are not limited: health checkers, balancers. Default none.
     pub allowed: Vec<Network>,
     #[doc(hidden)]
     pub _more: (),
@@ -248,7 +248,7 @@ impl Rate {
     ///
     /// If one of them is zero.
     pub const fn new(count: u32, per: Duration) -> Self {
-        assert!(count > 0 && !per.is_zero(), "a rate of zero lets nobody in");
+        assert!(count > 0 && !per.is_zero(), "a rate of zero admits nothing");
         Self { count, per }
     }
 

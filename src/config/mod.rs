@@ -54,13 +54,13 @@ pub struct Config {
     /// second, and counted in [`Stats::stalls`](crate::Stats::stalls). It is measured to within a tick
     /// of the system's coarse clock (4 ms on most kernels), at no cost where callbacks are short, and
     /// only from 8 ms on; `on_idle` right after `on_data`, which ends nearly every message, is timed
-    /// together with that. Default 25 ms, which everybody else waits for;
+    /// together with that. Default 25 ms, which all other connections wait for;
     /// `None` reports none.
     pub stall_report: Option<Duration>,
     /// How many callbacks of connections may panic within a time before the reactor stops: one more
     /// stops it, as a panic in a callback of the whole loop always does. Default `None`: each costs
     /// its own connection, however many there are, because a peer that found what makes a callback
-    /// panic could otherwise end the server for everybody. A limit is for handlers whose shared state
+    /// panic could otherwise end the server for all. A limit is for handlers whose shared state
     /// a panic may leave half-changed, where a restart by a supervisor is better than going on. It is
     /// exact up to a count of 1,024, and beyond that late by at most a thousandth.
     pub panic_limit: Option<Rate>,
@@ -77,7 +77,7 @@ pub struct Config {
     pub _more: (),
 }
 
-/// How long a shutdown may last unless somebody says otherwise.
+/// How long a shutdown may last by default.
 pub(crate) const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(30);
 
 impl Default for Config {
@@ -144,9 +144,9 @@ impl Config {
 
 /// When a connection counts as congested: above `high` queued bytes, until it has drained to `low`.
 ///
-/// A congested connection is not read (one that [feeds](crate::Conn::throttle_on) another excepted), so a
-/// client that sends requests and never reads the replies
-/// costs little more than `high`. Default 64 KiB and 32 KiB.
+/// A congested connection is not read (one that [feeds](crate::Conn::throttle_on) another
+/// excepted), so a client that sends requests and never reads the replies costs little more than
+/// `high`. Default 64 KiB and 32 KiB.
 ///
 /// ```
 /// use wheelhouse::Watermarks;
@@ -208,11 +208,10 @@ pub struct ListenConfig {
     pub backlog: u32,
     /// The timeouts of connections accepted here. Default `None`: those of [`Config`].
     pub timeouts: Option<Timeouts>,
-    /// Connections accepted here are not limited in number by
-    /// [`Limits::max_connections`], by client or in rate, and neither pressure nor newcomers evict
-    /// them; a shutdown closes this listener last. For metrics and operators, who must get through
-    /// when nobody else does: at most 16 such connections at once, of all such listeners together.
-    /// Default off.
+    /// Connections accepted here are not limited in number by [`Limits::max_connections`], by
+    /// client or in rate, and neither pressure nor newcomers evict them; a shutdown closes this
+    /// listener last. For metrics and operators, which must get through when no other connection
+    /// does: at most 16 such connections at once, of all such listeners together. Default off.
     pub exempt: bool,
     #[doc(hidden)]
     pub _more: (),

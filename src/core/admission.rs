@@ -1,4 +1,4 @@
-//! Who is let in: what each client uses, and how many come at once.
+//! Which connections are admitted: what each client uses, and how many come at once.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -57,7 +57,7 @@ pub(crate) struct ClientKey {
 #[derive(Debug, Default)]
 struct Client {
     connections: u32,
-    /// When the current window began, and who came in it and in the one before.
+    /// When the current window began, and which clients came in it and in the one before.
     window: Instant,
     arrivals: u32,
     arrivals_before: u32,
@@ -376,7 +376,7 @@ mod tests {
             clients.depart(key, None);
             assert!(clients.len() <= 64);
         }
-        assert!(clients.known.contains_key(&held), "who is connected is not forgotten");
+        assert!(clients.known.contains_key(&held), "a client with a connection is not forgotten");
     }
 
     #[test]

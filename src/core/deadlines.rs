@@ -334,7 +334,7 @@ impl Durations {
             Deadline::Tunnel => tunnel.min(write),
             // The clocks of these say when they are due, not since when they run.
             Deadline::Lifetime | Deadline::Timer => 0,
-            // Without a write deadline nobody wants to know.
+            // Without a write deadline there is nothing to check for.
             Deadline::ProgressCheck => timeouts.write.map_or(u64::MAX, |_| 0),
         });
         let pings = period(timeouts.ping_after) < period(timeouts.idle);

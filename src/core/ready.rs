@@ -1,11 +1,13 @@
 //! Connections with work left that no event will announce again.
 //!
-//! Readiness is edge-triggered: whoever stops reading, writing or accepting before the system said
-//! "would block" must come back by itself. Whatever stops early is queued here for the next turn.
+//! Readiness is edge-triggered: a reactor that stops reading, writing or accepting before the
+//! system said "would block" must come back by itself. Whatever stops early is queued here for the
+//! next turn.
 
 use crate::id::ConnId;
 
-/// A queue of connections to serve in the next turn, each at most once: who queues one marks it.
+/// A queue of connections to serve in the next turn, each at most once: the caller that queues one
+/// marks it.
 #[derive(Debug, Default)]
 pub(crate) struct Ready {
     next: Vec<ConnId>,

@@ -532,7 +532,7 @@ pub(crate) struct NewConn {
 ///
 /// The slab says which places are filled. The records lie beside it and outlive their connections,
 /// each in its place: one is written once, not moved in and out, and a free one already has the id
-/// of the next connection there, which nobody can know.
+/// of the next connection there, which is not known outside.
 #[derive(Debug)]
 pub(crate) struct Table {
     places: Slab<()>,

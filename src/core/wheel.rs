@@ -176,7 +176,7 @@ impl Wheel {
             };
             self.cursor = tick;
             // From both ends in turn: while one is served the processor fetches the neighbour of
-            // the other, which nobody has touched since it was linked.
+            // the other, which has not been touched since it was linked.
             let Entry { prev, next, .. } = self.conns[slot_of(tick)];
             let packed = if budget.is_multiple_of(2) { next } else { prev };
             self.unlink(packed);

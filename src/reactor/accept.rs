@@ -202,7 +202,7 @@ fn key_of_record(clients: &Clients, record: &Record) -> Option<ClientKey> {
     if limited { clients.key_of_peer(&record.peer) } else { None }
 }
 
-/// How often a full table is looked at for somebody idle, while newcomers wait.
+/// How often a full table is checked for an idle connection, while new ones wait.
 const RETRY_EVERY: Duration = Duration::from_millis(100);
 
 /// What an `errno` of accept(2) means for the listener.
@@ -265,7 +265,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         self.shared.profiles.push(Durations::new(timeouts));
         self.listeners.push(Listener {
             socket: Some(socket),
-            // Whoever made an inherited listener may have let connections wait already.
+            // Connections may have waited at an inherited listener before.
             ready: true,
             exempt: listen.exempt,
             drained: 0,
@@ -392,7 +392,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         few && !exempt && !self.accepting.restricts
     }
 
-    /// Whether the next connection may come. If not, sees to it that somebody looks again.
+    /// Whether the next connection may come. If not, it is checked again later.
     #[inline(never)]
     fn has_room(&mut self, handler: &mut H, exempt: bool) -> bool {
         if exempt {
@@ -435,7 +435,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         }
     }
 
-    /// Whether somebody made way for a newcomer who has been accepted.
+    /// Whether a connection was evicted for a new one that has been accepted.
     fn replaces_evicted(&mut self, handler: &mut H) -> bool {
         if self.accepting.freed == 0 {
             self.accepting.freed = self.evict(handler);
@@ -491,7 +491,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         if let Some(bucket) = &mut self.accepting.bucket {
             bucket.take(now);
         }
-        // A client that is over its own limits takes nobody's place.
+        // A client that is over its own limits takes no other's place.
         let key = self.key_of_peer(peer);
         if let Some(key) = key
             && let Some(clients) = &mut self.accepting.clients
@@ -835,8 +835,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         }
     }
 
-    /// The system ran out of something: who has been idle longest makes way, once in a pause. If
-    /// that does not help the shortage is not ours to mend, and nobody else is sacrificed before the
+    /// The system ran out of something: the connections idle longest are evicted, once in a pause. If
+    /// that does not help the shortage is not ours to mend, and no other is evicted before the
     /// pause is over.
     fn relieve_shortage(&mut self, handler: &mut H, error: &io::Error) {
         // Those that are deferred hold what is short, and most of them are about to be refused.

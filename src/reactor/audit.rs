@@ -103,8 +103,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         Ok(())
     }
 
-    /// Who is marked as queued is queued, and the other way round: nobody else would come back to
-    /// it.
+    /// A connection that is marked as queued is queued, and the other way round: nothing else would
+    /// come back to it.
     fn audit_lists(&self) -> Result<Lists, String> {
         let LoopState { table, ready, dirty, reaped, .. } = &self.shared;
         let lists = Lists {
@@ -346,7 +346,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         Ok(())
     }
 
-    /// Whether the output of an open connection has drained, and nobody is going to be told.
+    /// Whether the output of an open connection has drained, and no callback is going to follow.
     pub(crate) fn has_drained_unheard(&self, id: ConnId) -> bool {
         self.shared.table.get(id).is_some_and(|record| {
             matches!(record.state(), State::Connected | State::Idle)
@@ -354,7 +354,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         })
     }
 
-    /// What is known of the first connection, for whoever wonders why it is still there.
+    /// What is known of the first connection, to see why it is still there.
     pub(crate) fn describe_first(&self) -> String {
         let shared = &self.shared;
         let Some(record) = shared.table.ids().next().and_then(|id| shared.table.get(id)) else {
@@ -402,7 +402,7 @@ const BOUNDING: [Deadline; 11] = [
     Deadline::Tunnel,
 ];
 
-/// What whoever audits a reactor remembers from one time to the next.
+/// What an audit of a reactor remembers from one time to the next.
 #[derive(Debug, Default)]
 pub(crate) struct Memory {
     /// Closures that waited.
@@ -498,8 +498,8 @@ pub(super) mod tests {
 
     pub(crate) type Tested = Reactor<Echo, Host>;
 
-    /// A reactor with so many idle connections, and places for no more. They have no sockets, which would
-    /// cost a test more than the walks that it is about.
+    /// A reactor with so many idle connections, and places for no more. They have no sockets, which
+    /// would cost a test more than the walks that it is about.
     pub(crate) fn crowd(sim: &mut Sim, config: Config, count: usize) -> (Tested, Vec<ConnId>) {
         let mut reactor = Tested::with_backend(config, sim.host("10.0.0.1")).unwrap();
         reactor.shared.table = Table::new(count);

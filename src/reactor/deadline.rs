@@ -20,7 +20,7 @@ use crate::time::Instant;
 /// Wheel entries looked at in one turn: however many fall on one tick, I/O goes on.
 const EXPIRIES_PER_TURN: usize = 4_096;
 
-/// A loop that is this many ticks late polls again before it blames anybody.
+/// A loop that is this many ticks late polls again before it ends a connection for that.
 const LATE_TICKS: u64 = 10;
 
 /// Waits in a row that may put deadlines off because they returned a full batch. Beyond that every
@@ -256,7 +256,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     }
 
     /// Whether a connection waits for its sink alone, and that one is slow but moves. Then its
-    /// response clock starts anew: nobody is late, and the sink's own write deadline bounds it.
+    /// response clock starts anew: the application is not late, and the sink's own write deadline
+    /// bounds it.
     fn sink_moves(&mut self, id: ConnId) -> bool {
         let record = self.shared.table.at(id.index());
         let held = record.flags.has(Flags::THROTTLED) && !record.flags.has(Flags::PAUSED);

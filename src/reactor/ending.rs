@@ -78,7 +78,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         }
         let record = self.shared.table.at(id.index());
         record.flags.remove(Flags::CLOSE_REQUESTED);
-        // The peer is gone, or somebody lost patience.
+        // The peer is gone, or a deadline passed.
         if let Some(reason) = record.requested.take().or_else(|| record.take_broken()) {
             let reset = reason.mode() == CloseMode::Reset;
             return self.drop_output_and_release(id, reset);

@@ -406,7 +406,7 @@ fn deliver<H: Handler, B: Backend>(
         counters.requests.add(1);
     }
     if left > 0 {
-        // Who ends the connection may leave what he likes.
+        // A handler that ends the connection may leave any input.
         let taken_up = record.is_reading_stopped() || record.flags.has(Flags::DATA_DUE);
         if left >= bounds.input_max && !taken_up && record.requested.is_none() {
             record.request_close(CloseReason::InputLimit);

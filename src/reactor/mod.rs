@@ -71,14 +71,15 @@ const TASKS_PER_TURN: usize = 1_024;
 /// How far the coarse clock may run ahead of the turn's time before that is read again.
 const STALE_NANOS: u64 = 8_000_000;
 
-/// The most connections when nobody says how many.
+/// The most connections where no setting says how many.
 const CONNECTIONS_DEFAULT_MAX: usize = 65_536;
 
 /// An event loop with all its connections, on one thread.
 ///
 /// It is made from a [`Config`], given listeners, and then [run](Reactor::run) with a [`Handler`],
-/// or [turned](Reactor::turn) by the owner of another loop, who [ends](Reactor::end) it too. It costs a read buffer of 64 KiB, as
-/// much again for what a callback writes, and a wheel of 130 KiB; a connection costs some 400 bytes.
+/// or [turned](Reactor::turn) by the owner of another loop, which [ends](Reactor::end) it too. It
+/// costs a read buffer of 64 KiB, as much again for what a callback writes, and a wheel of 130 KiB;
+/// a connection costs some 400 bytes.
 ///
 /// ```no_run
 /// # use bytes::BytesMut;
@@ -351,7 +352,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     }
 
     /// Accepts from a listening socket made elsewhere, such as one inherited from a service
-    /// manager. Its file, if it has one, is left to whoever made it.
+    /// manager. Its file, if it has one, is left to the program that made it.
     ///
     /// # Errors
     ///
@@ -383,8 +384,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         Context { shared: &mut self.shared }
     }
 
-    /// How long the next turn would wait; `None` means until something happens. For whoever waits
-    /// elsewhere, together with the descriptor of [`AsFd`].
+    /// How long the next turn would wait; `None` means until something happens. For a program that
+    /// waits elsewhere, together with the descriptor of [`AsFd`].
     pub fn next_timeout(&mut self) -> Option<Duration> {
         self.refresh_now();
         // Events that are left from the turn before come before another wait.

@@ -48,11 +48,12 @@ const SPARED_FOR: Duration = Duration::from_secs(1);
 /// The least time between two searches for them, and between two looks at the pressure.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
-/// What is known of the pressure, and of who makes way next.
+/// What is known of the pressure, and which connections are evicted next.
 #[derive(Debug, Default)]
 pub(super) struct Overload {
-    /// Those idle longest, and since when, the longest first. Whoever became idle since they were
-    /// found is idle for less long than all of them, so an entry that still holds is the oldest.
+    /// Those idle longest, and since when, the longest first. A connection that became idle since
+    /// they were found is idle for less long than all of them, so an entry that still holds is the
+    /// oldest.
     oldest: VecDeque<(Instant, ConnId)>,
     /// The search for those, if one is under way.
     search: Option<Search>,

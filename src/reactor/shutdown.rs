@@ -40,7 +40,7 @@ enum Walk {
 #[derive(Debug, Default)]
 pub(super) struct Stop {
     begun_at: Option<Instant>,
-    /// How often somebody asked for the end, as far as that has been seen to.
+    /// How often the end was requested, as far as the reactor has acted on it.
     answered: u32,
     /// As far as callbacks did.
     seen: u32,

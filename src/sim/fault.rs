@@ -78,7 +78,7 @@ impl Call {
     /// The errors that Linux documents for it and that a server must survive: those of accept(2),
     /// connect(2), epoll_ctl(2), recv(2), send(2), shutdown(2) and tcp(7). Errors that only a
     /// broken program gets, such as `EBADF`, are left out; [`Sim::fail`](super::Sim::fail) injects
-    /// them too. There are none for opening a listener, as whoever asks for one is told.
+    /// them too. There are none for opening a listener, as its caller gets the error.
     pub const fn errnos(self) -> &'static [i32] {
         match self {
             Self::Wait => &[libc::EINTR],

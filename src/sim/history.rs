@@ -1,4 +1,4 @@
-//! What happened lately in a world, for whoever wonders why a run failed.
+//! What happened lately in a world, to see why a run failed.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -17,7 +17,7 @@ const KEPT: usize = 40;
 const TRACE: &str = "SIM_TRACE";
 
 /// The latest events of a world. Recording one copies a few words; text is made of them only when
-/// somebody reads it, and what the fingerprint of a run is made of lies elsewhere.
+/// it is read, and what the fingerprint of a run is made of lies elsewhere.
 #[derive(Debug)]
 pub(super) struct History {
     events: VecDeque<Event>,
@@ -37,7 +37,7 @@ impl History {
         self.traced = false;
     }
 
-    #[expect(clippy::print_stderr, reason = "for whoever asked to read along")]
+    #[expect(clippy::print_stderr, reason = "the variable asks for it")]
     pub(super) fn record(&mut self, at: Instant, place: Place, deed: Deed) {
         if self.ignored {
             return;

@@ -26,7 +26,7 @@ const LOOKUP: Duration = Duration::from_millis(1);
 
 /// A simulated machine with one process on it: the [`Backend`] of one reactor.
 ///
-/// Waiting neither blocks nor lets time pass: [`Sim`](super::Sim) does that, or whoever turns the
+/// Waiting neither blocks nor lets time pass: [`Sim`](super::Sim) does that, or the test that turns the
 /// reactor, by [`Sim::pass`](super::Sim::pass).
 #[derive(Debug)]
 pub struct Host {
@@ -181,7 +181,8 @@ impl Host {
                 max = net.random.below(total as u64) as usize;
             }
             if max == 0 {
-                // As good as one that would block: whoever took nothing would never be asked again.
+                // As good as one that would block: a caller that took nothing would never be
+                // notified again.
                 net.arm(socket, Readiness::WRITABLE);
                 net.notify_later(Notice::Socket(socket), Readiness::WRITABLE);
                 return Ok(0);
@@ -423,7 +424,7 @@ impl Backend for Host {
             return Err(error);
         }
         let mut net = self.net.borrow_mut();
-        // Linux takes the descriptor first, and lacks one even where nobody waits.
+        // Linux takes the descriptor first, and lacks one even where no connection waits.
         let Some(fd) = net.take_fd(self.machine) else {
             return self.fail(&mut net, Call::Accept, libc::EMFILE);
         };
@@ -477,7 +478,7 @@ impl Backend for Host {
         drop(net);
         let stream = self.adopt_socket(socket, fd);
         if let Address::Unix(_) = address {
-            // unix(7): whoever listens there is connected to before connect(2) returns.
+            // unix(7): the connection stands before connect(2) returns.
             let mut net = self.net.borrow_mut();
             let now = net.now;
             net.run_until(now);
@@ -634,7 +635,7 @@ impl Backend for Host {
 }
 
 /// When a wait from `now` on ends if nothing comes: epoll_wait(2) counts in milliseconds, and a
-/// wait is rounded up. Whoever waits for a clock that stands still does not wake all the time either.
+/// wait is rounded up. A wait for a clock that stands still does not end at once either.
 pub(super) fn end_of_wait(now: Instant, timeout: Option<Duration>) -> Instant {
     const MILLI: u128 = 1_000_000;
     match timeout {

@@ -65,12 +65,12 @@
 //! it was read; no callback panics by itself ([`Sim::allow_panics`] turns that off) and no reactor
 //! fails. After every turn: no turns without progress follow each other.
 //!
-//! After every turn while there are at most 64 connections, and else all at once so often that a turn
-//! has 16 of them to look at on average: a connection has a session and, once it is open, a stream;
-//! descriptors are those of listeners and streams; what is left to do is queued; who is marked as
-//! queued is; whose socket failed is ended; who was congested is told when that is over; the wheel
-//! comes up for every deadline, and a deadline that is due is served a tick and a turn later; kept
-//! input and queued output stay within their limits.
+//! After every turn while there are at most 64 connections, and else all at once so often that a
+//! turn has 16 of them to look at on average: a connection has a session and, once it is open, a
+//! stream; descriptors are those of listeners and streams; what is left to do is queued; what is
+//! marked as queued is; a connection whose socket failed is ended; one that was congested is
+//! notified when that is over; the wheel comes up for every deadline, and a deadline that is due is
+//! served a tick and a turn later; kept input and queued output stay within their limits.
 //!
 //! # When a run fails
 //!
@@ -299,21 +299,21 @@ impl Sim {
         peer
     }
 
-    /// A place at `address` where reactors find somebody to dial, with a backlog of so many.
+    /// A listener at `address` for reactors to dial, with a backlog of so many.
     ///
     /// # Panics
     ///
-    /// If somebody listens there.
+    /// If the address is taken.
     #[track_caller]
     pub fn open(&mut self, address: impl ToAddress, backlog: usize) -> Door {
         let address = address.to_address();
         let taken = self.net.borrow().is_taken(Holder::Peer, &address);
-        assert!(!taken, "somebody listens on {address}");
+        assert!(!taken, "{address} is taken");
         Door::new(&self.net, address, backlog)
     }
 
-    /// The address of peers, 192.0.2.1: who dials it where no [`Door`] is open is refused. Whoever dials an
-    /// address that nobody has hears nothing.
+    /// The address of peers, 192.0.2.1: a dial to it where no [`Door`] is open is refused. A dial to an
+    /// address that no machine has gets no answer.
     pub fn peers_ip(&self) -> IpAddr {
         self.net.borrow().peers_ip
     }
@@ -473,8 +473,8 @@ impl Sim {
         self.net.borrow().now
     }
 
-    /// Sets the wall clock of all machines: the time since 1970-01-01 00:00 UTC at this moment. At first
-    /// it is 2020-01-01. A reactor follows within a second.
+    /// Sets the wall clock of all machines: the time since 1970-01-01 00:00 UTC at this moment. At
+    /// first it is 2020-01-01. A reactor follows within a second.
     pub fn set_unix(&mut self, unix: Duration) {
         let mut net = self.net.borrow_mut();
         net.unix = (unix, net.now);
@@ -509,7 +509,7 @@ impl Sim {
         self.step_until(Instant::FAR_FUTURE)
     }
 
-    /// For whoever turns a reactor himself: lets time pass until the next thing happens or a
+    /// For a test that turns a reactor by itself: lets time pass until the next thing happens or a
     /// [`Host`]'s wait would have ended, but no more than `most`.
     #[track_caller]
     pub fn pass(&mut self, most: Duration) {
@@ -627,7 +627,7 @@ impl Sim {
 /// Ends.
 impl Sim {
     /// Checks that nothing is left behind: no connection, session, stream, buffer or deadline, no
-    /// descriptor but those of listeners, nobody in a backlog, no closure that was posted and not
+    /// descriptor but those of listeners, none in a backlog, no closure that was posted and not
     /// taken, and no [failure](Sim::fail) that was ordered and never came. Alarms are the handler's
     /// own, and may stay.
     ///
@@ -677,7 +677,7 @@ impl Sim {
             let node = Rc::clone(node);
             if !self.step_until(until) {
                 if node.borrow().connections() == 0 {
-                    self.complain("somebody waits in a backlog, and nobody accepts him");
+                    self.complain("a connection waits in a backlog, and is not accepted");
                 }
                 let which = node.borrow_mut().describe(&self.net);
                 self.complain(&format!("something does not end: there is {which}"));
@@ -727,7 +727,7 @@ impl Sim {
 
 /// A world that ends because a test fails says what it was like.
 impl Drop for Sim {
-    #[expect(clippy::print_stderr, reason = "for whoever reads the output of a failing test")]
+    #[expect(clippy::print_stderr, reason = "the output of a failing test")]
     fn drop(&mut self) {
         if thread::panicking()
             && let Ok(net) = self.net.try_borrow()

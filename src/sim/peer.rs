@@ -10,7 +10,7 @@ use super::history::Deed;
 use super::net::{Appetite, End, Holder, Net, Socket};
 use crate::address::Address;
 
-/// Somebody who talks to a reactor: the far end of one connection, played by the test.
+/// A peer of a reactor: the far end of one connection, played by the test.
 ///
 /// By default it reads whatever comes. Dropping its last clone [closes](Peer::close) the connection,
 /// as a process that ends does; so a peer that is to stay must be kept, `let _ = sim.connect(..)`
@@ -241,8 +241,8 @@ impl fmt::Display for Text<'_> {
     }
 }
 
-/// A place where reactors find somebody to dial; see [`Sim::open`](super::Sim::open). Dropping it
-/// closes it, and resets who waits there.
+/// A listener for reactors to dial; see [`Sim::open`](super::Sim::open). Dropping it
+/// closes it, and resets the connections that wait there.
 #[derive(Debug)]
 #[must_use = "a door that is dropped is closed"]
 pub struct Door {

@@ -7,7 +7,7 @@ use super::server::Server;
 use crate::address::Address;
 use crate::handler::Handler;
 
-/// What names a socket: `"10.0.0.1:7"`, an [`Address`], a [`SocketAddr`], or whoever listens there.
+/// What names a socket: `"10.0.0.1:7"`, an [`Address`], a [`SocketAddr`], or what listens there.
 pub trait ToAddress {
     /// The address.
     ///
@@ -18,9 +18,9 @@ pub trait ToAddress {
     fn to_address(&self) -> Address;
 }
 
-/// What names a machine: `"10.0.0.1"`, an [`IpAddr`], or somebody on it.
+/// What names a machine: `"10.0.0.1"`, an [`IpAddr`], or a server or peer on it.
 ///
-/// All peers that were made without an address of their own are on one machine, so whoever cuts one
+/// All peers that were made without an address of their own are on one machine, so a test that cuts one
 /// of them off cuts off all.
 pub trait ToIp {
     /// The machine's IP address.

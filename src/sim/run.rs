@@ -113,7 +113,7 @@ pub fn swarm(first: u64, seeds: u64, mut scenario: impl FnMut(&mut Sim)) -> Summ
             let what = format!("seed {seed:#x} passed, and fails when it is run again: {DIFFERS}");
             let again = telling(&what, Some(&replay), || {
                 let sim = hostile(seed);
-                // Whoever reads along has read this.
+                // With a trace this has been printed.
                 sim.net.borrow_mut().history.stop_tracing();
                 converged(sim, &mut scenario).trace_hash()
             });
@@ -290,7 +290,7 @@ fn command(variable: &str) -> String {
     }
 }
 
-#[expect(clippy::print_stderr, reason = "for whoever reads the output of a failing test")]
+#[expect(clippy::print_stderr, reason = "the output of a failing test")]
 fn tell(what: &str) {
     eprintln!("{what}");
 }

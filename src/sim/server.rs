@@ -160,10 +160,11 @@ impl<H: Handler> Server<H> {
     ///   left out;
     /// - [`InputLimit`](CloseReason::InputLimit): it let input pile up that it did not use;
     /// - [`OutputLimit`](CloseReason::OutputLimit): it wrote on, whatever was queued;
-    /// - [`Timeout::Response`](crate::Timeout::Response): it owed a reply, or kept reading paused, and forgot. The timeout is
+    /// - [`Timeout::Response`](crate::Timeout::Response): it owed a reply, or kept reading paused,
+    ///   and forgot. The timeout is
     ///   that of the [`Config`](crate::Config). Where the process or its clock was disturbed
     ///   meanwhile by [`late`](super::Faults::late), [`stall`](super::Faults::stall) or
-    ///   [`clock_jump`](super::Faults::clock_jump) nobody is to blame.
+    ///   [`clock_jump`](super::Faults::clock_jump) the handler is not to blame.
     ///
     /// [`HandlerAbort`](CloseReason::HandlerAbort) and
     /// [`HandlerClose`](CloseReason::HandlerClose) are left out because the
@@ -260,7 +261,7 @@ pub(super) trait Turns {
 
     fn connections(&self) -> usize;
 
-    /// Whether somebody is there, or wants to be.
+    /// Whether a connection is there, or waits to be accepted.
     fn is_busy(&self, net: &Net) -> bool;
 
     /// What is known of its connections.
@@ -400,7 +401,7 @@ impl<H: Handler> Turns for Node<H> {
             return Err(format!("no deadline bounds {id}"));
         }
         if let Some(id) = self.handler.congested().find(|id| reactor.has_drained_unheard(*id)) {
-            return Err(format!("the output of {id} has drained, and nobody was told"));
+            return Err(format!("the output of {id} has drained, and no callback followed"));
         }
         let net = net.borrow();
         if let Some(id) = net.failed(self.machine).find(|id| reactor.is_at_peace(*id)) {
@@ -435,11 +436,11 @@ impl<H: Handler> Turns for Node<H> {
             return Err(format!("left behind: {holdings:?}"));
         }
         if reactor.has_tasks() && !self.woken.is_set() && !reactor.will_not_wait() {
-            return Err("closures were posted, and nobody was woken for them".into());
+            return Err("closures were posted, and nothing was woken for them".into());
         }
         match net.waiting(self.machine) {
             0 => Ok(()),
-            count => Err(format!("{count} wait in the backlog, and nobody accepts them")),
+            count => Err(format!("{count} wait in the backlog, and are not accepted")),
         }
     }
 

@@ -31,7 +31,7 @@ const CLOCK_ERROR: Duration = Duration::from_secs(2);
 /// How long a disturbance has its effects, beside the deadline that it let pass.
 const DISTURBANCE: Duration = Duration::from_secs(1);
 
-/// Ended connections that are kept for whoever asks.
+/// Ended connections that are kept for the test to take.
 const CLOSED_MAX: usize = 4_096;
 
 /// A callback of a connection.

@@ -21,7 +21,7 @@ pub(super) struct Alarm {
     pub(crate) purpose: Purpose,
 }
 
-/// Whom an alarm is for.
+/// What an alarm is for.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Purpose {
     Application,

@@ -203,7 +203,7 @@ impl LoopState {
         self.enter_knowing(id, drained);
     }
 
-    /// As [`LoopState::enter`], by someone who knows whether its queue is empty.
+    /// As [`LoopState::enter`], where it is known whether its queue is empty.
     #[inline]
     pub(crate) fn enter_knowing(&mut self, id: ConnId, drained: bool) {
         debug_assert!(self.scratch.is_empty());

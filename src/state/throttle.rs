@@ -110,7 +110,7 @@ impl LoopState {
         }
     }
 
-    /// The connection ends: it feeds nobody any more, and nobody feeds it.
+    /// The connection ends: it feeds no other any more, and none feeds it.
     #[inline]
     pub(crate) fn end_feeding(&mut self, id: ConnId) {
         let record = self.table.at(id.index());

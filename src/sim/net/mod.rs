@@ -86,7 +86,7 @@ pub enum End {
     Fin,
     /// With a reset.
     Reset,
-    /// It never began: nobody listens there.
+    /// It never began: nothing listens there.
     Refused,
     /// It never began, or nothing got through any more.
     TimedOut,
@@ -115,7 +115,7 @@ impl Socket {
     }
 }
 
-/// Who holds an end.
+/// The holder of an end.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Holder {
     /// A process on a host, which is told of readiness.
@@ -438,7 +438,7 @@ impl Net {
         self.history.record(self.now, place, deed);
     }
 
-    /// What happened at whoever holds this end.
+    /// What happened at the holder of this end.
     pub(super) fn record_at(&mut self, socket: Socket, deed: Deed) {
         let place = match self.side(socket) {
             Some(Side { holder: Holder::Host(machine), .. }) => self.place_of(*machine),

@@ -61,7 +61,7 @@ impl Net {
         }
     }
 
-    /// A script has lost sight of this end: nobody asks what became of it.
+    /// A script has dropped this end: what becomes of it is not asked for.
     pub(in crate::sim) fn let_go(&mut self, socket: Socket) {
         self.close(socket, false);
         if let Some(side) = self.side_mut(socket) {

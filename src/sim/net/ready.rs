@@ -26,7 +26,7 @@ impl Net {
         }
     }
 
-    /// Whoever holds an end is to learn that it became ready for something.
+    /// The holder of an end is notified that it became ready for something.
     pub(super) fn notify(&mut self, socket: Socket, what: Readiness) {
         let Some(side) = self.side(socket) else { return };
         let Holder::Host(machine) = side.holder else { return self.feed_peer(socket) };

@@ -86,7 +86,7 @@ impl Net {
 
     /// Begins to dial `to` from `from`.
     pub(in crate::sim) fn dial(&mut self, holder: Holder, from: Address, to: &Address) -> Socket {
-        // unix(7): whoever does not bind has no name.
+        // unix(7): a socket that is not bound has no name.
         let from = if let Address::Unix(_) = to { Address::Unnamed } else { from };
         let link = match (from.ip(), to.ip()) {
             (Some(from), Some(to)) => self.link_between(from.ip(), to.ip()),
@@ -107,7 +107,7 @@ impl Net {
             open: false,
             ends: [
                 Side::new(holder, from, buffers),
-                // Who takes it up is known when the SYN arrives.
+                // Which listener takes it is known when the SYN arrives.
                 Side::new(Holder::Peer, to.clone(), buffers),
             ],
             paths: [path(), path()],
@@ -121,7 +121,7 @@ impl Net {
         socket
     }
 
-    /// An address for somebody who dials from this machine, or for a peer.
+    /// An address for a socket that dials from this machine, or for a peer.
     pub(in crate::sim) fn port_of(&mut self, holder: Holder) -> Address {
         let (ip, port) = match holder {
             Holder::Host(machine) => {
@@ -137,7 +137,7 @@ impl Net {
         Address::Ip((ip, port).into())
     }
 
-    /// Whether an address is taken for whoever wants to listen there: by a listener on it, or on its
+    /// Whether an address is taken, so that none can listen there: by a listener on it, or on its
     /// port at all addresses of the machine.
     pub(in crate::sim) fn is_taken(&self, holder: Holder, address: &Address) -> bool {
         let ip_of = |holder: Holder, ip: IpAddr| match holder {
@@ -339,7 +339,7 @@ impl Net {
             return self.deliver_due(to);
         }
         if connection.ends[1 - to.side()].dead {
-            // Nobody sends a reset again.
+            // A reset is not sent again.
             return path.queue.clear();
         }
         path.stuck_since = Some(now);
@@ -361,7 +361,7 @@ impl Net {
         path.retries = path.retries.saturating_add(1);
         let retries = path.retries;
         let from = to.far();
-        // Acknowledgements are not sent again by themselves: whoever misses one sends what it was
+        // Acknowledgements are not sent again by themselves: an end that misses one sends what it was
         // for again, and gives up if it never comes.
         let waits = if path.queue.iter().any(|(_, segment)| segment.is_acknowledged()) {
             Some(from)
@@ -420,7 +420,7 @@ impl Net {
         }
         if segment.reset {
             side.dead = true;
-            // Whoever has the FIN already has seen the end: Linux answers EPIPE to what is written
+            // An end that has the FIN has seen the end: Linux answers EPIPE to what is written
             // after that, and reads still find the end.
             side.error = Some(if side.eof { libc::EPIPE } else { libc::ECONNRESET });
             side.end.get_or_insert(End::Reset);
@@ -434,7 +434,7 @@ impl Net {
         side.edge = side.edge.max(segment.edge);
         let arrived = !segment.bytes.is_empty();
         if (arrived || segment.fin) && side.closed {
-            // Whoever reads no more says so with a reset, if anything comes that it would have
+            // An end that reads no more says so with a reset, if anything comes that it would have
             // had to read.
             if arrived {
                 side.dead = true;
@@ -573,7 +573,7 @@ impl Net {
         side.finish = true;
         self.pump(socket);
         if !self.is_weakest(socket) {
-            // EV_EOF of the write filter; and Linux wakes whoever waits when a side is shut down,
+            // EV_EOF of the write filter; and Linux wakes a waiting process when a side is shut down,
             // and calls a socket writable that no write can wait for.
             self.notify(socket, Readiness::WRITABLE);
         }
@@ -581,7 +581,7 @@ impl Net {
     }
 
     /// The process gives its end up: a FIN behind what is queued, or a reset if that is asked for
-    /// or there are bytes that nobody will read (RFC 2525, 2.17).
+    /// or there are bytes that will not be read (RFC 2525, 2.17).
     pub(in crate::sim) fn close(&mut self, socket: Socket, reset: bool) {
         self.note(0x13, socket.mark() << 1 | u64::from(reset));
         let of = self.of(socket);
@@ -673,7 +673,7 @@ impl Net {
         }
     }
 
-    /// Forgets a connection that nobody looks at.
+    /// Forgets a connection that has no holder.
     pub(super) fn reclaim(&mut self, socket: Socket) {
         let Some(connection) = self.connection(socket) else { return };
         let waits = !connection.open && !connection.ends[0].dead;
