@@ -116,11 +116,6 @@
 
 mod address;
 pub mod backend;
-#[cfg(feature = "canary")]
-#[doc(hidden)]
-pub mod canary;
-#[cfg(not(feature = "canary"))]
-mod canary;
 mod close;
 mod config;
 mod conn;
@@ -129,6 +124,11 @@ mod error;
 mod handler;
 mod id;
 mod log;
+#[cfg(feature = "planted-bugs")]
+#[doc(hidden)]
+pub mod planted;
+#[cfg(not(feature = "planted-bugs"))]
+mod planted;
 mod reactor;
 #[cfg(feature = "sim")]
 pub mod sim;

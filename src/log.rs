@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use tracing::Level;
 use tracing::level_filters::{LevelFilter, STATIC_MAX_LEVEL};
 
-use crate::canary::{Canary, planted};
+use crate::planted::{Bug, planted};
 use crate::time::Instant;
 use crate::unwind::catch;
 
@@ -46,7 +46,7 @@ static LOST: AtomicU64 = AtomicU64::new(0);
 #[cold]
 #[inline(never)]
 pub(crate) fn emit(event: impl FnOnce()) {
-    if planted(Canary::UncaughtLog) {
+    if planted(Bug::UncaughtLog) {
         return event();
     }
     if catch(event).is_err() {

@@ -4,7 +4,7 @@ use std::any::Any;
 use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use crate::canary::{Canary, planted};
+use crate::planted::{Bug, planted};
 
 /// Code panicked. What it panicked with is gone.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -25,7 +25,7 @@ pub(crate) fn catch<T>(work: impl FnOnce() -> T) -> Result<T, Panicked> {
 #[cold]
 #[inline(never)]
 pub(crate) fn discard(payload: Box<dyn Any + Send>) -> Panicked {
-    if planted(Canary::UncaughtPayload) {
+    if planted(Bug::UncaughtPayload) {
         drop(payload);
         return Panicked;
     }

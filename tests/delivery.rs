@@ -5,7 +5,7 @@
 //! The peer has a receive buffer of 4 KiB. It asks for 100,000 bytes, waits, sends a few bytes, and
 //! reads on.
 
-#[path = "zoo/large.rs"]
+#[path = "scenarios/large.rs"]
 mod large;
 
 use std::time::Duration;

@@ -1,6 +1,6 @@
 //! What must hold where epoll tells events.
 
-#[path = "zoo/echo.rs"]
+#[path = "scenarios/echo.rs"]
 mod echo;
 #[path = "../examples/ping/line.rs"]
 mod line;

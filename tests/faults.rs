@@ -1,7 +1,7 @@
 //! Rows of the fault catalogue that no other test has: what a call, the network or a peer does, and
 //! what a server must do then.
 
-mod zoo;
+mod scenarios;
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use wheelhouse::{
     SocketOptions, Timeout, Timeouts,
 };
 
-use crate::zoo::{Echo, Keeper};
+use crate::scenarios::{Echo, Keeper};
 
 const SERVER: &str = "10.0.0.1:7";
 

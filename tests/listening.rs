@@ -1,7 +1,7 @@
 //! What happens is the same whether somebody listens to the log or not. In a program of its own,
 //! because `tracing` remembers that somebody listened once.
 
-#[path = "zoo/echo.rs"]
+#[path = "scenarios/echo.rs"]
 mod echo;
 
 use std::io;

@@ -1,6 +1,6 @@
 //! What is logged, for whom, and how often.
 
-#[path = "zoo/echo.rs"]
+#[path = "scenarios/echo.rs"]
 mod echo;
 
 use std::io;

@@ -1,6 +1,6 @@
 //! Mistakes of handlers and of tests: a simulated world notices each of them, and says which it is.
 
-#[path = "zoo/echo.rs"]
+#[path = "scenarios/echo.rs"]
 mod echo;
 
 use std::collections::HashMap;

@@ -1,6 +1,6 @@
 //! The variables that a failing run prints, given back to it: this program runs itself with them.
 
-#[path = "zoo/echo.rs"]
+#[path = "scenarios/echo.rs"]
 mod echo;
 
 use std::env;

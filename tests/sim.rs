@@ -1,6 +1,6 @@
 //! The simulated world, seen by whoever writes tests in it.
 
-#[path = "zoo/echo.rs"]
+#[path = "scenarios/echo.rs"]
 mod echo;
 
 use std::cell::RefCell;

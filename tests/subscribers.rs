@@ -1,6 +1,6 @@
 //! A subscriber that panics costs log events, and nothing else.
 
-#[path = "zoo/echo.rs"]
+#[path = "scenarios/echo.rs"]
 mod echo;
 
 use std::io;

@@ -3,13 +3,13 @@
 //! `SIM_SEEDS=2000 SIM_FIRST=1 cargo test --release --test swarm` runs so many seeds of each
 //! scenario, from that one on.
 
-mod zoo;
+mod scenarios;
 
-#[path = "zoo/peers.rs"]
+#[path = "scenarios/peers.rs"]
 mod peers;
 
-#[path = "zoo/scenarios.rs"]
-mod scenarios;
+#[path = "scenarios/servers.rs"]
+mod servers;
 
 use std::env;
 
@@ -32,12 +32,12 @@ fn tell(name: &str, summary: &Summary) {
 
 #[test]
 fn swarm_echo() {
-    run("echo", scenarios::echo);
+    run("echo", servers::echo);
 }
 
 #[test]
-fn swarm_zoo() {
-    run("zoo", scenarios::zoo);
+fn swarm_everything() {
+    run("everything", servers::everything);
 }
 
 /// Seeds under which a reactor once did wrong.
@@ -46,46 +46,46 @@ fn seeds_that_failed_once() {
     // What was asked for by a sign of life, or given to a request, let the wheel come up too late.
     // A connection was shed before it was dialled.
     for seed in [0xa477, 0xa482, 0x1054_58b7_39f8] {
-        sim::swarm(seed, 1, scenarios::crowd);
+        sim::swarm(seed, 1, servers::crowd);
     }
 }
 
 #[test]
 fn swarm_crowd() {
-    run("crowd", scenarios::crowd);
+    run("crowd", servers::crowd);
 }
 
 #[test]
 fn swarm_kept() {
-    run("kept", scenarios::kept);
+    run("kept", servers::kept);
 }
 
 #[test]
 fn swarm_circle() {
-    run("circle", scenarios::circle);
+    run("circle", servers::circle);
 }
 
 #[test]
 fn swarm_failing() {
-    run("failing", scenarios::failing);
+    run("failing", servers::failing);
 }
 
 #[test]
 fn swarm_flaky_log() {
-    run("flaky_log", scenarios::flaky_log);
+    run("flaky_log", servers::flaky_log);
 }
 
 #[test]
 fn swarm_posts() {
-    run("posts", scenarios::posts);
+    run("posts", servers::posts);
 }
 
 #[test]
 fn swarm_shutdown() {
-    run("shutdown", scenarios::shutdown);
+    run("shutdown", servers::shutdown);
 }
 
 #[test]
 fn swarm_slow_readers() {
-    run("slow_readers", scenarios::slow_readers);
+    run("slow_readers", servers::slow_readers);
 }

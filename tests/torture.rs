@@ -4,7 +4,7 @@
 //! `TORTURE_RUNS` says how many of these runs each scenario gets at most, the same ones each time: all
 //! if the code is optimized, else 100.
 
-mod zoo;
+mod scenarios;
 
 use std::env;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use wheelhouse::{
     Address, AtLimit, CloseReason, Config, Handler, ListenConfig, Rate, Refusal, Timeout,
 };
 
-use crate::zoo::{Echo, Keeper};
+use crate::scenarios::{Echo, Keeper};
 
 const fn secs(secs: u64) -> Duration {
     Duration::from_secs(secs)

@@ -1,6 +1,6 @@
 //! What must hold where events are the least that mio promises.
 
-#[path = "zoo/echo.rs"]
+#[path = "scenarios/echo.rs"]
 mod echo;
 #[path = "../examples/ping/line.rs"]
 mod line;

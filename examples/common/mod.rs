@@ -32,51 +32,51 @@ pub(crate) struct ServerArgs {
 
     /// Connections of one client at once [default: off]
     #[arg(long, value_name = "N|off")]
-    max_per_client: Option<Count>,
+    max_per_client: Option<OptionalCount>,
 
     /// Connections accepted each second [default: off]
     #[arg(long, value_name = "N|off")]
-    accept_rate: Option<Count>,
+    accept_rate: Option<OptionalCount>,
 
     /// Requests on one connection [default: off]
     #[arg(long, value_name = "N|off")]
-    max_requests: Option<Count>,
+    max_requests: Option<OptionalCount>,
 
     /// The greatest age of a connection, shortened at random by up to a quarter [default: off]
     #[arg(long, value_name = "DURATION|off")]
-    lifetime: Option<Patience>,
+    lifetime: Option<OptionalDuration>,
 
     /// From accept to the first byte, such as 500ms or 30s [default: 10s]
     #[arg(long, value_name = "DURATION|off")]
-    first_byte_timeout: Option<Patience>,
+    first_byte_timeout: Option<OptionalDuration>,
 
     /// From the first byte of a request to its last [default: 30s]
     #[arg(long, value_name = "DURATION|off")]
-    request_timeout: Option<Patience>,
+    request_timeout: Option<OptionalDuration>,
 
     /// Between two bytes of a request [default: 30s]
     #[arg(long, value_name = "DURATION|off")]
-    read_timeout: Option<Patience>,
+    read_timeout: Option<OptionalDuration>,
 
     /// For queued output that does not move [default: 60s]
     #[arg(long, value_name = "DURATION|off")]
-    write_timeout: Option<Patience>,
+    write_timeout: Option<OptionalDuration>,
 
     /// Between two requests [default: 75s]
     #[arg(long, value_name = "DURATION|off")]
-    idle_timeout: Option<Patience>,
+    idle_timeout: Option<OptionalDuration>,
 
     /// After our FIN, for the peer's, in all [default: 30s]
     #[arg(long, value_name = "DURATION|off")]
-    linger_timeout: Option<Patience>,
+    linger_timeout: Option<OptionalDuration>,
 
     /// After a signal, for connections to end before they are reset [default: 30s]
     #[arg(long, value_name = "DURATION|off")]
-    shutdown_timeout: Option<Patience>,
+    shutdown_timeout: Option<OptionalDuration>,
 
     /// After a signal, over how long idle connections are closed [default: 5s]
     #[arg(long, value_name = "DURATION|off")]
-    shutdown_spread: Option<Patience>,
+    shutdown_spread: Option<OptionalDuration>,
 
     /// Where to answer GET /metrics, until the end of a shutdown and beside all limits
     #[arg(long, value_name = "ADDR")]
@@ -98,7 +98,7 @@ impl ServerArgs {
             (self.shutdown_timeout, &mut config.shutdown_timeout),
             (self.shutdown_spread, &mut config.shutdown_spread),
         ] {
-            if let Some(Patience(given)) = given {
+            if let Some(OptionalDuration(given)) = given {
                 *timeout = given;
             }
         }
@@ -106,13 +106,13 @@ impl ServerArgs {
         if self.max_connections.is_some() {
             limits.max_connections = self.max_connections;
         }
-        if let Some(Count(given)) = self.max_per_client {
+        if let Some(OptionalCount(given)) = self.max_per_client {
             limits.clients.connections = given;
         }
-        if let Some(Count(given)) = self.accept_rate {
+        if let Some(OptionalCount(given)) = self.accept_rate {
             limits.accept_rate = given.map(Rate::per_second);
         }
-        if let Some(Count(given)) = self.max_requests {
+        if let Some(OptionalCount(given)) = self.max_requests {
             limits.requests_max = given.map(u64::from);
         }
         config
@@ -129,9 +129,9 @@ pub(crate) fn positive(text: &str) -> Result<usize, &'static str> {
 
 /// A whole number from 1 on, or `off`.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Count(Option<u32>);
+pub(crate) struct OptionalCount(Option<u32>);
 
-impl FromStr for Count {
+impl FromStr for OptionalCount {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
@@ -153,9 +153,9 @@ pub(crate) fn duration(text: &str) -> Result<Duration, &'static str> {
 
 /// A duration longer than zero, or `off`.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Patience(Option<Duration>);
+pub(crate) struct OptionalDuration(Option<Duration>);
 
-impl FromStr for Patience {
+impl FromStr for OptionalDuration {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {

@@ -12,9 +12,9 @@ use crate::core::output::Output;
 
 // The queue is private to the crate. It leans on the modules below, which lean on no others, so
 // they can be built into this program under the same names.
-#[path = "../../src/canary.rs"]
+#[path = "../../src/planted.rs"]
 #[allow(dead_code, reason = "what only the reactor and the unit tests use")]
-mod canary;
+mod planted;
 #[path = "../../src/core"]
 mod core {
     #[allow(dead_code, reason = "what only the reactor and the unit tests use")]

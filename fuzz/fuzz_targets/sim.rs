@@ -3,8 +3,8 @@
 
 #![no_main]
 
-#[path = "../../tests/zoo/mod.rs"]
-mod zoo;
+#[path = "../../tests/scenarios/mod.rs"]
+mod scenarios;
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use libfuzzer_sys::fuzz_target;
 use wheelhouse::sim::{Call, Faults, Link, Peer, Personality, Sim};
 use wheelhouse::{Address, AtLimit, Config, ListenConfig, Rate, Refusal};
 
-use crate::zoo::{Echo, Keeper};
+use crate::scenarios::{Echo, Keeper};
 
 #[derive(Arbitrary, Debug)]
 struct Plan {

@@ -12,9 +12,9 @@ use libfuzzer_sys::fuzz_target;
 #[path = "../../src/address.rs"]
 #[allow(dead_code, reason = "what only the reactor and the unit tests use")]
 mod address;
-#[path = "../../src/canary.rs"]
+#[path = "../../src/planted.rs"]
 #[allow(dead_code, reason = "what only the reactor and the unit tests use")]
-mod canary;
+mod planted;
 #[path = "../../src/close.rs"]
 #[allow(dead_code, reason = "what only the reactor and the unit tests use")]
 mod close;

@@ -1,6 +1,6 @@
 //! How much of one step a turn does, in count and in time, and which step made a turn long.
 
-use crate::canary::{Canary, planted};
+use crate::planted::{Bug, planted};
 use crate::time::Instant;
 
 /// Items that one step of a turn serves.
@@ -108,7 +108,7 @@ impl Budget {
     /// Whether one more item may be served, which counts as served then.
     #[inline]
     pub(crate) fn allows(&mut self, now: impl FnOnce() -> Instant) -> bool {
-        if self.served >= self.next_check && !self.goes_on(now) && !planted(Canary::NoBudget) {
+        if self.served >= self.next_check && !self.goes_on(now) && !planted(Bug::NoBudget) {
             return false;
         }
         self.served += 1;

@@ -3,11 +3,11 @@
 //! Traffic only stores when it happened; a deadline moves by itself, because it is computed from
 //! that when its wheel entry comes up. The wheel is told only of deadlines that begin to run.
 
-use crate::canary::{Canary, planted};
 use crate::close::Timeout;
 use crate::config::Timeouts;
 use crate::core::flags::Flags;
 use crate::core::lifecycle::State;
+use crate::planted::{Bug, planted};
 use crate::time::{Instant, nanos, share_of};
 
 /// Defines every deadline once: its name; its label in counters, which is that of its setting where
@@ -552,7 +552,7 @@ impl DeadlineClocks {
             let due = self.due(deadline, periods);
             (due <= now).then_some((due, deadline))
         });
-        if planted(Canary::LaterDeadlineFirst) {
+        if planted(Bug::LaterDeadlineFirst) {
             return due.max_by_key(|(due, deadline)| (*due, *deadline as u8));
         }
         due.min_by_key(|(due, deadline)| (*due, *deadline != Deadline::Timer, *deadline as u8))

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use bytes::Bytes;
 
-use crate::canary::{Canary, planted};
+use crate::planted::{Bug, planted};
 use crate::unwind::drop_caught;
 
 /// Bytes to be written to many connections, in memory once and counted once.
@@ -66,7 +66,7 @@ pub(crate) struct Foreign(pub(crate) Bytes);
 impl Drop for Foreign {
     fn drop(&mut self) {
         let bytes = std::mem::take(&mut self.0);
-        if !planted(Canary::UncaughtOwner) {
+        if !planted(Bug::UncaughtOwner) {
             drop_caught(bytes);
         }
     }

@@ -7,7 +7,6 @@ use slab::Slab;
 use tracing::Level;
 
 use crate::address::{Address, Target};
-use crate::canary::{Canary, planted};
 use crate::close::CloseMode;
 use crate::close::{CloseReason, OsError, Timeout};
 use crate::core::admission::LingerNumber;
@@ -18,6 +17,7 @@ use crate::core::output::Output;
 use crate::core::stats::States;
 use crate::id::{ConnId, Origin, PLACES_MAX};
 use crate::log::{debug, hears};
+use crate::planted::{Bug, planted};
 use crate::time::Instant;
 
 /// The most connections a table can hold beside the exempt ones.
@@ -653,7 +653,7 @@ impl Table {
     pub(crate) fn get(&self, id: ConnId) -> Option<&Record> {
         self.records
             .get(id.index())
-            .filter(|record| record.id == id || planted(Canary::DroppedGeneration))
+            .filter(|record| record.id == id || planted(Bug::DroppedGeneration))
     }
 
     /// The record of `id`, unless that connection is gone.
@@ -661,7 +661,7 @@ impl Table {
     pub(crate) fn get_mut(&mut self, id: ConnId) -> Option<&mut Record> {
         self.records
             .get_mut(id.index())
-            .filter(|record| record.id == id || planted(Canary::DroppedGeneration))
+            .filter(|record| record.id == id || planted(Bug::DroppedGeneration))
     }
 
     /// The record in a place that is known to be filled.

@@ -8,7 +8,6 @@ use bytes::BytesMut;
 use super::{READ_BUDGET, Reactor};
 use crate::address::Address;
 use crate::backend::{Backend, Token};
-use crate::canary::{Canary, planted};
 use crate::config::{AtLimit, Config, ListenConfig, Refusal, SocketOptions};
 use crate::core::admission::{Bucket, ClientKey, Clients, Excess};
 use crate::core::budget::{Budget, ITEMS_PER_STEP, Step};
@@ -19,6 +18,7 @@ use crate::error::Error;
 use crate::handler::Handler;
 use crate::id::{AlarmId, ConnId, ListenerId, Origin};
 use crate::log::{LogLimiter, debug, error, warn};
+use crate::planted::{Bug, planted};
 use crate::state::Purpose;
 use crate::time::Instant;
 
@@ -374,7 +374,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
                         self.handle_accept_error(handler, index, fault, &error);
                         failures += 1;
                         // An error that "passes" but never does must not spin.
-                        if failures == ACCEPTS_PER_TURN && !planted(Canary::ShortageSpins) {
+                        if failures == ACCEPTS_PER_TURN && !planted(Bug::ShortageSpins) {
                             self.pause_accepting(&error);
                         }
                     }
@@ -497,7 +497,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             && let Some(clients) = &mut self.accepting.clients
             && let Err(excess) = clients.arrive(key, now)
         {
-            if excess == Excess::Rate || planted(Canary::HastyRefusal) {
+            if excess == Excess::Rate || planted(Bug::HastyRefusal) {
                 return Err(self.refuse_client(peer, excess));
             }
             // What it closed before it dialled may not have been read yet.
@@ -822,7 +822,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
                 unreachable!("{fault:?} is no error")
             }
             AcceptFault::Transient => debug!(%error, "a connection was lost while waiting"),
-            AcceptFault::Exhausted if planted(Canary::ShortageSpins) => {}
+            AcceptFault::Exhausted if planted(Bug::ShortageSpins) => {}
             AcceptFault::Exhausted => self.relieve_shortage(handler, error),
             AcceptFault::Dead => {
                 error!(%error, listener = %self.shared.listening_on[index], "a listener died");
@@ -892,7 +892,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
                 continue;
             };
             let token = Token::of_listener(ListenerId(index as u32));
-            if planted(Canary::AcceptNotRetried) {
+            if planted(Bug::AcceptNotRetried) {
                 listener.ready = false;
                 continue;
             }
@@ -924,7 +924,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// place, and the search for an idle one, if all are taken again, is limited by itself.
     fn note_room(&mut self) {
         let table = &self.shared.table;
-        let spare = if planted(Canary::LateRoom) { table.capacity() / 64 } else { 1 };
+        let spare = if planted(Bug::LateRoom) { table.capacity() / 64 } else { 1 };
         self.accepting.full &= table.counted() + spare > table.capacity();
         self.accepting.exempt_full &= table.is_full_for_exempt();
         self.accepting.recheck = true;

@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use super::Reactor;
 use crate::backend::Backend;
-use crate::canary::{Canary, planted};
 use crate::close::{CloseReason, Timeout};
 use crate::core::budget::Step;
 use crate::core::deadlines::{Deadline, Set};
@@ -14,6 +13,7 @@ use crate::core::table::RequestCheck;
 use crate::core::wheel::Key;
 use crate::handler::Handler;
 use crate::id::{AlarmId, ConnId};
+use crate::planted::{Bug, planted};
 use crate::state::{LoopState, Purpose};
 use crate::time::Instant;
 
@@ -139,10 +139,10 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             return None;
         }
         let mut now = *now;
-        if planted(Canary::LateFire) {
+        if planted(Bug::LateFire) {
             now = now - Duration::from_secs(60);
         }
-        if planted(Canary::EarlyFire) {
+        if planted(Bug::EarlyFire) {
             now += Duration::from_secs(3_600);
         }
         record.clocks.first_due(record.periods(profiles), now, served)
@@ -150,7 +150,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
 
     /// Lets the wheel come up again for the next deadline of a connection.
     fn rearm(&mut self, id: ConnId) {
-        if planted(Canary::SkippedRearm) {
+        if planted(Bug::SkippedRearm) {
             return;
         }
         let LoopState { table, profiles, .. } = &mut self.shared;

@@ -9,12 +9,12 @@
 
 use super::Reactor;
 use crate::backend::Backend;
-use crate::canary::{Canary, planted};
 use crate::close::Timeout;
 use crate::core::deadlines::{Deadline, check_pause};
 use crate::core::table::Delivery;
 use crate::handler::Handler;
 use crate::id::ConnId;
+use crate::planted::{Bug, planted};
 use crate::state::LoopState;
 use crate::time::Instant;
 
@@ -32,7 +32,7 @@ enum Verdict {
 impl<H: Handler, B: Backend> Reactor<H, B> {
     /// Bytes that a close could destroy: written to TCP, and not acknowledged by the peer.
     pub(super) fn undelivered(&mut self, id: ConnId) -> u64 {
-        if planted(Canary::TailCutOff) || self.shared.table.at(id.index()).peer.ip().is_none() {
+        if planted(Bug::TailCutOff) || self.shared.table.at(id.index()).peer.ip().is_none() {
             return 0;
         }
         match &self.slots[id.index()].stream {
@@ -123,7 +123,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let periods = record.periods(profiles);
         let (period, total) = (periods.of(deadline), periods.total(deadline));
         let end = since.after(total);
-        if end <= *now || planted(Canary::EarlyFire) {
+        if end <= *now || planted(Bug::EarlyFire) {
             return true;
         }
         let clock = now.before(period - period.min(end.nanos_since(*now))).before(1);

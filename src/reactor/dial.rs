@@ -6,7 +6,6 @@ use std::time::Duration;
 use super::Reactor;
 use crate::address::{Address, Target};
 use crate::backend::{Backend, Token};
-use crate::canary::{Canary, planted};
 use crate::close::{CloseReason, Timeout};
 use crate::core::budget::Step;
 use crate::core::deadlines::Deadline;
@@ -16,6 +15,7 @@ use crate::core::table::DialState;
 use crate::handler::Handler;
 use crate::id::ConnId;
 use crate::log::debug;
+use crate::planted::{Bug, planted};
 use crate::state::Purpose;
 
 /// The pauses before an attempt on a full backlog is repeated: they begin short, as a server that is
@@ -30,7 +30,7 @@ const RETRY_MAX: Duration = Duration::from_millis(500);
 fn is_backlog_full(address: &Address, error: &io::Error) -> bool {
     address.path().is_some()
         && error.kind() == ErrorKind::WouldBlock
-        && !planted(Canary::DialNotRetried)
+        && !planted(Bug::DialNotRetried)
 }
 
 impl<H: Handler, B: Backend> Reactor<H, B> {

@@ -7,13 +7,13 @@ use bytes::BytesMut;
 
 use super::{Reactor, Slot};
 use crate::backend::Backend;
-use crate::canary::{Canary, planted};
 use crate::close::CloseReason;
 use crate::conn::{Conn, Context};
 use crate::core::flags::Flags;
 use crate::handler::Handler;
 use crate::id::ConnId;
 use crate::log::error;
+use crate::planted::{Bug, planted};
 use crate::state::LoopState;
 use crate::unwind::{catch, discard};
 
@@ -192,7 +192,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     fn send_spilled(&mut self, id: ConnId) {
         self.flush(id);
         // The caller may find nothing else changed, and settle nothing.
-        if !planted(Canary::StaleAccount) {
+        if !planted(Bug::StaleAccount) {
             self.account(id);
         }
     }

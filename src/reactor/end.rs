@@ -4,12 +4,12 @@ use std::{error, fmt, io};
 
 use super::{Reactor, Report};
 use crate::backend::Backend;
-use crate::canary::{Canary, planted};
 use crate::close::CloseReason;
 use crate::core::flags::{ColdFlags, Flags};
 use crate::error::Error;
 use crate::handler::Handler;
 use crate::log::warn;
+use crate::planted::{Bug, planted};
 
 use crate::unwind::drop_caught;
 
@@ -53,7 +53,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// Ends every connection at once and gives every live session its last callbacks. No budget
     /// bounds it: there is no next turn.
     pub(super) fn end_all(&mut self, handler: &mut H) {
-        if planted(Canary::LostSessions) {
+        if planted(Bug::LostSessions) {
             return;
         }
         let _turning = self.mailbox.begin_turn();

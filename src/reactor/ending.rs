@@ -4,7 +4,6 @@ use super::Reactor;
 use super::accept::see_off;
 use crate::address::Address;
 use crate::backend::{Backend, Token};
-use crate::canary::{Canary, planted};
 use crate::close::CloseMode;
 use crate::close::{CloseReason, Closed, Timeout};
 use crate::core::budget;
@@ -14,6 +13,7 @@ use crate::core::table::Record;
 use crate::handler::Handler;
 use crate::id::ConnId;
 use crate::log::debug;
+use crate::planted::{Bug, planted};
 
 impl<H: Handler, B: Backend> Reactor<H, B> {
     /// Any open state → [`State::Closing`], for `reason`, which is final.
@@ -178,22 +178,22 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
                 slot.input = bytes::BytesMut::new();
             }
             if let Some(mut stream) = slot.stream.take() {
-                if planted(Canary::LeakedDescriptor) {
+                if planted(Bug::LeakedDescriptor) {
                     std::mem::forget(stream);
                     continue;
                 }
-                if unseen && !planted(Canary::NoShutdownBeforeClose) {
+                if unseen && !planted(Bug::NoShutdownBeforeClose) {
                     // It fails if the peer is gone.
                     let _ = self.backend.shut_down(&mut stream);
                 }
                 self.backend.close(stream, reset);
-            } else if !planted(Canary::LookupNotCancelled) {
+            } else if !planted(Bug::LookupNotCancelled) {
                 // Its name may still be looked up.
                 self.backend.cancel_resolve(Token::of_conn(*id));
             }
         }
         for id in &reaped[..done] {
-            if planted(Canary::LeakedSlot) {
+            if planted(Bug::LeakedSlot) {
                 continue;
             }
             self.shared.remove(*id);

@@ -8,7 +8,6 @@ use tracing::Level;
 use super::dispatch::{Delivery, call_data};
 use super::{READ_BUDGET, Reactor, refresh_now_if_stale};
 use crate::backend::Backend;
-use crate::canary::{Canary, planted};
 use crate::close::{CloseReason, OsError};
 use crate::core::deadlines::Deadline;
 use crate::core::flags::{ColdFlags, Flags};
@@ -18,6 +17,7 @@ use crate::core::table::Record;
 use crate::handler::Handler;
 use crate::id::ConnId;
 use crate::log::{hears, trace};
+use crate::planted::{Bug, planted};
 use crate::state::LoopState;
 use crate::time::Instant;
 
@@ -141,7 +141,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             own = make_room_behind(read_buffer, &mut slot.input, room);
             room = room.min(read_buffer.capacity() - read_buffer.len());
         }
-        let read = if planted(Canary::UnreadBeforeEofLost) && record.flags.has(Flags::HANGUP) {
+        let read = if planted(Bug::UnreadBeforeEofLost) && record.flags.has(Flags::HANGUP) {
             Ok(0)
         } else {
             backend.read(stream, read_buffer, room)
@@ -267,7 +267,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             && record.output.len() <= self.shared.bounds.watermarks.low()
         {
             record.flags.remove(Flags::CONGESTED.and(Flags::PAUSED_BY_OUTPUT));
-            if !planted(Canary::WatermarkEdgeLost) {
+            if !planted(Bug::WatermarkEdgeLost) {
                 record.flags.insert(Flags::CALLBACK_DUE);
             }
             if record.cold_flags.has(ColdFlags::IS_SINK) {
@@ -311,7 +311,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     #[cold]
     pub(super) fn lose_peer(&mut self, handler: &mut H, id: ConnId) {
         let record = self.shared.table.at(id.index());
-        if !record.flags.has(Flags::FIN) && !planted(Canary::GonePeerKept) {
+        if !record.flags.has(Flags::FIN) && !planted(Bug::GonePeerKept) {
             record.cold_mut().peer_gone = true;
         }
         self.note_lost_peer(id);
@@ -460,7 +460,7 @@ fn send_scratch<B: Backend>(
         taken = note_write(backend, record, scratch.len(), result, now, counters, log);
     }
     if taken < scratch.len() {
-        let again = usize::from(planted(Canary::ShortWriteDoubled) && taken > 0);
+        let again = usize::from(planted(Bug::ShortWriteDoubled) && taken > 0);
         record.output.push_copy(&scratch[taken - again..]);
     }
     scratch.clear();
@@ -491,7 +491,7 @@ fn count_part(record: &mut Record, consumed: bool, now: Instant) -> bool {
 
 #[inline(always)]
 fn count_whole(record: &mut Record) -> bool {
-    let counts = !record.flags.has(Flags::NOT_COUNTED) || planted(Canary::InputCounted);
+    let counts = !record.flags.has(Flags::NOT_COUNTED) || planted(Bug::InputCounted);
     if counts {
         record.requests = record.requests.wrapping_add(1);
     }
@@ -518,13 +518,13 @@ fn handle_read_error(record: &mut Record, error: &io::Error) -> Read {
         say_read_error(record.id, error);
     }
     match Failure::of(error) {
-        Failure::WouldBlock
-            if planted(Canary::EndlessReading) && record.state() != State::Closing => {}
+        Failure::WouldBlock if planted(Bug::EndlessReading) && record.state() != State::Closing => {
+        }
         Failure::WouldBlock => {
             record.flags.remove(Flags::MAY_READ);
         }
         Failure::Interrupted => return Read::More,
-        _ if planted(Canary::SwallowedReset) => record.flags.remove(Flags::READ_READY),
+        _ if planted(Bug::SwallowedReset) => record.flags.remove(Flags::READ_READY),
         failure => {
             record.flags.remove(Flags::READ_READY);
             record.request_close(failure.reason(error));

@@ -7,12 +7,12 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::{fmt, mem, ptr};
 
 use crate::backend::Wake;
-use crate::canary::{Canary, planted};
 use crate::conn::{Conn, Context};
 use crate::core::stats::{Counters, Stats};
 use crate::error::PostError;
 use crate::handler::Handler;
 use crate::id::ConnId;
+use crate::planted::{Bug, planted};
 use crate::unwind::drop_caught;
 
 /// What is posted to the reactor.
@@ -172,7 +172,7 @@ impl<H: Handler> Mailbox<H> {
         let room = *waiting > 0 && others.len() < self.capacity;
         let left = !queues.is_empty();
         self.pending.store(left, Ordering::Release);
-        self.due.store(left && !planted(Canary::LeftTasks), Ordering::Release);
+        self.due.store(left && !planted(Bug::LeftTasks), Ordering::Release);
         drop(queues);
         if room {
             self.room.notify_all();
@@ -208,9 +208,7 @@ impl<H: Handler> Mailbox<H> {
     /// Whether a closure of `poster` finds room.
     fn has_room(&self, queues: &Queues<H>, poster: Poster, wait: bool) -> bool {
         match poster {
-            Poster::Itself => {
-                queues.own.len() < self.capacity || planted(Canary::UnboundedOwnPosts)
-            }
+            Poster::Itself => queues.own.len() < self.capacity || planted(Bug::UnboundedOwnPosts),
             Poster::Maker if wait => true,
             Poster::Maker | Poster::Reactor | Poster::Thread => queues.others.len() < self.capacity,
         }
@@ -236,13 +234,13 @@ impl<H: Handler> Mailbox<H> {
             queues.own.push_back((number, task));
             self.pending.store(true, Ordering::Release);
             // The reactor is awake, and sees this before it waits.
-            self.due.store(!planted(Canary::LeftTasks), Ordering::Release);
+            self.due.store(!planted(Bug::LeftTasks), Ordering::Release);
             return Ok(());
         }
         queues.others.push_back((number, task));
         let first = !self.pending.swap(true, Ordering::AcqRel);
         // Under the lock, so that no other post relies on a wake-up that has yet to fail.
-        if first && !planted(Canary::LostWake) && self.waker.wake().is_err() {
+        if first && !planted(Bug::LostWake) && self.waker.wake().is_err() {
             // It must not run after its sender was told that it does not.
             let unsent = queues.others.pop_back();
             self.pending.store(!queues.is_empty(), Ordering::Release);

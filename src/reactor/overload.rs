@@ -9,7 +9,6 @@ use bytes::BytesMut;
 
 use super::Reactor;
 use crate::backend::Backend;
-use crate::canary::{Canary, planted};
 use crate::close::CloseReason;
 use crate::config::AtLimit;
 use crate::core::deadlines::Deadline;
@@ -20,6 +19,7 @@ use crate::core::table::Cursor;
 use crate::handler::Handler;
 use crate::id::{AlarmId, ConnId};
 use crate::log::{LogLimiter, debug, warn};
+use crate::planted::{Bug, planted};
 use crate::state::{LoopState, Purpose, TICK};
 use crate::time::{Instant, nanos};
 
@@ -139,7 +139,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let buffered = self.shared.buffered();
         let bounds = &self.shared.bounds;
         let waits = !self.shared.dirty.is_empty() && buffered <= bounds.buffered_all;
-        if buffered > bounds.buffered_max && (!waits || planted(Canary::ShedUnsent)) {
+        if buffered > bounds.buffered_max && (!waits || planted(Bug::ShedUnsent)) {
             self.shed();
         }
     }

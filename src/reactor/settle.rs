@@ -4,7 +4,6 @@
 use super::io::Read;
 use super::{Reactor, Slot};
 use crate::backend::Backend;
-use crate::canary::{Canary, planted};
 use crate::close::CloseMode;
 use crate::close::CloseReason;
 use crate::core::deadlines::{Deadline, DeadlineInputs, Set};
@@ -13,6 +12,7 @@ use crate::core::lifecycle::{State, Step};
 use crate::core::table::Record;
 use crate::handler::Handler;
 use crate::id::ConnId;
+use crate::planted::{Bug, planted};
 use crate::state::LoopState;
 
 impl<H: Handler, B: Backend> Reactor<H, B> {
@@ -149,10 +149,10 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             State::Connecting | State::Closing | State::Closed => false,
         };
         let restless = restless || record.flags.has(Flags::CLOSE_REQUESTED);
-        let queues = record.has_work() && !planted(Canary::LostReadyFlag);
+        let queues = record.has_work() && !planted(Bug::LostReadyFlag);
         if queues && !record.flags.has(Flags::QUEUED_READY) {
             record.flags.insert(Flags::QUEUED_READY);
-            if !planted(Canary::UnqueuedWork) {
+            if !planted(Bug::UnqueuedWork) {
                 self.shared.ready.push(id);
             }
         }

@@ -4,9 +4,9 @@ use std::cmp::Reverse;
 use std::time::Duration;
 
 use super::LoopState;
-use crate::canary::{Canary, planted};
 use crate::core::wheel::Key;
 use crate::id::{AlarmId, ConnId};
+use crate::planted::{Bug, planted};
 use crate::time::Instant;
 
 /// The wheel's resolution.
@@ -115,7 +115,7 @@ impl LoopState {
         if let Some(alarm) = self.alarms.get(index as usize) {
             debug_assert!(alarm.at <= self.now, "an alarm comes up early");
             let serial = alarm.serial;
-            let order = if planted(Canary::AlarmsUnordered) { Instant::EPOCH } else { alarm.at };
+            let order = if planted(Bug::AlarmsUnordered) { Instant::EPOCH } else { alarm.at };
             self.due_alarms.push(Reverse((order, serial, index)));
         }
     }

@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 
 use super::LoopState;
-use crate::canary::{Canary, planted};
 use crate::core::flags::Flags;
 use crate::id::ConnId;
+use crate::planted::{Bug, planted};
 
 /// Entries of the journal for which its memory is kept from one callback to the next.
 pub(super) const JOURNAL_KEPT: usize = 1_024;
@@ -76,7 +76,7 @@ impl LoopState {
                     let lost = record.output.len().saturating_sub(queued);
                     self.change_output(id, |output| output.truncate(queued));
                     self.count_dropped(id, lost);
-                    if !congested && !planted(Canary::CongestedForEver) {
+                    if !congested && !planted(Bug::CongestedForEver) {
                         self.end_congestion(id);
                     }
                 }

@@ -21,7 +21,6 @@ pub(crate) use self::alarms::{Purpose, TICK};
 use self::journal::{Entry, JOURNAL_KEPT};
 use self::writing::SCRATCH_MAX;
 use crate::address::{Address, Target};
-use crate::canary::{Canary, planted};
 use crate::config::{Config, Watermarks};
 use crate::core::budget::Step;
 use crate::core::deadlines::{Deadline, Durations};
@@ -36,6 +35,7 @@ use crate::core::wheel::{Key, Wheel};
 use crate::error::ConnectError;
 use crate::id::{ConnId, Origin};
 use crate::log::LogLimiter;
+use crate::planted::{Bug, planted};
 use crate::time::{Instant, nanos};
 
 /// Tables with fewer places know no pressure of connections.
@@ -230,7 +230,7 @@ impl LoopState {
     /// Frees the place of a connection; nothing is left that names it.
     #[inline(always)]
     pub(crate) fn remove(&mut self, id: ConnId) {
-        if !planted(Canary::LeftEntry) {
+        if !planted(Bug::LeftEntry) {
             self.wheel.cancel(Key::Conn(id.index() as u32));
         }
         self.end_feeding(id);

@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use super::LoopState;
-use crate::canary::{Canary, planted};
 use crate::core::budget::Step;
 use crate::id::ConnId;
 use crate::log::warn;
+use crate::planted::{Bug, planted};
 use crate::time::{Instant, nanos};
 
 /// A turn of so many nanoseconds is long, and counted.
@@ -23,7 +23,7 @@ impl LoopState {
         now: Instant,
         step: Duration,
     ) {
-        let from = if planted(Canary::LastCallbackBlamed) { self.now } else { self.seen };
+        let from = if planted(Bug::LastCallbackBlamed) { self.now } else { self.seen };
         let most = now.nanos_since(from);
         let least = most.saturating_sub(nanos(step));
         self.advance_now(now);

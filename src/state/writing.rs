@@ -3,12 +3,12 @@
 use bytes::Bytes;
 
 use super::LoopState;
-use crate::canary::{Canary, planted};
 use crate::close::CloseReason;
 use crate::core::flags::{ColdFlags, Flags};
 use crate::core::output::Output;
 use crate::core::share::Shared;
 use crate::id::ConnId;
+use crate::planted::{Bug, planted};
 
 /// How much a callback may write before it moves from the loop's buffer to the connection.
 pub(super) const SCRATCH_MAX: usize = 64 * 1024;
@@ -84,7 +84,7 @@ impl LoopState {
     #[inline(never)]
     fn may_write(&mut self, id: ConnId, len: usize) -> bool {
         let queued = self.queued(id);
-        let full = queued >= self.bounds.output_max && !planted(Canary::NoOutputLimit);
+        let full = queued >= self.bounds.output_max && !planted(Bug::NoOutputLimit);
         let too_much = self.buffered() > self.bounds.buffered_all;
         let record = self.table.at(id.index());
         if !record.takes_writes() || full {

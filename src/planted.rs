@@ -1,12 +1,12 @@
 //! Known bugs that a test can plant, to see that the checks of simulated runs find them.
 //!
-//! Without the feature `canary` none of this is compiled into anything: [`planted`] is a constant.
+//! Without the feature `planted-bugs` none of this is compiled into anything: [`planted`] is a constant.
 
-#![cfg_attr(not(feature = "canary"), allow(unreachable_pub))]
+#![cfg_attr(not(feature = "planted-bugs"), allow(unreachable_pub))]
 
 /// A bug.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Canary {
+pub enum Bug {
     /// Whatever deadline runs is served whenever the wheel comes up.
     EarlyFire,
     /// An entry that came up early is not placed again.
@@ -87,26 +87,26 @@ pub enum Canary {
     LeftTasks,
 }
 
-#[cfg(feature = "canary")]
+#[cfg(feature = "planted-bugs")]
 thread_local! {
-    static PLANTED: std::cell::Cell<Option<Canary>> = const { std::cell::Cell::new(None) };
+    static PLANTED: std::cell::Cell<Option<Bug>> = const { std::cell::Cell::new(None) };
 }
 
 /// Plants a bug for this thread, in place of another.
-#[cfg(feature = "canary")]
-pub fn plant(canary: Option<Canary>) {
-    PLANTED.set(canary);
+#[cfg(feature = "planted-bugs")]
+pub fn plant(bug: Option<Bug>) {
+    PLANTED.set(bug);
 }
 
 /// Whether this bug is planted.
-#[cfg(feature = "canary")]
-pub(crate) fn planted(canary: Canary) -> bool {
-    PLANTED.get() == Some(canary)
+#[cfg(feature = "planted-bugs")]
+pub(crate) fn planted(bug: Bug) -> bool {
+    PLANTED.get() == Some(bug)
 }
 
 /// Whether this bug is planted.
-#[cfg(not(feature = "canary"))]
+#[cfg(not(feature = "planted-bugs"))]
 #[inline(always)]
-pub(crate) const fn planted(_: Canary) -> bool {
+pub(crate) const fn planted(_: Bug) -> bool {
     false
 }

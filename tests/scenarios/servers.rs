@@ -16,7 +16,7 @@ use wheelhouse::{Address, AtLimit, Config, Handle, Handler, ListenConfig, Rate, 
 
 use self::large::Large;
 use crate::peers::{let_peers_loose, words};
-use crate::zoo::{Echo, Keeper};
+use crate::scenarios::{Echo, Keeper};
 
 const fn secs(secs: u64) -> Duration {
     Duration::from_secs(secs)
@@ -73,7 +73,7 @@ pub(crate) fn echo(sim: &mut Sim) {
 }
 
 /// A handler that does everything, and peers that do too.
-pub(crate) fn zoo(sim: &mut Sim) {
+pub(crate) fn everything(sim: &mut Sim) {
     let mut random = sim.random();
     let upstream = sim.serve("10.0.0.2:80", Config::default(), Echo);
     sim.set_name("upstream", vec![upstream.address()], Duration::from_millis(random.below(3_000)));
@@ -389,7 +389,7 @@ impl Subscriber for Flaky {
 /// Everything happens while the log cannot be written at times.
 pub(crate) fn flaky_log(sim: &mut Sim) {
     let mut random = sim.random();
-    let scenario = *random.pick(&[echo, zoo, shutdown]);
+    let scenario = *random.pick(&[echo, everything, shutdown]);
     let level = *random.pick(&[LevelFilter::INFO, LevelFilter::DEBUG, LevelFilter::TRACE]);
     log_flakily(sim, level, scenario);
 }
