@@ -27,9 +27,10 @@ pub(crate) enum CloseMode {
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 #[non_exhaustive]
 pub enum Fault {
-    /// Of none: a connection came to its end as planned.
+    /// Of none: the connection came to its end as planned, or the server stops.
     None,
-    /// The peer's, or the network's between: it was late, left, or could not be reached.
+    /// The peer's, or the network's between: it was late, left, or could not be reached. A dial that
+    /// fails counts here, whatever the system's error.
     Peer,
     /// The handler's: it broke off, panicked, owed a reply for too long, or let bytes pile up.
     Handler,
@@ -145,7 +146,7 @@ reasons! {
     /// reactor.
     HardStop: "hard_stop", Reset, None, "hard stop of a shutdown";
     /// The handler left [`Limits::input_max`](crate::Limits::input_max) bytes unread.
-    InputLimit: "input_limit", Reset, Peer, "too much unread input";
+    InputLimit: "input_limit", Reset, Handler, "too much unread input";
     /// A system call on the socket failed in a way that is neither end nor reset.
     Io(cause: OsError): "io_error", Drop, System, "socket error";
     /// The connection served [`Limits::requests_max`](crate::Limits::requests_max) requests.
@@ -342,6 +343,16 @@ mod tests {
         assert_eq!(count(CloseMode::Close), 4);
         assert_eq!(count(CloseMode::Drop), 4);
         assert_eq!(count(CloseMode::Reset), 7);
+    }
+
+    #[test]
+    fn every_reason_has_its_fault() {
+        let count = |fault| all().filter(|reason| reason.fault() == fault).count();
+        assert_eq!(CloseReason::HandlerPanic.fault(), Fault::Handler);
+        assert_eq!(CloseReason::Timeout(Timeout::Response).fault(), Fault::Handler);
+        assert_eq!(CloseReason::Timeout(Timeout::Request).fault(), Fault::Peer);
+        assert_eq!(count(Fault::Load), 3);
+        assert_eq!(count(Fault::System), 1);
     }
 
     #[test]

@@ -302,7 +302,8 @@ impl Conn<'_> {
     }
 
     /// Counts a request whose reply is written at once: [`begin_request`](Conn::begin_request) and
-    /// [`end_request`](Conn::end_request) in one.
+    /// [`end_request`](Conn::end_request) in one. Whether the connection stays is
+    /// [decided](Conn::decide_keep_alive) before it: afterwards the request is counted already.
     pub fn count_request(&mut self) {
         self.begin_request();
         self.end_request();
@@ -332,7 +333,7 @@ impl Conn<'_> {
     /// # Panics
     ///
     /// In debug builds, if the connection is idle: there is no request to decide about. In release
-    /// builds the answer is given then, and ends nothing.
+    /// builds the answer is given then, and is not final: nothing is closed for it.
     #[must_use = "the decision may close the connection after this request"]
     pub fn decide_keep_alive(&mut self, unread: usize) -> KeepAlive {
         if self.is_closing() || self.record().flags.has(Flags::EOF) {

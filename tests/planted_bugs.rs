@@ -500,13 +500,13 @@ fn a_drain_that_is_not_told_is_noticed() {
 
 #[test]
 fn a_letter_that_wakes_nobody_is_noticed() {
-    must_catch(Bug::LostWake, "the letter was opened", |sim| {
+    must_catch(Bug::LostWake, "the task was run", |sim| {
         let server = serve(sim);
         sim.settle();
         let (sender, receiver) = std::sync::mpsc::channel();
         server.handle().post(move |_, _| sender.send(()).unwrap()).unwrap();
         sim.advance(secs(1));
-        receiver.try_recv().expect("the letter was opened");
+        receiver.try_recv().expect("the task was run");
     });
 }
 

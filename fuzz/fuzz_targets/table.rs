@@ -43,7 +43,7 @@ mod unwind;
 use crate::address::Address;
 use crate::close::CloseReason;
 use crate::core::deadlines::DeadlineInputs;
-use crate::core::flags::Flags;
+use crate::core::flags::{ColdFlags, Flags};
 use crate::core::lifecycle::{State, Step};
 use crate::core::table::{NewConn, Record, Table};
 use crate::id::{ConnId, ListenerId, Origin};
@@ -199,10 +199,10 @@ impl Beside {
 /// A connection inherits nothing from the one that had its place.
 fn expect_fresh(record: &Record, is_inbound: bool, owner: Option<ConnId>, mark: u64) {
     let flags = if is_inbound { Flags::INBOUND } else { Flags::default() };
-    assert_eq!(record.flags, flags);
+    assert_eq!((record.flags, record.cold_flags), (flags, ColdFlags::default()));
     assert_eq!(record.state(), State::Connecting);
     assert_eq!(record.cold().and_then(|cold| cold.owner), owner);
-    assert!(record.cold().is_none_or(|cold| cold.sink.is_none()));
+    assert!(record.cold().is_none_or(|cold| cold.sink.is_none() && cold.broken.is_none()));
     assert!(record.output.is_empty());
     assert_eq!(record.clocks.facts(), DeadlineInputs::default());
     assert_eq!(record.opened_at, Instant::from_nanos(mark));
@@ -214,6 +214,7 @@ fn expect_fresh(record: &Record, is_inbound: bool, owner: Option<ConnId>, mark: 
 /// Leaves a mark wherever a successor could find it.
 fn soil(record: &mut Record, mark: u64) {
     record.flags.insert(Flags::DIRTY.and(Flags::READ_READY));
+    record.cold_flags.insert(ColdFlags::IS_SINK.and(ColdFlags::LINGERING));
     record.step(Step::Establish);
     record.clocks.update(record.facts(), Instant::from_nanos(mark));
     record.owed = 1;

@@ -234,7 +234,7 @@ impl Backend for Os {
     }
 
     fn now_unix(&mut self) -> Duration {
-        Duration::from_nanos(sys::nanos(sys::Clock::Wall))
+        sys::unix_time()
     }
 
     fn entropy(&mut self) -> u64 {

@@ -258,15 +258,12 @@ pub(super) fn try_lock(fd: BorrowedFd<'_>) -> io::Result<bool> {
 pub(super) enum Clock {
     Precise,
     Coarse,
-    /// CLOCK_REALTIME: since 1970.
-    Wall,
 }
 
 impl Clock {
     const fn id(self) -> libc::clockid_t {
         match self {
             Self::Precise => libc::CLOCK_MONOTONIC,
-            Self::Wall => libc::CLOCK_REALTIME,
             #[cfg(any(target_os = "android", target_os = "linux"))]
             Self::Coarse => libc::CLOCK_MONOTONIC_COARSE,
             #[cfg(not(any(target_os = "android", target_os = "linux")))]
@@ -283,7 +280,16 @@ pub(super) fn resolution(clock: Clock) -> Duration {
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
-/// Nanoseconds of a clock. The monotonic ones have an arbitrary start, which both share.
+/// The wall clock: the time since 1970, or none before that.
+pub(super) fn unix_time() -> Duration {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `time` is writable, and the call cannot fail for a clock that exists.
+    unsafe { libc::clock_gettime(libc::CLOCK_REALTIME, &raw mut time) };
+    u64::try_from(time.tv_sec)
+        .map_or(Duration::ZERO, |seconds| Duration::new(seconds, time.tv_nsec as u32))
+}
+
+/// Nanoseconds of a monotonic clock with an arbitrary start; both clocks share it.
 pub(super) fn nanos(clock: Clock) -> u64 {
     let id = clock.id();
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };

@@ -20,7 +20,7 @@ use crate::time::nanos;
 /// The pressure on the loop is the greatest of three shares: connections of those there may be
 /// (where that are 64 or more), buffered bytes of `buffered_max`, and the average length of a turn
 /// of `lag_max`. From 80 % on idle connections may stay for less long, linearly down to a second at
-/// 95 %; from 90 % on [`Conn::decide_keep_alive`](crate::Conn::decide_keep_alive) says no; from
+/// 95 %; from 90 % on [`Conn::decide_keep_alive`](crate::Conn::decide_keep_alive) decides to close; from
 /// 95 % on those that have been idle longest are evicted, whatever their age. It is checked ten times
 /// a second. None is evicted, and idle times stay as they are, where `at_limit` is another than
 /// [`AtLimit::EvictIdle`]. Exempt connections are beside all of it.

@@ -104,13 +104,17 @@ impl Timeouts {
 
     /// For servers whose clients keep connections in pools. A pool opens connections before it has
     /// requests for them, and leaves them unused for minutes; one that is closed under it costs the
-    /// client a failed request. So a connection may say nothing for 15 minutes, at first and between
-    /// requests: a pool that retires connections of its own accord, as HikariCP does after 10 minutes,
-    /// is always the one that closes. A peer that vanished meanwhile is found by
+    /// client a failed request. So a connection may say nothing for 35 minutes, at first and between
+    /// requests: longer than the 30 minutes after which pools commonly retire a connection, so that it
+    /// is the pool that closes. A peer that vanished meanwhile is found by
     /// [`SocketOptions::keepalive`](crate::SocketOptions::keepalive), or by
     /// [`ping_after`](Self::ping_after) where the protocol has a question to ask.
+    ///
+    /// A connection that has not said anything is not evicted at a limit, so strangers can hold places
+    /// for that long: such a server is for a network of known clients, or limits
+    /// [each client](crate::Limits::clients).
     pub fn for_pooled_clients() -> Self {
-        Self { first_byte: minutes(15), idle: minutes(15), ..Self::default() }
+        Self { first_byte: minutes(35), idle: minutes(35), ..Self::default() }
     }
 
     /// For relays that pass bytes through ([`Conn::tunnel`](crate::Conn::tunnel)). After the FIN of one

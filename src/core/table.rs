@@ -742,7 +742,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_table_gives_the_birth_back() {
+    fn a_full_table_gives_the_new_connection_back() {
         let mut table = Table::new(1);
         table.insert(new_conn()).unwrap();
         assert!(table.insert(new_conn()).is_err());

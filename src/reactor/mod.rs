@@ -381,6 +381,9 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// The whole loop between turns: to dial or set alarms before the first one.
     pub fn context(&mut self) -> Context<'_> {
         self.refresh_now();
+        if self.shared.now >= self.wall_due {
+            self.read_wall_clock();
+        }
         Context { shared: &mut self.shared }
     }
 
@@ -480,6 +483,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     fn start(&mut self, handler: &mut H) -> std::io::Result<()> {
         self.has_started = true;
         self.refresh_now();
+        // What passed since the reactor was made is not the callback's.
+        self.shared.seen = self.shared.now;
         self.read_wall_clock();
         self.call_loop("on_start", |cx| handler.on_start(cx));
         // A panic there stops the reactor before it waits for anything.

@@ -23,7 +23,7 @@ behaviours! {
         who_yields_is_called_again_after_the_others
         who_yields_with_nothing_left_is_not_called
         who_yields_is_not_read_until_its_next_call
-        who_awaits_input_is_not_idle
+        a_connection_that_expects_input_is_not_idle
         an_empty_write_sends_nothing
         a_write_above_the_mark_drains_even_if_it_leaves_at_once
         feeding_who_is_gone_holds_nobody
@@ -498,7 +498,7 @@ fn who_yields_is_not_read_until_its_next_call<W: World>(world: &mut W) {
     scene.expect_service();
 }
 
-fn who_awaits_input_is_not_idle<W: World>(world: &mut W) {
+fn a_connection_that_expects_input_is_not_idle<W: World>(world: &mut W) {
     // A body is taken as it comes, until a full stop.
     let script = Script::echo().when_data(|conn, _, input| {
         let last = input.ends_with(b".");

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use wheelhouse::sim::Sim;
-use wheelhouse::{AlarmId, Config, Conn, Context, Handler};
+use wheelhouse::{AlarmId, Config, Conn, Context, Handler, Reactor};
 
 use crate::worlds::{SERVER, millis, secs, world};
 
@@ -56,6 +56,41 @@ fn a_handler_starts_although_nothing_happens() {
     let server = sim.serve(SERVER, Config::default(), Diary::default());
     sim.settle();
     assert_eq!(server.with(|diary, _| diary.0.clone()), [("start", NEW_YEAR)]);
+}
+
+/// What passed since the reactor was made is not the callback's.
+#[test]
+fn a_handler_that_starts_late_is_not_blamed_for_the_time_before() {
+    struct Slow(Box<dyn Fn(Duration)>);
+
+    impl Handler for Slow {
+        type Session = ();
+
+        fn on_start(&mut self, _: &mut Context<'_>) {
+            (self.0)(millis(14));
+        }
+
+        fn on_open(&mut self, _: &mut Conn<'_>) -> Option<()> {
+            None
+        }
+
+        fn on_data(&mut self, _: &mut Conn<'_>, _: &mut (), _: &mut BytesMut) {}
+    }
+
+    let mut sim = world(1);
+    let (host, stall) = (sim.host("10.0.0.1"), sim.stall());
+    let mut reactor = Reactor::with_backend(Config::default(), host).unwrap();
+    sim.advance(millis(1_500));
+    reactor.turn(&mut Slow(Box::new(stall)), Some(Duration::ZERO)).unwrap();
+    assert_eq!(reactor.handle().stats().stalls, 0);
+}
+
+#[test]
+fn the_wall_clock_is_there_before_the_first_turn() {
+    let mut sim = world(1);
+    let mut reactor =
+        Reactor::<Diary, _>::with_backend(Config::default(), sim.host("10.0.0.1")).unwrap();
+    assert_eq!(reactor.context().now_unix(), NEW_YEAR);
 }
 
 #[test]
