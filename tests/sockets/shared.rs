@@ -17,6 +17,10 @@ use crate::{any, flags, millis};
 /// How long an answer may take before it counts as missing.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// How long a connection may be idle: its descriptor is found meanwhile, among those of thousands of
+/// connections that other tests have left in TIME_WAIT.
+const IDLE: Duration = Duration::from_secs(1);
+
 /// A second descriptor of what `fd` refers to, as another process would have after fork(2).
 fn duplicate(fd: RawFd) -> OwnedFd {
     // SAFETY: dup(2) returns a descriptor that nothing else owns, or -1, which is checked.
@@ -46,13 +50,10 @@ fn find_socket(local: SocketAddr, remote: SocketAddr) -> RawFd {
         }
         SocketAddr::V6(_) => panic!("IPv4 only"),
     };
+    let ends = format!(" {} {} ", hex(local), hex(remote));
     let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
-    let inode = table
-        .lines()
-        .map(|line| line.split_whitespace().collect::<Vec<_>>())
-        .find(|row| row[1] == hex(local) && row[2] == hex(remote))
-        .map(|row| format!("socket:[{}]", row[9]))
-        .expect("the socket is listed");
+    let row = table.lines().find(|line| line.contains(&ends)).expect("the socket is listed");
+    let inode = format!("socket:[{}]", row.split_whitespace().nth(9).expect("an inode"));
     let mut entries = std::fs::read_dir("/proc/self/fd").unwrap().map(Result::unwrap);
     let entry = entries
         .find(|entry| std::fs::read_link(entry.path()).is_ok_and(|to| to.to_str() == Some(&inode)))
@@ -193,7 +194,7 @@ fn an_adopted_listener_that_is_made_blocking_is_mended_before_it_is_accepted_fro
 #[test]
 fn a_connection_that_is_made_blocking_parks_nothing() {
     let mut config = limited();
-    config.timeouts.idle = Some(millis(50));
+    config.timeouts.idle = Some(IDLE);
     let server = Running::start(config, None);
     // The reactor reads once more before an idle deadline ends a connection.
     let (mut idle, fd) = server.enter();
@@ -214,7 +215,7 @@ fn a_connection_that_is_made_blocking_parks_nothing() {
 #[test]
 fn a_peer_sees_the_end_of_a_duplicated_connection() {
     let mut config = limited();
-    config.timeouts.idle = Some(millis(50));
+    config.timeouts.idle = Some(IDLE);
     let server = Running::start(config, None);
     let (mut client, fd) = server.enter();
     let _held = duplicate(fd);
