@@ -34,7 +34,7 @@ pub enum Fault {
     Peer,
     /// The handler's: it broke off, panicked, owed a reply for too long, or let bytes pile up.
     Handler,
-    /// The load's: the connection made way for others.
+    /// The load's: the connection was evicted, or ended, to leave room for others.
     Load,
     /// The system's: a call failed for a reason of its own.
     System,

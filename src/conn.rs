@@ -320,7 +320,7 @@ impl Conn<'_> {
     /// [overloaded](crate::Limits#overload). A protocol that can announce the end
     /// (`Connection: close`) asks before it writes that reply, once for each request that is whole.
     ///
-    /// [`KeepAlive::Close`] is final, because the peer may have been told: the reactor closes the
+    /// [`KeepAlive::Close`] is final, because a reply may announce it: the reactor closes the
     /// connection after the current request, and serves nothing that came after it, even if the reason
     /// has passed by then. A dialled connection is not bound by a shutdown, and neither is one of an
     /// [exempt](crate::ListenConfig::exempt) listener.

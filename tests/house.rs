@@ -66,12 +66,17 @@ fn code_of(text: &str) -> String {
             skipped = Some(indent);
             continue;
         }
-        let line = line.split("//").next().unwrap_or(line);
+        // A quotation mark in quotes begins no string.
+        let line = line.replace("'\"'", "");
         let mut in_string = false;
-        code.extend(line.chars().filter(|letter| {
-            in_string ^= *letter == '"';
-            !in_string
-        }));
+        let bare: String = line
+            .chars()
+            .filter(|letter| {
+                in_string ^= *letter == '"';
+                !in_string
+            })
+            .collect();
+        code.push_str(bare.split("//").next().unwrap_or(&bare));
         code.push('\n');
     }
     code
@@ -174,6 +179,13 @@ fn arrows() -> BTreeMap<Vec<String>, BTreeSet<Vec<String>>> {
 fn floor_of(module: &[String], floors: &[Vec<&str>]) -> usize {
     let floor = floors.iter().position(|floor| floor.contains(&module[0].as_str()));
     floor.unwrap_or_else(|| panic!("{module:?} stands on no floor"))
+}
+
+#[test]
+fn every_floor_is_there() {
+    let there: BTreeSet<_> = sources().into_iter().map(|source| source.module[0].clone()).collect();
+    let named: BTreeSet<_> = floors().into_iter().flatten().map(str::to_owned).collect();
+    assert_eq!(named, there);
 }
 
 #[test]

@@ -39,6 +39,8 @@ fn expect_said(said: &str, words: &[&str]) {
 /// Makes the mistake that it is told to make.
 #[derive(Default)]
 struct Clumsy {
+    /// Asks of an idle connection whether it may stay.
+    asks: bool,
     owes: Vec<ConnId>,
 }
 
@@ -59,6 +61,7 @@ impl Handler for Clumsy {
                     conn.write(&[b'o'; 1 << 20]);
                 }
             }
+            b'k' => self.asks = true,
             b'p' => panic!("no word for {:?}", &input[..]),
             b'r' => {
                 self.owes.push(conn.id());
@@ -71,6 +74,12 @@ impl Handler for Clumsy {
             word => conn.write(&[word]),
         }
         input.advance(input.len());
+    }
+
+    fn on_idle(&mut self, conn: &mut Conn<'_>, (): &mut ()) {
+        if self.asks {
+            let _ = conn.decide_keep_alive(0);
+        }
     }
 
     fn on_closed(&mut self, _: &mut Context<'_>, closed: wheelhouse::Closed, (): ()) {
@@ -128,6 +137,13 @@ fn a_callback_that_panics_fails_a_swarm_and_a_torture() {
     let scenario = |sim: &mut Sim| drop(say(sim, b"p"));
     expect_said(&panic_of(|| drop(sim::swarm(1, 10, scenario))), &["on_data", "no word for"]);
     expect_said(&panic_of(|| drop(sim::torture(10, scenario))), &["on_data", "no word for"]);
+}
+
+#[test]
+#[cfg(debug_assertions)]
+fn keep_alive_that_is_asked_without_a_request_is_a_mistake() {
+    let said = panic_of(|| drop(say(&mut Sim::new(1), b"k")));
+    expect_said(&said, &["on_idle", "keep-alive is decided for a request"]);
 }
 
 #[test]

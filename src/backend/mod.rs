@@ -370,6 +370,9 @@ pub struct Event {
     pub ready: Readiness,
 }
 
+/// Events that a reactor takes from the system in one wait; a full batch means that there may be more.
+pub(crate) const EVENTS_PER_WAIT: usize = 1_024;
+
 /// What happened during one wait: `capacity` things, or more if the system says more at once, as
 /// poll(2) does.
 #[derive(Debug)]

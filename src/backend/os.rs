@@ -18,7 +18,7 @@ use super::batch::Batch;
 use super::lookup::Lookups;
 use super::path::{self, BoundPath};
 use super::waker::Waker;
-use super::{Backend, Event, Events, Readiness, Token, Wake, sys};
+use super::{Backend, EVENTS_PER_WAIT, Event, Events, Readiness, Token, Wake, sys};
 use crate::address::Address;
 use crate::config::{ListenConfig, SocketOptions};
 use crate::log::{debug, warn};
@@ -75,9 +75,6 @@ impl Drop for Claim {
         CLAIMED.fetch_sub(self.0, Ordering::Relaxed);
     }
 }
-
-/// Events taken from the system in one wait.
-pub(crate) const EVENTS_PER_WAIT: usize = 1_024;
 
 impl Os {
     /// Opens a poll and a waker.

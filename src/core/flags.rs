@@ -115,8 +115,8 @@ flags! {
         CLOSE_REQUESTED = 22;
         /// A deadline was set or changed by hand.
         REARM = 23;
-        /// The next request boundary ends the connection: the greatest age is reached, or it was
-        /// told so.
+        /// The next request boundary ends the connection: it has reached its greatest age, or its
+        /// handler was answered that this request is the last.
         RETIRING = 24;
         /// The connection is in the list of those whose record is to be released.
         REAPED = 25;

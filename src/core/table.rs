@@ -297,11 +297,11 @@ impl Record {
     /// [`State::Connected`] → [`State::Idle`], if it is quiet and no request is active, and it is not
     /// to be looked whether it has come to its end. Returns whether it was.
     #[inline]
-    pub(crate) fn try_rest(&mut self, looks_from: u64, log: bool) -> bool {
+    pub(crate) fn try_rest(&mut self, requests_max: u64, log: bool) -> bool {
         let rests = self.state == State::Connected
             && self.is_quiet()
             && self.quiet_facts().at_rest()
-            && self.requests < looks_from;
+            && self.requests < requests_max;
         if rests {
             self.step_and_log(Step::Rest, log);
         }

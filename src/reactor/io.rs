@@ -413,7 +413,7 @@ fn deliver<H: Handler, B: Backend>(
         }
         return false;
     }
-    record.try_rest(bounds.looks_from, begun.log)
+    record.try_rest(bounds.requests_max, begun.log)
 }
 
 /// Reads the clock behind an `on_data` that no `on_idle` follows.

@@ -37,7 +37,7 @@ use self::mailbox::{Mailbox, Task};
 pub use self::shutdown::Report;
 use self::shutdown::Stop;
 use crate::address::{Address, ToAddress};
-use crate::backend::{Backend, Events, Os, Readiness, Source};
+use crate::backend::{Backend, EVENTS_PER_WAIT, Events, Os, Readiness, Source};
 use crate::config::{Config, ListenConfig};
 use crate::conn::Context;
 use crate::core::budget::{Budget, ITEMS_PER_STEP, STEP_NANOS, Step};
@@ -54,9 +54,6 @@ use crate::time::Instant;
 
 /// How often the wall clock is read: a change of it is to be seen soon, and no turn is to pay for it.
 const WALL_EVERY: Duration = Duration::from_secs(1);
-
-/// Events taken in one wait; a full batch means that there may be more.
-const EVENTS_PER_WAIT: usize = 1_024;
 
 /// Bytes read from one connection in one turn, and the size of the loop's read buffer.
 const READ_BUDGET: usize = 64 * 1024;

@@ -81,9 +81,9 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// Brings a connection into the state that follows from what happened to it, with the
     /// deadlines of that state, and queues it if there is more to do.
     pub(super) fn settle(&mut self, handler: &mut H, id: ConnId) {
-        let looks_from = self.shared.bounds.looks_from;
+        let requests_max = self.shared.bounds.requests_max;
         let record = self.shared.table.at(id.index());
-        if record.flags.has(Flags::TO_ACT_ON) || record.requests >= looks_from {
+        if record.flags.has(Flags::TO_ACT_ON) || record.requests >= requests_max {
             self.act(handler, id);
             if self.shared.table.at(id.index()).flags.has(Flags::REAPED) {
                 return;

@@ -27,7 +27,7 @@ pub(crate) enum Purpose {
     Application,
     /// Accepting is tried again after the system ran out of something.
     AcceptAgain,
-    /// Newcomers may be let in by now.
+    /// New connections may be accepted by now.
     RetryAccept,
     /// A connection of a client at its limit has waited long enough.
     RefuseDeferred,

@@ -48,8 +48,6 @@ pub(crate) struct Bounds {
     pub(crate) input_max: usize,
     pub(crate) output_max: usize,
     pub(crate) requests_max: u64,
-    /// After so many requests it is looked whether a connection has come to its end.
-    pub(crate) looks_from: u64,
     pub(crate) flush_rate: u64,
     pub(crate) buffered_max: u64,
     /// From here on what all hold is a pressure.
@@ -147,7 +145,6 @@ impl LoopState {
                 input_max: config.limits.input_max,
                 output_max: config.limits.output_max,
                 requests_max: config.limits.requests_max.unwrap_or(u64::MAX),
-                looks_from: config.limits.requests_max.unwrap_or(u64::MAX),
                 flush_rate: config.limits.flush_rate,
                 buffered_max: config.limits.buffered_max as u64,
                 buffered_pressed: pressure::least(config.limits.buffered_max as u64),
