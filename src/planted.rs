@@ -37,8 +37,8 @@ pub enum Bug {
     LateFire,
     /// A process without descriptors tries to accept again and again.
     ShortageSpins,
-    /// A free place keeps its entry in the wheel.
-    LeftEntry,
+    /// Deadlines of a connection that is gone are served when the entry of its place comes up.
+    FreePlaceServed,
     /// However much is queued, more is taken.
     NoOutputLimit,
     /// A socket that would block is read again and again.

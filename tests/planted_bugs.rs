@@ -712,7 +712,7 @@ const SAID: [(Bug, &[&str]); 22] = [
     (Bug::UnqueuedWork, &["marked as in a list and not in it"]),
     (Bug::LateFire, &["is not served at"]),
     (Bug::ShortageSpins, &["spins"]),
-    (Bug::LeftEntry, &["has an entry in the wheel"]),
+    (Bug::FreePlaceServed, &["its entry was placed again", "is free"]),
     (Bug::NoOutputLimit, &["limit"]),
     (Bug::EndlessReading, &["spins"]),
     (Bug::LostSessions, &["the reactor has ended, and"]),

@@ -56,6 +56,41 @@ fn an_idle_timeout_is_tested_to_the_tick() {
 }
 
 #[test]
+fn the_loop_comes_up_once_for_what_a_connection_left_in_the_wheel() {
+    let mut sim = Sim::new(1);
+    let server = serve(&mut sim);
+    let peers = [(); 100].map(|()| sim.connect(&server));
+    sim.settle();
+    peers.iter().for_each(|peer| peer.close());
+    sim.settle();
+    assert_eq!(server.connections(), 0);
+    let turns = server.stats().turns;
+    sim.advance(secs(3_600));
+    assert!(server.stats().turns - turns <= 2, "they came together and are due together");
+    let turns = server.stats().turns;
+    sim.advance(secs(3_600));
+    assert_eq!(server.stats().turns, turns, "and then it sleeps");
+}
+
+#[test]
+fn a_place_that_is_filled_anew_ends_its_connection_no_earlier() {
+    let mut sim = Sim::new(1);
+    let mut config = Config::default();
+    config.timeouts.idle = Some(secs(30));
+    let server = sim.serve(SERVER, config, Echo);
+    let first = sim.connect(&server);
+    first.send(b"x");
+    sim.advance(secs(20));
+    first.close();
+    let second = sim.connect(&server);
+    second.send(b"x");
+    sim.advance(millis(29_980));
+    assert!(second.is_open(), "what the first one left came up 20 s ago");
+    sim.advance(millis(40));
+    assert_eq!(second.closed(), Some(End::Fin));
+}
+
+#[test]
 fn a_dribble_is_cut_off_at_the_request_deadline() {
     struct Collect;
     impl Handler for Collect {

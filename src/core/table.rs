@@ -713,6 +713,12 @@ impl Table {
         self.places.contains(index).then(|| self.records[index].id)
     }
 
+    /// The id of the connection in a place, or of the next one there.
+    #[cfg(feature = "sim")]
+    pub(crate) fn id_of_place(&self, index: usize) -> ConnId {
+        self.records[index].id
+    }
+
     /// All ids, in the order of their places. Where there may be many, no turn of the loop takes the
     /// time for that: it [walks](Table::walk) in steps.
     pub(crate) fn ids(&self) -> impl Iterator<Item = ConnId> {

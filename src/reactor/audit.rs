@@ -89,6 +89,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
                 *filled = true;
             }
         }
+        let left = std::mem::take(&mut memory.left);
         for (index, (slot, filled)) in self.slots.iter().zip(filled).enumerate() {
             if filled {
                 continue;
@@ -96,10 +97,25 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             if slot.session.is_some() || slot.stream.is_some() {
                 return Err(format!("place {index} is free and not empty"));
             }
-            if self.shared.wheel.tick_of(Key::Conn(index as u32)).is_some() {
-                return Err(format!("place {index} is free and has an entry in the wheel"));
-            }
+            self.audit_left_entry(memory, &left, index)?;
         }
+        Ok(())
+    }
+
+    /// The entry that a connection left with its place comes up once, and is not placed again.
+    fn audit_left_entry(
+        &self,
+        memory: &mut Memory,
+        before: &BTreeMap<ConnId, u64>,
+        index: usize,
+    ) -> Result<(), String> {
+        let LoopState { table, wheel, .. } = &self.shared;
+        let Some(tick) = wheel.tick_of(Key::Conn(index as u32)) else { return Ok(()) };
+        let next = table.id_of_place(index);
+        if before.get(&next).is_some_and(|before| *before != tick) {
+            return Err(format!("place {index} is free and its entry was placed again"));
+        }
+        memory.left.insert(next, tick);
         Ok(())
     }
 
@@ -410,6 +426,8 @@ pub(crate) struct Memory {
     seen: BTreeMap<ConnId, Seen>,
     /// When the turn began, if it served everything that was due by then.
     served: Option<Instant>,
+    /// When the entries of free places come up, each under the id of the next connection there.
+    left: BTreeMap<ConnId, u64>,
 }
 
 /// What is worth remembering of one connection.

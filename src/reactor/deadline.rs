@@ -62,9 +62,10 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         {
             match key {
                 Key::Conn(index) => {
-                    let id = self.shared.table.at(index as usize).id;
-                    self.guard(handler, |reactor, handler| reactor.expire(handler, id));
-                    self.rearm(id);
+                    if let Some(id) = self.id_at(index as usize) {
+                        self.guard(handler, |reactor, handler| reactor.expire(handler, id));
+                        self.rearm(id);
+                    }
                 }
                 Key::Alarm(index) => self.shared.note_due_alarm(index),
             }
@@ -79,6 +80,14 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             self.ring(handler, alarm, purpose);
         }
         self.end_step(&budget);
+    }
+
+    /// The connection whose entry came up, unless the place is free by now.
+    fn id_at(&mut self, index: usize) -> Option<ConnId> {
+        if planted(Bug::FreePlaceServed) {
+            return Some(self.shared.table.at(index).id);
+        }
+        self.shared.table.id_in(index)
     }
 
     fn ring(&mut self, handler: &mut H, alarm: AlarmId, purpose: Purpose) {

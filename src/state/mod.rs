@@ -31,11 +31,10 @@ use crate::core::ready::Ready;
 use crate::core::share::SharedGauge;
 use crate::core::stats::Counters;
 use crate::core::table::{Cursor, DialState, NewConn, Table};
-use crate::core::wheel::{Key, Wheel};
+use crate::core::wheel::Wheel;
 use crate::error::ConnectError;
 use crate::id::{ConnId, Origin};
 use crate::log::LogLimiter;
-use crate::planted::{Bug, planted};
 use crate::time::{Instant, nanos};
 
 /// Tables with fewer places know no pressure of connections.
@@ -225,11 +224,11 @@ impl LoopState {
     }
 
     /// Frees the place of a connection; nothing is left that names it.
+    ///
+    /// The entry in the wheel stays with the place: mostly it comes up no later than the first
+    /// deadline of the next connection there, and then nothing has to be linked for that one.
     #[inline(always)]
     pub(crate) fn remove(&mut self, id: ConnId) {
-        if !planted(Bug::LeftEntry) {
-            self.wheel.cancel(Key::Conn(id.index() as u32));
-        }
         self.end_feeding(id);
         let record = self.table.at(id.index());
         if record.counted != State::Closed {
