@@ -501,7 +501,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
                 return Err(self.refuse_client(peer, excess));
             }
             // What it closed before it dialled may not have been read yet.
-            if !self.evict_lingering_of(key) || !self.connect_client(key) {
+            if self.evict_lingering_of(key) != Some(true) || !self.connect_client(key) {
                 return Err(Rejection::Defer);
             }
         }
@@ -567,19 +567,18 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     }
 
     /// Closes the connection of a client that has lingered longest, of those whose peers have
-    /// acknowledged everything, so that the client may have another. Returns whether there was one.
-    fn evict_lingering_of(&mut self, key: ClientKey) -> bool {
-        let Some(clients) = &self.accepting.clients else { return false };
+    /// acknowledged everything, so that the client may have another. Returns whether there was one;
+    /// `None` if that is known in a later turn only.
+    fn evict_lingering_of(&mut self, key: ClientKey) -> Option<bool> {
+        let Some(clients) = &self.accepting.clients else { return Some(false) };
         let lingering: Vec<_> = clients.lingering(key).take(LINGERING_CHECKED).collect();
         for id in lingering {
-            if self.shared.table.get(id).is_some_and(Record::lingers)
-                && self.may_be_closed(id) == Some(true)
-            {
+            if self.shared.table.get(id).is_some_and(Record::lingers) && self.may_be_closed(id)? {
                 self.evict_lingering(id);
-                return true;
+                return Some(true);
             }
         }
-        false
+        Some(false)
     }
 
     /// Whether a deferred connection comes behind as many of its client as wait for their full time.
@@ -648,9 +647,11 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             let (peer, waited) = (peer.clone(), waits >= least);
             let ripe = now >= until || surplus || (hurries && !spares);
             let key = self.key_of_peer(&peer);
-            let over = key.is_some_and(|key| self.is_over_limit(key));
-            if over && !(waited && ripe) {
-                self.accepting.recheck |= waits < 1 || (ripe && !waited);
+            let over = key.map_or(Some(false), |key| self.is_over_limit(key));
+            let decided = waited && over.is_some();
+            let over = over.unwrap_or(true);
+            if over && !(decided && ripe) {
+                self.accepting.recheck |= waits < 1 || (ripe && !decided);
                 at += 1;
                 continue;
             }
@@ -691,10 +692,14 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         }
     }
 
-    /// Whether a client may have no other connection, even at the cost of one that lingers.
-    fn is_over_limit(&mut self, key: ClientKey) -> bool {
+    /// Whether a client may have no other connection, even at the cost of one that lingers. `None` if
+    /// that is known in a later turn only.
+    fn is_over_limit(&mut self, key: ClientKey) -> Option<bool> {
         let clients = self.accepting.clients.as_ref();
-        clients.is_some_and(|clients| clients.is_at_limit(key)) && !self.evict_lingering_of(key)
+        if !clients.is_some_and(|clients| clients.is_at_limit(key)) {
+            return Some(false);
+        }
+        self.evict_lingering_of(key).map(|evicted| !evicted)
     }
 
     /// A connection has had its last output and our FIN: where clients are limited, it is the first

@@ -374,6 +374,53 @@ fn a_client_whose_connection_lingers_is_within_its_limit() {
     }
 }
 
+/// Replies with as many bytes as it is sent, times a thousand, and closes.
+struct Farewell;
+
+impl Handler for Farewell {
+    type Session = ();
+
+    fn on_open(&mut self, _: &mut Conn<'_>) -> Option<()> {
+        Some(())
+    }
+
+    fn on_data(&mut self, conn: &mut Conn<'_>, _: &mut (), input: &mut BytesMut) {
+        conn.write(&vec![b'f'; 1_000 * input.len()]);
+        conn.close();
+    }
+}
+
+#[test]
+fn a_client_of_slow_readers_costs_no_other_client_its_newcomer() {
+    const PER_CLIENT: u32 = 40;
+    let mut config = Config::default();
+    config.limits.clients.connections = Some(PER_CLIENT);
+    let mut sim = world(1);
+    let server = sim.serve(SERVER, config, Farewell);
+    let [slow, quick] = ["10.9.0.1:0", "10.9.0.2:0"];
+    let mut kept = Vec::new();
+    for client in [slow, quick] {
+        kept.extend((0..PER_CLIENT).map(|_| {
+            let peer = sim.connect_from(client, SERVER);
+            // What it does not read, it does not acknowledge for long.
+            peer.stop_reading();
+            peer
+        }));
+    }
+    sim.settle();
+    kept[..PER_CLIENT as usize].iter().for_each(|peer| peer.send(&[0; 200]));
+    kept[PER_CLIENT as usize].send(&[0; 1]);
+    sim.advance(secs(1));
+    assert_eq!(server.connections(), 2 * PER_CLIENT as usize, "all linger or wait");
+    let refused = sim.connect_from(slow, SERVER);
+    let served = sim.connect_from(quick, SERVER);
+    served.send(b"x");
+    sim.advance(millis(200));
+    assert_eq!(server.stats().refused_client, 1, "the one of slow readers");
+    assert!(!refused.is_open());
+    served.expect(&[b'f'; 1_000]);
+}
+
 /// A client at its limit of one closes, by a way that takes so much longer than that of its next dial.
 fn redial_that_overtakes(sim: &mut Sim, late: Duration) -> (Server<Busy>, Peer) {
     let mut config = Config::default();
