@@ -37,8 +37,8 @@ pub enum Bug {
     LateFire,
     /// A process without descriptors tries to accept again and again.
     ShortageSpins,
-    /// Deadlines of a connection that is gone are served when the entry of its place comes up.
-    FreePlaceServed,
+    /// The entry of a free place is placed again each time it comes up.
+    FreePlaceRearmed,
     /// However much is queued, more is taken.
     NoOutputLimit,
     /// A socket that would block is read again and again.

@@ -712,7 +712,7 @@ const SAID: [(Bug, &[&str]); 22] = [
     (Bug::UnqueuedWork, &["marked as in a list and not in it"]),
     (Bug::LateFire, &["is not served at"]),
     (Bug::ShortageSpins, &["spins"]),
-    (Bug::FreePlaceServed, &["its entry was placed again", "is free"]),
+    (Bug::FreePlaceRearmed, &["its entry was placed again"]),
     (Bug::NoOutputLimit, &["limit"]),
     (Bug::EndlessReading, &["spins"]),
     (Bug::LostSessions, &["the reactor has ended, and"]),

@@ -72,6 +72,10 @@ fn the_loop_comes_up_once_for_what_a_connection_left_in_the_wheel() {
     assert_eq!(server.stats().turns, turns, "and then it sleeps");
 }
 
+fn is_in_first_place(closed: &Closed) -> bool {
+    closed.id.to_string().starts_with("0.")
+}
+
 #[test]
 fn a_place_that_is_filled_anew_ends_its_connection_no_earlier() {
     let mut sim = Sim::new(1);
@@ -82,12 +86,83 @@ fn a_place_that_is_filled_anew_ends_its_connection_no_earlier() {
     first.send(b"x");
     sim.advance(secs(20));
     first.close();
+    sim.settle();
     let second = sim.connect(&server);
     second.send(b"x");
     sim.advance(millis(29_980));
     assert!(second.is_open(), "what the first one left came up 20 s ago");
     sim.advance(millis(40));
     assert_eq!(second.closed(), Some(End::Fin));
+    assert!(server.take_closed().iter().all(is_in_first_place));
+}
+
+#[test]
+fn a_place_that_is_filled_anew_ends_its_connection_no_later() {
+    let mut sim = Sim::new(1);
+    let mut config = Config::default();
+    config.timeouts.first_byte = Some(secs(5));
+    config.timeouts.idle = Some(secs(60));
+    let server = sim.serve(SERVER, config, Echo);
+    let first = sim.connect(&server);
+    first.send(b"x");
+    // Its entry stands at the end of its idle time.
+    sim.advance(secs(10));
+    first.close();
+    sim.settle();
+    let second = sim.connect(&server);
+    sim.advance(millis(4_980));
+    assert!(second.is_open());
+    sim.advance(millis(40));
+    assert_eq!(second.closed(), Some(End::Fin));
+    let closed = server.take_closed();
+    assert!(closed.iter().all(is_in_first_place));
+    assert_eq!(closed[1].reason, CloseReason::Timeout(Timeout::FirstByte));
+}
+
+#[test]
+fn the_loop_comes_up_once_for_a_connection_that_times_out() {
+    let mut sim = Sim::new(1);
+    let server = serve(&mut sim);
+    let mut peers = Vec::new();
+    for _ in 0..50 {
+        peers.push(sim.connect(&server));
+        sim.advance(millis(100));
+    }
+    let turns = server.stats().turns;
+    sim.advance(secs(3_600));
+    assert_eq!(server.connections(), 0);
+    assert_eq!(server.stats().turns - turns, 50);
+}
+
+#[test]
+fn an_entry_that_is_far_ahead_does_not_stay_with_its_place() {
+    let mut config = Config::default();
+    config.timeouts.first_byte = Some(secs(86_400));
+    config.timeouts.idle = Some(secs(86_400));
+    let mut sim = Sim::new(1);
+    let server = sim.serve(SERVER, config, Echo);
+    let peer = sim.connect(&server);
+    sim.settle();
+    peer.close();
+    sim.settle();
+    let turns = server.stats().turns;
+    sim.advance(secs(90_000));
+    assert_eq!(server.stats().turns, turns, "the loop sleeps");
+}
+
+#[test]
+fn a_crowd_that_left_is_no_spin() {
+    let mut sim = Sim::new(1);
+    let server = serve(&mut sim);
+    let mut peers = Vec::new();
+    for _ in 0..10 {
+        peers.extend((0..1_000).map(|_| sim.connect(&server)));
+        sim.settle();
+    }
+    peers.iter().for_each(|peer| peer.close());
+    sim.advance(secs(15));
+    assert_eq!(server.stats().accepted, 10_000);
+    sim.assert_clean();
 }
 
 #[test]

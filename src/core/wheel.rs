@@ -20,7 +20,7 @@ const NIL: u32 = u32::MAX;
 /// each dense, because the entries lie in one column per range.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub(crate) enum Key {
-    /// A connection, by its index in the table.
+    /// A connection, by its place in the table.
     Conn(u32),
     /// A timer of the loop, by its index among the alarms.
     Alarm(u32),
@@ -130,6 +130,16 @@ impl Wheel {
     #[inline]
     pub(crate) fn cancel(&mut self, key: Key) {
         if self.tick_of(key).is_some() {
+            self.unlink(key.pack());
+        }
+    }
+
+    /// Takes `key` out if it is due more than a revolution from now on: it would be looked at once in
+    /// each revolution until then.
+    #[inline]
+    pub(crate) fn cancel_far(&mut self, key: Key) {
+        let far = self.cursor.saturating_add(SLOTS as u64);
+        if self.tick_of(key).is_some_and(|tick| tick >= far) {
             self.unlink(key.pack());
         }
     }

@@ -102,20 +102,30 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         Ok(())
     }
 
-    /// The entry that a connection left with its place comes up once, and is not placed again.
+    /// The entry that a connection left with its place comes up, and is not placed again.
     fn audit_left_entry(
         &self,
         memory: &mut Memory,
-        before: &BTreeMap<ConnId, u64>,
+        before: &BTreeMap<ConnId, Option<u64>>,
         index: usize,
     ) -> Result<(), String> {
-        let LoopState { table, wheel, .. } = &self.shared;
-        let Some(tick) = wheel.tick_of(Key::Conn(index as u32)) else { return Ok(()) };
-        let next = table.id_of_place(index);
-        if before.get(&next).is_some_and(|before| *before != tick) {
+        let tick = self.shared.wheel.tick_of(Key::Conn(index as u32));
+        self.audit_entry(tick).map_err(|what| format!("place {index} is free: {what}"))?;
+        let next = self.shared.table.id_of_place(index);
+        if tick.is_some() && before.get(&next).is_some_and(|before| *before != tick) {
             return Err(format!("place {index} is free and its entry was placed again"));
         }
         memory.left.insert(next, tick);
+        Ok(())
+    }
+
+    /// The wheel comes up for an entry.
+    fn audit_entry(&self, tick: Option<u64>) -> Result<(), String> {
+        let shared = &self.shared;
+        // After more than a revolution what is long due waits in slots that stand for later ticks.
+        if tick.is_some_and(|tick| shared.wheel.next_tick() > Some(tick.max(shared.tick()))) {
+            return Err("the wheel does not come up for its entry".into());
+        }
         Ok(())
     }
 
@@ -186,10 +196,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let Some(record) = shared.table.get(id) else { return Ok(()) };
         let due = record.clocks.next(record.periods(&shared.profiles));
         let tick = shared.wheel.tick_of(Key::Conn(id.index() as u32));
-        // After more than a revolution what is long due waits in slots that stand for later ticks.
-        if tick.is_some_and(|tick| shared.wheel.next_tick() > Some(tick.max(shared.tick()))) {
-            return Err("the wheel does not come up for its entry".into());
-        }
+        self.audit_entry(tick)?;
         match (due, tick) {
             (None, _) => Ok(()),
             (Some(due), None) => Err(format!("due at {due:?} and not in the wheel")),
@@ -273,11 +280,13 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         self.timeout() == Some(Duration::ZERO)
     }
 
-    /// How much was done so far that makes no call: closures taken, deadlines and alarms served.
+    /// How much was done so far that makes no call: closures and entries of the wheel taken, deadlines
+    /// and alarms served.
     pub(crate) fn done_without_calls(&self) -> u64 {
         let (own, others) = self.mailbox.waiting();
         let taken = self.mailbox.posted() - (own + others + self.tasks.len()) as u64;
-        taken + self.shared.counters.fired_total() + self.shared.alarms_gone()
+        let served = self.shared.counters.fired_total() + self.shared.alarms_gone();
+        taken + self.entries_taken + served
     }
 
     /// Where as many closures wait as may, no more are taken.
@@ -426,8 +435,9 @@ pub(crate) struct Memory {
     seen: BTreeMap<ConnId, Seen>,
     /// When the turn began, if it served everything that was due by then.
     served: Option<Instant>,
-    /// When the entries of free places come up, each under the id of the next connection there.
-    left: BTreeMap<ConnId, u64>,
+    /// When the entries of free places come up that have one, each under the id of the next
+    /// connection there.
+    left: BTreeMap<ConnId, Option<u64>>,
 }
 
 /// What is worth remembering of one connection.

@@ -62,15 +62,22 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         {
             match key {
                 Key::Conn(index) => {
-                    if let Some(id) = self.id_at(index as usize) {
+                    // The place may be free by now.
+                    if let Some(id) = self.shared.table.id_in(index as usize) {
                         self.guard(handler, |reactor, handler| reactor.expire(handler, id));
                         self.rearm(id);
+                    } else if planted(Bug::FreePlaceRearmed) {
+                        self.shared.wheel.schedule(key, tick + 100);
                     }
                 }
                 Key::Alarm(index) => self.shared.note_due_alarm(index),
             }
         }
         self.end_step(&budget);
+        #[cfg(feature = "sim")]
+        {
+            self.entries_taken += (EXPIRIES_PER_TURN - entries) as u64;
+        }
         // Alarms of one tick come in the order of their times, which the wheel does not keep. They have
         // a budget of their own: connections that are always due must not keep a shutdown from ending.
         let mut budget = self.begin_step(Step::Deadlines);
@@ -80,14 +87,6 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             self.ring(handler, alarm, purpose);
         }
         self.end_step(&budget);
-    }
-
-    /// The connection whose entry came up, unless the place is free by now.
-    fn id_at(&mut self, index: usize) -> Option<ConnId> {
-        if planted(Bug::FreePlaceServed) {
-            return Some(self.shared.table.at(index).id);
-        }
-        self.shared.table.id_in(index)
     }
 
     fn ring(&mut self, handler: &mut H, alarm: AlarmId, purpose: Purpose) {
@@ -164,6 +163,9 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         }
         let LoopState { table, profiles, .. } = &mut self.shared;
         let record = table.at(id.index());
+        if record.flags.has(Flags::REAPED) {
+            return;
+        }
         let next = record.clocks.next(record.periods(profiles));
         let (life, delivery) = (record.ping_due(), record.delivery_due());
         if let Some(at) = next.into_iter().chain(life).chain(delivery).min() {

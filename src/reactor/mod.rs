@@ -131,6 +131,9 @@ pub struct Reactor<H: Handler, B: Backend = Os> {
     wall_due: Instant,
     /// `on_start` has been called.
     has_started: bool,
+    /// Entries of the wheel that came up.
+    #[cfg(feature = "sim")]
+    entries_taken: u64,
 }
 
 /// The parts of a connection that callbacks of others cannot reach. They lie together because a
@@ -217,6 +220,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             started_at: now,
             wall_due: now,
             has_started: false,
+            #[cfg(feature = "sim")]
+            entries_taken: 0,
         })
     }
 

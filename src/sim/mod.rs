@@ -629,7 +629,7 @@ impl Sim {
     /// Checks that nothing is left behind: no connection, session, stream, buffer or deadline, no
     /// descriptor but those of listeners, none in a backlog, no closure that was posted and not
     /// taken, and no [failure](Sim::fail) that was ordered and never came. Alarms are the handler's
-    /// own, and may stay.
+    /// own, and may stay, and so may the wheel's entry of a place that is free.
     ///
     /// # Panics
     ///

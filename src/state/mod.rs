@@ -31,7 +31,7 @@ use crate::core::ready::Ready;
 use crate::core::share::SharedGauge;
 use crate::core::stats::Counters;
 use crate::core::table::{Cursor, DialState, NewConn, Table};
-use crate::core::wheel::Wheel;
+use crate::core::wheel::{Key, Wheel};
 use crate::error::ConnectError;
 use crate::id::{ConnId, Origin};
 use crate::log::LogLimiter;
@@ -223,12 +223,14 @@ impl LoopState {
         !self.scratch.is_empty() || self.spilled
     }
 
-    /// Frees the place of a connection; nothing is left that names it.
+    /// Frees the place of a connection; nothing is left that names the connection.
     ///
-    /// The entry in the wheel stays with the place: mostly it comes up no later than the first
-    /// deadline of the next connection there, and then nothing has to be linked for that one.
+    /// An entry in the wheel that is not far ahead stays with the place: mostly it comes up no later
+    /// than the first deadline of the next connection there, and then nothing has to be linked for
+    /// that one.
     #[inline(always)]
     pub(crate) fn remove(&mut self, id: ConnId) {
+        self.wheel.cancel_far(Key::Conn(id.index() as u32));
         self.end_feeding(id);
         let record = self.table.at(id.index());
         if record.counted != State::Closed {
