@@ -11,6 +11,8 @@ use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
 use std::time::Duration;
 
 use bytes::{BufMut, BytesMut};
+#[cfg(target_os = "linux")]
+use libc::c_long;
 use libc::{c_int, c_void};
 #[cfg(all(target_os = "linux", not(mio_unsupported_force_poll_poll)))]
 use socket2::SockAddr;
@@ -45,56 +47,94 @@ pub(super) fn stream_type() -> Type {
     return Type::STREAM;
 }
 
+/// Makes a system call, as syscall(2) does.
+///
+/// The library's recv(2) and send(2) are cancellation points: in a process with a second thread they
+/// bracket the call with more instructions than all else that a message costs here. No thread of Rust's
+/// is ever cancelled, so on Linux the kernel is called directly, and where the convention of the
+/// processor is known without the library in between, which shuffles the arguments and stores `errno`.
+///
+/// # Safety
+///
+/// As for the call with that number and those arguments.
+#[cfg(all(target_os = "linux", target_arch = "x86_64", target_pointer_width = "64"))]
+#[inline(always)]
+unsafe fn system_call(number: c_long, arguments: [usize; 6]) -> io::Result<usize> {
+    let [a, b, c, d, e, f] = arguments;
+    let result: isize;
+    // SAFETY: the caller's. The kernel preserves all registers but rax, rcx and r11, and does not use
+    // this stack (System V ABI for AMD64, A.2.1).
+    unsafe {
+        core::arch::asm!(
+            "syscall",
+            inlateout("rax") number as isize => result,
+            in("rdi") a, in("rsi") b, in("rdx") c, in("r10") d, in("r8") e, in("r9") f,
+            lateout("rcx") _, lateout("r11") _,
+            options(nostack),
+        );
+    }
+    // syscalls(2): -4095 to -1 is an error.
+    usize::try_from(result).map_err(|_| io::Error::from_raw_os_error(-result as c_int))
+}
+
+#[cfg(all(target_os = "linux", not(all(target_arch = "x86_64", target_pointer_width = "64"))))]
+unsafe fn system_call(number: c_long, arguments: [usize; 6]) -> io::Result<usize> {
+    let [a, b, c, d, e, f] = arguments;
+    // SAFETY: the caller's.
+    count(unsafe { libc::syscall(number, a, b, c, d, e, f) } as isize)
+}
+
+/// A descriptor as an argument of a system call.
+#[cfg(target_os = "linux")]
+fn argument(fd: BorrowedFd<'_>) -> usize {
+    fd.as_raw_fd() as usize
+}
+
 /// recv(2) into at most `max` bytes of the spare capacity of `buffer`, which is not zeroed first.
 #[inline]
 pub(super) fn recv(fd: BorrowedFd<'_>, buffer: &mut BytesMut, max: usize) -> io::Result<usize> {
     let spare = buffer.spare_capacity_mut();
     let len = spare.len().min(max);
     // SAFETY: `spare` is writable for `len` bytes, and the kernel writes no more than that.
-    let received = count(unsafe { call_recv(fd.as_raw_fd(), spare.as_mut_ptr().cast(), len) })?;
+    let received = unsafe { call_recv(fd, spare.as_mut_ptr().cast(), len) }?;
     // SAFETY: the kernel initialised the first `received` bytes of the spare capacity.
     unsafe { buffer.advance_mut(received) };
     Ok(received)
 }
 
 /// send(2) without a signal.
+#[cfg(target_os = "linux")]
+#[inline]
+pub(super) fn send(fd: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
+    let (start, len) = (bytes.as_ptr() as usize, bytes.len());
+    let arguments = [argument(fd), start, len, SEND_FLAGS as usize, 0, 0];
+    // SAFETY: `bytes` is readable for its length; no address is given.
+    unsafe { system_call(libc::SYS_sendto, arguments) }
+}
+
+#[cfg(target_os = "linux")]
+unsafe fn call_recv(fd: BorrowedFd<'_>, buffer: *mut c_void, len: usize) -> io::Result<usize> {
+    let arguments = [argument(fd), buffer as usize, len, RECV_FLAGS as usize, 0, 0];
+    // SAFETY: the caller's `buffer` is writable for `len` bytes; no address is asked for.
+    unsafe { system_call(libc::SYS_recvfrom, arguments) }
+}
+
+/// send(2), without a signal where the socket says so.
+#[cfg(not(target_os = "linux"))]
 #[inline]
 pub(super) fn send(fd: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
     // SAFETY: `bytes` is readable for its length.
-    count(unsafe { call_send(fd.as_raw_fd(), bytes.as_ptr().cast(), bytes.len()) })
-}
-
-/// The library's recv(2) and send(2) are cancellation points: in a process with a second thread
-/// they bracket the call with more instructions than all else that a message costs here. No thread
-/// of Rust's is ever cancelled, so on Linux the kernel is called directly.
-#[cfg(target_os = "linux")]
-unsafe fn call_recv(fd: c_int, buffer: *mut c_void, len: usize) -> isize {
-    let null = std::ptr::null_mut::<c_void>();
-    // SAFETY: the caller's `buffer` is writable for `len` bytes; no address is asked for.
-    unsafe { libc::syscall(libc::SYS_recvfrom, fd, buffer, len, RECV_FLAGS, null, null) as isize }
-}
-
-#[cfg(target_os = "linux")]
-unsafe fn call_send(fd: c_int, bytes: *const c_void, len: usize) -> isize {
-    let null = std::ptr::null::<c_void>();
-    // SAFETY: the caller's `bytes` are readable for `len`; no address is given.
-    unsafe { libc::syscall(libc::SYS_sendto, fd, bytes, len, SEND_FLAGS, null, 0) as isize }
+    count(unsafe { libc::send(fd.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), SEND_FLAGS) })
 }
 
 #[cfg(not(target_os = "linux"))]
-unsafe fn call_recv(fd: c_int, buffer: *mut c_void, len: usize) -> isize {
+unsafe fn call_recv(fd: BorrowedFd<'_>, buffer: *mut c_void, len: usize) -> io::Result<usize> {
     // SAFETY: the caller's `buffer` is writable for `len` bytes.
-    unsafe { libc::recv(fd, buffer, len, RECV_FLAGS) }
-}
-
-#[cfg(not(target_os = "linux"))]
-unsafe fn call_send(fd: c_int, bytes: *const c_void, len: usize) -> isize {
-    // SAFETY: the caller's `bytes` are readable for `len`.
-    unsafe { libc::send(fd, bytes, len, SEND_FLAGS) }
+    count(unsafe { libc::recv(fd.as_raw_fd(), buffer, len, RECV_FLAGS) })
 }
 
 /// accept4(2): the connection is not inherited by children and nothing on it waits. Called directly
-/// for the same reason as recv(2).
+/// for the reason that [`system_call`] gives.
 #[cfg(all(target_os = "linux", not(mio_unsupported_force_poll_poll)))]
 pub(super) fn accept(fd: BorrowedFd<'_>) -> io::Result<(OwnedFd, SockAddr)> {
     let flags = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
@@ -102,8 +142,8 @@ pub(super) fn accept(fd: BorrowedFd<'_>) -> io::Result<(OwnedFd, SockAddr)> {
     // that is not negative is a descriptor with no other owner.
     unsafe {
         SockAddr::try_init(|storage, len| {
-            let result = libc::syscall(libc::SYS_accept4, fd.as_raw_fd(), storage, len, flags);
-            let accepted = count(result as isize)?;
+            let arguments = [argument(fd), storage as usize, len as usize, flags as usize, 0, 0];
+            let accepted = system_call(libc::SYS_accept4, arguments)?;
             Ok(OwnedFd::from_raw_fd(accepted as c_int))
         })
     }
@@ -111,7 +151,8 @@ pub(super) fn accept(fd: BorrowedFd<'_>) -> io::Result<(OwnedFd, SockAddr)> {
 
 /// epoll_pwait(2) with the signals as they are, which is epoll_wait(2) where that still exists: waits
 /// for at most `millis` milliseconds, or for ever if that is negative, and replaces `events`, of which
-/// no more come than there is room for. Called directly for the same reason as recv(2).
+/// no more come than there is room for. Called directly for the reason that
+/// [`system_call`] gives.
 #[cfg(all(target_os = "linux", not(mio_unsupported_force_poll_poll)))]
 pub(super) fn epoll_wait(
     poll: BorrowedFd<'_>,
@@ -121,12 +162,11 @@ pub(super) fn epoll_wait(
     events.clear();
     let spare = events.spare_capacity_mut();
     let most = c_int::try_from(spare.len()).unwrap_or(c_int::MAX);
-    let (list, mask) = (spare.as_mut_ptr(), std::ptr::null::<libc::sigset_t>());
+    let (list, most) = (spare.as_mut_ptr() as usize, most as usize);
     // SAFETY: `list` is writable for `most` events, and no mask is given.
-    let result = unsafe {
-        libc::syscall(libc::SYS_epoll_pwait, poll.as_raw_fd(), list, most, millis, mask, 0_usize)
-    };
-    let taken = count(result as isize)?;
+    let taken = unsafe {
+        system_call(libc::SYS_epoll_pwait, [argument(poll), list, most, millis as usize, 0, 0])
+    }?;
     // SAFETY: the kernel initialised the first `taken` events.
     unsafe { events.set_len(taken) };
     Ok(())
