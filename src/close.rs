@@ -244,8 +244,8 @@ timeouts! {
 #[derive(Clone, Copy, Eq, Hash, PartialEq)]
 pub struct OsError {
     kind: io::ErrorKind,
-    /// Zero where there is none: three reasons lie in every connection's record.
-    errno: i32,
+    /// Zero where there is none. Two reasons lie in every connection's record, so it is small.
+    errno: u16,
 }
 
 impl OsError {
@@ -258,7 +258,7 @@ impl OsError {
 
     /// The `errno`, where the system gave one.
     pub const fn raw_os_error(self) -> Option<i32> {
-        if self.errno == 0 { None } else { Some(self.errno) }
+        if self.errno == 0 { None } else { Some(self.errno as i32) }
     }
 }
 
@@ -270,7 +270,8 @@ impl From<io::Error> for OsError {
 
 impl OsError {
     pub(crate) fn of(error: &io::Error) -> Self {
-        Self { kind: error.kind(), errno: error.raw_os_error().unwrap_or(0) }
+        let errno = error.raw_os_error().and_then(|errno| u16::try_from(errno).ok());
+        Self { kind: error.kind(), errno: errno.unwrap_or(0) }
     }
 }
 
@@ -357,7 +358,7 @@ mod tests {
 
     #[test]
     fn a_reason_is_small() {
-        assert_eq!(size_of::<Option<CloseReason>>(), 12);
+        assert_eq!(size_of::<Option<CloseReason>>(), 6);
     }
 
     #[test]

@@ -75,7 +75,7 @@ impl<'a> Conn<'a> {
     /// Whether its end was asked for.
     #[inline]
     pub(crate) fn is_ending(&mut self) -> bool {
-        self.record_mut().requested.is_some()
+        self.record_mut().flags.has(Flags::CLOSE_REQUESTED)
     }
 
     /// Its name, valid for as long as it lives and never reused.
@@ -85,7 +85,7 @@ impl<'a> Conn<'a> {
 
     /// How it came about.
     pub fn origin(&self) -> Origin {
-        self.record().origin
+        self.record().origin()
     }
 
     /// The connection that dialled it by [`Conn::connect`].
@@ -101,7 +101,7 @@ impl<'a> Conn<'a> {
     /// Whether its end has begun or was asked for: from then on writes are dropped.
     pub fn is_closing(&self) -> bool {
         let record = self.record();
-        !record.state().is_open() || record.requested.is_some()
+        !record.state().is_open() || record.requested().is_some()
     }
 
     /// The remote end. For a name that is being looked up it is
@@ -113,7 +113,7 @@ impl<'a> Conn<'a> {
     /// The local end; `None` for a dialled connection until it is connected.
     pub fn local_addr(&self) -> Option<&Address> {
         let record = self.record();
-        match (record.cold().and_then(|cold| cold.local.as_ref()), record.origin) {
+        match (record.cold().and_then(|cold| cold.local.as_ref()), record.origin()) {
             (Some(address), _) => Some(address),
             (None, Origin::Accepted(listener)) => {
                 self.cx.shared.listening_on.get(listener.0 as usize)
@@ -200,7 +200,7 @@ impl Conn<'_> {
 
     /// Sends a FIN once the queue is flushed, and goes on reading. Later writes are dropped.
     pub fn shutdown_write(&mut self) {
-        self.record_mut().flags.insert(Flags::SHUTDOWN_WRITE.and(Flags::CLOSE_REQUESTED));
+        self.record_mut().flags.insert(Flags::SHUTDOWN_WRITE.and(Flags::ACTION_DUE));
     }
 }
 
@@ -282,7 +282,7 @@ impl Conn<'_> {
         if record.flags.has(Flags::RECEIVING) && record.flags.has(Flags::INBOUND) {
             record.clocks.restart_request(now);
         }
-        record.owed = record.owed.saturating_add(1);
+        record.set_owed(record.owed().saturating_add(1));
         record.flags.insert(Flags::COUNTS_REQUESTS);
     }
 
@@ -294,9 +294,9 @@ impl Conn<'_> {
     pub fn end_request(&mut self) {
         let now = self.cx.shared.now;
         let record = self.record_mut();
-        debug_assert!(record.owed > 0, "end_request without begin_request");
-        record.clocks.set(Deadline::Response, now);
-        record.owed = record.owed.saturating_sub(1);
+        debug_assert!(record.flags.has(Flags::OWED), "end_request without begin_request");
+        record.clocks.restart(Deadline::Response, now);
+        record.set_owed(record.owed().saturating_sub(1));
         record.requests = record.requests.saturating_add(1);
         self.cx.shared.counters.requests.add(1);
     }
@@ -311,7 +311,7 @@ impl Conn<'_> {
 
     /// Requests begun and not ended.
     pub fn in_flight(&self) -> u32 {
-        self.record().owed
+        self.record().owed()
     }
 
     /// Decides whether the connection may stay open after the reply to the current request. It may

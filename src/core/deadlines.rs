@@ -12,11 +12,12 @@ use crate::time::{Instant, nanos, share_of};
 
 /// Defines every deadline once: its name; its label in counters, which is that of its setting where
 /// it has one; the reason it gives a connection that it ends, if it ends one; whether input that
-/// waits in the socket would put it off; the clock it runs by.
+/// waits in the socket would put it off; the clock it runs by; the traffic that starts it anew.
 macro_rules! deadlines {
     ($(
         $(#[$doc:meta])*
-        $name:ident: $label:literal, $timeout:expr, $waits_for_input:literal, clock $clock:literal;
+        $name:ident: $label:literal, $timeout:expr, $waits_for_input:literal, clock $clock:literal,
+            $traffic:ident;
     )*) => {
         /// What a connection can be late with. Of several that came due together the first one here
         /// acts.
@@ -54,32 +55,47 @@ macro_rules! deadlines {
                 const CLOCK_OF: [u8; Deadline::ALL.len()] = [$($clock,)*];
                 CLOCK_OF[self as usize] as usize
             }
+
+            /// The traffic that starts it anew.
+            const fn traffic(self) -> Traffic {
+                const TRAFFIC_OF: [Traffic; Deadline::ALL.len()] = [$(Traffic::$traffic,)*];
+                TRAFFIC_OF[self as usize]
+            }
         }
     };
 }
 
 deadlines! {
-    Connect: "connect", Some(Timeout::Connect), false, clock 0;
-    ConnectAttempt: "connect_attempt", Some(Timeout::Connect), false, clock 1;
-    FirstByte: "first_byte", Some(Timeout::FirstByte), true, clock 2;
-    Request: "request", Some(Timeout::Request), true, clock 0;
-    Read: "read", Some(Timeout::Read), true, clock 1;
-    Response: "response", Some(Timeout::Response), false, clock 3;
-    Write: "write", Some(Timeout::Write), false, clock 4;
-    Idle: "idle", Some(Timeout::Idle), true, clock 5;
-    HalfClosed: "half_closed", Some(Timeout::HalfClosed), true, clock 6;
-    Flush: "flush", None, false, clock 2;
-    Linger: "linger", None, false, clock 0;
-    LingerRead: "linger_read", None, true, clock 1;
-    Tunnel: "tunnel", Some(Timeout::Tunnel), true, clock 7;
-    Lifetime: "lifetime", Some(Timeout::Lifetime), false, clock 8;
-    Timer: "timer", None, false, clock 9;
+    Connect: "connect", Some(Timeout::Connect), false, clock 0, None;
+    ConnectAttempt: "connect_attempt", Some(Timeout::Connect), false, clock 1, None;
+    FirstByte: "first_byte", Some(Timeout::FirstByte), true, clock 2, None;
+    Request: "request", Some(Timeout::Request), true, clock 0, None;
+    Read: "read", Some(Timeout::Read), true, clock 1, Read;
+    Response: "response", Some(Timeout::Response), false, clock 3, Written;
+    Write: "write", Some(Timeout::Write), false, clock 3, None;
+    Idle: "idle", Some(Timeout::Idle), true, clock 2, Any;
+    HalfClosed: "half_closed", Some(Timeout::HalfClosed), true, clock 3, Any;
+    Flush: "flush", None, false, clock 2, None;
+    Linger: "linger", None, false, clock 0, None;
+    LingerRead: "linger_read", None, true, clock 1, Read;
+    Tunnel: "tunnel", Some(Timeout::Tunnel), true, clock 2, Any;
+    Lifetime: "lifetime", Some(Timeout::Lifetime), false, clock 4, None;
+    Timer: "timer", None, false, clock 5, None;
     /// Not a deadline of its own: the next check of what is left of the output.
-    ProgressCheck: "progress_check", None, false, clock 10;
+    ProgressCheck: "progress_check", None, false, clock 6, None;
+}
+
+/// Bytes that start a deadline anew.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Traffic {
+    None,
+    Read,
+    Written,
+    Any,
 }
 
 /// How many clocks there are.
-const CLOCKS: usize = 11;
+const CLOCKS: usize = 7;
 
 const _: () = {
     let mut at = 0;
@@ -164,40 +180,30 @@ impl Set {
 /// All that the choice of deadlines depends on, in one word: comparing two tells whether anything
 /// changed. The low bits are those of a record's flags.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) struct DeadlineInputs(u32);
+pub(crate) struct DeadlineInputs(u16);
 
 /// Inputs that no connection has, so that its first ones are a change.
 impl Default for DeadlineInputs {
     fn default() -> Self {
-        Self(u32::MAX)
+        Self(u16::MAX)
     }
 }
 
 impl DeadlineInputs {
-    /// Requests wait for a reply: the peer's for ours, or ours for the peer's.
-    const OWED: u32 = 1 << 11;
-    /// Output is queued.
-    const QUEUED: u32 = 1 << 12;
     const STATE_SHIFT: u32 = 13;
 
     #[inline]
-    pub(crate) const fn new(state: State, flags: Flags, owed: bool, queued: bool) -> Self {
-        Self(
-            flags.deadline_inputs()
-                | ((owed as u32) << 11)
-                | ((queued as u32) << 12)
-                | ((state as u32) << Self::STATE_SHIFT),
-        )
+    pub(crate) const fn new(state: State, flags: Flags) -> Self {
+        Self(flags.deadline_inputs() | ((state as u16) << Self::STATE_SHIFT))
     }
 
     /// The one deadline of an accepted connection that waits for its first byte or its next
     /// request, with nothing else about it: where nearly every one is when it has been served.
     #[inline]
     pub(crate) const fn plain(self) -> Option<Deadline> {
-        const FIRST_BYTE: u32 =
-            DeadlineInputs::new(State::Connected, Flags::INBOUND, false, false).0;
+        const FIRST_BYTE: u16 = DeadlineInputs::new(State::Connected, Flags::INBOUND).0;
         const HEARD: Flags = Flags::INBOUND.and(Flags::RECEIVED);
-        const REQUEST: u32 = DeadlineInputs::new(State::Idle, HEARD, false, false).0;
+        const REQUEST: u16 = DeadlineInputs::new(State::Idle, HEARD).0;
         match self.0 {
             FIRST_BYTE => Some(Deadline::FirstByte),
             REQUEST => Some(Deadline::Idle),
@@ -210,15 +216,15 @@ impl DeadlineInputs {
     }
 
     const fn owes(self) -> bool {
-        self.0 & Self::OWED != 0
+        self.has(Flags::OWED)
     }
 
     const fn is_queued(self) -> bool {
-        self.0 & Self::QUEUED != 0
+        self.has(Flags::QUEUED)
     }
 
     const fn is_state(self, state: State) -> bool {
-        self.0 >> Self::STATE_SHIFT == state as u32
+        self.0 >> Self::STATE_SHIFT == state as u16
     }
 
     /// Whether no request is active: nothing is arriving, owed or waiting to leave.
@@ -227,11 +233,13 @@ impl DeadlineInputs {
     /// byte; a tunnel knows no requests.
     #[inline]
     pub(crate) const fn at_rest(self) -> bool {
-        const ACTIVE: u32 = Flags::RECEIVING.and(Flags::TUNNEL).deadline_inputs()
-            | DeadlineInputs::OWED
-            | DeadlineInputs::QUEUED;
-        const HEARD: u32 = Flags::RECEIVED.and(Flags::INBOUND).deadline_inputs();
-        const SILENT: u32 = Flags::INBOUND.deadline_inputs();
+        const ACTIVE: u16 = Flags::RECEIVING
+            .and(Flags::TUNNEL)
+            .and(Flags::OWED)
+            .and(Flags::QUEUED)
+            .deadline_inputs();
+        const HEARD: u16 = Flags::RECEIVED.and(Flags::INBOUND).deadline_inputs();
+        const SILENT: u16 = Flags::INBOUND.deadline_inputs();
         self.0 & ACTIVE == 0 && self.0 & HEARD != SILENT
     }
 
@@ -240,7 +248,7 @@ impl DeadlineInputs {
     #[inline]
     const fn running(self) -> Set {
         // Of an open connection mostly nothing more is to be known.
-        const PLAIN: u32 = Flags::RECEIVED.and(Flags::INBOUND).deadline_inputs()
+        const PLAIN: u16 = Flags::RECEIVED.and(Flags::INBOUND).deadline_inputs()
             | !0 << DeadlineInputs::STATE_SHIFT;
         const DIALLING: Set = Set::of(Deadline::Connect).and(Deadline::ConnectAttempt);
         const LINGERING: Set = Set::of(Deadline::Linger).and(Deadline::LingerRead);
@@ -290,7 +298,7 @@ impl DeadlineInputs {
                 .with(Deadline::Lifetime, self.has(Flags::HAS_LIFETIME))
                 .with(Deadline::Timer, self.has(Flags::HAS_TIMER));
         }
-        set.with(Deadline::Idle, self.is_state(State::Idle) && !paused)
+        set.with(Deadline::Idle, self.is_state(State::Idle) && self.at_rest() && !paused)
     }
 }
 
@@ -397,52 +405,63 @@ fn period(timeout: Option<std::time::Duration>) -> u64 {
 }
 
 /// Since when each deadline of one connection runs.
+///
+/// What a message changes comes last: it is the beginning of the record's hot line.
 #[derive(Clone, Debug, Default)]
+#[repr(C)]
 pub(crate) struct DeadlineClocks {
-    facts: DeadlineInputs,
-    running: Set,
+    since: [Instant; CLOCKS],
+    read_at: Instant,
+    written_at: Instant,
+    inputs: DeadlineInputs,
     /// The request deadline stands still: its clock holds the nanoseconds it had run.
     request_stopped: bool,
-    since: [Instant; CLOCKS],
 }
 
 impl DeadlineClocks {
+    /// Where the part begins that a message changes.
+    pub(crate) const HOT: usize = std::mem::offset_of!(Self, read_at);
+
     /// Lets nothing run, as for a new connection.
     pub(crate) fn reset(&mut self) {
-        self.facts = DeadlineInputs::default();
-        self.running = Set::EMPTY;
+        self.inputs = DeadlineInputs::default();
         self.request_stopped = false;
     }
 
-    /// The facts of the latest update.
+    /// The inputs of the latest update.
     #[inline]
-    pub(crate) const fn facts(&self) -> DeadlineInputs {
-        self.facts
+    pub(crate) const fn inputs(&self) -> DeadlineInputs {
+        self.inputs
     }
 
-    /// Lets exactly the deadlines that `facts` call for run from here on, and returns those that
+    /// The deadlines that run.
+    const fn running(&self) -> Set {
+        self.inputs.running()
+    }
+
+    /// Lets exactly the deadlines that `inputs` call for run from here on, and returns those that
     /// began to.
-    pub(crate) fn update(&mut self, facts: DeadlineInputs, now: Instant) -> Set {
-        if facts == self.facts {
+    pub(crate) fn update(&mut self, inputs: DeadlineInputs, now: Instant) -> Set {
+        if inputs == self.inputs {
             return Set::EMPTY;
         }
-        self.facts = facts;
-        self.change(facts.running(), facts.has(Flags::RECEIVING), now)
+        let before = self.running();
+        self.inputs = inputs;
+        self.change(before, self.running(), inputs.has(Flags::RECEIVING), now)
     }
 
-    /// Lets only `deadline` run, from here on: [`DeadlineClocks::update`] for facts that are
+    /// Lets only `deadline` run, from here on: [`DeadlineClocks::update`] for inputs that are
     /// [plain](DeadlineInputs::plain).
     #[inline]
-    pub(crate) fn run_only(&mut self, deadline: Deadline, facts: DeadlineInputs, now: Instant) {
-        self.facts = facts;
-        self.running = Set::of(deadline);
+    pub(crate) fn run_only(&mut self, deadline: Deadline, inputs: DeadlineInputs, now: Instant) {
+        self.inputs = inputs;
         self.request_stopped = false;
         self.set(deadline, now);
     }
 
-    fn change(&mut self, running: Set, receiving: bool, now: Instant) -> Set {
-        let began = running.without(self.running);
-        let ended = self.running.without(running);
+    fn change(&mut self, before: Set, running: Set, receiving: bool, now: Instant) -> Set {
+        let began = running.without(before);
+        let ended = before.without(running);
         // A request that we do not read cannot arrive: its clock stands still meanwhile.
         if ended.contains(Deadline::Request) && receiving {
             let elapsed = now.nanos_since(self.since(Deadline::Request));
@@ -465,39 +484,52 @@ impl DeadlineClocks {
             let since = now.as_nanos().saturating_sub(elapsed);
             self.set(Deadline::Request, Instant::from_nanos(since));
         }
-        self.running = running;
         began
     }
 
     /// Notes that bytes came in.
     #[inline]
-    pub(crate) fn touch_read(&mut self, now: Instant) {
-        // LingerRead has the clock of Read. The idle time that may follow begins now: a request that
-        // begins and ends between two looks at the facts leaves no trace in them.
-        self.set(Deadline::Read, now);
-        self.set(Deadline::Idle, now);
-        self.set(Deadline::HalfClosed, now);
-        self.set(Deadline::Tunnel, now);
+    pub(crate) const fn touch_read(&mut self, now: Instant) {
+        self.read_at = now;
     }
 
     /// Notes that the kernel took bytes.
     #[inline]
-    pub(crate) fn touch_write(&mut self, now: Instant) {
-        // One reply of several that are owed: the wait for the next begins.
-        self.set(Deadline::Response, now);
-        self.set(Deadline::Idle, now);
-        self.set(Deadline::HalfClosed, now);
-        self.set(Deadline::Tunnel, now);
+    pub(crate) const fn touch_write(&mut self, now: Instant) {
+        self.written_at = now;
     }
 
-    /// Lets `deadline` run since `instant`; for lifetime, timer and progress check, until it.
+    /// When the kernel last took bytes.
+    pub(crate) const fn written_at(&self) -> Instant {
+        self.written_at
+    }
+
+    /// Lets `deadline` run since `instant`; for lifetime, timer and progress check, until it. No
+    /// deadline that traffic starts anew runs since a time to come.
     #[inline]
     pub(crate) const fn set(&mut self, deadline: Deadline, instant: Instant) {
         self.since[deadline.clock()] = instant;
     }
 
-    pub(crate) const fn since(&self, deadline: Deadline) -> Instant {
-        self.since[deadline.clock()]
+    /// Starts `deadline` anew, if it runs.
+    pub(crate) const fn restart(&mut self, deadline: Deadline, now: Instant) {
+        if self.running().contains(deadline) {
+            self.set(deadline, now);
+        }
+    }
+
+    /// Since when `deadline` runs. Traffic only stores its time: a request that begins and ends
+    /// between two updates leaves no trace in the inputs, and the idle time begins anew all the same.
+    #[inline]
+    pub(crate) fn since(&self, deadline: Deadline) -> Instant {
+        let since = self.since[deadline.clock()];
+        match deadline.traffic() {
+            Traffic::None => since,
+            Traffic::Read => since.max(self.read_at),
+            // One reply of several that are owed: the wait for the next begins.
+            Traffic::Written => since.max(self.written_at),
+            Traffic::Any => since.max(self.read_at).max(self.written_at),
+        }
     }
 
     /// Puts the next check of queued output off, by [`check_pause`].
@@ -507,7 +539,7 @@ impl DeadlineClocks {
     }
 
     /// Gives `deadline` more time.
-    pub(crate) const fn extend(&mut self, deadline: Deadline, nanos: u64) {
+    pub(crate) fn extend(&mut self, deadline: Deadline, nanos: u64) {
         self.set(deadline, self.since(deadline).after(nanos));
     }
 
@@ -517,13 +549,14 @@ impl DeadlineClocks {
         self.request_stopped = false;
     }
 
-    pub(crate) const fn due(&self, deadline: Deadline, periods: &Durations) -> Instant {
+    #[inline]
+    pub(crate) fn due(&self, deadline: Deadline, periods: &Durations) -> Instant {
         self.since(deadline).after(periods.of(deadline))
     }
 
     #[cfg(test)]
     pub(crate) const fn runs(&self, deadline: Deadline) -> bool {
-        self.running.contains(deadline)
+        self.running().contains(deadline)
     }
 
     /// The earliest of those in `set`.
@@ -536,7 +569,7 @@ impl DeadlineClocks {
 
     /// The earliest of those that run.
     pub(crate) fn next(&self, periods: &Durations) -> Option<Instant> {
-        self.earliest(self.running, periods)
+        self.earliest(self.running(), periods)
     }
 
     /// The one that came due first by `now`, and when, those in `served` left out. If several came
@@ -548,7 +581,7 @@ impl DeadlineClocks {
         now: Instant,
         served: Set,
     ) -> Option<(Instant, Deadline)> {
-        let due = self.running.without(served).iter().filter_map(|deadline| {
+        let due = self.running().without(served).iter().filter_map(|deadline| {
             let due = self.due(deadline, periods);
             (due <= now).then_some((due, deadline))
         });
@@ -567,47 +600,39 @@ mod tests {
     const STATES: [State; 5] =
         [State::Connecting, State::Connected, State::Idle, State::Closing, State::Closed];
 
-    /// Every combination of facts.
-    fn all_facts() -> impl Iterator<Item = DeadlineInputs> {
+    /// Every combination of inputs.
+    fn all_inputs() -> impl Iterator<Item = DeadlineInputs> {
         STATES.into_iter().flat_map(|state| {
-            (0..1_u32 << 13).map(move |bits| {
-                let flags = Flags::from_bits(bits);
-                DeadlineInputs::new(
-                    state,
-                    flags,
-                    bits & DeadlineInputs::OWED != 0,
-                    bits & DeadlineInputs::QUEUED != 0,
-                )
-            })
+            (0..1_u32 << 13).map(move |bits| DeadlineInputs::new(state, Flags::from_bits(bits)))
         })
     }
 
     /// What the reactor never lets stand at the end of a turn.
-    fn is_settled(facts: &DeadlineInputs) -> bool {
-        let has = |flags| facts.has(flags);
-        let open = facts.is_state(State::Connected) || facts.is_state(State::Idle);
+    fn is_settled(inputs: &DeadlineInputs) -> bool {
+        let has = |flags| inputs.has(flags);
+        let open = inputs.is_state(State::Connected) || inputs.is_state(State::Idle);
         let consistent = (!has(Flags::RECEIVING) || has(Flags::RECEIVED))
-            && (!has(Flags::PAUSED_BY_OUTPUT) || facts.is_queued())
-            && (!facts.is_state(State::Connecting) || !has(Flags::INBOUND))
-            && (!facts.is_state(State::Closing) || facts.is_queued() || has(Flags::FIN));
-        let rests = facts.is_state(State::Idle);
+            && (!has(Flags::PAUSED_BY_OUTPUT) || inputs.is_queued())
+            && (!inputs.is_state(State::Connecting) || !has(Flags::INBOUND))
+            && (!inputs.is_state(State::Closing) || inputs.is_queued() || has(Flags::FIN));
+        let rests = inputs.is_state(State::Idle);
         // The peer's EOF closes an inbound connection that owes nothing, and any outbound one.
         let ends = has(Flags::EOF)
             && !has(Flags::TUNNEL)
-            && (!has(Flags::INBOUND) || !(facts.owes() || facts.is_queued()));
-        consistent && (!open || (rests == facts.at_rest() && !ends))
+            && (!has(Flags::INBOUND) || !(inputs.owes() || inputs.is_queued()));
+        consistent && (!open || (rests == inputs.at_rest() && !ends))
     }
 
     #[test]
     fn every_settled_connection_has_a_finite_deadline_by_default() {
         let periods = Durations::new(&Timeouts::default());
         let mut settled = 0;
-        for facts in all_facts().filter(is_settled) {
+        for inputs in all_inputs().filter(is_settled) {
             let mut clocks = DeadlineClocks::default();
-            const BY_HAND: u32 = Flags::HAS_TIMER.and(Flags::HAS_LIFETIME).deadline_inputs();
-            clocks.update(DeadlineInputs(facts.0 & !BY_HAND), Instant::EPOCH);
+            const BY_HAND: u16 = Flags::HAS_TIMER.and(Flags::HAS_LIFETIME).deadline_inputs();
+            clocks.update(DeadlineInputs(inputs.0 & !BY_HAND), Instant::EPOCH);
             let next = clocks.next(&periods);
-            assert_eq!(next.is_some(), !facts.is_state(State::Closed), "{facts:?}");
+            assert_eq!(next.is_some(), !inputs.is_state(State::Closed), "{inputs:?}");
             settled += 1;
         }
         assert!(settled > 1_000, "{settled}");
@@ -615,30 +640,30 @@ mod tests {
 
     #[test]
     fn each_deadline_runs_only_where_it_may() {
-        for facts in all_facts() {
-            let set = facts.running();
-            let is = |flags| facts.has(flags);
+        for inputs in all_inputs() {
+            let set = inputs.running();
+            let is = |flags| inputs.has(flags);
             let has = |deadline| set.contains(deadline);
-            let open = facts.is_state(State::Connected) || facts.is_state(State::Idle);
-            let closing = facts.is_state(State::Closing);
+            let open = inputs.is_state(State::Connected) || inputs.is_state(State::Idle);
+            let closing = inputs.is_state(State::Closing);
             let held = is(Flags::READING_STOPPED.and(Flags::EOF));
-            assert!(!has(Deadline::Connect) || facts.is_state(State::Connecting));
+            assert!(!has(Deadline::Connect) || inputs.is_state(State::Connecting));
             assert!(!has(Deadline::FirstByte) || (open && !held && !is(Flags::RECEIVED)));
             assert!(!has(Deadline::Request) || (open && !held && is(Flags::RECEIVING)));
             assert!(!has(Deadline::Read) || (open && !held));
-            assert!(!has(Deadline::Response) || (open && !facts.is_queued()));
-            assert!(!has(Deadline::Write) || facts.is_queued());
+            assert!(!has(Deadline::Response) || (open && !inputs.is_queued()));
+            assert!(!has(Deadline::Write) || inputs.is_queued());
             assert_eq!(has(Deadline::Write), has(Deadline::ProgressCheck));
-            assert!(!has(Deadline::Idle) || facts.is_state(State::Idle));
+            assert!(!has(Deadline::Idle) || inputs.is_state(State::Idle));
             assert!(!has(Deadline::HalfClosed) || (open && is(Flags::EOF.and(Flags::FIN))));
-            assert!(!has(Deadline::Flush) || (closing && facts.is_queued()));
+            assert!(!has(Deadline::Flush) || (closing && inputs.is_queued()));
             assert!(!has(Deadline::Linger) || (closing && is(Flags::FIN)));
             assert!(!has(Deadline::Timer) || is(Flags::HAS_TIMER));
             if is(Flags::TUNNEL) && open {
                 for instead in
                     [Deadline::Request, Deadline::Read, Deadline::Response, Deadline::FirstByte]
                 {
-                    assert!(!has(instead), "{facts:?}");
+                    assert!(!has(instead), "{inputs:?}");
                 }
                 assert!(has(Deadline::Tunnel));
             }
@@ -650,11 +675,11 @@ mod tests {
 
     #[test]
     fn no_two_deadlines_that_run_share_a_clock() {
-        for facts in all_facts() {
-            let set = facts.running();
+        for inputs in all_inputs() {
+            let set = inputs.running();
             let clocks: Vec<_> = set.iter().map(Deadline::clock).collect();
             let distinct: std::collections::BTreeSet<_> = clocks.iter().collect();
-            assert_eq!(clocks.len(), distinct.len(), "{facts:?}");
+            assert_eq!(clocks.len(), distinct.len(), "{inputs:?}");
         }
     }
 
@@ -669,7 +694,7 @@ mod tests {
 
     const fn connected(flags: Flags) -> DeadlineInputs {
         let flags = flags.and(Flags::INBOUND).and(Flags::RECEIVED);
-        DeadlineInputs::new(State::Connected, flags, false, false)
+        DeadlineInputs::new(State::Connected, flags)
     }
 
     const RECEIVING: DeadlineInputs = connected(Flags::RECEIVING);

@@ -4,10 +4,10 @@
 //! connection that ends, need.
 
 macro_rules! flags {
-    ($(#[$about:meta])* $word:ident { $($(#[$doc:meta])* $name:ident = $bit:expr;)* }) => {
+    ($(#[$about:meta])* $word:ident: $bits:ty { $($(#[$doc:meta])* $name:ident = $bit:expr;)* }) => {
         $(#[$about])*
         #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-        pub(crate) struct $word(u32);
+        pub(crate) struct $word($bits);
 
         #[allow(dead_code, reason = "not every word needs all of them")]
         impl $word {
@@ -52,7 +52,7 @@ macro_rules! flags {
 
         // No two marks share a bit.
         const _: () = {
-            let mut seen = 0_u32;
+            let mut seen: $bits = 0;
             $(
                 assert!(seen & $word::$name.0 == 0);
                 seen |= $word::$name.0;
@@ -65,7 +65,7 @@ macro_rules! flags {
 flags! {
     /// The marks that messages test and change. Those that the choice of deadlines depends on come
     /// first: they are the low bits of [`DeadlineInputs`](crate::core::deadlines::DeadlineInputs).
-    Flags {
+    Flags: u32 {
         /// A byte has been read.
         RECEIVED = 0;
         /// Part of a request is here.
@@ -88,48 +88,54 @@ flags! {
         HAS_TIMER = 9;
         /// The peer dialled us.
         INBOUND = 10;
+        /// Requests wait for a reply: the peer's for ours, or ours for the peer's.
+        OWED = 11;
+        /// Output is queued.
+        QUEUED = 12;
         /// The socket may have bytes, a FIN or an error for us.
-        READ_READY = 11;
+        READ_READY = 13;
         /// The socket may take bytes.
-        WRITE_READY = 12;
+        WRITE_READY = 14;
         /// An event said that the peer is gone: a short read has not drained the socket, the FIN or
         /// the error is still to be read.
-        HANGUP = 13;
+        HANGUP = 15;
         /// A byte has been written by the handler.
-        WROTE = 14;
+        WROTE = 16;
         /// The handler said that what it consumed was part of a request.
-        EXPECTS_MORE_INPUT = 15;
+        EXPECTS_MORE_INPUT = 17;
         /// `on_data` is due without new bytes: the handler yielded, or reading resumed.
-        DATA_DUE = 16;
+        DATA_DUE = 18;
         /// `on_drained` is due.
-        DRAINED = 17;
+        DRAINED = 19;
         /// The handler wants our FIN sent after the queue.
-        SHUTDOWN_WRITE = 18;
+        SHUTDOWN_WRITE = 20;
         /// The handler counts requests itself.
-        COUNTS_REQUESTS = 19;
+        COUNTS_REQUESTS = 21;
         /// The connection is in the ready queue.
-        QUEUED_READY = 20;
+        QUEUED_READY = 22;
         /// The connection is in the list of those that callbacks of others asked something of.
-        DIRTY = 21;
+        DIRTY = 23;
         /// A callback asked for something that must be acted on when it returns.
-        CLOSE_REQUESTED = 22;
+        ACTION_DUE = 24;
         /// A deadline was set or changed by hand.
-        REARM = 23;
+        REARM = 25;
         /// The next request boundary ends the connection: it has reached its greatest age, or its
         /// handler was answered that this request is the last.
-        RETIRING = 24;
+        RETIRING = 26;
         /// The connection is in the list of those whose record is to be released.
-        REAPED = 25;
+        REAPED = 27;
         /// A write failed; what the peer had sent before is still to be read.
-        BROKEN = 26;
+        BROKEN = 28;
         /// More than the high watermark was queued, and since then never as little as the low one.
-        CONGESTED = 27;
+        CONGESTED = 29;
+        /// An end was asked for and has not begun.
+        CLOSE_REQUESTED = 30;
     }
 }
 
 flags! {
     /// The marks that no message tests.
-    ColdFlags {
+    ColdFlags: u16 {
         /// Others feed this connection.
         IS_SINK = 0;
         /// The connection ends with a FIN and reads on until the peer's.
@@ -138,12 +144,14 @@ flags! {
         RESET = 2;
         /// `on_closing` runs, and may write a last reply.
         FINAL_REPLY = 3;
+        /// The limits on connections leave it out.
+        EXEMPT = 4;
     }
 }
 
 impl Flags {
     /// What the choice of deadlines depends on.
-    pub(crate) const DEADLINE_INPUTS: Self = Self((1 << 11) - 1);
+    pub(crate) const DEADLINE_INPUTS: Self = Self((1 << 13) - 1);
 
     /// Input is left in the socket on purpose.
     pub(crate) const READING_STOPPED: Self =
@@ -155,21 +163,23 @@ impl Flags {
         .and(Self::EOF)
         .and(Self::DATA_DUE)
         .and(Self::DRAINED)
-        .and(Self::CLOSE_REQUESTED);
+        .and(Self::ACTION_DUE);
 
     /// Something is to be done or ended for the connection at the end of its callback.
-    pub(crate) const TO_ACT_ON: Self = Self::CLOSE_REQUESTED
+    pub(crate) const TO_ACT_ON: Self = Self::ACTION_DUE
         .and(Self::BROKEN)
         .and(Self::EOF)
         .and(Self::SHUTDOWN_WRITE)
         .and(Self::RETIRING);
 
-    /// The connection is not quiet: something is asked of it, or left to do.
+    /// The connection is not quiet: something is asked of it, queued, owed, or left to do.
     pub(crate) const BUSY: Self = Self::TO_ACT_ON
         .and(Self::READ_READY)
         .and(Self::DRAINED)
         .and(Self::DATA_DUE)
-        .and(Self::REARM);
+        .and(Self::REARM)
+        .and(Self::OWED)
+        .and(Self::QUEUED);
 
     /// A callback is due that needs neither new bytes nor room.
     pub(crate) const CALLBACK_DUE: Self = Self::DRAINED.and(Self::DATA_DUE);
@@ -190,7 +200,7 @@ impl Flags {
     /// bit 1 for writing, bit 2 for a hang-up.
     #[inline]
     pub(crate) const fn of_event(ready: u8) -> Self {
-        Self(((ready & 7) as u32) << 11)
+        Self(((ready & 7) as u32) << 13)
     }
 
     #[cfg(test)]
@@ -200,8 +210,8 @@ impl Flags {
 
     /// The bits of those that the choice of deadlines depends on.
     #[inline]
-    pub(crate) const fn deadline_inputs(self) -> u32 {
-        self.0 & Self::DEADLINE_INPUTS.0
+    pub(crate) const fn deadline_inputs(self) -> u16 {
+        (self.0 & Self::DEADLINE_INPUTS.0) as u16
     }
 }
 
@@ -209,5 +219,5 @@ const _: () = {
     assert!(Flags::of_event(1).0 == Flags::READ_READY.0);
     assert!(Flags::of_event(2).0 == Flags::WRITE_READY.0);
     assert!(Flags::of_event(4).0 == Flags::HANGUP.0);
-    assert!(Flags::INBOUND.0 << 1 == Flags::DEADLINE_INPUTS.0 + 1);
+    assert!(Flags::QUEUED.0 << 1 == Flags::DEADLINE_INPUTS.0 + 1);
 };

@@ -65,7 +65,6 @@ pub(super) struct Listener<L> {
     exempt: bool,
     /// Connections accepted since a shutdown began.
     drained: u32,
-    profile: u32,
 }
 
 /// A connection that was accepted when its client had as many as it may.
@@ -198,7 +197,7 @@ impl Accepting {
 
 /// The client of a connection; `None` if it is not limited.
 fn key_of_record(clients: &Clients, record: &Record) -> Option<ClientKey> {
-    let limited = record.origin.is_inbound() && !record.is_exempt();
+    let limited = record.is_limited();
     if limited { clients.key_of_peer(&record.peer) } else { None }
 }
 
@@ -270,7 +269,6 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             exempt: listen.exempt,
             drained: 0,
             wildcard: address.ip().is_some_and(|addr| addr.ip().is_unspecified()),
-            profile: self.shared.profiles.len() as u32 - 1,
         });
         self.shared.listening_on.push(address);
         self.update_due();
@@ -752,12 +750,11 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     }
 
     fn admit(&mut self, handler: &mut H, index: usize, mut stream: B::Stream, peer: Address) {
-        let Listener { wildcard, exempt, profile, .. } = self.listeners[index];
+        let Listener { wildcard, exempt, .. } = self.listeners[index];
         let new_conn = NewConn {
             origin: Origin::Accepted(ListenerId(index as u32)),
             peer,
             owner: None,
-            profile,
             exempt,
             replaces_evicted: true,
             now: self.shared.now,

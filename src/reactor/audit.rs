@@ -9,7 +9,7 @@ use crate::backend::{Backend, Source, Token};
 use crate::core::deadlines::{Deadline, Set};
 use crate::core::flags::Flags;
 use crate::core::lifecycle::State;
-use crate::core::output::allocation;
+use crate::core::output::{Output, allocation};
 use crate::core::table::Record;
 use crate::core::wheel::Key;
 use crate::handler::Handler;
@@ -53,7 +53,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         }
         holdings.streams += self.deferred.len();
         for id in self.shared.table.ids() {
-            holdings.output += self.shared.table.get(id).map_or(0, |record| record.output.len());
+            holdings.output += self.shared.table.get(id).map_or(0, |record| record.queued());
         }
         holdings
     }
@@ -158,6 +158,15 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
                 return Err(format!("marked as in a list and not in it: {:?}", record.flags));
             }
         }
+        for (flag, holds) in [
+            (Flags::OWED, record.owed() > 0),
+            (Flags::QUEUED, record.output().is_some_and(|output| !output.is_empty())),
+            (Flags::CLOSE_REQUESTED, record.requested().is_some()),
+        ] {
+            if record.flags.has(flag) != holds {
+                return Err(format!("marked otherwise than it is: {:?}", record.flags));
+            }
+        }
         if shared.pending_dials.contains(&id) || record.flags.has(Flags::REAPED) {
             return Ok(());
         }
@@ -173,9 +182,9 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             return Err(format!("{} bytes unread", slot.input.len()));
         }
         let low = bounds.watermarks.low();
-        let lasts = record.state().is_open() && record.requested.is_none();
-        if lasts && record.flags.has(Flags::CONGESTED) && record.output.len() <= low {
-            return Err(format!("congested with {} bytes queued", record.output.len()));
+        let lasts = record.state().is_open() && record.requested().is_none();
+        if lasts && record.flags.has(Flags::CONGESTED) && record.queued() <= low {
+            return Err(format!("congested with {} bytes queued", record.queued()));
         }
         // What is in a list is served in the next turn, and need not be settled before.
         let listed = record.flags.has(Flags::DIRTY.and(Flags::QUEUED_READY));
@@ -254,7 +263,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         id: ConnId,
     ) -> Result<(), String> {
         let Some(record) = self.shared.table.get(id) else { return Ok(()) };
-        let queued = record.output.len();
+        let queued = record.queued();
         let full = Full { queued, left: record.bytes_out };
         if queued < self.shared.bounds.output_max {
             return Ok(());
@@ -312,9 +321,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     pub(crate) fn is_at_peace(&self, id: ConnId) -> bool {
         self.shared.table.get(id).is_some_and(|record| {
             matches!(record.state(), State::Connected | State::Idle)
-                && !record
-                    .flags
-                    .has(Flags::DIRTY.and(Flags::QUEUED_READY).and(Flags::CLOSE_REQUESTED))
+                && !record.flags.has(Flags::DIRTY.and(Flags::QUEUED_READY).and(Flags::ACTION_DUE))
         })
     }
 
@@ -324,14 +331,15 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let records = || shared.table.ids().filter_map(|id| shared.table.get(id));
         for record in records() {
             let input = self.slots.get(record.id.index()).map_or(0, |slot| slot.input.capacity());
-            let held = record.output.held() + allocation(input);
+            let held = record.output_held() + allocation(input);
             if held != record.buffered as usize {
                 let (id, known) = (record.id, record.buffered);
                 return Err(format!("{id} holds {held} bytes, and {known} are accounted for"));
             }
         }
         let owned: u64 = records().map(|record| u64::from(record.buffered)).sum();
-        let pieces: BTreeMap<_, _> = records().flat_map(|record| record.output.shares()).collect();
+        let pieces: BTreeMap<_, _> =
+            records().filter_map(Record::output).flat_map(Output::shares).collect();
         let held = owned + pieces.values().sum::<u64>();
         let known = (shared.buffered(), shared.counters.buffered.get());
         if (held, held) != known {
@@ -543,7 +551,6 @@ pub(super) mod tests {
                 origin: Origin::Accepted(ListenerId(0)),
                 peer: Address::Unnamed,
                 owner: None,
-                profile: 0,
                 exempt: false,
                 replaces_evicted: true,
                 now: since,
@@ -553,7 +560,7 @@ pub(super) mod tests {
             record.step(Step::Rest);
             record.flags.insert(Flags::RECEIVED);
             record.count_state(&self.shared.counters.states);
-            record.clocks.update(record.facts(), since);
+            record.clocks.update(record.deadline_inputs(), since);
             let id = record.id;
             self.make_slot(id).session = Some(());
             id

@@ -273,7 +273,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let record = self.shared.table.at(id.index());
         let held = record.flags.has(Flags::THROTTLED) && !record.flags.has(Flags::PAUSED);
         match record.cold().and_then(|cold| cold.sink) {
-            Some(sink) if held && record.owed == 0 => self.look(sink),
+            Some(sink) if held && !record.flags.has(Flags::OWED) => self.look(sink),
             _ => false,
         }
     }

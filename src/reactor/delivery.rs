@@ -73,7 +73,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let record = table.at(id.index());
         let clock = record.clocks.since(deadline);
         let known = record.delivery_at(clock);
-        if unsent == 0 && record.output.is_empty() {
+        if unsent == 0 && !record.has_output() {
             return Verdict::Delivered;
         }
         let acked = record.bytes_out.saturating_sub(unsent);
@@ -95,8 +95,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             delivery.progress_at = now;
         }
         // Where output is queued as well the write deadline judges, by checks of its own.
-        let judged =
-            !record.output.is_empty() && record.periods(profiles).of(Deadline::Write) < u64::MAX;
+        let judged = record.has_output() && record.periods(profiles).of(Deadline::Write) < u64::MAX;
         if judged {
             delivery.progress_at = now;
         }

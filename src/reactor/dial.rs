@@ -55,7 +55,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
                 self.discard(id);
                 continue;
             }
-            if self.shared.table.at(id.index()).requested.is_none() {
+            if self.shared.table.at(id.index()).requested().is_none() {
                 self.begin_dial(handler, id);
             }
             self.guard(handler, |reactor, handler| reactor.settle(handler, id));

@@ -205,8 +205,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         self.shared.spilled = false;
         self.drop_output(id);
         let record = self.shared.table.at(id.index());
-        record.requested = Some(CloseReason::HandlerPanic);
-        record.flags.insert(Flags::CLOSE_REQUESTED);
+        record.set_requested(CloseReason::HandlerPanic);
+        record.flags.insert(Flags::ACTION_DUE);
     }
 
     fn count_panic(&mut self) {

@@ -26,8 +26,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let unborn = record.state() == State::Connecting;
         let quiet_stop = reason == CloseReason::Shutdown && record.state() == State::Idle;
         record.reason = Some(reason);
-        record.requested = None;
-        record.flags.remove(Flags::CLOSE_REQUESTED.and(Flags::HAS_TIMER).and(Flags::PAUSED));
+        record.take_requested();
+        record.flags.remove(Flags::ACTION_DUE.and(Flags::HAS_TIMER).and(Flags::PAUSED));
         record.cold_flags.set(ColdFlags::FINAL_REPLY, ending == CloseMode::Flush);
         record.step(Step::Close);
         if let Some(cold) = record.cold_if_any() {
@@ -72,18 +72,18 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         if self.shared.table.at(id.index()).flags.has(Flags::REAPED) {
             return;
         }
-        if self.shared.table.at(id.index()).requested.is_none() {
+        if self.shared.table.at(id.index()).requested().is_none() {
             self.flush(id);
             self.discard_input(id);
         }
         let record = self.shared.table.at(id.index());
-        record.flags.remove(Flags::CLOSE_REQUESTED);
+        record.flags.remove(Flags::ACTION_DUE);
         // The peer is gone, or a deadline passed.
-        if let Some(reason) = record.requested.take().or_else(|| record.take_broken()) {
+        if let Some(reason) = record.take_requested().or_else(|| record.take_broken()) {
             let reset = reason.mode() == CloseMode::Reset;
             return self.drop_output_and_release(id, reset);
         }
-        if !record.output.is_empty() {
+        if record.has_output() {
             return;
         }
         let Some(stream) = self.slots[id.index()].stream.as_mut() else {
@@ -109,7 +109,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     pub(super) fn drop_output_and_release(&mut self, id: ConnId, reset: bool) {
         let record = self.shared.table.at(id.index());
         record.cold_flags.set(ColdFlags::RESET, reset);
-        if !record.output.is_empty() {
+        if record.has_output() {
             self.drop_output(id);
         }
         self.release(id);
@@ -140,7 +140,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// Gives up a connection that never got a session.
     pub(super) fn discard(&mut self, id: ConnId) {
         let record = self.shared.table.at(id.index());
-        let panicked = record.requested == Some(CloseReason::HandlerPanic);
+        let panicked = record.requested() == Some(CloseReason::HandlerPanic);
         record.cold_flags.set(ColdFlags::RESET, panicked);
         if !panicked {
             debug!(%id, "the handler refuses a connection");
@@ -214,7 +214,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         record.step(Step::Release);
         let closed = Closed {
             id,
-            origin: record.origin,
+            origin: record.origin(),
             peer: std::mem::replace(&mut record.peer, Address::Unnamed),
             reason,
             bytes_in: record.bytes_in,

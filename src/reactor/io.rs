@@ -9,7 +9,6 @@ use super::dispatch::{Delivery, call_data};
 use super::{READ_BUDGET, Reactor, refresh_now_if_stale};
 use crate::backend::Backend;
 use crate::close::{CloseReason, OsError};
-use crate::core::deadlines::Deadline;
 use crate::core::flags::{ColdFlags, Flags};
 use crate::core::lifecycle::{State, Step};
 use crate::core::stats::Counters;
@@ -246,13 +245,14 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let LoopState { table, now, counters, .. } = shared;
         let record = table.at(index);
         let Some(stream) = slots[index].stream.as_mut() else { return };
-        while !record.output.is_empty() && record.flags.has(Flags::WRITE_READY) && budget > 0 {
+        while record.has_output() && record.flags.has(Flags::WRITE_READY) && budget > 0 {
+            let Some(output) = record.output() else { return };
             let mut slices = [IoSlice::new(&[]); SLICES];
-            let filled = record.output.front(&mut slices);
+            let filled = output.front(&mut slices);
             let asked = slices[..filled].iter().map(|slice| slice.len()).sum();
             let result = backend.write_vectored(stream, &slices[..filled]);
             let taken = note_write(backend, record, asked, result, *now, counters, true);
-            record.output.consume(taken);
+            record.change_output(|output| output.consume(taken));
             budget = budget.saturating_sub(taken.max(1));
         }
         self.note_drained(id);
@@ -264,7 +264,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     fn note_drained(&mut self, id: ConnId) {
         let record = self.shared.table.at(id.index());
         if record.flags.has(Flags::CONGESTED)
-            && record.output.len() <= self.shared.bounds.watermarks.low()
+            && record.queued() <= self.shared.bounds.watermarks.low()
         {
             record.flags.remove(Flags::CONGESTED.and(Flags::PAUSED_BY_OUTPUT));
             if !planted(Bug::WatermarkEdgeLost) {
@@ -408,7 +408,7 @@ fn deliver<H: Handler, B: Backend>(
     if left > 0 {
         // A handler that ends the connection may leave any input.
         let taken_up = record.is_reading_stopped() || record.flags.has(Flags::DATA_DUE);
-        if left >= bounds.input_max && !taken_up && record.requested.is_none() {
+        if left >= bounds.input_max && !taken_up && record.requested().is_none() {
             record.request_close(CloseReason::InputLimit);
         }
         return false;
@@ -424,7 +424,7 @@ fn note_data<B: Backend>(backend: &mut B, shared: &mut LoopState, id: ConnId) {
     if shared.now != before {
         let clocks = &mut shared.table.at(id.index()).clocks;
         // What the callback wrote left later than it was taken to, if it wrote anything.
-        if clocks.since(Deadline::Response) == before {
+        if clocks.written_at() == before {
             clocks.touch_write(shared.now);
         }
     }
@@ -438,7 +438,7 @@ fn begin_delivery(record: &mut Record, log: bool) -> Delivery {
         record.step_and_log(Step::Wake, log);
     }
     record.flags.remove(Flags::EXPECTS_MORE_INPUT.and(Flags::DATA_DUE));
-    Delivery { wakes, drained: record.output.is_empty(), log }
+    Delivery { wakes, drained: !record.has_output(), log }
 }
 
 /// Sends what a callback wrote; what the kernel does not take is queued.
@@ -461,7 +461,7 @@ fn send_scratch<B: Backend>(
     }
     if taken < scratch.len() {
         let again = usize::from(planted(Bug::ShortWriteDoubled) && taken > 0);
-        record.output.push_copy(&scratch[taken - again..]);
+        record.change_output(|output| output.push_copy(&scratch[taken - again..]));
     }
     scratch.clear();
 }
@@ -579,7 +579,7 @@ fn handle_write_error(record: &mut Record, error: &io::Error) {
         Failure::WouldBlock => record.flags.remove(Flags::WRITE_READY),
         failure => {
             record.flags.remove(Flags::WRITE_READY);
-            record.flags.insert(Flags::BROKEN.and(Flags::CLOSE_REQUESTED));
+            record.flags.insert(Flags::BROKEN.and(Flags::ACTION_DUE));
             record.cold_mut().broken = Some(failure.reason(error));
         }
     }

@@ -113,7 +113,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let LoopState { table, counters, bounds, .. } = &mut self.shared;
         let record = table.at(id.index());
         record.count_state(&counters.states);
-        let held = record.output.held() + allocation(self.slots[id.index()].input.capacity());
+        let held = record.output_held() + allocation(self.slots[id.index()].input.capacity());
         let pressed = buffered >= bounds.buffered_pressed;
         if record.buffered as usize != held || pressed || counters.buffered.get() != buffered {
             self.account_held(id, held);
@@ -171,7 +171,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             let records = || table.ids().filter_map(|id| table.get(id));
             let mut sharers: Vec<_> = records()
                 .filter_map(|record| {
-                    let (_, largest) = record.output.shares().max_by_key(|(_, len)| *len)?;
+                    let (_, largest) = record.output()?.shares().max_by_key(|(_, len)| *len)?;
                     Some((record.is_exempt(), Reverse(largest), record.id))
                 })
                 .collect();
@@ -409,7 +409,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             && self.config.limits.at_limit == AtLimit::EvictIdle
             && !record.is_exempt()
             && !record.is_reading_stopped()
-            && record.requested.is_none();
+            && record.requested().is_none();
         idle.then(|| record.idle_since())
     }
 

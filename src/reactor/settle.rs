@@ -20,7 +20,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     pub(super) fn serve(&mut self, handler: &mut H, id: ConnId) {
         let record = self.shared.table.at(id.index());
         if matches!(record.state(), State::Connected | State::Idle) {
-            if !record.output.is_empty() || record.flags.has(Flags::CALLBACK_DUE) {
+            if record.has_output() || record.flags.has(Flags::CALLBACK_DUE) {
                 self.serve_due(handler, id);
             }
             self.receive(handler, id);
@@ -44,10 +44,10 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         self.call_idle(handler, id, "on_data or on_idle");
         // The usual end of a message: idle as before it, and nothing to do.
         let record = self.shared.table.at(id.index());
-        let facts = record.quiet_facts();
+        let facts = record.deadline_inputs();
         if !record.is_quiet() {
             self.settle(handler, id);
-        } else if facts != record.clocks.facts() && !self.settle_plain(id, facts) {
+        } else if facts != record.clocks.inputs() && !self.settle_plain(id, facts) {
             self.resettle(handler, id);
         }
     }
@@ -70,7 +70,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             self.call(id, "on_drained", |conn, session| handler.on_drained(conn, session));
         }
         let record = self.shared.table.at(id.index());
-        if record.is_reading_stopped() || record.requested.is_some() {
+        if record.is_reading_stopped() || record.requested().is_some() {
             return;
         }
         if record.flags.take(Flags::DATA_DUE) && !self.slots[id.index()].input.is_empty() {
@@ -90,7 +90,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             }
         }
         let record = self.shared.table.at(id.index());
-        if record.state() == State::Connected && record.facts().at_rest() {
+        if record.state() == State::Connected && record.deadline_inputs().at_rest() {
             record.step(Step::Rest);
             self.call_idle(handler, id, "on_idle");
         }
@@ -100,7 +100,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// [`Reactor::settle`] for an accepted connection.
     pub(super) fn settle_accepted(&mut self, handler: &mut H, id: ConnId) {
         let record = self.shared.table.at(id.index());
-        let facts = record.quiet_facts();
+        let facts = record.deadline_inputs();
         let plain = record.is_quiet() && record.requests == 0;
         if !plain || !self.settle_plain(id, facts) {
             self.guard(handler, |reactor, handler| reactor.settle(handler, id));
@@ -133,11 +133,11 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         if record.flags.has(Flags::REAPED) {
             return;
         }
-        let mut facts = record.facts();
+        let mut facts = record.deadline_inputs();
         if record.state() == State::Idle && !facts.at_rest() {
             self.wake_session(handler, id);
             record = self.shared.table.at(id.index());
-            facts = record.facts();
+            facts = record.deadline_inputs();
         }
         let began = record.clocks.update(facts, self.shared.now);
         let rearm = record.flags.take(Flags::REARM);
@@ -148,7 +148,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             State::Idle => !facts.at_rest(),
             State::Connecting | State::Closing | State::Closed => false,
         };
-        let restless = restless || record.flags.has(Flags::CLOSE_REQUESTED);
+        let restless = restless || record.flags.has(Flags::ACTION_DUE);
         let queues = record.has_work() && !planted(Bug::LostReadyFlag);
         if queues && !record.flags.has(Flags::QUEUED_READY) {
             record.flags.insert(Flags::QUEUED_READY);
@@ -190,8 +190,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         if !record.state().is_open() {
             return self.progress_closing(id);
         }
-        record.flags.remove(Flags::CLOSE_REQUESTED);
-        let reason = match record.requested.take() {
+        record.flags.remove(Flags::ACTION_DUE);
+        let reason = match record.take_requested() {
             Some(reason) => Some(reason),
             None => ended(record, self.shared.bounds.requests_max),
         };
@@ -206,18 +206,18 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         if !record.flags.take(Flags::BROKEN) {
             return;
         }
-        if !record.state().is_open() || record.requested.is_some() {
+        if !record.state().is_open() || record.requested().is_some() {
             // The end that is under way finds it broken.
             return;
         }
         let Some(reason) = record.take_broken() else { return };
-        record.flags.remove(Flags::CLOSE_REQUESTED);
+        record.flags.remove(Flags::ACTION_DUE);
         record.flags.insert(Flags::MAY_READ);
         self.receive(handler, id);
         let record = self.shared.table.at(id.index());
         // It was broken before the handler asked for an end that would flush.
-        if record.requested.is_none_or(|asked| asked.mode() != CloseMode::Reset) {
-            record.requested = Some(reason);
+        if record.requested().is_none_or(|asked| asked.mode() != CloseMode::Reset) {
+            record.set_requested(reason);
         }
     }
 
@@ -225,11 +225,11 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     fn send_fin(&mut self, id: ConnId) {
         let record = self.shared.table.at(id.index());
         // A FIN behind bytes that were dropped would pass off what came before as all there is.
-        let dropped = record.requested.is_some_and(|asked| asked.mode() != CloseMode::Flush);
+        let dropped = record.requested().is_some_and(|asked| asked.mode() != CloseMode::Flush);
         let due = record.flags.has(Flags::SHUTDOWN_WRITE)
             && !dropped
             && !record.flags.has(Flags::FIN)
-            && record.output.is_empty()
+            && !record.has_output()
             && matches!(record.state(), State::Connected | State::Idle);
         if !due {
             return;
@@ -298,16 +298,19 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
 /// Why an open connection has come to its end of its own accord, if it has.
 fn ended(record: &Record, requests_max: u64) -> Option<CloseReason> {
     let flags = record.flags;
-    let done = record.owed == 0 && record.output.is_empty();
+    let done = !record.flags.has(Flags::OWED) && !record.has_output();
     let eof = flags.has(Flags::EOF)
         && if flags.has(Flags::TUNNEL) {
-            flags.has(Flags::FIN) && record.output.is_empty()
+            flags.has(Flags::FIN) && !record.has_output()
         } else {
             done || !flags.has(Flags::INBOUND)
         };
     if eof {
         Some(CloseReason::PeerEof)
-    } else if record.requests >= requests_max && record.owed == 0 && !flags.has(Flags::TUNNEL) {
+    } else if record.requests >= requests_max
+        && !record.flags.has(Flags::OWED)
+        && !flags.has(Flags::TUNNEL)
+    {
         Some(CloseReason::MaxRequests)
     } else {
         record.retirement_reason()

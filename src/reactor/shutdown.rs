@@ -314,7 +314,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         }
         if serves {
             self.plan_end(id);
-        } else if record.state().is_open() && record.facts().at_rest() {
+        } else if record.state().is_open() && record.deadline_inputs().at_rest() {
             record.request_close(CloseReason::Shutdown);
             self.shared.mark_dirty(id);
         }

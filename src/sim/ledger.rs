@@ -77,14 +77,14 @@ impl Account {
         let Some(record) = shared.table.get(self.id) else { return };
         // What is dropped at once is not queued any more.
         let dropped = [CloseReason::BufferLimit, CloseReason::HandlerPanic].map(Some);
-        if dropped.contains(&record.requested.or(record.reason)) {
+        if dropped.contains(&record.requested().or(record.reason)) {
             return;
         }
         let mut pieces = [IoSlice::new(&[]); PIECES];
-        let filled = record.output.front(&mut pieces);
-        let mut queued = Vec::with_capacity(record.output.len() + shared.scratch.len());
+        let filled = record.output().map_or(0, |output| output.front(&mut pieces));
+        let mut queued = Vec::with_capacity(record.queued() + shared.scratch.len());
         pieces[..filled].iter().for_each(|piece| queued.extend_from_slice(piece));
-        let whole = queued.len() == record.output.len();
+        let whole = queued.len() == record.queued();
         if shared.scratch_owner == Some(self.id) && whole {
             queued.extend_from_slice(&shared.scratch);
         }

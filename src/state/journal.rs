@@ -31,7 +31,7 @@ impl LoopState {
             self.compact_journal();
         }
         let record = self.table.at(id.index());
-        let (queued, congested) = (record.output.len(), record.flags.has(Flags::CONGESTED));
+        let (queued, congested) = (record.queued(), record.flags.has(Flags::CONGESTED));
         self.journal.push(Entry::Reached { id, queued, congested });
     }
 
@@ -73,7 +73,7 @@ impl LoopState {
             match entry {
                 Entry::Reached { id, queued, congested } => {
                     let Some(record) = self.table.get_mut(id) else { continue };
-                    let lost = record.output.len().saturating_sub(queued);
+                    let lost = record.queued().saturating_sub(queued);
                     self.change_output(id, |output| output.truncate(queued));
                     self.count_dropped(id, lost);
                     if !congested && !planted(Bug::CongestedForEver) {

@@ -195,7 +195,7 @@ impl LoopState {
     /// Lends the connection to a callback: from here on what it writes gathers in one place.
     #[inline]
     pub(crate) fn enter(&mut self, id: ConnId) {
-        let drained = self.table.at(id.index()).output.is_empty();
+        let drained = !self.table.at(id.index()).has_output();
         self.enter_knowing(id, drained);
     }
 
@@ -203,7 +203,7 @@ impl LoopState {
     #[inline]
     pub(crate) fn enter_knowing(&mut self, id: ConnId, drained: bool) {
         debug_assert!(self.scratch.is_empty());
-        debug_assert_eq!(self.table.at(id.index()).output.is_empty(), drained);
+        debug_assert_eq!(!self.table.at(id.index()).has_output(), drained);
         self.in_hand = Some(id);
         self.spilled = false;
         self.scratch_owner = drained.then_some(id);
@@ -237,7 +237,7 @@ impl LoopState {
             self.counters.states.change(record.counted, State::Closed);
             record.counted = State::Closed;
         }
-        if record.buffered > 0 || !record.output.is_empty() {
+        if record.buffered > 0 || record.has_output() {
             self.give_up_buffers(id);
         }
         self.table.remove(id);
@@ -286,7 +286,6 @@ impl LoopState {
             origin: Origin::Connect,
             peer,
             owner,
-            profile: 0,
             exempt: false,
             replaces_evicted: false,
             now: self.now,

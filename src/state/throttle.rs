@@ -105,7 +105,7 @@ impl LoopState {
             if let Some(record) = table.get_mut(*feeder)
                 && record.flags.has(Flags::THROTTLED)
             {
-                record.clocks.set(Deadline::Response, *now);
+                record.clocks.restart(Deadline::Response, *now);
             }
         }
     }

@@ -37,7 +37,7 @@ impl LoopState {
     /// Bytes written to a connection that the kernel has not taken.
     #[inline]
     pub(crate) fn queued(&mut self, id: ConnId) -> usize {
-        let queued = self.table.at(id.index()).output.len();
+        let queued = self.table.at(id.index()).queued();
         if self.scratch_owner == Some(id) { queued + self.scratch.len() } else { queued }
     }
 
@@ -132,11 +132,10 @@ impl LoopState {
 
     /// Changes what is queued for a connection, and accounts for it at once.
     pub(super) fn change_output(&mut self, id: ConnId, change: impl FnOnce(&mut Output)) {
-        let output = &mut self.table.at(id.index()).output;
-        let before = output.held();
-        change(output);
-        let after = output.held();
         let record = self.table.at(id.index());
+        let before = record.output_held();
+        record.change_output(change);
+        let after = record.output_held();
         let buffered = (record.buffered as usize).saturating_add(after).saturating_sub(before);
         self.set_owned(id, buffered);
     }
@@ -151,7 +150,7 @@ impl LoopState {
     /// Drops what is queued for a connection.
     #[inline]
     pub(crate) fn clear_output(&mut self, id: ConnId) {
-        if !self.table.at(id.index()).output.is_empty() {
+        if self.table.at(id.index()).has_output() {
             self.clear_some_output(id);
         }
     }
