@@ -20,6 +20,7 @@ DEFAULT_CANDIDATE = ("echo", "target/release/examples/echo --listen {addr}")
 SCENARIOS = {
     "64": ("64 connections, 64 B", ["--conns", 64, "--size", 64]),
     "1000": ("1,000 connections, 64 B", ["--conns", 1000, "--size", 64]),
+    "10000": ("10,000 connections, 64 B", ["--conns", 10000, "--size", 64]),
     "16k": ("64 connections, 16 KiB", ["--conns", 64, "--size", 16384]),
     "pipelined": (
         "64 connections, 16 in flight, 64 B",

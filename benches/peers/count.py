@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from harness import BenchError, Server, prepare, run_load
+from harness import BASELINE, MIO, BenchError, Server, prepare, run_load
 
 DEFAULT_SERVER = "target/release/examples/echo --listen {addr} --max-connections 15000"
 
@@ -29,6 +29,11 @@ LOADS = {
     "churned connection, 64 at a time": ["--conns", 64, "--size", 64, "--churn"],
     "churned connection, 1 at a time": ["--conns", 1, "--size", 64, "--churn"],
 }
+
+# The first-level data cache that is simulated: 48 KiB, 12 ways, as recent cores of Intel's have.
+CACHE = ["--cache-sim=yes", "--D1=49152,12,64"]
+MISSES_AT = (64, 1_000, 10_000)
+MISSES_MESSAGES = 30_000
 
 IDLE_CONNECTIONS = 10_000
 IDLE_SECONDS = 10
@@ -43,6 +48,7 @@ def main():
     parts = {
         "instructions": count_instructions,
         "syscalls": count_syscalls,
+        "misses": count_misses,
         "memory": weigh_connections,
         "idle": watch_idle,
     }
@@ -66,6 +72,12 @@ def parse_options():
     )
     parser.add_argument("--syscalls", action="store_true", help="system calls, under strace")
     parser.add_argument(
+        "--misses",
+        action="store_true",
+        help="first-level misses of data in user space, beside those of bare mio and of the C "
+        "baseline",
+    )
+    parser.add_argument(
         "--memory", action="store_true", help=f"bytes for each of {IDLE_CONNECTIONS:,} connections"
     )
     parser.add_argument(
@@ -87,15 +99,41 @@ def count_instructions(command):
 
 
 def instructions_of_run(command, load):
+    return events_of_run(command, load)["Ir"]
+
+
+def count_misses(command):
+    print("first-level misses in user space per message")
+    servers = {"this server": command, "bare mio": MIO, "C epoll": BASELINE}
+    for name, server in servers.items():
+        for conns in MISSES_AT:
+            load = ["--conns", conns, "--size", 64, "--messages"]
+            # Some messages of each connection first, so that what it touches once is left out.
+            few, many = (
+                misses_of_run(server, [*load, messages])
+                for messages in (2 * conns, 2 * conns + MISSES_MESSAGES)
+            )
+            print_count(f"{name}, {conns:,} connections", (many - few) / MISSES_MESSAGES)
+
+
+def misses_of_run(command, load):
+    events = events_of_run(command, load, CACHE)
+    return events["D1mr"] + events["D1mw"]
+
+
+def events_of_run(command, load, options=()):
+    """Returns what callgrind counted of each kind of event."""
     with tempfile.TemporaryDirectory() as directory:
         out = Path(directory) / "callgrind.out"
-        wrapper = ["valgrind", "-q", "--tool=callgrind", f"--callgrind-out-file={out}"]
+        wrapper = ["valgrind", "-q", "--tool=callgrind", f"--callgrind-out-file={out}", *options]
         with Server(command, wrapper) as server:
             run_load(server, *load)
-        totals = re.search(r"^totals: (\d+)", out.read_text(), re.MULTILINE)
-    if not totals:
+        text = out.read_text()
+    kinds = re.search(r"^events: (.+)$", text, re.MULTILINE)
+    totals = re.search(r"^totals: (.+)$", text, re.MULTILINE)
+    if not (kinds and totals):
         raise BenchError("callgrind left no totals")
-    return int(totals[1])
+    return dict(zip(kinds[1].split(), map(int, totals[1].split())))
 
 
 def count_syscalls(command):

@@ -15,6 +15,7 @@ PEERS = Path(__file__).resolve().parent
 ROOT = PEERS.parents[1]
 BUILD = ROOT / "target" / "peers"
 BASELINE = "target/peers/epoll {addr}"
+MIO = "target/release/examples/peer-mio --listen {addr}"
 
 SERVER_CORE = "0"
 LOAD_CORE = "1"

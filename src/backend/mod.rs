@@ -5,11 +5,12 @@
 //! [`Os`] is the operating system; a simulated host implements the same trait over memory and a
 //! virtual clock, and the reactor cannot tell the difference.
 
-mod batch;
+mod event;
 mod lookup;
 mod os;
 mod path;
 mod sys;
+mod wait;
 mod waker;
 
 use std::io::{self, IoSlice};
@@ -19,10 +20,11 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 
+pub(crate) use self::event::{EVENTS_PER_WAIT, Source};
+pub use self::event::{Event, Events, Readiness, Token};
 pub use self::os::{Os, OsListener, OsStream};
 use crate::address::Address;
 use crate::config::{ListenConfig, SocketOptions};
-use crate::id::{ConnId, ListenerId};
 use crate::time::Instant;
 
 /// The world as one reactor sees it.
@@ -255,186 +257,4 @@ pub trait Wake: Send + Sync {
     ///
     /// If it could not.
     fn wake(&self) -> io::Result<()>;
-}
-
-/// What an event is about: a connection, a listener, or a waker.
-#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
-pub struct Token(u64);
-
-/// Above the generations that connections have.
-const LISTENERS: u64 = u64::MAX << 24;
-
-/// What a token stands for.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum Source {
-    Conn(ConnId),
-    Listener(ListenerId),
-    Waker,
-}
-
-impl Token {
-    /// The token of wake-ups.
-    pub const WAKER: Self = Self(u64::MAX);
-
-    pub(crate) const fn of_conn(id: ConnId) -> Self {
-        Self(id.to_bits())
-    }
-
-    pub(crate) const fn of_listener(id: ListenerId) -> Self {
-        Self(LISTENERS | id.0 as u64)
-    }
-
-    #[inline]
-    pub(crate) const fn source(self) -> Source {
-        match ConnId::from_bits(self.0) {
-            Some(id) if self.0 < LISTENERS => Source::Conn(id),
-            Some(_) if self.0 < Self::WAKER.0 => {
-                Source::Listener(ListenerId((self.0 & !LISTENERS) as u32))
-            }
-            _ => Source::Waker,
-        }
-    }
-
-    #[cfg(feature = "sim")]
-    pub(crate) const fn to_bits(self) -> u64 {
-        self.0
-    }
-
-    const fn to_mio(self) -> mio::Token {
-        mio::Token(self.0 as usize)
-    }
-
-    #[inline]
-    const fn of_bits(bits: u64) -> Self {
-        Self(bits)
-    }
-}
-
-const _: () = assert!(usize::BITS == 64, "a token carries a whole connection id");
-
-/// What a socket is ready for; several hold at once.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub struct Readiness(u8);
-
-impl Readiness {
-    /// Bytes, a FIN or an error can be read, or a connection accepted.
-    pub const READABLE: Self = Self(1);
-    /// Bytes can be written, or a dialled stream is decided.
-    pub const WRITABLE: Self = Self(2);
-    /// A hint: the peer sent its FIN.
-    pub const HANGUP: Self = Self(4);
-    /// A hint: the socket has an error.
-    pub const ERROR: Self = Self(8);
-    /// A hint: neither side sends any more. Of a Unix-domain socket that has not sent its own FIN it
-    /// says that the peer is gone.
-    pub const SHUT: Self = Self(16);
-
-    pub(crate) const fn to_bits(self) -> u8 {
-        self.0
-    }
-
-    /// Nothing.
-    pub const NONE: Self = Self(0);
-
-    /// Both of them.
-    #[must_use]
-    pub const fn and(self, other: Self) -> Self {
-        Self(self.0 | other.0)
-    }
-
-    /// What is in both.
-    #[must_use]
-    pub const fn only(self, other: Self) -> Self {
-        Self(self.0 & other.0)
-    }
-
-    /// What is not in `other`.
-    #[must_use]
-    pub const fn except(self, other: Self) -> Self {
-        Self(self.0 & !other.0)
-    }
-
-    /// Whether any of `other` is in.
-    #[inline]
-    pub const fn has(self, other: Self) -> bool {
-        self.0 & other.0 != 0
-    }
-}
-
-/// One thing that happened.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Event {
-    /// To what.
-    pub token: Token,
-    /// What.
-    pub ready: Readiness,
-}
-
-/// Events that a reactor takes from the system in one wait; a full batch means that there may be more.
-pub(crate) const EVENTS_PER_WAIT: usize = 1_024;
-
-/// What happened during one wait: `capacity` things, or more if the system says more at once, as
-/// poll(2) does.
-#[derive(Debug)]
-pub struct Events {
-    list: Vec<Event>,
-    capacity: usize,
-}
-
-impl Events {
-    /// Room for `capacity` events.
-    pub fn with_capacity(capacity: usize) -> Self {
-        Self { list: Vec::with_capacity(capacity), capacity }
-    }
-
-    /// Forgets all.
-    pub fn clear(&mut self) {
-        self.list.clear();
-    }
-
-    /// Adds one.
-    #[inline]
-    pub fn push(&mut self, event: Event) {
-        self.list.push(event);
-    }
-
-    /// Whether there may be more where these came from.
-    pub const fn is_full(&self) -> bool {
-        self.list.len() >= self.capacity
-    }
-
-    /// How many there is room for without more memory.
-    pub const fn capacity(&self) -> usize {
-        self.capacity
-    }
-
-    /// How many there are.
-    pub const fn len(&self) -> usize {
-        self.list.len()
-    }
-
-    /// Whether nothing happened.
-    pub const fn is_empty(&self) -> bool {
-        self.list.is_empty()
-    }
-
-    /// The event at `index`.
-    #[inline]
-    pub(crate) fn get(&self, index: usize) -> Option<Event> {
-        self.list.get(index).copied()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn tokens_tell_connections_listeners_and_the_waker_apart() {
-        let conn = ConnId::new(5, (1 << 40) - 2);
-        assert_eq!(Token::of_conn(conn).source(), Source::Conn(conn));
-        let listener = ListenerId(7);
-        assert_eq!(Token::of_listener(listener).source(), Source::Listener(listener));
-        assert_eq!(Token::WAKER.source(), Source::Waker);
-    }
 }

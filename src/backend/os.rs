@@ -14,11 +14,11 @@ use mio::net::UnixListener;
 use mio::{Interest, Registry};
 use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
 
-use super::batch::Batch;
 use super::lookup::Lookups;
 use super::path::{self, BoundPath};
+use super::wait::Waiter;
 use super::waker::Waker;
-use super::{Backend, EVENTS_PER_WAIT, Event, Events, Readiness, Token, Wake, sys};
+use super::{Backend, Event, Events, Readiness, Token, Wake, sys};
 use crate::address::Address;
 use crate::config::{ListenConfig, SocketOptions};
 use crate::log::{debug, warn};
@@ -38,7 +38,7 @@ use crate::time::Instant;
 #[derive(Debug)]
 pub struct Os {
     poll: mio::Poll,
-    batch: Batch,
+    waiter: Waiter,
     waker: Arc<Waker>,
     lookups: Lookups,
     /// The reading of the monotonic clock that is this backend's epoch.
@@ -87,7 +87,7 @@ impl Os {
         let waker = Arc::new(Waker::new(poll.registry())?);
         Ok(Self {
             poll,
-            batch: Batch::with_capacity(EVENTS_PER_WAIT),
+            waiter: Waiter::new(),
             lookups: Lookups::new(Arc::clone(&waker)),
             waker,
             // A reading of the coarse clock after this one of the precise clock may lie before it.
@@ -246,7 +246,7 @@ impl Backend for Os {
         events.clear();
         let unseen = self.waker.take_unseen();
         let timeout = if unseen { Some(Duration::ZERO) } else { timeout };
-        if let Err(error) = self.batch.wait(&mut self.poll, timeout) {
+        if let Err(error) = self.waiter.wait(&mut self.poll, events, timeout) {
             if unseen {
                 self.waker.note_unseen();
             }
@@ -255,7 +255,6 @@ impl Backend for Os {
         if unseen {
             events.push(Event { token: Token::WAKER, ready: Readiness::default() });
         }
-        self.batch.append_to(events);
         self.lookups.announce(events);
         Ok(())
     }

@@ -18,6 +18,9 @@ use libc::{c_int, c_void};
 use socket2::SockAddr;
 use socket2::Type;
 
+#[cfg(all(target_os = "linux", not(mio_unsupported_force_poll_poll)))]
+use super::event::Entry;
+
 /// A call must not wait even if another holder of the open file description, in this process or in
 /// another one, has cleared O_NONBLOCK (fcntl(2)).
 const RECV_FLAGS: c_int = libc::MSG_DONTWAIT;
@@ -150,20 +153,20 @@ pub(super) fn accept(fd: BorrowedFd<'_>) -> io::Result<(OwnedFd, SockAddr)> {
 }
 
 /// epoll_pwait(2) with the signals as they are, which is epoll_wait(2) where that still exists: waits
-/// for at most `millis` milliseconds, or for ever if that is negative, and replaces `events`, of which
-/// no more come than there is room for. Called directly for the reason that
-/// [`system_call`] gives.
+/// for at most `millis` milliseconds, or for ever if that is negative, and replaces `events` by at most
+/// `most`. Called directly for the reason that [`system_call`] gives.
 #[cfg(all(target_os = "linux", not(mio_unsupported_force_poll_poll)))]
+#[inline]
 pub(super) fn epoll_wait(
     poll: BorrowedFd<'_>,
-    events: &mut Vec<libc::epoll_event>,
+    events: &mut Vec<Entry>,
+    most: usize,
     millis: c_int,
 ) -> io::Result<()> {
     events.clear();
-    let spare = events.spare_capacity_mut();
-    let most = c_int::try_from(spare.len()).unwrap_or(c_int::MAX);
-    let (list, most) = (spare.as_mut_ptr() as usize, most as usize);
-    // SAFETY: `list` is writable for `most` events, and no mask is given.
+    events.reserve(most);
+    let list = events.spare_capacity_mut().as_mut_ptr() as usize;
+    // SAFETY: `list` is writable for `most` events, in whose form entries lie, and no mask is given.
     let taken = unsafe {
         system_call(libc::SYS_epoll_pwait, [argument(poll), list, most, millis as usize, 0, 0])
     }?;
