@@ -1,11 +1,13 @@
-//! `Stats::buffered` is what the process grows by while peers flood it and do not read.
+//! What the kernel says of the process: `Stats::buffered` is what its resident set grows by while peers
+//! flood it and do not read, and its table of descriptors has room.
 //!
-//! The resident set is that of the whole process, which is why this is a process of its own.
+//! Both are the whole process's, which is why this is a process of its own.
 #![cfg(target_os = "linux")]
 
 use std::fs;
 use std::io::Write;
 use std::net::{SocketAddr, TcpStream};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -58,8 +60,15 @@ fn turn(reactor: &mut Reactor<Flooded>, handler: &mut Flooded) {
     reactor.turn(handler, Some(Duration::from_millis(1))).unwrap();
 }
 
+/// What is measured is the whole process's.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 #[test]
 fn the_gauge_is_what_the_resident_set_grows_by() {
+    let _alone = alone();
     let mut config = Config::default();
     config.limits.max_connections = Some(PEERS);
     config.limits.buffered_max = 1 << 30;
@@ -96,4 +105,21 @@ fn the_gauge_is_what_the_resident_set_grows_by() {
     assert!(gauge > 30 << 20, "it is no flood: {gauge}");
     let error = grown.abs_diff(gauge);
     assert!(error <= grown / 10 + (1 << 20), "{gauge} are accounted for, and it grew by {grown}");
+}
+
+/// Linux doubles the table of a process with threads behind a grace period of RCU: 20 ms in which the
+/// loop would wait inside an accept4(2).
+#[test]
+fn the_table_of_descriptors_has_room_for_all_connections_from_the_beginning() {
+    let _alone = alone();
+    let places = || {
+        let status = fs::read_to_string("/proc/self/status").unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("FDSize:")).unwrap();
+        line.trim().parse::<usize>().unwrap()
+    };
+    let mut config = Config::default();
+    config.limits.max_connections = Some(3_000);
+    let reactor = Reactor::<Flooded>::new(config).unwrap();
+    assert!(places() >= 3_000, "{}", places());
+    drop(reactor);
 }

@@ -265,7 +265,10 @@ impl Backend for Os {
 
     fn claim_descriptors(&mut self, most: usize) -> usize {
         let limit = usize::try_from(sys::raise_descriptor_limit()).unwrap_or(usize::MAX);
-        self.claim.grow(limit, most)
+        let granted = self.claim.grow(limit, most);
+        #[cfg(all(target_os = "linux", not(mio_unsupported_force_poll_poll)))]
+        sys::grow_descriptor_table(sys::poll_fd(&self.poll), CLAIMED.load(Ordering::Relaxed));
+        granted
     }
 
     fn bind(

@@ -362,6 +362,21 @@ pub(super) fn raise_descriptor_limit() -> u64 {
     return limit.rlim_cur as u64;
 }
 
+/// Lets the process's table of descriptors have room for `count`, if it may: `any` is copied to the last
+/// place for a moment. In a process with several threads the kernel waits for a grace period of RCU
+/// each time it doubles the table, which would be 20 ms and more inside an accept4(2).
+#[cfg(all(target_os = "linux", not(mio_unsupported_force_poll_poll)))]
+pub(super) fn grow_descriptor_table(any: BorrowedFd<'_>, count: usize) {
+    let last = c_int::try_from(count.saturating_sub(1)).unwrap_or(c_int::MAX);
+    // SAFETY: the descriptor is open, and a result that is not negative is one with no other owner.
+    unsafe {
+        let copy = libc::fcntl(any.as_raw_fd(), libc::F_DUPFD_CLOEXEC, last);
+        if copy >= 0 {
+            drop(OwnedFd::from_raw_fd(copy));
+        }
+    }
+}
+
 /// The descriptor of a poll, which mio only gives as a number.
 #[cfg(not(mio_unsupported_force_poll_poll))]
 pub(super) fn poll_fd(poll: &mio::Poll) -> BorrowedFd<'_> {
