@@ -550,6 +550,11 @@ impl Record {
         self.cold.get_or_insert_default()
     }
 
+    /// Whether it may feed another connection, or be fed.
+    pub(crate) const fn may_feed(&self) -> bool {
+        self.cold.is_some() || self.cold_flags.has(ColdFlags::IS_SINK)
+    }
+
     /// Takes what a failed write said of the peer, if one did.
     pub(crate) fn take_broken(&mut self) -> Option<CloseReason> {
         self.cold.as_mut()?.broken.take()

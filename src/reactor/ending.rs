@@ -168,29 +168,9 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let mut reaped = std::mem::take(&mut self.shared.reaped);
         let mut done = 0;
         while done < reaped.len() && budget.allows(|| self.backend.now()) {
-            let id = &reaped[done];
+            let id = reaped[done];
             done += 1;
-            let record = self.shared.table.at(id.index());
-            let (reset, unseen) = (record.cold_flags.has(ColdFlags::RESET), ends_unseen(record));
-            self.say_closed(handler, *id);
-            let slot = &mut self.slots[id.index()];
-            if slot.input.capacity() > 0 {
-                slot.input = bytes::BytesMut::new();
-            }
-            if let Some(mut stream) = slot.stream.take() {
-                if planted(Bug::LeakedDescriptor) {
-                    std::mem::forget(stream);
-                    continue;
-                }
-                if unseen && !planted(Bug::NoShutdownBeforeClose) {
-                    // It fails if the peer is gone.
-                    let _ = self.backend.shut_down(&mut stream);
-                }
-                self.backend.close(stream, reset);
-            } else if !planted(Bug::LookupNotCancelled) {
-                // Its name may still be looked up.
-                self.backend.cancel_resolve(Token::of_conn(*id));
-            }
+            self.close(handler, id);
         }
         for id in &reaped[..done] {
             if planted(Bug::LeakedSlot) {
@@ -206,25 +186,46 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         self.end_step(&budget);
     }
 
-    fn say_closed(&mut self, handler: &mut H, id: ConnId) {
-        let now = self.shared.now;
+    /// Tells the handler that a connection is gone, and closes its socket.
+    #[inline(always)]
+    fn close(&mut self, handler: &mut H, id: ConnId) {
         let record = self.shared.table.at(id.index());
-        let Some(reason) = record.reason else { return };
-        let Some(session) = self.slots[id.index()].session.take() else { return };
-        record.step(Step::Release);
-        let closed = Closed {
-            id,
-            origin: record.origin(),
-            peer: std::mem::replace(&mut record.peer, Address::Unnamed),
-            reason,
-            bytes_in: record.bytes_in,
-            bytes_out: record.bytes_out,
-            unsent: record.dropped(),
-            opened_at: record.opened_at,
-            age: now.duration_since(record.opened_at),
-        };
-        self.shared.counters.count_close(reason);
-        self.call_shared("on_closed", |cx| handler.on_closed(cx, closed, session));
+        let slot = &mut self.slots[id.index()];
+        let (reset, unseen) = (record.cold_flags.has(ColdFlags::RESET), ends_unseen(record));
+        let stream = slot.stream.take();
+        if slot.input.capacity() > 0 {
+            slot.input = bytes::BytesMut::new();
+        }
+        if let (Some(reason), Some(session)) = (record.reason, slot.session.take()) {
+            record.step(Step::Release);
+            let closed = Closed {
+                id,
+                origin: record.origin(),
+                peer: std::mem::replace(&mut record.peer, Address::Unnamed),
+                reason,
+                bytes_in: record.bytes_in,
+                bytes_out: record.bytes_out,
+                unsent: record.dropped(),
+                opened_at: record.opened_at,
+                age: self.shared.now.duration_since(record.opened_at),
+            };
+            self.shared.counters.count_close(reason);
+            self.call_shared("on_closed", |cx| handler.on_closed(cx, closed, session));
+        }
+        if let Some(mut stream) = stream {
+            if planted(Bug::LeakedDescriptor) {
+                std::mem::forget(stream);
+                return;
+            }
+            if unseen && !planted(Bug::NoShutdownBeforeClose) {
+                // It fails if the peer is gone.
+                let _ = self.backend.shut_down(&mut stream);
+            }
+            self.backend.close(stream, reset);
+        } else if !planted(Bug::LookupNotCancelled) {
+            // Its name may still be looked up.
+            self.backend.cancel_resolve(Token::of_conn(id));
+        }
     }
 }
 

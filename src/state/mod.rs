@@ -231,13 +231,17 @@ impl LoopState {
     #[inline(always)]
     pub(crate) fn remove(&mut self, id: ConnId) {
         self.wheel.cancel_far(Key::Conn(id.index() as u32));
-        self.end_feeding(id);
         let record = self.table.at(id.index());
+        let feeds = record.may_feed();
+        let holds = record.buffered > 0 || record.has_output();
         if record.counted != State::Closed {
             self.counters.states.change(record.counted, State::Closed);
             record.counted = State::Closed;
         }
-        if record.buffered > 0 || record.has_output() {
+        if feeds {
+            self.end_feeding(id);
+        }
+        if holds {
             self.give_up_buffers(id);
         }
         self.table.remove(id);

@@ -113,8 +113,7 @@ impl LoopState {
     /// The connection ends: it feeds no other any more, and none feeds it.
     #[inline]
     pub(crate) fn end_feeding(&mut self, id: ConnId) {
-        let record = self.table.at(id.index());
-        if record.cold().is_some() || record.cold_flags.has(ColdFlags::IS_SINK) {
+        if self.table.at(id.index()).may_feed() {
             self.stop_feeding(id);
             self.dismiss_feeders(id);
         }
