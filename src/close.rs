@@ -230,7 +230,7 @@ timeouts! {
     Write: "write_timeout", Reset, Peer, "write timed out";
     /// A keep-alive connection stayed quiet for too long.
     Idle: "idle_timeout", Close, None, "idle for too long";
-    /// The peer did not answer when it was asked for a sign of life.
+    /// The peer did not answer a ping in time.
     Ping: "ping_timeout", Close, Peer, "no answer to a ping";
     /// One side was shut and the other did not follow.
     HalfClosed: "half_closed_timeout", Flush, Peer, "half-closed for too long";

@@ -213,7 +213,7 @@ fn a_shared_piece_of_another_reactor_is_written_as_plain_bytes() {
 fn what_a_panic_takes_back_leaves_no_congestion_behind() {
     let mut sim = Sim::new(1);
     sim.allow_panics();
-    let upstream = sim.open("10.9.0.1:80", 1);
+    let upstream = sim.listen("10.9.0.1:80", 1);
     // It is connected when its SYN is answered, which takes a while.
     sim.set_link(Link { latency: secs(1), ..Link::LOOPBACK });
     let server = serve(&mut sim, |_| {});

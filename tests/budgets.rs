@@ -133,7 +133,7 @@ impl World {
 fn many_dials_in_one_callback_keep_nobody_waiting() {
     let count = scaled(15_000);
     let mut world = world(0);
-    let door = world.sim.open("10.9.0.1:80", count);
+    let listener = world.sim.listen("10.9.0.1:80", count);
     world.after(
         |_, cx| {
             for _ in 0..count {
@@ -143,7 +143,7 @@ fn many_dials_in_one_callback_keep_nobody_waiting() {
         },
         |world| world.server.handler().connected == count + 2,
     );
-    drop(door);
+    drop(listener);
 }
 
 #[test]

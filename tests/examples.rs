@@ -214,7 +214,7 @@ mod end {
             assert!(refused.starts_with("HTTP/1.1 405 "), "{refused}");
             assert!(refused.contains("\r\nAllow: GET, HEAD\r\n"), "{refused}");
             server.program.signal("TERM");
-            eventually("it closes its door", || TcpStream::connect(&server.addr).is_err());
+            eventually("it closes its listener", || TcpStream::connect(&server.addr).is_err());
             assert_eq!(value(&collect("/metrics"), "wheelhouse_connections"), 2);
             drop(peer);
             assert_eq!(server.program.exit_code(), Some(0));

@@ -234,15 +234,15 @@ fn dial(sim: &mut Sim, to: &Address) -> Server<Dialler> {
 
 #[test]
 fn a_dial_has_one_outcome_whatever_is_said_meanwhile() {
-    let door_at: Address = Address::Ip((Sim::new(1).peers_ip(), 5432).into());
+    let listening_on: Address = Address::Ip((Sim::new(1).peers_ip(), 5432).into());
     for (latency, spurious) in [(Duration::ZERO, 0), (millis(100), 0), (millis(100), 1_000)] {
         let mut sim = Sim::new(1);
         sim.set_link(Link { latency, ..Link::LOOPBACK });
-        let door = sim.open(door_at.clone(), 4);
+        let listener = sim.listen(listening_on.clone(), 4);
         sim.set_faults(Faults { spurious_event: spurious, ..Faults::NONE });
-        let server = dial(&mut sim, &door_at);
+        let server = dial(&mut sim, &listening_on);
         sim.advance(millis(250));
-        let peer = door.accept().expect("it has dialled");
+        let peer = listener.accept().expect("it has dialled");
         assert_eq!(server.handler().connected, 1);
         peer.send(b"x");
         sim.advance(secs(1));
@@ -256,9 +256,9 @@ fn a_dial_has_one_outcome_whatever_is_said_meanwhile() {
         libc::ECONNRESET,
     ] {
         let mut sim = Sim::new(1);
-        let _door = sim.open(door_at.clone(), 4);
+        let _door = sim.listen(listening_on.clone(), 4);
         sim.fail(Call::IsConnected, 0, errno);
-        let server = dial(&mut sim, &door_at);
+        let server = dial(&mut sim, &listening_on);
         sim.advance(secs(1));
         assert!(matches!(reasons(&server)[..], [CloseReason::ConnectFailed(_)]));
         assert_eq!(server.handler().connected, 0);
@@ -591,20 +591,20 @@ fn faults_that_change_nothing_are_not_counted() {
 
 #[test]
 fn a_dial_may_succeed_before_the_call_returns() {
-    let path: Address = "unix:/run/door".parse().unwrap();
+    let path: Address = "unix:/run/peer".parse().unwrap();
     for personality in Personality::ALL {
         let mut sim = Sim::new(1);
         sim.set_personality(personality);
-        let door = sim.open(path.clone(), 4);
+        let listener = sim.listen(path.clone(), 4);
         // As unix(7) does it: the stream stands when connect(2) returns.
         let mut host = sim.host("10.0.0.2");
         let mut stream = host.connect(&path, &SocketOptions::default()).unwrap();
         assert!(host.is_connected(&mut stream).unwrap());
-        drop(door.accept().expect("it stands"));
+        drop(listener.accept().expect("it stands"));
         drop(stream);
         let server = dial(&mut sim, &path);
         sim.settle();
-        let peer = door.accept().expect("it has dialled");
+        let peer = listener.accept().expect("it has dialled");
         assert_eq!(server.handler().connected, 1);
         peer.send(b"x");
         sim.settle();

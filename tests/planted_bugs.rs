@@ -201,14 +201,14 @@ fn a_look_up_that_goes_on_without_its_connection_is_noticed() {
 fn a_dial_that_is_not_tried_again_is_noticed() {
     must_catch(Bug::DialNotRetried, "the second dial waits for room", |sim| {
         let server = serve(sim);
-        let door = sim.open("unix:/run/door", 1);
+        let listener = sim.listen("unix:/run/peer", 1);
         for _ in 0..2 {
-            server.with(|_, cx| cx.connect(door.address()).unwrap());
+            server.with(|_, cx| cx.connect(listener.address()).unwrap());
             sim.settle();
         }
-        let first = door.accept();
+        let first = listener.accept();
         sim.advance(secs(1));
-        let second = door.accept();
+        let second = listener.accept();
         assert!(first.is_some() && second.is_some(), "the second dial waits for room");
     });
 }

@@ -390,15 +390,16 @@ fn several_reactors_live_in_one_world() {
 }
 
 #[test]
-fn a_door_is_where_scripts_answer() {
+fn a_test_plays_what_a_reactor_dials() {
     let mut sim = Sim::new(1);
-    let door_at = Address::Ip((sim.peers_ip(), 5432).into());
-    let door = sim.open(door_at.clone(), 16);
-    let proxy = sim.serve("10.0.0.2:80", Config::default(), Proxy { upstream: door_at.into() });
+    let listening_on = Address::Ip((sim.peers_ip(), 5432).into());
+    let listener = sim.listen(listening_on.clone(), 16);
+    let proxy =
+        sim.serve("10.0.0.2:80", Config::default(), Proxy { upstream: listening_on.into() });
     let peer = sim.connect(proxy.address());
     peer.send(b"question");
     sim.settle();
-    let database = door.accept().expect("the proxy has dialled");
+    let database = listener.accept().expect("the proxy has dialled");
     sim.settle();
     database.expect(b"question");
     database.send(b"answer");
@@ -743,7 +744,7 @@ impl Handler for Counter {
     }
 }
 
-type Door = Handle<Watched<Counter>>;
+type CounterHandle = Handle<Watched<Counter>>;
 
 fn counter(sim: &mut Sim, ip: &str, mailbox_max: usize) -> Server<Counter> {
     let mut config = Config::default();
@@ -769,8 +770,8 @@ fn closures_that_are_left_run_though_no_wake_up_succeeds() {
 fn a_callback_posts_to_its_reactor_though_no_wake_up_succeeds() {
     let mut sim = Sim::new(1);
     let server = counter(&mut sim, "10.0.0.1", 10);
-    let door: Door = server.handle();
-    server.handle().post(move |_, _| door.post(|counter, _| counter.own += 1).unwrap()).unwrap();
+    let handle: CounterHandle = server.handle();
+    server.handle().post(move |_, _| handle.post(|counter, _| counter.own += 1).unwrap()).unwrap();
     server.fail_wakes(u32::MAX);
     sim.settle();
     assert_eq!(server.handler().own, 1);
@@ -793,7 +794,7 @@ fn a_shutdown_whose_wake_up_fails_begins_with_the_next_turn() {
 }
 
 /// Posts closures to another reactor, each of which answers with two.
-fn spread(from: &Door, to: &Door, depth: u32, full: &Arc<AtomicU32>) {
+fn spread(from: &CounterHandle, to: &CounterHandle, depth: u32, full: &Arc<AtomicU32>) {
     let (back, here, count) = (from.clone(), to.clone(), Arc::clone(full));
     let outcome = to.post(move |counter, _| {
         counter.of_others += 1;
@@ -825,9 +826,9 @@ fn reactors_that_post_to_each_other_are_bounded_by_their_mailboxes() {
 }
 
 /// Posts two of itself, while there is room.
-fn multiply(counter: &mut Counter, door: Door, most: u64) {
-    let twin = door.clone();
-    let outcome = door.post(move |counter, _| {
+fn multiply(counter: &mut Counter, handle: CounterHandle, most: u64) {
+    let twin = handle.clone();
+    let outcome = handle.post(move |counter, _| {
         counter.own += 1;
         if counter.own < most {
             multiply(counter, twin.clone(), most);
@@ -842,8 +843,8 @@ fn closures_that_multiply_leave_half_of_each_turn_to_others() {
     const OTHERS: u64 = 2_000;
     let mut sim = Sim::new(1);
     let server = counter(&mut sim, "10.0.0.1", 4_096);
-    let door: Door = server.handle();
-    server.handle().post(move |counter, _| multiply(counter, door, 50_000)).unwrap();
+    let handle: CounterHandle = server.handle();
+    server.handle().post(move |counter, _| multiply(counter, handle, 50_000)).unwrap();
     while server.handler().refused == 0 {
         assert!(sim.step());
     }

@@ -26,11 +26,11 @@ struct Plan {
     bandwidth: Option<u16>,
     segment: u16,
     descriptors: Option<u8>,
-    /// The keeper dials a server, a door that a peer may open, or nobody.
+    /// The keeper dials a server, a listener that a peer may open, or nobody.
     upstream: u8,
     faults: [u8; 20],
     limits: Limits,
-    deeds: Vec<Deed>,
+    deeds: Vec<TraceEvent>,
 }
 
 /// What of the keeper's settings is not the default.
@@ -89,7 +89,7 @@ impl Limits {
 }
 
 #[derive(Arbitrary, Debug)]
-enum Deed {
+enum TraceEvent {
     Connect,
     /// Where no limit is.
     Operate,
@@ -161,10 +161,10 @@ fuzz_target!(|plan: Plan| {
         segment: 1 + plan.segment as usize,
     });
     let echo = sim.serve("10.0.0.2:7", Config::default(), Echo);
-    let door_at = Address::Ip((sim.peers_ip(), 5432).into());
-    let door = sim.open(&door_at, 4);
+    let listening_on = Address::Ip((sim.peers_ip(), 5432).into());
+    let listener = sim.listen(&listening_on, 4);
     let nobody: Address = "203.0.113.1:80".parse().unwrap();
-    let upstream = [echo.address(), door_at, nobody][plan.upstream as usize % 3].clone();
+    let upstream = [echo.address(), listening_on, nobody][plan.upstream as usize % 3].clone();
     let entry: Address = "10.0.0.1:7".parse().unwrap();
     let desk: Address = "10.0.0.1:9090".parse().unwrap();
     let keeper = Keeper::new(upstream);
@@ -184,51 +184,51 @@ fuzz_target!(|plan: Plan| {
     for deed in plan.deeds {
         let find = |peer: u8| peers.get(peer as usize % peers.len().max(1)).cloned();
         match deed {
-            Deed::Connect if peers.len() < 16 => peers.push(sim.connect(entry.clone())),
-            Deed::Operate if peers.len() < 16 => peers.push(sim.connect(desk.clone())),
-            Deed::ConnectAs { client } if peers.len() < 16 => {
+            TraceEvent::Connect if peers.len() < 16 => peers.push(sim.connect(entry.clone())),
+            TraceEvent::Operate if peers.len() < 16 => peers.push(sim.connect(desk.clone())),
+            TraceEvent::ConnectAs { client } if peers.len() < 16 => {
                 let from = format!("10.66.0.{}:0", client % 4);
                 peers.push(sim.connect_from(from.as_str(), entry.clone()));
             }
-            Deed::Connect | Deed::Operate | Deed::ConnectAs { .. } => {}
-            Deed::Echo { bytes } => {
+            TraceEvent::Connect | TraceEvent::Operate | TraceEvent::ConnectAs { .. } => {}
+            TraceEvent::Echo { bytes } => {
                 if echoed.len() < 8 {
                     let peer = sim.connect(&echo);
                     peer.send(&bytes);
                     echoed.push((peer, bytes));
                 }
             }
-            Deed::Send { peer, words } => drop(find(peer).map(|it| it.send(&words_of(&words)))),
-            Deed::Drip { peer, words, every } => {
+            TraceEvent::Send { peer, words } => drop(find(peer).map(|it| it.send(&words_of(&words)))),
+            TraceEvent::Drip { peer, words, every } => {
                 let every = Duration::from_millis(every.into());
                 if let Some(peer) = find(peer) {
                     peer.drip(&words_of(&words), every);
                 }
             }
-            Deed::StopReading { peer } => drop(find(peer).map(|peer| peer.stop_reading())),
-            Deed::ReadAt { peer, rate } => drop(find(peer).map(|peer| peer.read_at(rate.into()))),
-            Deed::Resume { peer } => drop(find(peer).map(|peer| peer.resume_reading())),
-            Deed::HalfClose { peer } => drop(find(peer).map(|peer| peer.half_close())),
-            Deed::Reset { peer } => drop(find(peer).map(|peer| peer.reset())),
-            Deed::Close { peer } => drop(find(peer).map(|peer| peer.close())),
-            Deed::Answer => peers.extend(door.accept().filter(|_| peers.len() < 16)),
-            Deed::Wait { millis } => sim.advance(Duration::from_millis(millis.into())),
-            Deed::Partition { between_servers } => {
+            TraceEvent::StopReading { peer } => drop(find(peer).map(|peer| peer.stop_reading())),
+            TraceEvent::ReadAt { peer, rate } => drop(find(peer).map(|peer| peer.read_at(rate.into()))),
+            TraceEvent::Resume { peer } => drop(find(peer).map(|peer| peer.resume_reading())),
+            TraceEvent::HalfClose { peer } => drop(find(peer).map(|peer| peer.half_close())),
+            TraceEvent::Reset { peer } => drop(find(peer).map(|peer| peer.reset())),
+            TraceEvent::Close { peer } => drop(find(peer).map(|peer| peer.close())),
+            TraceEvent::Answer => peers.extend(listener.accept().filter(|_| peers.len() < 16)),
+            TraceEvent::Wait { millis } => sim.advance(Duration::from_millis(millis.into())),
+            TraceEvent::Partition { between_servers } => {
                 let (a, b) = pairs[usize::from(between_servers)];
                 sim.partition(a, b);
             }
-            Deed::Repair => pairs.iter().for_each(|(a, b)| sim.repair(*a, *b)),
-            Deed::Jump { secs } => sim.jump_clocks(Duration::from_secs(secs.into())),
-            Deed::SetBack { millis } => sim.set_back_clocks(Duration::from_millis(millis.into())),
-            Deed::Post => drop(server.handle().post(|_, _| ())),
-            Deed::Fail { call, after, errno } => {
+            TraceEvent::Repair => pairs.iter().for_each(|(a, b)| sim.repair(*a, *b)),
+            TraceEvent::Jump { secs } => sim.jump_clocks(Duration::from_secs(secs.into())),
+            TraceEvent::SetBack { millis } => sim.set_back_clocks(Duration::from_millis(millis.into())),
+            TraceEvent::Post => drop(server.handle().post(|_, _| ())),
+            TraceEvent::Fail { call, after, errno } => {
                 let call = Call::ALL[call as usize % Call::ALL.len()];
                 if let Some(errno) = call.errnos().get(errno as usize % call.errnos().len().max(1))
                 {
                     sim.fail(call, after.into(), *errno);
                 }
             }
-            Deed::Shutdown => server.shutdown(),
+            TraceEvent::Shutdown => server.shutdown(),
         }
         for (peer, sent) in &echoed {
             peer.expect_prefix_of(sent);

@@ -57,11 +57,11 @@ pub struct Timeouts {
     /// acknowledges what the kernel still holds of the last reply, so that no reply is cut off. Default
     /// 75 s.
     pub idle: Option<Duration>,
-    /// How long a connection may stay idle before it is asked for a sign of life, by
+    /// How long a connection may stay idle before it is pinged, by
     /// [`Handler::on_health_check`](crate::Handler::on_health_check). An answer is activity, so a
     /// peer that answers stays for as long as it does. Default `None`.
     pub ping_after: Option<Duration>,
-    /// How long a sign of life may take. Default 5 s.
+    /// How long the answer to a ping may take. Default 5 s.
     pub ping: Option<Duration>,
     /// How long one side may be shut without anything moving on the other. It stands still while
     /// output is queued, the application owes a reply or reading is paused: `write` or `response`

@@ -316,13 +316,13 @@ pub(crate) struct Durations {
     lifetime: u64,
     /// Bytes per second of a request that is not whole in time; zero if none is given more.
     request_rate: u64,
-    /// How long an idle connection has for a sign of life; zero if it is not asked for one.
+    /// How long an idle connection has to answer a ping; zero if it is not pinged.
     ping: u64,
 }
 
 impl Durations {
     pub(crate) fn new(timeouts: &Timeouts) -> Self {
-        // Whichever comes first: a sign of life is asked for, or the end has come.
+        // Whichever comes first: the ping, or the end.
         let idle = period(timeouts.idle).min(period(timeouts.ping_after));
         let (tunnel, write) = (period(timeouts.tunnel), period(timeouts.write));
         let of = Deadline::ALL.map(|deadline| match deadline {
@@ -382,7 +382,7 @@ impl Durations {
         if self.request_rate == 0 { None } else { Some(self.request_rate) }
     }
 
-    /// How long an idle connection has for a sign of life, if it is asked for one.
+    /// How long an idle connection has to answer a ping, if it is pinged.
     pub(crate) const fn ping(&self) -> Option<u64> {
         if self.ping == 0 { None } else { Some(self.ping) }
     }

@@ -104,7 +104,7 @@ numbers! {
     unsent: counter;
     /// Bytes unread and queued at this moment, of all connections.
     buffered: gauge;
-    /// Idle connections asked for a sign of life.
+    /// Idle connections that were pinged.
     health_checks: counter;
     /// Events for connections that were gone.
     stale_events: counter;

@@ -51,7 +51,7 @@ pub(crate) struct ColdState {
     /// What is queued.
     output: Output,
     /// Of the bytes the kernel took, what had left its queue when last looked at.
-    pub(crate) left: u64,
+    pub(crate) acked: u64,
     /// What had left when the minimum rate was last reckoned.
     pub(crate) acked_at_flush: u64,
     /// When output last became queued.
@@ -68,7 +68,7 @@ pub(crate) struct ColdState {
     pub(crate) aged: bool,
     /// The latest look at a request that was given more time.
     pub(crate) request: Option<RequestCheck>,
-    /// Until when a sign of life may come that was asked for, and the bytes read before.
+    /// Until when the answer to a ping may come, and the bytes read before it.
     pub(crate) pinged: Option<(Instant, u64)>,
     /// The peer of a Unix-domain socket is gone: once its input has been read nothing more comes of
     /// it.
@@ -376,8 +376,8 @@ impl Record {
         !self.flags.has(Flags::BUSY)
     }
 
-    /// [`State::Connected`] → [`State::Idle`], if it is quiet and no request is active, and it is not
-    /// to be looked whether it has come to its end. Returns whether it was.
+    /// [`State::Connected`] → [`State::Idle`], if it is quiet and no request is active, and it need
+    /// not be checked for its end. Returns whether it was.
     #[inline]
     pub(crate) fn try_rest(&mut self, requests_max: u64, log: bool) -> bool {
         let rests = self.state == State::Connected
@@ -474,8 +474,7 @@ impl Record {
         open && !self.flags.has(Flags::CLOSE_REQUESTED.and(Flags::FINISHED))
     }
 
-    /// Until when an idle connection must give a sign of life, if it was asked for one and has given
-    /// none.
+    /// Until when an idle connection must answer a ping, if it was pinged and has not answered.
     pub(crate) fn ping_due(&self) -> Option<Instant> {
         let (until, before) = self.cold.as_ref()?.pinged?;
         (self.state == State::Idle && self.bytes_in == before).then_some(until)

@@ -559,7 +559,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// Closes an accepted connection that is not admitted.
     fn reject(&mut self, mut stream: B::Stream, reset: bool) {
         if !reset {
-            see_off(&mut self.backend, &mut stream, &mut self.read_buffer);
+            send_fin_and_drain(&mut self.backend, &mut stream, &mut self.read_buffer);
         }
         self.backend.close(stream, reset);
     }
@@ -987,7 +987,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
 
 /// Readies the socket of one that cannot stay for its close. What it sent already is read, because
 /// closing over unread bytes would reset the connection and could destroy what it was told.
-pub(super) fn see_off<B: Backend>(
+pub(super) fn send_fin_and_drain<B: Backend>(
     backend: &mut B,
     stream: &mut B::Stream,
     read_buffer: &mut BytesMut,

@@ -27,7 +27,7 @@ const LATE_TICKS: u64 = 10;
 /// deadline that input would put off looks for it itself.
 const PUT_OFF_MAX: u32 = 4;
 
-/// How often it is looked whether a request that takes its time still arrives.
+/// How often the rate is checked at which a request arrives that takes its time.
 const RATE_LOOK_NANOS: u64 = 5_000_000_000;
 
 /// How long a connection past its lifetime may go on without coming to a request boundary.
@@ -119,7 +119,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
                     lapsed < due || (lapsed == due && deadline != Deadline::Timer)
                 })
             {
-                self.last_chance(handler, id);
+                self.final_read(handler, id);
                 if self.lapsed_ping(id).is_some() {
                     self.shared.counters.count_fired(Deadline::Idle);
                     self.time_out(handler, id, Timeout::Ping);
@@ -130,7 +130,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             let Some((_, deadline)) = first else { return };
             served = served.with(deadline, true);
             if deadline.waits_for_input() {
-                self.last_chance(handler, id);
+                self.final_read(handler, id);
                 if self.first_due(id, served.without(Set::of(deadline))) != first {
                     continue;
                 }
@@ -174,7 +174,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     }
 
     /// Input that waits in the socket beats a deadline that waits for input: it is read once.
-    pub(super) fn last_chance(&mut self, handler: &mut H, id: ConnId) {
+    pub(super) fn final_read(&mut self, handler: &mut H, id: ConnId) {
         let record = self.shared.table.at(id.index());
         record.flags.insert(Flags::READ_READY);
         self.serve(handler, id);
@@ -193,10 +193,10 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
                 self.call(id, "on_timer", |conn, session| handler.on_timer(conn, session));
             }
             Deadline::ProgressCheck => {
-                self.look(id);
+                self.check_progress(id);
             }
             Deadline::Write => {
-                if !self.look(id) {
+                if !self.check_progress(id) {
                     self.time_out(handler, id, Timeout::Write);
                 }
             }
@@ -214,7 +214,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             Deadline::ConnectAttempt => self.give_up_attempt(handler, id),
             Deadline::Response if self.sink_moves(id) => {}
             Deadline::Request if self.keeps_up(id) => {}
-            Deadline::Idle if self.asks_for_life(handler, id) => {}
+            Deadline::Idle if self.pings(handler, id) => {}
             Deadline::Connect
             | Deadline::FirstByte
             | Deadline::HalfClosed
@@ -247,14 +247,14 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
 
     /// Looks whether queued output has moved: what the kernel took says nothing, and neither does
     /// a writable event, which waits for a large part of a large queue to drain. What left does.
-    fn look(&mut self, id: ConnId) -> bool {
-        let left = self.left(id);
+    fn check_progress(&mut self, id: ConnId) -> bool {
+        let left = self.acked(id);
         let LoopState { table, profiles, now, .. } = &mut self.shared;
         let record = table.at(id.index());
         let cold = record.cold_mut();
         let queued_at = cold.queued_at;
-        let moved = left > cold.left;
-        cold.left = cold.left.max(left);
+        let moved = left > cold.acked;
+        cold.acked = cold.acked.max(left);
         if moved {
             record.clocks.set(Deadline::Write, *now);
         }
@@ -273,7 +273,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let record = self.shared.table.at(id.index());
         let held = record.flags.has(Flags::THROTTLED) && !record.flags.has(Flags::PAUSED);
         match record.cold().and_then(|cold| cold.sink) {
-            Some(sink) if held && !record.flags.has(Flags::OWED) => self.look(sink),
+            Some(sink) if held && !record.flags.has(Flags::OWED) => self.check_progress(sink),
             _ => false,
         }
     }
@@ -308,8 +308,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         self.shared.table.at(id.index()).ping_due().filter(|due| *due <= now)
     }
 
-    /// Asks an idle connection for a sign of life, where that is wanted and none is due yet.
-    fn asks_for_life(&mut self, handler: &mut H, id: ConnId) -> bool {
+    /// Pings an idle connection, where that is wanted and no answer is due yet.
+    fn pings(&mut self, handler: &mut H, id: ConnId) -> bool {
         let LoopState { table, profiles, now, .. } = &mut self.shared;
         let record = table.at(id.index());
         let Some(ping) = record.periods(profiles).ping() else { return false };
@@ -320,7 +320,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
                 handler.on_health_check(conn, session);
             });
         }
-        // The wheel comes up for the sign of life by itself.
+        // The wheel comes up for the answer by itself.
         let now = self.shared.now;
         self.shared.table.at(id.index()).clocks.set(Deadline::Idle, now);
         true
@@ -328,7 +328,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
 
     /// Whether the last output leaves at the minimum rate: every byte that left buys its time.
     fn reckon_flush(&mut self, id: ConnId) -> bool {
-        let left = self.left(id);
+        let left = self.acked(id);
         let LoopState { table, profiles, bounds, now, .. } = &mut self.shared;
         let rate = bounds.flush_rate;
         let record = table.at(id.index());

@@ -1,7 +1,7 @@
-//! The one way a connection ends: reason, last words, flush, FIN, linger, release.
+//! The one way a connection ends: reason, final reply, flush, FIN, linger, release.
 
 use super::Reactor;
-use super::accept::see_off;
+use super::accept::send_fin_and_drain;
 use crate::address::Address;
 use crate::backend::{Backend, Token};
 use crate::close::CloseMode;
@@ -145,7 +145,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         if !panicked {
             debug!(%id, "the handler refuses a connection");
             if let Some(stream) = self.slots[id.index()].stream.as_mut() {
-                see_off(&mut self.backend, stream, &mut self.read_buffer);
+                send_fin_and_drain(&mut self.backend, stream, &mut self.read_buffer);
             }
         }
         self.shared.counters.refused.add(1);

@@ -301,7 +301,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             return true;
         }
         self.guard(handler, |reactor, handler| {
-            reactor.last_chance(handler, id);
+            reactor.final_read(handler, id);
             // If it was served just now it is idle again, and the youngest.
             if reactor.is_evictable(id) == Some(since) {
                 reactor.begin_closing(handler, id, CloseReason::Evicted);
@@ -325,7 +325,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             if self.shared.table.at(id.index()).lingers() {
                 return true;
             }
-            self.guard(handler, |reactor, handler| reactor.last_chance(handler, id));
+            self.guard(handler, |reactor, handler| reactor.final_read(handler, id));
             if self.is_evictable(id) == Some(since) {
                 return true;
             }
@@ -404,7 +404,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         if record.lingers() {
             return Some(Instant::EPOCH);
         }
-        // What is held may have input in its socket that no last chance reads.
+        // What is held may have input in its socket that no final read takes.
         let idle = record.state() == State::Idle
             && self.config.limits.at_limit == AtLimit::EvictIdle
             && !record.is_exempt()

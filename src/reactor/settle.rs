@@ -247,7 +247,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     #[inline]
     fn arm_deadlines(&mut self, id: ConnId, began: Set, rearm: bool) {
         if began.contains(Deadline::Write) || began.contains(Deadline::Flush) {
-            self.note_left(id);
+            self.note_queued(id);
         }
         if began.contains(Deadline::LingerRead) {
             self.begin_linger(id);
@@ -266,18 +266,18 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     }
 
     /// Output became queued: what leaves from here on is progress.
-    fn note_left(&mut self, id: ConnId) {
-        let left = self.left(id);
+    fn note_queued(&mut self, id: ConnId) {
+        let left = self.acked(id);
         let now = self.shared.now;
         let cold = self.shared.table.at(id.index()).cold_mut();
-        cold.left = left;
+        cold.acked = left;
         cold.acked_at_flush = left;
         cold.queued_at = now;
     }
 
     /// How many bytes have left for the peer: taken by the kernel and acknowledged, where it can
     /// say so.
-    pub(super) fn left(&mut self, id: ConnId) -> u64 {
+    pub(super) fn acked(&mut self, id: ConnId) -> u64 {
         let unsent = match &self.slots[id.index()].stream {
             Some(stream) => self.backend.unsent(stream).unwrap_or(0),
             None => 0,

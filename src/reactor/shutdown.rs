@@ -324,7 +324,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// this moment, or was served within the last second. Those that never pause for as long end
     /// behind a request in the second half of the shutdown's time.
     pub(super) fn end_waiting(&mut self, handler: &mut H, id: ConnId) {
-        self.last_chance(handler, id);
+        self.final_read(handler, id);
         let hurries = self.hurries();
         let record = self.shared.table.at(id.index());
         record.clocks.set(Deadline::Lifetime, Instant::FAR_FUTURE);

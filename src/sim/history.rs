@@ -20,7 +20,7 @@ const TRACE: &str = "SIM_TRACE";
 /// it is read, and what the fingerprint of a run is made of lies elsewhere.
 #[derive(Debug)]
 pub(super) struct History {
-    events: VecDeque<Event>,
+    events: VecDeque<Entry>,
     /// Each event is printed as it happens.
     traced: bool,
     /// What happens is of no interest: the script is being torn down after a failure.
@@ -38,11 +38,11 @@ impl History {
     }
 
     #[expect(clippy::print_stderr, reason = "the variable asks for it")]
-    pub(super) fn record(&mut self, at: Instant, place: Place, deed: Deed) {
+    pub(super) fn record(&mut self, at: Instant, place: Place, event: TraceEvent) {
         if self.ignored {
             return;
         }
-        let event = Event { at, place, deed };
+        let event = Entry { at, place, event };
         if self.traced {
             eprintln!("{event}");
         }
@@ -61,10 +61,10 @@ impl fmt::Display for History {
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Event {
+struct Entry {
     at: Instant,
     place: Place,
-    deed: Deed,
+    event: TraceEvent,
 }
 
 /// Where something happened.
@@ -84,7 +84,7 @@ pub(super) struct Of {
 
 /// What happened.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Deed {
+pub(super) enum TraceEvent {
     /// The call of this number in the world.
     Call {
         number: u64,
@@ -129,10 +129,10 @@ pub(super) enum Outcome {
     Injected(i32),
 }
 
-impl fmt::Display for Event {
+impl fmt::Display for Entry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let at = format!("{:?}", self.at);
-        write!(f, "{at:>16}  {:<18} {}", self.place, self.deed)
+        write!(f, "{at:>16}  {:<18} {}", self.place, self.event)
     }
 }
 
@@ -157,7 +157,7 @@ impl fmt::Display for Of {
     }
 }
 
-impl fmt::Display for Deed {
+impl fmt::Display for TraceEvent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
             Self::Call { number, call, of, outcome } => {

@@ -105,11 +105,11 @@ use std::thread;
 use std::time::Duration;
 
 pub use self::fault::{Call, Faults};
-use self::history::{Deed, Place};
+use self::history::{Place, TraceEvent};
 pub use self::host::{Host, HostListener, HostStream};
 pub use self::net::{End, Link, Personality};
 use self::net::{Holder, Name, Net};
-pub use self::peer::{Door, Peer};
+pub use self::peer::{Peer, PeerListener};
 pub use self::place::{ToAddress, ToIp};
 pub use self::random::Random;
 pub use self::run::{Summary, swarm, torture};
@@ -305,14 +305,14 @@ impl Sim {
     ///
     /// If the address is taken.
     #[track_caller]
-    pub fn open(&mut self, address: impl ToAddress, backlog: usize) -> Door {
+    pub fn listen(&mut self, address: impl ToAddress, backlog: usize) -> PeerListener {
         let address = address.to_address();
         let taken = self.net.borrow().is_taken(Holder::Peer, &address);
         assert!(!taken, "{address} is taken");
-        Door::new(&self.net, address, backlog)
+        PeerListener::new(&self.net, address, backlog)
     }
 
-    /// The address of peers, 192.0.2.1: a dial to it where no [`Door`] is open is refused. A dial to an
+    /// The address of peers, 192.0.2.1: a dial to it where no [`PeerListener`] listens is refused. A dial to an
     /// address that no machine has gets no answer.
     pub fn peers_ip(&self) -> IpAddr {
         self.net.borrow().peers_ip
@@ -413,7 +413,7 @@ impl Sim {
     pub fn partition(&mut self, a: impl ToIp, b: impl ToIp) {
         let (a, b) = (a.to_ip(), b.to_ip());
         let net = &mut *self.net.borrow_mut();
-        net.record(Place::World, Deed::Partition(a, b));
+        net.record(Place::World, TraceEvent::Partition(a, b));
         net.set_cut(a, b, true);
     }
 
@@ -422,7 +422,7 @@ impl Sim {
     pub fn repair(&mut self, a: impl ToIp, b: impl ToIp) {
         let (a, b) = (a.to_ip(), b.to_ip());
         let net = &mut *self.net.borrow_mut();
-        net.record(Place::World, Deed::Repair(a, b));
+        net.record(Place::World, TraceEvent::Repair(a, b));
         net.set_cut(a, b, false);
     }
 
@@ -489,7 +489,7 @@ impl Sim {
     }
 
     /// Lets everything happen that is on its way: until nothing travels, and every reactor waits
-    /// for something that is not. A deadline or a deed of the script that comes while something
+    /// for something that is not. A deadline or a event of the script that comes while something
     /// travels is in time; those that come later are left to [`advance`](Sim::advance).
     #[track_caller]
     pub fn settle(&mut self) {
@@ -669,7 +669,7 @@ impl Sim {
         self.set_faults(Faults::NONE);
         let mut net = self.net.borrow_mut();
         net.clear_scripted();
-        net.record(Place::World, Deed::Converge);
+        net.record(Place::World, TraceEvent::Converge);
         drop(net);
         let until = self.now() + CONVERGENCE;
         while let Some(node) = self.nodes.iter().find(|it| it.borrow().is_busy(&self.net.borrow()))

@@ -6,8 +6,8 @@ use std::rc::Rc;
 use std::thread;
 use std::time::Duration;
 
-use super::history::Deed;
-use super::net::{Appetite, End, Holder, Net, Socket};
+use super::history::TraceEvent;
+use super::net::{End, Holder, Net, ReadMode, Socket};
 use crate::address::Address;
 
 /// A peer of a reactor: the far end of one connection, played by the test.
@@ -85,7 +85,7 @@ impl Peer {
     pub fn offer(&self, bytes: &[u8]) -> Option<usize> {
         match self.with(|net, socket| net.write(socket, &[bytes], usize::MAX)) {
             Ok(count) => {
-                self.with(|net, socket| net.record_at(socket, Deed::Send(count)));
+                self.with(|net, socket| net.record_at(socket, TraceEvent::Send(count)));
                 Some(count)
             }
             Err(libc::EAGAIN) => Some(0),
@@ -113,29 +113,29 @@ impl Peer {
 
     /// Reads no more by itself: its buffer fills, and its window closes.
     pub fn stop_reading(&self) {
-        self.with(|net, socket| net.set_appetite(socket, Appetite::Nothing));
+        self.with(|net, socket| net.set_appetite(socket, ReadMode::Nothing));
     }
 
     /// Reads so many bytes a second while there are any, evenly: it looks each hundredth of a
     /// second, and what is less than a byte then counts the next time. Zero is
     /// [`stop_reading`](Peer::stop_reading).
     pub fn read_at(&self, bytes_per_second: usize) {
-        let appetite = match bytes_per_second {
-            0 => Appetite::Nothing,
-            rate => Appetite::Rate(rate as u64),
+        let read_mode = match bytes_per_second {
+            0 => ReadMode::Nothing,
+            rate => ReadMode::Rate(rate as u64),
         };
-        self.with(|net, socket| net.set_appetite(socket, appetite));
+        self.with(|net, socket| net.set_appetite(socket, read_mode));
     }
 
     /// Reads whatever comes, as at the beginning.
     pub fn resume_reading(&self) {
-        self.with(|net, socket| net.set_appetite(socket, Appetite::All));
+        self.with(|net, socket| net.set_appetite(socket, ReadMode::All));
     }
 
     /// Sends a FIN behind what was sent; reading goes on.
     pub fn half_close(&self) {
         self.with(|net, socket| {
-            net.record_at(socket, Deed::Finish);
+            net.record_at(socket, TraceEvent::Finish);
             // A connection that is over already has nothing to finish.
             let _ = net.shutdown_write(socket);
         });
@@ -241,16 +241,16 @@ impl fmt::Display for Text<'_> {
     }
 }
 
-/// A listener for reactors to dial; see [`Sim::open`](super::Sim::open). Dropping it
+/// A listener for reactors to dial; see [`Sim::listen`](super::Sim::listen). Dropping it
 /// closes it, and resets the connections that wait there.
 #[derive(Debug)]
-#[must_use = "a door that is dropped is closed"]
-pub struct Door {
+#[must_use = "a listener that is dropped is closed"]
+pub struct PeerListener {
     net: Rc<RefCell<Net>>,
     index: usize,
 }
 
-impl Drop for Door {
+impl Drop for PeerListener {
     fn drop(&mut self) {
         if let Ok(mut net) = self.net.try_borrow_mut() {
             net.close_listener(self.index);
@@ -258,7 +258,7 @@ impl Drop for Door {
     }
 }
 
-impl Door {
+impl PeerListener {
     pub(super) fn new(net: &Rc<RefCell<Net>>, address: Address, backlog: usize) -> Self {
         let index = net.borrow_mut().listen(Holder::Peer, address, backlog, None);
         Self { net: Rc::clone(net), index }

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use super::peer::{Door, Peer};
+use super::peer::{Peer, PeerListener};
 use super::server::Server;
 use crate::address::Address;
 use crate::handler::Handler;
@@ -65,7 +65,7 @@ impl<H: Handler> ToAddress for Server<H> {
     }
 }
 
-impl ToAddress for Door {
+impl ToAddress for PeerListener {
     fn to_address(&self) -> Address {
         self.address()
     }
@@ -110,7 +110,7 @@ impl ToIp for Peer {
     }
 }
 
-impl ToIp for Door {
+impl ToIp for PeerListener {
     fn to_ip(&self) -> IpAddr {
         ip_of(&self.address())
     }

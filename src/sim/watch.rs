@@ -12,7 +12,7 @@ use std::time::Duration;
 use bytes::BytesMut;
 
 use super::fault::STALL_MAX;
-use super::history::{Deed, Of};
+use super::history::{Of, TraceEvent};
 use super::ledger::{self, Account};
 use super::net::Net;
 use crate::backend::Token;
@@ -211,7 +211,10 @@ impl<H: Handler> Watched<H> {
         let net = &mut *self.net.borrow_mut();
         net.note(0x30 + what as u64, id.to_bits());
         let of = Of { id: Some(id), far: None };
-        net.record(net.place_of(self.machine), Deed::Callback { name: what.name(), of, reason });
+        net.record(
+            net.place_of(self.machine),
+            TraceEvent::Callback { name: what.name(), of, reason },
+        );
         net.machines[self.machine].progress += 1;
         match self.lives.get_mut(&id) {
             Some(life) => {
@@ -281,7 +284,7 @@ impl<H: Handler> Watched<H> {
                 panics.len() <= limit.count() as usize
             });
             if allowed {
-                net.record(net.place_of(self.machine), Deed::Fault("panic"));
+                net.record(net.place_of(self.machine), TraceEvent::Fault("panic"));
                 if let Some(life) = self.lives.get_mut(&id) {
                     life.accident = true;
                 }

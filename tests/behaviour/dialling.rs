@@ -53,7 +53,7 @@ fn dial<W: World>(scene: &mut Scene<'_, W>, target: impl Into<Target>) {
 }
 
 fn a_dialled_connection_is_told_when_it_stands<W: World>(world: &mut W) {
-    let (mut door, address) = world.open_door();
+    let (mut listener, address) = world.listen_as_peer();
     let script = Script::echo()
         .when_open(|conn, number| {
             if number == 0 {
@@ -71,7 +71,7 @@ fn a_dialled_connection_is_told_when_it_stands<W: World>(world: &mut W) {
         });
     let mut scene = Scene::new(world, Config::default(), script);
     let id = scene.reactor.context().connect(address.clone()).unwrap();
-    let peer = scene.answer(&mut door);
+    let peer = scene.answer(&mut listener);
     scene.expect(peer, b"hello, server");
     scene.send(peer, b"hello, client");
     scene.expect(peer, b"hello, client");
@@ -86,7 +86,7 @@ fn a_dialled_connection_is_told_when_it_stands<W: World>(world: &mut W) {
 
 fn a_dialled_connection_is_owned_by_who_dialled_it<W: World>(world: &mut W) {
     // A proxy of two bytes' worth: what the client says goes out, what comes back goes to it.
-    let (mut door, address) = world.open_door();
+    let (mut listener, address) = world.listen_as_peer();
     let script = Script::echo()
         .when_connected(move |conn, session| {
             if session.number == 0 {
@@ -103,7 +103,7 @@ fn a_dialled_connection_is_owned_by_who_dialled_it<W: World>(world: &mut W) {
         });
     let mut scene = Scene::new(world, Config::default(), script);
     let (client, _) = scene.enter();
-    let upstream = scene.answer(&mut door);
+    let upstream = scene.answer(&mut listener);
     scene.expect(upstream, b"from the client");
     scene.send(upstream, b"from the upstream");
     scene.expect(client, b"from the upstream");
@@ -111,7 +111,7 @@ fn a_dialled_connection_is_owned_by_who_dialled_it<W: World>(world: &mut W) {
 }
 
 fn what_is_written_before_it_stands_is_sent_then<W: World>(world: &mut W) {
-    let (mut door, address) = world.open_door();
+    let (mut listener, address) = world.listen_as_peer();
     let script = Script::echo().when_open(|conn, number| {
         if number == 0 {
             conn.write(b"early");
@@ -120,7 +120,7 @@ fn what_is_written_before_it_stands_is_sent_then<W: World>(world: &mut W) {
     });
     let mut scene = Scene::new(world, Config::default(), script);
     dial(&mut scene, address);
-    let peer = scene.answer(&mut door);
+    let peer = scene.answer(&mut listener);
     scene.expect(peer, b"early");
     scene.leave(peer);
     let closed = scene.expect_closed(CloseReason::PeerEof);
@@ -130,7 +130,7 @@ fn what_is_written_before_it_stands_is_sent_then<W: World>(world: &mut W) {
 
 fn much_that_is_written_before_it_stands_is_sent_then<W: World>(world: &mut W) {
     const LEN: usize = 2 << 20;
-    let (mut door, address) = world.open_door();
+    let (mut listener, address) = world.listen_as_peer();
     let script = Script::echo().when_open(|conn, number| {
         if number == 0 {
             conn.write(b"early");
@@ -141,7 +141,7 @@ fn much_that_is_written_before_it_stands_is_sent_then<W: World>(world: &mut W) {
     });
     let mut scene = Scene::new(world, Config::default(), script);
     dial(&mut scene, address);
-    let peer = scene.answer(&mut door);
+    let peer = scene.answer(&mut listener);
     scene.expect(peer, b"early");
     let bytes = scene.read(peer, LEN);
     assert!(bytes.iter().all(|byte| *byte == b'l'));
@@ -150,7 +150,7 @@ fn much_that_is_written_before_it_stands_is_sent_then<W: World>(world: &mut W) {
 }
 
 fn a_fin_asked_for_before_it_stands_is_sent_then<W: World>(world: &mut W) {
-    let (mut door, address) = world.open_door();
+    let (mut listener, address) = world.listen_as_peer();
     let script = Script::echo().when_open(|conn, number| {
         if number == 0 {
             conn.write(b"all there is");
@@ -160,7 +160,7 @@ fn a_fin_asked_for_before_it_stands_is_sent_then<W: World>(world: &mut W) {
     });
     let mut scene = Scene::new(world, Config::default(), script);
     dial(&mut scene, address);
-    let peer = scene.answer(&mut door);
+    let peer = scene.answer(&mut listener);
     assert_eq!(scene.read_to_end(peer), (b"all there is".to_vec(), Got::Eof));
     scene.send(peer, b"thanks");
     scene.saw(0, What::Data(6));
@@ -190,19 +190,19 @@ fn who_is_refused_learns_why<W: World>(world: &mut W) {
 }
 
 fn a_dial_may_be_refused_by_on_open<W: World>(world: &mut W) {
-    let (mut door, address) = world.open_door();
+    let (mut listener, address) = world.listen_as_peer();
     let script = Script::echo().when_open(|_, number| number > 0);
     let mut scene = Scene::new(world, Config::default(), script);
     dial(&mut scene, address);
     scene
         .until("nobody", |scene| scene.script.ids.len() == 1 && scene.reactor.context().is_empty());
     assert_eq!(scene.script.story(0), [What::Open]);
-    assert!(scene.world.answer(&mut door).is_none());
+    assert!(scene.world.answer(&mut listener).is_none());
     scene.expect_service();
 }
 
 fn a_dial_may_be_closed_in_on_open<W: World>(world: &mut W) {
-    let (mut door, address) = world.open_door();
+    let (mut listener, address) = world.listen_as_peer();
     let script = Script::echo().when_open(|conn, number| {
         if number == 0 {
             conn.close();
@@ -212,12 +212,12 @@ fn a_dial_may_be_closed_in_on_open<W: World>(world: &mut W) {
     let mut scene = Scene::new(world, Config::default(), script);
     dial(&mut scene, address);
     scene.expect_closed(CloseReason::HandlerClose);
-    assert!(scene.world.answer(&mut door).is_none());
+    assert!(scene.world.answer(&mut listener).is_none());
     scene.expect_service();
 }
 
 fn a_dial_may_be_aborted_in_on_open<W: World>(world: &mut W) {
-    let (_door, address) = world.open_door();
+    let (_door, address) = world.listen_as_peer();
     let script = Script::echo().when_open(|conn, number| {
         if number == 0 {
             conn.write(b"never sent");
@@ -233,7 +233,7 @@ fn a_dial_may_be_aborted_in_on_open<W: World>(world: &mut W) {
 }
 
 fn a_reply_that_stalls_ends_a_dialled_connection<W: World>(world: &mut W) {
-    let (mut door, address) = world.open_door();
+    let (mut listener, address) = world.listen_as_peer();
     let script = Script::echo()
         .when_connected(|conn, session| {
             if session.number == 0 {
@@ -246,7 +246,7 @@ fn a_reply_that_stalls_ends_a_dialled_connection<W: World>(world: &mut W) {
     config.timeouts.read = Some(millis(250));
     let mut scene = Scene::new(world, config, script);
     dial(&mut scene, address);
-    let peer = scene.answer(&mut door);
+    let peer = scene.answer(&mut listener);
     scene.expect(peer, b"request");
     scene.drip(peer, b"repeat", millis(80));
     let start = scene.now();
@@ -260,7 +260,7 @@ fn a_reply_that_stalls_ends_a_dialled_connection<W: World>(world: &mut W) {
 
 fn a_dialled_connection_ends_with_its_peer<W: World>(world: &mut W) {
     // Even with a request in flight: its reply will not come.
-    let (mut door, address) = world.open_door();
+    let (mut listener, address) = world.listen_as_peer();
     let script = Script::echo().when_connected(|conn, session| {
         if session.number == 0 {
             conn.begin_request();
@@ -269,7 +269,7 @@ fn a_dialled_connection_ends_with_its_peer<W: World>(world: &mut W) {
     });
     let mut scene = Scene::new(world, Config::default(), script);
     dial(&mut scene, address);
-    let peer = scene.answer(&mut door);
+    let peer = scene.answer(&mut listener);
     scene.expect(peer, b"request");
     scene.half_close(peer);
     scene.expect_closed(CloseReason::PeerEof);
@@ -278,7 +278,7 @@ fn a_dialled_connection_ends_with_its_peer<W: World>(world: &mut W) {
 }
 
 fn a_dialled_connection_goes_idle_between_requests<W: World>(world: &mut W) {
-    let (mut door, address) = world.open_door();
+    let (mut listener, address) = world.listen_as_peer();
     let script = Script::echo()
         .when_connected(|conn, session| {
             if session.number == 0 {
@@ -294,7 +294,7 @@ fn a_dialled_connection_goes_idle_between_requests<W: World>(world: &mut W) {
     config.timeouts.idle = Some(millis(100));
     let mut scene = Scene::new(world, config, script);
     dial(&mut scene, address);
-    let peer = scene.answer(&mut door);
+    let peer = scene.answer(&mut listener);
     scene.expect(peer, b"request");
     scene.wait(millis(150));
     assert_eq!(scene.script.count(0, What::Idle), 0, "a reply is awaited");
@@ -308,7 +308,7 @@ fn a_dialled_connection_goes_idle_between_requests<W: World>(world: &mut W) {
 
 fn a_dial_that_fails_may_dial_again<W: World>(world: &mut W) {
     let refusing = world.refusing();
-    let (mut door, address) = world.open_door();
+    let (mut listener, address) = world.listen_as_peer();
     let failures = Rc::new(Cell::new(0));
     let count = Rc::clone(&failures);
     let wrong = refusing.clone();
@@ -321,7 +321,7 @@ fn a_dial_that_fails_may_dial_again<W: World>(world: &mut W) {
     });
     let mut scene = Scene::new(world, Config::default(), script);
     dial(&mut scene, refusing);
-    let peer = scene.answer(&mut door);
+    let peer = scene.answer(&mut listener);
     scene.send(peer, b"hello");
     scene.expect(peer, b"hello");
     assert_eq!(failures.get(), 3);
@@ -330,7 +330,7 @@ fn a_dial_that_fails_may_dial_again<W: World>(world: &mut W) {
 }
 
 fn nobody_dials_during_a_shutdown<W: World>(world: &mut W) {
-    let (_door, address) = world.open_door();
+    let (_door, address) = world.listen_as_peer();
     let refused = Rc::new(Cell::new(false));
     let flag = Rc::clone(&refused);
     let script = Script::echo().when_shutdown(move |cx| {
@@ -390,7 +390,7 @@ fn many_may_be_dialled_at_once<W: World>(world: &mut W) {
 }
 
 fn a_connection_outlives_who_dialled_it<W: World>(world: &mut W) {
-    let (mut door, address) = world.open_door();
+    let (mut listener, address) = world.listen_as_peer();
     let script = Script::echo().when_connected(move |conn, session| {
         if session.number == 0 {
             conn.connect(address.clone()).unwrap();
@@ -398,7 +398,7 @@ fn a_connection_outlives_who_dialled_it<W: World>(world: &mut W) {
     });
     let mut scene = Scene::new(world, Config::default(), script);
     let (client, _) = scene.enter();
-    let upstream = scene.answer(&mut door);
+    let upstream = scene.answer(&mut listener);
     scene.saw(1, What::Connected);
     let owner = scene.script.ids[0];
     scene.leave(client);
@@ -442,10 +442,10 @@ fn a_timer_comes_while_nobody_answers<W: World>(world: &mut W) {
 }
 
 fn a_dialled_connection_may_be_reset<W: World>(world: &mut W) {
-    let (mut door, address) = world.open_door();
+    let (mut listener, address) = world.listen_as_peer();
     let mut scene = Scene::new(world, Config::default(), Script::echo());
     dial(&mut scene, address);
-    let peer = scene.answer(&mut door);
+    let peer = scene.answer(&mut listener);
     scene.saw(0, What::Connected);
     scene.reset(peer);
     scene.expect_closed(CloseReason::PeerReset);
@@ -457,12 +457,12 @@ fn port(address: &Address) -> u16 {
 }
 
 fn a_name_is_looked_up<W: World>(world: &mut W) {
-    let (mut door, address) = world.open_door();
+    let (mut listener, address) = world.listen_as_peer();
     let script = Script::echo().when_connected(|conn, _| conn.write(b"hello"));
     let mut scene = Scene::new(world, Config::default(), script);
     let target: Target = format!("localhost:{}", port(&address)).parse().unwrap();
     dial(&mut scene, target);
-    let peer = scene.answer(&mut door);
+    let peer = scene.answer(&mut listener);
     scene.expect(peer, b"hello");
     scene.leave(peer);
     let closed = scene.expect_closed(CloseReason::PeerEof);
@@ -558,7 +558,7 @@ fn who_is_refused_while_it_is_congested_learns_why<W: World>(world: &mut W) {
 }
 
 fn a_name_falls_back_to_its_next_address_with_output_queued<W: World>(world: &mut W) {
-    let (mut door, address) = world.open_door();
+    let (mut listener, address) = world.listen_as_peer();
     let script = Script::echo().when_open(|conn, number| {
         if number == 0 {
             conn.write(&[b'x'; 100_000]);
@@ -569,13 +569,13 @@ fn a_name_falls_back_to_its_next_address_with_output_queued<W: World>(world: &mu
     // Where the name has an address of the other family, nobody listens there.
     let target: Target = format!("localhost:{}", port(&address)).parse().unwrap();
     dial(&mut scene, target);
-    let peer = scene.answer(&mut door);
+    let peer = scene.answer(&mut listener);
     scene.expect(peer, &[b'x'; 100_000]);
     scene.expect_service();
 }
 
 fn a_dial_in_on_open_of_a_dial_may_be_written_to_at_once<W: World>(world: &mut W) {
-    let (mut door, address) = world.open_door();
+    let (mut listener, address) = world.listen_as_peer();
     let again = address.clone();
     let script = Script::echo().when_open(move |conn, number| {
         if number == 0 {
@@ -586,7 +586,7 @@ fn a_dial_in_on_open_of_a_dial_may_be_written_to_at_once<W: World>(world: &mut W
     });
     let mut scene = Scene::new(world, Config::default(), script);
     dial(&mut scene, address);
-    let peers = [(); 2].map(|()| scene.answer(&mut door));
+    let peers = [(); 2].map(|()| scene.answer(&mut listener));
     scene.saw(1, What::Connected);
     let mut heard = Vec::new();
     scene.until("the word", |scene| {
@@ -599,7 +599,7 @@ fn a_dial_in_on_open_of_a_dial_may_be_written_to_at_once<W: World>(world: &mut W
 }
 
 fn a_dial_in_on_open_of_a_dial_may_be_closed_at_once<W: World>(world: &mut W) {
-    let (mut door, address) = world.open_door();
+    let (mut listener, address) = world.listen_as_peer();
     let again = address.clone();
     let script = Script::echo().when_open(move |conn, number| {
         if number == 2 {
@@ -616,7 +616,7 @@ fn a_dial_in_on_open_of_a_dial_may_be_closed_at_once<W: World>(world: &mut W) {
         scene.expect_closed(CloseReason::PeerEof);
     }
     dial(&mut scene, address);
-    let peer = scene.answer(&mut door);
+    let peer = scene.answer(&mut listener);
     let closed = scene.expect_closed(CloseReason::HandlerClose);
     assert_eq!(closed.id, scene.script.ids[3]);
     scene.leave(peer);
@@ -625,7 +625,7 @@ fn a_dial_in_on_open_of_a_dial_may_be_closed_at_once<W: World>(world: &mut W) {
 }
 
 fn a_dial_that_fails_at_once_may_dial_again_and_write<W: World>(world: &mut W) {
-    let (mut door, address) = world.open_door();
+    let (mut listener, address) = world.listen_as_peer();
     let script = Script::echo().when_closing(move |conn, session, _| {
         if session.number == 0 {
             let second = conn.connect(address.clone()).unwrap();
@@ -636,7 +636,7 @@ fn a_dial_that_fails_at_once_may_dial_again_and_write<W: World>(world: &mut W) {
     dial(&mut scene, Address::Unix("/nonexistent/sock".into()));
     let closed = scene.closed();
     assert!(matches!(closed.reason, CloseReason::ConnectFailed(_)), "{closed:?}");
-    let peer = scene.answer(&mut door);
+    let peer = scene.answer(&mut listener);
     scene.expect(peer, b"hello");
     scene.saw(1, What::Connected);
     scene.expect_service();

@@ -82,7 +82,7 @@ fn a_server_of_one_serves_one_after_the_other<W: World>(world: &mut W) {
 }
 
 fn nobody_dials_from_a_full_server<W: World>(world: &mut W) {
-    let (mut door, address) = world.open_door();
+    let (mut listener, address) = world.listen_as_peer();
     let mut scene = Scene::new(world, config(1), Script::echo());
     let (peer, _) = scene.enter();
     let refused = scene.reactor.context().connect(address.clone());
@@ -90,7 +90,7 @@ fn nobody_dials_from_a_full_server<W: World>(world: &mut W) {
     scene.leave(peer);
     scene.expect_closed(CloseReason::PeerEof);
     scene.reactor.context().connect(address).unwrap();
-    let peer = scene.answer(&mut door);
+    let peer = scene.answer(&mut listener);
     scene.leave(peer);
     scene.expect_closed(CloseReason::PeerEof);
     scene.expect_service();

@@ -118,7 +118,7 @@ fn the_greatest_holder_of_input_is_shed<W: World>(world: &mut W) {
 fn what_waits_to_be_dialled_is_shed_too<W: World>(world: &mut W) {
     let mut config = Config::default();
     config.limits.buffered_max = 64 * 1024;
-    let (_door, address) = world.open_door();
+    let (_door, address) = world.listen_as_peer();
     let script = Script::echo().when_data(move |conn, _, input| {
         let id = conn.cx().connect(address.clone()).unwrap();
         conn.cx().conn(id).unwrap().write(&[b'x'; 100_000]);
@@ -187,7 +187,7 @@ fn states_are_counted<W: World>(world: &mut W) {
     assert_eq!(count(&mut scene), [0, 1, 1, 0]);
     scene.leave(silent);
     scene.expect_closed(CloseReason::PeerEof);
-    let (_door, address) = scene.world.open_door();
+    let (_door, address) = scene.world.listen_as_peer();
     scene.reactor.context().connect(address).unwrap();
     assert_eq!(scene.reactor.handle().stats().connections, 2);
     scene.saw(2, What::Connected);

@@ -269,7 +269,7 @@ fn what_a_panicking_callback_wrote_to_others_is_taken_back<W: World>(world: &mut
 }
 
 fn what_a_panicking_callback_dialled_is_not_dialled<W: World>(world: &mut W) {
-    let (mut door, address) = world.open_door();
+    let (mut listener, address) = world.listen_as_peer();
     let script = Script::echo().when_data(move |conn, _, _| {
         conn.connect(address.clone()).unwrap();
         panic!("told to");
@@ -279,7 +279,7 @@ fn what_a_panicking_callback_dialled_is_not_dialled<W: World>(world: &mut W) {
     scene.send(victim, b"x");
     scene.expect_reset(victim);
     expect_one_lost(&mut scene);
-    assert!(scene.world.answer(&mut door).is_none());
+    assert!(scene.world.answer(&mut listener).is_none());
     assert_eq!(scene.reactor.handle().stats().connections, 0);
 }
 

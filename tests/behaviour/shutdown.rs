@@ -443,12 +443,12 @@ fn a_hard_stop_reaches_who_is_active<W: World>(world: &mut W) {
 
 fn dialled_connections_last_as_long_as_they_may_be_needed<W: World>(world: &mut W) {
     let mut scene = Scene::new(world, at_once(), slow_reply());
-    let (mut door, address) = scene.world.open_door();
+    let (mut listener, address) = scene.world.listen_as_peer();
     let (peer, number) = scene.enter();
     scene.send(peer, b"question");
     scene.saw(number, What::Data(8));
     scene.reactor.context().connect(address).unwrap();
-    let upstream = scene.answer(&mut door);
+    let upstream = scene.answer(&mut listener);
     scene.saw(1, What::Idle);
     scene.reactor.handle().shutdown();
     scene.wait(millis(200));

@@ -21,7 +21,7 @@ const LARGE: usize = 8 << 20;
 
 fn every_session_has_its_on_closed_at_the_end<W: World>(world: &mut W) {
     let deaf = world.deaf();
-    let (_door, open) = world.open_door();
+    let (_door, open) = world.listen_as_peer();
     let script = Script::echo().when_data(|conn, session, input| {
         input.clear();
         conn.write_bytes(vec![b'l'; LARGE]);
@@ -59,7 +59,7 @@ fn every_session_has_its_on_closed_at_the_end<W: World>(world: &mut W) {
 }
 
 fn what_on_closed_asks_for_at_the_end_is_discarded<W: World>(world: &mut W) {
-    let (mut door, address) = world.open_door();
+    let (mut listener, address) = world.listen_as_peer();
     let outcomes = Rc::new(RefCell::new(Vec::new()));
     let noted = Rc::clone(&outcomes);
     let handle: Rc<RefCell<Option<wheelhouse::Handle<Script>>>> = Rc::default();
@@ -87,7 +87,7 @@ fn what_on_closed_asks_for_at_the_end_is_discarded<W: World>(world: &mut W) {
     let refused = (Some(ConnectError::ShuttingDown), Err(PostError::Stopped));
     assert_eq!(*outcomes.borrow(), [refused; 3]);
     assert_eq!((report.stats.bytes_out, report.stats.dialled), (0, 0));
-    assert!(world.answer(&mut door).is_none());
+    assert!(world.answer(&mut listener).is_none());
     for peer in peers {
         let got = world.receive(far.peer(peer), &mut [0; 8]);
         assert!(matches!(got, Got::Reset | Got::Eof), "{got:?}");

@@ -467,7 +467,7 @@ fn the_counters_are_read_without_the_reactor() {
 #[test]
 fn a_closure_reaches_a_connection_that_was_dialled_just_now() {
     let mut world = Os::tcp();
-    let (_door, address) = world.open_door();
+    let (_door, address) = world.listen_as_peer();
     let handle: Rc<OnceCell<Handle<Script>>> = Rc::default();
     let (later, ran) = (Rc::clone(&handle), Arc::new(AtomicBool::new(false)));
     let flag = Arc::clone(&ran);
@@ -490,7 +490,7 @@ fn a_closure_reaches_a_connection_that_was_dialled_just_now() {
 #[test]
 fn closures_keep_their_order_whomever_they_are_for() {
     let mut world = Os::tcp();
-    let (_door, address) = world.open_door();
+    let (_door, address) = world.listen_as_peer();
     let handle: Rc<OnceCell<Handle<Script>>> = Rc::default();
     let (later, order) = (Rc::clone(&handle), Arc::new(Mutex::new(Vec::new())));
     let notes = Arc::clone(&order);

@@ -55,7 +55,7 @@ pub(crate) trait World {
     /// A connection seen from its far end. Dropping it closes it.
     type Peer;
     /// Where a peer waits to be dialled.
-    type Door;
+    type Listener;
 
     /// Whether a reset is told from an end.
     fn has_resets(&self) -> bool;
@@ -73,10 +73,10 @@ pub(crate) trait World {
     fn connect(&mut self, server: &Address, window: Option<usize>) -> Self::Peer;
 
     /// Opens a place to be dialled, and says where it is.
-    fn open_door(&mut self) -> (Self::Door, Address);
+    fn listen_as_peer(&mut self) -> (Self::Listener, Address);
 
     /// Takes up what dialled there.
-    fn answer(&mut self, door: &mut Self::Door) -> Option<Self::Peer>;
+    fn answer(&mut self, listener: &mut Self::Listener) -> Option<Self::Peer>;
 
     /// An address where whoever dials is refused.
     fn refusing(&mut self) -> Address;

@@ -89,7 +89,7 @@ fn sock_addr(address: &Address) -> SockAddr {
 impl World for Os {
     type Backend = wheelhouse::Os;
     type Peer = Socket;
-    type Door = Socket;
+    type Listener = Socket;
 
     fn has_resets(&self) -> bool {
         self.family == Family::Tcp
@@ -122,15 +122,15 @@ impl World for Os {
         socket
     }
 
-    fn open_door(&mut self) -> (Socket, Address) {
+    fn listen_as_peer(&mut self) -> (Socket, Address) {
         let (socket, address) = self.bound();
         socket.listen(16).unwrap();
         socket.set_nonblocking(true).unwrap();
         (socket, address)
     }
 
-    fn answer(&mut self, door: &mut Socket) -> Option<Socket> {
-        match door.accept() {
+    fn answer(&mut self, listener: &mut Socket) -> Option<Socket> {
+        match listener.accept() {
             Ok((socket, _)) => {
                 socket.set_nonblocking(true).unwrap();
                 Some(socket)
@@ -148,9 +148,9 @@ impl World for Os {
     }
 
     fn deaf(&mut self) -> Address {
-        let (door, address) = self.bound();
-        door.listen(1).unwrap();
-        self.held.push(door);
+        let (listener, address) = self.bound();
+        listener.listen(1).unwrap();
+        self.held.push(listener);
         // A full backlog lets the kernel drop what else wants in.
         for _ in 0..4 {
             let filler = self.socket();

@@ -154,11 +154,11 @@ impl<W: World> Scene<'_, W> {
         (peer, number)
     }
 
-    /// Waits at `door` for the server to come.
-    pub(crate) fn answer(&mut self, door: &mut W::Door) -> PeerId {
+    /// Waits at `listener` for the server to come.
+    pub(crate) fn answer(&mut self, listener: &mut W::Listener) -> PeerId {
         let mut peer = None;
-        self.until("somebody at the door", |scene| {
-            peer = scene.world.answer(door);
+        self.until("a dial", |scene| {
+            peer = scene.world.answer(listener);
             peer.is_some()
         });
         self.add(peer.expect("the wait is over"))

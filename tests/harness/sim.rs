@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use wheelhouse::Address;
-use wheelhouse::sim::{Door, End, Host, Peer, Personality};
+use wheelhouse::sim::{End, Host, Peer, PeerListener, Personality};
 
 use super::{Got, World};
 
@@ -40,7 +40,7 @@ impl Sim {
 impl World for Sim {
     type Backend = Host;
     type Peer = Peer;
-    type Door = Door;
+    type Listener = PeerListener;
 
     fn has_resets(&self) -> bool {
         true
@@ -71,13 +71,13 @@ impl World for Sim {
         peer
     }
 
-    fn open_door(&mut self) -> (Door, Address) {
+    fn listen_as_peer(&mut self) -> (PeerListener, Address) {
         let address = Address::Ip((self.sim.peers_ip(), self.next_port()).into());
-        (self.sim.open(address.clone(), 16), address)
+        (self.sim.listen(address.clone(), 16), address)
     }
 
-    fn answer(&mut self, door: &mut Door) -> Option<Peer> {
-        let peer = door.accept()?;
+    fn answer(&mut self, listener: &mut PeerListener) -> Option<Peer> {
+        let peer = listener.accept()?;
         peer.stop_reading();
         Some(peer)
     }

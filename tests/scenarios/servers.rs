@@ -197,13 +197,13 @@ pub(crate) fn kept(sim: &mut Sim) {
         let listen = ListenConfig { exempt: true, ..ListenConfig::default() };
         reactor.listen_with("10.0.0.1:9090", listen).unwrap();
     });
-    let doors = ["10.0.0.1:7", "10.0.0.1:7", "10.0.0.1:8", "10.0.0.1:9090"];
+    let listeners = ["10.0.0.1:7", "10.0.0.1:7", "10.0.0.1:8", "10.0.0.1:9090"];
     let lines: [&[u8]; 8] = [b"k", b"ak", b"Rk", b"kk", b"RRak", b"YaRk", b"bk", b"a"];
-    let mut peers: Vec<_> = (0..70).map(|_| sim.connect(*random.pick(&doors))).collect();
+    let mut peers: Vec<_> = (0..70).map(|_| sim.connect(*random.pick(&listeners))).collect();
     for _ in 0..60 {
         let index = random.below(peers.len() as u64) as usize;
         match random.below(12) {
-            0 => peers.push(sim.connect(*random.pick(&doors))),
+            0 => peers.push(sim.connect(*random.pick(&listeners))),
             1 => peers[index].half_close(),
             2 => drop(peers.swap_remove(index)),
             _ => peers[index].send(random.pick::<&[u8]>(&lines)),

@@ -104,7 +104,7 @@ fn a_connection_that_comes_as_an_accept_stops_waiting_is_accepted() {
 #[test]
 fn look_ups_that_were_given_up_keep_no_other_waiting() {
     let mut sim = world(1);
-    let door = sim.open(SocketAddr::from((sim.peers_ip(), 80)), 16);
+    let listener = sim.listen(SocketAddr::from((sim.peers_ip(), 80)), 16);
     sim.fail_name("deaf", None);
     sim.set_name("localhost", [SocketAddr::from((sim.peers_ip(), 0))], millis(1));
     let server = sim.spawn("10.0.0.1", Config::default(), Echo, |_| {});
@@ -119,34 +119,34 @@ fn look_ups_that_were_given_up_keep_no_other_waiting() {
     assert_eq!(server.take_closed().len(), 20);
     dial("localhost");
     sim.advance(millis(100));
-    assert!(door.accept().is_some());
+    assert!(listener.accept().is_some());
 }
 
 #[test]
 fn a_unix_dial_waits_for_room_in_the_backlog() {
     let mut sim = world(1);
-    let door = sim.open("unix:/run/door", 1);
+    let listener = sim.listen("unix:/run/peer", 1);
     let server = sim.spawn("10.0.0.1", Config::default(), Echo, |_| {});
-    let dial = || server.with(|_, cx| cx.connect(door.address()).unwrap());
+    let dial = || server.with(|_, cx| cx.connect(listener.address()).unwrap());
     dial();
     sim.settle();
     let second = dial();
     let state = || server.with(|_, cx| cx.conn(second).map(|conn| conn.state()));
     sim.advance(secs(4));
     assert_eq!(state(), Some(State::Connecting));
-    assert!(door.accept().is_some());
+    assert!(listener.accept().is_some());
     // At most one pause later.
     sim.advance(millis(520));
     assert!(matches!(state(), Some(State::Connected | State::Idle)), "{:?}", state());
-    assert!(door.accept().is_some());
+    assert!(listener.accept().is_some());
 }
 
 #[test]
 fn a_unix_dial_that_finds_no_room_is_given_up_on_time() {
     let mut sim = world(1);
-    let door = sim.open("unix:/run/door", 1);
+    let listener = sim.listen("unix:/run/peer", 1);
     let server = sim.spawn("10.0.0.1", Config::default(), Echo, |_| {});
-    let dial = || server.with(|_, cx| cx.connect(door.address()).unwrap());
+    let dial = || server.with(|_, cx| cx.connect(listener.address()).unwrap());
     dial();
     sim.settle();
     let second = dial();
@@ -161,10 +161,10 @@ fn a_unix_dial_that_finds_no_room_is_given_up_on_time() {
 #[test]
 fn a_tcp_dial_that_the_system_refuses_fails_at_once() {
     let mut sim = world(1);
-    let door = sim.open(SocketAddr::from((sim.peers_ip(), 80)), 1);
+    let listener = sim.listen(SocketAddr::from((sim.peers_ip(), 80)), 1);
     let server = sim.spawn("10.0.0.1", Config::default(), Echo, |_| {});
     server.fail(Call::Connect, 0, errno::EAGAIN);
-    server.with(|_, cx| cx.connect(door.address()).unwrap());
+    server.with(|_, cx| cx.connect(listener.address()).unwrap());
     sim.settle();
     let reason = server.take_closed()[0].reason;
     assert!(matches!(reason, CloseReason::ConnectFailed(_)), "{reason:?}");

@@ -283,12 +283,12 @@ impl Handler for Relay {
 #[test]
 fn what_an_inbound_request_needs_outlives_the_call_for_the_end() {
     let mut sim = world(1);
-    let door = sim.open("10.0.0.2:80", 8);
-    let server = sim.serve(SERVER, Config::default(), Relay(door.address()));
+    let listener = sim.listen("10.0.0.2:80", 8);
+    let server = sim.serve(SERVER, Config::default(), Relay(listener.address()));
     let peer = sim.connect(SERVER);
     peer.send(b"question");
     sim.settle();
-    let upstream = door.accept().expect("somebody dials");
+    let upstream = listener.accept().expect("somebody dials");
     upstream.read_at(1_000_000);
     server.shutdown();
     sim.advance(secs(5));

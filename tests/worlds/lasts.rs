@@ -211,12 +211,12 @@ fn two_doors<H: Handler>(reactor: &mut Reactor<H, wheelhouse::sim::Host>) {
 
 #[test]
 fn what_was_read_before_the_end_is_served() {
-    for door in [SERVER, "10.0.0.1:9090"] {
+    for listener in [SERVER, "10.0.0.1:9090"] {
         for first in [b'a', b'p'] {
             let mut sim = world(1);
             let server = sim.spawn("10.0.0.1", Config::default(), OneByOne, two_doors);
             let _somebody = sim.connect(SERVER);
-            let peer = sim.connect(door);
+            let peer = sim.connect(listener);
             sim.settle();
             let mut sent = vec![b'a'; 100];
             sent[0] = first;
@@ -232,7 +232,7 @@ fn what_was_read_before_the_end_is_served() {
             let got = peer.take();
             assert_eq!(got.len(), 100);
             // Who is exempt goes when all others have gone.
-            let last = if door == SERVER { b'g' } else { b's' };
+            let last = if listener == SERVER { b'g' } else { b's' };
             assert_eq!((&got[..99], got[99]), (&[b's'; 99][..], last));
         }
     }

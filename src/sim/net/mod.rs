@@ -20,7 +20,7 @@ pub(super) use self::side::{BOTH, Buffers};
 use self::side::{Connection, Ledger, Side};
 use super::errno::Named;
 use super::fault::{Call, Faults};
-use super::history::{Deed, History, Of, Outcome, Place};
+use super::history::{History, Of, Outcome, Place, TraceEvent};
 use super::random::{Random, Trace};
 use crate::address::Address;
 use crate::backend::{Readiness, Source, Token};
@@ -126,7 +126,7 @@ pub(super) enum Holder {
 
 /// What a peer does with what arrives.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Appetite {
+pub(super) enum ReadMode {
     /// It reads at once.
     All,
     /// It reads nothing by itself.
@@ -240,19 +240,19 @@ pub(super) struct Injection {
 }
 
 /// What happens at some time.
-enum Happening {
+enum Event {
     Arrive(Socket),
     Retry(Socket),
     Syn(Socket, u32),
     Established(Socket, u32),
     Refuse(Socket, u32),
-    Sip(Socket),
+    Drain(Socket),
     Notify(Notice),
     Answer(usize, Token, io::Result<Vec<Address>>),
     Script(Box<dyn FnOnce(&mut Net)>),
 }
 
-impl Happening {
+impl Event {
     /// Whether it ends a journey: what is tried again after a pause does not.
     const fn travels(&self) -> bool {
         matches!(
@@ -269,7 +269,7 @@ impl Happening {
 struct Due {
     at: Instant,
     order: u64,
-    what: Happening,
+    what: Event,
 }
 
 impl PartialEq for Due {
@@ -434,18 +434,18 @@ impl Net {
         self.trace.hash()
     }
 
-    pub(super) fn record(&mut self, place: Place, deed: Deed) {
-        self.history.record(self.now, place, deed);
+    pub(super) fn record(&mut self, place: Place, event: TraceEvent) {
+        self.history.record(self.now, place, event);
     }
 
     /// What happened at the holder of this end.
-    pub(super) fn record_at(&mut self, socket: Socket, deed: Deed) {
+    pub(super) fn record_at(&mut self, socket: Socket, event: TraceEvent) {
         let place = match self.side(socket) {
             Some(Side { holder: Holder::Host(machine), .. }) => self.place_of(*machine),
             Some(side) => Place::Peer(side.address.ip()),
             None => return,
         };
-        self.record(place, deed);
+        self.record(place, event);
     }
 
     pub(super) fn place_of(&self, machine: usize) -> Place {
@@ -479,8 +479,8 @@ impl Net {
         };
         self.machines[machine].progress += u64::from(moves);
         let of = socket.map_or_else(Of::default, |socket| self.of(socket));
-        let deed = Deed::Call { number: self.made.saturating_sub(1), call, of, outcome };
-        self.record(self.place_of(machine), deed);
+        let event = TraceEvent::Call { number: self.made.saturating_sub(1), call, of, outcome };
+        self.record(self.place_of(machine), event);
     }
 
     pub(super) fn fail_check(&mut self, what: impl Into<String>) {
@@ -490,14 +490,14 @@ impl Net {
 
 /// Time.
 impl Net {
-    fn schedule(&mut self, at: Instant, what: Happening) {
+    fn schedule(&mut self, at: Instant, what: Event) {
         self.order += 1;
         self.travelling += usize::from(what.travels());
         self.happenings.push(Due { at: at.max(self.now), order: self.order, what });
     }
 
     pub(super) fn at(&mut self, at: Instant, script: impl FnOnce(&mut Self) + 'static) {
-        self.schedule(at, Happening::Script(Box::new(script)));
+        self.schedule(at, Event::Script(Box::new(script)));
     }
 
     /// When the next thing happens.
@@ -523,16 +523,16 @@ impl Net {
         self.travelling == 0
     }
 
-    fn happen(&mut self, what: Happening) {
+    fn happen(&mut self, what: Event) {
         match what {
-            Happening::Arrive(to) => self.arrive(to),
-            Happening::Retry(to) => self.retry(to),
-            Happening::Syn(from, attempt) => self.take_syn(from, attempt),
-            Happening::Established(socket, attempt) => self.establish(socket, attempt),
-            Happening::Refuse(socket, attempt) => self.refuse(socket, attempt),
-            Happening::Sip(socket) => self.sip(socket),
-            Happening::Notify(notice) => self.say_later(notice),
-            Happening::Answer(machine, token, answer) => {
+            Event::Arrive(to) => self.arrive(to),
+            Event::Retry(to) => self.retry(to),
+            Event::Syn(from, attempt) => self.take_syn(from, attempt),
+            Event::Established(socket, attempt) => self.establish(socket, attempt),
+            Event::Refuse(socket, attempt) => self.refuse(socket, attempt),
+            Event::Drain(socket) => self.drain(socket),
+            Event::Notify(notice) => self.say_later(notice),
+            Event::Answer(machine, token, answer) => {
                 let lookups = &mut self.machines[machine].lookups;
                 let Some(index) = lookups.iter().position(|lookup| lookup.token == token) else {
                     return;
@@ -541,10 +541,10 @@ impl Net {
                 self.start_lookups(machine);
                 let found = answer.as_ref().map(Vec::len);
                 let found = found.map_err(|error| error.raw_os_error().unwrap_or(0));
-                self.record(self.place_of(machine), Deed::Answer(found));
+                self.record(self.place_of(machine), TraceEvent::Answer(found));
                 self.machines[machine].answers.push_back((token, answer));
             }
-            Happening::Script(script) => script(self),
+            Event::Script(script) => script(self),
         }
     }
 
@@ -562,7 +562,7 @@ impl Net {
         *later = later.and(what);
         if first {
             let pause = Duration::from_micros(1 + self.random.below(5_000));
-            self.schedule(self.now + pause, Happening::Notify(notice));
+            self.schedule(self.now + pause, Event::Notify(notice));
         }
     }
 
@@ -608,7 +608,7 @@ impl Net {
             let lookup = &mut self.machines[machine].lookups[index];
             let token = lookup.token;
             if let Some((answer, Some(after))) = lookup.answer.take() {
-                self.schedule(self.now + after, Happening::Answer(machine, token, answer));
+                self.schedule(self.now + after, Event::Answer(machine, token, answer));
             }
         }
     }
@@ -872,7 +872,7 @@ impl Net {
     ) -> bool {
         let comes = self.chance(machine, rate);
         if comes {
-            self.record(self.place_of(machine), Deed::Fault(name));
+            self.record(self.place_of(machine), TraceEvent::Fault(name));
         }
         comes
     }

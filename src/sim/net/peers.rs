@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Appetite, End, Happening, Net, Socket};
+use super::{End, Event, Net, ReadMode, Socket};
 
 /// How often in a second a peer with a rate reads.
 pub(super) const SIPS: u64 = 100;
@@ -14,9 +14,9 @@ impl Net {
     /// Lets a peer take in what has come.
     pub(super) fn feed_peer(&mut self, socket: Socket) {
         let Some(side) = self.side_mut(socket) else { return };
-        match side.appetite {
-            Appetite::Nothing => {}
-            Appetite::All => {
+        match side.read_mode {
+            ReadMode::Nothing => {}
+            ReadMode::All => {
                 while let Ok(bytes) = self.read(socket, usize::MAX)
                     && !bytes.is_empty()
                 {
@@ -25,22 +25,22 @@ impl Net {
                     }
                 }
             }
-            Appetite::Rate(_) if !side.sipping => {
-                side.sipping = true;
-                self.schedule(self.now + SIP_EVERY, Happening::Sip(socket));
+            ReadMode::Rate(_) if !side.draining => {
+                side.draining = true;
+                self.schedule(self.now + SIP_EVERY, Event::Drain(socket));
             }
-            Appetite::Rate(_) => {}
+            ReadMode::Rate(_) => {}
         }
     }
 
-    pub(super) fn sip(&mut self, socket: Socket) {
+    pub(super) fn drain(&mut self, socket: Socket) {
         let Some(side) = self.side_mut(socket) else { return };
-        side.sipping = false;
-        let Appetite::Rate(rate) = side.appetite else { return };
+        side.draining = false;
+        let ReadMode::Rate(rate) = side.read_mode else { return };
         if side.input.is_empty() {
             return;
         }
-        side.sipping = true;
+        side.draining = true;
         // What is less than a byte is kept for the next time.
         side.allowance += rate;
         let count = side.allowance / SIPS;
@@ -51,7 +51,7 @@ impl Net {
         {
             side.received.extend(bytes);
         }
-        self.schedule(self.now + SIP_EVERY, Happening::Sip(socket));
+        self.schedule(self.now + SIP_EVERY, Event::Drain(socket));
     }
 
     /// A script begins to play this end.
@@ -70,9 +70,9 @@ impl Net {
         }
     }
 
-    pub(in crate::sim) fn set_appetite(&mut self, socket: Socket, appetite: Appetite) {
+    pub(in crate::sim) fn set_appetite(&mut self, socket: Socket, read_mode: ReadMode) {
         if let Some(side) = self.side_mut(socket) {
-            side.appetite = appetite;
+            side.read_mode = read_mode;
             self.feed_peer(socket);
         }
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 
-use super::{Appetite, End, Holder, Link};
+use super::{End, Holder, Link, ReadMode};
 use crate::address::Address;
 use crate::backend::{Readiness, Token};
 use crate::time::Instant;
@@ -40,7 +40,7 @@ pub(super) struct Segment {
     /// All bytes up to here have arrived at the sender of this.
     pub(super) acked: u64,
     /// It takes bytes up to here.
-    pub(super) edge: u64,
+    pub(super) window_edge: u64,
 }
 
 impl Segment {
@@ -67,14 +67,14 @@ pub(super) struct Side {
     pub(super) end: Option<End>,
     /// Bytes that a peer will write as room comes.
     pub(super) backlog: VecDeque<u8>,
-    /// Bytes written and not acknowledged, of which the first `flying` have been sent.
+    /// Bytes written and not acknowledged, of which the first `in_flight` have been sent.
     pub(super) out: VecDeque<u8>,
-    pub(super) flying: usize,
+    pub(super) in_flight: usize,
     pub(super) out_max: usize,
     /// The position of the first byte in `out`.
     pub(super) acked: u64,
     /// The other end takes bytes up to here.
-    pub(super) edge: u64,
+    pub(super) window_edge: u64,
     pub(super) finish: bool,
     pub(super) fin_sent: bool,
     /// Bytes that arrived and were not read.
@@ -85,8 +85,8 @@ pub(super) struct Side {
     /// The edge last told to the other end.
     pub(super) advertised_edge: u64,
     pub(super) eof: bool,
-    pub(super) appetite: Appetite,
-    pub(super) sipping: bool,
+    pub(super) read_mode: ReadMode,
+    pub(super) draining: bool,
     /// What a peer with a rate may read already: so many [`SIPS`](super::peers::SIPS)ths of a byte.
     pub(super) allowance: u64,
     /// What a peer has read and not given to its script.
@@ -137,10 +137,10 @@ impl Side {
             end: None,
             backlog: VecDeque::new(),
             out: VecDeque::new(),
-            flying: 0,
+            in_flight: 0,
             out_max: buffers.send,
             acked: 0,
-            edge: 0,
+            window_edge: 0,
             finish: false,
             fin_sent: false,
             input: VecDeque::new(),
@@ -148,8 +148,8 @@ impl Side {
             arrived: 0,
             advertised_edge: buffers.receive as u64,
             eof: false,
-            appetite: Appetite::All,
-            sipping: false,
+            read_mode: ReadMode::All,
+            draining: false,
             allowance: 0,
             received: VecDeque::new(),
             written: 0,
@@ -185,7 +185,7 @@ impl Side {
     pub(super) fn drop_output(&mut self) {
         self.lost += self.out.len() as u64;
         self.out.clear();
-        self.flying = 0;
+        self.in_flight = 0;
         self.backlog.clear();
     }
 

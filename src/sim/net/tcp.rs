@@ -5,10 +5,10 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use super::side::{BOTH, Connection, Path, Segment, Side};
-use super::{Appetite, End, Happening, Holder, Link, Listener, Net, Notice, Personality, Socket};
+use super::{End, Event, Holder, Link, Listener, Net, Notice, Personality, ReadMode, Socket};
 use crate::address::Address;
 use crate::backend::{Readiness, Token};
-use crate::sim::history::Deed;
+use crate::sim::history::TraceEvent;
 use crate::time::{Instant, nanos};
 
 /// A segment that was held back is sent again after this, then after twice as long each time.
@@ -115,9 +115,9 @@ impl Net {
         let index = self.connections.insert(connection) as u32;
         let socket = Socket { index, serial: self.serial, side: 0 };
         self.note(0x10, socket.mark());
-        self.record_at(socket, Deed::DialState(to.ip()));
+        self.record_at(socket, TraceEvent::DialState(to.ip()));
         let at = self.now + link.latency;
-        self.schedule(at, Happening::Syn(socket, 0));
+        self.schedule(at, Event::Syn(socket, 0));
         socket
     }
 
@@ -208,7 +208,7 @@ impl Net {
         let listener = self.find_listener(&to);
         let lost = self.is_cut(from);
         if !lost && listener.is_none() && self.is_up(&to) {
-            self.schedule(self.now + latency, Happening::Refuse(from, attempt));
+            self.schedule(self.now + latency, Event::Refuse(from, attempt));
             return;
         }
         let taken = listener.filter(|index| {
@@ -216,7 +216,7 @@ impl Net {
             !lost && listener.queue.len() < listener.backlog
         });
         let Some(index) = taken else {
-            return self.schedule(self.now + syn_pause(attempt), Happening::Syn(from, attempt + 1));
+            return self.schedule(self.now + syn_pause(attempt), Event::Syn(from, attempt + 1));
         };
         let listener = &mut self.listeners[index];
         let far = from.far();
@@ -227,13 +227,13 @@ impl Net {
         connection.open = true;
         connection.ends[1].holder = holder;
         connection.ends[1].established = true;
-        connection.ends[0].edge = connection.ends[1].advertised_edge;
-        connection.ends[1].edge = connection.ends[0].advertised_edge;
+        connection.ends[0].window_edge = connection.ends[1].advertised_edge;
+        connection.ends[1].window_edge = connection.ends[0].advertised_edge;
         // What the listener's end sends arrives behind the end of the handshake.
         connection.paths[1].last_at = now + latency;
         self.note(0x11, from.mark());
         self.notify_listener(index);
-        self.schedule(now + latency, Happening::Established(from, 0));
+        self.schedule(now + latency, Event::Established(from, 0));
     }
 
     /// The answer to its SYN reaches the dialler, unless it is lost: then it comes again.
@@ -242,7 +242,7 @@ impl Net {
             if attempt > SYN_RETRIES_MAX {
                 return self.give_up(socket, libc::ETIMEDOUT, End::TimedOut);
             }
-            let again = Happening::Established(socket, attempt + 1);
+            let again = Event::Established(socket, attempt + 1);
             return self.schedule(self.now + syn_pause(attempt), again);
         }
         let Some(side) = self.side_mut(socket) else { return };
@@ -253,7 +253,7 @@ impl Net {
 
     pub(super) fn refuse(&mut self, socket: Socket, attempt: u32) {
         if self.is_cut(socket) {
-            let again = Happening::Syn(socket, attempt + 1);
+            let again = Event::Syn(socket, attempt + 1);
             return self.schedule(self.now + syn_pause(attempt), again);
         }
         self.give_up(socket, libc::ECONNREFUSED, End::Refused);
@@ -285,16 +285,16 @@ impl Net {
             let more = room.min(side.backlog.len());
             side.out.extend(side.backlog.drain(..more));
             side.written += more as u64;
-            let next = side.acked + side.flying as u64;
-            let allowed = side.edge.saturating_sub(next) as usize;
-            let count = (side.out.len() - side.flying).min(allowed).min(segment_max);
-            let last = side.flying + count == side.out.len() && side.backlog.is_empty();
+            let next = side.acked + side.in_flight as u64;
+            let allowed = side.window_edge.saturating_sub(next) as usize;
+            let count = (side.out.len() - side.in_flight).min(allowed).min(segment_max);
+            let last = side.in_flight + count == side.out.len() && side.backlog.is_empty();
             let fin = side.finish && last && !side.fin_sent;
             if count == 0 && !fin {
                 return;
             }
-            let bytes = side.out.range(side.flying..side.flying + count).copied().collect();
-            side.flying += count;
+            let bytes = side.out.range(side.in_flight..side.in_flight + count).copied().collect();
+            side.in_flight += count;
             side.fin_sent |= fin;
             self.send(socket, bytes, fin, false);
         }
@@ -310,7 +310,7 @@ impl Net {
         let side = &mut connection.ends[from.side()];
         side.advertised_edge = side.new_edge();
         let segment =
-            Segment { acked: side.arrived, edge: side.advertised_edge, fin, reset, bytes };
+            Segment { acked: side.arrived, window_edge: side.advertised_edge, fin, reset, bytes };
         let path = &mut connection.paths[from.side()];
         let takes = bandwidth.map_or(0, |rate| {
             (segment.bytes.len() as u64).saturating_mul(1_000_000_000) / rate.max(1)
@@ -319,7 +319,7 @@ impl Net {
         let at = (path.busy_until + latency + late).max(path.last_at);
         path.last_at = at;
         path.queue.push_back((at, segment));
-        self.schedule(at, Happening::Arrive(from.far()));
+        self.schedule(at, Event::Arrive(from.far()));
     }
 
     pub(super) fn random_below(&mut self, jitter: Duration) -> u64 {
@@ -344,7 +344,7 @@ impl Net {
         }
         path.stuck_since = Some(now);
         path.retries = 0;
-        self.schedule(now + RTO_MIN, Happening::Retry(to));
+        self.schedule(now + RTO_MIN, Event::Retry(to));
     }
 
     /// What was held back is sent again.
@@ -366,7 +366,7 @@ impl Net {
         let waits = if path.queue.iter().any(|(_, segment)| segment.is_acknowledged()) {
             Some(from)
         } else {
-            (connection.ends[to.side()].flying > 0).then_some(to)
+            (connection.ends[to.side()].in_flight > 0).then_some(to)
         };
         let impatient = waits.is_some_and(|socket| {
             let patience = connection.ends[socket.side()].user_timeout;
@@ -382,7 +382,7 @@ impl Net {
             return;
         }
         let pause = RTO_MIN.saturating_mul(2_u32.saturating_pow(retries)).min(RTO_MAX);
-        self.schedule(now + pause, Happening::Retry(to));
+        self.schedule(now + pause, Event::Retry(to));
     }
 
     pub(super) fn deliver_due(&mut self, to: Socket) {
@@ -406,8 +406,8 @@ impl Net {
         // A script that has closed its end sees nothing of what still comes there.
         let seen = self.side(to).is_some_and(|side| !side.closed);
         if seen && (reset || fin || !bytes.is_empty()) {
-            let deed = Deed::Arrival { of: self.of(to), bytes: bytes.len(), fin, reset };
-            self.record_at(to, deed);
+            let event = TraceEvent::Arrival { of: self.of(to), bytes: bytes.len(), fin, reset };
+            self.record_at(to, event);
         }
         let tells_all_room = self.is_kqueue(to);
         let Some(side) = self.side_mut(to) else { return };
@@ -427,11 +427,11 @@ impl Net {
             side.drop_output();
             return self.notify(to, BOTH);
         }
-        let freed = segment.acked.saturating_sub(side.acked).min(side.flying as u64) as usize;
+        let freed = segment.acked.saturating_sub(side.acked).min(side.in_flight as u64) as usize;
         side.out.drain(..freed);
-        side.flying -= freed;
+        side.in_flight -= freed;
         side.acked += freed as u64;
-        side.edge = side.edge.max(segment.edge);
+        side.window_edge = side.window_edge.max(segment.window_edge);
         let arrived = !segment.bytes.is_empty();
         if (arrived || segment.fin) && side.closed {
             // An end that reads no more says so with a reset, if anything comes that it would have
@@ -560,7 +560,7 @@ impl Net {
             && !side.finish
         {
             side.backlog.extend(bytes);
-            self.record_at(socket, Deed::Send(bytes.len()));
+            self.record_at(socket, TraceEvent::Send(bytes.len()));
             self.pump(socket);
         }
     }
@@ -592,7 +592,7 @@ impl Net {
             return;
         }
         side.closed = true;
-        self.record_at(socket, Deed::Close { of, reset });
+        self.record_at(socket, TraceEvent::Close { of, reset });
         let Some(connection) = self.connection_mut(socket) else { return };
         let side = &mut connection.ends[socket.side()];
         let (token, fd, holder) = (side.token.take(), side.fd.take(), side.holder);
@@ -624,7 +624,7 @@ impl Net {
     fn check_destroyed(&mut self, socket: Socket) {
         let Some(connection) = self.connection(socket) else { return };
         let (side, far) = (&connection.ends[socket.side()], &connection.ends[1 - socket.side()]);
-        let reads = !far.closed && !far.dead && far.appetite != Appetite::Nothing;
+        let reads = !far.closed && !far.dead && far.read_mode != ReadMode::Nothing;
         let unix = matches!(connection.ends[1].address, Address::Unix(_));
         let lost = side.out.len();
         let well = side.ledger.served && !side.ledger.failed;
@@ -642,7 +642,7 @@ impl Net {
     pub(in crate::sim) fn close_duplicated(&mut self, socket: Socket) {
         self.note(0x14, socket.mark());
         let of = self.of(socket);
-        self.record_at(socket, Deed::Close { of, reset: false });
+        self.record_at(socket, TraceEvent::Close { of, reset: false });
         let Some(side) = self.side_mut(socket) else { return };
         if !std::mem::replace(&mut side.closed, true) {
             let (token, fd, holder) = (side.token.take(), side.fd.take(), side.holder);

@@ -582,7 +582,7 @@ fn extreme(number: u64, duration: Duration) -> Config {
 
 /// Clients that say something, or nothing, or read nothing, and some that are dialled.
 fn spend_a_day(sim: &mut Sim, server: &Server<Busy>) {
-    let door = sim.open("192.0.2.1:9", 16);
+    let listener = sim.listen("192.0.2.1:9", 16);
     for at in 0..40_u64 {
         let peer = sim.connect(server);
         if at % 4 == 0 {
@@ -596,7 +596,7 @@ fn spend_a_day(sim: &mut Sim, server: &Server<Busy>) {
         }
         let _ = server.with(|_, cx| cx.connect("192.0.2.1:9".parse::<Address>().unwrap()));
         sim.advance(Duration::from_micros(1 << at));
-        let _answered = door.accept();
+        let _answered = listener.accept();
         peer.resume_reading();
         sim.advance(millis(20));
     }

@@ -74,14 +74,14 @@ fn a_panic_in_on_health_check_costs_one_connection() {
 fn a_panic_in_on_connected_of_a_dial_costs_that_connection() {
     let mut sim = world(1);
     sim.allow_panics();
-    let door = sim.open("10.0.0.2:80", 8);
+    let listener = sim.listen("10.0.0.2:80", 8);
     let server = sim.serve(SERVER, Config::default(), Bombs::default());
     server.with(|bombs, cx| {
         bombs.connected = true;
         cx.connect("10.0.0.2:80".parse::<Address>().unwrap()).unwrap();
     });
     sim.settle();
-    let far = door.accept().expect("it dialled");
+    let far = listener.accept().expect("it dialled");
     sim.settle();
     assert_eq!(far.closed(), Some(End::Reset));
     assert_eq!(server.handler().closed, [CloseReason::HandlerPanic]);
