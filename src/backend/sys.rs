@@ -152,6 +152,10 @@ pub(super) fn accept(fd: BorrowedFd<'_>) -> io::Result<(OwnedFd, SockAddr)> {
     }
 }
 
+/// The most events that one wait asks for: the kernel refuses none and far too many.
+#[cfg(all(target_os = "linux", not(mio_unsupported_force_poll_poll)))]
+const EVENTS_MAX: usize = 1 << 16;
+
 /// epoll_pwait(2) with the signals as they are, which is epoll_wait(2) where that still exists: waits
 /// for at most `millis` milliseconds, or for ever if that is negative, and replaces `events` by at most
 /// `most`. Called directly for the reason that [`system_call`] gives.
@@ -163,6 +167,7 @@ pub(super) fn epoll_wait(
     most: usize,
     millis: c_int,
 ) -> io::Result<()> {
+    let most = most.clamp(1, EVENTS_MAX);
     events.clear();
     events.reserve(most);
     let list = events.spare_capacity_mut().as_mut_ptr() as usize;

@@ -81,6 +81,38 @@ pub(crate) struct ColdState {
     pub(crate) linger_number: Option<LingerNumber>,
 }
 
+impl ColdState {
+    /// Whether nothing is in it that outlives queued output.
+    const fn is_vacant(&self) -> bool {
+        self.output.is_empty()
+            && matches!(
+                self,
+                Self {
+                    periods: None,
+                    local: None,
+                    owner: None,
+                    sink: None,
+                    dial: None,
+                    output: _,
+                    acked: _,
+                    acked_at_flush: _,
+                    queued_at: _,
+                    broken: None,
+                    dropped: 0,
+                    read_before_stop: 0,
+                    retirement: None,
+                    aged: false,
+                    request: None,
+                    pinged: None,
+                    peer_gone: false,
+                    delivery: None,
+                    spared_until: Instant::EPOCH,
+                    linger_number: None,
+                }
+            )
+    }
+}
+
 /// What is known of bytes that the kernel took and the peer has not acknowledged, while an end
 /// waits for them.
 #[derive(Clone, Copy, Debug)]
@@ -303,6 +335,9 @@ impl Record {
         let outcome = change(output);
         let queued = !output.is_empty();
         self.flags.set(Flags::QUEUED, queued);
+        if !queued && self.cold.as_ref().is_some_and(|cold| cold.is_vacant()) {
+            self.cold = None;
+        }
         outcome
     }
 
@@ -649,13 +684,17 @@ impl Cursor {
     }
 }
 
+/// The most address space that a column takes before there is something in it.
+const COLUMN_RESERVED_MAX: usize = 256 << 20;
+
 /// A column with room for a whole table, where the system grants as much address space. It never moves
 /// then: no turn takes the time to copy it, and no smaller copies of it are left in the heap. Memory
 /// becomes resident as places are filled for the first time.
 pub(crate) fn column<T>(capacity: usize) -> Vec<T> {
     let mut column = Vec::new();
+    let places = (capacity + EXEMPT_MAX).min(COLUMN_RESERVED_MAX / size_of::<T>().max(1));
     // Without the room it grows as vectors do.
-    let _ = column.try_reserve_exact(capacity + EXEMPT_MAX);
+    let _ = column.try_reserve_exact(places);
     column
 }
 

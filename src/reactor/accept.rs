@@ -19,7 +19,7 @@ use crate::handler::Handler;
 use crate::id::{AlarmId, ConnId, ListenerId, Origin};
 use crate::log::{LogLimiter, debug, error, warn};
 use crate::planted::{Bug, planted};
-use crate::state::Purpose;
+use crate::state::{Purpose, TICK};
 use crate::time::Instant;
 
 /// Connections accepted from one listener in one turn: one burst of SYNs must not starve those
@@ -65,6 +65,25 @@ pub(super) struct Listener<L> {
     exempt: bool,
     /// Connections accepted since a shutdown began.
     drained: u32,
+}
+
+/// One pass over the deferred connections.
+#[derive(Default)]
+struct Pass {
+    now: Instant,
+    /// Waits after which a connection is decided on.
+    least: i32,
+    /// All are decided on, whether their time has come or not.
+    hurries: bool,
+    /// No place is free.
+    full: bool,
+    /// Clients that were found to be over their limit, or for which it is known in a later turn only:
+    /// none is asked about twice.
+    over: Vec<(ClientKey, Option<bool>)>,
+    /// Another pass follows the next wait.
+    recheck: bool,
+    /// Some that are due could not be decided on.
+    undecided: bool,
 }
 
 /// A connection that was accepted when its client had as many as it may.
@@ -636,51 +655,29 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         // Of many connections of one client the first few have more time, if that leaves room.
         let spares =
             !self.accepting.draining && (0..self.deferred.len()).any(|at| self.is_surplus(at));
-        let (mut at, mut full) = (0, false);
-        while at < self.deferred.len() {
-            let surplus = self.is_surplus(at);
-            let deferred = &mut self.deferred[at];
+        for deferred in &mut self.deferred {
             deferred.waits = deferred.waits.saturating_add(1);
-            let &mut Deferred { ref peer, waits, until, .. } = deferred;
-            let (peer, waited) = (peer.clone(), waits >= least);
-            let ripe = now >= until || surplus || (hurries && !spares);
-            let key = self.key_of_peer(&peer);
-            let over = key.map_or(Some(false), |key| self.is_over_limit(key));
-            let decided = waited && over.is_some();
-            let over = over.unwrap_or(true);
-            if over && !(decided && ripe) {
-                self.accepting.recheck |= waits < 1 || (ripe && !decided);
-                at += 1;
-                continue;
-            }
-            // The next free place decides on those that only lack one.
-            full = full || (!over && !self.has_place(handler));
-            if !over && full {
-                at += 1;
-                continue;
-            }
-            let Some(Deferred { listener, mut stream, .. }) = self.deferred.remove(at) else {
-                return;
-            };
-            let checked = if over {
-                Err(self.refuse_client(&peer, Excess::Connections))
-            } else {
-                if let Some(key) = key {
-                    self.connect_client(key);
-                }
-                self.check_places(handler, &mut stream, key)
-            };
-            match checked {
-                Ok(()) => self.admit(handler, listener, stream, peer),
-                Err(rejection) => {
-                    self.reject(stream, rejection == Rejection::Reset);
-                    // Its descriptor may be the one that was missing.
-                    self.resume_accepting();
+        }
+        let mut pass = Pass { now, least, hurries: hurries && !spares, ..Pass::default() };
+        // Those whose time has come are decided on first: the kernel is asked so often in a turn and no
+        // more.
+        for ripe in [true, false] {
+            let mut at = 0;
+            while at < self.deferred.len() {
+                if self.is_ripe(at, &pass) != ripe || !self.decide(handler, at, &mut pass) {
+                    at += 1;
                 }
             }
         }
+        self.accepting.recheck |= pass.recheck;
+        if pass.undecided
+            && let Some(alarm) = self.accepting.refusal.take()
+        {
+            self.shared.cancel_alarm(alarm);
+        }
+        let again = pass.undecided.then(|| now + TICK);
         let next = self.deferred.iter().map(|it| it.until).find(|until| *until > now);
-        match (next, self.accepting.refusal) {
+        match (next.into_iter().chain(again).min(), self.accepting.refusal) {
             (Some(until), None) => self.refuse_at(until),
             (None, Some(alarm)) => {
                 self.shared.cancel_alarm(alarm);
@@ -688,6 +685,64 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             }
             _ => {}
         }
+    }
+
+    /// Whether the time has come to refuse a deferred connection, unless its client may have it.
+    fn is_ripe(&self, at: usize, pass: &Pass) -> bool {
+        pass.now >= self.deferred[at].until || pass.hurries || self.is_surplus(at)
+    }
+
+    /// Admits or rejects a deferred connection if it can be decided on. Returns whether it did.
+    fn decide(&mut self, handler: &mut H, at: usize, pass: &mut Pass) -> bool {
+        let ripe = self.is_ripe(at, pass);
+        let Deferred { peer, waits, .. } = &self.deferred[at];
+        let (peer, waits) = (peer.clone(), *waits);
+        let waited = waits >= pass.least;
+        let key = self.key_of_peer(&peer);
+        let over = key.map_or(Some(false), |key| self.is_over_limit_in(pass, key));
+        if over != Some(false) && !(waited && ripe && over.is_some()) {
+            pass.recheck |= waits < 1 || (ripe && !waited);
+            pass.undecided |= ripe && waited;
+            return false;
+        }
+        let over = over == Some(true);
+        // The next free place decides on those that only lack one.
+        pass.full = pass.full || (!over && !self.has_place(handler));
+        if !over && pass.full {
+            return false;
+        }
+        let Some(Deferred { listener, mut stream, .. }) = self.deferred.remove(at) else {
+            return false;
+        };
+        let checked = if over {
+            Err(self.refuse_client(&peer, Excess::Connections))
+        } else {
+            if let Some(key) = key {
+                self.connect_client(key);
+            }
+            self.check_places(handler, &mut stream, key)
+        };
+        match checked {
+            Ok(()) => self.admit(handler, listener, stream, peer),
+            Err(rejection) => {
+                self.reject(stream, rejection == Rejection::Reset);
+                // Its descriptor may be the one that was missing.
+                self.resume_accepting();
+            }
+        }
+        true
+    }
+
+    /// [`Reactor::is_over_limit`], asked once in a pass if the answer is not "no".
+    fn is_over_limit_in(&mut self, pass: &mut Pass, key: ClientKey) -> Option<bool> {
+        if let Some((_, over)) = pass.over.iter().find(|(of, _)| *of == key) {
+            return *over;
+        }
+        let over = self.is_over_limit(key);
+        if over != Some(false) {
+            pass.over.push((key, over));
+        }
+        over
     }
 
     /// Whether a client may have no other connection, even at the cost of one that lingers. `None` if

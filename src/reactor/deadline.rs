@@ -256,7 +256,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let moved = left > cold.acked;
         cold.acked = cold.acked.max(left);
         if moved {
-            record.clocks.set(Deadline::Write, *now);
+            record.clocks.restart(Deadline::Write, *now);
         }
         let write = record.periods(profiles).of(Deadline::Write);
         record.clocks.check_again(queued_at, write, *now);

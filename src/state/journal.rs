@@ -74,8 +74,10 @@ impl LoopState {
                 Entry::Reached { id, queued, congested } => {
                     let Some(record) = self.table.get_mut(id) else { continue };
                     let lost = record.queued().saturating_sub(queued);
-                    self.change_output(id, |output| output.truncate(queued));
-                    self.count_dropped(id, lost);
+                    if lost > 0 {
+                        self.change_output(id, |output| output.truncate(queued));
+                        self.count_dropped(id, lost);
+                    }
                     if !congested && !planted(Bug::CongestedForEver) {
                         self.end_congestion(id);
                     }

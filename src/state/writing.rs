@@ -143,7 +143,9 @@ impl LoopState {
     #[cold]
     #[inline(never)]
     pub(super) fn give_up_buffers(&mut self, id: ConnId) {
-        self.change_output(id, |output| _ = output.clear());
+        if self.table.at(id.index()).has_output() {
+            self.change_output(id, |output| _ = output.clear());
+        }
         self.set_owned(id, 0);
     }
 

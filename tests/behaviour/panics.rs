@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use bytes::{Bytes, BytesMut};
 use wheelhouse::{CloseReason, Config, Conn, Handler, Rate, Reactor};
 
-use crate::harness::{Got, Scene, Script, What, World, millis};
+use crate::harness::{Got, Scene, Script, What, World, few_places, millis};
 
 behaviours! {
     everywhere {
@@ -563,7 +563,7 @@ fn sessions_and_closures_that_panic_when_they_are_dropped_with_the_reactor<W: Wo
     let dropped = Arc::new(AtomicUsize::new(0));
     let mut bombs = Bombs(Arc::clone(&dropped));
     let backend = world.backend();
-    let mut reactor: Reactor<Bombs, _> = Reactor::with_backend(Config::default(), backend).unwrap();
+    let mut reactor: Reactor<Bombs, _> = Reactor::with_backend(few_places(), backend).unwrap();
     let listener = reactor.listen(world.address()).unwrap();
     let address = reactor.local_addr(listener).clone();
     let _peers: Vec<_> = (0..3).map(|_| world.connect(&address, None)).collect();

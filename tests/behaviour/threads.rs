@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::BytesMut;
 use wheelhouse::{CloseReason, Closed, Config, Conn, Context, Handle, Handler, PostError, Reactor};
 
-use crate::harness::{Os, Scene, Script, World, millis};
+use crate::harness::{Os, Scene, Script, World, few_places, millis};
 
 fn scene(world: &mut Os, mailbox_max: usize) -> Scene<'_, Os> {
     let mut config = Config::default();
@@ -208,7 +208,7 @@ fn must_not_block<T: Send + 'static>(act: impl FnOnce() -> T + Send + 'static) -
 #[test]
 fn posts_before_the_first_turn_do_not_wait_for_it() {
     let posted = must_not_block(|| {
-        let mut config = Config::default();
+        let mut config = few_places();
         config.limits.mailbox_max = 1;
         let reactor: Reactor<Echo> = Reactor::new(config).unwrap();
         let handle = reactor.handle();
@@ -226,7 +226,7 @@ fn posts_before_the_first_turn_do_not_wait_for_it() {
 
 #[test]
 fn what_was_posted_before_a_reactor_moved_runs_first() {
-    let mut config = Config::default();
+    let mut config = few_places();
     config.limits.mailbox_max = 4;
     for _ in 0..20 {
         let mut reactor: Reactor<Echo> = Reactor::new(config.clone()).unwrap();

@@ -421,6 +421,30 @@ fn a_client_of_slow_readers_costs_no_other_client_its_newcomer() {
     served.expect(&[b'f'; 1_000]);
 }
 
+#[test]
+fn a_client_of_slow_readers_that_dials_on_makes_no_loop_spin() {
+    let mut config = Config::default();
+    config.limits.clients.connections = Some(40);
+    let mut sim = world(1);
+    let server = sim.serve(SERVER, config, Farewell);
+    let slow: Vec<_> = (0..40)
+        .map(|_| {
+            let peer = sim.connect_from("10.9.0.1:0", SERVER);
+            peer.stop_reading();
+            peer
+        })
+        .collect();
+    sim.settle();
+    slow.iter().for_each(|peer| peer.send(&[0; 200]));
+    sim.advance(secs(1));
+    let turns = server.stats().turns;
+    let newcomers = [(); 8].map(|()| sim.connect_from("10.9.0.1:0", SERVER));
+    sim.advance(millis(200));
+    assert_eq!(server.stats().refused_client, 8);
+    assert!(newcomers.iter().all(|peer| !peer.is_open()));
+    assert!(server.stats().turns - turns < 40, "{}", server.stats().turns - turns);
+}
+
 /// A client at its limit of one closes, by a way that takes so much longer than that of its next dial.
 fn redial_that_overtakes(sim: &mut Sim, late: Duration) -> (Server<Busy>, Peer) {
     let mut config = Config::default();
