@@ -76,7 +76,7 @@ const CONNECTIONS_DEFAULT_MAX: usize = 65_536;
 /// It is made from a [`Config`], given listeners, and then [run](Reactor::run) with a [`Handler`],
 /// or [turned](Reactor::turn) by the owner of another loop, which [ends](Reactor::end) it too. It
 /// costs a read buffer of 64 KiB, as much again for what a callback writes, and a wheel of 130 KiB;
-/// a connection costs some 400 bytes.
+/// a connection costs some 300 bytes.
 ///
 /// ```no_run
 /// # use bytes::BytesMut;
