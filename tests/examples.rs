@@ -166,7 +166,7 @@ mod end {
     }
 
     #[test]
-    fn a_second_signal_does_not_wait_for_who_does_not_read() {
+    fn a_second_signal_does_not_wait_for_a_peer_that_does_not_read() {
         let mut server = Server::start("echo", &[]);
         let mut peer = server.dial();
         peer.set_write_timeout(Some(Duration::from_millis(50))).expect("a timeout");
@@ -340,7 +340,7 @@ mod deadlines {
     }
 
     #[test]
-    fn replies_that_nobody_reads_end_at_the_write_deadline() {
+    fn replies_that_are_not_read_end_at_the_write_deadline() {
         let mut server = Server::start("echo", &["--write-timeout=400ms"]);
         let mut peer = server.dial();
         peer.set_write_timeout(Some(Duration::from_millis(20))).expect("a timeout");
@@ -380,7 +380,7 @@ mod limits {
     }
 
     #[test]
-    fn who_comes_too_many_is_served_when_another_makes_way() {
+    fn a_newcomer_over_the_limit_is_served_when_another_is_evicted() {
         let mut server = Server::start("echo", &["--max-connections=2"]);
         let mut first = server.dial();
         let mut second = server.dial();
@@ -1191,7 +1191,7 @@ mod http {
     }
 
     #[test]
-    fn who_waits_when_the_server_ends_is_answered() {
+    fn a_connection_that_waits_when_the_server_ends_is_answered() {
         let mut server = Server::start("http", &["--metrics=127.0.0.1:0"]);
         let watched = server.metrics_addr();
         let mut peer = server.dial();

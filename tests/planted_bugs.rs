@@ -234,7 +234,7 @@ fn own_posts_without_a_bound_are_noticed() {
 }
 
 #[test]
-fn letters_that_are_left_for_nobody_are_noticed() {
+fn closures_that_are_left_without_a_wake_up_are_noticed() {
     must_catch(Bug::LeftTasks, "nothing was woken", |sim| post_from_within(sim, 10));
 }
 
@@ -499,7 +499,7 @@ fn a_drain_that_is_not_told_is_noticed() {
 }
 
 #[test]
-fn a_letter_that_wakes_nobody_is_noticed() {
+fn a_post_that_does_not_wake_its_reactor_is_noticed() {
     must_catch(Bug::LostWake, "the task was run", |sim| {
         let server = serve(sim);
         sim.settle();

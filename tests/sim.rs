@@ -247,7 +247,7 @@ fn a_partition_holds_back_and_a_repair_lets_go() {
 }
 
 #[test]
-fn whoever_dials_nobody_is_refused_or_hears_nothing() {
+fn a_dial_without_a_listener_is_refused_or_not_answered() {
     let mut sim = Sim::new(1);
     let server = serve(&mut sim);
     let wrong_port: Address = "10.0.0.1:8".parse().unwrap();
@@ -262,7 +262,7 @@ fn whoever_dials_nobody_is_refused_or_hears_nothing() {
 }
 
 #[test]
-fn a_full_backlog_lets_nobody_in_until_there_is_room() {
+fn a_full_backlog_takes_no_connection_until_there_is_room() {
     let mut sim = Sim::new(1);
     let mut config = Config::default();
     config.limits.max_connections = Some(1);
@@ -454,7 +454,7 @@ fn a_clock_that_is_set_back_ends_nothing_early_and_nothing_never() {
 }
 
 #[test]
-fn a_wake_up_that_fails_is_told_to_whoever_posts() {
+fn a_wake_up_that_fails_is_an_error_of_the_post() {
     let mut sim = Sim::new(1);
     let server = serve(&mut sim);
     sim.settle();

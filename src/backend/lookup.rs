@@ -305,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_waits_for_any_more_keeps_nothing_waiting() {
+    fn a_look_up_that_was_given_up_delays_no_other() {
         let mut bench = Bench::new();
         let deaf: Vec<_> = (0..100).map(|number| bench.ask(&format!("deaf{number}"))).collect();
         for token in deaf {

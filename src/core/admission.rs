@@ -335,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_allowed_is_no_client() {
+    fn an_allowed_address_is_no_client() {
         let clients = clients(
             |limits| {
                 limits.connections = Some(1);
@@ -365,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_is_bounded_whoever_comes() {
+    fn memory_is_bounded_whatever_comes() {
         let rate = Rate::per_second(1);
         let mut clients = clients(|limits| limits.rate = Some(rate), 16);
         let held = key(&clients, "192.0.2.1");

@@ -7,26 +7,28 @@ use std::time::Duration;
 
 use wheelhouse::{CloseReason, Config, Conn, ConnId, Watermarks};
 
-use crate::harness::{Got, PeerId, Scene, Script, What, World, assert_same, millis, pattern};
+use crate::harness::{
+    Fixture, Got, PeerId, RecordingHandler, What, World, assert_same, millis, pattern,
+};
 
 behaviours! {
     everywhere {
         a_handler_that_writes_without_end_is_cut_off
         one_write_of_any_size_is_taken
-        input_that_nobody_takes_is_limited
+        input_that_the_handler_does_not_take_is_limited
         a_request_as_large_as_the_limit_is_served
         a_pause_leaves_bytes_in_the_socket
         a_pause_keeps_the_fin_back
         a_pause_is_not_held_against_the_peer
         resuming_shows_what_was_left
         resuming_shows_nothing_if_nothing_was_left
-        who_yields_is_called_again_after_the_others
-        who_yields_with_nothing_left_is_not_called
-        who_yields_is_not_read_until_its_next_call
+        a_handler_that_yields_is_called_again_after_the_others
+        a_handler_that_yields_with_nothing_left_is_not_called
+        a_connection_whose_handler_yields_is_not_read_until_its_next_call
         a_connection_that_expects_input_is_not_idle
         an_empty_write_sends_nothing
         a_write_above_the_mark_drains_even_if_it_leaves_at_once
-        feeding_who_is_gone_holds_nobody
+        feeding_a_sink_that_is_gone_pauses_none
         another_connection_may_pause_and_resume
         another_connection_may_let_one_yield
         a_large_request_may_gather
@@ -43,159 +45,159 @@ behaviours! {
         a_feeder_is_read_again_when_its_sink_dies
         a_feeder_that_left_is_heard_to_the_end
         feeds_in_both_directions_do_not_lock
-        a_feeder_is_read_though_nobody_reads_it
+        a_feeder_is_read_though_its_peer_does_not_read
         a_feeder_whose_sink_died_is_held_by_its_own_output_again
         a_feeder_is_not_late_while_its_sink_reads_slowly
-        feeding_a_sink_that_closes_holds_nobody
-        who_begins_to_feed_with_input_left_is_shown_it
+        feeding_a_sink_that_closes_pauses_none
+        a_connection_that_begins_to_feed_gets_the_input_it_left
     }
 }
 
 const REPLY: usize = 16 * 1024;
 
 /// Answers each byte with a large reply as long as there is room, and notes the most ever queued.
-fn large_replies() -> (Rc<Cell<usize>>, Script) {
+fn large_replies() -> (Rc<Cell<usize>>, RecordingHandler) {
     let most = Rc::new(Cell::new(0));
     let seen = Rc::clone(&most);
-    let script = Script::echo().when_data(move |conn, _, input| {
+    let handler = RecordingHandler::echo().when_data(move |conn, _, input| {
         while !input.is_empty() && !conn.is_congested() {
             let request = input.split_to(1);
             conn.write(&[request[0]; REPLY]);
             seen.set(seen.get().max(conn.queued()));
         }
     });
-    (most, script)
+    (most, handler)
 }
 
 fn a_client_that_never_reads_costs_little<W: World>(world: &mut W) {
-    let (most, script) = large_replies();
-    let mut scene = Scene::new(world, Config::default(), script);
-    let peer = scene.connect_small();
+    let (most, handler) = large_replies();
+    let mut fixture = Fixture::new(world, Config::default(), handler);
+    let peer = fixture.connect_small();
     // Far more than the server may take in.
     let requests = [b'r'; 64 * 1024];
-    let start = scene.now();
+    let start = fixture.now();
     let mut sent = 0;
-    while scene.now() - start < millis(300) {
-        sent += scene.try_send(peer, &requests).unwrap();
-        scene.turn();
+    while fixture.now() - start < millis(300) {
+        sent += fixture.try_send(peer, &requests).unwrap();
+        fixture.turn();
     }
     assert!(sent > 1 << 20, "{sent}");
     let high = Watermarks::default().high();
     assert!(most.get() <= high + REPLY, "{} bytes queued", most.get());
-    let queued = scene.with(0, |conn| conn.queued());
+    let queued = fixture.with(0, |conn| conn.queued());
     assert!(queued <= high + REPLY, "{queued} bytes queued");
     // And the requests are left to the kernel, but for what one look brought in.
-    let taken = scene.reactor.handle().stats().bytes_in;
+    let taken = fixture.reactor.handle().stats().bytes_in;
     assert!(taken <= 128 * 1024, "{taken} bytes taken in");
-    scene.expect_none_closed();
-    scene.expect_service();
+    fixture.expect_none_closed();
+    fixture.expect_service();
 }
 
 fn what_waited_for_a_reader_is_served_when_it_reads<W: World>(world: &mut W) {
     const REQUESTS: usize = 300;
-    let (most, script) = large_replies();
-    let mut scene = Scene::new(world, Config::default(), script);
-    let peer = scene.connect_small();
+    let (most, handler) = large_replies();
+    let mut fixture = Fixture::new(world, Config::default(), handler);
+    let peer = fixture.connect_small();
     let requests: Vec<u8> = (0..REQUESTS).map(|index| index as u8).collect();
-    scene.send(peer, &requests);
-    scene.wait(millis(50));
+    fixture.send(peer, &requests);
+    fixture.wait(millis(50));
     for request in requests {
-        scene.expect(peer, &[request; REPLY]);
+        fixture.expect(peer, &[request; REPLY]);
     }
     assert!(most.get() <= Watermarks::default().high() + REPLY, "{} bytes queued", most.get());
-    assert!(scene.script.count(0, What::Drained) > 1);
-    scene.expect_service();
+    assert!(fixture.handler.count(0, What::Drained) > 1);
+    fixture.expect_service();
 }
 
 fn drained_comes_before_the_input_that_was_left<W: World>(world: &mut W) {
-    let (_, script) = large_replies();
-    let mut scene = Scene::new(world, Config::default(), script);
-    let peer = scene.connect_small();
-    scene.send(peer, &[b'r'; 100]);
-    scene.read(peer, 100 * REPLY);
-    let story = scene.script.story(0);
+    let (_, handler) = large_replies();
+    let mut fixture = Fixture::new(world, Config::default(), handler);
+    let peer = fixture.connect_small();
+    fixture.send(peer, &[b'r'; 100]);
+    fixture.read(peer, 100 * REPLY);
+    let story = fixture.handler.story(0);
     let drained: Vec<_> = (0..story.len()).filter(|at| story[*at] == What::Drained).collect();
     assert!(drained.len() > 1, "{story:?}");
     for at in &drained[..drained.len() - 1] {
         assert!(matches!(story[at + 1], What::Data(1..)), "{story:?}");
     }
-    scene.expect_service();
+    fixture.expect_service();
 }
 
 fn congestion_is_not_held_against_the_request<W: World>(world: &mut W) {
     let mut config = Config::default();
     config.timeouts.request = Some(millis(100));
     config.timeouts.read = Some(millis(100));
-    let (_, script) = large_replies();
-    let mut scene = Scene::new(world, config, script);
-    let peer = scene.connect_small();
-    scene.send(peer, &[b'r'; 300]);
+    let (_, handler) = large_replies();
+    let mut fixture = Fixture::new(world, config, handler);
+    let peer = fixture.connect_small();
+    fixture.send(peer, &[b'r'; 300]);
     // Requests are left over, and it is for us to take them.
-    scene.wait(millis(300));
-    scene.expect_none_closed();
-    scene.read(peer, 300 * REPLY);
-    scene.expect_service();
+    fixture.wait(millis(300));
+    fixture.expect_none_closed();
+    fixture.read(peer, 300 * REPLY);
+    fixture.expect_service();
 }
 
 fn input_left_for_congestion_is_not_over_the_limit<W: World>(world: &mut W) {
     let mut config = Config::default();
     config.limits.input_max = 50;
-    let (_, script) = large_replies();
-    let mut scene = Scene::new(world, config, script);
-    let peer = scene.connect_small();
-    scene.send(peer, &[b'r'; 400]);
-    scene.wait(millis(50));
-    scene.read(peer, 400 * REPLY);
-    scene.expect_service();
+    let (_, handler) = large_replies();
+    let mut fixture = Fixture::new(world, config, handler);
+    let peer = fixture.connect_small();
+    fixture.send(peer, &[b'r'; 400]);
+    fixture.wait(millis(50));
+    fixture.read(peer, 400 * REPLY);
+    fixture.expect_service();
 }
 
 fn a_write_above_the_mark_drains_even_if_it_leaves_at_once<W: World>(world: &mut W) {
     let config = Config { watermarks: Watermarks::new(0, 4).unwrap(), ..Config::default() };
-    let script = Script::echo().when_data(|conn, _, input| {
+    let handler = RecordingHandler::echo().when_data(|conn, _, input| {
         conn.write(&input[..4]);
         assert!(!conn.is_congested(), "at the mark is not above it");
         conn.write(&input[4..]);
         assert!(conn.is_congested());
         input.clear();
     });
-    let mut scene = Scene::new(world, config, script);
-    let peer = scene.connect();
+    let mut fixture = Fixture::new(world, config, handler);
+    let peer = fixture.connect();
     for _ in 0..3 {
-        scene.send(peer, b"hello");
-        scene.expect(peer, b"hello");
+        fixture.send(peer, b"hello");
+        fixture.expect(peer, b"hello");
     }
-    scene.until("three drains", |scene| scene.script.count(0, What::Drained) == 3);
-    assert!(!scene.with(0, |conn| conn.is_congested()));
-    assert_eq!(scene.reactor.handle().stats().panics, 0);
-    scene.leave(peer);
-    scene.expect_closed(CloseReason::PeerEof);
+    fixture.until("three drains", |fixture| fixture.handler.count(0, What::Drained) == 3);
+    assert!(!fixture.with(0, |conn| conn.is_congested()));
+    assert_eq!(fixture.reactor.handle().stats().panics, 0);
+    fixture.leave(peer);
+    fixture.expect_closed(CloseReason::PeerEof);
 }
 
-fn feeding_who_is_gone_holds_nobody<W: World>(world: &mut W) {
-    let mut scene = Scene::new(world, Config::default(), Script::echo());
-    let (peer, _) = scene.enter();
-    let gone = scene.script.ids[0];
-    scene.leave(peer);
-    scene.expect_closed(CloseReason::PeerEof);
-    let (feeder, number) = scene.enter();
-    scene.with(number, |conn| {
+fn feeding_a_sink_that_is_gone_pauses_none<W: World>(world: &mut W) {
+    let mut fixture = Fixture::new(world, Config::default(), RecordingHandler::echo());
+    let (peer, _) = fixture.enter();
+    let gone = fixture.handler.ids[0];
+    fixture.leave(peer);
+    fixture.expect_closed(CloseReason::PeerEof);
+    let (feeder, number) = fixture.enter();
+    fixture.with(number, |conn| {
         conn.throttle_on(gone);
         // Nor does who feeds itself lock itself.
         conn.throttle_on(conn.id());
     });
     for _ in 0..3 {
-        scene.send(feeder, &[b'f'; 100_000]);
-        scene.expect(feeder, &[b'f'; 100_000]);
+        fixture.send(feeder, &[b'f'; 100_000]);
+        fixture.expect(feeder, &[b'f'; 100_000]);
     }
-    scene.leave(feeder);
-    scene.expect_closed(CloseReason::PeerEof);
-    scene.expect_service();
+    fixture.leave(feeder);
+    fixture.expect_closed(CloseReason::PeerEof);
+    fixture.expect_service();
 }
 
 fn a_handler_that_writes_without_end_is_cut_off<W: World>(world: &mut W) {
     let mut config = Config::default();
     config.limits.output_max = 100_000;
-    let script = Script::echo().when_data(|conn, _, input| {
+    let handler = RecordingHandler::echo().when_data(|conn, _, input| {
         input.clear();
         for _ in 0..3 {
             conn.write(&[b'o'; 60_000]);
@@ -203,78 +205,78 @@ fn a_handler_that_writes_without_end_is_cut_off<W: World>(world: &mut W) {
         assert!(conn.is_closing());
         conn.write(b"and more");
     });
-    let mut scene = Scene::new(world, config, script);
-    let peer = scene.connect();
-    scene.send(peer, b"x");
-    let closed = scene.expect_closed(CloseReason::OutputLimit);
+    let mut fixture = Fixture::new(world, config, handler);
+    let peer = fixture.connect();
+    fixture.send(peer, b"x");
+    let closed = fixture.expect_closed(CloseReason::OutputLimit);
     assert_eq!(closed.bytes_out + closed.unsent, 180_008);
     assert!(closed.unsent >= 60_008);
-    let (bytes, end) = scene.read_to_end(peer);
+    let (bytes, end) = fixture.read_to_end(peer);
     assert!(bytes.len() as u64 <= closed.bytes_out);
-    scene.assert_reset(end);
-    scene.expect_service();
+    fixture.assert_reset(end);
+    fixture.expect_service();
 }
 
 fn one_write_of_any_size_is_taken<W: World>(world: &mut W) {
     let mut config = Config::default();
     config.limits.output_max = 1_000;
-    let script = Script::echo().when_data(|conn, _, input| {
+    let handler = RecordingHandler::echo().when_data(|conn, _, input| {
         input.clear();
         conn.write(&vec![b'o'; 1_000_000]);
     });
-    let mut scene = Scene::new(world, config, script);
-    let peer = scene.connect();
+    let mut fixture = Fixture::new(world, config, handler);
+    let peer = fixture.connect();
     for _ in 0..2 {
-        scene.send(peer, b"x");
-        scene.expect(peer, &vec![b'o'; 1_000_000]);
+        fixture.send(peer, b"x");
+        fixture.expect(peer, &vec![b'o'; 1_000_000]);
     }
-    scene.expect_service();
+    fixture.expect_service();
 }
 
-fn input_that_nobody_takes_is_limited<W: World>(world: &mut W) {
+fn input_that_the_handler_does_not_take_is_limited<W: World>(world: &mut W) {
     let mut config = Config::default();
     config.limits.input_max = 1_000;
     let most = Rc::new(Cell::new(0));
     let seen = Rc::clone(&most);
-    let script = Script::echo().when_data(move |_, _, input| {
+    let handler = RecordingHandler::echo().when_data(move |_, _, input| {
         seen.set(seen.get().max(input.len()));
     });
-    let mut scene = Scene::new(world, config, script);
-    let peer = scene.connect();
-    scene.send(peer, &[b'i'; 999]);
-    scene.saw(0, What::Data(999));
-    scene.turn();
-    scene.expect_none_closed();
-    scene.send(peer, &[b'i'; 500]);
-    let closed = scene.expect_closed(CloseReason::InputLimit);
+    let mut fixture = Fixture::new(world, config, handler);
+    let peer = fixture.connect();
+    fixture.send(peer, &[b'i'; 999]);
+    fixture.saw(0, What::Data(999));
+    fixture.turn();
+    fixture.expect_none_closed();
+    fixture.send(peer, &[b'i'; 500]);
+    let closed = fixture.expect_closed(CloseReason::InputLimit);
     assert_eq!((most.get(), closed.bytes_in), (1_000, 1_000));
-    scene.expect_reset(peer);
-    scene.expect_service();
+    fixture.expect_reset(peer);
+    fixture.expect_service();
 }
 
 fn a_request_as_large_as_the_limit_is_served<W: World>(world: &mut W) {
     let mut config = Config::default();
     config.limits.input_max = 1_000;
-    let script = Script::echo().when_data(|conn, _, input| {
+    let handler = RecordingHandler::echo().when_data(|conn, _, input| {
         while input.len() >= 1_000 {
             let request = input.split_to(1_000);
             conn.write(&request);
         }
     });
-    let mut scene = Scene::new(world, config, script);
-    let peer = scene.connect();
+    let mut fixture = Fixture::new(world, config, handler);
+    let peer = fixture.connect();
     let requests: Vec<u8> = (0..10_000).map(|index| index as u8).collect();
-    scene.send(peer, &requests);
-    scene.expect(peer, &requests);
-    scene.drip(peer, &requests[..3], millis(5));
-    scene.send(peer, &requests[3..2_000]);
-    scene.expect(peer, &requests[..2_000]);
-    scene.expect_service();
+    fixture.send(peer, &requests);
+    fixture.expect(peer, &requests);
+    fixture.drip(peer, &requests[..3], millis(5));
+    fixture.send(peer, &requests[3..2_000]);
+    fixture.expect(peer, &requests[..2_000]);
+    fixture.expect_service();
 }
 
 /// Pauses for so long after every byte it is shown first.
-fn pausing(millis_long: u64) -> Script {
-    Script::echo()
+fn pausing(millis_long: u64) -> RecordingHandler {
+    RecordingHandler::echo()
         .when_data(move |conn, session, input| {
             if session.step == 0 {
                 session.step = 1;
@@ -289,29 +291,29 @@ fn pausing(millis_long: u64) -> Script {
 }
 
 fn a_pause_leaves_bytes_in_the_socket<W: World>(world: &mut W) {
-    let mut scene = Scene::new(world, Config::default(), pausing(100));
-    let peer = scene.connect();
-    scene.send(peer, b"one");
-    scene.saw(0, What::Data(3));
-    scene.send(peer, b"two");
-    scene.wait(millis(40));
-    assert_eq!(scene.reactor.handle().stats().bytes_in, 3);
-    scene.expect(peer, b"onetwo");
-    assert_eq!(scene.script.count(0, What::Timer), 1, "not before it resumed");
-    scene.expect_service();
+    let mut fixture = Fixture::new(world, Config::default(), pausing(100));
+    let peer = fixture.connect();
+    fixture.send(peer, b"one");
+    fixture.saw(0, What::Data(3));
+    fixture.send(peer, b"two");
+    fixture.wait(millis(40));
+    assert_eq!(fixture.reactor.handle().stats().bytes_in, 3);
+    fixture.expect(peer, b"onetwo");
+    assert_eq!(fixture.handler.count(0, What::Timer), 1, "not before it resumed");
+    fixture.expect_service();
 }
 
 fn a_pause_keeps_the_fin_back<W: World>(world: &mut W) {
-    let mut scene = Scene::new(world, Config::default(), pausing(100));
-    let peer = scene.connect();
-    scene.send(peer, b"one");
-    scene.saw(0, What::Data(3));
-    scene.half_close(peer);
-    scene.wait(millis(40));
-    assert_eq!(scene.script.count(0, What::Eof), 0);
-    assert_eq!(scene.read_to_end(peer), (b"one".to_vec(), Got::Eof));
-    scene.expect_closed(CloseReason::PeerEof);
-    scene.expect_service();
+    let mut fixture = Fixture::new(world, Config::default(), pausing(100));
+    let peer = fixture.connect();
+    fixture.send(peer, b"one");
+    fixture.saw(0, What::Data(3));
+    fixture.half_close(peer);
+    fixture.wait(millis(40));
+    assert_eq!(fixture.handler.count(0, What::Eof), 0);
+    assert_eq!(fixture.read_to_end(peer), (b"one".to_vec(), Got::Eof));
+    fixture.expect_closed(CloseReason::PeerEof);
+    fixture.expect_service();
 }
 
 fn a_pause_is_not_held_against_the_peer<W: World>(world: &mut W) {
@@ -319,27 +321,27 @@ fn a_pause_is_not_held_against_the_peer<W: World>(world: &mut W) {
     config.timeouts.request = Some(millis(100));
     config.timeouts.read = Some(millis(100));
     config.timeouts.idle = Some(millis(100));
-    let mut scene = Scene::new(world, config, pausing(350));
-    let peer = scene.connect();
-    scene.send(peer, b"one");
-    scene.saw(0, What::Data(3));
-    scene.send(peer, b"two");
-    scene.expect(peer, b"onetwo");
-    scene.expect_timeout(wheelhouse::Timeout::Idle);
-    scene.expect_service();
+    let mut fixture = Fixture::new(world, config, pausing(350));
+    let peer = fixture.connect();
+    fixture.send(peer, b"one");
+    fixture.saw(0, What::Data(3));
+    fixture.send(peer, b"two");
+    fixture.expect(peer, b"onetwo");
+    fixture.expect_timeout(wheelhouse::Timeout::Idle);
+    fixture.expect_service();
 }
 
 fn resuming_shows_what_was_left<W: World>(world: &mut W) {
-    let mut scene = Scene::new(world, Config::default(), pausing(40));
-    let peer = scene.connect();
-    scene.send(peer, b"left");
-    scene.expect(peer, b"left");
-    assert_eq!(scene.script.count(0, What::Data(4)), 2);
-    scene.expect_service();
+    let mut fixture = Fixture::new(world, Config::default(), pausing(40));
+    let peer = fixture.connect();
+    fixture.send(peer, b"left");
+    fixture.expect(peer, b"left");
+    assert_eq!(fixture.handler.count(0, What::Data(4)), 2);
+    fixture.expect_service();
 }
 
 fn resuming_shows_nothing_if_nothing_was_left<W: World>(world: &mut W) {
-    let script = Script::echo()
+    let handler = RecordingHandler::echo()
         .when_data(|conn, _, input| {
             conn.write(input);
             input.clear();
@@ -347,22 +349,22 @@ fn resuming_shows_nothing_if_nothing_was_left<W: World>(world: &mut W) {
             conn.set_timer(conn.now() + millis(20));
         })
         .when_timer(|conn, _| conn.resume_reading());
-    let mut scene = Scene::new(world, Config::default(), script);
-    let peer = scene.connect();
+    let mut fixture = Fixture::new(world, Config::default(), handler);
+    let peer = fixture.connect();
     for word in [&b"one"[..], b"three"] {
-        scene.send(peer, word);
-        scene.expect(peer, word);
-        scene.wait(millis(50));
+        fixture.send(peer, word);
+        fixture.expect(peer, word);
+        fixture.wait(millis(50));
     }
     // An empty on_data would be a fault of its own.
-    assert_eq!(scene.script.count(0, What::Data(3)), 1);
-    assert_eq!(scene.script.count(0, What::Timer), 2);
-    scene.expect_service();
+    assert_eq!(fixture.handler.count(0, What::Data(3)), 1);
+    assert_eq!(fixture.handler.count(0, What::Timer), 2);
+    fixture.expect_service();
 }
 
 /// Connection 1 does something with connection 0 at each word.
-fn acts_on_first(act: impl Fn(&mut Conn<'_>, &[u8]) + 'static) -> Script {
-    Script::echo().when_data(move |conn, session, input| {
+fn acts_on_first(act: impl Fn(&mut Conn<'_>, &[u8]) + 'static) -> RecordingHandler {
+    RecordingHandler::echo().when_data(move |conn, session, input| {
         if session.number == 1 {
             let first = conn.cx().ids()[0];
             act(&mut conn.other(first).unwrap(), input);
@@ -375,111 +377,112 @@ fn acts_on_first(act: impl Fn(&mut Conn<'_>, &[u8]) + 'static) -> Script {
 }
 
 fn another_connection_may_pause_and_resume<W: World>(world: &mut W) {
-    let script = acts_on_first(|first, word| match word {
+    let handler = acts_on_first(|first, word| match word {
         b"pause" => first.pause_reading(),
         _ => first.resume_reading(),
     });
-    let mut scene = Scene::new(world, Config::default(), script);
-    let (first, _) = scene.enter();
-    let (other, number) = scene.enter();
-    scene.send(other, b"pause");
-    scene.saw(number, What::Data(5));
-    scene.turn();
-    scene.send(first, b"one");
-    scene.wait(millis(30));
-    scene.expect_silence(first);
-    scene.send(other, b"resume");
-    scene.expect(first, b"one");
-    scene.expect_service();
+    let mut fixture = Fixture::new(world, Config::default(), handler);
+    let (first, _) = fixture.enter();
+    let (other, number) = fixture.enter();
+    fixture.send(other, b"pause");
+    fixture.saw(number, What::Data(5));
+    fixture.turn();
+    fixture.send(first, b"one");
+    fixture.wait(millis(30));
+    fixture.expect_silence(first);
+    fixture.send(other, b"resume");
+    fixture.expect(first, b"one");
+    fixture.expect_service();
 }
 
 fn another_connection_may_let_one_yield<W: World>(world: &mut W) {
-    let script = acts_on_first(|first, _| first.yield_now());
-    let mut scene = Scene::new(world, Config::default(), script);
-    let (first, _) = scene.enter();
-    let (other, _) = scene.enter();
-    scene.send(first, b"onetwo");
-    scene.expect(first, b"one");
-    scene.wait(millis(20));
-    scene.expect_silence(first);
-    scene.send(other, b"go on");
-    scene.expect(first, b"two");
-    scene.expect_service();
+    let handler = acts_on_first(|first, _| first.yield_now());
+    let mut fixture = Fixture::new(world, Config::default(), handler);
+    let (first, _) = fixture.enter();
+    let (other, _) = fixture.enter();
+    fixture.send(first, b"onetwo");
+    fixture.expect(first, b"one");
+    fixture.wait(millis(20));
+    fixture.expect_silence(first);
+    fixture.send(other, b"go on");
+    fixture.expect(first, b"two");
+    fixture.expect_service();
 }
 
 fn a_large_request_may_gather<W: World>(world: &mut W) {
     const LEN: usize = 3 << 20;
     let mut config = Config::default();
     config.limits.input_max = 4 << 20;
-    let script = Script::echo().when_data(|conn, _, input| {
+    let handler = RecordingHandler::echo().when_data(|conn, _, input| {
         if input.len() >= LEN {
             let request = input.split_to(LEN);
             conn.write_bytes(request.freeze());
         }
     });
-    let mut scene = Scene::new(world, config, script);
-    let peer = scene.connect();
+    let mut fixture = Fixture::new(world, config, handler);
+    let peer = fixture.connect();
     let pattern = pattern(MUCH);
     for at in [0, 1_000_003] {
         let request = &pattern[at..at + LEN];
-        scene.send(peer, request);
-        let got = scene.read(peer, LEN);
+        fixture.send(peer, request);
+        let got = fixture.read(peer, LEN);
         assert_same(&got, request);
     }
-    scene.expect_service();
+    fixture.expect_service();
 }
 
-fn who_yields_is_called_again_after_the_others<W: World>(world: &mut W) {
-    let script = Script::echo().when_data(|conn, _, input| {
+fn a_handler_that_yields_is_called_again_after_the_others<W: World>(world: &mut W) {
+    let handler = RecordingHandler::echo().when_data(|conn, _, input| {
         let request = input.split_to(1);
         conn.write(&request);
         conn.yield_now();
     });
-    let mut scene = Scene::new(world, Config::default(), script);
-    let (ann, _) = scene.enter();
-    let (bob, _) = scene.enter();
-    scene.send(ann, b"aaaaa");
-    scene.send(bob, b"bbbbb");
-    scene.script.log.clear();
+    let mut fixture = Fixture::new(world, Config::default(), handler);
+    let (ann, _) = fixture.enter();
+    let (bob, _) = fixture.enter();
+    fixture.send(ann, b"aaaaa");
+    fixture.send(bob, b"bbbbb");
+    fixture.handler.log.clear();
     let mut seen = [0, 0];
     while seen != [5, 5] {
-        scene.turn();
+        fixture.turn();
         for (number, seen) in seen.iter_mut().enumerate() {
-            let count: usize = (1..=5).map(|len| scene.script.count(number, What::Data(len))).sum();
+            let count: usize =
+                (1..=5).map(|len| fixture.handler.count(number, What::Data(len))).sum();
             assert!(count <= *seen + 1, "one call in each turn");
             *seen = count;
         }
         assert!(seen[0].abs_diff(seen[1]) <= 1, "{seen:?}");
     }
-    scene.expect(ann, b"aaaaa");
-    scene.expect(bob, b"bbbbb");
-    scene.expect_service();
+    fixture.expect(ann, b"aaaaa");
+    fixture.expect(bob, b"bbbbb");
+    fixture.expect_service();
 }
 
-fn who_yields_with_nothing_left_is_not_called<W: World>(world: &mut W) {
-    let script = Script::echo().when_data(|conn, _, input| {
+fn a_handler_that_yields_with_nothing_left_is_not_called<W: World>(world: &mut W) {
+    let handler = RecordingHandler::echo().when_data(|conn, _, input| {
         conn.write(input);
         input.clear();
         conn.yield_now();
     });
-    let mut scene = Scene::new(world, Config::default(), script);
-    let peer = scene.connect();
-    scene.send(peer, b"hello");
-    scene.expect(peer, b"hello");
-    scene.saw(0, What::Idle);
-    scene.turn();
-    assert_eq!(scene.script.count(0, What::Data(5)), 1);
+    let mut fixture = Fixture::new(world, Config::default(), handler);
+    let peer = fixture.connect();
+    fixture.send(peer, b"hello");
+    fixture.expect(peer, b"hello");
+    fixture.saw(0, What::Idle);
+    fixture.turn();
+    assert_eq!(fixture.handler.count(0, What::Data(5)), 1);
     // And the loop rests.
-    let turns = scene.reactor.handle().stats().turns;
-    scene.reactor.turn(&mut scene.script, Some(millis(30))).unwrap();
-    assert_eq!(scene.reactor.handle().stats().turns, turns + 1);
-    scene.expect_service();
+    let turns = fixture.reactor.handle().stats().turns;
+    fixture.reactor.turn(&mut fixture.handler, Some(millis(30))).unwrap();
+    assert_eq!(fixture.reactor.handle().stats().turns, turns + 1);
+    fixture.expect_service();
 }
 
-fn who_yields_is_not_read_until_its_next_call<W: World>(world: &mut W) {
+fn a_connection_whose_handler_yields_is_not_read_until_its_next_call<W: World>(world: &mut W) {
     let mut config = Config::default();
     config.limits.input_max = 5;
-    let script = Script::echo().when_data(|conn, session, input| {
+    let handler = RecordingHandler::echo().when_data(|conn, session, input| {
         session.step += 1;
         if session.step == 1 {
             // As much as may be left.
@@ -488,19 +491,23 @@ fn who_yields_is_not_read_until_its_next_call<W: World>(world: &mut W) {
         conn.write(input);
         input.clear();
     });
-    let mut scene = Scene::new(world, config, script);
-    let (peer, _) = scene.enter();
-    scene.send(peer, b"abcde");
-    scene.saw(0, What::Data(5));
-    scene.send(peer, b"fghij");
-    scene.expect(peer, b"abcdefghij");
-    assert_eq!(scene.script.count(0, What::Data(5)), 3, "the same again, then what came after it");
-    scene.expect_service();
+    let mut fixture = Fixture::new(world, config, handler);
+    let (peer, _) = fixture.enter();
+    fixture.send(peer, b"abcde");
+    fixture.saw(0, What::Data(5));
+    fixture.send(peer, b"fghij");
+    fixture.expect(peer, b"abcdefghij");
+    assert_eq!(
+        fixture.handler.count(0, What::Data(5)),
+        3,
+        "the same again, then what came after it"
+    );
+    fixture.expect_service();
 }
 
 fn a_connection_that_expects_input_is_not_idle<W: World>(world: &mut W) {
     // A body is taken as it comes, until a full stop.
-    let script = Script::echo().when_data(|conn, _, input| {
+    let handler = RecordingHandler::echo().when_data(|conn, _, input| {
         let last = input.ends_with(b".");
         input.clear();
         if last {
@@ -511,41 +518,41 @@ fn a_connection_that_expects_input_is_not_idle<W: World>(world: &mut W) {
     });
     let mut config = Config::default();
     config.timeouts.idle = Some(millis(80));
-    let mut scene = Scene::new(world, config, script);
-    let peer = scene.connect();
-    scene.send(peer, b"part");
-    scene.wait(millis(150));
-    assert_eq!(scene.script.count(0, What::Idle), 0);
-    scene.send(peer, b"and the rest.");
-    scene.expect(peer, b"done");
-    scene.saw(0, What::Idle);
-    assert_eq!(scene.reactor.handle().stats().requests, 1, "it was one request");
-    scene.expect_timeout(wheelhouse::Timeout::Idle);
-    scene.expect_service();
+    let mut fixture = Fixture::new(world, config, handler);
+    let peer = fixture.connect();
+    fixture.send(peer, b"part");
+    fixture.wait(millis(150));
+    assert_eq!(fixture.handler.count(0, What::Idle), 0);
+    fixture.send(peer, b"and the rest.");
+    fixture.expect(peer, b"done");
+    fixture.saw(0, What::Idle);
+    assert_eq!(fixture.reactor.handle().stats().requests, 1, "it was one request");
+    fixture.expect_timeout(wheelhouse::Timeout::Idle);
+    fixture.expect_service();
 }
 
 fn an_empty_write_sends_nothing<W: World>(world: &mut W) {
-    let script = Script::echo().when_data(|conn, _, input| {
+    let handler = RecordingHandler::echo().when_data(|conn, _, input| {
         input.clear();
         conn.write(b"");
         conn.write_bytes(Vec::new());
         assert_eq!(conn.queued(), 0);
     });
-    let mut scene = Scene::new(world, Config::default(), script);
-    let peer = scene.connect();
-    scene.send(peer, b"x");
-    scene.saw(0, What::Idle);
-    scene.expect_silence(peer);
-    scene.leave(peer);
-    assert_eq!(scene.expect_closed(CloseReason::PeerEof).bytes_out, 0);
-    scene.expect_service();
+    let mut fixture = Fixture::new(world, Config::default(), handler);
+    let peer = fixture.connect();
+    fixture.send(peer, b"x");
+    fixture.saw(0, What::Idle);
+    fixture.expect_silence(peer);
+    fixture.leave(peer);
+    assert_eq!(fixture.expect_closed(CloseReason::PeerEof).bytes_out, 0);
+    fixture.expect_service();
 }
 
 /// Connection 0 is the sink of connection 1.
-fn pipe() -> Script {
+fn pipe() -> RecordingHandler {
     let sink: Rc<RefCell<Option<ConnId>>> = Rc::default();
     let kept = Rc::clone(&sink);
-    Script::echo()
+    RecordingHandler::echo()
         .when_connected(move |conn, session| {
             if session.number == 0 {
                 *kept.borrow_mut() = Some(conn.id());
@@ -564,14 +571,14 @@ fn pipe() -> Script {
 }
 
 /// Sends a pattern until nothing more is taken, and says how much that was.
-fn fill<W: World>(scene: &mut Scene<'_, W>, peer: PeerId, pattern: &[u8]) -> usize {
+fn fill<W: World>(fixture: &mut Fixture<'_, W>, peer: PeerId, pattern: &[u8]) -> usize {
     let mut sent = 0;
     let mut quiet = 0;
     while quiet < 50 {
-        let count = scene.try_send(peer, &pattern[sent..]).unwrap();
+        let count = fixture.try_send(peer, &pattern[sent..]).unwrap();
         sent += count;
         quiet = if count == 0 { quiet + 1 } else { 0 };
-        scene.turn();
+        fixture.turn();
     }
     sent
 }
@@ -580,62 +587,62 @@ fn fill<W: World>(scene: &mut Scene<'_, W>, peer: PeerId, pattern: &[u8]) -> usi
 const MUCH: usize = 24 << 20;
 
 fn a_feeder_is_read_no_faster_than_its_sink_drains<W: World>(world: &mut W) {
-    let mut scene = Scene::new(world, Config::default(), pipe());
-    let sink = scene.connect_small();
-    scene.saw(0, What::Connected);
-    let (feeder, _) = scene.enter();
+    let mut fixture = Fixture::new(world, Config::default(), pipe());
+    let sink = fixture.connect_small();
+    fixture.saw(0, What::Connected);
+    let (feeder, _) = fixture.enter();
     let pattern = pattern(MUCH);
-    let sent = fill(&mut scene, feeder, &pattern);
+    let sent = fill(&mut fixture, feeder, &pattern);
     assert!(sent < pattern.len());
-    let queued = scene.with(0, |conn| conn.queued());
+    let queued = fixture.with(0, |conn| conn.queued());
     assert!(queued <= 2 * Watermarks::default().high(), "{queued} bytes queued");
     // Once the sink reads, all that was sent arrives.
-    let got = scene.read(sink, sent);
+    let got = fixture.read(sink, sent);
     assert_same(&got, &pattern[..sent]);
-    scene.send(feeder, b"and more");
-    scene.expect(sink, b"and more");
-    scene.expect_service();
+    fixture.send(feeder, b"and more");
+    fixture.expect(sink, b"and more");
+    fixture.expect_service();
 }
 
 fn a_feeder_that_left_is_heard_to_the_end<W: World>(world: &mut W) {
-    let mut scene = Scene::new(world, Config::default(), pipe());
-    let sink = scene.connect_small();
-    scene.saw(0, What::Connected);
-    let (feeder, number) = scene.enter();
+    let mut fixture = Fixture::new(world, Config::default(), pipe());
+    let sink = fixture.connect_small();
+    fixture.saw(0, What::Connected);
+    let (feeder, number) = fixture.enter();
     let pattern = pattern(MUCH);
-    let sent = fill(&mut scene, feeder, &pattern);
-    scene.leave(feeder);
-    scene.wait(millis(30));
-    assert_eq!(scene.script.count(number, What::Eof), 0, "there is more before it");
-    let got = scene.read(sink, sent);
+    let sent = fill(&mut fixture, feeder, &pattern);
+    fixture.leave(feeder);
+    fixture.wait(millis(30));
+    assert_eq!(fixture.handler.count(number, What::Eof), 0, "there is more before it");
+    let got = fixture.read(sink, sent);
     assert_same(&got, &pattern[..sent]);
-    let closed = scene.expect_closed(CloseReason::PeerEof);
+    let closed = fixture.expect_closed(CloseReason::PeerEof);
     assert_eq!(closed.bytes_in, sent as u64);
-    scene.expect_service();
+    fixture.expect_service();
 }
 
 fn a_feeder_is_read_again_when_its_sink_dies<W: World>(world: &mut W) {
-    let mut scene = Scene::new(world, Config::default(), pipe());
-    let sink = scene.connect_small();
-    scene.saw(0, What::Connected);
-    let (feeder, _) = scene.enter();
+    let mut fixture = Fixture::new(world, Config::default(), pipe());
+    let sink = fixture.connect_small();
+    fixture.saw(0, What::Connected);
+    let (feeder, _) = fixture.enter();
     let pattern = pattern(MUCH);
-    let sent = fill(&mut scene, feeder, &pattern);
-    scene.reset(sink);
-    scene.expect_closed(CloseReason::PeerReset);
-    let in_before = scene.reactor.handle().stats().bytes_in;
-    scene.until("the rest", |scene| scene.reactor.handle().stats().bytes_in == sent as u64);
+    let sent = fill(&mut fixture, feeder, &pattern);
+    fixture.reset(sink);
+    fixture.expect_closed(CloseReason::PeerReset);
+    let in_before = fixture.reactor.handle().stats().bytes_in;
+    fixture.until("the rest", |fixture| fixture.reactor.handle().stats().bytes_in == sent as u64);
     assert!(in_before < sent as u64);
-    scene.leave(feeder);
-    scene.expect_closed(CloseReason::PeerEof);
-    scene.expect_service();
+    fixture.leave(feeder);
+    fixture.expect_closed(CloseReason::PeerEof);
+    fixture.expect_service();
 }
 
 /// Connections 0 and 1 feed each other.
-fn two_way_pipe() -> Script {
+fn two_way_pipe() -> RecordingHandler {
     let ids: Rc<RefCell<Vec<ConnId>>> = Rc::default();
     let kept = Rc::clone(&ids);
-    Script::echo()
+    RecordingHandler::echo()
         .when_connected(move |conn, session| {
             kept.borrow_mut().push(conn.id());
             if session.number == 1 {
@@ -651,25 +658,25 @@ fn two_way_pipe() -> Script {
         })
 }
 
-fn a_feeder_is_read_though_nobody_reads_it<W: World>(world: &mut W) {
-    let mut scene = Scene::new(world, Config::default(), two_way_pipe());
-    let ann = scene.connect_small();
-    scene.saw(0, What::Connected);
-    let bob = scene.connect_small();
-    scene.saw(1, What::Connected);
+fn a_feeder_is_read_though_its_peer_does_not_read<W: World>(world: &mut W) {
+    let mut fixture = Fixture::new(world, Config::default(), two_way_pipe());
+    let ann = fixture.connect_small();
+    fixture.saw(0, What::Connected);
+    let bob = fixture.connect_small();
+    fixture.saw(1, What::Connected);
     let pattern = pattern(MUCH);
-    let [from_ann, from_bob] = [ann, bob].map(|peer| fill(&mut scene, peer, &pattern));
+    let [from_ann, from_bob] = [ann, bob].map(|peer| fill(&mut fixture, peer, &pattern));
     // Whoever uploads before it reads must not lock itself: each direction is on its own.
-    let got = scene.read(bob, from_ann);
+    let got = fixture.read(bob, from_ann);
     assert_same(&got, &pattern[..from_ann]);
-    let got = scene.read(ann, from_bob);
+    let got = fixture.read(ann, from_bob);
     assert_same(&got, &pattern[..from_bob]);
 }
 
 fn a_feeder_whose_sink_died_is_held_by_its_own_output_again<W: World>(world: &mut W) {
     let sink: Rc<RefCell<Option<ConnId>>> = Rc::default();
-    let (most, script) = large_replies();
-    let script = script.when_connected(move |conn, session| {
+    let (most, handler) = large_replies();
+    let handler = handler.when_connected(move |conn, session| {
         if session.number == 0 {
             *sink.borrow_mut() = Some(conn.id());
         } else if session.number == 1 {
@@ -678,20 +685,20 @@ fn a_feeder_whose_sink_died_is_held_by_its_own_output_again<W: World>(world: &mu
     });
     let mut config = Config::default();
     config.limits.input_max = 1_000;
-    let mut scene = Scene::new(world, config, script);
-    let (sink, _) = scene.enter();
-    let feeder = scene.connect_small();
-    scene.saw(1, What::Connected);
-    scene.leave(sink);
-    scene.expect_closed(CloseReason::PeerEof);
+    let mut fixture = Fixture::new(world, config, handler);
+    let (sink, _) = fixture.enter();
+    let feeder = fixture.connect_small();
+    fixture.saw(1, What::Connected);
+    fixture.leave(sink);
+    fixture.expect_closed(CloseReason::PeerEof);
     // From here on it is a client like any other, and one that never reads.
     let requests = [b'r'; 2_000];
-    scene.send(feeder, &requests);
-    scene.wait(millis(100));
-    scene.expect_none_closed();
+    fixture.send(feeder, &requests);
+    fixture.wait(millis(100));
+    fixture.expect_none_closed();
     assert!(most.get() <= Watermarks::default().high() + REPLY, "{} bytes queued", most.get());
-    scene.read(feeder, requests.len() * REPLY);
-    scene.expect_service();
+    fixture.read(feeder, requests.len() * REPLY);
+    fixture.expect_service();
 }
 
 fn a_feeder_is_not_late_while_its_sink_reads_slowly<W: World>(world: &mut W) {
@@ -700,39 +707,39 @@ fn a_feeder_is_not_late_while_its_sink_reads_slowly<W: World>(world: &mut W) {
     config.timeouts.response = Some(millis(300));
     config.timeouts.idle = Some(millis(300));
     config.timeouts.first_byte = Some(Duration::from_secs(60));
-    let mut scene = Scene::new(world, config, pipe());
-    let sink = scene.connect_small();
-    scene.saw(0, What::Connected);
-    let (feeder, _) = scene.enter();
+    let mut fixture = Fixture::new(world, config, pipe());
+    let sink = fixture.connect_small();
+    fixture.saw(0, What::Connected);
+    let (feeder, _) = fixture.enter();
     // More than leaves at once, and so slowly that the low mark is far.
     let pattern = pattern(MUCH);
-    let sent = fill(&mut scene, feeder, &pattern);
-    let start = scene.now();
+    let sent = fill(&mut fixture, feeder, &pattern);
+    let start = fixture.now();
     let mut got = Vec::new();
-    while scene.now() - start < millis(1_200) {
-        got.extend(scene.sip(sink, 1_000));
-        scene.wait(millis(20));
+    while fixture.now() - start < millis(1_200) {
+        got.extend(fixture.sip(sink, 1_000));
+        fixture.wait(millis(20));
     }
     // Neither has given cause: the sink reads, and the feeder would send.
-    scene.expect_none_closed();
-    let rest = scene.read(sink, sent - got.len());
+    fixture.expect_none_closed();
+    let rest = fixture.read(sink, sent - got.len());
     got.extend(rest);
     assert_same(&got, &pattern[..sent]);
 }
 
 fn feeds_in_both_directions_do_not_lock<W: World>(world: &mut W) {
     // Two peers that both send before they read, through a server that buffers little.
-    let mut scene = Scene::new(world, Config::default(), two_way_pipe());
-    let ann = scene.connect_small();
-    scene.saw(0, What::Connected);
-    let bob = scene.connect_small();
-    scene.saw(1, What::Connected);
+    let mut fixture = Fixture::new(world, Config::default(), two_way_pipe());
+    let ann = fixture.connect_small();
+    fixture.saw(0, What::Connected);
+    let bob = fixture.connect_small();
+    fixture.saw(1, What::Connected);
     let pattern = pattern(MUCH);
-    let [from_ann, from_bob] = [ann, bob].map(|peer| fill(&mut scene, peer, &pattern));
+    let [from_ann, from_bob] = [ann, bob].map(|peer| fill(&mut fixture, peer, &pattern));
     let (mut at_ann, mut at_bob) = (Vec::new(), Vec::new());
-    scene.until("both", |scene| {
-        at_ann.extend(scene.sip(ann, 64 * 1024));
-        at_bob.extend(scene.sip(bob, 64 * 1024));
+    fixture.until("both", |fixture| {
+        at_ann.extend(fixture.sip(ann, 64 * 1024));
+        at_bob.extend(fixture.sip(bob, 64 * 1024));
         at_ann.len() >= from_bob && at_bob.len() >= from_ann
     });
     assert_same(&at_ann, &pattern[..from_bob]);
@@ -741,26 +748,26 @@ fn feeds_in_both_directions_do_not_lock<W: World>(world: &mut W) {
 
 fn feeding_before_being_refused_leaves_the_sink_alone<W: World>(world: &mut W) {
     let ids: Rc<RefCell<Vec<ConnId>>> = Rc::default();
-    let script = Script::echo().when_open(move |conn, number| {
+    let handler = RecordingHandler::echo().when_open(move |conn, number| {
         ids.borrow_mut().push(conn.id());
         if number == 1 {
             conn.throttle_on(ids.borrow()[0]);
         }
         number != 1
     });
-    let mut scene = Scene::new(world, Config::default(), script);
-    let (sink, _) = scene.enter();
-    let refused = scene.connect();
-    scene.read_to_end(refused);
-    scene.leave(sink);
-    scene.expect_closed(CloseReason::PeerEof);
-    scene.expect_service();
+    let mut fixture = Fixture::new(world, Config::default(), handler);
+    let (sink, _) = fixture.enter();
+    let refused = fixture.connect();
+    fixture.read_to_end(refused);
+    fixture.leave(sink);
+    fixture.expect_closed(CloseReason::PeerEof);
+    fixture.expect_service();
 }
 
 fn feeding_in_on_closing_leaves_the_sink_alone<W: World>(world: &mut W) {
     let ids: Rc<RefCell<Vec<ConnId>>> = Rc::default();
     let kept = Rc::clone(&ids);
-    let script = Script::echo()
+    let handler = RecordingHandler::echo()
         .when_open(move |conn, _| {
             kept.borrow_mut().push(conn.id());
             true
@@ -770,19 +777,19 @@ fn feeding_in_on_closing_leaves_the_sink_alone<W: World>(world: &mut W) {
                 conn.throttle_on(ids.borrow()[0]);
             }
         });
-    let mut scene = Scene::new(world, Config::default(), script);
-    let (sink, _) = scene.enter();
-    let (feeder, number) = scene.enter();
-    scene.leave(feeder);
-    assert_eq!(scene.expect_closed(CloseReason::PeerEof).id, scene.script.ids[number]);
-    scene.leave(sink);
-    assert_eq!(scene.expect_closed(CloseReason::PeerEof).id, scene.script.ids[0]);
-    scene.expect_service();
+    let mut fixture = Fixture::new(world, Config::default(), handler);
+    let (sink, _) = fixture.enter();
+    let (feeder, number) = fixture.enter();
+    fixture.leave(feeder);
+    assert_eq!(fixture.expect_closed(CloseReason::PeerEof).id, fixture.handler.ids[number]);
+    fixture.leave(sink);
+    assert_eq!(fixture.expect_closed(CloseReason::PeerEof).id, fixture.handler.ids[0]);
+    fixture.expect_service();
 }
 
-fn feeding_a_sink_that_closes_holds_nobody<W: World>(world: &mut W) {
+fn feeding_a_sink_that_closes_pauses_none<W: World>(world: &mut W) {
     let sink: Rc<RefCell<Option<ConnId>>> = Rc::default();
-    let script = Script::echo().when_data(move |conn, session, input| {
+    let handler = RecordingHandler::echo().when_data(move |conn, session, input| {
         input.clear();
         if session.number == 0 {
             *sink.borrow_mut() = Some(conn.id());
@@ -792,26 +799,26 @@ fn feeding_a_sink_that_closes_holds_nobody<W: World>(world: &mut W) {
             conn.throttle_on(sink);
         }
     });
-    let mut scene = Scene::new(world, Config::default(), script);
-    let (sink, _) = scene.enter();
-    let (feeder, number) = scene.enter();
-    scene.send(sink, b"x");
-    scene.saw(0, What::Closing(CloseReason::HandlerClose));
-    scene.send(feeder, b"x");
-    scene.saw(number, What::Data(1));
-    scene.reset(sink);
-    scene.closed();
-    scene.send(feeder, b"yy");
-    scene.saw(number, What::Data(2));
-    scene.leave(feeder);
-    scene.expect_closed(CloseReason::PeerEof);
-    scene.expect_service();
+    let mut fixture = Fixture::new(world, Config::default(), handler);
+    let (sink, _) = fixture.enter();
+    let (feeder, number) = fixture.enter();
+    fixture.send(sink, b"x");
+    fixture.saw(0, What::Closing(CloseReason::HandlerClose));
+    fixture.send(feeder, b"x");
+    fixture.saw(number, What::Data(1));
+    fixture.reset(sink);
+    fixture.closed();
+    fixture.send(feeder, b"yy");
+    fixture.saw(number, What::Data(2));
+    fixture.leave(feeder);
+    fixture.expect_closed(CloseReason::PeerEof);
+    fixture.expect_service();
 }
 
-fn who_begins_to_feed_with_input_left_is_shown_it<W: World>(world: &mut W) {
+fn a_connection_that_begins_to_feed_gets_the_input_it_left<W: World>(world: &mut W) {
     let ids: Rc<RefCell<Vec<ConnId>>> = Rc::default();
     let kept = Rc::clone(&ids);
-    let script = Script::echo()
+    let handler = RecordingHandler::echo()
         .when_open(move |conn, _| {
             kept.borrow_mut().push(conn.id());
             true
@@ -827,11 +834,11 @@ fn who_begins_to_feed_with_input_left_is_shown_it<W: World>(world: &mut W) {
             conn.set_timer(conn.now() + millis(50));
         })
         .when_timer(move |conn, _| conn.throttle_on(ids.borrow()[1]));
-    let mut scene = Scene::new(world, Config::default(), script);
-    let (feeder, number) = scene.enter();
-    scene.enter();
-    scene.send(feeder, b"y");
-    scene.saw(number, What::Timer);
-    scene.until("the input again", |scene| scene.script.count(number, What::Data(1)) == 2);
-    scene.expect_none_closed();
+    let mut fixture = Fixture::new(world, Config::default(), handler);
+    let (feeder, number) = fixture.enter();
+    fixture.enter();
+    fixture.send(feeder, b"y");
+    fixture.saw(number, What::Timer);
+    fixture.until("the input again", |fixture| fixture.handler.count(number, What::Data(1)) == 2);
+    fixture.expect_none_closed();
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use wheelhouse::{CloseReason, Config, Timeout};
 
-use crate::harness::{Got, Scene, Script, What, World, assert_same, millis};
+use crate::harness::{Fixture, Got, RecordingHandler, What, World, assert_same, millis};
 
 behaviours! {
     everywhere {
@@ -18,8 +18,8 @@ behaviours! {
         the_last_reply_leaves_before_the_end
         a_peer_that_is_silent_after_our_fin_is_waited_for_in_vain
         a_peer_that_talks_on_after_our_fin_is_heard_for_so_long
-        nobody_lingers_for_a_peer_that_sent_its_fin
-        nobody_lingers_where_nothing_was_written
+        no_connection_lingers_for_a_peer_that_sent_its_fin
+        no_connection_lingers_where_nothing_was_written
         a_half_closed_peer_is_not_owed_for_ever
         finishing_in_on_active_does_not_lose_the_input
     }
@@ -44,32 +44,32 @@ behaviours! {
 }
 
 fn a_peer_that_leaves_at_once_is_gone<W: World>(world: &mut W) {
-    let mut scene = Scene::new(world, Config::default(), Script::echo());
-    let peer = scene.connect();
-    scene.leave(peer);
-    let closed = scene.expect_closed(CloseReason::PeerEof);
+    let mut fixture = Fixture::new(world, Config::default(), RecordingHandler::echo());
+    let peer = fixture.connect();
+    fixture.leave(peer);
+    let closed = fixture.expect_closed(CloseReason::PeerEof);
     assert_eq!((closed.bytes_in, closed.bytes_out), (0, 0));
     let reason = CloseReason::PeerEof;
     assert_eq!(
-        scene.script.story(0),
+        fixture.handler.story(0),
         [What::Open, What::Connected, What::Eof, What::Closing(reason), What::Closed(reason)]
     );
-    scene.expect_service();
+    fixture.expect_service();
 }
 
 fn a_request_with_a_fin_behind_it_gets_its_reply<W: World>(world: &mut W) {
-    let mut scene = Scene::new(world, Config::default(), Script::echo());
-    let peer = scene.connect();
-    scene.send(peer, b"hello");
-    scene.half_close(peer);
-    assert_eq!(scene.read_to_end(peer), (b"hello".to_vec(), Got::Eof));
-    let closed = scene.expect_closed(CloseReason::PeerEof);
+    let mut fixture = Fixture::new(world, Config::default(), RecordingHandler::echo());
+    let peer = fixture.connect();
+    fixture.send(peer, b"hello");
+    fixture.half_close(peer);
+    assert_eq!(fixture.read_to_end(peer), (b"hello".to_vec(), Got::Eof));
+    let closed = fixture.expect_closed(CloseReason::PeerEof);
     assert_eq!((closed.bytes_in, closed.bytes_out, closed.unsent), (5, 5, 0));
-    scene.expect_service();
+    fixture.expect_service();
 }
 
 fn a_reply_that_comes_later_reaches_a_half_closed_peer<W: World>(world: &mut W) {
-    let script = Script::echo()
+    let handler = RecordingHandler::echo()
         .when_data(|conn, _, input| {
             input.clear();
             conn.begin_request();
@@ -82,57 +82,57 @@ fn a_reply_that_comes_later_reaches_a_half_closed_peer<W: World>(world: &mut W) 
     let mut config = Config::default();
     // What the peer can do nothing about is not held against it.
     config.timeouts.half_closed = Some(millis(50));
-    let mut scene = Scene::new(world, config, script);
-    let peer = scene.connect();
-    scene.send(peer, b"hello");
-    scene.half_close(peer);
-    scene.saw(0, What::Eof);
-    assert_eq!(scene.read_to_end(peer), (b"later".to_vec(), Got::Eof));
-    scene.expect_closed(CloseReason::PeerEof);
-    scene.expect_service();
+    let mut fixture = Fixture::new(world, config, handler);
+    let peer = fixture.connect();
+    fixture.send(peer, b"hello");
+    fixture.half_close(peer);
+    fixture.saw(0, What::Eof);
+    assert_eq!(fixture.read_to_end(peer), (b"later".to_vec(), Got::Eof));
+    fixture.expect_closed(CloseReason::PeerEof);
+    fixture.expect_service();
 }
 
 fn pipelined_requests_with_a_fin_behind_them_are_all_answered<W: World>(world: &mut W) {
     const REQUESTS: usize = 40;
     const REPLY: usize = 100_000;
-    let script = Script::echo().when_data(|conn, _, input| {
+    let handler = RecordingHandler::echo().when_data(|conn, _, input| {
         while !input.is_empty() && !conn.is_congested() {
             let request = input.split_to(1);
             conn.write_bytes(vec![request[0]; REPLY]);
         }
     });
-    let mut scene = Scene::new(world, Config::default(), script);
-    let peer = scene.connect();
+    let mut fixture = Fixture::new(world, Config::default(), handler);
+    let peer = fixture.connect();
     let requests: Vec<u8> = (0..REQUESTS as u8).collect();
-    scene.send(peer, &requests);
-    scene.half_close(peer);
-    let (bytes, end) = scene.read_to_end(peer);
+    fixture.send(peer, &requests);
+    fixture.half_close(peer);
+    let (bytes, end) = fixture.read_to_end(peer);
     let replies: Vec<u8> = requests.iter().flat_map(|byte| vec![*byte; REPLY]).collect();
     assert_same(&bytes, &replies);
     assert_eq!(end, Got::Eof);
-    assert!(scene.script.count(0, What::Drained) > 1, "it was congested");
-    let closed = scene.expect_closed(CloseReason::PeerEof);
+    assert!(fixture.handler.count(0, What::Drained) > 1, "it was congested");
+    let closed = fixture.expect_closed(CloseReason::PeerEof);
     assert_eq!((closed.bytes_out, closed.unsent), (replies.len() as u64, 0));
-    scene.expect_service();
+    fixture.expect_service();
 }
 
 fn what_is_left_of_a_request_is_shown_to_on_eof<W: World>(world: &mut W) {
-    let script = Script::ignore().when_eof(|conn, _, input| {
+    let handler = RecordingHandler::ignore().when_eof(|conn, _, input| {
         conn.write(b"no: ");
         conn.write(input);
     });
-    let mut scene = Scene::new(world, Config::default(), script);
-    let peer = scene.connect();
-    scene.send(peer, b"half a requ");
-    scene.half_close(peer);
-    assert_eq!(scene.read_to_end(peer), (b"no: half a requ".to_vec(), Got::Eof));
-    scene.expect_closed(CloseReason::PeerEof);
-    scene.expect_service();
+    let mut fixture = Fixture::new(world, Config::default(), handler);
+    let peer = fixture.connect();
+    fixture.send(peer, b"half a requ");
+    fixture.half_close(peer);
+    assert_eq!(fixture.read_to_end(peer), (b"no: half a requ".to_vec(), Got::Eof));
+    fixture.expect_closed(CloseReason::PeerEof);
+    fixture.expect_service();
 }
 
 fn our_fin_follows_the_queue_and_reading_goes_on<W: World>(world: &mut W) {
     const LEN: usize = 2 << 20;
-    let script = Script::echo().when_data(|conn, session, input| {
+    let handler = RecordingHandler::echo().when_data(|conn, session, input| {
         if session.step == 0 {
             conn.write_bytes(vec![b'a'; LEN]);
             conn.shutdown_write();
@@ -141,23 +141,23 @@ fn our_fin_follows_the_queue_and_reading_goes_on<W: World>(world: &mut W) {
         session.step += 1;
         input.clear();
     });
-    let mut scene = Scene::new(world, Config::default(), script);
-    let peer = scene.connect();
-    scene.send(peer, b"x");
-    let (bytes, end) = scene.read_to_end(peer);
+    let mut fixture = Fixture::new(world, Config::default(), handler);
+    let peer = fixture.connect();
+    fixture.send(peer, b"x");
+    let (bytes, end) = fixture.read_to_end(peer);
     assert_same(&bytes, &vec![b'a'; LEN]);
     assert_eq!(end, Got::Eof);
-    scene.send(peer, b"more");
-    scene.until("more", |scene| scene.script.count(0, What::Data(4)) == 1);
-    scene.leave(peer);
-    let closed = scene.expect_closed(CloseReason::PeerEof);
+    fixture.send(peer, b"more");
+    fixture.until("more", |fixture| fixture.handler.count(0, What::Data(4)) == 1);
+    fixture.leave(peer);
+    let closed = fixture.expect_closed(CloseReason::PeerEof);
     assert_eq!((closed.bytes_in, closed.unsent), (5, 8));
-    scene.expect_service();
+    fixture.expect_service();
 }
 
 /// Answers the first byte with so many bytes, and closes.
-fn answer_and_close(len: usize) -> Script {
-    Script::echo().when_data(move |conn, _, input| {
+fn answer_and_close(len: usize) -> RecordingHandler {
+    RecordingHandler::echo().when_data(move |conn, _, input| {
         input.clear();
         conn.write_bytes(vec![b'b'; len]);
         conn.close();
@@ -166,104 +166,104 @@ fn answer_and_close(len: usize) -> Script {
 
 fn the_last_reply_leaves_before_the_end<W: World>(world: &mut W) {
     const LEN: usize = 2 << 20;
-    let mut scene = Scene::new(world, Config::default(), answer_and_close(LEN));
-    let peer = scene.connect();
-    scene.send(peer, b"x");
-    let (bytes, end) = scene.read_to_end(peer);
+    let mut fixture = Fixture::new(world, Config::default(), answer_and_close(LEN));
+    let peer = fixture.connect();
+    fixture.send(peer, b"x");
+    let (bytes, end) = fixture.read_to_end(peer);
     assert_same(&bytes, &vec![b'b'; LEN]);
     assert_eq!(end, Got::Eof);
-    scene.expect_none_closed();
-    scene.leave(peer);
-    let closed = scene.expect_closed(CloseReason::HandlerClose);
+    fixture.expect_none_closed();
+    fixture.leave(peer);
+    let closed = fixture.expect_closed(CloseReason::HandlerClose);
     assert_eq!((closed.bytes_out, closed.unsent), (LEN as u64, 0));
-    assert_eq!(scene.reactor.handle().stats().linger_expired, 0);
-    scene.expect_service();
+    assert_eq!(fixture.reactor.handle().stats().linger_expired, 0);
+    fixture.expect_service();
 }
 
 fn a_peer_that_is_silent_after_our_fin_is_waited_for_in_vain<W: World>(world: &mut W) {
     let mut config = Config::default();
     config.timeouts.linger_read = Some(millis(120));
-    let mut scene = Scene::new(world, config, answer_and_close(3));
-    let (peer, _) = scene.enter();
-    let start = scene.now();
-    scene.send(peer, b"x");
-    assert_eq!(scene.read_to_end(peer), (b"bbb".to_vec(), Got::Eof));
-    scene.expect_closed(CloseReason::HandlerClose);
-    scene.assert_took(start, millis(120));
-    assert_eq!(scene.reactor.handle().stats().linger_expired, 1);
-    scene.expect_service();
+    let mut fixture = Fixture::new(world, config, answer_and_close(3));
+    let (peer, _) = fixture.enter();
+    let start = fixture.now();
+    fixture.send(peer, b"x");
+    assert_eq!(fixture.read_to_end(peer), (b"bbb".to_vec(), Got::Eof));
+    fixture.expect_closed(CloseReason::HandlerClose);
+    fixture.assert_took(start, millis(120));
+    assert_eq!(fixture.reactor.handle().stats().linger_expired, 1);
+    fixture.expect_service();
 }
 
 fn a_peer_that_talks_on_after_our_fin_is_heard_for_so_long<W: World>(world: &mut W) {
     let mut config = Config::default();
     config.timeouts.linger_read = Some(millis(250));
     config.timeouts.linger = Some(millis(600));
-    let mut scene = Scene::new(world, config, answer_and_close(3));
-    let (peer, _) = scene.enter();
-    let start = scene.now();
-    scene.send(peer, b"x");
-    scene.expect(peer, b"bbb");
-    scene.drip(peer, &[b'x'; 20], millis(60));
-    scene.expect_closed(CloseReason::HandlerClose);
-    let took = scene.script.when(0, What::Closed(CloseReason::HandlerClose)).unwrap() - start;
+    let mut fixture = Fixture::new(world, config, answer_and_close(3));
+    let (peer, _) = fixture.enter();
+    let start = fixture.now();
+    fixture.send(peer, b"x");
+    fixture.expect(peer, b"bbb");
+    fixture.drip(peer, &[b'x'; 20], millis(60));
+    fixture.expect_closed(CloseReason::HandlerClose);
+    let took = fixture.handler.when(0, What::Closed(CloseReason::HandlerClose)).unwrap() - start;
     assert!(took >= millis(600), "{took:?}");
     assert!(took < millis(1_100), "{took:?}");
-    scene.expect_service();
+    fixture.expect_service();
 }
 
-fn nobody_lingers_for_a_peer_that_sent_its_fin<W: World>(world: &mut W) {
+fn no_connection_lingers_for_a_peer_that_sent_its_fin<W: World>(world: &mut W) {
     // The FIN comes first, so that nothing more can come from this peer.
-    let script = Script::ignore().when_eof(|conn, _, _| {
+    let handler = RecordingHandler::ignore().when_eof(|conn, _, _| {
         conn.write(b"bye");
         conn.close();
     });
-    let mut scene = Scene::new(world, Config::default(), script);
-    let peer = scene.connect();
-    scene.send(peer, b"x");
-    scene.half_close(peer);
-    let closed = scene.expect_closed(CloseReason::HandlerClose);
+    let mut fixture = Fixture::new(world, Config::default(), handler);
+    let peer = fixture.connect();
+    fixture.send(peer, b"x");
+    fixture.half_close(peer);
+    let closed = fixture.expect_closed(CloseReason::HandlerClose);
     assert!(closed.age < Duration::from_secs(2), "{:?}", closed.age);
-    assert_eq!(scene.read_to_end(peer), (b"bye".to_vec(), Got::Eof));
-    scene.expect_service();
+    assert_eq!(fixture.read_to_end(peer), (b"bye".to_vec(), Got::Eof));
+    fixture.expect_service();
 }
 
-fn nobody_lingers_where_nothing_was_written<W: World>(world: &mut W) {
-    let script = Script::echo().when_data(|conn, _, input| {
+fn no_connection_lingers_where_nothing_was_written<W: World>(world: &mut W) {
+    let handler = RecordingHandler::echo().when_data(|conn, _, input| {
         input.clear();
         conn.close();
     });
-    let mut scene = Scene::new(world, Config::default(), script);
-    let peer = scene.connect();
-    scene.send(peer, b"x");
-    let closed = scene.expect_closed(CloseReason::HandlerClose);
+    let mut fixture = Fixture::new(world, Config::default(), handler);
+    let peer = fixture.connect();
+    fixture.send(peer, b"x");
+    let closed = fixture.expect_closed(CloseReason::HandlerClose);
     assert!(closed.age < Duration::from_secs(2), "{:?}", closed.age);
-    scene.expect_eof(peer);
-    scene.expect_service();
+    fixture.expect_eof(peer);
+    fixture.expect_service();
 }
 
 fn a_long_reply_survives_the_upload_it_cut_short<W: World>(world: &mut W) {
     const LEN: usize = 400_000;
-    let script = Script::echo().when_data(|conn, _, _| {
+    let handler = RecordingHandler::echo().when_data(|conn, _, _| {
         conn.write_bytes(vec![b'c'; LEN]);
         conn.close();
     });
-    let mut scene = Scene::new(world, Config::default(), script);
-    let peer = scene.connect_small();
+    let mut fixture = Fixture::new(world, Config::default(), handler);
+    let peer = fixture.connect_small();
     // As much as the kernel takes while nobody reads, and more while the reply comes.
     let upload = vec![b'u'; 256 * 1024];
-    while scene.try_send(peer, &upload).unwrap() > 0 {}
+    while fixture.try_send(peer, &upload).unwrap() > 0 {}
     let mut reply = Vec::new();
     while reply.len() < LEN {
-        scene.turn();
-        reply.extend(scene.sip(peer, 8 * 1024));
-        assert!(scene.try_send(peer, &upload[..1_000]).is_some(), "no reset");
+        fixture.turn();
+        reply.extend(fixture.sip(peer, 8 * 1024));
+        assert!(fixture.try_send(peer, &upload[..1_000]).is_some(), "no reset");
     }
     assert_same(&reply, &vec![b'c'; LEN]);
-    assert_eq!(scene.read_to_end(peer), (Vec::new(), Got::Eof));
-    scene.leave(peer);
-    let closed = scene.expect_closed(CloseReason::HandlerClose);
+    assert_eq!(fixture.read_to_end(peer), (Vec::new(), Got::Eof));
+    fixture.leave(peer);
+    let closed = fixture.expect_closed(CloseReason::HandlerClose);
     assert_eq!(closed.unsent, 0);
-    scene.expect_service();
+    fixture.expect_service();
 }
 
 const LARGE: usize = 4 << 20;
@@ -272,223 +272,223 @@ fn the_last_output_must_leave_at_the_least_rate<W: World>(world: &mut W) {
     let mut config = Config::default();
     config.timeouts.flush = Some(millis(200));
     config.limits.flush_rate = 100_000_000;
-    let mut scene = Scene::new(world, config, answer_and_close(LARGE));
-    let peer = scene.connect_small();
-    scene.turn();
-    let start = scene.now();
-    scene.send(peer, b"x");
-    while scene.script.closed.is_empty() && scene.now() - start < Duration::from_secs(5) {
-        scene.sip(peer, 4 * 1024);
-        scene.wait(millis(10));
+    let mut fixture = Fixture::new(world, config, answer_and_close(LARGE));
+    let peer = fixture.connect_small();
+    fixture.turn();
+    let start = fixture.now();
+    fixture.send(peer, b"x");
+    while fixture.handler.closed.is_empty() && fixture.now() - start < Duration::from_secs(5) {
+        fixture.sip(peer, 4 * 1024);
+        fixture.wait(millis(10));
     }
     // The reason is the first one, what became of the output is in the numbers.
-    let closed = scene.expect_closed(CloseReason::HandlerClose);
-    let took = scene.script.when(0, What::Closed(CloseReason::HandlerClose)).unwrap() - start;
+    let closed = fixture.expect_closed(CloseReason::HandlerClose);
+    let took = fixture.handler.when(0, What::Closed(CloseReason::HandlerClose)).unwrap() - start;
     assert!(took >= millis(200), "early: {took:?}");
     assert!(took < millis(900), "late: {took:?}");
     assert!(closed.unsent > 0);
     assert_eq!(closed.bytes_out + closed.unsent, LARGE as u64);
-    let (bytes, end) = scene.read_to_end(peer);
+    let (bytes, end) = fixture.read_to_end(peer);
     assert!(bytes.len() < LARGE);
-    scene.assert_reset(end);
-    scene.expect_service();
+    fixture.assert_reset(end);
+    fixture.expect_service();
 }
 
 fn the_last_output_may_leave_slowly<W: World>(world: &mut W) {
     let mut config = Config::default();
     config.timeouts.flush = Some(millis(200));
     config.limits.flush_rate = 1_000;
-    let mut scene = Scene::new(world, config, answer_and_close(LARGE));
-    let peer = scene.connect_small();
-    scene.send(peer, b"x");
-    let start = scene.now();
+    let mut fixture = Fixture::new(world, config, answer_and_close(LARGE));
+    let peer = fixture.connect_small();
+    fixture.send(peer, b"x");
+    let start = fixture.now();
     let mut count = 0;
-    while scene.now() - start < millis(800) {
-        count += scene.sip(peer, 4 * 1024).len();
-        scene.wait(millis(20));
+    while fixture.now() - start < millis(800) {
+        count += fixture.sip(peer, 4 * 1024).len();
+        fixture.wait(millis(20));
     }
-    scene.expect_none_closed();
-    scene.read(peer, LARGE - count);
-    scene.expect_eof(peer);
-    scene.leave(peer);
-    assert_eq!(scene.expect_closed(CloseReason::HandlerClose).unsent, 0);
-    scene.expect_service();
+    fixture.expect_none_closed();
+    fixture.read(peer, LARGE - count);
+    fixture.expect_eof(peer);
+    fixture.leave(peer);
+    assert_eq!(fixture.expect_closed(CloseReason::HandlerClose).unsent, 0);
+    fixture.expect_service();
 }
 
 fn a_half_closed_peer_is_not_owed_for_ever<W: World>(world: &mut W) {
-    let script = Script::echo().when_data(|conn, _, input| {
+    let handler = RecordingHandler::echo().when_data(|conn, _, input| {
         input.clear();
         conn.begin_request();
     });
     let mut config = Config::default();
     config.timeouts.response = Some(millis(120));
-    let mut scene = Scene::new(world, config, script);
-    let (peer, _) = scene.enter();
-    let start = scene.now();
-    scene.send(peer, b"x");
-    scene.half_close(peer);
-    scene.expect_closed(CloseReason::Timeout(Timeout::Response));
-    scene.assert_took(start, millis(120));
-    scene.expect_eof(peer);
-    scene.expect_service();
+    let mut fixture = Fixture::new(world, config, handler);
+    let (peer, _) = fixture.enter();
+    let start = fixture.now();
+    fixture.send(peer, b"x");
+    fixture.half_close(peer);
+    fixture.expect_closed(CloseReason::Timeout(Timeout::Response));
+    fixture.assert_took(start, millis(120));
+    fixture.expect_eof(peer);
+    fixture.expect_service();
 }
 
 fn a_closing_connection_whose_reader_froze_is_reset<W: World>(world: &mut W) {
     let mut config = Config::default();
     config.timeouts.write = Some(millis(150));
-    let mut scene = Scene::new(world, config, answer_and_close(LARGE));
-    let peer = scene.connect_small();
-    scene.turn();
-    let start = scene.now();
-    scene.send(peer, b"x");
-    let closed = scene.expect_closed(CloseReason::HandlerClose);
-    scene.assert_took(start, millis(150));
+    let mut fixture = Fixture::new(world, config, answer_and_close(LARGE));
+    let peer = fixture.connect_small();
+    fixture.turn();
+    let start = fixture.now();
+    fixture.send(peer, b"x");
+    let closed = fixture.expect_closed(CloseReason::HandlerClose);
+    fixture.assert_took(start, millis(150));
     assert!(closed.unsent > 0);
-    let (_, end) = scene.read_to_end(peer);
-    scene.assert_reset(end);
-    scene.expect_service();
+    let (_, end) = fixture.read_to_end(peer);
+    fixture.assert_reset(end);
+    fixture.expect_service();
 }
 
 fn a_reset_before_any_byte_ends_the_connection<W: World>(world: &mut W) {
-    let mut scene = Scene::new(world, Config::default(), Script::echo());
-    let (peer, _) = scene.enter();
-    scene.reset(peer);
-    scene.expect_closed(CloseReason::PeerReset);
-    scene.expect_service();
+    let mut fixture = Fixture::new(world, Config::default(), RecordingHandler::echo());
+    let (peer, _) = fixture.enter();
+    fixture.reset(peer);
+    fixture.expect_closed(CloseReason::PeerReset);
+    fixture.expect_service();
 }
 
 fn a_reset_within_a_request_ends_the_connection<W: World>(world: &mut W) {
-    let mut scene = Scene::new(world, Config::default(), Script::ignore());
-    let (peer, number) = scene.enter();
-    scene.send(peer, b"half");
-    scene.saw(number, What::Data(4));
-    scene.reset(peer);
-    let closed = scene.expect_closed(CloseReason::PeerReset);
+    let mut fixture = Fixture::new(world, Config::default(), RecordingHandler::ignore());
+    let (peer, number) = fixture.enter();
+    fixture.send(peer, b"half");
+    fixture.saw(number, What::Data(4));
+    fixture.reset(peer);
+    let closed = fixture.expect_closed(CloseReason::PeerReset);
     assert_eq!(closed.bytes_in, 4);
-    assert_eq!(scene.script.count(number, What::Eof), 0, "a reset is no end");
-    scene.expect_service();
+    assert_eq!(fixture.handler.count(number, What::Eof), 0, "a reset is no end");
+    fixture.expect_service();
 }
 
 fn a_reset_ends_an_idle_connection<W: World>(world: &mut W) {
-    let mut scene = Scene::new(world, Config::default(), Script::echo());
-    let (peer, number) = scene.enter();
-    scene.send(peer, b"hello");
-    scene.expect(peer, b"hello");
-    scene.saw(number, What::Idle);
-    scene.reset(peer);
-    scene.expect_closed(CloseReason::PeerReset);
-    scene.expect_service();
+    let mut fixture = Fixture::new(world, Config::default(), RecordingHandler::echo());
+    let (peer, number) = fixture.enter();
+    fixture.send(peer, b"hello");
+    fixture.expect(peer, b"hello");
+    fixture.saw(number, What::Idle);
+    fixture.reset(peer);
+    fixture.expect_closed(CloseReason::PeerReset);
+    fixture.expect_service();
 }
 
 fn a_reset_ends_a_connection_with_output_queued<W: World>(world: &mut W) {
-    let script = Script::echo().when_data(|conn, _, input| {
+    let handler = RecordingHandler::echo().when_data(|conn, _, input| {
         input.clear();
         conn.write_bytes(vec![b'd'; LARGE]);
     });
-    let mut scene = Scene::new(world, Config::default(), script);
-    let (_, number) = scene.enter();
-    let peer = scene.connect_small();
-    scene.send(peer, b"x");
-    scene.saw(number + 1, What::Data(1));
-    scene.wait(millis(20));
-    assert!(scene.with(number + 1, |conn| conn.is_congested()));
-    scene.reset(peer);
-    let closed = scene.expect_closed(CloseReason::PeerReset);
+    let mut fixture = Fixture::new(world, Config::default(), handler);
+    let (_, number) = fixture.enter();
+    let peer = fixture.connect_small();
+    fixture.send(peer, b"x");
+    fixture.saw(number + 1, What::Data(1));
+    fixture.wait(millis(20));
+    assert!(fixture.with(number + 1, |conn| conn.is_congested()));
+    fixture.reset(peer);
+    let closed = fixture.expect_closed(CloseReason::PeerReset);
     assert_eq!(closed.bytes_out + closed.unsent, LARGE as u64);
     assert!(closed.unsent > 0);
-    scene.expect_service();
+    fixture.expect_service();
 }
 
 fn a_reset_ends_a_connection_that_is_not_read<W: World>(world: &mut W) {
-    let script = Script::echo().when_data(|conn, _, input| {
+    let handler = RecordingHandler::echo().when_data(|conn, _, input| {
         input.clear();
         conn.pause_reading();
     });
-    let mut scene = Scene::new(world, Config::default(), script);
-    let (peer, number) = scene.enter();
-    scene.send(peer, b"x");
-    scene.saw(number, What::Data(1));
-    scene.send(peer, b"unread");
-    scene.turn();
-    scene.reset(peer);
-    let closed = scene.expect_closed(CloseReason::PeerReset);
+    let mut fixture = Fixture::new(world, Config::default(), handler);
+    let (peer, number) = fixture.enter();
+    fixture.send(peer, b"x");
+    fixture.saw(number, What::Data(1));
+    fixture.send(peer, b"unread");
+    fixture.turn();
+    fixture.reset(peer);
+    let closed = fixture.expect_closed(CloseReason::PeerReset);
     assert_eq!(closed.bytes_in, 1);
-    scene.expect_service();
+    fixture.expect_service();
 }
 
 fn a_reset_ends_a_closing_connection<W: World>(world: &mut W) {
-    let mut scene = Scene::new(world, Config::default(), answer_and_close(3));
-    let (peer, _) = scene.enter();
-    scene.send(peer, b"x");
-    assert_eq!(scene.read_to_end(peer), (b"bbb".to_vec(), Got::Eof));
-    scene.expect_none_closed();
-    scene.reset(peer);
-    let closed = scene.expect_closed(CloseReason::HandlerClose);
+    let mut fixture = Fixture::new(world, Config::default(), answer_and_close(3));
+    let (peer, _) = fixture.enter();
+    fixture.send(peer, b"x");
+    assert_eq!(fixture.read_to_end(peer), (b"bbb".to_vec(), Got::Eof));
+    fixture.expect_none_closed();
+    fixture.reset(peer);
+    let closed = fixture.expect_closed(CloseReason::HandlerClose);
     assert!(closed.age < Duration::from_secs(2), "it waits for nobody: {:?}", closed.age);
-    scene.expect_service();
+    fixture.expect_service();
 }
 
 fn a_reset_ends_a_closing_connection_with_output_queued<W: World>(world: &mut W) {
-    let mut scene = Scene::new(world, Config::default(), answer_and_close(LARGE));
-    let peer = scene.connect_small();
-    scene.send(peer, b"x");
-    scene.saw(0, What::Closing(CloseReason::HandlerClose));
-    scene.wait(millis(20));
-    scene.reset(peer);
-    let closed = scene.expect_closed(CloseReason::HandlerClose);
+    let mut fixture = Fixture::new(world, Config::default(), answer_and_close(LARGE));
+    let peer = fixture.connect_small();
+    fixture.send(peer, b"x");
+    fixture.saw(0, What::Closing(CloseReason::HandlerClose));
+    fixture.wait(millis(20));
+    fixture.reset(peer);
+    let closed = fixture.expect_closed(CloseReason::HandlerClose);
     assert!(closed.age < Duration::from_secs(2), "{:?}", closed.age);
     assert!(closed.unsent > 0);
     assert_eq!(closed.bytes_out + closed.unsent, LARGE as u64);
-    scene.expect_service();
+    fixture.expect_service();
 }
 
 fn a_reset_after_a_fin_ends_the_connection<W: World>(world: &mut W) {
     // The reply is worked on, and nobody will have it.
-    let script = Script::echo().when_data(|conn, _, input| {
+    let handler = RecordingHandler::echo().when_data(|conn, _, input| {
         input.clear();
         conn.begin_request();
     });
-    let mut scene = Scene::new(world, Config::default(), script);
-    let (peer, number) = scene.enter();
-    scene.send(peer, b"x");
-    scene.half_close(peer);
-    scene.saw(number, What::Eof);
-    scene.turn();
-    scene.reset(peer);
-    let closed = scene.expect_closed(CloseReason::PeerReset);
+    let mut fixture = Fixture::new(world, Config::default(), handler);
+    let (peer, number) = fixture.enter();
+    fixture.send(peer, b"x");
+    fixture.half_close(peer);
+    fixture.saw(number, What::Eof);
+    fixture.turn();
+    fixture.reset(peer);
+    let closed = fixture.expect_closed(CloseReason::PeerReset);
     assert!(closed.age < Duration::from_secs(2), "{:?}", closed.age);
-    scene.expect_service();
+    fixture.expect_service();
 }
 
 fn bytes_before_a_reset_do_not_raise_it_twice<W: World>(world: &mut W) {
-    let mut scene = Scene::new(world, Config::default(), Script::echo());
-    let peer = scene.connect();
-    scene.send(peer, b"hello");
-    scene.reset(peer);
+    let mut fixture = Fixture::new(world, Config::default(), RecordingHandler::echo());
+    let peer = fixture.connect();
+    fixture.send(peer, b"hello");
+    fixture.reset(peer);
     // The kernel may or may not show the bytes that were there; the end is one either way.
-    scene.expect_closed(CloseReason::PeerReset);
-    scene.expect_service();
+    fixture.expect_closed(CloseReason::PeerReset);
+    fixture.expect_service();
 }
 
 fn all_that_came_before_a_reset_is_read_though_writing_fails<W: World>(world: &mut W) {
-    let script = Script::echo().when_data(|conn, _, input| {
+    let handler = RecordingHandler::echo().when_data(|conn, _, input| {
         input.clear();
         conn.write(b"ok");
     });
     let stall = world.stall();
-    let mut scene = Scene::new(world, Config::default(), script);
-    let (peer, _) = scene.enter();
+    let mut fixture = Fixture::new(world, Config::default(), handler);
+    let (peer, _) = fixture.enter();
     // At once and with no turn between, so that both wait together.
-    let sent = scene.try_send(peer, &[b'x'; 120_000]).unwrap();
-    scene.reset(peer);
+    let sent = fixture.try_send(peer, &[b'x'; 120_000]).unwrap();
+    fixture.reset(peer);
     stall(millis(20));
-    let closed = scene.closed();
+    let closed = fixture.closed();
     assert_eq!(closed.bytes_in, sent as u64, "{closed:?}");
-    scene.expect_service();
+    fixture.expect_service();
 }
 
 fn finishing_in_on_active_does_not_lose_the_input<W: World>(world: &mut W) {
-    let script = Script::echo().when_active(|conn, _| conn.shutdown_write()).when_data(
+    let handler = RecordingHandler::echo().when_active(|conn, _| conn.shutdown_write()).when_data(
         |conn, session, input| {
             input.clear();
             if session.step == 0 {
@@ -497,14 +497,14 @@ fn finishing_in_on_active_does_not_lose_the_input<W: World>(world: &mut W) {
             session.step += 1;
         },
     );
-    let mut scene = Scene::new(world, Config::default(), script);
-    let (peer, number) = scene.enter();
-    scene.send(peer, b"x");
-    scene.expect(peer, b"k");
-    scene.saw(number, What::Idle);
-    scene.send(peer, b"yy");
-    scene.saw(number, What::Data(2));
-    scene.leave(peer);
-    scene.closed();
-    scene.expect_service();
+    let mut fixture = Fixture::new(world, Config::default(), handler);
+    let (peer, number) = fixture.enter();
+    fixture.send(peer, b"x");
+    fixture.expect(peer, b"k");
+    fixture.saw(number, What::Idle);
+    fixture.send(peer, b"yy");
+    fixture.saw(number, What::Data(2));
+    fixture.leave(peer);
+    fixture.closed();
+    fixture.expect_service();
 }

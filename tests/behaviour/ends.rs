@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use wheelhouse::{CloseReason, Config, ConnId, State, Timeout};
 
-use crate::harness::{Got, Scene, Script, What, World, millis};
+use crate::harness::{Fixture, Got, RecordingHandler, What, World, millis};
 
 behaviours! {
     everywhere {
@@ -31,7 +31,7 @@ behaviours! {
         what_is_written_after_close_is_counted_as_unsent
         what_is_written_after_abort_is_counted_as_unsent
         writes_in_on_closing_after_abort_are_dropped
-        an_id_outlives_its_connection_and_means_nobody
+        an_id_that_outlives_its_connection_means_none
         a_closed_connection_is_gone_in_its_own_on_closed
         on_closed_may_shut_down
     }
@@ -46,18 +46,18 @@ fn closes_first(number: usize) -> bool {
 }
 
 fn on_open_may_refuse<W: World>(world: &mut W) {
-    let script = Script::echo().when_open(|_, number| !closes_first(number));
-    let mut scene = Scene::new(world, Config::default(), script);
-    let peer = scene.connect();
-    scene.expect_eof(peer);
-    assert_eq!(scene.script.story(0), [What::Open]);
-    let stats = scene.reactor.handle().stats();
+    let handler = RecordingHandler::echo().when_open(|_, number| !closes_first(number));
+    let mut fixture = Fixture::new(world, Config::default(), handler);
+    let peer = fixture.connect();
+    fixture.expect_eof(peer);
+    assert_eq!(fixture.handler.story(0), [What::Open]);
+    let stats = fixture.reactor.handle().stats();
     assert_eq!((stats.refused, stats.connections, stats.closed_total()), (1, 0, 0));
-    scene.expect_service();
+    fixture.expect_service();
 }
 
 fn on_open_may_close<W: World>(world: &mut W) {
-    let script = Script::echo().when_open(|conn, number| {
+    let handler = RecordingHandler::echo().when_open(|conn, number| {
         if closes_first(number) {
             conn.write(b"busy");
             conn.close();
@@ -65,243 +65,243 @@ fn on_open_may_close<W: World>(world: &mut W) {
         }
         true
     });
-    let mut scene = Scene::new(world, Config::default(), script);
-    let peer = scene.connect();
-    assert_eq!(scene.read_to_end(peer), (b"busy".to_vec(), Got::Eof));
-    scene.leave(peer);
-    scene.expect_closed(CloseReason::HandlerClose);
-    scene.expect_service();
+    let mut fixture = Fixture::new(world, Config::default(), handler);
+    let peer = fixture.connect();
+    assert_eq!(fixture.read_to_end(peer), (b"busy".to_vec(), Got::Eof));
+    fixture.leave(peer);
+    fixture.expect_closed(CloseReason::HandlerClose);
+    fixture.expect_service();
 }
 
 fn on_open_may_abort<W: World>(world: &mut W) {
-    let script = Script::echo().when_open(|conn, number| {
+    let handler = RecordingHandler::echo().when_open(|conn, number| {
         if closes_first(number) {
             conn.abort();
         }
         true
     });
-    let mut scene = Scene::new(world, Config::default(), script);
-    let peer = scene.connect();
-    scene.expect_reset(peer);
-    scene.expect_closed(CloseReason::HandlerAbort);
-    scene.expect_service();
+    let mut fixture = Fixture::new(world, Config::default(), handler);
+    let peer = fixture.connect();
+    fixture.expect_reset(peer);
+    fixture.expect_closed(CloseReason::HandlerAbort);
+    fixture.expect_service();
 }
 
 fn on_connected_may_close<W: World>(world: &mut W) {
-    let script = Script::echo().when_connected(|conn, session| {
+    let handler = RecordingHandler::echo().when_connected(|conn, session| {
         if closes_first(session.number) {
             conn.close();
         }
     });
-    let mut scene = Scene::new(world, Config::default(), script);
-    let peer = scene.connect();
-    scene.expect_eof(peer);
-    scene.expect_closed(CloseReason::HandlerClose);
-    scene.expect_service();
+    let mut fixture = Fixture::new(world, Config::default(), handler);
+    let peer = fixture.connect();
+    fixture.expect_eof(peer);
+    fixture.expect_closed(CloseReason::HandlerClose);
+    fixture.expect_service();
 }
 
 fn on_data_may_close<W: World>(world: &mut W) {
-    let script = Script::echo().when_data(|conn, _, _| {
+    let handler = RecordingHandler::echo().when_data(|conn, _, _| {
         conn.write(b"bye");
         conn.close();
     });
-    let mut scene = Scene::new(world, Config::default(), script);
-    let peer = scene.connect();
-    scene.send(peer, b"left unread");
-    assert_eq!(scene.read_to_end(peer), (b"bye".to_vec(), Got::Eof));
-    scene.leave(peer);
-    scene.expect_closed(CloseReason::HandlerClose);
-    assert_eq!(scene.script.count(0, What::Data(11)), 1, "it hears no more");
-    scene.expect_service();
+    let mut fixture = Fixture::new(world, Config::default(), handler);
+    let peer = fixture.connect();
+    fixture.send(peer, b"left unread");
+    assert_eq!(fixture.read_to_end(peer), (b"bye".to_vec(), Got::Eof));
+    fixture.leave(peer);
+    fixture.expect_closed(CloseReason::HandlerClose);
+    assert_eq!(fixture.handler.count(0, What::Data(11)), 1, "it hears no more");
+    fixture.expect_service();
 }
 
 fn on_idle_may_close<W: World>(world: &mut W) {
-    let script = Script::echo().when_idle(|conn, _| {
+    let handler = RecordingHandler::echo().when_idle(|conn, _| {
         assert_eq!(conn.state(), State::Idle);
         conn.close();
     });
-    let mut scene = Scene::new(world, Config::default(), script);
-    let peer = scene.connect();
-    scene.send(peer, b"hello");
-    assert_eq!(scene.read_to_end(peer), (b"hello".to_vec(), Got::Eof));
-    scene.leave(peer);
-    scene.expect_closed(CloseReason::HandlerClose);
-    scene.expect_service();
+    let mut fixture = Fixture::new(world, Config::default(), handler);
+    let peer = fixture.connect();
+    fixture.send(peer, b"hello");
+    assert_eq!(fixture.read_to_end(peer), (b"hello".to_vec(), Got::Eof));
+    fixture.leave(peer);
+    fixture.expect_closed(CloseReason::HandlerClose);
+    fixture.expect_service();
 }
 
 fn on_active_may_close<W: World>(world: &mut W) {
-    let script = Script::echo().when_active(|conn, _| conn.close());
-    let mut scene = Scene::new(world, Config::default(), script);
-    let peer = scene.connect();
-    scene.send(peer, b"hello");
-    scene.expect(peer, b"hello");
-    scene.saw(0, What::Idle);
-    scene.send(peer, b"again");
-    scene.expect_eof(peer);
-    scene.leave(peer);
-    scene.expect_closed(CloseReason::HandlerClose);
-    scene.expect_service();
+    let handler = RecordingHandler::echo().when_active(|conn, _| conn.close());
+    let mut fixture = Fixture::new(world, Config::default(), handler);
+    let peer = fixture.connect();
+    fixture.send(peer, b"hello");
+    fixture.expect(peer, b"hello");
+    fixture.saw(0, What::Idle);
+    fixture.send(peer, b"again");
+    fixture.expect_eof(peer);
+    fixture.leave(peer);
+    fixture.expect_closed(CloseReason::HandlerClose);
+    fixture.expect_service();
 }
 
 fn on_eof_may_close<W: World>(world: &mut W) {
-    let script = Script::echo().when_eof(|conn, _, _| conn.close());
-    let mut scene = Scene::new(world, Config::default(), script);
-    let peer = scene.connect();
-    scene.send(peer, b"hello");
-    scene.half_close(peer);
-    assert_eq!(scene.read_to_end(peer), (b"hello".to_vec(), Got::Eof));
-    scene.expect_closed(CloseReason::HandlerClose);
-    scene.expect_service();
+    let handler = RecordingHandler::echo().when_eof(|conn, _, _| conn.close());
+    let mut fixture = Fixture::new(world, Config::default(), handler);
+    let peer = fixture.connect();
+    fixture.send(peer, b"hello");
+    fixture.half_close(peer);
+    assert_eq!(fixture.read_to_end(peer), (b"hello".to_vec(), Got::Eof));
+    fixture.expect_closed(CloseReason::HandlerClose);
+    fixture.expect_service();
 }
 
 fn on_timer_may_close<W: World>(world: &mut W) {
-    let script = Script::echo()
+    let handler = RecordingHandler::echo()
         .when_connected(|conn, session| {
             if closes_first(session.number) {
                 conn.set_timer(conn.now() + millis(30));
             }
         })
         .when_timer(|conn, _| conn.close());
-    let mut scene = Scene::new(world, Config::default(), script);
-    let peer = scene.connect();
-    scene.expect_eof(peer);
-    scene.expect_closed(CloseReason::HandlerClose);
-    scene.expect_service();
+    let mut fixture = Fixture::new(world, Config::default(), handler);
+    let peer = fixture.connect();
+    fixture.expect_eof(peer);
+    fixture.expect_closed(CloseReason::HandlerClose);
+    fixture.expect_service();
 }
 
 const LARGE: usize = 4 << 20;
 
 /// Answers each read with more than a socket holds.
-fn large_reply() -> Script {
-    Script::echo().when_data(|conn, _, input| {
+fn large_reply() -> RecordingHandler {
+    RecordingHandler::echo().when_data(|conn, _, input| {
         input.clear();
         conn.write_bytes(vec![b'l'; LARGE]);
     })
 }
 
 fn on_drained_may_close<W: World>(world: &mut W) {
-    let script = large_reply().when_drained(|conn, _| {
+    let handler = large_reply().when_drained(|conn, _| {
         conn.write(b"bye");
         conn.close();
     });
-    let mut scene = Scene::new(world, Config::default(), script);
-    let peer = scene.connect();
-    scene.send(peer, b"x");
-    let (bytes, end) = scene.read_to_end(peer);
+    let mut fixture = Fixture::new(world, Config::default(), handler);
+    let peer = fixture.connect();
+    fixture.send(peer, b"x");
+    let (bytes, end) = fixture.read_to_end(peer);
     assert_eq!((bytes.len(), end), (LARGE + 3, Got::Eof));
-    scene.leave(peer);
-    scene.expect_closed(CloseReason::HandlerClose);
-    scene.expect_service();
+    fixture.leave(peer);
+    fixture.expect_closed(CloseReason::HandlerClose);
+    fixture.expect_service();
 }
 
 fn on_closing_may_close_in_vain<W: World>(world: &mut W) {
-    let script = Script::echo().when_closing(|conn, _, _| {
+    let handler = RecordingHandler::echo().when_closing(|conn, _, _| {
         assert_eq!(conn.state(), State::Closing);
         conn.close();
         conn.close();
     });
-    let mut scene = Scene::new(world, Config::default(), script);
-    let peer = scene.connect();
-    scene.send(peer, b"hello");
-    scene.half_close(peer);
-    assert_eq!(scene.read_to_end(peer), (b"hello".to_vec(), Got::Eof));
-    scene.expect_closed(CloseReason::PeerEof);
-    scene.expect_service();
+    let mut fixture = Fixture::new(world, Config::default(), handler);
+    let peer = fixture.connect();
+    fixture.send(peer, b"hello");
+    fixture.half_close(peer);
+    assert_eq!(fixture.read_to_end(peer), (b"hello".to_vec(), Got::Eof));
+    fixture.expect_closed(CloseReason::PeerEof);
+    fixture.expect_service();
 }
 
 fn closing_twice_is_closing_once<W: World>(world: &mut W) {
-    let script = Script::echo().when_data(|conn, _, input| {
+    let handler = RecordingHandler::echo().when_data(|conn, _, input| {
         conn.write(input);
         input.clear();
         conn.close();
         conn.close();
     });
-    let mut scene = Scene::new(world, Config::default(), script);
-    let peer = scene.connect();
-    scene.send(peer, b"hello");
-    assert_eq!(scene.read_to_end(peer), (b"hello".to_vec(), Got::Eof));
+    let mut fixture = Fixture::new(world, Config::default(), handler);
+    let peer = fixture.connect();
+    fixture.send(peer, b"hello");
+    assert_eq!(fixture.read_to_end(peer), (b"hello".to_vec(), Got::Eof));
     // In the state that the first one brought about, too.
-    scene.with(0, |conn| conn.close());
-    scene.turn();
-    scene.expect_none_closed();
-    scene.leave(peer);
-    scene.expect_closed(CloseReason::HandlerClose);
-    assert_eq!(scene.script.count(0, What::Closing(CloseReason::HandlerClose)), 1);
-    scene.expect_service();
+    fixture.with(0, |conn| conn.close());
+    fixture.turn();
+    fixture.expect_none_closed();
+    fixture.leave(peer);
+    fixture.expect_closed(CloseReason::HandlerClose);
+    assert_eq!(fixture.handler.count(0, What::Closing(CloseReason::HandlerClose)), 1);
+    fixture.expect_service();
 }
 
 fn closing_again_keeps_what_is_queued<W: World>(world: &mut W) {
-    let script = Script::echo().when_data(|conn, _, input| {
+    let handler = RecordingHandler::echo().when_data(|conn, _, input| {
         input.clear();
         conn.write_bytes(vec![b'q'; LARGE]);
         conn.close();
     });
-    let mut scene = Scene::new(world, Config::default(), script);
-    let peer = scene.connect();
-    scene.send(peer, b"x");
-    scene.saw(0, What::Closing(CloseReason::HandlerClose));
-    scene.with(0, |conn| conn.close());
-    let (bytes, end) = scene.read_to_end(peer);
+    let mut fixture = Fixture::new(world, Config::default(), handler);
+    let peer = fixture.connect();
+    fixture.send(peer, b"x");
+    fixture.saw(0, What::Closing(CloseReason::HandlerClose));
+    fixture.with(0, |conn| conn.close());
+    let (bytes, end) = fixture.read_to_end(peer);
     assert_eq!((bytes.len(), end), (LARGE, Got::Eof));
-    scene.leave(peer);
-    assert_eq!(scene.expect_closed(CloseReason::HandlerClose).unsent, 0);
-    scene.expect_service();
+    fixture.leave(peer);
+    assert_eq!(fixture.expect_closed(CloseReason::HandlerClose).unsent, 0);
+    fixture.expect_service();
 }
 
 fn abort_after_close_drops_what_was_queued<W: World>(world: &mut W) {
-    let script = Script::echo().when_data(|conn, _, input| {
+    let handler = RecordingHandler::echo().when_data(|conn, _, input| {
         input.clear();
         conn.write_bytes(vec![b'q'; LARGE]);
         conn.close();
         conn.abort();
     });
-    let mut scene = Scene::new(world, Config::default(), script);
-    let peer = scene.connect();
-    scene.send(peer, b"x");
-    let closed = scene.expect_closed(CloseReason::HandlerAbort);
+    let mut fixture = Fixture::new(world, Config::default(), handler);
+    let peer = fixture.connect();
+    fixture.send(peer, b"x");
+    let closed = fixture.expect_closed(CloseReason::HandlerAbort);
     assert!(closed.unsent > 0);
     assert_eq!(closed.bytes_out + closed.unsent, LARGE as u64);
-    let (bytes, end) = scene.read_to_end(peer);
+    let (bytes, end) = fixture.read_to_end(peer);
     assert!(bytes.len() < LARGE);
-    scene.assert_reset(end);
-    scene.expect_service();
+    fixture.assert_reset(end);
+    fixture.expect_service();
 }
 
 fn abort_reaches_a_connection_that_is_closing<W: World>(world: &mut W) {
-    let script = Script::echo().when_data(|conn, _, input| {
+    let handler = RecordingHandler::echo().when_data(|conn, _, input| {
         input.clear();
         conn.write_bytes(vec![b'q'; LARGE]);
         conn.close();
     });
-    let mut scene = Scene::new(world, Config::default(), script);
-    let peer = scene.connect();
-    scene.send(peer, b"x");
-    scene.saw(0, What::Closing(CloseReason::HandlerClose));
-    scene.with(0, |conn| conn.abort());
+    let mut fixture = Fixture::new(world, Config::default(), handler);
+    let peer = fixture.connect();
+    fixture.send(peer, b"x");
+    fixture.saw(0, What::Closing(CloseReason::HandlerClose));
+    fixture.with(0, |conn| conn.abort());
     // The reason is the first one.
-    let closed = scene.expect_closed(CloseReason::HandlerClose);
+    let closed = fixture.expect_closed(CloseReason::HandlerClose);
     assert!(closed.unsent > 0);
-    let (bytes, end) = scene.read_to_end(peer);
+    let (bytes, end) = fixture.read_to_end(peer);
     assert!(bytes.len() < LARGE);
-    scene.assert_reset(end);
-    scene.expect_service();
+    fixture.assert_reset(end);
+    fixture.expect_service();
 }
 
 /// Whom connection 1 acts on when it hears something.
-fn first_id() -> (Rc<RefCell<Option<ConnId>>>, Script) {
+fn first_id() -> (Rc<RefCell<Option<ConnId>>>, RecordingHandler) {
     let first = Rc::new(RefCell::new(None));
     let kept = Rc::clone(&first);
-    let script = Script::echo().when_connected(move |conn, session| {
+    let handler = RecordingHandler::echo().when_connected(move |conn, session| {
         if session.number == 0 {
             *kept.borrow_mut() = Some(conn.id());
         }
     });
-    (first, script)
+    (first, handler)
 }
 
 fn another_connection_may_be_closed<W: World>(world: &mut W) {
-    let (first, script) = first_id();
-    let script = script.when_data(move |conn, _, input| {
+    let (first, handler) = first_id();
+    let handler = handler.when_data(move |conn, _, input| {
         input.clear();
         let first = first.borrow().unwrap();
         let mut other = conn.other(first).unwrap();
@@ -309,112 +309,112 @@ fn another_connection_may_be_closed<W: World>(world: &mut W) {
         other.close();
         conn.write(b"done");
     });
-    let mut scene = Scene::new(world, Config::default(), script);
-    let (victim, _) = scene.enter();
-    let (actor, _) = scene.enter();
-    scene.send(actor, b"x");
-    scene.expect(actor, b"done");
-    assert_eq!(scene.read_to_end(victim), (b"bye".to_vec(), Got::Eof));
-    scene.leave(victim);
-    let closed = scene.expect_closed(CloseReason::HandlerClose);
-    assert_eq!(closed.id, scene.script.ids[0]);
-    scene.expect_service();
+    let mut fixture = Fixture::new(world, Config::default(), handler);
+    let (victim, _) = fixture.enter();
+    let (actor, _) = fixture.enter();
+    fixture.send(actor, b"x");
+    fixture.expect(actor, b"done");
+    assert_eq!(fixture.read_to_end(victim), (b"bye".to_vec(), Got::Eof));
+    fixture.leave(victim);
+    let closed = fixture.expect_closed(CloseReason::HandlerClose);
+    assert_eq!(closed.id, fixture.handler.ids[0]);
+    fixture.expect_service();
 }
 
 fn another_connection_may_be_written_to<W: World>(world: &mut W) {
-    let (first, script) = first_id();
-    let script = script.when_data(move |conn, _, input| {
+    let (first, handler) = first_id();
+    let handler = handler.when_data(move |conn, _, input| {
         let first = first.borrow().unwrap();
         let mut other = conn.other(first).unwrap();
         other.write(input);
         assert_eq!(other.queued(), input.len());
         input.clear();
     });
-    let mut scene = Scene::new(world, Config::default(), script);
-    let (listener, _) = scene.enter();
-    let (talker, _) = scene.enter();
+    let mut fixture = Fixture::new(world, Config::default(), handler);
+    let (listener, _) = fixture.enter();
+    let (talker, _) = fixture.enter();
     for word in [&b"one"[..], b"two"] {
-        scene.send(talker, word);
-        scene.expect(listener, word);
+        fixture.send(talker, word);
+        fixture.expect(listener, word);
     }
     // An id of one's own is as good.
-    scene.send(listener, b"three");
-    scene.expect(listener, b"three");
-    scene.expect_service();
+    fixture.send(listener, b"three");
+    fixture.expect(listener, b"three");
+    fixture.expect_service();
 }
 
 fn one_connection_may_close_all<W: World>(world: &mut W) {
-    let script = Script::echo().when_data(|conn, _, input| {
+    let handler = RecordingHandler::echo().when_data(|conn, _, input| {
         input.clear();
         for id in conn.cx().ids() {
             conn.other(id).unwrap().close();
         }
     });
-    let mut scene = Scene::new(world, Config::default(), script);
-    let peers: Vec<_> = (0..30).map(|_| scene.enter().0).collect();
-    scene.send(peers[7], b"x");
+    let mut fixture = Fixture::new(world, Config::default(), handler);
+    let peers: Vec<_> = (0..30).map(|_| fixture.enter().0).collect();
+    fixture.send(peers[7], b"x");
     for peer in peers {
-        scene.expect_eof(peer);
-        scene.expect_closed(CloseReason::HandlerClose);
+        fixture.expect_eof(peer);
+        fixture.expect_closed(CloseReason::HandlerClose);
     }
-    scene.expect_service();
+    fixture.expect_service();
 }
 
 fn a_word_may_reach_everybody<W: World>(world: &mut W) {
-    let script = Script::echo().when_data(|conn, _, input| {
+    let handler = RecordingHandler::echo().when_data(|conn, _, input| {
         let word = input.split().freeze();
         for id in conn.cx().ids() {
             conn.other(id).unwrap().write_bytes(word.clone());
         }
     });
-    let mut scene = Scene::new(world, Config::default(), script);
-    let peers: Vec<_> = (0..30).map(|_| scene.enter().0).collect();
+    let mut fixture = Fixture::new(world, Config::default(), handler);
+    let peers: Vec<_> = (0..30).map(|_| fixture.enter().0).collect();
     for (speaker, len) in [(3, 5), (29, 10_000), (0, 60_000)] {
         let word = vec![b'w'; len];
-        scene.send(peers[speaker], &word);
+        fixture.send(peers[speaker], &word);
         for peer in &peers {
-            scene.expect(*peer, &word);
+            fixture.expect(*peer, &word);
         }
     }
-    scene.expect_service();
+    fixture.expect_service();
 }
 
 fn what_is_written_after_close_is_counted_as_unsent<W: World>(world: &mut W) {
-    let script = Script::echo().when_data(|conn, _, input| {
+    let handler = RecordingHandler::echo().when_data(|conn, _, input| {
         input.clear();
         conn.write(b"bye");
         conn.close();
         conn.write(b"more");
         conn.write_bytes(vec![0; 10_000]);
     });
-    let mut scene = Scene::new(world, Config::default(), script);
-    let peer = scene.connect();
-    scene.send(peer, b"x");
-    assert_eq!(scene.read_to_end(peer), (b"bye".to_vec(), Got::Eof));
-    scene.leave(peer);
-    let closed = scene.expect_closed(CloseReason::HandlerClose);
+    let mut fixture = Fixture::new(world, Config::default(), handler);
+    let peer = fixture.connect();
+    fixture.send(peer, b"x");
+    assert_eq!(fixture.read_to_end(peer), (b"bye".to_vec(), Got::Eof));
+    fixture.leave(peer);
+    let closed = fixture.expect_closed(CloseReason::HandlerClose);
     assert_eq!((closed.bytes_out, closed.unsent), (3, 10_004));
-    assert_eq!(scene.reactor.handle().stats().unsent, 10_004);
-    scene.expect_service();
+    assert_eq!(fixture.reactor.handle().stats().unsent, 10_004);
+    fixture.expect_service();
 }
 
 fn what_is_written_after_abort_is_counted_as_unsent<W: World>(world: &mut W) {
-    let script = Script::echo().when_data(|conn, _, input| {
+    let handler = RecordingHandler::echo().when_data(|conn, _, input| {
         input.clear();
         conn.abort();
         conn.write(b"more");
     });
-    let mut scene = Scene::new(world, Config::default(), script);
-    let peer = scene.connect();
-    scene.send(peer, b"x");
-    scene.expect_reset(peer);
-    let closed = scene.expect_closed(CloseReason::HandlerAbort);
+    let mut fixture = Fixture::new(world, Config::default(), handler);
+    let peer = fixture.connect();
+    fixture.send(peer, b"x");
+    fixture.expect_reset(peer);
+    let closed = fixture.expect_closed(CloseReason::HandlerAbort);
     assert_eq!((closed.bytes_out, closed.unsent), (0, 4));
-    scene.expect_service();
+    fixture.expect_service();
 }
 
 fn writes_in_on_closing_after_abort_are_dropped<W: World>(world: &mut W) {
-    let script = Script::echo()
+    let handler = RecordingHandler::echo()
         .when_data(|conn, _, input| {
             input.clear();
             conn.abort();
@@ -423,96 +423,96 @@ fn writes_in_on_closing_after_abort_are_dropped<W: World>(world: &mut W) {
             assert_eq!(*reason, CloseReason::HandlerAbort);
             conn.write(b"last words");
         });
-    let mut scene = Scene::new(world, Config::default(), script);
-    let peer = scene.connect();
-    scene.send(peer, b"x");
-    scene.expect_reset(peer);
-    let closed = scene.expect_closed(CloseReason::HandlerAbort);
+    let mut fixture = Fixture::new(world, Config::default(), handler);
+    let peer = fixture.connect();
+    fixture.send(peer, b"x");
+    fixture.expect_reset(peer);
+    let closed = fixture.expect_closed(CloseReason::HandlerAbort);
     assert_eq!((closed.bytes_out, closed.unsent), (0, 10));
-    scene.expect_service();
+    fixture.expect_service();
 }
 
-fn an_id_outlives_its_connection_and_means_nobody<W: World>(world: &mut W) {
-    let (first, script) = first_id();
-    let script = script.when_data(move |conn, _, input| {
+fn an_id_that_outlives_its_connection_means_none<W: World>(world: &mut W) {
+    let (first, handler) = first_id();
+    let handler = handler.when_data(move |conn, _, input| {
         input.clear();
         let first = first.borrow().unwrap();
         let gone = conn.other(first).is_none() && conn.cx().conn(first).is_none();
         conn.write(if gone { b"gone" } else { b"here" });
     });
-    let mut scene = Scene::new(world, Config::default(), script);
-    let (peer, _) = scene.enter();
-    let id = scene.script.ids[0];
-    scene.leave(peer);
-    scene.expect_closed(CloseReason::PeerEof);
-    assert!(scene.reactor.context().conn(id).is_none());
+    let mut fixture = Fixture::new(world, Config::default(), handler);
+    let (peer, _) = fixture.enter();
+    let id = fixture.handler.ids[0];
+    fixture.leave(peer);
+    fixture.expect_closed(CloseReason::PeerEof);
+    assert!(fixture.reactor.context().conn(id).is_none());
 
-    let (peer, _) = scene.enter();
-    let next = scene.script.ids[1];
+    let (peer, _) = fixture.enter();
+    let next = fixture.handler.ids[1];
     assert_ne!(next, id);
     let place = |id: ConnId| id.to_string().split('.').next().map(str::to_owned);
     assert_eq!(place(next), place(id), "the place is filled again, or this shows nothing");
-    assert!(scene.reactor.context().conn(id).is_none());
-    let handle = scene.reactor.handle();
+    assert!(fixture.reactor.context().conn(id).is_none());
+    let handle = fixture.reactor.handle();
     handle.post_to(id, |_, conn, _| conn.write(b"for somebody else")).unwrap();
-    scene.send(peer, b"x");
-    scene.expect(peer, b"gone");
-    scene.expect_silence(peer);
-    scene.expect_service();
+    fixture.send(peer, b"x");
+    fixture.expect(peer, b"gone");
+    fixture.expect_silence(peer);
+    fixture.expect_service();
 }
 
 fn a_closed_connection_is_gone_in_its_own_on_closed<W: World>(world: &mut W) {
-    let script = Script::echo().when_closed(|cx, closed| {
+    let handler = RecordingHandler::echo().when_closed(|cx, closed| {
         assert!(cx.conn(closed.id).is_none());
     });
-    let mut scene = Scene::new(world, Config::default(), script);
-    let (peer, _) = scene.enter();
-    scene.leave(peer);
-    scene.expect_closed(CloseReason::PeerEof);
-    assert_eq!(scene.reactor.handle().stats().panics, 0);
-    assert!(scene.reactor.context().is_empty());
-    scene.expect_service();
+    let mut fixture = Fixture::new(world, Config::default(), handler);
+    let (peer, _) = fixture.enter();
+    fixture.leave(peer);
+    fixture.expect_closed(CloseReason::PeerEof);
+    assert_eq!(fixture.reactor.handle().stats().panics, 0);
+    assert!(fixture.reactor.context().is_empty());
+    fixture.expect_service();
 }
 
 fn on_closed_may_shut_down<W: World>(world: &mut W) {
     let mut config = Config::default();
     config.timeouts.first_byte = Some(millis(40));
-    let script = Script::echo().when_closed(|cx, closed| {
+    let handler = RecordingHandler::echo().when_closed(|cx, closed| {
         assert_eq!(closed.reason, CloseReason::Timeout(Timeout::FirstByte));
         cx.shutdown();
         assert!(cx.is_shutting_down());
     });
-    let mut scene = Scene::new(world, config, script);
-    let (peer, _) = scene.enter();
-    scene.expect_eof(peer);
-    scene.until("the end", |scene| scene.reactor.is_finished());
-    assert_eq!(scene.script.shutdowns, 1);
+    let mut fixture = Fixture::new(world, config, handler);
+    let (peer, _) = fixture.enter();
+    fixture.expect_eof(peer);
+    fixture.until("the end", |fixture| fixture.reactor.is_finished());
+    assert_eq!(fixture.handler.shutdowns, 1);
 }
 
 fn abort_sends_nothing_more_though_there_is_room<W: World>(world: &mut W) {
     const LEN: usize = 12 << 20;
-    let script = Script::echo().when_data(|conn, _, input| {
+    let handler = RecordingHandler::echo().when_data(|conn, _, input| {
         input.clear();
         conn.write_bytes(vec![b'q'; LEN]);
         conn.close();
     });
     let stall = world.stall();
-    let mut scene = Scene::new(world, Config::default(), script);
-    let peer = scene.connect();
-    scene.send(peer, b"x");
-    scene.saw(0, What::Closing(CloseReason::HandlerClose));
+    let mut fixture = Fixture::new(world, Config::default(), handler);
+    let peer = fixture.connect();
+    fixture.send(peer, b"x");
+    fixture.saw(0, What::Closing(CloseReason::HandlerClose));
     for _ in 0..5 {
-        scene.turn();
+        fixture.turn();
     }
     // The peer makes room, and nobody has used it yet.
-    let (mut bytes, end) = scene.read_to_end_as_it_is(peer);
+    let (mut bytes, end) = fixture.read_to_end_as_it_is(peer);
     stall(millis(20));
-    bytes.extend(scene.read_to_end_as_it_is(peer).0);
+    bytes.extend(fixture.read_to_end_as_it_is(peer).0);
     assert_eq!(end, Got::Nothing);
     assert!(bytes.len() < LEN);
-    scene.with(0, |conn| conn.abort());
-    let closed = scene.expect_closed(CloseReason::HandlerClose);
+    fixture.with(0, |conn| conn.abort());
+    let closed = fixture.expect_closed(CloseReason::HandlerClose);
     assert_eq!(closed.bytes_out, bytes.len() as u64);
     assert_eq!(closed.bytes_out + closed.unsent, LEN as u64);
-    scene.expect_service();
+    fixture.expect_service();
 }

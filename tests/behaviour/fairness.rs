@@ -5,16 +5,16 @@ use std::time::Duration;
 
 use wheelhouse::{CloseReason, Config, Timeout};
 
-use crate::harness::{PeerId, Scene, Script, What, World, millis};
+use crate::harness::{Fixture, PeerId, RecordingHandler, What, World, millis};
 
 behaviours! {
     everywhere {
-        a_flooding_peer_delays_nobody
-        many_flooding_peers_delay_nobody_much
-        an_eager_pipeliner_delays_nobody
-        a_burst_of_clients_delays_nobody
-        a_stall_is_not_held_against_who_spoke_meanwhile
-        a_stall_is_not_held_against_who_spoke_before
+        a_flooding_peer_delays_no_other
+        many_flooding_peers_delay_no_other_much
+        an_eager_pipeliner_delays_no_other
+        a_burst_of_clients_delays_no_other
+        a_stall_is_not_held_against_a_peer_that_spoke_meanwhile
+        a_stall_is_not_held_against_a_peer_that_spoke_before
         a_timer_set_after_a_stall_is_not_due
         a_timer_set_after_a_stall_in_on_open_is_not_due
         a_stall_before_a_request_of_our_own_is_not_held_against_its_reply
@@ -22,8 +22,8 @@ behaviours! {
 }
 
 /// Forgets what it is sent, but for short words, which it sends back.
-fn forgetful() -> Script {
-    Script::echo().when_data(|conn, _, input| {
+fn forgetful() -> RecordingHandler {
+    RecordingHandler::echo().when_data(|conn, _, input| {
         if input.len() < 100 {
             conn.write(input);
         }
@@ -33,17 +33,17 @@ fn forgetful() -> Script {
 
 /// How many turns an echo takes, while something happens before each.
 fn turns_of_an_echo<W: World>(
-    scene: &mut Scene<'_, W>,
+    fixture: &mut Fixture<'_, W>,
     peer: PeerId,
-    mut meanwhile: impl FnMut(&mut Scene<'_, W>),
+    mut meanwhile: impl FnMut(&mut Fixture<'_, W>),
 ) -> usize {
-    meanwhile(scene);
-    scene.send(peer, b"hello");
+    meanwhile(fixture);
+    fixture.send(peer, b"hello");
     let mut got = Vec::new();
     for turns in 1..100 {
-        meanwhile(scene);
-        scene.turn();
-        got.extend(scene.sip(peer, 5 - got.len()));
+        meanwhile(fixture);
+        fixture.turn();
+        got.extend(fixture.sip(peer, 5 - got.len()));
         if got == b"hello" {
             return turns;
         }
@@ -51,68 +51,68 @@ fn turns_of_an_echo<W: World>(
     panic!("no echo within a hundred turns");
 }
 
-fn flood<W: World>(scene: &mut Scene<'_, W>, peers: &[PeerId]) {
+fn flood<W: World>(fixture: &mut Fixture<'_, W>, peers: &[PeerId]) {
     let bytes = vec![b'f'; 256 * 1024];
     for peer in peers {
-        while scene.try_send(*peer, &bytes).unwrap() > 0 {}
+        while fixture.try_send(*peer, &bytes).unwrap() > 0 {}
     }
 }
 
-fn a_flooding_peer_delays_nobody<W: World>(world: &mut W) {
-    let mut scene = Scene::new(world, Config::default(), forgetful());
-    let (flooder, _) = scene.enter();
-    let (bystander, _) = scene.enter();
+fn a_flooding_peer_delays_no_other<W: World>(world: &mut W) {
+    let mut fixture = Fixture::new(world, Config::default(), forgetful());
+    let (flooder, _) = fixture.enter();
+    let (bystander, _) = fixture.enter();
     for _ in 0..20 {
-        let turns = turns_of_an_echo(&mut scene, bystander, |scene| flood(scene, &[flooder]));
+        let turns = turns_of_an_echo(&mut fixture, bystander, |fixture| flood(fixture, &[flooder]));
         assert!(turns <= 2, "{turns} turns");
     }
-    scene.expect_service();
+    fixture.expect_service();
 }
 
-fn many_flooding_peers_delay_nobody_much<W: World>(world: &mut W) {
-    let mut scene = Scene::new(world, Config::default(), forgetful());
-    let flooders: Vec<_> = (0..20).map(|_| scene.enter().0).collect();
-    let (bystander, _) = scene.enter();
-    let turns = turns_of_an_echo(&mut scene, bystander, |scene| flood(scene, &flooders));
+fn many_flooding_peers_delay_no_other_much<W: World>(world: &mut W) {
+    let mut fixture = Fixture::new(world, Config::default(), forgetful());
+    let flooders: Vec<_> = (0..20).map(|_| fixture.enter().0).collect();
+    let (bystander, _) = fixture.enter();
+    let turns = turns_of_an_echo(&mut fixture, bystander, |fixture| flood(fixture, &flooders));
     assert!(turns <= 2, "{turns} turns");
     // One more than its budget was read of nobody.
-    let before = scene.reactor.handle().stats().bytes_in;
-    flood(&mut scene, &flooders);
-    scene.turn();
-    let read = scene.reactor.handle().stats().bytes_in - before;
+    let before = fixture.reactor.handle().stats().bytes_in;
+    flood(&mut fixture, &flooders);
+    fixture.turn();
+    let read = fixture.reactor.handle().stats().bytes_in - before;
     assert!(read <= 20 * 64 * 1024, "{read} bytes in one turn");
-    scene.expect_service();
+    fixture.expect_service();
 }
 
-fn an_eager_pipeliner_delays_nobody<W: World>(world: &mut W) {
+fn an_eager_pipeliner_delays_no_other<W: World>(world: &mut W) {
     // One request per call, however many are there.
-    let script = Script::echo().when_data(|conn, _, input| {
+    let handler = RecordingHandler::echo().when_data(|conn, _, input| {
         let request = input.split_to(5);
         conn.write(&request);
         conn.yield_now();
     });
-    let mut scene = Scene::new(world, Config::default(), script);
-    let (pipeliner, _) = scene.enter();
-    let (bystander, _) = scene.enter();
-    scene.send(pipeliner, &b"xxxxx".repeat(5_000));
+    let mut fixture = Fixture::new(world, Config::default(), handler);
+    let (pipeliner, _) = fixture.enter();
+    let (bystander, _) = fixture.enter();
+    fixture.send(pipeliner, &b"xxxxx".repeat(5_000));
     for _ in 0..20 {
-        let turns = turns_of_an_echo(&mut scene, bystander, |_| {});
+        let turns = turns_of_an_echo(&mut fixture, bystander, |_| {});
         assert!(turns <= 2, "{turns} turns");
     }
-    scene.read(pipeliner, 25_000);
-    scene.expect_service();
+    fixture.read(pipeliner, 25_000);
+    fixture.expect_service();
 }
 
-fn a_burst_of_clients_delays_nobody<W: World>(world: &mut W) {
-    let mut scene = Scene::new(world, Config::default(), Script::echo());
-    let (bystander, _) = scene.enter();
-    let burst: Vec<_> = (0..100).map(|_| scene.connect()).collect();
-    let turns = turns_of_an_echo(&mut scene, bystander, |_| {});
+fn a_burst_of_clients_delays_no_other<W: World>(world: &mut W) {
+    let mut fixture = Fixture::new(world, Config::default(), RecordingHandler::echo());
+    let (bystander, _) = fixture.enter();
+    let burst: Vec<_> = (0..100).map(|_| fixture.connect()).collect();
+    let turns = turns_of_an_echo(&mut fixture, bystander, |_| {});
     assert!(turns <= 2, "{turns} turns");
-    assert!(scene.script.ids.len() < 101, "not all at once");
+    assert!(fixture.handler.ids.len() < 101, "not all at once");
     for peer in burst {
-        scene.send(peer, b"hello");
-        scene.expect(peer, b"hello");
+        fixture.send(peer, b"hello");
+        fixture.expect(peer, b"hello");
     }
 }
 
@@ -129,9 +129,9 @@ fn impatient() -> Config {
 const STALL: Duration = millis(600);
 
 /// Echoes lines; the word "stall" makes it stall.
-fn stalling<W: World>(world: &mut W) -> Script {
+fn stalling<W: World>(world: &mut W) -> RecordingHandler {
     let stall = world.stall();
-    Script::echo().when_data(move |conn, _, input| {
+    RecordingHandler::echo().when_data(move |conn, _, input| {
         if &input[..] == b"stall\n" {
             stall(STALL);
         }
@@ -143,63 +143,63 @@ fn stalling<W: World>(world: &mut W) -> Script {
 }
 
 /// A peer in each state that waits for bytes: fresh, within a request, and idle.
-fn three_who_wait<W: World>(scene: &mut Scene<'_, W>) -> [PeerId; 3] {
-    let [(fresh, _), (halfway, number), (idle, idle_number)] = [(); 3].map(|()| scene.enter());
-    scene.send(halfway, b"he");
-    scene.send(idle, b"hello\n");
-    scene.expect(idle, b"hello\n");
-    scene.saw(number, What::Data(2));
-    scene.saw(idle_number, What::Idle);
+fn three_waiting<W: World>(fixture: &mut Fixture<'_, W>) -> [PeerId; 3] {
+    let [(fresh, _), (halfway, number), (idle, idle_number)] = [(); 3].map(|()| fixture.enter());
+    fixture.send(halfway, b"he");
+    fixture.send(idle, b"hello\n");
+    fixture.expect(idle, b"hello\n");
+    fixture.saw(number, What::Data(2));
+    fixture.saw(idle_number, What::Idle);
     [fresh, halfway, idle]
 }
 
-fn a_stall_is_not_held_against_who_spoke_meanwhile<W: World>(world: &mut W) {
-    let script = stalling(world);
-    let mut scene = Scene::new(world, impatient(), script);
-    let (staller, _) = scene.enter();
-    let [fresh, halfway, idle] = three_who_wait(&mut scene);
-    scene.send(staller, b"stall\n");
-    let start = scene.now();
-    scene.until("the stall", |scene| scene.now() - start >= STALL);
+fn a_stall_is_not_held_against_a_peer_that_spoke_meanwhile<W: World>(world: &mut W) {
+    let handler = stalling(world);
+    let mut fixture = Fixture::new(world, impatient(), handler);
+    let (staller, _) = fixture.enter();
+    let [fresh, halfway, idle] = three_waiting(&mut fixture);
+    fixture.send(staller, b"stall\n");
+    let start = fixture.now();
+    fixture.until("the stall", |fixture| fixture.now() - start >= STALL);
     // Nobody looked since: it is as if this had come during the stall.
-    scene.expect_none_closed();
-    scene.send(fresh, b"hello\n");
-    scene.send(halfway, b"llo\n");
-    scene.send(idle, b"hello\n");
+    fixture.expect_none_closed();
+    fixture.send(fresh, b"hello\n");
+    fixture.send(halfway, b"llo\n");
+    fixture.send(idle, b"hello\n");
     for peer in [fresh, halfway, idle] {
-        scene.expect(peer, b"hello\n");
+        fixture.expect(peer, b"hello\n");
     }
-    scene.expect(staller, b"stall\n");
+    fixture.expect(staller, b"stall\n");
     // And then they are idle in earnest.
     for _ in 0..4 {
-        scene.expect_timeout(Timeout::Idle);
+        fixture.expect_timeout(Timeout::Idle);
     }
-    scene.expect_service();
+    fixture.expect_service();
 }
 
-fn a_stall_is_not_held_against_who_spoke_before<W: World>(world: &mut W) {
-    let script = stalling(world);
-    let mut scene = Scene::new(world, impatient(), script);
-    let (staller, _) = scene.enter();
-    let [fresh, halfway, idle] = three_who_wait(&mut scene);
-    scene.try_send(staller, b"stall\n");
-    scene.try_send(fresh, b"hello\n");
-    scene.try_send(halfway, b"llo\n");
-    scene.try_send(idle, b"hello\n");
+fn a_stall_is_not_held_against_a_peer_that_spoke_before<W: World>(world: &mut W) {
+    let handler = stalling(world);
+    let mut fixture = Fixture::new(world, impatient(), handler);
+    let (staller, _) = fixture.enter();
+    let [fresh, halfway, idle] = three_waiting(&mut fixture);
+    fixture.try_send(staller, b"stall\n");
+    fixture.try_send(fresh, b"hello\n");
+    fixture.try_send(halfway, b"llo\n");
+    fixture.try_send(idle, b"hello\n");
     for peer in [fresh, halfway, idle] {
-        scene.expect(peer, b"hello\n");
+        fixture.expect(peer, b"hello\n");
     }
-    scene.expect(staller, b"stall\n");
+    fixture.expect(staller, b"stall\n");
     // Whoever was served first has been idle since; that is another matter.
     for _ in 0..4 {
-        scene.expect_timeout(Timeout::Idle);
+        fixture.expect_timeout(Timeout::Idle);
     }
-    scene.expect_service();
+    fixture.expect_service();
 }
 
 fn a_timer_set_after_a_stall_is_not_due<W: World>(world: &mut W) {
     let stall = world.stall();
-    let script = Script::echo().when_data(move |conn, session, input| {
+    let handler = RecordingHandler::echo().when_data(move |conn, session, input| {
         input.clear();
         if session.number == 0 {
             stall(millis(200));
@@ -207,26 +207,26 @@ fn a_timer_set_after_a_stall_is_not_due<W: World>(world: &mut W) {
             conn.set_timer(conn.now() + millis(100));
         }
     });
-    let mut scene = Scene::new(world, Config::default(), script);
-    let (staller, _) = scene.enter();
-    let (other, number) = scene.enter();
-    let start = scene.now();
-    scene.send(staller, b"x");
-    scene.send(other, b"x");
-    scene.saw(number, What::Data(1));
-    scene.saw(0, What::Data(1));
-    let rung = scene.saw(number, What::Timer);
+    let mut fixture = Fixture::new(world, Config::default(), handler);
+    let (staller, _) = fixture.enter();
+    let (other, number) = fixture.enter();
+    let start = fixture.now();
+    fixture.send(staller, b"x");
+    fixture.send(other, b"x");
+    fixture.saw(number, What::Data(1));
+    fixture.saw(0, What::Data(1));
+    let rung = fixture.saw(number, What::Timer);
     // Who comes first in a batch is for the system to say.
-    let mut heard = scene.script.log.iter().filter(|entry| entry.what == What::Data(1));
-    let stalled_first = heard.next().map(|entry| entry.id) == Some(scene.script.ids[0]);
+    let mut heard = fixture.handler.log.iter().filter(|entry| entry.what == What::Data(1));
+    let stalled_first = heard.next().map(|entry| entry.id) == Some(fixture.handler.ids[0]);
     let least = if stalled_first { 300 } else { 100 };
     assert!(rung - start >= millis(least), "{:?}", rung - start);
-    scene.expect_service();
+    fixture.expect_service();
 }
 
 fn a_timer_set_after_a_stall_in_on_open_is_not_due<W: World>(world: &mut W) {
     let stall = world.stall();
-    let script = Script::echo()
+    let handler = RecordingHandler::echo()
         .when_open(move |_, number| {
             if number == 0 {
                 stall(millis(200));
@@ -234,17 +234,17 @@ fn a_timer_set_after_a_stall_in_on_open_is_not_due<W: World>(world: &mut W) {
             true
         })
         .when_connected(|conn, _| conn.set_timer(conn.now() + millis(100)));
-    let mut scene = Scene::new(world, Config::default(), script);
-    let (_, number) = scene.enter();
-    let opened = scene.saw(number, What::Open);
-    let rung = scene.saw(number, What::Timer);
+    let mut fixture = Fixture::new(world, Config::default(), handler);
+    let (_, number) = fixture.enter();
+    let opened = fixture.saw(number, What::Open);
+    let rung = fixture.saw(number, What::Timer);
     assert!(rung - opened >= millis(300), "{:?}", rung - opened);
-    scene.expect_service();
+    fixture.expect_service();
 }
 
 fn a_stall_before_a_request_of_our_own_is_not_held_against_its_reply<W: World>(world: &mut W) {
     let stall = world.stall();
-    let script = Script::echo().when_idle(move |conn, session| {
+    let handler = RecordingHandler::echo().when_idle(move |conn, session| {
         if session.step == 0 {
             session.step = 1;
             stall(millis(200));
@@ -253,13 +253,13 @@ fn a_stall_before_a_request_of_our_own_is_not_held_against_its_reply<W: World>(w
     });
     let mut config = Config::default();
     config.timeouts.response = Some(millis(250));
-    let mut scene = Scene::new(world, config, script);
-    let (peer, number) = scene.enter();
-    scene.send(peer, b"x");
-    let idle = scene.saw(number, What::Idle);
-    let ended = scene.saw(number, What::Closing(CloseReason::Timeout(Timeout::Response)));
+    let mut fixture = Fixture::new(world, config, handler);
+    let (peer, number) = fixture.enter();
+    fixture.send(peer, b"x");
+    let idle = fixture.saw(number, What::Idle);
+    let ended = fixture.saw(number, What::Closing(CloseReason::Timeout(Timeout::Response)));
     assert!(ended - idle >= millis(450), "early: {:?}", ended - idle);
-    scene.leave(peer);
-    scene.expect_timeout(Timeout::Response);
-    scene.expect_service();
+    fixture.leave(peer);
+    fixture.expect_timeout(Timeout::Response);
+    fixture.expect_service();
 }

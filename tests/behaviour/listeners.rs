@@ -9,17 +9,17 @@ use std::{fs, io};
 
 use wheelhouse::{Address, CloseReason, Config, Error, ListenConfig, Origin, Reactor, Timeout};
 
-use crate::harness::{Os, Scene, Script, World, few_places, millis, temporary_path};
+use crate::harness::{Fixture, Os, RecordingHandler, World, few_places, millis, temporary_path};
 
-fn scene(world: &mut Os) -> Scene<'_, Os> {
-    Scene::new(world, Config::default(), Script::echo())
+fn fixture(world: &mut Os) -> Fixture<'_, Os> {
+    Fixture::new(world, Config::default(), RecordingHandler::echo())
 }
 
 /// Whether whoever dials `address` is served.
-fn serves(scene: &mut Scene<'_, Os>, address: &Address) {
-    let usual = std::mem::replace(&mut scene.address, address.clone());
-    scene.expect_service();
-    scene.address = usual;
+fn serves(fixture: &mut Fixture<'_, Os>, address: &Address) {
+    let usual = std::mem::replace(&mut fixture.address, address.clone());
+    fixture.expect_service();
+    fixture.address = usual;
 }
 
 #[test]
@@ -30,16 +30,16 @@ fn an_inherited_listener_is_accepted_from() {
     let mut early = TcpStream::connect(address.ip().unwrap()).unwrap();
     early.write_all(b"early").unwrap();
     let mut world = Os::tcp();
-    let mut scene = scene(&mut world);
-    let adopted = scene.reactor.adopt(OwnedFd::from(listener), ListenConfig::default()).unwrap();
-    assert_eq!(scene.reactor.local_addr(adopted), &address);
-    scene.until("the early one", |scene| scene.script.ids.len() == 1);
-    assert_eq!(scene.with(0, |conn| conn.origin()), Origin::Accepted(adopted));
-    scene.saw(0, crate::harness::What::Idle);
+    let mut fixture = fixture(&mut world);
+    let adopted = fixture.reactor.adopt(OwnedFd::from(listener), ListenConfig::default()).unwrap();
+    assert_eq!(fixture.reactor.local_addr(adopted), &address);
+    fixture.until("the early one", |fixture| fixture.handler.ids.len() == 1);
+    assert_eq!(fixture.with(0, |conn| conn.origin()), Origin::Accepted(adopted));
+    fixture.saw(0, crate::harness::What::Idle);
     let mut echo = [0; 5];
     early.read_exact(&mut echo).unwrap();
     assert_eq!(&echo, b"early");
-    serves(&mut scene, &address);
+    serves(&mut fixture, &address);
 }
 
 #[test]
@@ -48,11 +48,11 @@ fn a_shutdown_leaves_an_inherited_listener_to_others() {
     let address = listener.local_addr().unwrap();
     let shared = listener.try_clone().unwrap();
     let mut world = Os::tcp();
-    let mut scene = scene(&mut world);
-    scene.reactor.adopt(OwnedFd::from(listener), ListenConfig::default()).unwrap();
-    scene.turn();
-    scene.reactor.handle().shutdown();
-    scene.until("the end", |scene| scene.reactor.is_finished());
+    let mut fixture = fixture(&mut world);
+    fixture.reactor.adopt(OwnedFd::from(listener), ListenConfig::default()).unwrap();
+    fixture.turn();
+    fixture.reactor.handle().shutdown();
+    fixture.until("the end", |fixture| fixture.reactor.is_finished());
     let mut client = TcpStream::connect(address).unwrap();
     client.write_all(b"x").unwrap();
     shared.set_nonblocking(false).unwrap();
@@ -68,10 +68,10 @@ fn an_inherited_unix_listener_keeps_its_file() {
     let path = temporary_path();
     let listener = UnixListener::bind(&path).unwrap();
     let mut world = Os::unix();
-    let mut scene = scene(&mut world);
-    scene.reactor.adopt(OwnedFd::from(listener), ListenConfig::default()).unwrap();
-    serves(&mut scene, &Address::Unix(path.clone()));
-    drop(scene);
+    let mut fixture = fixture(&mut world);
+    fixture.reactor.adopt(OwnedFd::from(listener), ListenConfig::default()).unwrap();
+    serves(&mut fixture, &Address::Unix(path.clone()));
+    drop(fixture);
     fs::remove_file(path).unwrap();
 }
 
@@ -82,23 +82,23 @@ fn a_descriptor_that_does_not_listen_is_refused() {
     let (pipe, _other) = UnixStream::pair().unwrap();
     let file = fs::File::open("/dev/null").unwrap();
     let mut world = Os::tcp();
-    let mut scene = scene(&mut world);
+    let mut fixture = fixture(&mut world);
     for fd in [OwnedFd::from(stream), OwnedFd::from(pipe), OwnedFd::from(file)] {
-        let refused = scene.reactor.adopt(fd, ListenConfig::default());
+        let refused = fixture.reactor.adopt(fd, ListenConfig::default());
         assert!(matches!(refused, Err(Error::Bind { .. })), "{refused:?}");
     }
-    scene.expect_service();
+    fixture.expect_service();
 }
 
 #[test]
 fn the_other_internet_is_served_too() {
     let mut world = Os::tcp();
-    let mut scene = scene(&mut world);
-    match scene.reactor.listen("[::1]:0") {
+    let mut fixture = fixture(&mut world);
+    match fixture.reactor.listen("[::1]:0") {
         Ok(listener) => {
-            let address = scene.reactor.local_addr(listener).clone();
+            let address = fixture.reactor.local_addr(listener).clone();
             assert!(address.ip().unwrap().is_ipv6());
-            serves(&mut scene, &address);
+            serves(&mut fixture, &address);
         }
         // Not every machine has it.
         Err(Error::Bind { source, .. }) => {
@@ -111,85 +111,85 @@ fn the_other_internet_is_served_too() {
 #[test]
 fn a_connection_knows_both_of_its_ends() {
     let mut world = Os::tcp();
-    let mut scene = scene(&mut world);
-    let everywhere = scene.reactor.listen("0.0.0.0:0").unwrap();
-    let port = scene.reactor.local_addr(everywhere).ip().unwrap().port();
+    let mut fixture = fixture(&mut world);
+    let everywhere = fixture.reactor.listen("0.0.0.0:0").unwrap();
+    let port = fixture.reactor.local_addr(everywhere).ip().unwrap().port();
     let here = Address::from(std::net::SocketAddr::from(([127, 0, 0, 1], port)));
     let client = TcpStream::connect(here.ip().unwrap()).unwrap();
-    scene.until("a connection", |scene| !scene.script.ids.is_empty());
+    fixture.until("a connection", |fixture| !fixture.handler.ids.is_empty());
     let peer = Address::from(client.local_addr().unwrap());
-    let ends = scene.with(0, |conn| (conn.local_addr().cloned(), conn.peer_addr().clone()));
+    let ends = fixture.with(0, |conn| (conn.local_addr().cloned(), conn.peer_addr().clone()));
     assert_eq!(ends, (Some(here), peer));
 }
 
 #[test]
 fn each_listener_has_its_own_timeouts() {
     let mut world = Os::tcp();
-    let mut scene = scene(&mut world);
+    let mut fixture = fixture(&mut world);
     let mut hasty = ListenConfig::default();
     let mut timeouts = Config::default().timeouts;
     timeouts.first_byte = Some(millis(80));
     hasty.timeouts = Some(timeouts);
-    let listener = scene.reactor.listen_with(scene.world.address(), hasty).unwrap();
-    let address = scene.reactor.local_addr(listener).clone();
-    let (patient, _) = scene.enter();
-    let usual = std::mem::replace(&mut scene.address, address);
-    let (peer, _) = scene.enter();
-    scene.expect_eof(peer);
-    let closed = scene.expect_timeout(Timeout::FirstByte);
+    let listener = fixture.reactor.listen_with(fixture.world.address(), hasty).unwrap();
+    let address = fixture.reactor.local_addr(listener).clone();
+    let (patient, _) = fixture.enter();
+    let usual = std::mem::replace(&mut fixture.address, address);
+    let (peer, _) = fixture.enter();
+    fixture.expect_eof(peer);
+    let closed = fixture.expect_timeout(Timeout::FirstByte);
     assert_eq!(closed.origin, Origin::Accepted(listener));
-    scene.address = usual;
-    scene.send(patient, b"still here");
-    scene.expect(patient, b"still here");
-    assert_ne!(scene.listener, listener);
+    fixture.address = usual;
+    fixture.send(patient, b"still here");
+    fixture.expect(patient, b"still here");
+    assert_ne!(fixture.listener, listener);
 }
 
 #[test]
 fn an_address_in_use_is_refused_by_name() {
     let mut world = Os::tcp();
-    let mut scene = scene(&mut world);
-    let address = scene.address.clone();
-    let Err(Error::Bind { address: name, source }) = scene.reactor.listen(address.clone()) else {
+    let mut fixture = fixture(&mut world);
+    let address = fixture.address.clone();
+    let Err(Error::Bind { address: name, source }) = fixture.reactor.listen(address.clone()) else {
         panic!("it is taken");
     };
     assert_eq!((name, source.kind()), (address.to_string(), io::ErrorKind::AddrInUse));
-    scene.expect_service();
+    fixture.expect_service();
 }
 
 #[test]
-fn a_socket_file_that_nobody_listens_on_is_replaced() {
+fn a_socket_file_without_a_listener_is_replaced() {
     let path = temporary_path();
     drop(UnixListener::bind(&path).unwrap());
     assert!(path.exists());
     let mut world = Os::unix();
-    let mut scene = scene(&mut world);
+    let mut fixture = fixture(&mut world);
     let address = Address::Unix(path.clone());
-    let listener = scene.reactor.listen(address.clone()).unwrap();
-    assert_eq!(scene.reactor.local_addr(listener), &address);
-    serves(&mut scene, &address);
-    drop(scene);
+    let listener = fixture.reactor.listen(address.clone()).unwrap();
+    assert_eq!(fixture.reactor.local_addr(listener), &address);
+    serves(&mut fixture, &address);
+    drop(fixture);
     assert!(!path.exists());
 }
 
 #[test]
 fn a_socket_file_is_removed_at_the_end() {
     let mut world = Os::unix();
-    let mut scene = scene(&mut world);
-    let path = scene.address.path().unwrap().to_owned();
+    let mut fixture = fixture(&mut world);
+    let path = fixture.address.path().unwrap().to_owned();
     assert!(path.exists());
-    scene.reactor.handle().shutdown();
-    scene.until("the end", |scene| scene.reactor.is_finished());
+    fixture.reactor.handle().shutdown();
+    fixture.until("the end", |fixture| fixture.reactor.is_finished());
     assert!(!path.exists());
 }
 
 #[test]
-fn a_socket_file_that_is_somebody_elses_by_now_is_left() {
+fn a_socket_file_that_is_another_programs_by_now_is_left() {
     let mut world = Os::unix();
-    let scene = scene(&mut world);
-    let path = scene.address.path().unwrap().to_owned();
+    let fixture = fixture(&mut world);
+    let path = fixture.address.path().unwrap().to_owned();
     fs::remove_file(&path).unwrap();
     let next = UnixListener::bind(&path).unwrap();
-    drop(scene);
+    drop(fixture);
     assert!(path.exists());
     UnixStream::connect(&path).unwrap();
     drop(next);
@@ -200,8 +200,8 @@ fn a_socket_file_in_use_is_left() {
     let path = temporary_path();
     let owner = UnixListener::bind(&path).unwrap();
     let mut world = Os::unix();
-    let mut scene = scene(&mut world);
-    let refused = scene.reactor.listen(Address::Unix(path.clone()));
+    let mut fixture = fixture(&mut world);
+    let refused = fixture.reactor.listen(Address::Unix(path.clone()));
     assert!(
         matches!(&refused, Err(Error::Bind { source, .. })
             if source.kind() == io::ErrorKind::AddrInUse),
@@ -215,8 +215,8 @@ fn a_socket_file_in_use_is_left() {
 #[test]
 fn text_that_is_no_address_is_no_listener() {
     let mut world = Os::unix();
-    let mut scene = scene(&mut world);
-    let refused = scene.reactor.listen("localhost:7000").unwrap_err();
+    let mut fixture = fixture(&mut world);
+    let refused = fixture.reactor.listen("localhost:7000").unwrap_err();
     assert_eq!(
         refused.to_string(),
         "cannot listen on localhost:7000: an address is IP:PORT, [IPV6]:PORT or unix:PATH"
@@ -228,27 +228,27 @@ fn a_file_that_is_no_socket_is_left() {
     let path = temporary_path();
     fs::write(&path, "precious").unwrap();
     let mut world = Os::unix();
-    let mut scene = scene(&mut world);
-    assert!(scene.reactor.listen(Address::Unix(path.clone())).is_err());
+    let mut fixture = fixture(&mut world);
+    assert!(fixture.reactor.listen(Address::Unix(path.clone())).is_err());
     assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
     fs::remove_file(path).unwrap();
 }
 
 #[test]
 fn a_turn_waits_no_longer_than_it_was_told() {
-    let mut reactor: Reactor<Script> = Reactor::new(few_places()).unwrap();
-    let mut script = Script::echo();
-    reactor.turn(&mut script, Some(Duration::ZERO)).unwrap();
+    let mut reactor: Reactor<RecordingHandler> = Reactor::new(few_places()).unwrap();
+    let mut handler = RecordingHandler::echo();
+    reactor.turn(&mut handler, Some(Duration::ZERO)).unwrap();
     let start = reactor.context().now();
-    reactor.turn(&mut script, Some(Duration::ZERO)).unwrap();
-    reactor.turn(&mut script, Some(millis(50))).unwrap();
+    reactor.turn(&mut handler, Some(Duration::ZERO)).unwrap();
+    reactor.turn(&mut handler, Some(millis(50))).unwrap();
     let took = reactor.context().now() - start;
     assert!(took >= millis(49) && took < millis(500), "{took:?}");
     // Nor longer than the next alarm lets it.
     let at = reactor.context().now() + millis(50);
     reactor.context().set_alarm(at);
-    while script.alarms.is_empty() {
-        reactor.turn(&mut script, None).unwrap();
+    while handler.alarms.is_empty() {
+        reactor.turn(&mut handler, None).unwrap();
     }
     assert!(reactor.context().now() < at + millis(500));
 }
@@ -257,15 +257,15 @@ fn a_turn_waits_no_longer_than_it_was_told() {
 fn a_setting_out_of_range_is_refused_by_name() {
     let mut config = Config::default();
     config.timeouts.idle = Some(Duration::ZERO);
-    let refused = Reactor::<Script>::new(config);
+    let refused = Reactor::<RecordingHandler>::new(config);
     assert!(
         matches!(&refused, Err(Error::Config(error)) if error.setting() == "timeouts.idle"),
         "{refused:?}"
     );
     let listen = ListenConfig { backlog: 0, ..ListenConfig::default() };
     let mut world = Os::tcp();
-    let mut scene = scene(&mut world);
-    let refused = scene.reactor.listen_with("127.0.0.1:0", listen);
+    let mut fixture = fixture(&mut world);
+    let refused = fixture.reactor.listen_with("127.0.0.1:0", listen);
     assert!(
         matches!(&refused, Err(Error::Config(error)) if error.setting() == "backlog"),
         "{refused:?}"
@@ -283,7 +283,7 @@ mod inside_another_loop {
     use super::*;
 
     /// A foreign loop: waits for the reactor's descriptor no longer than the reactor would.
-    fn wait_outside(poll: &mut mio::Poll, reactor: &mut Reactor<Script>) {
+    fn wait_outside(poll: &mut mio::Poll, reactor: &mut Reactor<RecordingHandler>) {
         let mut events = mio::Events::with_capacity(4);
         let at_most = Duration::from_secs(10);
         let timeout = reactor.next_timeout().map_or(at_most, |timeout| timeout.min(at_most));
@@ -294,10 +294,10 @@ mod inside_another_loop {
     fn a_reactor_turns_inside_another_loop() {
         let mut config = few_places();
         config.timeouts.idle = Some(millis(100));
-        let mut reactor: Reactor<Script> = Reactor::new(config).unwrap();
+        let mut reactor: Reactor<RecordingHandler> = Reactor::new(config).unwrap();
         let listener = reactor.listen("127.0.0.1:0").unwrap();
         let address = reactor.local_addr(listener).ip().unwrap();
-        let mut script = Script::echo();
+        let mut handler = RecordingHandler::echo();
 
         let mut poll = mio::Poll::new().unwrap();
         let fd = reactor.as_fd().as_raw_fd();
@@ -305,19 +305,19 @@ mod inside_another_loop {
             .register(&mut SourceFd(&fd), mio::Token(0), mio::Interest::READABLE)
             .unwrap();
         // The first turn looks for those who came before it.
-        reactor.turn(&mut script, Some(Duration::ZERO)).unwrap();
+        reactor.turn(&mut handler, Some(Duration::ZERO)).unwrap();
         assert_eq!(reactor.next_timeout(), None, "nothing is due, ever");
 
         let mut client = TcpStream::connect(address).unwrap();
         client.write_all(b"hello").unwrap();
         let mut turns = 0;
-        while script.closed.is_empty() {
+        while handler.closed.is_empty() {
             wait_outside(&mut poll, &mut reactor);
-            reactor.turn(&mut script, Some(Duration::ZERO)).unwrap();
+            reactor.turn(&mut handler, Some(Duration::ZERO)).unwrap();
             turns += 1;
             assert!(turns < 200, "it spins");
         }
-        let closed = &script.closed[0];
+        let closed = &handler.closed[0];
         assert_eq!(closed.reason, CloseReason::Timeout(Timeout::Idle));
         assert!(closed.age >= millis(100) && closed.age < millis(600), "{:?}", closed.age);
         let mut reply = Vec::new();
@@ -327,8 +327,8 @@ mod inside_another_loop {
 
     #[test]
     fn a_post_wakes_another_loop() {
-        let mut reactor: Reactor<Script> = Reactor::new(few_places()).unwrap();
-        let mut script = Script::echo();
+        let mut reactor: Reactor<RecordingHandler> = Reactor::new(few_places()).unwrap();
+        let mut handler = RecordingHandler::echo();
         let mut poll = mio::Poll::new().unwrap();
         let fd = reactor.as_fd().as_raw_fd();
         poll.registry()
@@ -338,7 +338,7 @@ mod inside_another_loop {
         let poster = std::thread::spawn(move || handle.post(|_, cx| cx.shutdown()));
         while !reactor.is_finished() {
             wait_outside(&mut poll, &mut reactor);
-            reactor.turn(&mut script, Some(Duration::ZERO)).unwrap();
+            reactor.turn(&mut handler, Some(Duration::ZERO)).unwrap();
         }
         poster.join().unwrap().unwrap();
     }

@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use wheelhouse::{CloseReason, Config, State, Timeout, Watermarks};
 
-use crate::harness::{Got, PeerId, Scene, Script, What, World, millis};
+use crate::harness::{Fixture, Got, PeerId, RecordingHandler, What, World, millis};
 
 behaviours! {
     everywhere {
-        nobody_is_kept_alive_in_a_crowd
+        no_connection_is_kept_alive_in_a_crowd
         buffers_are_counted_and_given_back
         the_greatest_holder_of_input_is_shed
         what_waits_to_be_dialled_is_shed_too
@@ -26,9 +26,9 @@ behaviours! {
     }
 }
 
-fn ask<W: World>(scene: &mut Scene<'_, W>, peer: PeerId) {
-    scene.send(peer, b"hello");
-    scene.expect(peer, b"hello");
+fn ask<W: World>(fixture: &mut Fixture<'_, W>, peer: PeerId) {
+    fixture.send(peer, b"hello");
+    fixture.expect(peer, b"hello");
 }
 
 fn crowd(places: usize) -> Config {
@@ -37,134 +37,134 @@ fn crowd(places: usize) -> Config {
     config
 }
 
-fn nobody_is_kept_alive_in_a_crowd<W: World>(world: &mut W) {
+fn no_connection_is_kept_alive_in_a_crowd<W: World>(world: &mut W) {
     let answers = Rc::new(RefCell::new(Vec::new()));
     let kept = Rc::clone(&answers);
-    let script = Script::echo().when_data(move |conn, _, input| {
+    let handler = RecordingHandler::echo().when_data(move |conn, _, input| {
         kept.borrow_mut().push(conn.decide_keep_alive(0).stays());
         conn.write(input);
         input.clear();
     });
-    let mut scene = Scene::new(world, crowd(100), script);
-    let peers: Vec<_> = (0..91).map(|_| scene.enter().0).collect();
-    ask(&mut scene, peers[0]);
+    let mut fixture = Fixture::new(world, crowd(100), handler);
+    let peers: Vec<_> = (0..91).map(|_| fixture.enter().0).collect();
+    ask(&mut fixture, peers[0]);
     // Who was told that it is over is not left waiting, whatever the pressure is then.
-    scene.expect_closed(CloseReason::Overload);
-    assert_eq!(scene.read_to_end(peers[0]), (Vec::new(), Got::Eof));
-    scene.leave(peers[0]);
+    fixture.expect_closed(CloseReason::Overload);
+    assert_eq!(fixture.read_to_end(peers[0]), (Vec::new(), Got::Eof));
+    fixture.leave(peers[0]);
     for peer in &peers[1..5] {
-        scene.leave(*peer);
+        fixture.leave(*peer);
     }
-    scene.until("some to go", |scene| scene.script.closed.len() == 4);
-    ask(&mut scene, peers[5]);
+    fixture.until("some to go", |fixture| fixture.handler.closed.len() == 4);
+    ask(&mut fixture, peers[5]);
     assert_eq!(*answers.borrow(), [false, true]);
 }
 
 fn idle_ones_go_sooner_in_a_crowd<W: World>(world: &mut W) {
     let mut config = crowd(100);
     config.timeouts.idle = Some(Duration::from_secs(3));
-    let mut scene = Scene::new(world, config, Script::echo());
-    let (first, number) = scene.enter();
-    ask(&mut scene, first);
-    let since = scene.saw(number, What::Idle);
+    let mut fixture = Fixture::new(world, config, RecordingHandler::echo());
+    let (first, number) = fixture.enter();
+    ask(&mut fixture, first);
+    let since = fixture.saw(number, What::Idle);
     // At 90 of 100 a third of the idle time is left, and a bit.
-    let others: Vec<_> = (1..90).map(|_| scene.enter().0).collect();
-    scene.wait(millis(1_000));
-    scene.expect_none_closed();
-    let closed = scene.expect_closed(CloseReason::Evicted);
-    assert_eq!(closed.id, scene.script.ids[number]);
+    let others: Vec<_> = (1..90).map(|_| fixture.enter().0).collect();
+    fixture.wait(millis(1_000));
+    fixture.expect_none_closed();
+    let closed = fixture.expect_closed(CloseReason::Evicted);
+    assert_eq!(closed.id, fixture.handler.ids[number]);
     let took = closed.opened_at + closed.age - since;
     assert!(took >= millis(1_660) && took < millis(2_300), "{took:?}");
     for peer in others {
-        ask(&mut scene, peer);
+        ask(&mut fixture, peer);
     }
 }
 
 fn buffers_are_counted_and_given_back<W: World>(world: &mut W) {
-    let mut scene = Scene::new(world, Config::default(), Script::ignore());
-    let peers = [(); 3].map(|()| scene.enter().0);
+    let mut fixture = Fixture::new(world, Config::default(), RecordingHandler::ignore());
+    let peers = [(); 3].map(|()| fixture.enter().0);
     for peer in peers {
-        scene.send(peer, &[b'x'; 1_000]);
+        fixture.send(peer, &[b'x'; 1_000]);
     }
-    let buffered = |scene: &mut Scene<'_, W>| scene.reactor.handle().stats().buffered;
-    scene.until("it to be held", |scene| buffered(scene) >= 3_000);
-    assert!(buffered(&mut scene) < 20_000);
+    let buffered = |fixture: &mut Fixture<'_, W>| fixture.reactor.handle().stats().buffered;
+    fixture.until("it to be held", |fixture| buffered(fixture) >= 3_000);
+    assert!(buffered(&mut fixture) < 20_000);
     for peer in peers {
-        scene.leave(peer);
+        fixture.leave(peer);
     }
-    scene.until("it to be given back", |scene| buffered(scene) == 0);
+    fixture.until("it to be given back", |fixture| buffered(fixture) == 0);
 }
 
 fn the_greatest_holder_of_input_is_shed<W: World>(world: &mut W) {
     let mut config = Config::default();
     config.limits.input_max = 256 * 1024;
     config.limits.buffered_max = 256 * 1024;
-    let mut scene = Scene::new(world, config, Script::ignore());
-    let (large, number) = scene.enter();
-    let others = [(); 3].map(|()| scene.enter().0);
+    let mut fixture = Fixture::new(world, config, RecordingHandler::ignore());
+    let (large, number) = fixture.enter();
+    let others = [(); 3].map(|()| fixture.enter().0);
     // A buffer that grows may be twice as large as what it holds.
-    scene.send(large, &[b'x'; 130_000]);
-    scene.saw(number, What::Data(130_000));
-    scene.expect_none_closed();
+    fixture.send(large, &[b'x'; 130_000]);
+    fixture.saw(number, What::Data(130_000));
+    fixture.expect_none_closed();
     for other in others {
-        scene.send(other, &[b'x'; 60_000]);
+        fixture.send(other, &[b'x'; 60_000]);
     }
-    let closed = scene.expect_closed(CloseReason::BufferLimit);
-    assert_eq!(closed.id, scene.script.ids[number]);
-    scene.wait(millis(20));
-    assert!(scene.reactor.handle().stats().buffered <= 256 * 1024);
+    let closed = fixture.expect_closed(CloseReason::BufferLimit);
+    assert_eq!(closed.id, fixture.handler.ids[number]);
+    fixture.wait(millis(20));
+    assert!(fixture.reactor.handle().stats().buffered <= 256 * 1024);
 }
 
 fn what_waits_to_be_dialled_is_shed_too<W: World>(world: &mut W) {
     let mut config = Config::default();
     config.limits.buffered_max = 64 * 1024;
     let (_door, address) = world.listen_as_peer();
-    let script = Script::echo().when_data(move |conn, _, input| {
+    let handler = RecordingHandler::echo().when_data(move |conn, _, input| {
         let id = conn.cx().connect(address.clone()).unwrap();
         conn.cx().conn(id).unwrap().write(&[b'x'; 100_000]);
         // A part of a request is kept, which is when buffers are looked at.
         input.truncate(1);
     });
-    let mut scene = Scene::new(world, config, script);
-    let (peer, _) = scene.enter();
-    scene.send(peer, b"hello");
-    let closed = scene.expect_closed(CloseReason::BufferLimit);
-    assert_eq!((closed.id, closed.unsent), (scene.script.ids[1], 100_000));
-    assert!(scene.reactor.handle().stats().buffered < 1_000);
-    scene.expect_none_closed();
+    let mut fixture = Fixture::new(world, config, handler);
+    let (peer, _) = fixture.enter();
+    fixture.send(peer, b"hello");
+    let closed = fixture.expect_closed(CloseReason::BufferLimit);
+    assert_eq!((closed.id, closed.unsent), (fixture.handler.ids[1], 100_000));
+    assert!(fixture.reactor.handle().stats().buffered < 1_000);
+    fixture.expect_none_closed();
 }
 
 fn the_greatest_holder_of_output_is_shed<W: World>(world: &mut W) {
     let mut config = Config::default();
     config.limits.buffered_max = 6 << 20;
     config.watermarks = Watermarks::new(1 << 20, 8 << 20).unwrap();
-    let script = Script::echo().when_data(|conn, _, input| {
+    let handler = RecordingHandler::echo().when_data(|conn, _, input| {
         conn.write_bytes(vec![b'x'; input.len() << 20]);
         input.clear();
     });
-    let mut scene = Scene::new(world, config, script);
-    let peers = [(); 3].map(|()| scene.connect_small());
-    scene.send(peers[0], b"...");
-    scene.send(peers[1], b"............");
-    let closed = scene.expect_closed(CloseReason::BufferLimit);
-    assert_eq!(closed.id, scene.script.ids[1]);
+    let mut fixture = Fixture::new(world, config, handler);
+    let peers = [(); 3].map(|()| fixture.connect_small());
+    fixture.send(peers[0], b"...");
+    fixture.send(peers[1], b"............");
+    let closed = fixture.expect_closed(CloseReason::BufferLimit);
+    assert_eq!(closed.id, fixture.handler.ids[1]);
     assert!(closed.unsent > 0);
-    assert_eq!(scene.read(peers[0], 3 << 20).len(), 3 << 20);
-    scene.expect_none_closed();
+    assert_eq!(fixture.read(peers[0], 3 << 20).len(), 3 << 20);
+    fixture.expect_none_closed();
 }
 
 fn a_callback_that_stalls_is_counted<W: World>(world: &mut W) {
     let stall = world.stall();
-    let script = Script::echo().when_data(move |conn, _, input| {
+    let handler = RecordingHandler::echo().when_data(move |conn, _, input| {
         stall(millis(60));
         conn.write(input);
         input.clear();
     });
-    let mut scene = Scene::new(world, Config::default(), script);
-    let peer = scene.connect();
-    ask(&mut scene, peer);
-    scene.turn();
-    let stats = scene.reactor.handle().stats();
+    let mut fixture = Fixture::new(world, Config::default(), handler);
+    let peer = fixture.connect();
+    ask(&mut fixture, peer);
+    fixture.turn();
+    let stats = fixture.reactor.handle().stats();
     assert_eq!(stats.stalls, 1);
     // It is known to within a step of the coarse clock.
     assert!(stats.longest_callback >= 49_000_000, "{stats:?}");
@@ -174,37 +174,37 @@ fn a_callback_that_stalls_is_counted<W: World>(world: &mut W) {
 }
 
 fn states_are_counted<W: World>(world: &mut W) {
-    let mut scene = Scene::new(world, Config::default(), Script::echo());
-    let (idle, number) = scene.enter();
-    ask(&mut scene, idle);
-    scene.saw(number, What::Idle);
-    let (silent, _) = scene.enter();
-    let count = |scene: &mut Scene<'_, W>| {
-        let stats = scene.reactor.handle().stats();
+    let mut fixture = Fixture::new(world, Config::default(), RecordingHandler::echo());
+    let (idle, number) = fixture.enter();
+    ask(&mut fixture, idle);
+    fixture.saw(number, What::Idle);
+    let (silent, _) = fixture.enter();
+    let count = |fixture: &mut Fixture<'_, W>| {
+        let stats = fixture.reactor.handle().stats();
         [State::Connecting, State::Connected, State::Idle, State::Closing]
             .map(|state| stats.in_state(state))
     };
-    assert_eq!(count(&mut scene), [0, 1, 1, 0]);
-    scene.leave(silent);
-    scene.expect_closed(CloseReason::PeerEof);
-    let (_door, address) = scene.world.listen_as_peer();
-    scene.reactor.context().connect(address).unwrap();
-    assert_eq!(scene.reactor.handle().stats().connections, 2);
-    scene.saw(2, What::Connected);
-    scene.leave(idle);
-    scene.expect_closed(CloseReason::PeerEof);
-    scene.wait(millis(20));
-    let [connecting, connected, idle, closing] = count(&mut scene);
+    assert_eq!(count(&mut fixture), [0, 1, 1, 0]);
+    fixture.leave(silent);
+    fixture.expect_closed(CloseReason::PeerEof);
+    let (_door, address) = fixture.world.listen_as_peer();
+    fixture.reactor.context().connect(address).unwrap();
+    assert_eq!(fixture.reactor.handle().stats().connections, 2);
+    fixture.saw(2, What::Connected);
+    fixture.leave(idle);
+    fixture.expect_closed(CloseReason::PeerEof);
+    fixture.wait(millis(20));
+    let [connecting, connected, idle, closing] = count(&mut fixture);
     assert_eq!((connecting, connected + idle, closing), (0, 1, 0));
 }
 
 fn deadlines_are_counted<W: World>(world: &mut W) {
     let mut config = Config::default();
     config.timeouts.first_byte = Some(millis(50));
-    let mut scene = Scene::new(world, config, Script::echo());
-    scene.connect();
-    scene.expect_timeout(Timeout::FirstByte);
-    let stats = scene.reactor.handle().stats();
+    let mut fixture = Fixture::new(world, config, RecordingHandler::echo());
+    fixture.connect();
+    fixture.expect_timeout(Timeout::FirstByte);
+    let stats = fixture.reactor.handle().stats();
     let fired: Vec<_> = stats.deadlines_by_label().filter(|(_, count)| *count > 0).collect();
     assert_eq!(fired, [("first_byte", 1)]);
 }
@@ -213,20 +213,20 @@ fn a_flood_fills_the_buffers_and_no_more<W: World>(world: &mut W) {
     const MOST: u64 = 1 << 20;
     let mut config = Config::default();
     config.limits.buffered_max = MOST as usize;
-    let mut scene = Scene::new(world, config, Script::ignore());
-    let mut peers: Vec<_> = (0..40).map(|_| scene.enter().0).collect();
+    let mut fixture = Fixture::new(world, config, RecordingHandler::ignore());
+    let mut peers: Vec<_> = (0..40).map(|_| fixture.enter().0).collect();
     let mut most = 0;
     for round in 0..200 {
         let peer = peers[round % peers.len()];
-        if scene.try_send(peer, &[b'x'; 10_000]).is_none() {
+        if fixture.try_send(peer, &[b'x'; 10_000]).is_none() {
             // It was shed, and comes again.
-            peers[round % 40] = scene.enter().0;
+            peers[round % 40] = fixture.enter().0;
         }
-        scene.turn();
-        let held = scene.reactor.handle().stats().buffered;
+        fixture.turn();
+        let held = fixture.reactor.handle().stats().buffered;
         assert!(held <= MOST, "{held}");
         most = most.max(held);
     }
     assert!(most >= MOST / 2, "{most}");
-    assert!(scene.reactor.handle().stats().closed(CloseReason::BufferLimit) > 0);
+    assert!(fixture.reactor.handle().stats().closed(CloseReason::BufferLimit) > 0);
 }

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use bytes::{Bytes, BytesMut};
 use wheelhouse::{CloseReason, Config, Conn, Handler, Rate, Reactor};
 
-use crate::harness::{Got, Scene, Script, What, World, few_places, millis};
+use crate::harness::{Fixture, Got, RecordingHandler, What, World, few_places, millis};
 
 behaviours! {
     everywhere {
@@ -34,25 +34,25 @@ behaviours! {
         a_panic_in_on_alarm_stops_the_reactor
         a_panic_in_on_shutdown_ends_the_shutdown_at_once
         much_that_a_panicking_callback_wrote_is_not_sent
-        who_was_fed_by_what_a_panicking_callback_dialled_is_let_go
+        a_sink_of_what_a_panicking_callback_dialled_is_let_go
         a_payload_that_panics_when_it_is_dropped_costs_one_connection
         a_payload_that_panics_when_it_is_dropped_fails_a_callback_of_the_loop
         shared_bytes_whose_owner_panics_cost_nothing
         sessions_and_closures_that_panic_when_they_are_dropped_with_the_reactor
-        a_closure_for_nobody_that_panics_when_it_is_dropped_costs_nothing
+        a_closure_without_a_connection_that_panics_when_it_is_dropped_costs_nothing
     }
 }
 
 /// The one connection is lost with a reset, everybody else is served.
-fn expect_one_lost<W: World>(scene: &mut Scene<'_, W>) {
-    let closed = scene.expect_closed(CloseReason::HandlerPanic);
-    assert_eq!(closed.id, scene.script.ids[0]);
-    assert_eq!(scene.reactor.handle().stats().panics, 1);
-    scene.expect_service();
+fn expect_one_lost<W: World>(fixture: &mut Fixture<'_, W>) {
+    let closed = fixture.expect_closed(CloseReason::HandlerPanic);
+    assert_eq!(closed.id, fixture.handler.ids[0]);
+    assert_eq!(fixture.reactor.handle().stats().panics, 1);
+    fixture.expect_service();
 }
 
 fn a_panic_in_on_open_costs_one_connection<W: World>(world: &mut W) {
-    let script = Script::echo().when_open(|conn, number| {
+    let handler = RecordingHandler::echo().when_open(|conn, number| {
         if number == 0 {
             conn.write(b"secret");
             panic!("told to");
@@ -60,32 +60,32 @@ fn a_panic_in_on_open_costs_one_connection<W: World>(world: &mut W) {
         conn.write(b"welcome");
         true
     });
-    let mut scene = Scene::new(world, Config::default(), script);
-    let peer = scene.connect();
-    scene.expect_reset(peer);
+    let mut fixture = Fixture::new(world, Config::default(), handler);
+    let peer = fixture.connect();
+    fixture.expect_reset(peer);
     // Without a session there is nothing to give back.
-    assert_eq!(scene.script.story(0), [What::Open]);
-    assert_eq!(scene.reactor.handle().stats().panics, 1);
-    let peer = scene.connect();
-    scene.expect(peer, b"welcome");
-    assert!(scene.script.closed.is_empty());
+    assert_eq!(fixture.handler.story(0), [What::Open]);
+    assert_eq!(fixture.reactor.handle().stats().panics, 1);
+    let peer = fixture.connect();
+    fixture.expect(peer, b"welcome");
+    assert!(fixture.handler.closed.is_empty());
 }
 
 fn a_panic_in_on_connected_costs_one_connection<W: World>(world: &mut W) {
-    let script = Script::echo().when_connected(|conn, session| {
+    let handler = RecordingHandler::echo().when_connected(|conn, session| {
         if session.number == 0 {
             conn.write(b"secret");
             panic!("told to");
         }
     });
-    let mut scene = Scene::new(world, Config::default(), script);
-    let peer = scene.connect();
-    scene.expect_reset(peer);
-    expect_one_lost(&mut scene);
+    let mut fixture = Fixture::new(world, Config::default(), handler);
+    let peer = fixture.connect();
+    fixture.expect_reset(peer);
+    expect_one_lost(&mut fixture);
 }
 
 fn a_panic_in_on_data_costs_one_connection<W: World>(world: &mut W) {
-    let script = Script::echo().when_data(|conn, _, input| {
+    let handler = RecordingHandler::echo().when_data(|conn, _, input| {
         if input.starts_with(b"panic") {
             conn.write(b"secret");
             panic!("told to");
@@ -93,69 +93,69 @@ fn a_panic_in_on_data_costs_one_connection<W: World>(world: &mut W) {
         conn.write(input);
         input.clear();
     });
-    let mut scene = Scene::new(world, Config::default(), script);
-    let (victim, _) = scene.enter();
-    let (bystander, _) = scene.enter();
-    scene.send(victim, b"hello");
-    scene.expect(victim, b"hello");
-    scene.send(victim, b"panic");
-    scene.send(bystander, b"meanwhile");
-    scene.expect_reset(victim);
-    scene.expect(bystander, b"meanwhile");
-    scene.until("the end", |scene| !scene.script.closed.is_empty());
-    assert_eq!((scene.script.closed[0].bytes_out, scene.script.closed[0].unsent), (5, 6));
-    expect_one_lost(&mut scene);
-    scene.send(bystander, b"and after");
-    scene.expect(bystander, b"and after");
+    let mut fixture = Fixture::new(world, Config::default(), handler);
+    let (victim, _) = fixture.enter();
+    let (bystander, _) = fixture.enter();
+    fixture.send(victim, b"hello");
+    fixture.expect(victim, b"hello");
+    fixture.send(victim, b"panic");
+    fixture.send(bystander, b"meanwhile");
+    fixture.expect_reset(victim);
+    fixture.expect(bystander, b"meanwhile");
+    fixture.until("the end", |fixture| !fixture.handler.closed.is_empty());
+    assert_eq!((fixture.handler.closed[0].bytes_out, fixture.handler.closed[0].unsent), (5, 6));
+    expect_one_lost(&mut fixture);
+    fixture.send(bystander, b"and after");
+    fixture.expect(bystander, b"and after");
 }
 
 fn a_panic_in_on_idle_costs_one_connection<W: World>(world: &mut W) {
-    let script = Script::echo().when_idle(|conn, _| {
+    let handler = RecordingHandler::echo().when_idle(|conn, _| {
         conn.write(b"secret");
         panic!("told to");
     });
-    let mut scene = Scene::new(world, Config::default(), script);
-    let peer = scene.connect();
-    scene.send(peer, b"hello");
-    let (bytes, end) = scene.read_to_end(peer);
+    let mut fixture = Fixture::new(world, Config::default(), handler);
+    let peer = fixture.connect();
+    fixture.send(peer, b"hello");
+    let (bytes, end) = fixture.read_to_end(peer);
     // What another callback sent before is gone already.
     assert_eq!(bytes, b"hello");
-    scene.assert_reset(end);
-    expect_one_lost(&mut scene);
+    fixture.assert_reset(end);
+    expect_one_lost(&mut fixture);
 }
 
 fn a_panic_in_on_active_costs_one_connection<W: World>(world: &mut W) {
-    let script = Script::echo().when_active(|conn, _| {
+    let handler = RecordingHandler::echo().when_active(|conn, _| {
         conn.write(b"secret");
         panic!("told to");
     });
-    let mut scene = Scene::new(world, Config::default(), script);
-    let peer = scene.connect();
-    scene.send(peer, b"hello");
-    scene.expect(peer, b"hello");
-    scene.saw(0, What::Idle);
-    scene.send(peer, b"again");
-    scene.expect_reset(peer);
-    expect_one_lost(&mut scene);
+    let mut fixture = Fixture::new(world, Config::default(), handler);
+    let peer = fixture.connect();
+    fixture.send(peer, b"hello");
+    fixture.expect(peer, b"hello");
+    fixture.saw(0, What::Idle);
+    fixture.send(peer, b"again");
+    fixture.expect_reset(peer);
+    expect_one_lost(&mut fixture);
 }
 
 fn a_panic_in_on_eof_costs_one_connection<W: World>(world: &mut W) {
-    let script = Script::ignore().when_eof(|conn, _, _| {
+    let handler = RecordingHandler::ignore().when_eof(|conn, _, _| {
         conn.write(b"secret");
         panic!("told to");
     });
-    let mut scene = Scene::new(world, Config::default(), script);
-    let peer = scene.connect();
-    scene.send(peer, b"hello");
-    scene.half_close(peer);
-    scene.expect_reset(peer);
-    expect_one_lost(&mut scene);
+    let mut fixture = Fixture::new(world, Config::default(), handler);
+    let peer = fixture.connect();
+    fixture.send(peer, b"hello");
+    fixture.half_close(peer);
+    fixture.expect_reset(peer);
+    expect_one_lost(&mut fixture);
 }
 
 const LARGE: usize = 4 << 20;
 
 fn a_panic_in_on_drained_costs_one_connection<W: World>(world: &mut W) {
-    let script = Script::echo()
+    let handler = RecordingHandler::echo()
         .when_data(|conn, _, input| {
             input.clear();
             conn.write_bytes(vec![b'l'; LARGE]);
@@ -164,17 +164,17 @@ fn a_panic_in_on_drained_costs_one_connection<W: World>(world: &mut W) {
             conn.write(b"secret");
             panic!("told to");
         });
-    let mut scene = Scene::new(world, Config::default(), script);
-    let peer = scene.connect();
-    scene.send(peer, b"x");
-    let (bytes, end) = scene.read_to_end(peer);
+    let mut fixture = Fixture::new(world, Config::default(), handler);
+    let peer = fixture.connect();
+    fixture.send(peer, b"x");
+    let (bytes, end) = fixture.read_to_end(peer);
     assert!(!bytes.ends_with(b"secret"));
-    scene.assert_reset(end);
-    expect_one_lost(&mut scene);
+    fixture.assert_reset(end);
+    expect_one_lost(&mut fixture);
 }
 
 fn a_panic_in_on_timer_costs_one_connection<W: World>(world: &mut W) {
-    let script = Script::echo()
+    let handler = RecordingHandler::echo()
         .when_connected(|conn, session| {
             if session.number == 0 {
                 conn.set_timer(conn.now() + millis(20));
@@ -184,66 +184,66 @@ fn a_panic_in_on_timer_costs_one_connection<W: World>(world: &mut W) {
             conn.write(b"secret");
             panic!("told to");
         });
-    let mut scene = Scene::new(world, Config::default(), script);
-    let peer = scene.connect();
-    scene.expect_reset(peer);
-    expect_one_lost(&mut scene);
+    let mut fixture = Fixture::new(world, Config::default(), handler);
+    let peer = fixture.connect();
+    fixture.expect_reset(peer);
+    expect_one_lost(&mut fixture);
 }
 
 fn a_panic_in_on_closing_costs_one_connection<W: World>(world: &mut W) {
-    let script = Script::echo().when_closing(|conn, _, _| {
+    let handler = RecordingHandler::echo().when_closing(|conn, _, _| {
         conn.write(b"secret");
         panic!("told to");
     });
-    let mut scene = Scene::new(world, Config::default(), script);
-    let (peer, _) = scene.enter();
-    scene.send(peer, b"hello");
-    scene.half_close(peer);
-    let (bytes, _) = scene.read_to_end(peer);
+    let mut fixture = Fixture::new(world, Config::default(), handler);
+    let (peer, _) = fixture.enter();
+    fixture.send(peer, b"hello");
+    fixture.half_close(peer);
+    let (bytes, _) = fixture.read_to_end(peer);
     assert_eq!(bytes, b"hello");
     // The reason was known by then, and it is only set once.
-    let closed = scene.expect_closed(CloseReason::PeerEof);
+    let closed = fixture.expect_closed(CloseReason::PeerEof);
     assert_eq!((closed.bytes_out, closed.unsent), (5, 6));
-    assert_eq!(scene.reactor.handle().stats().panics, 1);
-    scene.expect_service();
+    assert_eq!(fixture.reactor.handle().stats().panics, 1);
+    fixture.expect_service();
 }
 
 fn a_panic_in_on_closed_costs_one_connection<W: World>(world: &mut W) {
-    let script = Script::echo().when_closed(|cx, closed| {
+    let handler = RecordingHandler::echo().when_closed(|cx, closed| {
         let first = cx.ids()[0];
         if closed.id == first {
             panic!("told to");
         }
     });
     // The record is still in its place while on_closed runs, so the first to end is the first.
-    let mut scene = Scene::new(world, Config::default(), script);
-    let (victim, _) = scene.enter();
-    let (bystander, _) = scene.enter();
-    scene.leave(victim);
-    scene.expect_closed(CloseReason::PeerEof);
-    scene.until("a panic", |scene| scene.reactor.handle().stats().panics == 1);
-    scene.send(bystander, b"hello");
-    scene.expect(bystander, b"hello");
-    scene.expect_service();
-    assert_eq!(scene.reactor.handle().stats().connections, 1);
+    let mut fixture = Fixture::new(world, Config::default(), handler);
+    let (victim, _) = fixture.enter();
+    let (bystander, _) = fixture.enter();
+    fixture.leave(victim);
+    fixture.expect_closed(CloseReason::PeerEof);
+    fixture.until("a panic", |fixture| fixture.reactor.handle().stats().panics == 1);
+    fixture.send(bystander, b"hello");
+    fixture.expect(bystander, b"hello");
+    fixture.expect_service();
+    assert_eq!(fixture.reactor.handle().stats().connections, 1);
 }
 
 fn a_panic_in_a_closure_for_a_connection_costs_that_connection<W: World>(world: &mut W) {
-    let mut scene = Scene::new(world, Config::default(), Script::echo());
-    let (peer, _) = scene.enter();
-    let handle = scene.reactor.handle();
-    let id = scene.script.ids[0];
-    let closure = move |_: &mut Script, conn: &mut Conn<'_>, _: &mut _| {
+    let mut fixture = Fixture::new(world, Config::default(), RecordingHandler::echo());
+    let (peer, _) = fixture.enter();
+    let handle = fixture.reactor.handle();
+    let id = fixture.handler.ids[0];
+    let closure = move |_: &mut RecordingHandler, conn: &mut Conn<'_>, _: &mut _| {
         conn.write(b"secret");
         panic!("told to");
     };
     handle.post_to(id, closure).unwrap();
-    scene.expect_reset(peer);
-    expect_one_lost(&mut scene);
+    fixture.expect_reset(peer);
+    expect_one_lost(&mut fixture);
 }
 
 fn what_a_panicking_callback_wrote_to_others_is_taken_back<W: World>(world: &mut W) {
-    let script = Script::echo().when_data(|conn, session, input| {
+    let handler = RecordingHandler::echo().when_data(|conn, session, input| {
         let others: Vec<_> = conn.cx().ids();
         if session.number == 0 {
             for id in others {
@@ -256,51 +256,51 @@ fn what_a_panicking_callback_wrote_to_others_is_taken_back<W: World>(world: &mut
         conn.write(input);
         input.clear();
     });
-    let mut scene = Scene::new(world, Config::default(), script);
-    let (victim, _) = scene.enter();
-    let (bystander, _) = scene.enter();
-    scene.send(bystander, b"before");
-    scene.expect(bystander, b"before");
-    scene.send(victim, b"x");
-    scene.expect_reset(victim);
-    scene.send(bystander, b"after");
-    scene.expect(bystander, b"after");
-    expect_one_lost(&mut scene);
+    let mut fixture = Fixture::new(world, Config::default(), handler);
+    let (victim, _) = fixture.enter();
+    let (bystander, _) = fixture.enter();
+    fixture.send(bystander, b"before");
+    fixture.expect(bystander, b"before");
+    fixture.send(victim, b"x");
+    fixture.expect_reset(victim);
+    fixture.send(bystander, b"after");
+    fixture.expect(bystander, b"after");
+    expect_one_lost(&mut fixture);
 }
 
 fn what_a_panicking_callback_dialled_is_not_dialled<W: World>(world: &mut W) {
     let (mut listener, address) = world.listen_as_peer();
-    let script = Script::echo().when_data(move |conn, _, _| {
+    let handler = RecordingHandler::echo().when_data(move |conn, _, _| {
         conn.connect(address.clone()).unwrap();
         panic!("told to");
     });
-    let mut scene = Scene::new(world, Config::default(), script);
-    let (victim, _) = scene.enter();
-    scene.send(victim, b"x");
-    scene.expect_reset(victim);
-    expect_one_lost(&mut scene);
-    assert!(scene.world.answer(&mut listener).is_none());
-    assert_eq!(scene.reactor.handle().stats().connections, 0);
+    let mut fixture = Fixture::new(world, Config::default(), handler);
+    let (victim, _) = fixture.enter();
+    fixture.send(victim, b"x");
+    fixture.expect_reset(victim);
+    expect_one_lost(&mut fixture);
+    assert!(fixture.world.answer(&mut listener).is_none());
+    assert_eq!(fixture.reactor.handle().stats().connections, 0);
 }
 
-fn panics_on_data() -> Script {
-    Script::echo().when_data(|_, _, _| panic!("told to"))
+fn panics_on_data() -> RecordingHandler {
+    RecordingHandler::echo().when_data(|_, _, _| panic!("told to"))
 }
 
-fn lose_one<W: World>(scene: &mut Scene<'_, W>) {
-    let peer = scene.connect();
-    scene.send(peer, b"x");
-    scene.expect_reset(peer);
-    scene.expect_closed(CloseReason::HandlerPanic);
+fn lose_one<W: World>(fixture: &mut Fixture<'_, W>) {
+    let peer = fixture.connect();
+    fixture.send(peer, b"x");
+    fixture.expect_reset(peer);
+    fixture.expect_closed(CloseReason::HandlerPanic);
 }
 
 fn panics_of_connections_are_survived_however_many_they_are<W: World>(world: &mut W) {
-    let mut scene = Scene::new(world, Config::default(), panics_on_data());
+    let mut fixture = Fixture::new(world, Config::default(), panics_on_data());
     for _ in 0..50 {
-        lose_one(&mut scene);
+        lose_one(&mut fixture);
     }
-    scene.expect_service();
-    assert_eq!(scene.reactor.handle().stats().panics, 50);
+    fixture.expect_service();
+    assert_eq!(fixture.reactor.handle().stats().panics, 50);
 }
 
 /// Two panics within 10 s are an accident.
@@ -309,16 +309,16 @@ fn limited() -> Config {
 }
 
 fn panics_within_the_limit_are_survived<W: World>(world: &mut W) {
-    let mut scene = Scene::new(world, limited(), panics_on_data());
+    let mut fixture = Fixture::new(world, limited(), panics_on_data());
     for _ in 0..2 {
-        lose_one(&mut scene);
+        lose_one(&mut fixture);
     }
-    scene.expect_service();
+    fixture.expect_service();
 }
 
 fn panics_do_not_undo_what_others_did_in_the_same_turn<W: World>(world: &mut W) {
     // Everybody tells the first what it hears, and two of them panic over it.
-    let script = Script::echo().when_data(|conn, session, input| {
+    let handler = RecordingHandler::echo().when_data(|conn, session, input| {
         if session.number % 5 == 4 {
             panic!("told to");
         }
@@ -327,110 +327,113 @@ fn panics_do_not_undo_what_others_did_in_the_same_turn<W: World>(world: &mut W) 
         conn.write(input);
         input.clear();
     });
-    let mut scene = Scene::new(world, Config::default(), script);
-    let (first, _) = scene.enter();
-    let peers: Vec<_> = (1..=10).map(|_| scene.enter().0).collect();
+    let mut fixture = Fixture::new(world, Config::default(), handler);
+    let (first, _) = fixture.enter();
+    let peers: Vec<_> = (1..=10).map(|_| fixture.enter().0).collect();
     for peer in &peers {
-        scene.send(*peer, b"word");
+        fixture.send(*peer, b"word");
     }
     for (number, peer) in (1..).zip(&peers) {
         if number % 5 == 4 {
-            scene.expect_reset(*peer);
-            scene.expect_closed(CloseReason::HandlerPanic);
+            fixture.expect_reset(*peer);
+            fixture.expect_closed(CloseReason::HandlerPanic);
         } else {
-            scene.expect(*peer, b"word");
+            fixture.expect(*peer, b"word");
         }
     }
-    scene.expect(first, &b"word".repeat(8));
-    scene.expect_silence(first);
-    scene.expect_service();
+    fixture.expect(first, &b"word".repeat(8));
+    fixture.expect_silence(first);
+    fixture.expect_service();
 }
 
 fn panics_beyond_the_limit_stop_the_reactor<W: World>(world: &mut W) {
-    let mut scene = Scene::new(world, limited(), panics_on_data());
-    let (bystander, _) = scene.enter();
+    let mut fixture = Fixture::new(world, limited(), panics_on_data());
+    let (bystander, _) = fixture.enter();
     for _ in 0..3 {
-        let peer = scene.connect();
-        scene.send(peer, b"x");
+        let peer = fixture.connect();
+        fixture.send(peer, b"x");
     }
-    let error = scene.failure();
+    let error = fixture.failure();
     assert!(error.to_string().contains("panicked"), "{error}");
-    assert!(scene.reactor.is_finished());
+    assert!(fixture.reactor.is_finished());
     // Everybody got an end all the same, and one reason.
-    assert_eq!(scene.script.closed.len(), 4);
+    assert_eq!(fixture.handler.closed.len(), 4);
     let stops =
-        |reason| scene.script.closed.iter().filter(|closed| closed.reason == reason).count();
+        |reason| fixture.handler.closed.iter().filter(|closed| closed.reason == reason).count();
     assert_eq!((stops(CloseReason::HandlerPanic), stops(CloseReason::HardStop)), (3, 1));
-    let (bytes, end) = scene.read_to_end_as_it_is(bystander);
+    let (bytes, end) = fixture.read_to_end_as_it_is(bystander);
     assert!(bytes.is_empty() && end != Got::Nothing, "{end:?}");
 }
 
 fn a_panic_in_a_posted_closure_stops_the_reactor<W: World>(world: &mut W) {
-    let mut scene = Scene::new(world, Config::default(), Script::echo());
-    scene.enter();
-    let handle = scene.reactor.handle();
+    let mut fixture = Fixture::new(world, Config::default(), RecordingHandler::echo());
+    fixture.enter();
+    let handle = fixture.reactor.handle();
     handle.post(|_, _| panic!("told to")).unwrap();
-    let error = scene.failure();
+    let error = fixture.failure();
     assert!(error.to_string().contains("panicked"), "{error}");
-    assert_eq!(scene.script.closed.len(), 1);
-    assert_eq!(scene.script.closed[0].reason, CloseReason::HardStop);
+    assert_eq!(fixture.handler.closed.len(), 1);
+    assert_eq!(fixture.handler.closed[0].reason, CloseReason::HardStop);
 }
 
 fn a_panic_in_on_alarm_stops_the_reactor<W: World>(world: &mut W) {
-    let script = Script::echo().when_alarm(|_, _| panic!("told to"));
-    let mut scene = Scene::new(world, Config::default(), script);
-    scene.enter();
-    let at = scene.now() + millis(20);
-    scene.reactor.context().set_alarm(at);
-    scene.failure();
-    assert_eq!(scene.script.closed.len(), 1);
-    assert_eq!(scene.script.closed[0].reason, CloseReason::HardStop);
+    let handler = RecordingHandler::echo().when_alarm(|_, _| panic!("told to"));
+    let mut fixture = Fixture::new(world, Config::default(), handler);
+    fixture.enter();
+    let at = fixture.now() + millis(20);
+    fixture.reactor.context().set_alarm(at);
+    fixture.failure();
+    assert_eq!(fixture.handler.closed.len(), 1);
+    assert_eq!(fixture.handler.closed[0].reason, CloseReason::HardStop);
 }
 
 fn a_panic_in_on_shutdown_ends_the_shutdown_at_once<W: World>(world: &mut W) {
     let called = Rc::new(Cell::new(false));
     let flag = Rc::clone(&called);
-    let script = Script::echo().when_shutdown(move |_| {
+    let handler = RecordingHandler::echo().when_shutdown(move |_| {
         flag.set(true);
         panic!("told to");
     });
-    let mut scene = Scene::new(world, Config::default(), script);
-    scene.enter();
-    scene.reactor.context().shutdown();
-    scene.failure();
+    let mut fixture = Fixture::new(world, Config::default(), handler);
+    fixture.enter();
+    fixture.reactor.context().shutdown();
+    fixture.failure();
     assert!(called.get());
-    assert_eq!(scene.script.closed.len(), 1);
+    assert_eq!(fixture.handler.closed.len(), 1);
 }
 
 fn much_that_a_panicking_callback_wrote_is_not_sent<W: World>(world: &mut W) {
-    let script = Script::echo().when_connected(|conn, session| {
+    let handler = RecordingHandler::echo().when_connected(|conn, session| {
         if session.number == 0 {
             conn.write_bytes(vec![b's'; 10_000]);
             panic!("told to");
         }
     });
-    let mut scene = Scene::new(world, Config::default(), script);
-    let peer = scene.connect();
-    scene.expect_reset(peer);
-    scene.until("the end", |scene| !scene.script.closed.is_empty());
-    assert_eq!((scene.script.closed[0].bytes_out, scene.script.closed[0].unsent), (0, 10_000));
-    expect_one_lost(&mut scene);
+    let mut fixture = Fixture::new(world, Config::default(), handler);
+    let peer = fixture.connect();
+    fixture.expect_reset(peer);
+    fixture.until("the end", |fixture| !fixture.handler.closed.is_empty());
+    assert_eq!(
+        (fixture.handler.closed[0].bytes_out, fixture.handler.closed[0].unsent),
+        (0, 10_000)
+    );
+    expect_one_lost(&mut fixture);
 }
 
-fn who_was_fed_by_what_a_panicking_callback_dialled_is_let_go<W: World>(world: &mut W) {
+fn a_sink_of_what_a_panicking_callback_dialled_is_let_go<W: World>(world: &mut W) {
     let address = world.refusing();
-    let script = Script::echo().when_data(move |conn, _, input| {
+    let handler = RecordingHandler::echo().when_data(move |conn, _, input| {
         input.clear();
         let me = conn.id();
         let feeder = conn.connect(address.clone()).unwrap();
         conn.other(feeder).unwrap().throttle_on(me);
         panic!("told to");
     });
-    let mut scene = Scene::new(world, Config::default(), script);
-    let (peer, _) = scene.enter();
-    scene.send(peer, b"x");
-    scene.expect_reset(peer);
-    expect_one_lost(&mut scene);
+    let mut fixture = Fixture::new(world, Config::default(), handler);
+    let (peer, _) = fixture.enter();
+    fixture.send(peer, b"x");
+    fixture.expect_reset(peer);
+    expect_one_lost(&mut fixture);
 }
 
 /// Panics when it is dropped, and notes that it was.
@@ -463,7 +466,7 @@ fn a_payload_that_panics_when_it_is_dropped_costs_one_connection<W: World>(world
     let dropped = Arc::new(AtomicUsize::new(0));
     let bombs = [(); 4].map(|()| Arc::clone(&dropped));
     let [data, timer, closing, closed] = bombs;
-    let script = Script::echo()
+    let handler = RecordingHandler::echo()
         .when_data(move |conn, session, _| match session.number {
             0 => panic_any(Bomb::new(&data)),
             1 => conn.set_timer(conn.now()),
@@ -476,37 +479,37 @@ fn a_payload_that_panics_when_it_is_dropped_costs_one_connection<W: World>(world
             }
         })
         .when_closed(move |_, _| panic_any(Bomb::new(&closed)));
-    let mut scene = Scene::new(world, Config::default(), script);
+    let mut fixture = Fixture::new(world, Config::default(), handler);
     let reasons = [CloseReason::HandlerPanic, CloseReason::HandlerPanic, CloseReason::HandlerClose];
     for reason in reasons {
-        let (peer, _) = scene.enter();
-        scene.send(peer, b"x");
-        scene.read_to_end(peer);
-        scene.leave(peer);
-        scene.expect_closed(reason);
+        let (peer, _) = fixture.enter();
+        fixture.send(peer, b"x");
+        fixture.read_to_end(peer);
+        fixture.leave(peer);
+        fixture.expect_closed(reason);
     }
-    scene.expect_service();
+    fixture.expect_service();
     assert_eq!(dropped.load(Ordering::Relaxed), 6, "one in its callback, one in on_closed");
-    assert_eq!(scene.reactor.handle().stats().panics, 6);
+    assert_eq!(fixture.reactor.handle().stats().panics, 6);
 }
 
 fn a_payload_that_panics_when_it_is_dropped_fails_a_callback_of_the_loop<W: World>(world: &mut W) {
     let dropped = Arc::new(AtomicUsize::new(0));
     let bomb = Arc::clone(&dropped);
-    let script = Script::echo().when_alarm(move |_, _| panic_any(Bomb::new(&bomb)));
-    let mut scene = Scene::new(world, Config::default(), script);
-    scene.enter();
-    let now = scene.now();
-    scene.reactor.context().set_alarm(now);
-    let error = scene.failure();
+    let handler = RecordingHandler::echo().when_alarm(move |_, _| panic_any(Bomb::new(&bomb)));
+    let mut fixture = Fixture::new(world, Config::default(), handler);
+    fixture.enter();
+    let now = fixture.now();
+    fixture.reactor.context().set_alarm(now);
+    let error = fixture.failure();
     assert!(error.to_string().contains("callback of the loop"), "{error}");
-    assert_eq!((scene.script.closed.len(), dropped.load(Ordering::Relaxed)), (1, 1));
+    assert_eq!((fixture.handler.closed.len(), dropped.load(Ordering::Relaxed)), (1, 1));
 }
 
 fn shared_bytes_whose_owner_panics_cost_nothing<W: World>(world: &mut W) {
     let dropped = Arc::new(AtomicUsize::new(0));
     let bomb = Arc::clone(&dropped);
-    let script = Script::echo().when_data(move |conn, _, input| {
+    let handler = RecordingHandler::echo().when_data(move |conn, _, input| {
         // They leave whole, in part, not at all, or are taken back.
         let word = input[0];
         input.clear();
@@ -520,28 +523,28 @@ fn shared_bytes_whose_owner_panics_cost_nothing<W: World>(world: &mut W) {
             _ => {}
         }
     });
-    let mut scene = Scene::new(world, Config::default(), script);
-    let (peer, _) = scene.enter();
-    scene.send(peer, b"1");
-    scene.read(peer, 10_000);
-    scene.send(peer, b"2");
-    scene.read(peer, 500 * 10_000);
+    let mut fixture = Fixture::new(world, Config::default(), handler);
+    let (peer, _) = fixture.enter();
+    fixture.send(peer, b"1");
+    fixture.read(peer, 10_000);
+    fixture.send(peer, b"2");
+    fixture.read(peer, 500 * 10_000);
     let mut expected = 501;
     for (word, reason) in [(b"a", CloseReason::HandlerAbort), (b"p", CloseReason::HandlerPanic)] {
-        let (peer, _) = scene.enter();
-        scene.send(peer, word);
-        let (_, end) = scene.read_to_end(peer);
-        scene.assert_reset(end);
-        scene.expect_closed(reason);
+        let (peer, _) = fixture.enter();
+        fixture.send(peer, word);
+        let (_, end) = fixture.read_to_end(peer);
+        fixture.assert_reset(end);
+        fixture.expect_closed(reason);
         expected += 500;
     }
-    scene.until("the last owner to go", |_| dropped.load(Ordering::Relaxed) == expected);
-    scene.send(peer, b"2");
-    scene.read(peer, 10);
-    scene.reset(peer);
-    scene.closed();
+    fixture.until("the last owner to go", |_| dropped.load(Ordering::Relaxed) == expected);
+    fixture.send(peer, b"2");
+    fixture.read(peer, 10);
+    fixture.reset(peer);
+    fixture.closed();
     assert_eq!(dropped.load(Ordering::Relaxed), expected + 500);
-    scene.expect_service();
+    fixture.expect_service();
 }
 
 /// Keeps a bomb for each connection.
@@ -580,17 +583,19 @@ fn sessions_and_closures_that_panic_when_they_are_dropped_with_the_reactor<W: Wo
     assert_eq!(dropped.load(Ordering::Relaxed), 6);
 }
 
-fn a_closure_for_nobody_that_panics_when_it_is_dropped_costs_nothing<W: World>(world: &mut W) {
-    let mut scene = Scene::new(world, Config::default(), Script::echo());
-    let (peer, _) = scene.enter();
-    scene.leave(peer);
-    scene.expect_closed(CloseReason::PeerEof);
+fn a_closure_without_a_connection_that_panics_when_it_is_dropped_costs_nothing<W: World>(
+    world: &mut W,
+) {
+    let mut fixture = Fixture::new(world, Config::default(), RecordingHandler::echo());
+    let (peer, _) = fixture.enter();
+    fixture.leave(peer);
+    fixture.expect_closed(CloseReason::PeerEof);
     let dropped = Arc::new(AtomicUsize::new(0));
-    let (handle, id) = (scene.reactor.handle(), scene.script.ids[0]);
+    let (handle, id) = (fixture.reactor.handle(), fixture.handler.ids[0]);
     for _ in 0..3 {
         let bomb = Bomb::new(&dropped);
         handle.post_to(id, move |_, _, _| drop(bomb)).unwrap();
     }
-    scene.until("the closures to go", |_| dropped.load(Ordering::Relaxed) == 3);
-    scene.expect_service();
+    fixture.until("the closures to go", |_| dropped.load(Ordering::Relaxed) == 3);
+    fixture.expect_service();
 }

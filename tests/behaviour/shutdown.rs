@@ -4,31 +4,33 @@ use std::time::Duration;
 
 use wheelhouse::{CloseReason, Config, ListenConfig, PostError, Reactor, State};
 
-use crate::harness::{Got, Scene, Script, What, World, assert_same, few_places, millis};
+use crate::harness::{
+    Fixture, Got, RecordingHandler, What, World, assert_same, few_places, millis,
+};
 
 behaviours! {
     everywhere {
         a_server_without_connections_ends_at_once
         idle_connections_are_closed_at_once
-        a_shutdown_closes_whoever_said_nothing
+        a_shutdown_closes_connections_that_said_nothing
         what_is_queued_is_flushed_first
         last_words_are_sent
         the_handler_is_told_once_and_first
-        nobody_is_kept_alive_during_a_shutdown
+        no_connection_is_kept_alive_during_a_shutdown
         a_handle_outlives_its_reactor
-        who_is_active_is_served_to_the_end
+        an_active_connection_is_served_to_the_end
         a_request_that_is_arriving_is_served
         idle_ones_are_closed_over_a_while
-        who_waits_in_the_backlog_is_let_in
+        a_connection_that_waits_in_the_backlog_is_accepted
         exempt_listeners_are_the_last_to_go
-        a_hard_stop_reaches_who_is_active
+        a_hard_stop_reaches_active_connections
         dialled_connections_last_as_long_as_they_may_be_needed
     }
     over_tcp {
-        nobody_new_is_let_in
+        no_newcomer_is_let_in
         a_second_call_drops_what_is_queued
         a_shutdown_ends_by_its_deadline
-        a_shutdown_does_not_wait_for_who_lingers
+        a_shutdown_does_not_wait_for_lingering_connections
         two_calls_at_once_are_a_hard_stop
         a_second_call_from_elsewhere_is_a_hard_stop
     }
@@ -46,93 +48,93 @@ fn at_once() -> Config {
 
 const LARGE: usize = 4 << 20;
 
-fn large_reply() -> Script {
-    Script::echo().when_data(|conn, _, input| {
+fn large_reply() -> RecordingHandler {
+    RecordingHandler::echo().when_data(|conn, _, input| {
         input.clear();
         conn.write_bytes(vec![b'l'; LARGE]);
     })
 }
 
-fn end<W: World>(scene: &mut Scene<'_, W>) {
-    scene.until("the end", |scene| scene.reactor.is_finished());
+fn end<W: World>(fixture: &mut Fixture<'_, W>) {
+    fixture.until("the end", |fixture| fixture.reactor.is_finished());
 }
 
 fn a_server_without_connections_ends_at_once<W: World>(world: &mut W) {
-    let mut scene = Scene::new(world, at_once(), Script::echo());
-    scene.turn();
-    assert!(!scene.reactor.is_finished());
-    scene.reactor.handle().shutdown();
-    scene.turn();
-    assert!(scene.reactor.is_finished());
+    let mut fixture = Fixture::new(world, at_once(), RecordingHandler::echo());
+    fixture.turn();
+    assert!(!fixture.reactor.is_finished());
+    fixture.reactor.handle().shutdown();
+    fixture.turn();
+    assert!(fixture.reactor.is_finished());
 }
 
 fn idle_connections_are_closed_at_once<W: World>(world: &mut W) {
-    let mut scene = Scene::new(world, at_once(), Script::echo());
-    let peers: Vec<_> = (0..10).map(|_| scene.enter()).collect();
+    let mut fixture = Fixture::new(world, at_once(), RecordingHandler::echo());
+    let peers: Vec<_> = (0..10).map(|_| fixture.enter()).collect();
     for (peer, number) in &peers {
-        scene.send(*peer, b"hello");
-        scene.expect(*peer, b"hello");
-        scene.saw(*number, What::Idle);
+        fixture.send(*peer, b"hello");
+        fixture.expect(*peer, b"hello");
+        fixture.saw(*number, What::Idle);
     }
-    let start = scene.now();
-    scene.reactor.handle().shutdown();
-    end(&mut scene);
-    let took = scene.now() - start;
+    let start = fixture.now();
+    fixture.reactor.handle().shutdown();
+    end(&mut fixture);
+    let took = fixture.now() - start;
     assert!(took < Duration::from_secs(1), "{took:?}");
     for (peer, _) in peers {
-        scene.expect_closed(CloseReason::Shutdown);
-        assert_eq!(scene.read_to_end_as_it_is(peer), (Vec::new(), Got::Eof));
+        fixture.expect_closed(CloseReason::Shutdown);
+        assert_eq!(fixture.read_to_end_as_it_is(peer), (Vec::new(), Got::Eof));
     }
 }
 
-fn a_shutdown_closes_whoever_said_nothing<W: World>(world: &mut W) {
-    let mut scene = Scene::new(world, at_once(), Script::echo());
-    let (peer, _) = scene.enter();
-    let start = scene.now();
-    scene.reactor.handle().shutdown();
-    end(&mut scene);
-    let took = scene.now() - start;
+fn a_shutdown_closes_connections_that_said_nothing<W: World>(world: &mut W) {
+    let mut fixture = Fixture::new(world, at_once(), RecordingHandler::echo());
+    let (peer, _) = fixture.enter();
+    let start = fixture.now();
+    fixture.reactor.handle().shutdown();
+    end(&mut fixture);
+    let took = fixture.now() - start;
     assert!(took < Duration::from_secs(1), "{took:?}");
-    scene.expect_closed(CloseReason::Shutdown);
-    assert_eq!(scene.read_to_end_as_it_is(peer), (Vec::new(), Got::Eof));
+    fixture.expect_closed(CloseReason::Shutdown);
+    assert_eq!(fixture.read_to_end_as_it_is(peer), (Vec::new(), Got::Eof));
 }
 
 fn what_is_queued_is_flushed_first<W: World>(world: &mut W) {
-    let mut scene = Scene::new(world, at_once(), large_reply());
-    let peer = scene.connect();
-    scene.send(peer, b"x");
-    scene.saw(0, What::Data(1));
-    scene.reactor.handle().shutdown();
-    scene.until("the end to begin", |scene| scene.script.shutdowns == 1);
-    scene.wait(millis(100));
-    scene.expect_none_closed();
-    let (bytes, end_of_it) = scene.read_to_end(peer);
+    let mut fixture = Fixture::new(world, at_once(), large_reply());
+    let peer = fixture.connect();
+    fixture.send(peer, b"x");
+    fixture.saw(0, What::Data(1));
+    fixture.reactor.handle().shutdown();
+    fixture.until("the end to begin", |fixture| fixture.handler.shutdowns == 1);
+    fixture.wait(millis(100));
+    fixture.expect_none_closed();
+    let (bytes, end_of_it) = fixture.read_to_end(peer);
     assert_same(&bytes, &vec![b'l'; LARGE]);
     assert_eq!(end_of_it, Got::Eof);
-    scene.leave(peer);
-    end(&mut scene);
-    assert_eq!(scene.expect_closed(CloseReason::Shutdown).unsent, 0);
+    fixture.leave(peer);
+    end(&mut fixture);
+    assert_eq!(fixture.expect_closed(CloseReason::Shutdown).unsent, 0);
 }
 
 fn last_words_are_sent<W: World>(world: &mut W) {
-    let script = Script::echo().when_closing(|conn, _, reason| {
+    let handler = RecordingHandler::echo().when_closing(|conn, _, reason| {
         assert_eq!(*reason, CloseReason::Shutdown);
         conn.write(b"closing time");
     });
-    let mut scene = Scene::new(world, at_once(), script);
-    let (peer, number) = scene.enter();
-    scene.send(peer, b"hello");
-    scene.expect(peer, b"hello");
-    scene.saw(number, What::Idle);
-    scene.reactor.context().shutdown();
-    assert_eq!(scene.read_to_end(peer), (b"closing time".to_vec(), Got::Eof));
-    scene.leave(peer);
-    end(&mut scene);
-    assert_eq!(scene.expect_closed(CloseReason::Shutdown).bytes_out, 17);
+    let mut fixture = Fixture::new(world, at_once(), handler);
+    let (peer, number) = fixture.enter();
+    fixture.send(peer, b"hello");
+    fixture.expect(peer, b"hello");
+    fixture.saw(number, What::Idle);
+    fixture.reactor.context().shutdown();
+    assert_eq!(fixture.read_to_end(peer), (b"closing time".to_vec(), Got::Eof));
+    fixture.leave(peer);
+    end(&mut fixture);
+    assert_eq!(fixture.expect_closed(CloseReason::Shutdown).bytes_out, 17);
 }
 
 fn the_handler_is_told_once_and_first<W: World>(world: &mut W) {
-    let script = Script::echo().when_shutdown(|cx| {
+    let handler = RecordingHandler::echo().when_shutdown(|cx| {
         assert!(cx.is_shutting_down());
         for id in cx.ids() {
             let mut conn = cx.conn(id).unwrap();
@@ -140,40 +142,40 @@ fn the_handler_is_told_once_and_first<W: World>(world: &mut W) {
             conn.write(b"told");
         }
     });
-    let mut scene = Scene::new(world, at_once(), script);
-    let (peer, _) = scene.enter();
-    scene.reactor.handle().shutdown();
-    assert_eq!(scene.read_to_end(peer), (b"told".to_vec(), Got::Eof));
-    scene.leave(peer);
-    end(&mut scene);
-    assert_eq!(scene.script.shutdowns, 1);
-    assert_eq!(scene.reactor.handle().stats().panics, 0);
+    let mut fixture = Fixture::new(world, at_once(), handler);
+    let (peer, _) = fixture.enter();
+    fixture.reactor.handle().shutdown();
+    assert_eq!(fixture.read_to_end(peer), (b"told".to_vec(), Got::Eof));
+    fixture.leave(peer);
+    end(&mut fixture);
+    assert_eq!(fixture.handler.shutdowns, 1);
+    assert_eq!(fixture.reactor.handle().stats().panics, 0);
 }
 
-fn nobody_is_kept_alive_during_a_shutdown<W: World>(world: &mut W) {
-    let script = Script::echo().when_data(|conn, _, input| {
+fn no_connection_is_kept_alive_during_a_shutdown<W: World>(world: &mut W) {
+    let handler = RecordingHandler::echo().when_data(|conn, _, input| {
         input.clear();
         let before = conn.decide_keep_alive(0).stays();
         conn.cx().shutdown();
         assert!(before && !conn.decide_keep_alive(0).stays());
         conn.write(b"bye");
     });
-    let mut scene = Scene::new(world, at_once(), script);
-    let peer = scene.connect();
-    scene.send(peer, b"x");
-    assert_eq!(scene.read_to_end(peer), (b"bye".to_vec(), Got::Eof));
-    scene.leave(peer);
-    end(&mut scene);
-    scene.expect_closed(CloseReason::Shutdown);
+    let mut fixture = Fixture::new(world, at_once(), handler);
+    let peer = fixture.connect();
+    fixture.send(peer, b"x");
+    assert_eq!(fixture.read_to_end(peer), (b"bye".to_vec(), Got::Eof));
+    fixture.leave(peer);
+    end(&mut fixture);
+    fixture.expect_closed(CloseReason::Shutdown);
 }
 
 fn a_handle_outlives_its_reactor<W: World>(world: &mut W) {
-    let mut scene = Scene::new(world, at_once(), Script::echo());
-    let handle = scene.reactor.handle();
-    let (peer, _) = scene.enter();
-    scene.leave(peer);
-    scene.expect_closed(CloseReason::PeerEof);
-    drop(scene);
+    let mut fixture = Fixture::new(world, at_once(), RecordingHandler::echo());
+    let handle = fixture.reactor.handle();
+    let (peer, _) = fixture.enter();
+    fixture.leave(peer);
+    fixture.expect_closed(CloseReason::PeerEof);
+    drop(fixture);
     assert_eq!(handle.post(|_, _| {}), Err(PostError::Stopped));
     assert_eq!(handle.try_post(|_, _| {}), Err(PostError::Stopped));
     handle.shutdown();
@@ -182,19 +184,20 @@ fn a_handle_outlives_its_reactor<W: World>(world: &mut W) {
 
 fn run_returns_a_report<W: World>(world: &mut W) {
     let backend = world.backend();
-    let mut reactor: Reactor<Script, _> = Reactor::with_backend(at_once(), backend).unwrap();
+    let mut reactor: Reactor<RecordingHandler, _> =
+        Reactor::with_backend(at_once(), backend).unwrap();
     let listener = reactor.listen(world.address()).unwrap();
     let address = reactor.local_addr(listener).clone();
-    let mut script = Script::echo().when_alarm(|cx, _| cx.shutdown());
+    let mut handler = RecordingHandler::echo().when_alarm(|cx, _| cx.shutdown());
     let mut cx = reactor.context();
     let at = cx.now() + millis(100);
     cx.set_alarm(at);
     let mut peers = [(); 2].map(|()| world.connect(&address, None));
     assert_eq!(world.send(&mut peers[0], b"hello"), Some(5));
 
-    let report = reactor.run(&mut script).unwrap();
-    assert_eq!(script.faults, Vec::<String>::new());
-    assert_eq!((script.ids.len(), script.closed.len()), (2, 2));
+    let report = reactor.run(&mut handler).unwrap();
+    assert_eq!(handler.faults, Vec::<String>::new());
+    assert_eq!((handler.ids.len(), handler.closed.len()), (2, 2));
     assert!(report.uptime >= millis(100) && report.uptime < Duration::from_secs(5), "{report:?}");
     assert!(report.shutdown <= report.uptime);
     assert_eq!((report.stats.accepted, report.stats.connections), (2, 0));
@@ -205,257 +208,257 @@ fn run_returns_a_report<W: World>(world: &mut W) {
     assert_eq!(world.receive(&mut peers[1], &mut buffer), Got::Eof);
 }
 
-fn nobody_new_is_let_in<W: World>(world: &mut W) {
-    let mut scene = Scene::new(world, at_once(), large_reply());
-    let address = scene.address.clone();
-    let peer = scene.connect();
-    scene.send(peer, b"x");
-    scene.saw(0, What::Data(1));
-    scene.reactor.handle().shutdown();
-    scene.until("the end to begin", |scene| scene.script.shutdowns == 1);
+fn no_newcomer_is_let_in<W: World>(world: &mut W) {
+    let mut fixture = Fixture::new(world, at_once(), large_reply());
+    let address = fixture.address.clone();
+    let peer = fixture.connect();
+    fixture.send(peer, b"x");
+    fixture.saw(0, What::Data(1));
+    fixture.reactor.handle().shutdown();
+    fixture.until("the end to begin", |fixture| fixture.handler.shutdowns == 1);
     // Another server asks for those who still come.
-    let mut next: Reactor<Script, _> =
-        Reactor::with_backend(few_places(), scene.world.backend()).unwrap();
+    let mut next: Reactor<RecordingHandler, _> =
+        Reactor::with_backend(few_places(), fixture.world.backend()).unwrap();
     next.listen(address).unwrap();
-    scene.read(peer, LARGE);
-    scene.leave(peer);
-    end(&mut scene);
+    fixture.read(peer, LARGE);
+    fixture.leave(peer);
+    end(&mut fixture);
 }
 
 fn a_second_call_drops_what_is_queued<W: World>(world: &mut W) {
-    let mut scene = Scene::new(world, at_once(), large_reply());
-    let peer = scene.connect_small();
-    scene.send(peer, b"x");
-    scene.saw(0, What::Data(1));
-    let handle = scene.reactor.handle();
+    let mut fixture = Fixture::new(world, at_once(), large_reply());
+    let peer = fixture.connect_small();
+    fixture.send(peer, b"x");
+    fixture.saw(0, What::Data(1));
+    let handle = fixture.reactor.handle();
     handle.shutdown();
-    scene.until("the end to begin", |scene| scene.script.shutdowns == 1);
-    scene.wait(millis(30));
-    assert!(!scene.reactor.is_finished());
+    fixture.until("the end to begin", |fixture| fixture.handler.shutdowns == 1);
+    fixture.wait(millis(30));
+    assert!(!fixture.reactor.is_finished());
     handle.shutdown();
-    let start = scene.now();
-    end(&mut scene);
-    let took = scene.now() - start;
+    let start = fixture.now();
+    end(&mut fixture);
+    let took = fixture.now() - start;
     assert!(took < Duration::from_secs(1), "{took:?}");
-    let closed = scene.expect_closed(CloseReason::HardStop);
+    let closed = fixture.expect_closed(CloseReason::HardStop);
     assert!(closed.unsent > 0);
-    let (bytes, end_of_it) = scene.read_to_end_as_it_is(peer);
+    let (bytes, end_of_it) = fixture.read_to_end_as_it_is(peer);
     assert!(bytes.len() < LARGE);
-    scene.assert_reset(end_of_it);
+    fixture.assert_reset(end_of_it);
 }
 
 fn a_shutdown_ends_by_its_deadline<W: World>(world: &mut W) {
     let config = Config { shutdown_timeout: Some(millis(150)), ..Config::default() };
-    let mut scene = Scene::new(world, config, large_reply());
-    let frozen = scene.connect_small();
-    scene.send(frozen, b"x");
-    scene.saw(0, What::Data(1));
-    let start = scene.now();
-    scene.reactor.handle().shutdown();
-    end(&mut scene);
-    scene.assert_took(start, millis(150));
-    assert!(scene.expect_closed(CloseReason::HardStop).unsent > 0);
+    let mut fixture = Fixture::new(world, config, large_reply());
+    let frozen = fixture.connect_small();
+    fixture.send(frozen, b"x");
+    fixture.saw(0, What::Data(1));
+    let start = fixture.now();
+    fixture.reactor.handle().shutdown();
+    end(&mut fixture);
+    fixture.assert_took(start, millis(150));
+    assert!(fixture.expect_closed(CloseReason::HardStop).unsent > 0);
 }
 
-fn a_shutdown_does_not_wait_for_who_lingers<W: World>(world: &mut W) {
-    let script = Script::echo().when_data(|conn, _, input| {
+fn a_shutdown_does_not_wait_for_lingering_connections<W: World>(world: &mut W) {
+    let handler = RecordingHandler::echo().when_data(|conn, _, input| {
         conn.write(input);
         conn.close();
     });
     let config = Config { shutdown_timeout: Some(millis(150)), ..Config::default() };
-    let mut scene = Scene::new(world, config, script);
-    let peer = scene.connect();
-    scene.send(peer, b"bye");
-    assert_eq!(scene.read_to_end(peer), (b"bye".to_vec(), Got::Eof));
-    let start = scene.now();
-    scene.reactor.handle().shutdown();
-    end(&mut scene);
-    let took = scene.now() - start;
+    let mut fixture = Fixture::new(world, config, handler);
+    let peer = fixture.connect();
+    fixture.send(peer, b"bye");
+    assert_eq!(fixture.read_to_end(peer), (b"bye".to_vec(), Got::Eof));
+    let start = fixture.now();
+    fixture.reactor.handle().shutdown();
+    end(&mut fixture);
+    let took = fixture.now() - start;
     assert!(took < millis(650), "{took:?}");
-    scene.expect_closed(CloseReason::HandlerClose);
+    fixture.expect_closed(CloseReason::HandlerClose);
 }
 
 fn two_calls_at_once_are_a_hard_stop<W: World>(world: &mut W) {
-    let mut scene = Scene::new(world, at_once(), large_reply());
-    let peer = scene.connect_small();
-    scene.send(peer, b"x");
-    let (bystander, _) = scene.enter();
-    scene.saw(0, What::Data(1));
-    let handle = scene.reactor.handle();
+    let mut fixture = Fixture::new(world, at_once(), large_reply());
+    let peer = fixture.connect_small();
+    fixture.send(peer, b"x");
+    let (bystander, _) = fixture.enter();
+    fixture.saw(0, What::Data(1));
+    let handle = fixture.reactor.handle();
     handle.shutdown();
     handle.shutdown();
-    end(&mut scene);
-    assert_eq!(scene.script.closed.len(), 2);
-    for closed in &scene.script.closed {
+    end(&mut fixture);
+    assert_eq!(fixture.handler.closed.len(), 2);
+    for closed in &fixture.handler.closed {
         assert_eq!(closed.reason, CloseReason::HardStop);
     }
-    assert_eq!(scene.script.shutdowns, 1);
+    assert_eq!(fixture.handler.shutdowns, 1);
     for peer in [peer, bystander] {
-        let (_, end_of_it) = scene.read_to_end_as_it_is(peer);
-        scene.assert_reset(end_of_it);
+        let (_, end_of_it) = fixture.read_to_end_as_it_is(peer);
+        fixture.assert_reset(end_of_it);
     }
 }
 
 fn a_second_call_from_elsewhere_is_a_hard_stop<W: World>(world: &mut W) {
-    let mut scene = Scene::new(world, at_once(), large_reply());
-    let peer = scene.connect_small();
-    scene.send(peer, b"x");
-    scene.saw(0, What::Data(1));
-    scene.reactor.context().shutdown();
-    scene.until("the end to begin", |scene| scene.script.shutdowns == 1);
-    scene.wait(millis(30));
-    assert!(!scene.reactor.is_finished());
-    scene.reactor.handle().shutdown();
-    let start = scene.now();
-    end(&mut scene);
-    let took = scene.now() - start;
+    let mut fixture = Fixture::new(world, at_once(), large_reply());
+    let peer = fixture.connect_small();
+    fixture.send(peer, b"x");
+    fixture.saw(0, What::Data(1));
+    fixture.reactor.context().shutdown();
+    fixture.until("the end to begin", |fixture| fixture.handler.shutdowns == 1);
+    fixture.wait(millis(30));
+    assert!(!fixture.reactor.is_finished());
+    fixture.reactor.handle().shutdown();
+    let start = fixture.now();
+    end(&mut fixture);
+    let took = fixture.now() - start;
     assert!(took < Duration::from_secs(1), "{took:?}");
-    assert!(scene.expect_closed(CloseReason::HardStop).unsent > 0);
-    assert_eq!(scene.script.shutdowns, 1);
+    assert!(fixture.expect_closed(CloseReason::HardStop).unsent > 0);
+    assert_eq!(fixture.handler.shutdowns, 1);
 }
 
 /// A server whose reply takes until its application ends the request.
-fn slow_reply() -> Script {
-    Script::echo().when_data(|conn, _, input| {
+fn slow_reply() -> RecordingHandler {
+    RecordingHandler::echo().when_data(|conn, _, input| {
         conn.begin_request();
         input.clear();
     })
 }
 
-fn who_is_active_is_served_to_the_end<W: World>(world: &mut W) {
-    let mut scene = Scene::new(world, at_once(), slow_reply());
-    let (peer, number) = scene.enter();
-    scene.send(peer, b"question");
-    scene.saw(number, What::Data(8));
-    scene.reactor.handle().shutdown();
-    scene.wait(millis(100));
-    scene.expect_none_closed();
-    scene.with(number, |conn| {
+fn an_active_connection_is_served_to_the_end<W: World>(world: &mut W) {
+    let mut fixture = Fixture::new(world, at_once(), slow_reply());
+    let (peer, number) = fixture.enter();
+    fixture.send(peer, b"question");
+    fixture.saw(number, What::Data(8));
+    fixture.reactor.handle().shutdown();
+    fixture.wait(millis(100));
+    fixture.expect_none_closed();
+    fixture.with(number, |conn| {
         assert!(!conn.decide_keep_alive(0).stays());
         conn.write(b"answer");
         conn.end_request();
     });
-    assert_eq!(scene.read_to_end(peer), (b"answer".to_vec(), Got::Eof));
-    scene.leave(peer);
-    end(&mut scene);
-    assert_eq!(scene.expect_closed(CloseReason::Shutdown).unsent, 0);
+    assert_eq!(fixture.read_to_end(peer), (b"answer".to_vec(), Got::Eof));
+    fixture.leave(peer);
+    end(&mut fixture);
+    assert_eq!(fixture.expect_closed(CloseReason::Shutdown).unsent, 0);
 }
 
 fn a_request_that_is_arriving_is_served<W: World>(world: &mut W) {
-    let script = Script::echo().when_data(|conn, _, input| {
+    let handler = RecordingHandler::echo().when_data(|conn, _, input| {
         if input.ends_with(b"\n") {
             conn.write(input);
             input.clear();
         }
     });
-    let mut scene = Scene::new(world, at_once(), script);
-    let (peer, number) = scene.enter();
-    scene.send(peer, b"half ");
-    scene.saw(number, What::Data(5));
-    scene.reactor.handle().shutdown();
-    scene.wait(millis(50));
-    scene.send(peer, b"and half\n");
-    assert_eq!(scene.read_to_end(peer), (b"half and half\n".to_vec(), Got::Eof));
-    scene.leave(peer);
-    end(&mut scene);
-    scene.expect_closed(CloseReason::Shutdown);
+    let mut fixture = Fixture::new(world, at_once(), handler);
+    let (peer, number) = fixture.enter();
+    fixture.send(peer, b"half ");
+    fixture.saw(number, What::Data(5));
+    fixture.reactor.handle().shutdown();
+    fixture.wait(millis(50));
+    fixture.send(peer, b"and half\n");
+    assert_eq!(fixture.read_to_end(peer), (b"half and half\n".to_vec(), Got::Eof));
+    fixture.leave(peer);
+    end(&mut fixture);
+    fixture.expect_closed(CloseReason::Shutdown);
 }
 
 fn idle_ones_are_closed_over_a_while<W: World>(world: &mut W) {
     let config = Config { shutdown_spread: Some(Duration::from_secs(2)), ..Config::default() };
-    let mut scene = Scene::new(world, config, Script::echo());
-    let peers: Vec<_> = (0..20).map(|_| scene.enter()).collect();
+    let mut fixture = Fixture::new(world, config, RecordingHandler::echo());
+    let peers: Vec<_> = (0..20).map(|_| fixture.enter()).collect();
     for (peer, number) in &peers[..10] {
-        scene.send(*peer, b"hello");
-        scene.expect(*peer, b"hello");
-        scene.saw(*number, What::Idle);
+        fixture.send(*peer, b"hello");
+        fixture.expect(*peer, b"hello");
+        fixture.saw(*number, What::Idle);
     }
-    let start = scene.now();
-    scene.reactor.handle().shutdown();
-    scene.wait(millis(900));
+    let start = fixture.now();
+    fixture.reactor.handle().shutdown();
+    fixture.wait(millis(900));
     // Within a second of its last reply nobody is closed, and a request still is served.
-    scene.expect_none_closed();
+    fixture.expect_none_closed();
     let (late, _) = peers[0];
-    scene.send(late, b"again");
-    assert_eq!(scene.read_to_end(late), (b"again".to_vec(), Got::Eof));
-    scene.leave(late);
-    end(&mut scene);
-    let took = scene.now() - start;
+    fixture.send(late, b"again");
+    assert_eq!(fixture.read_to_end(late), (b"again".to_vec(), Got::Eof));
+    fixture.leave(late);
+    end(&mut fixture);
+    let took = fixture.now() - start;
     assert!(took < millis(2_500), "{took:?}");
-    let ends: Vec<_> = scene.script.closed.iter().map(|it| it.opened_at + it.age).collect();
+    let ends: Vec<_> = fixture.handler.closed.iter().map(|it| it.opened_at + it.age).collect();
     assert_eq!(ends.len(), 20);
     let spread = *ends.iter().max().unwrap() - *ends.iter().min().unwrap();
     assert!(spread >= millis(300), "all at once: {spread:?}");
     for _ in 0..20 {
-        scene.expect_closed(CloseReason::Shutdown);
+        fixture.expect_closed(CloseReason::Shutdown);
     }
 }
 
-fn who_waits_in_the_backlog_is_let_in<W: World>(world: &mut W) {
-    let mut scene = Scene::new(world, Config::default(), Script::echo());
-    let peers: Vec<_> = (0..40).map(|_| scene.connect()).collect();
+fn a_connection_that_waits_in_the_backlog_is_accepted<W: World>(world: &mut W) {
+    let mut fixture = Fixture::new(world, Config::default(), RecordingHandler::echo());
+    let peers: Vec<_> = (0..40).map(|_| fixture.connect()).collect();
     for peer in &peers {
-        scene.send(*peer, b"hello");
+        fixture.send(*peer, b"hello");
     }
-    scene.reactor.handle().shutdown();
+    fixture.reactor.handle().shutdown();
     for peer in &peers {
-        scene.expect(*peer, b"hello");
-        scene.leave(*peer);
+        fixture.expect(*peer, b"hello");
+        fixture.leave(*peer);
     }
-    end(&mut scene);
-    assert_eq!(scene.script.ids.len(), 40);
+    end(&mut fixture);
+    assert_eq!(fixture.handler.ids.len(), 40);
 }
 
 fn exempt_listeners_are_the_last_to_go<W: World>(world: &mut W) {
-    let mut scene = Scene::new(world, at_once(), slow_reply());
+    let mut fixture = Fixture::new(world, at_once(), slow_reply());
     let listen = ListenConfig { exempt: true, ..ListenConfig::default() };
-    let listener = scene.reactor.listen_with(scene.world.address(), listen).unwrap();
-    let address = scene.reactor.local_addr(listener).clone();
-    let (peer, number) = scene.enter();
-    scene.send(peer, b"question");
-    scene.saw(number, What::Data(8));
-    scene.reactor.handle().shutdown();
-    scene.wait(millis(50));
-    let operator = scene.connect_to(&address);
-    scene.saw(1, What::Connected);
-    assert!(!scene.reactor.is_finished());
-    scene.with(number, |conn| conn.end_request());
-    assert_eq!(scene.read_to_end(peer), (Vec::new(), Got::Eof));
-    scene.leave(peer);
-    assert_eq!(scene.read_to_end(operator), (Vec::new(), Got::Eof));
-    end(&mut scene);
-    assert_eq!(scene.reactor.handle().stats().closed_total(), 2);
+    let listener = fixture.reactor.listen_with(fixture.world.address(), listen).unwrap();
+    let address = fixture.reactor.local_addr(listener).clone();
+    let (peer, number) = fixture.enter();
+    fixture.send(peer, b"question");
+    fixture.saw(number, What::Data(8));
+    fixture.reactor.handle().shutdown();
+    fixture.wait(millis(50));
+    let operator = fixture.connect_to(&address);
+    fixture.saw(1, What::Connected);
+    assert!(!fixture.reactor.is_finished());
+    fixture.with(number, |conn| conn.end_request());
+    assert_eq!(fixture.read_to_end(peer), (Vec::new(), Got::Eof));
+    fixture.leave(peer);
+    assert_eq!(fixture.read_to_end(operator), (Vec::new(), Got::Eof));
+    end(&mut fixture);
+    assert_eq!(fixture.reactor.handle().stats().closed_total(), 2);
 }
 
-fn a_hard_stop_reaches_who_is_active<W: World>(world: &mut W) {
+fn a_hard_stop_reaches_active_connections<W: World>(world: &mut W) {
     let mut config = at_once();
     config.shutdown_timeout = Some(millis(200));
-    let mut scene = Scene::new(world, config, slow_reply());
-    let (peer, number) = scene.enter();
-    scene.send(peer, b"question");
-    scene.saw(number, What::Data(8));
-    let start = scene.now();
-    scene.reactor.handle().shutdown();
-    end(&mut scene);
-    scene.assert_took(start, millis(200));
-    scene.expect_closed(CloseReason::HardStop);
+    let mut fixture = Fixture::new(world, config, slow_reply());
+    let (peer, number) = fixture.enter();
+    fixture.send(peer, b"question");
+    fixture.saw(number, What::Data(8));
+    let start = fixture.now();
+    fixture.reactor.handle().shutdown();
+    end(&mut fixture);
+    fixture.assert_took(start, millis(200));
+    fixture.expect_closed(CloseReason::HardStop);
 }
 
 fn dialled_connections_last_as_long_as_they_may_be_needed<W: World>(world: &mut W) {
-    let mut scene = Scene::new(world, at_once(), slow_reply());
-    let (mut listener, address) = scene.world.listen_as_peer();
-    let (peer, number) = scene.enter();
-    scene.send(peer, b"question");
-    scene.saw(number, What::Data(8));
-    scene.reactor.context().connect(address).unwrap();
-    let upstream = scene.answer(&mut listener);
-    scene.saw(1, What::Idle);
-    scene.reactor.handle().shutdown();
-    scene.wait(millis(200));
-    scene.expect_none_closed();
-    scene.with(number, |conn| conn.end_request());
-    assert_eq!(scene.read_to_end(peer), (Vec::new(), Got::Eof));
-    scene.leave(peer);
-    assert_eq!(scene.read_to_end(upstream), (Vec::new(), Got::Eof));
-    end(&mut scene);
+    let mut fixture = Fixture::new(world, at_once(), slow_reply());
+    let (mut listener, address) = fixture.world.listen_as_peer();
+    let (peer, number) = fixture.enter();
+    fixture.send(peer, b"question");
+    fixture.saw(number, What::Data(8));
+    fixture.reactor.context().connect(address).unwrap();
+    let upstream = fixture.answer(&mut listener);
+    fixture.saw(1, What::Idle);
+    fixture.reactor.handle().shutdown();
+    fixture.wait(millis(200));
+    fixture.expect_none_closed();
+    fixture.with(number, |conn| conn.end_request());
+    assert_eq!(fixture.read_to_end(peer), (Vec::new(), Got::Eof));
+    fixture.leave(peer);
+    assert_eq!(fixture.read_to_end(upstream), (Vec::new(), Got::Eof));
+    end(&mut fixture);
 }

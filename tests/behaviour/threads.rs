@@ -10,15 +10,15 @@ use std::time::Duration;
 use bytes::BytesMut;
 use wheelhouse::{CloseReason, Closed, Config, Conn, Context, Handle, Handler, PostError, Reactor};
 
-use crate::harness::{Os, Scene, Script, World, few_places, millis};
+use crate::harness::{Fixture, Os, RecordingHandler, World, few_places, millis};
 
-fn scene(world: &mut Os, mailbox_max: usize) -> Scene<'_, Os> {
+fn fixture(world: &mut Os, mailbox_max: usize) -> Fixture<'_, Os> {
     let mut config = Config::default();
     config.limits.mailbox_max = mailbox_max;
-    Scene::new(world, config, Script::echo())
+    Fixture::new(world, config, RecordingHandler::echo())
 }
 
-/// Echoes, and keeps what was posted; unlike the script it may move to another thread.
+/// Echoes, and keeps what was posted; unlike the handler it may move to another thread.
 #[derive(Default)]
 struct Echo {
     posted: Vec<usize>,
@@ -115,11 +115,11 @@ fn a_shutdown_from_another_thread_ends_an_endless_wait() {
 }
 
 #[test]
-fn a_full_mailbox_refuses_whoever_does_not_wait() {
+fn a_full_mailbox_refuses_a_post_that_does_not_wait() {
     let mut world = Os::tcp();
-    let mut scene = scene(&mut world, 3);
-    scene.turn();
-    let handle = scene.reactor.handle();
+    let mut fixture = fixture(&mut world, 3);
+    fixture.turn();
+    let handle = fixture.reactor.handle();
     let from_elsewhere = move || {
         thread::scope(|scope| {
             scope.spawn(|| (0..5).map(|_| handle.try_post(|_, _| {})).collect()).join().unwrap()
@@ -128,13 +128,16 @@ fn a_full_mailbox_refuses_whoever_does_not_wait() {
     let outcomes: Vec<_> = from_elsewhere();
     let full = Err(PostError::Full);
     assert_eq!(outcomes, [Ok(()), Ok(()), Ok(()), full, full]);
-    scene.turn();
+    fixture.turn();
     let outcomes: Vec<_> = from_elsewhere();
     assert_eq!(outcomes[..3], [Ok(()); 3]);
 }
 
 /// Posts a closure that counts.
-fn post_count(handle: &Handle<Script>, count: &Arc<AtomicUsize>) -> Result<(), PostError> {
+fn post_count(
+    handle: &Handle<RecordingHandler>,
+    count: &Arc<AtomicUsize>,
+) -> Result<(), PostError> {
     let count = Arc::clone(count);
     handle.post(move |_, _| {
         count.fetch_add(1, Ordering::Relaxed);
@@ -144,26 +147,26 @@ fn post_count(handle: &Handle<Script>, count: &Arc<AtomicUsize>) -> Result<(), P
 #[test]
 fn the_reactors_own_thread_never_waits_for_itself() {
     let mut world = Os::tcp();
-    let mut scene = scene(&mut world, 2);
-    scene.turn();
+    let mut fixture = fixture(&mut world, 2);
+    fixture.turn();
     let ran = Arc::new(AtomicUsize::new(0));
-    let handle = scene.reactor.handle();
+    let handle = fixture.reactor.handle();
     let outcomes: Vec<_> = (0..4).map(|_| post_count(&handle, &ran)).collect();
     assert_eq!(outcomes, [Ok(()), Ok(()), Err(PostError::Full), Err(PostError::Full)]);
-    scene.until("all of them", |_| ran.load(Ordering::Relaxed) == 2);
+    fixture.until("all of them", |_| ran.load(Ordering::Relaxed) == 2);
     assert_eq!(post_count(&handle, &ran), Ok(()));
 }
 
 #[test]
 fn what_the_reactor_posts_takes_no_room_from_other_threads() {
     let mut world = Os::tcp();
-    let mut scene = scene(&mut world, 2);
-    scene.turn();
+    let mut fixture = fixture(&mut world, 2);
+    fixture.turn();
     let ran = Arc::new(AtomicUsize::new(0));
-    let handle = scene.reactor.handle();
+    let handle = fixture.reactor.handle();
     let (own, count) = (handle.clone(), Arc::clone(&ran));
     handle.post(move |_, _| while post_count(&own, &count).is_ok() {}).unwrap();
-    scene.turn();
+    fixture.turn();
     let outcomes = thread::scope(|scope| {
         let poster = scope.spawn(|| [(); 3].map(|()| handle.try_post(|_, _| {})));
         poster.join().unwrap()
@@ -174,8 +177,8 @@ fn what_the_reactor_posts_takes_no_room_from_other_threads() {
 #[test]
 fn a_post_from_a_callback_runs_in_a_later_turn() {
     let mut world = Os::tcp();
-    let mut scene = scene(&mut world, 10);
-    let (handle, ran) = (scene.reactor.handle(), Arc::new(AtomicUsize::new(0)));
+    let mut fixture = fixture(&mut world, 10);
+    let (handle, ran) = (fixture.reactor.handle(), Arc::new(AtomicUsize::new(0)));
     let (again, count) = (handle.clone(), Arc::clone(&ran));
     handle
         .post(move |_, _| {
@@ -185,9 +188,9 @@ fn a_post_from_a_callback_runs_in_a_later_turn() {
             }
         })
         .unwrap();
-    scene.turn();
+    fixture.turn();
     assert_eq!(ran.load(Ordering::Relaxed), 0);
-    scene.until("all of them", |_| ran.load(Ordering::Relaxed) == 10);
+    fixture.until("all of them", |_| ran.load(Ordering::Relaxed) == 10);
 }
 
 /// How long what may not block may take, before it is said to block.
@@ -312,33 +315,33 @@ fn closures_that_multiply_are_bounded_and_starve_no_other_thread() {
 }
 
 #[test]
-fn whoever_waits_for_room_gets_it() {
+fn a_post_that_waits_for_room_gets_it() {
     let mut world = Os::tcp();
-    let mut scene = scene(&mut world, 1);
-    scene.turn();
+    let mut fixture = fixture(&mut world, 1);
+    fixture.turn();
     let ran = Arc::new(AtomicUsize::new(0));
     let poster = {
-        let (handle, ran) = (scene.reactor.handle(), Arc::clone(&ran));
+        let (handle, ran) = (fixture.reactor.handle(), Arc::clone(&ran));
         thread::spawn(move || {
             for _ in 0..50 {
                 let ran = Arc::clone(&ran);
-                let count = move |_: &mut Script, _: &mut Context<'_>| {
+                let count = move |_: &mut RecordingHandler, _: &mut Context<'_>| {
                     ran.fetch_add(1, Ordering::Relaxed);
                 };
                 handle.post(count).unwrap();
             }
         })
     };
-    scene.until("all of them", |_| ran.load(Ordering::Relaxed) == 50);
+    fixture.until("all of them", |_| ran.load(Ordering::Relaxed) == 50);
     poster.join().unwrap();
 }
 
 #[test]
-fn whoever_waits_for_room_learns_of_the_end() {
+fn a_post_that_waits_for_room_learns_of_the_end() {
     let mut world = Os::tcp();
-    let mut scene = scene(&mut world, 1);
-    scene.turn();
-    let handle = scene.reactor.handle();
+    let mut fixture = fixture(&mut world, 1);
+    fixture.turn();
+    let handle = fixture.reactor.handle();
     let (waits, waiting) = mpsc::channel();
     let poster = thread::spawn(move || {
         handle.post(|_, _| {}).unwrap();
@@ -347,28 +350,28 @@ fn whoever_waits_for_room_learns_of_the_end() {
     });
     waiting.recv().unwrap();
     // Whether it waits already or comes too late makes no difference.
-    drop(scene);
+    drop(fixture);
     assert_eq!(poster.join().unwrap(), Err(PostError::Stopped));
 }
 
 #[test]
 fn what_was_not_run_is_dropped_with_the_reactor() {
     let mut world = Os::tcp();
-    let scene = scene(&mut world, 10);
+    let fixture = fixture(&mut world, 10);
     let kept = Arc::new(());
     let letter = Arc::clone(&kept);
-    scene.reactor.handle().post(move |_, _| drop(letter)).unwrap();
+    fixture.reactor.handle().post(move |_, _| drop(letter)).unwrap();
     assert_eq!(Arc::strong_count(&kept), 2);
-    drop(scene);
+    drop(fixture);
     assert_eq!(Arc::strong_count(&kept), 1);
 }
 
 #[test]
 fn a_closure_reaches_a_connection_and_its_session() {
     let mut world = Os::tcp();
-    let mut scene = scene(&mut world, 10);
-    let (peer, number) = scene.enter();
-    let (handle, id) = (scene.reactor.handle(), scene.script.ids[number]);
+    let mut fixture = fixture(&mut world, 10);
+    let (peer, number) = fixture.enter();
+    let (handle, id) = (fixture.reactor.handle(), fixture.handler.ids[number]);
     let poster = thread::spawn(move || {
         for word in ["one ", "two "] {
             handle
@@ -379,49 +382,49 @@ fn a_closure_reaches_a_connection_and_its_session() {
                 .unwrap();
         }
     });
-    scene.expect(peer, b"one 1 two 2 ");
+    fixture.expect(peer, b"one 1 two 2 ");
     poster.join().unwrap();
-    scene.expect_service();
+    fixture.expect_service();
 }
 
 #[test]
 fn a_closure_may_end_a_request_that_another_thread_worked_on() {
     let mut world = Os::tcp();
-    let script = Script::echo().when_data(|conn, _, input| {
+    let handler = RecordingHandler::echo().when_data(|conn, _, input| {
         input.clear();
         conn.begin_request();
     });
-    let mut scene = Scene::new(&mut world, Config::default(), script);
-    let (peer, number) = scene.enter();
-    scene.send(peer, b"work");
-    scene.half_close(peer);
-    scene.saw(number, crate::harness::What::Eof);
-    let (handle, id) = (scene.reactor.handle(), scene.script.ids[number]);
+    let mut fixture = Fixture::new(&mut world, Config::default(), handler);
+    let (peer, number) = fixture.enter();
+    fixture.send(peer, b"work");
+    fixture.half_close(peer);
+    fixture.saw(number, crate::harness::What::Eof);
+    let (handle, id) = (fixture.reactor.handle(), fixture.handler.ids[number]);
     let worker = thread::spawn(move || {
         handle.post_to(id, |_, conn, _| {
             conn.write(b"done");
             conn.end_request();
         })
     });
-    assert_eq!(scene.read_to_end(peer), (b"done".to_vec(), crate::harness::Got::Eof));
-    scene.expect_closed(CloseReason::PeerEof);
+    assert_eq!(fixture.read_to_end(peer), (b"done".to_vec(), crate::harness::Got::Eof));
+    fixture.expect_closed(CloseReason::PeerEof);
     worker.join().unwrap().unwrap();
-    scene.expect_service();
+    fixture.expect_service();
 }
 
 #[test]
 fn a_closure_for_a_connection_that_is_gone_is_dropped() {
     let mut world = Os::tcp();
-    let mut scene = scene(&mut world, 10);
-    let (peer, number) = scene.enter();
-    scene.leave(peer);
-    scene.expect_closed(CloseReason::PeerEof);
+    let mut fixture = fixture(&mut world, 10);
+    let (peer, number) = fixture.enter();
+    fixture.leave(peer);
+    fixture.expect_closed(CloseReason::PeerEof);
     let ran = Arc::new(AtomicBool::new(false));
     let flag = Arc::clone(&ran);
-    let id = scene.script.ids[number];
-    let handle = scene.reactor.handle();
+    let id = fixture.handler.ids[number];
+    let handle = fixture.reactor.handle();
     handle.post_to(id, move |_, _, _| flag.store(true, Ordering::Relaxed)).unwrap();
-    scene.expect_service();
+    fixture.expect_service();
     assert!(!ran.load(Ordering::Relaxed));
     assert_eq!(Arc::strong_count(&ran), 1, "it is not kept either");
 }
@@ -429,10 +432,10 @@ fn a_closure_for_a_connection_that_is_gone_is_dropped() {
 #[test]
 fn posted_closures_and_connections_take_turns() {
     let mut world = Os::tcp();
-    let mut scene = scene(&mut world, 100_000);
-    let (peer, _) = scene.enter();
+    let mut fixture = fixture(&mut world, 100_000);
+    let (peer, _) = fixture.enter();
     let ran = Arc::new(AtomicUsize::new(0));
-    let handle = scene.reactor.handle();
+    let handle = fixture.reactor.handle();
     for _ in 0..50_000 {
         let ran = Arc::clone(&ran);
         handle
@@ -441,10 +444,10 @@ fn posted_closures_and_connections_take_turns() {
             })
             .unwrap();
     }
-    scene.send(peer, b"hello");
-    scene.expect(peer, b"hello");
+    fixture.send(peer, b"hello");
+    fixture.expect(peer, b"hello");
     assert!(ran.load(Ordering::Relaxed) < 50_000, "the echo does not wait for all of them");
-    scene.until("all of them", |_| ran.load(Ordering::Relaxed) == 50_000);
+    fixture.until("all of them", |_| ran.load(Ordering::Relaxed) == 50_000);
 }
 
 #[test]
@@ -468,33 +471,33 @@ fn the_counters_are_read_without_the_reactor() {
 fn a_closure_reaches_a_connection_that_was_dialled_just_now() {
     let mut world = Os::tcp();
     let (_door, address) = world.listen_as_peer();
-    let handle: Rc<OnceCell<Handle<Script>>> = Rc::default();
+    let handle: Rc<OnceCell<Handle<RecordingHandler>>> = Rc::default();
     let (later, ran) = (Rc::clone(&handle), Arc::new(AtomicBool::new(false)));
     let flag = Arc::clone(&ran);
-    let script = Script::echo().when_data(move |conn, _, input| {
+    let handler = RecordingHandler::echo().when_data(move |conn, _, input| {
         input.clear();
         let id = conn.connect(address.clone()).unwrap();
         let flag = Arc::clone(&flag);
-        let note = move |_: &mut Script, _: &mut Conn<'_>, _: &mut _| {
+        let note = move |_: &mut RecordingHandler, _: &mut Conn<'_>, _: &mut _| {
             flag.store(true, Ordering::Relaxed);
         };
         handle.get().unwrap().post_to(id, note).unwrap();
     });
-    let mut scene = Scene::new(&mut world, Config::default(), script);
-    assert!(later.set(scene.reactor.handle()).is_ok());
-    let (peer, _) = scene.enter();
-    scene.send(peer, b"x");
-    scene.until("the closure", |_| ran.load(Ordering::Relaxed));
+    let mut fixture = Fixture::new(&mut world, Config::default(), handler);
+    assert!(later.set(fixture.reactor.handle()).is_ok());
+    let (peer, _) = fixture.enter();
+    fixture.send(peer, b"x");
+    fixture.until("the closure", |_| ran.load(Ordering::Relaxed));
 }
 
 #[test]
-fn closures_keep_their_order_whomever_they_are_for() {
+fn closures_keep_their_order_whatever_they_are_for() {
     let mut world = Os::tcp();
     let (_door, address) = world.listen_as_peer();
-    let handle: Rc<OnceCell<Handle<Script>>> = Rc::default();
+    let handle: Rc<OnceCell<Handle<RecordingHandler>>> = Rc::default();
     let (later, order) = (Rc::clone(&handle), Arc::new(Mutex::new(Vec::new())));
     let notes = Arc::clone(&order);
-    let script = Script::echo().when_data(move |conn, _, input| {
+    let handler = RecordingHandler::echo().when_data(move |conn, _, input| {
         input.clear();
         let id = conn.connect(address.clone()).unwrap();
         let handle = handle.get().unwrap();
@@ -502,22 +505,22 @@ fn closures_keep_their_order_whomever_they_are_for() {
         handle.post_to(id, move |_, _, _| first.lock().unwrap().push(1)).unwrap();
         handle.post(move |_, _| second.lock().unwrap().push(2)).unwrap();
     });
-    let mut scene = Scene::new(&mut world, Config::default(), script);
-    assert!(later.set(scene.reactor.handle()).is_ok());
-    let (peer, _) = scene.enter();
-    scene.send(peer, b"x");
-    scene.until("both", |_| order.lock().unwrap().len() == 2);
+    let mut fixture = Fixture::new(&mut world, Config::default(), handler);
+    assert!(later.set(fixture.reactor.handle()).is_ok());
+    let (peer, _) = fixture.enter();
+    fixture.send(peer, b"x");
+    fixture.until("both", |_| order.lock().unwrap().len() == 2);
     assert_eq!(*order.lock().unwrap(), [1, 2]);
 }
 
 #[test]
 fn a_full_mailbox_is_full_for_the_reactors_own_thread_too() {
     let mut world = Os::tcp();
-    let mut scene = scene(&mut world, 2);
-    scene.turn();
-    let handle = scene.reactor.handle();
+    let mut fixture = fixture(&mut world, 2);
+    fixture.turn();
+    let handle = fixture.reactor.handle();
     let taken = (0..10).filter(|_| handle.try_post(|_, _| {}).is_ok()).count();
     assert_eq!(taken, 2);
-    scene.turn();
+    fixture.turn();
     assert!(handle.try_post(|_, _| {}).is_ok(), "there is room again");
 }

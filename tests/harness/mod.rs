@@ -1,13 +1,13 @@
 //! The stage on which behaviours are played: a world with peers, a reactor in it, and a handler
 //! that writes down all it is told.
 //!
-//! Nothing here waits: a scene turns its reactor and looks at its peers in between, until what it
+//! Nothing here waits: a fixture turns its reactor and looks at its peers in between, until what it
 //! looks for has come. So a world may be made of sockets and real time, or of memory and time that
 //! somebody makes up.
 
+mod fixture;
 mod os;
-mod scene;
-mod script;
+mod recording;
 mod sim;
 
 use std::time::Duration;
@@ -15,16 +15,16 @@ use std::time::Duration;
 use wheelhouse::backend::Backend;
 use wheelhouse::{Address, Config};
 
+pub(crate) use self::fixture::{Fixture, PeerId, assert_on_time, assert_same};
 pub(crate) use self::os::{Os, temporary_path};
-pub(crate) use self::scene::{PeerId, Scene, assert_on_time, assert_same};
-pub(crate) use self::script::{Script, What};
+pub(crate) use self::recording::{RecordingHandler, What};
 pub(crate) use self::sim::Sim;
 
 pub(crate) const fn millis(millis: u64) -> Duration {
     Duration::from_millis(millis)
 }
 
-/// For a reactor without a scene, beside which others run: they share the process's descriptors.
+/// For a reactor without a fixture, beside which others run: they share the process's descriptors.
 pub(crate) fn few_places() -> Config {
     let mut config = Config::default();
     config.limits.max_connections = Some(500);

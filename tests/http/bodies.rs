@@ -61,7 +61,7 @@ fn what_follows_a_body_is_the_next_request() {
 }
 
 #[test]
-fn a_body_that_nobody_wants_is_skipped() {
+fn a_body_that_the_handler_does_not_want_is_skipped() {
     for head in ["GET /", "GET /bytes/2", "GET /slow?ms=5", "GET /nowhere", "POST /", "PUT /"] {
         for (field, body) in [
             ("Content-Length: 27", "GET / HTTP/1.1\r\nHost: a\r\n\r\n"),

@@ -119,7 +119,7 @@ fn a_head_that_a_fin_cuts_short_is_answered_without_a_body() {
 }
 
 #[test]
-fn who_says_nothing_hears_nothing() {
+fn a_peer_that_says_nothing_hears_nothing() {
     let mut sim = Sim::new(1);
     let server = serve(&mut sim);
     let (new, used) = (sim.connect(server.address()), sim.connect(server.address()));

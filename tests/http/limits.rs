@@ -101,7 +101,7 @@ fn extensions_and_trailers_have_their_limits() {
 }
 
 #[test]
-fn nobody_is_reset_for_too_much_input() {
+fn no_connection_is_reset_for_too_much_input() {
     let mut sim = Sim::new(1);
     let server = serve(&mut sim);
     let peer = sim.connect(server.address());

@@ -8,7 +8,7 @@ use super::client::{Reply, millis, replies, secs, serve, take_replies};
 use crate::server::{Arrived, Phase};
 
 #[test]
-fn who_has_asked_is_answered_and_told_that_it_was_the_last() {
+fn a_request_under_way_is_answered_as_the_last_one() {
     for (sent, rest) in [
         ("GET /slow?ms=5000 HTTP/1.1\r\nHost: a\r\n\r\n", ""),
         ("GET / HTTP/1.1\r\nHost:", " a\r\n\r\n"),
@@ -78,7 +78,7 @@ fn what_was_read_before_the_end_is_served_to_the_last() {
 }
 
 #[test]
-fn who_never_stops_asking_does_not_hold_up_the_end() {
+fn a_peer_that_never_stops_asking_does_not_hold_up_the_end() {
     let mut sim = Sim::new(1);
     let server = serve(&mut sim);
     let peer = sim.connect(server.address());
@@ -111,7 +111,7 @@ fn a_request_that_never_becomes_whole_is_refused_in_time() {
 }
 
 #[test]
-fn who_is_idle_is_told_nothing() {
+fn an_idle_connection_is_told_nothing() {
     let mut sim = Sim::new(1);
     let server = serve(&mut sim);
     let (new, used) = (sim.connect(server.address()), sim.connect(server.address()));

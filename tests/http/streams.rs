@@ -66,7 +66,7 @@ fn there_is_no_end_to_how_much() {
 }
 
 #[test]
-fn who_does_not_read_is_cut_off() {
+fn a_peer_that_does_not_read_is_cut_off() {
     let mut sim = Sim::new(1);
     let server = serve(&mut sim);
     let peer = sim.connect(server.address());
@@ -81,7 +81,7 @@ fn who_does_not_read_is_cut_off() {
 }
 
 #[test]
-fn who_pipelines_and_does_not_read_is_not_read_either() {
+fn a_peer_that_pipelines_and_does_not_read_is_not_read() {
     let mut sim = Sim::new(1);
     let server = serve(&mut sim);
     let peer = sim.connect(server.address());

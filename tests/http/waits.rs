@@ -58,7 +58,7 @@ fn what_is_behind_it_waits_in_the_socket() {
 }
 
 #[test]
-fn who_has_left_meanwhile_is_noticed_afterwards() {
+fn a_peer_that_left_meanwhile_is_noticed_afterwards() {
     let mut sim = Sim::new(1);
     let server = serve(&mut sim);
     let (gone, lost) = (sim.connect(server.address()), sim.connect(server.address()));

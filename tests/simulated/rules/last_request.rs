@@ -9,9 +9,9 @@ use wheelhouse::{
     CloseReason, Closed, Config, Conn, ConnId, Context, Handler, ListenConfig, Reactor,
 };
 
-use crate::echo::Echo;
+use super::{SERVER, Slow, millis, secs, world};
 use crate::ping;
-use crate::worlds::{SERVER, Slow, millis, secs, world};
+use crate::scenarios::Echo;
 
 /// Answers each line with "ok", the last with "bye", and much before either.
 struct Lines;
@@ -117,7 +117,7 @@ fn visit<H: Handler + 'static>(handler: H, asks: Option<Duration>) -> (Duration,
 }
 
 #[test]
-fn who_is_told_nothing_has_a_second_behind_his_last_reply() {
+fn a_client_that_is_told_nothing_has_a_second_behind_its_last_reply() {
     let (time, _) = visit(Echo, None);
     // Idle again, or being served, when the time comes.
     let (_, after) = visit(Echo, Some(time - millis(50)));
@@ -127,7 +127,7 @@ fn who_is_told_nothing_has_a_second_behind_his_last_reply() {
 }
 
 #[test]
-fn who_never_pauses_does_not_hold_up_the_end() {
+fn a_peer_that_never_pauses_does_not_hold_up_the_end() {
     let mut sim = world(1);
     let server = sim.serve(SERVER, Config::default(), Echo);
     let peer = sim.connect(SERVER);
@@ -144,7 +144,7 @@ fn who_never_pauses_does_not_hold_up_the_end() {
 }
 
 #[test]
-fn who_is_held_when_the_time_comes_keeps_his_request() {
+fn a_connection_that_is_paused_when_the_time_comes_keeps_its_request() {
     for lifetime in [None, Some(secs(10))] {
         let mut config = Config::default();
         config.timeouts.lifetime = lifetime;
@@ -314,7 +314,7 @@ impl Handler for Panics {
 }
 
 #[test]
-fn what_a_panic_takes_back_costs_nobody_his_place() {
+fn what_a_panic_takes_back_costs_no_connection_its_place() {
     let mut config = Config::default();
     config.limits.buffered_max = 350_000;
     let mut sim = world(1);

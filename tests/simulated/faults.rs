@@ -1,8 +1,6 @@
 //! Rows of the fault catalogue that no other test has: what a call, the network or a peer does, and
 //! what a server must do then.
 
-mod scenarios;
-
 use std::time::Duration;
 
 use bytes::BytesMut;
@@ -98,7 +96,7 @@ fn a_listener_that_died_of_any_error_leaves_the_other() {
 }
 
 #[test]
-fn a_listener_that_cannot_be_had_is_told_to_whoever_asked() {
+fn a_listener_that_cannot_be_had_is_an_error() {
     for (call, errno) in [
         (Call::Bind, libc::EADDRINUSE),
         (Call::Bind, libc::EMFILE),
@@ -330,7 +328,7 @@ impl Handler for Sink {
 }
 
 #[test]
-fn a_lost_acknowledgement_is_missed_by_whoever_sent_the_data() {
+fn a_lost_acknowledgement_is_missed_by_the_sender_of_the_data() {
     let mut config = Config::default();
     config.timeouts.idle = None;
     let mut sim = Sim::new(1);
@@ -391,7 +389,7 @@ fn a_socket_says_what_linux_says_of_it() {
 }
 
 #[test]
-fn whoever_dials_a_unix_listener_has_no_name() {
+fn a_client_of_a_unix_listener_has_no_name() {
     struct Ask(Option<Address>);
     impl Handler for Ask {
         type Session = ();
@@ -551,7 +549,7 @@ fn what_a_peer_read_is_there_after_it_closed() {
 }
 
 #[test]
-fn what_is_posted_before_the_first_turn_waits_for_nobody() {
+fn what_is_posted_before_the_first_turn_does_not_wait() {
     let mut sim = Sim::new(1);
     let server = serve(&mut sim);
     for _ in 0..10_000 {

@@ -11,8 +11,8 @@ use wheelhouse::{
     Rate, Timeout,
 };
 
-use crate::echo::Echo;
-use crate::worlds::{SERVER, Slow, crowded, evicted, idle, millis, secs, world};
+use super::{SERVER, Slow, crowded, evicted, idle, millis, secs, world};
+use crate::scenarios::Echo;
 
 #[test]
 fn arrivals_one_by_one_use_all_of_their_rate() {
@@ -31,7 +31,7 @@ fn arrivals_one_by_one_use_all_of_their_rate() {
 }
 
 #[test]
-fn who_is_over_his_own_limit_takes_nobodys_place() {
+fn a_client_over_its_own_limit_takes_no_others_place() {
     let mut config = crowded(9);
     config.limits.clients.connections = Some(1);
     config.limits.clients.allowed = vec!["10.9.0.0/16".parse().unwrap()];
@@ -61,7 +61,7 @@ fn a_shortage_that_lasts_costs_few_their_place() {
 }
 
 #[test]
-fn connections_that_were_aborted_cost_nobody_his_place() {
+fn connections_that_were_aborted_cost_no_other_its_place() {
     let mut sim = world(1);
     let server = sim.serve(SERVER, Config::default(), Echo);
     let _friends = idle(&mut sim, 20);
@@ -99,7 +99,7 @@ impl Handler for Holder {
 }
 
 #[test]
-fn who_is_held_makes_way_for_nobody() {
+fn a_paused_connection_is_not_evicted() {
     let mut sim = world(1);
     let server = sim.serve(SERVER, crowded(1), Holder);
     let peer = sim.connect(SERVER);
@@ -129,7 +129,7 @@ fn no_fin_follows_what_was_dropped() {
 }
 
 #[test]
-fn nobody_is_evicted_where_newcomers_wait() {
+fn no_connection_is_evicted_where_newcomers_wait() {
     let mut config = crowded(100);
     config.limits.at_limit = AtLimit::Pause;
     let mut sim = world(1);
@@ -238,7 +238,7 @@ fn operators_are_kept_alive_in_a_crowd() {
 }
 
 #[test]
-fn whoever_waits_when_the_end_comes_is_let_in_at_any_rate() {
+fn a_connection_that_waits_when_the_end_comes_is_accepted_at_any_rate() {
     let mut config = Config::default();
     config.limits.accept_rate = Some(Rate::per_second(2));
     let mut sim = world(1);
@@ -297,7 +297,7 @@ fn what_an_inbound_request_needs_outlives_the_call_for_the_end() {
 }
 
 #[test]
-fn who_is_served_when_the_end_comes_is_not_cut_off_before_its_deadline() {
+fn a_connection_that_is_served_when_the_end_comes_has_its_deadline() {
     let config = Config { shutdown_timeout: Some(secs(120)), ..Config::default() };
     let mut sim = world(1);
     let server = sim.serve(SERVER, config, Slow(secs(50)));

@@ -1,18 +1,27 @@
-//! What must hold in every kind of simulated world.
+//! The rules, by topic.
 
-mod clauses;
+mod admission;
+mod backpressure;
+mod closing;
 mod descriptors;
-mod edges;
-mod lasts;
-mod starts;
+mod last_request;
+mod limits;
+mod overload;
+mod panics;
+mod settings;
+mod start;
 
 use std::time::Duration;
 
-use bytes::BytesMut;
-use wheelhouse::sim::{Peer, Server, Sim};
-use wheelhouse::{CloseReason, Config, Conn, Handler};
+use bytes::{Buf, BytesMut};
+use wheelhouse::sim::{Call, End, Link, Peer, Server, Sim, errno};
+use wheelhouse::{
+    Address, AtLimit, CloseReason, Closed, Config, Conn, ConnId, Context, Handler, ListenConfig,
+    ListenerId, Refusal, State,
+};
 
-use crate::PERSONALITY;
+use super::PERSONALITY;
+use crate::scenarios::Echo;
 
 const SERVER: &str = "10.0.0.1:7";
 

@@ -36,7 +36,7 @@ fn a_tunnel_has_no_requests_to_count() {
 }
 
 #[test]
-fn nobody_is_closed_within_a_second_of_a_reply_that_a_shutdown_lets_through() {
+fn no_connection_is_closed_within_a_second_of_a_reply_that_a_shutdown_lets_through() {
     let mut sim = world(1);
     let server = sim.serve(SERVER, Config::default(), Echo);
     let peers = idle(&mut sim, 40);
@@ -81,7 +81,7 @@ impl Handler for Curt {
 }
 
 #[test]
-fn who_lingers_makes_way_for_a_newcomer() {
+fn a_lingering_connection_is_evicted_for_a_newcomer() {
     for at_limit in [AtLimit::EvictIdle, AtLimit::Pause, AtLimit::Reject("full".into())] {
         let mut config = crowded(8);
         config.limits.at_limit = at_limit;
@@ -105,7 +105,7 @@ fn who_lingers_makes_way_for_a_newcomer() {
 }
 
 #[test]
-fn who_begins_to_linger_makes_way_for_those_who_wait() {
+fn a_connection_that_begins_to_linger_is_evicted_for_waiting_ones() {
     let mut config = crowded(2);
     config.limits.at_limit = AtLimit::Pause;
     let mut sim = world(1);
@@ -155,7 +155,7 @@ impl Handler for Busy {
 }
 
 #[test]
-fn who_is_refused_with_a_word_gets_a_fin_though_it_spoke_first() {
+fn a_client_that_is_refused_with_a_reply_gets_a_fin_though_it_spoke_first() {
     let mut sim = world(1);
     let server = sim.serve(SERVER, Config::default(), Busy);
     sim.settle();
@@ -183,7 +183,7 @@ fn a_client_that_is_refused_gets_a_fin_though_it_spoke_first() {
 }
 
 #[test]
-fn who_is_told_that_the_house_is_full_reads_it_though_it_speaks_later() {
+fn a_client_of_a_full_server_reads_the_reply_though_it_speaks_later() {
     let mut config = crowded(1);
     config.limits.at_limit = AtLimit::Reject("full\n".into());
     let mut sim = world(1);
@@ -225,7 +225,7 @@ impl Handler for Polite {
 }
 
 #[test]
-fn who_is_told_to_go_goes_though_it_asked_for_more() {
+fn a_retired_connection_ends_though_it_asked_for_more() {
     let mut sim = world(1);
     let server = sim.serve(SERVER, crowded(100), Polite);
     let _crowd: Vec<_> = (0..91).map(|_| sim.connect(SERVER)).collect();
@@ -238,4 +238,29 @@ fn who_is_told_to_go_goes_though_it_asked_for_more() {
     peer.close();
     sim.settle();
     server.expect_closed(CloseReason::Overload);
+}
+
+#[test]
+fn a_peer_may_vanish_while_a_shutdown_waits_for_it() {
+    for way in 0..3 {
+        let mut sim = world(1);
+        let server = sim.serve(SERVER, Config::default(), Echo);
+        let peers = idle(&mut sim, 10);
+        let silent = sim.connect(SERVER);
+        sim.settle();
+        server.shutdown();
+        sim.advance(millis(200));
+        for peer in peers.iter().chain([&silent]) {
+            match way {
+                0 => peer.reset(),
+                1 => peer.half_close(),
+                _ => peer.close(),
+            }
+        }
+        sim.settle();
+        assert!(server.is_finished(), "nobody is left to wait for");
+        let reason = if way == 0 { CloseReason::PeerReset } else { CloseReason::PeerEof };
+        assert_eq!(server.stats().closed(reason), 11);
+        sim.assert_clean();
+    }
 }

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, VecDeque};
 use bytes::BytesMut;
 use wheelhouse::{AlarmId, CloseReason, Closed, Conn, ConnId, Context, Handler, Instant};
 
-/// What a visitor says, and what it gets for it whatever the script is about.
+/// What a visitor says, and what it gets for it whatever the handler is about.
 pub(crate) const PING: &[u8] = b"\0ping";
 pub(crate) const PONG: &[u8] = b"\0pong";
 
@@ -36,7 +36,7 @@ pub(crate) struct Entry {
 pub(crate) struct Session {
     /// How many connections were opened before it.
     pub(crate) number: usize,
-    /// For the script's use.
+    /// For the handler's use.
     pub(crate) step: u32,
     /// Somebody who only looks whether the server still serves.
     visitor: bool,
@@ -50,7 +50,7 @@ type ClosedHook = Box<dyn FnMut(&mut Context<'_>, &Closed)>;
 type AlarmHook = Box<dyn FnMut(&mut Context<'_>, AlarmId)>;
 type LoopHook = Box<dyn FnMut(&mut Context<'_>)>;
 
-/// What the script does in each callback, after it was written down.
+/// What the handler does in each callback, after it was written down.
 struct Hooks {
     open: OpenHook,
     connected: Hook,
@@ -78,7 +78,7 @@ struct Life {
     closed: bool,
 }
 
-pub(crate) struct Script {
+pub(crate) struct RecordingHandler {
     hooks: Hooks,
     /// Every callback of a connection.
     pub(crate) log: Vec<Entry>,
@@ -95,7 +95,7 @@ pub(crate) struct Script {
     lives: BTreeMap<ConnId, Life>,
 }
 
-impl Script {
+impl RecordingHandler {
     /// Sends back what it is sent.
     pub(crate) fn echo() -> Self {
         Self {
@@ -305,7 +305,7 @@ impl Life {
     }
 }
 
-impl Handler for Script {
+impl Handler for RecordingHandler {
     type Session = Session;
 
     fn on_open(&mut self, conn: &mut Conn<'_>) -> Option<Session> {

@@ -1,9 +1,8 @@
 //! What the sockets of a reactor are like, and what only the kernel's do.
-#![cfg(target_os = "linux")]
 
-#[path = "sockets/paths.rs"]
+#[path = "paths.rs"]
 mod paths;
-#[path = "sockets/shared.rs"]
+#[path = "shared.rs"]
 mod shared;
 
 use std::io::{Read, Write};
@@ -184,7 +183,7 @@ fn what_stands_behind_an_urgent_byte_is_read_too() {
 }
 
 #[test]
-fn who_is_refused_with_a_word_reads_it_and_a_fin() {
+fn a_client_that_is_refused_with_a_reply_reads_it_and_a_fin() {
     let (mut reactor, address) = reactor();
     let mut echo = Echo { refuses: true, ..Echo::default() };
     let mut client = TcpStream::connect(address).unwrap();

@@ -6,7 +6,7 @@ use bytes::BytesMut;
 use wheelhouse::sim::Sim;
 use wheelhouse::{AlarmId, Config, Conn, Context, Handler, Reactor};
 
-use crate::worlds::{SERVER, millis, secs, world};
+use super::{SERVER, millis, secs, world};
 
 /// Notes the order of its callbacks, and what the wall clock says in them.
 #[derive(Default)]

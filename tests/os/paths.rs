@@ -14,7 +14,7 @@ use socket2::{Domain, SockAddr, Socket, Type};
 use wheelhouse::backend::{Backend, OsListener};
 use wheelhouse::{Address, Config, ListenConfig, Os, State};
 
-use crate::{Echo, reactor, turn};
+use super::{Echo, reactor, turn};
 
 /// A directory of its own, removed at the end.
 struct Directory(PathBuf);
@@ -118,7 +118,7 @@ fn starter() {
 
 fn start(path: &Path) -> Child {
     Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "paths::starter", "--nocapture"])
+        .args(["--exact", "sockets::paths::starter", "--nocapture"])
         .env(PATH, path)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -161,7 +161,7 @@ fn one_of_many_processes_that_start_at_once_listens() {
 }
 
 #[test]
-fn a_starter_that_is_killed_is_in_nobodys_way() {
+fn a_starter_that_is_killed_is_in_no_ones_way() {
     let directory = Directory::new("killed");
     let path = directory.socket();
     for round in 0..20 {

@@ -73,7 +73,7 @@ fn lower_limit() -> MutexGuard<'static, ()> {
 }
 
 #[test]
-fn whoever_waits_is_served_once_there_are_descriptors_again() {
+fn a_waiting_client_is_served_once_there_are_descriptors_again() {
     let _alone = lower_limit();
     let mut config = Config::default();
     // Nobody idle makes way here.

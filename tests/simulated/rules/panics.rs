@@ -89,7 +89,7 @@ fn a_panic_in_on_connected_of_a_dial_costs_that_connection() {
 }
 
 #[test]
-fn a_session_that_panics_when_it_is_dropped_costs_nobody_else() {
+fn a_session_that_panics_when_it_is_dropped_costs_no_other() {
     let mut sim = world(1);
     sim.allow_panics();
     let server = sim.serve(SERVER, Config::default(), Bombs::default());
@@ -107,7 +107,7 @@ fn a_session_that_panics_when_it_is_dropped_costs_nobody_else() {
 }
 
 #[test]
-fn a_letter_that_panics_when_it_is_dropped_costs_nobody() {
+fn a_closure_that_panics_when_it_is_dropped_costs_no_connection() {
     let mut sim = world(1);
     sim.allow_panics();
     let server = sim.serve(SERVER, Config::default(), Bombs::default());

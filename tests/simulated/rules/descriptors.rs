@@ -5,8 +5,8 @@ use std::net::SocketAddr;
 use wheelhouse::sim::{Call, End, Faults, Link, errno};
 use wheelhouse::{CloseReason, Config, State, Target, Timeout};
 
-use crate::echo::Echo;
-use crate::worlds::{SERVER, crowded, idle, millis, secs, world};
+use super::{SERVER, crowded, idle, millis, secs, world};
+use crate::scenarios::Echo;
 
 /// Ends as soon as its peer has nothing to say for a second.
 fn hasty() -> Config {
@@ -168,4 +168,25 @@ fn a_tcp_dial_that_the_system_refuses_fails_at_once() {
     sim.settle();
     let reason = server.take_closed()[0].reason;
     assert!(matches!(reason, CloseReason::ConnectFailed(_)), "{reason:?}");
+}
+
+#[test]
+fn an_event_of_a_connection_that_is_gone_is_counted() {
+    let mut sim = world(1);
+    let mut faults = Faults::NONE;
+    faults.spurious_event = 1_000;
+    let server = sim.serve(SERVER, Config::default(), Echo);
+    for _ in 0..20 {
+        let peer = sim.connect(SERVER);
+        peer.send(b"x");
+        sim.settle();
+        peer.close();
+        sim.settle();
+    }
+    sim.set_faults(faults);
+    let peer = sim.connect(SERVER);
+    peer.send(b"x");
+    sim.advance(secs(1));
+    peer.expect(b"x");
+    assert!(server.stats().stale_events > 0);
 }

@@ -80,7 +80,7 @@ fn full_buffers_are_a_pressure() {
 }
 
 #[test]
-fn a_loop_that_lags_keeps_nobody_alive() {
+fn a_loop_that_lags_keeps_no_connection_alive() {
     let mut config = Config::default();
     config.limits.lag_max = Some(millis(20));
     let mut sim = world(1);
@@ -130,7 +130,7 @@ fn a_crowd_of_idle_ones_is_thinned_out_before_it_is_full() {
 }
 
 #[test]
-fn a_connection_that_may_be_idle_for_ever_saves_nobody_else() {
+fn a_connection_that_may_be_idle_for_ever_saves_no_other() {
     let mut sim = world(1);
     let server = sim.spawn("10.0.0.1", crowded(100), Echo, |reactor| {
         let mut listen = ListenConfig::default();

@@ -130,7 +130,7 @@ impl World {
 }
 
 #[test]
-fn many_dials_in_one_callback_keep_nobody_waiting() {
+fn many_dials_in_one_callback_delay_no_client() {
     let count = scaled(15_000);
     let mut world = world(0);
     let listener = world.sim.listen("10.9.0.1:80", count);
@@ -147,7 +147,7 @@ fn many_dials_in_one_callback_keep_nobody_waiting() {
 }
 
 #[test]
-fn a_broadcast_to_many_keeps_nobody_waiting() {
+fn a_broadcast_to_many_delays_no_other_client() {
     let mut world = world(scaled(70_000));
     world.after(
         |echo, cx| {
@@ -160,7 +160,7 @@ fn a_broadcast_to_many_keeps_nobody_waiting() {
 }
 
 #[test]
-fn many_aborts_in_one_callback_keep_nobody_waiting() {
+fn many_aborts_in_one_callback_delay_no_client() {
     let mut world = world(scaled(20_000));
     let bystander = world.server.handler().ids[0];
     world.after(
@@ -174,7 +174,7 @@ fn many_aborts_in_one_callback_keep_nobody_waiting() {
 }
 
 #[test]
-fn many_peers_that_leave_at_once_keep_nobody_waiting() {
+fn many_peers_that_leave_at_once_delay_no_client() {
     let mut world = all_at_once();
     let peers = std::mem::take(&mut world.peers);
     for peer in &peers {
@@ -184,7 +184,7 @@ fn many_peers_that_leave_at_once_keep_nobody_waiting() {
 }
 
 #[test]
-fn many_deadlines_at_once_keep_nobody_waiting() {
+fn many_deadlines_at_once_delay_no_client() {
     let mut world = world(scaled(20_000));
     world.after(
         |echo, cx| {
@@ -199,7 +199,7 @@ fn many_deadlines_at_once_keep_nobody_waiting() {
 }
 
 #[test]
-fn many_requests_at_once_keep_nobody_waiting() {
+fn many_requests_at_once_delay_no_client() {
     let mut world = all_at_once();
     for peer in &world.peers {
         peer.take();

@@ -8,7 +8,7 @@ use wheelhouse::{
     Timeout,
 };
 
-use super::script::{PING, PONG, Script, What};
+use super::recording::{PING, PONG, RecordingHandler, What};
 use super::{Got, World};
 
 /// What does not come by then does not come.
@@ -20,33 +20,33 @@ pub(crate) const LATE: Duration = Duration::from_millis(500);
 /// The longest that a turn waits, so that peers are looked at often.
 const PULSE: Duration = Duration::from_millis(1);
 
-/// A peer of the scene.
+/// A peer of the fixture.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) struct PeerId(usize);
 
-/// A listening reactor whose handler is a [`Script`], and its peers.
-pub(crate) struct Scene<'w, W: World> {
+/// A listening reactor whose handler is a [`RecordingHandler`], and its peers.
+pub(crate) struct Fixture<'w, W: World> {
     pub(crate) world: &'w mut W,
-    pub(crate) reactor: Reactor<Script, W::Backend>,
-    pub(crate) script: Script,
+    pub(crate) reactor: Reactor<RecordingHandler, W::Backend>,
+    pub(crate) handler: RecordingHandler,
     pub(crate) listener: ListenerId,
     pub(crate) address: Address,
     peers: Vec<Option<W::Peer>>,
 }
 
-impl<'w, W: World> Scene<'w, W> {
-    pub(crate) fn new(world: &'w mut W, mut config: Config, script: Script) -> Self {
+impl<'w, W: World> Fixture<'w, W> {
+    pub(crate) fn new(world: &'w mut W, mut config: Config, handler: RecordingHandler) -> Self {
         let backend = world.backend();
-        // The reactors of all scenes that run at once share the process's descriptors.
+        // The reactors of all fixtures that run at once share the process's descriptors.
         config.limits.max_connections.get_or_insert(500);
         let mut reactor = Reactor::with_backend(config, backend).unwrap();
         let listener = reactor.listen(world.address()).unwrap();
         let address = reactor.local_addr(listener).clone();
-        Self { world, reactor, script, listener, address, peers: Vec::new() }
+        Self { world, reactor, handler, listener, address, peers: Vec::new() }
     }
 }
 
-/// The peers of a scene whose reactor has ended.
+/// The peers of a fixture whose reactor has ended.
 pub(crate) struct Far<W: World>(Vec<Option<W::Peer>>);
 
 impl<W: World> Far<W> {
@@ -56,25 +56,25 @@ impl<W: World> Far<W> {
 }
 
 /// The end.
-impl<W: World> Scene<'_, W> {
+impl<W: World> Fixture<'_, W> {
     /// Ends the reactor at once; gives its handler, its report and the peers.
-    pub(crate) fn end(self) -> (Script, Report, Far<W>) {
-        let Self { reactor, mut script, peers, .. } = self;
-        let report = reactor.end(&mut script);
-        (script, report, Far(peers))
+    pub(crate) fn end(self) -> (RecordingHandler, Report, Far<W>) {
+        let Self { reactor, mut handler, peers, .. } = self;
+        let report = reactor.end(&mut handler);
+        (handler, report, Far(peers))
     }
 }
 
 /// Time.
-impl<W: World> Scene<'_, W> {
+impl<W: World> Fixture<'_, W> {
     pub(crate) fn now(&mut self) -> Instant {
         self.reactor.context().now()
     }
 
     pub(crate) fn try_turn(&mut self) -> io::Result<()> {
         self.world.pass(PULSE);
-        let outcome = self.reactor.turn(&mut self.script, Some(PULSE));
-        assert!(self.script.faults.is_empty(), "{:?}", self.script.faults);
+        let outcome = self.reactor.turn(&mut self.handler, Some(PULSE));
+        assert!(self.handler.faults.is_empty(), "{:?}", self.handler.faults);
         outcome
     }
 
@@ -94,7 +94,7 @@ impl<W: World> Scene<'_, W> {
     /// Lets time pass, for what must not happen in it.
     pub(crate) fn wait(&mut self, duration: Duration) {
         let end = self.now() + duration;
-        self.until("time to pass", |scene| scene.now() >= end);
+        self.until("time to pass", |fixture| fixture.now() >= end);
     }
 
     /// Turns until the reactor fails, and says why.
@@ -122,7 +122,7 @@ pub(crate) fn assert_on_time(took: Duration, timeout: Duration) {
 }
 
 /// Peers.
-impl<W: World> Scene<'_, W> {
+impl<W: World> Fixture<'_, W> {
     fn add(&mut self, peer: W::Peer) -> PeerId {
         self.peers.push(Some(peer));
         PeerId(self.peers.len() - 1)
@@ -148,17 +148,17 @@ impl<W: World> Scene<'_, W> {
 
     /// Dials the server and waits until its handler was told. The number is the connection's.
     pub(crate) fn enter(&mut self) -> (PeerId, usize) {
-        let number = self.script.ids.len();
+        let number = self.handler.ids.len();
         let peer = self.connect();
-        self.until("a connection", |scene| scene.script.count(number, What::Connected) == 1);
+        self.until("a connection", |fixture| fixture.handler.count(number, What::Connected) == 1);
         (peer, number)
     }
 
     /// Waits at `listener` for the server to come.
     pub(crate) fn answer(&mut self, listener: &mut W::Listener) -> PeerId {
         let mut peer = None;
-        self.until("a dial", |scene| {
-            peer = scene.world.answer(listener);
+        self.until("a dial", |fixture| {
+            peer = fixture.world.answer(listener);
             peer.is_some()
         });
         self.add(peer.expect("the wait is over"))
@@ -177,8 +177,8 @@ impl<W: World> Scene<'_, W> {
 
     /// Sends all of `bytes`.
     pub(crate) fn send(&mut self, peer: PeerId, mut bytes: &[u8]) {
-        self.until("room to send", |scene| {
-            let count = scene.try_send(peer, bytes).expect("the server is there");
+        self.until("room to send", |fixture| {
+            let count = fixture.try_send(peer, bytes).expect("the server is there");
             bytes = &bytes[count..];
             bytes.is_empty()
         });
@@ -209,8 +209,8 @@ impl<W: World> Scene<'_, W> {
     /// Reads exactly `count` bytes.
     pub(crate) fn read(&mut self, peer: PeerId, count: usize) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(count);
-        self.until("bytes", |scene| {
-            bytes.extend(scene.sip(peer, (count - bytes.len()).min(256 * 1024)));
+        self.until("bytes", |fixture| {
+            bytes.extend(fixture.sip(peer, (count - bytes.len()).min(256 * 1024)));
             bytes.len() == count
         });
         bytes
@@ -227,8 +227,8 @@ impl<W: World> Scene<'_, W> {
         let mut bytes = Vec::new();
         let mut end = Got::Nothing;
         let mut buffer = vec![0; 256 * 1024];
-        self.until("the end", |scene| {
-            end = scene.try_receive(peer, &mut buffer);
+        self.until("the end", |fixture| {
+            end = fixture.try_receive(peer, &mut buffer);
             if let Got::Bytes(count) = end {
                 bytes.extend_from_slice(&buffer[..count]);
             }
@@ -304,11 +304,11 @@ pub(crate) fn assert_same(got: &[u8], want: &[u8]) {
 }
 
 /// The server.
-impl<W: World> Scene<'_, W> {
+impl<W: World> Fixture<'_, W> {
     /// The next connection that ended.
     pub(crate) fn closed(&mut self) -> Closed {
-        self.until("a connection to end", |scene| !scene.script.closed.is_empty());
-        self.script.closed.pop_front().expect("the wait is over")
+        self.until("a connection to end", |fixture| !fixture.handler.closed.is_empty());
+        self.handler.closed.pop_front().expect("the wait is over")
     }
 
     /// The next connection that ended, which must be for `reason`.
@@ -324,44 +324,44 @@ impl<W: World> Scene<'_, W> {
 
     /// No connection ended that was not asked about.
     pub(crate) fn expect_none_closed(&self) {
-        assert!(self.script.closed.is_empty(), "{self:#?}");
+        assert!(self.handler.closed.is_empty(), "{self:#?}");
     }
 
     /// A fresh client gets what it asks for, whatever happened to others.
     pub(crate) fn expect_service(&mut self) {
-        let gone = self.script.visitors_gone;
+        let gone = self.handler.visitors_gone;
         let visitor = self.connect();
         self.send(visitor, PING);
         self.expect(visitor, PONG);
         self.leave(visitor);
-        self.until("a visitor to go", |scene| scene.script.visitors_gone > gone);
+        self.until("a visitor to go", |fixture| fixture.handler.visitors_gone > gone);
         self.expect_none_closed();
         self.expect_rest();
     }
 
     /// The reactor comes to rest: it does not spin over something it cannot do.
     pub(crate) fn expect_rest(&mut self) {
-        self.until("rest", |scene| scene.reactor.next_timeout() != Some(Duration::ZERO));
+        self.until("rest", |fixture| fixture.reactor.next_timeout() != Some(Duration::ZERO));
     }
 
     /// Waits for a callback of the connection of this number, and says when it came.
     pub(crate) fn saw(&mut self, number: usize, what: What) -> Instant {
-        self.until(&format!("{what:?}"), |scene| scene.script.count(number, what) > 0);
-        self.script.when(number, what).expect("the wait is over")
+        self.until(&format!("{what:?}"), |fixture| fixture.handler.count(number, what) > 0);
+        self.handler.when(number, what).expect("the wait is over")
     }
 
     /// Does something with the connection of this number, between two turns.
     pub(crate) fn with<T>(&mut self, number: usize, act: impl FnOnce(&mut Conn<'_>) -> T) -> T {
-        let id: ConnId = self.script.ids[number];
+        let id: ConnId = self.handler.ids[number];
         let mut cx = self.reactor.context();
         act(&mut cx.conn(id).expect("the connection is open"))
     }
 }
 
-impl<W: World> std::fmt::Debug for Scene<'_, W> {
+impl<W: World> std::fmt::Debug for Fixture<'_, W> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Script { log, closed, .. } = &self.script;
+        let RecordingHandler { log, closed, .. } = &self.handler;
         let tail = &log[log.len().saturating_sub(40)..];
-        f.debug_struct("Scene").field("log", &tail).field("closed", closed).finish()
+        f.debug_struct("Fixture").field("log", &tail).field("closed", closed).finish()
     }
 }

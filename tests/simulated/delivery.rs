@@ -5,9 +5,6 @@
 //! The peer has a receive buffer of 4 KiB. It asks for 100,000 bytes, waits, sends a few bytes, and
 //! reads on.
 
-#[path = "scenarios/large.rs"]
-mod large;
-
 use std::time::Duration;
 
 use wheelhouse::sim::{End, Link, Peer, Server, Sim};

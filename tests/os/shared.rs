@@ -12,7 +12,7 @@ use bytes::BytesMut;
 use socket2::SockRef;
 use wheelhouse::{Config, Conn, Handle, Handler, Instant, ListenConfig, Reactor};
 
-use crate::{any, flags, millis};
+use super::{any, flags, millis};
 
 /// How long an answer may take before it counts as missing.
 const PATIENCE: Duration = Duration::from_secs(10);

@@ -1,7 +1,6 @@
 //! Who comes in: shortages, places, clients, listeners.
 
 use super::*;
-use crate::worlds::Slow;
 
 #[test]
 fn a_shortage_of_epoll_costs_few_their_place() {
@@ -175,7 +174,7 @@ fn peers_without_an_address_are_no_clients() {
 }
 
 #[test]
-fn who_is_told_that_the_house_is_full_gets_a_fin_though_it_spoke_first() {
+fn a_client_of_a_full_server_gets_the_reply_and_a_fin_though_it_spoke_first() {
     let mut config = crowded(1);
     config.limits.at_limit = AtLimit::Reject("full\n".into());
     let mut sim = world(1);
