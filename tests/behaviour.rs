@@ -7,7 +7,7 @@
 mod harness;
 
 /// Runs behaviours in every world; in those that have windows, resets and names; in those of them
-/// that hint at a reset nobody reads; and in those whose time passes by itself. A new world is one
+/// that hint at a reset that is not read; and in those whose time passes by itself. A new world is one
 /// line here.
 macro_rules! behaviours {
     (

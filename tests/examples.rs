@@ -370,7 +370,7 @@ mod limits {
         for peer in &mut peers {
             exchange(peer, b"hello", b"hello");
         }
-        // All of them are there at once: nobody had to make way.
+        // All of them are there at once: none had to be evicted.
         for peer in &mut peers {
             exchange(peer, b"again", b"again");
         }
@@ -492,7 +492,7 @@ mod limits {
         for peer in &mut peers[2..] {
             assert_silent(peer, Duration::from_millis(10));
         }
-        // Whoever has been served makes way for the next, without anybody new knocking.
+        // A connection that has been served is evicted for the next, without another dial.
         for peer in &mut peers {
             peer.read_exact(&mut [0]).expect("a reply");
         }
@@ -831,7 +831,7 @@ mod outputs {
     const TIMES: usize = 1_500;
 
     fn serve(name: &str, stdout: Outlet, stderr: Outlet) {
-        let addr = nobody();
+        let addr = unreachable_address();
         let options = [
             "--listen",
             &addr,
@@ -921,7 +921,7 @@ mod outputs {
     #[test]
     fn lines_that_waited_are_written_once_there_is_room() {
         for outlet in [Outlet::FullPipe, Outlet::FullNonBlockingPipe] {
-            let addr = nobody();
+            let addr = unreachable_address();
             let options = ["--listen", &addr, "--shutdown-spread=off"];
             let mut server = Started::new("echo", &options, outlet, outlet);
             let mut peer = server.dial(&addr);
@@ -1016,7 +1016,7 @@ mod ping_client {
 
     #[test]
     fn it_fails_if_nothing_answers() {
-        let mut client = client(&nobody(), &["--count=3", "--interval=30ms"]);
+        let mut client = client(&unreachable_address(), &["--count=3", "--interval=30ms"]);
         assert_eq!(client.exit_code(), Some(1));
         let lines = client.stdout.rest();
         assert_eq!(lines.len(), 6, "{lines:#?}");
@@ -1030,7 +1030,7 @@ mod ping_client {
     #[test]
     fn it_fails_if_it_is_stopped_before_anything_answered() {
         for signal in ["INT", "TERM"] {
-            let mut client = client(&nobody(), &["--interval=20ms"]);
+            let mut client = client(&unreachable_address(), &["--interval=20ms"]);
             assert!(client.stdout.next().contains(" seq=1 "));
             client.signal(signal);
             assert_eq!(client.exit_code(), Some(1));
@@ -1206,7 +1206,7 @@ mod http {
         assert!(ready(200));
         server.program.signal("TERM");
         eventually("it is not ready any more", || ready(503));
-        assert!(TcpStream::connect(&server.addr).is_err(), "nobody new is let in");
+        assert!(TcpStream::connect(&server.addr).is_err(), "no newcomer is accepted");
         assert_eq!(read_reply(&mut peer).0, 200);
         assert_eq!(read_to_end(&mut peer), b"");
         drop(peer);

@@ -106,7 +106,7 @@ mod balancers {
     use std::os::unix::net::UnixStream;
 
     use super::*;
-    use crate::programs::{TempPath, nobody};
+    use crate::programs::{TempPath, unreachable_address};
 
     /// `option httpchk` alone sends `OPTIONS / HTTP/1.0` and takes 2xx and 3xx for healthy.
     #[test]
@@ -115,7 +115,7 @@ mod balancers {
             return;
         }
         let server = Server::start("http", &[]);
-        let (front, stats, settings) = (nobody(), TempPath::new(), TempPath::new());
+        let (front, stats, settings) = (unreachable_address(), TempPath::new(), TempPath::new());
         let text = format!(
             "global\n\
              stats socket {stats} level user\n\
@@ -242,7 +242,7 @@ mod floods {
         ]));
         let mut flood: Vec<_> = (0..200).map(|_| server.dial()).collect();
         for peer in &mut flood {
-            // Half a request, so that nobody is idle and makes way.
+            // Half a request, so that none is idle and evicted.
             peer.write_all(b"GET / HTTP/1.1\r\n").expect("the kernel accepts for the server");
         }
         thread::sleep(Duration::from_millis(200));
@@ -251,7 +251,7 @@ mod floods {
         thread::sleep(Duration::from_secs(2));
         let used = server.program.cpu() - before;
         assert!(used < began.elapsed() / 20, "{used:?}");
-        // Those who are in finish and leave; the others come in without anybody new knocking.
+        // Those that are served finish and leave; the others are accepted without another dial.
         let mut served = 0;
         for peer in &mut flood {
             peer.write_all(b"Host: a\r\nConnection: close\r\n\r\n").expect("an open connection");
@@ -390,7 +390,7 @@ mod shutdowns {
             server.program.signal("TERM");
             let asked: usize = clients.into_iter().map(|client| client.join().unwrap()).sum();
             assert_eq!(server.program.exit_code(), Some(0));
-            // Nobody was idle, so that there was nobody to wait for.
+            // None was idle, so that there was none to wait for.
             assert!(began.elapsed() < LATENESS, "{:?}", began.elapsed());
             assert!(asked >= 100, "{asked}");
             let line = server.program.stdout.rest().remove(0);

@@ -1,5 +1,5 @@
-//! What happens is the same whether somebody listens to the log or not. In a program of its own,
-//! because `tracing` remembers that somebody listened once.
+//! What happens is the same whether there is a subscriber or not. In a program of its own,
+//! because `tracing` remembers that there was one.
 
 #[path = "scenarios/echo.rs"]
 mod echo;

@@ -1,4 +1,4 @@
-//! What is logged, for whom, and how often.
+//! What is logged, at which level, and how often.
 
 #[path = "scenarios/echo.rs"]
 mod echo;
@@ -119,7 +119,7 @@ fn a_usual_life_is_none_of_the_operators_business() {
     assert_eq!(warnings(visit), [""; 0]);
 }
 
-/// Refuses everybody.
+/// Refuses all.
 struct Closed;
 
 impl Handler for Closed {

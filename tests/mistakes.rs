@@ -83,7 +83,7 @@ impl Handler for Clumsy {
     }
 
     fn on_closed(&mut self, _: &mut Context<'_>, closed: wheelhouse::Closed, (): ()) {
-        assert!(closed.reason != CloseReason::PeerReset, "nobody resets");
+        assert!(closed.reason != CloseReason::PeerReset, "none resets");
     }
 
     fn on_alarm(&mut self, _: &mut Context<'_>, _: wheelhouse::AlarmId) {
@@ -120,7 +120,7 @@ fn a_callback_that_panics_fails_the_run() {
         peer.reset();
         sim.settle();
     });
-    expect_said(&said, &["on_closed", "nobody resets"]);
+    expect_said(&said, &["on_closed", "none resets"]);
     let said = panic_of(|| drop(say(&mut Sim::new(1), b"a")));
     expect_said(&said, &["on_alarm", "alarmed"]);
     let said = panic_of(|| {
@@ -209,14 +209,14 @@ fn the_ends_that_a_handler_is_to_blame_for_are_these() {
     let peer = sim.connect(&server);
     peer.send(b"r");
     sim.advance(secs(10));
-    // A reply that falls due while the clock jumps is nobody's fault.
+    // A reply that falls due while the clock jumps is no fault of the handler's.
     sim.jump_clocks(secs(3_600));
     sim.advance(secs(1));
     assert_eq!(server.stats().closed(CloseReason::Timeout(Timeout::Response)), 1);
     server.assert_blameless();
 }
 
-/// Tells everybody what anybody says, in the order of a std map.
+/// Sends all what any of them says, in the order of a std map.
 #[derive(Default)]
 struct Gossip {
     ids: HashMap<ConnId, ()>,

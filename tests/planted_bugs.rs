@@ -54,7 +54,7 @@ const fn secs(secs: u64) -> Duration {
     Duration::from_secs(secs)
 }
 
-/// Echoes; each `!` becomes a large reply, and an `@` goes to whoever came first.
+/// Echoes; each `!` becomes a large reply, and an `@` goes to the first connection.
 #[derive(Default)]
 struct Clerk {
     first: Option<ConnId>,
@@ -449,7 +449,7 @@ fn a_socket_that_is_forgotten_is_noticed() {
 
 #[test]
 fn bytes_lost_before_a_fin_are_noticed() {
-    must_catch(Bug::UnreadBeforeEofLost, "told of an end that nobody has read", |sim| {
+    must_catch(Bug::UnreadBeforeEofLost, "told of an end that was not read", |sim| {
         let server = serve(sim);
         let peer = sim.connect(server.address());
         peer.send(b"last words");
@@ -700,10 +700,10 @@ const SAID: [(Bug, &[&str]); 22] = [
     (Bug::EarlyFire, &["ended early", "had its timer"]),
     (Bug::SkippedRearm, &["not in the wheel", "and the wheel comes up at"]),
     (Bug::LostReadyFlag, &["work is left and not queued"]),
-    (Bug::DroppedGeneration, &["reaches somebody else", "is free"]),
+    (Bug::DroppedGeneration, &["reaches another one", "is free"]),
     (Bug::LeakedSlot, &["marked as in a list and not in it"]),
     (Bug::LeakedDescriptor, &["sockets and"]),
-    (Bug::UnreadBeforeEofLost, &["an end that nobody has read"]),
+    (Bug::UnreadBeforeEofLost, &["an end that was not read"]),
     (Bug::ShortWriteDoubled, &["other bytes"]),
     (Bug::AcceptNotRetried, &["is not accepted"]),
     (Bug::WatermarkEdgeLost, &["has drained, and no callback followed"]),
@@ -733,7 +733,7 @@ fn first_failure(bug: Bug, scenario: fn(&mut Sim), seeds: u64) -> Option<(u64, S
 }
 
 #[test]
-#[expect(clippy::print_stdout, reason = "figures for whoever reads the output")]
+#[expect(clippy::print_stdout, reason = "figures for the reader of the output")]
 fn every_bug_is_noticed_by_the_world_in_some_swarm() {
     const SEEDS: u64 = 30;
     const RARE_SEEDS: u64 = 500;

@@ -1,4 +1,4 @@
-//! The simulated world, seen by whoever writes tests in it.
+//! The simulated world, seen by the tests that are written in it.
 
 #[path = "scenarios/echo.rs"]
 mod echo;
@@ -273,7 +273,7 @@ fn a_full_backlog_takes_no_connection_until_there_is_room() {
     });
     let peers: Vec<_> = (0..5).map(|_| sim.connect(server.address())).collect();
     sim.settle();
-    // The backlog is full before the first of it is taken; who finds it so knocks again.
+    // The backlog is full before the first of it is taken; a dial that finds it so is repeated.
     assert_eq!(peers.iter().filter(|peer| peer.is_open()).count(), 2);
     sim.advance(secs(2));
     assert_eq!(peers.iter().filter(|peer| peer.is_open()).count(), 3);
@@ -504,7 +504,7 @@ fn eventful(seed: u64) -> u64 {
 }
 
 #[test]
-#[expect(clippy::print_stdout, reason = "for whoever compares builds")]
+#[expect(clippy::print_stdout, reason = "for the comparison of builds")]
 fn the_same_seed_is_the_same_run() {
     for seed in [1, 2, 3] {
         let hash = eventful(seed);

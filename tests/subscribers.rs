@@ -69,7 +69,7 @@ impl Broken {
         if asked == self.asked
             && left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fewer).is_ok()
         {
-            // Without the hook: nobody needs to read it.
+            // Without the hook: it need not be read.
             resume_unwind(Box::new("the log is gone"));
         }
     }

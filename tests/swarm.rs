@@ -25,7 +25,7 @@ fn run(name: &str, scenario: fn(&mut Sim)) {
     tell(name, &summary);
 }
 
-#[expect(clippy::print_stdout, reason = "figures for whoever reads the output")]
+#[expect(clippy::print_stdout, reason = "figures for the reader of the output")]
 fn tell(name: &str, summary: &Summary) {
     println!("swarm {name}: {summary}");
 }

@@ -26,7 +26,7 @@ const fn millis(millis: u64) -> Duration {
 
 const SERVER: &str = "10.0.0.1:7";
 
-#[expect(clippy::print_stdout, reason = "figures for whoever reads the output")]
+#[expect(clippy::print_stdout, reason = "figures for the reader of the output")]
 fn run(name: &str, personality: Personality, scenario: fn(&mut Sim)) {
     let most = if cfg!(debug_assertions) { 100 } else { usize::MAX };
     let runs = env::var("TORTURE_RUNS").ok().and_then(|text| text.parse().ok()).unwrap_or(most);
@@ -37,7 +37,7 @@ fn run(name: &str, personality: Personality, scenario: fn(&mut Sim)) {
     println!("torture {name} {personality:?}: {summary}");
 }
 
-/// Whatever failed before, somebody who comes now is served; should that be what fails, the one
+/// Whatever failed before, a client that comes now is served; should that be what fails, the one
 /// after.
 fn expect_service<H: Handler>(sim: &mut Sim, server: &Server<H>) {
     assert!(server.failure().is_none(), "{:?}", server.failure());
@@ -49,7 +49,7 @@ fn expect_service<H: Handler>(sim: &mut Sim, server: &Server<H>) {
             return;
         }
     }
-    panic!("nobody is served");
+    panic!("no client is served");
 }
 
 fn echo(sim: &mut Sim) -> Server<Echo> {
@@ -60,7 +60,7 @@ fn keeper(sim: &mut Sim, upstream: Address) -> Server<Keeper> {
     sim.serve(SERVER, Config::default(), Keeper::new(upstream))
 }
 
-fn nobody() -> Address {
+fn unreachable_address() -> Address {
     "10.0.0.1:9".parse().unwrap()
 }
 
@@ -92,7 +92,7 @@ fn a_crowd(sim: &mut Sim) {
 /// Much output for a slow reader.
 fn a_slow_reader(sim: &mut Sim) {
     sim.set_buffers(8_192, 4_096);
-    let server = keeper(sim, nobody());
+    let server = keeper(sim, unreachable_address());
     let peer = sim.connect(server.address());
     peer.read_at(50_000);
     peer.send(b"BBaB");
@@ -106,7 +106,7 @@ fn a_slow_reader(sim: &mut Sim) {
 /// A reader that stops for good.
 fn a_frozen_reader(sim: &mut Sim) {
     sim.set_buffers(8_192, 4_096);
-    let server = keeper(sim, nobody());
+    let server = keeper(sim, unreachable_address());
     let peer = sim.connect(server.address());
     peer.stop_reading();
     peer.send(b"BB");
@@ -118,7 +118,7 @@ fn a_frozen_reader(sim: &mut Sim) {
 /// A close with input unread and output queued: the reply arrives whole.
 fn a_close_that_lingers(sim: &mut Sim) {
     sim.set_link(Link { latency: millis(10), ..Link::LOOPBACK });
-    let server = keeper(sim, nobody());
+    let server = keeper(sim, unreachable_address());
     let peer = sim.connect(server.address());
     peer.send(b"BbCaaaaaaaaaaaaaaaaaaaaaaa");
     peer.send_after(millis(30), vec![b'x'; 50_000]);
@@ -145,7 +145,8 @@ fn a_dial(sim: &mut Sim) {
 /// A dialled connection, by a name with several addresses.
 fn a_dial_by_name(sim: &mut Sim) {
     let upstream = sim.serve("10.0.0.2:80", Config::default(), Echo);
-    let addresses = vec![nobody(), "203.0.113.1:80".parse().unwrap(), upstream.address()];
+    let addresses =
+        vec![unreachable_address(), "203.0.113.1:80".parse().unwrap(), upstream.address()];
     sim.set_name("upstream", addresses, millis(20));
     let target: wheelhouse::Target = "upstream:80".parse().unwrap();
     let server = sim.serve(SERVER, Config::default(), Keeper::new(target));
@@ -158,7 +159,7 @@ fn a_dial_by_name(sim: &mut Sim) {
 
 /// Pauses, timers, requests that are owed, a half-close while one is.
 fn a_long_story(sim: &mut Sim) {
-    let server = keeper(sim, nobody());
+    let server = keeper(sim, unreachable_address());
     let peer = sim.connect(server.address());
     for words in [&b"aPa"[..], b"R", b"YaRL", b"Wb"] {
         peer.send(words);
@@ -172,7 +173,7 @@ fn a_long_story(sim: &mut Sim) {
 /// Peers that reset in each state.
 fn resets(sim: &mut Sim) {
     sim.set_buffers(8_192, 4_096);
-    let server = keeper(sim, nobody());
+    let server = keeper(sim, unreachable_address());
     for words in [&b""[..], b"a", b"W", b"R", b"BB", b"P", b"F", b"C"] {
         let peer = sim.connect(server.address());
         peer.stop_reading();
@@ -203,7 +204,7 @@ fn a_shortage(sim: &mut Sim) {
 /// One connection reads no faster than another drains.
 fn a_tunnel(sim: &mut Sim) {
     sim.set_buffers(8_192, 4_096);
-    let server = keeper(sim, nobody());
+    let server = keeper(sim, unreachable_address());
     let feeder = sim.connect(&server);
     sim.advance(secs(1));
     let sink = sim.connect(&server);
@@ -218,10 +219,10 @@ fn a_tunnel(sim: &mut Sim) {
     expect_service(sim, &server);
 }
 
-/// A shutdown with somebody in every state.
+/// A shutdown with a connection in every state.
 fn a_shutdown(sim: &mut Sim) {
     sim.set_buffers(8_192, 4_096);
-    let server = keeper(sim, nobody());
+    let server = keeper(sim, unreachable_address());
     let peers: Vec<_> = [&b""[..], b"a", b"W", b"R", b"BB", b"P", b"F"]
         .iter()
         .map(|words| {
@@ -246,7 +247,7 @@ fn idle(sim: &mut Sim, server: &str) -> Peer {
     peer
 }
 
-/// A full table, where idle ones make way.
+/// A full table, where idle ones are evicted.
 fn a_full_table(sim: &mut Sim) {
     let mut config = Config::default();
     config.limits.max_connections = Some(3);
@@ -259,7 +260,7 @@ fn a_full_table(sim: &mut Sim) {
     expect_service(sim, &server);
 }
 
-/// A full table, where nobody makes way and newcomers are told.
+/// A full table, where none is evicted and newcomers are told.
 fn a_rejection(sim: &mut Sim) {
     let mut config = Config::default();
     config.limits.max_connections = Some(2);
@@ -328,7 +329,7 @@ fn a_sign_of_life(sim: &mut Sim) {
     let mut config = Config::default();
     config.timeouts.ping_after = Some(secs(4));
     config.timeouts.ping = Some(secs(1));
-    let server = sim.serve(SERVER, config, Keeper::new(nobody()));
+    let server = sim.serve(SERVER, config, Keeper::new(unreachable_address()));
     let alive = idle(sim, SERVER);
     let dead = idle(sim, SERVER);
     for _ in 0..20 {
@@ -350,7 +351,7 @@ fn an_upload(sim: &mut Sim) {
     let mut config = Config::default();
     config.timeouts.request = Some(secs(2));
     config.timeouts.request_rate = Some(100);
-    let server = sim.serve(SERVER, config, Keeper::new(nobody()));
+    let server = sim.serve(SERVER, config, Keeper::new(unreachable_address()));
     let fast = sim.connect(SERVER);
     let slow = sim.connect(SERVER);
     for _ in 0..20 {
@@ -368,7 +369,7 @@ fn too_much_buffered(sim: &mut Sim) {
     sim.set_buffers(8_192, 4_096);
     let mut config = Config::default();
     config.limits.buffered_max = 400_000;
-    let server = sim.serve(SERVER, config, Keeper::new(nobody()));
+    let server = sim.serve(SERVER, config, Keeper::new(unreachable_address()));
     let peers: Vec<_> = (0..6)
         .map(|_| {
             let peer = sim.connect(SERVER);
@@ -385,9 +386,9 @@ fn too_much_buffered(sim: &mut Sim) {
     expect_service(sim, &server);
 }
 
-/// Those who wait are let go one after the other, and those who are served are served to the end.
+/// Those that wait are let go one after the other, and those that are served are served to the end.
 fn a_shutdown_that_spreads(sim: &mut Sim) {
-    let server = keeper(sim, nobody());
+    let server = keeper(sim, unreachable_address());
     let _silent = sim.connect(SERVER);
     let _idle: Vec<_> = (0..3).map(|_| idle(sim, SERVER)).collect();
     let owed = sim.connect(SERVER);

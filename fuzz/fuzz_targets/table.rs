@@ -125,7 +125,6 @@ impl Beside {
             origin: if is_inbound { Origin::Accepted(ListenerId(7)) } else { Origin::Connect },
             peer: Address::Unix("/peer".into()),
             owner,
-            profile: mark as u32,
             exempt: false,
             replaces_evicted: false,
             now: Instant::from_nanos(mark),
@@ -142,7 +141,7 @@ impl Beside {
             }
             Err(new_conn) => {
                 assert_eq!(self.model.len(), self.table.capacity());
-                assert_eq!(u64::from(new_conn.profile), mark);
+                assert_eq!(new_conn.now, Instant::from_nanos(mark));
             }
         }
     }
@@ -203,12 +202,13 @@ fn expect_fresh(record: &Record, is_inbound: bool, owner: Option<ConnId>, mark: 
     assert_eq!(record.state(), State::Connecting);
     assert_eq!(record.cold().and_then(|cold| cold.owner), owner);
     assert!(record.cold().is_none_or(|cold| cold.sink.is_none() && cold.broken.is_none()));
-    assert!(record.output.is_empty());
-    assert_eq!(record.clocks.facts(), DeadlineInputs::default());
+    assert!(!record.has_output());
+    assert!(record.output().is_none_or(|output| output.is_empty()));
+    assert_eq!(record.clocks.inputs(), DeadlineInputs::default());
     assert_eq!(record.opened_at, Instant::from_nanos(mark));
     let counts = [record.bytes_in, record.bytes_out, record.requests, record.dropped()];
-    assert_eq!((record.owed, counts), (0, [0; 4]));
-    assert_eq!((record.requested, record.reason), (None, None));
+    assert_eq!((record.owed(), counts), (0, [0; 4]));
+    assert_eq!((record.requested(), record.reason), (None, None));
 }
 
 /// Leaves a mark wherever a successor could find it.
@@ -216,9 +216,9 @@ fn soil(record: &mut Record, mark: u64) {
     record.flags.insert(Flags::DIRTY.and(Flags::READ_READY));
     record.cold_flags.insert(ColdFlags::IS_SINK.and(ColdFlags::LINGERING));
     record.step(Step::Establish);
-    record.clocks.update(record.facts(), Instant::from_nanos(mark));
-    record.owed = 1;
-    record.output.push_copy(&mark.to_ne_bytes());
+    record.clocks.update(record.deadline_inputs(), Instant::from_nanos(mark));
+    record.set_owed(1);
+    record.change_output(|output| output.push_copy(&mark.to_ne_bytes()));
     record.cold_mut().sink = Some(record.id);
     record.bytes_in = mark;
     record.bytes_out = mark;

@@ -113,7 +113,7 @@ numbers! {
     flush_expired: counter;
     /// Lingering connections whose peer did not close in time.
     linger_expired: counter;
-    /// Lingering connections that made way for others.
+    /// Lingering connections that were evicted for others.
     linger_evicted: counter;
     /// Callbacks that panicked.
     panics: counter;

@@ -637,7 +637,7 @@ pub(crate) struct NewConn {
     pub(crate) owner: Option<ConnId>,
     /// The limits on connections leave it out.
     pub(crate) exempt: bool,
-    /// Another one has made way for it, or there was seen to be room.
+    /// Another one was evicted for it, or there was seen to be room.
     pub(crate) replaces_evicted: bool,
     pub(crate) now: Instant,
 }

@@ -119,7 +119,7 @@ pub(super) struct Accepting {
     due: bool,
     /// Something happened since the deferred connections were checked that may decide on one.
     recheck: bool,
-    /// The table is full, and no connection in it can make way.
+    /// The table is full, and no connection in it can be evicted.
     full: bool,
     /// The next connection would come too soon.
     throttled: bool,
@@ -130,7 +130,7 @@ pub(super) struct Accepting {
     /// The listeners are about to close: what waits in their backlogs is accepted as long as there are
     /// places.
     draining: bool,
-    /// Connections that made way in this turn, and whose places no newcomer has had yet.
+    /// Connections evicted in this turn whose places no newcomer has had yet.
     freed: u64,
     /// The latest pause lasted to its end.
     waited: bool,
@@ -425,13 +425,13 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         self.accepting.bucket.is_none() || self.is_time()
     }
 
-    /// Whether there is a place in the table, or another connection can make way.
+    /// Whether there is a place in the table, or another connection can be evicted.
     fn has_place(&mut self, handler: &mut H) -> bool {
         !self.shared.table.is_full() || (!self.accepting.draining && self.finds_room(handler))
     }
 
     /// The table is full: whether a newcomer is accepted all the same, because an idle connection can
-    /// make way for it or it is to be sent a reply. None makes way before there is a newcomer.
+    /// be evicted for it or it is to be sent a reply. None is evicted before there is a newcomer.
     #[cold]
     fn finds_room(&mut self, handler: &mut H) -> bool {
         let found = self.accepting.freed > 0

@@ -1,5 +1,5 @@
-//! What is done when the loop comes near what it can bear: idle connections stay for less long and
-//! make way, and the greatest holders of buffers are shed.
+//! What is done when the loop comes near what it can bear: idle connections stay for less long, those
+//! idle longest are evicted, and the greatest holders of buffers are shed.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
@@ -257,7 +257,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         }
         for (since, id) in over {
             if self.may_be_closed(id) == Some(true) {
-                self.make_way(handler, since, id);
+                self.evict_idle(handler, since, id);
             }
         }
         let walks_on = !self.shared.table.is_at_end(cursor);
@@ -289,13 +289,13 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         while evicted < (idle / 8).clamp(1, EVICTIONS_MAX)
             && let Some((since, id)) = self.oldest_idle()
         {
-            evicted += u64::from(self.make_way(handler, since, id));
+            evicted += u64::from(self.evict_idle(handler, since, id));
         }
         evicted
     }
 
     /// Closes an idle connection, unless a request of it waits in the socket, or one that lingers.
-    fn make_way(&mut self, handler: &mut H, since: Instant, id: ConnId) -> bool {
+    fn evict_idle(&mut self, handler: &mut H, since: Instant, id: ConnId) -> bool {
         if self.shared.table.at(id.index()).lingers() {
             self.evict_lingering(id);
             return true;
@@ -318,7 +318,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         self.release(id);
     }
 
-    /// Whether there is a connection that can make way: one that lingers, or one that is idle, and
+    /// Whether there is a connection that can be evicted: one that lingers, or one that is idle, and
     /// whose peer has sent nothing since.
     pub(super) fn finds_evictee(&mut self, handler: &mut H) -> bool {
         while let Some((since, id)) = self.oldest_idle() {

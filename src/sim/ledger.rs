@@ -57,7 +57,7 @@ impl Account {
     /// A handler is told of the end only when its socket has said so.
     pub(super) fn check_eof(self, net: &mut Net) {
         if net.ledger(self.machine, self.token()).is_some_and(|ledger| !ledger.eof) {
-            net.fail_check(format!("{} was told of an end that nobody has read", self.id));
+            net.fail_check(format!("{} was told of an end that was not read", self.id));
         }
     }
 

@@ -386,8 +386,8 @@ impl Sim {
     /// Lets one call of this kind fail with `errno`: the one that comes after `after` others.
     ///
     /// Counted are all calls of that kind, by the reactors of all hosts together, from now on. Those
-    /// that would have blocked count too, as do those that fail: a reactor accepts until there is
-    /// nobody left, and reads on an event that had nothing for it. To aim at one host, use
+    /// that would have blocked count too, as do those that fail: a reactor accepts until none
+    /// is left, and reads on an event that had nothing for it. To aim at one host, use
     /// [`Server::fail`]. [`errno`] has names for the numbers.
     ///
     /// Each order is for one call. What is left of them when the test is over has tested nothing,

@@ -210,7 +210,7 @@ impl Peer {
     }
 
     /// How the far end or the network ended the connection, as this peer saw it; `None` while
-    /// nobody has, or while bytes wait in front of the FIN. A peer that closed or reset the
+    /// neither has, or while bytes wait in front of the FIN. A peer that closed or reset the
     /// connection itself sees nothing of it from then on.
     pub fn closed(&self) -> Option<End> {
         self.with(|net, socket| net.end_of(socket))

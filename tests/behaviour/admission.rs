@@ -1,4 +1,4 @@
-//! Who is let in when there are many, and who goes for them.
+//! Which connections are accepted when there are many, and which are evicted for them.
 
 use std::time::Duration;
 
@@ -144,9 +144,9 @@ fn an_exempt_listener_answers_when_the_house_is_full<W: World>(world: &mut W) {
     fixture.send(operator, b"PING");
     fixture.expect(operator, b"PONG");
     fixture.expect_silence(waiting);
-    // What is exempt takes nobody's place.
+    // What is exempt takes no other's place.
     fixture.leave(peer);
-    fixture.until("room for who waited", |fixture| fixture.handler.ids.len() == 3);
+    fixture.until("room for the waiting one", |fixture| fixture.handler.ids.len() == 3);
 }
 
 fn exempt_connections_are_few<W: World>(world: &mut W) {
@@ -176,7 +176,7 @@ fn connections_come_no_faster_than_their_rate<W: World>(world: &mut W) {
     fixture.wait(millis(50));
     assert_eq!(fixture.handler.ids.len(), 4);
     fixture.expect_rest();
-    fixture.until("everybody", |fixture| fixture.handler.ids.len() == 8);
+    fixture.until("all", |fixture| fixture.handler.ids.len() == 8);
     let took = fixture.now() - start;
     assert!(took >= millis(400), "{took:?}");
     assert!(fixture.reactor.handle().stats().accept_throttles >= 4);

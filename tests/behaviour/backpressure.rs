@@ -182,7 +182,7 @@ fn feeding_a_sink_that_is_gone_pauses_none<W: World>(world: &mut W) {
     let (feeder, number) = fixture.enter();
     fixture.with(number, |conn| {
         conn.throttle_on(gone);
-        // Nor does who feeds itself lock itself.
+        // Nor does a connection that feeds itself lock itself.
         conn.throttle_on(conn.id());
     });
     for _ in 0..3 {

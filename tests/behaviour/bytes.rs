@@ -186,7 +186,7 @@ fn what_a_handler_keeps_of_its_input_stays<W: World>(world: &mut W) {
     let kept = kept.borrow();
     assert_eq!(kept.iter().map(Bytes::len).sum::<usize>(), sent);
     for piece in kept.iter() {
-        assert!(piece.windows(2).all(|pair| pair[0] == pair[1]), "somebody wrote over it");
+        assert!(piece.windows(2).all(|pair| pair[0] == pair[1]), "it was written over");
     }
     let mut words: Vec<u8> = kept.iter().filter_map(|piece| piece.first().copied()).collect();
     words.dedup();

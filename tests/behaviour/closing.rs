@@ -249,7 +249,7 @@ fn a_long_reply_survives_the_upload_it_cut_short<W: World>(world: &mut W) {
     });
     let mut fixture = Fixture::new(world, Config::default(), handler);
     let peer = fixture.connect_small();
-    // As much as the kernel takes while nobody reads, and more while the reply comes.
+    // As much as the kernel takes while the peer does not read, and more while the reply comes.
     let upload = vec![b'u'; 256 * 1024];
     while fixture.try_send(peer, &upload).unwrap() > 0 {}
     let mut reply = Vec::new();
@@ -424,7 +424,7 @@ fn a_reset_ends_a_closing_connection<W: World>(world: &mut W) {
     fixture.expect_none_closed();
     fixture.reset(peer);
     let closed = fixture.expect_closed(CloseReason::HandlerClose);
-    assert!(closed.age < Duration::from_secs(2), "it waits for nobody: {:?}", closed.age);
+    assert!(closed.age < Duration::from_secs(2), "it does not wait: {:?}", closed.age);
     fixture.expect_service();
 }
 
@@ -443,7 +443,7 @@ fn a_reset_ends_a_closing_connection_with_output_queued<W: World>(world: &mut W)
 }
 
 fn a_reset_after_a_fin_ends_the_connection<W: World>(world: &mut W) {
-    // The reply is worked on, and nobody will have it.
+    // The reply is worked on, and has no reader.
     let handler = RecordingHandler::echo().when_data(|conn, _, input| {
         input.clear();
         conn.begin_request();

@@ -194,7 +194,7 @@ fn a_dial_may_be_refused_by_on_open<W: World>(world: &mut W) {
     let handler = RecordingHandler::echo().when_open(|_, number| number > 0);
     let mut fixture = Fixture::new(world, Config::default(), handler);
     dial(&mut fixture, address);
-    fixture.until("nobody", |fixture| {
+    fixture.until("no dial", |fixture| {
         fixture.handler.ids.len() == 1 && fixture.reactor.context().is_empty()
     });
     assert_eq!(fixture.handler.story(0), [What::Open]);
@@ -475,7 +475,7 @@ fn a_name_that_does_not_exist_is_a_failure<W: World>(world: &mut W) {
     // A resolver may take its time over it.
     config.timeouts.connect = Some(Duration::from_secs(3));
     let mut fixture = Fixture::new(world, config, RecordingHandler::echo());
-    let target: Target = "nobody.invalid:80".parse().unwrap();
+    let target: Target = "name.invalid:80".parse().unwrap();
     dial(&mut fixture, target);
     let closed = fixture.closed();
     assert!(
@@ -567,7 +567,7 @@ fn a_name_falls_back_to_its_next_address_with_output_queued<W: World>(world: &mu
         true
     });
     let mut fixture = Fixture::new(world, Config::default(), handler);
-    // Where the name has an address of the other family, nobody listens there.
+    // Where the name has an address of the other family, there is no listener.
     let target: Target = format!("localhost:{}", port(&address)).parse().unwrap();
     dial(&mut fixture, target);
     let peer = fixture.answer(&mut listener);

@@ -454,7 +454,7 @@ fn an_id_that_outlives_its_connection_means_none<W: World>(world: &mut W) {
     assert_eq!(place(next), place(id), "the place is filled again, or this shows nothing");
     assert!(fixture.reactor.context().conn(id).is_none());
     let handle = fixture.reactor.handle();
-    handle.post_to(id, |_, conn, _| conn.write(b"for somebody else")).unwrap();
+    handle.post_to(id, |_, conn, _| conn.write(b"for another")).unwrap();
     fixture.send(peer, b"x");
     fixture.expect(peer, b"gone");
     fixture.expect_silence(peer);
@@ -504,7 +504,7 @@ fn abort_sends_nothing_more_though_there_is_room<W: World>(world: &mut W) {
     for _ in 0..5 {
         fixture.turn();
     }
-    // The peer makes room, and nobody has used it yet.
+    // The peer makes room, and none of it is used yet.
     let (mut bytes, end) = fixture.read_to_end_as_it_is(peer);
     stall(millis(20));
     bytes.extend(fixture.read_to_end_as_it_is(peer).0);

@@ -1,4 +1,4 @@
-//! Nobody waits long because of somebody else: neither a peer that floods nor a callback that
+//! No client waits long because of another: neither a peer that floods nor a callback that
 //! takes its time.
 
 use std::time::Duration;
@@ -75,7 +75,7 @@ fn many_flooding_peers_delay_no_other_much<W: World>(world: &mut W) {
     let (bystander, _) = fixture.enter();
     let turns = turns_of_an_echo(&mut fixture, bystander, |fixture| flood(fixture, &flooders));
     assert!(turns <= 2, "{turns} turns");
-    // One more than its budget was read of nobody.
+    // One more than its budget was read of none.
     let before = fixture.reactor.handle().stats().bytes_in;
     flood(&mut fixture, &flooders);
     fixture.turn();

@@ -1,4 +1,4 @@
-//! How many connections there may be, how many requests each may make, and who is told.
+//! How many connections there may be, how many requests each may make, and which of them is told.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -37,7 +37,7 @@ fn config(max_connections: usize) -> Config {
     config
 }
 
-/// Newcomers wait, whoever is idle.
+/// Newcomers wait, whatever is idle.
 fn waiting(max_connections: usize) -> Config {
     let mut config = config(max_connections);
     config.limits.at_limit = AtLimit::Pause;

@@ -1,4 +1,4 @@
-//! Where a server listens on this system, and how it lives inside somebody else's loop.
+//! Where a server listens on this system, and how it lives inside another loop.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -15,7 +15,7 @@ fn fixture(world: &mut Os) -> Fixture<'_, Os> {
     Fixture::new(world, Config::default(), RecordingHandler::echo())
 }
 
-/// Whether whoever dials `address` is served.
+/// Whether a dial to `address` is served.
 fn serves(fixture: &mut Fixture<'_, Os>, address: &Address) {
     let usual = std::mem::replace(&mut fixture.address, address.clone());
     fixture.expect_service();
@@ -304,7 +304,7 @@ mod inside_another_loop {
         poll.registry()
             .register(&mut SourceFd(&fd), mio::Token(0), mio::Interest::READABLE)
             .unwrap();
-        // The first turn looks for those who came before it.
+        // The first turn accepts those that came before it.
         reactor.turn(&mut handler, Some(Duration::ZERO)).unwrap();
         assert_eq!(reactor.next_timeout(), None, "nothing is due, ever");
 

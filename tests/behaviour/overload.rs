@@ -1,5 +1,5 @@
-//! A loop near what it can bear: idle ones go sooner, nobody is kept alive, the greatest holders of
-//! buffers are shed, and what keeps everybody waiting is named.
+//! A loop near what it can bear: idle ones go sooner, none is kept alive, the greatest holders of
+//! buffers are shed, and what delays all others is named.
 
 use std::cell::RefCell;
 use std::rc::Rc;

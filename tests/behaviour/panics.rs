@@ -1,4 +1,4 @@
-//! A panic costs the connection in whose callback it happened, and nobody else.
+//! A panic costs the connection in whose callback it happened, and no other.
 
 use std::cell::Cell;
 use std::panic::{panic_any, resume_unwind};
@@ -43,7 +43,7 @@ behaviours! {
     }
 }
 
-/// The one connection is lost with a reset, everybody else is served.
+/// The one connection is lost with a reset, all others are served.
 fn expect_one_lost<W: World>(fixture: &mut Fixture<'_, W>) {
     let closed = fixture.expect_closed(CloseReason::HandlerPanic);
     assert_eq!(closed.id, fixture.handler.ids[0]);

@@ -1,4 +1,4 @@
-//! The end of a server: nobody new, what is owed is given, and no later than it was told.
+//! The end of a server: no newcomer, what is owed is given, and no later than it was told.
 
 use std::time::Duration;
 
@@ -216,7 +216,7 @@ fn no_newcomer_is_let_in<W: World>(world: &mut W) {
     fixture.saw(0, What::Data(1));
     fixture.reactor.handle().shutdown();
     fixture.until("the end to begin", |fixture| fixture.handler.shutdowns == 1);
-    // Another server asks for those who still come.
+    // Another server asks for those that still come.
     let mut next: Reactor<RecordingHandler, _> =
         Reactor::with_backend(few_places(), fixture.world.backend()).unwrap();
     next.listen(address).unwrap();
@@ -376,7 +376,7 @@ fn idle_ones_are_closed_over_a_while<W: World>(world: &mut W) {
     let start = fixture.now();
     fixture.reactor.handle().shutdown();
     fixture.wait(millis(900));
-    // Within a second of its last reply nobody is closed, and a request still is served.
+    // Within a second of its last reply no connection is closed, and a request still is served.
     fixture.expect_none_closed();
     let (late, _) = peers[0];
     fixture.send(late, b"again");

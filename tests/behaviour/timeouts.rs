@@ -1,4 +1,4 @@
-//! Every deadline ends what is late with it, and nobody else.
+//! Every deadline ends what is late with it, and no other.
 
 use std::time::Duration;
 

@@ -44,7 +44,10 @@ fn a_great_many_alarms_at_once_delay_no_client_much<W: World>(world: &mut W) {
     assert!(fixture.handler.alarms.len() < COUNT, "not all in one turn");
     fixture.send(peer, b"hello");
     fixture.expect(peer, b"hello");
-    assert!(fixture.handler.alarms.len() < COUNT, "who speaks meanwhile is heard meanwhile");
+    assert!(
+        fixture.handler.alarms.len() < COUNT,
+        "a peer that speaks meanwhile is heard meanwhile"
+    );
     fixture.until("all of them", |fixture| fixture.handler.alarms.len() == COUNT);
     fixture.expect_service();
 }
@@ -168,7 +171,7 @@ fn a_timer_in_the_past_comes_in_the_next_turn<W: World>(world: &mut W) {
     });
     let took = fixture.now() - start;
     assert!(took < Duration::from_secs(2), "{took:?}");
-    // Whoever sets such timers starves nobody.
+    // A connection that sets such timers starves no other.
     fixture.send(peer, b"hello");
     fixture.expect(peer, b"hello");
 }

@@ -3,7 +3,7 @@
 //!
 //! Nothing here waits: a fixture turns its reactor and looks at its peers in between, until what it
 //! looks for has come. So a world may be made of sockets and real time, or of memory and time that
-//! somebody makes up.
+//! is made up.
 
 mod fixture;
 mod os;
@@ -65,7 +65,7 @@ pub(crate) trait World {
     /// Lets time pass, where it does not by itself, until something happens or `most` is over.
     fn pass(&mut self, _most: Duration) {}
 
-    /// Where a server may listen that nobody else uses.
+    /// Where a server may listen, which no other uses.
     fn address(&mut self) -> Address;
 
     /// Dials a server, with a receive buffer of so many bytes if that matters. The connection need
@@ -78,10 +78,10 @@ pub(crate) trait World {
     /// Takes up what dialled there.
     fn answer(&mut self, listener: &mut Self::Listener) -> Option<Self::Peer>;
 
-    /// An address where whoever dials is refused.
+    /// An address where a dial is refused.
     fn refusing(&mut self) -> Address;
 
-    /// An address where whoever dials hears nothing.
+    /// An address where a dial is not answered.
     fn deaf(&mut self) -> Address;
 
     /// Sends what is taken of `bytes`; `None` if the far end is gone.

@@ -116,7 +116,7 @@ impl World for Os {
         if let Some(window) = window {
             socket.set_recv_buffer_size(window).unwrap();
         }
-        // The kernel completes the handshake by itself: this waits for nobody.
+        // The kernel completes the handshake by itself: this does not wait.
         socket.connect(&addr).unwrap();
         socket.set_nonblocking(true).unwrap();
         socket
@@ -141,7 +141,7 @@ impl World for Os {
     }
 
     fn refusing(&mut self) -> Address {
-        // Bound, so that nobody else gets it, and not listened on.
+        // Bound, so that no other gets it, and not listened on.
         let (socket, address) = self.bound();
         self.held.push(socket);
         address

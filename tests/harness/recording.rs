@@ -38,7 +38,7 @@ pub(crate) struct Session {
     pub(crate) number: usize,
     /// For the handler's use.
     pub(crate) step: u32,
-    /// Somebody who only looks whether the server still serves.
+    /// A client that only checks whether the server still serves.
     visitor: bool,
 }
 

@@ -1,4 +1,4 @@
-//! A simulated world: memory, and time that somebody makes up.
+//! A simulated world: memory, and time that is made up.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use wheelhouse::sim::{End, Host, Peer, PeerListener, Personality};
 
 use super::{Got, World};
 
-/// Where servers are, and nobody else.
+/// Where servers are, and nothing else.
 const SERVER: &str = "10.0.0.1";
 
 /// How long a turn takes.
@@ -56,7 +56,7 @@ impl World for Sim {
 
     fn pass(&mut self, most: Duration) {
         self.sim.pass(most);
-        // A turn takes some time, so that whoever is busy gets on too.
+        // A turn takes some time, so that a busy one gets on too.
         self.sim.stall()(TURN);
     }
 

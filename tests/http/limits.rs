@@ -287,7 +287,7 @@ fn bodies_that_are_kept_are_bounded_together() {
     }
     let refused = peers.iter().filter(|peer| peer.received().starts_with(b"HTTP/1.1 503 "));
     assert!((2..=6).contains(&refused.clone().count()), "{}", refused.count());
-    // What was kept is given back, by those who leave and by those who end.
+    // What was kept is given back, by those that leave and by those that end.
     for peer in &peers[..20] {
         peer.close();
     }

@@ -1,4 +1,4 @@
-//! What is no request, or could be two to somebody else: refused, and nothing behind it served.
+//! What is no request, or could be two to another server: refused, and nothing behind it served.
 
 use super::client::last_reply_to;
 

@@ -1,4 +1,4 @@
-//! The end of the server, seen by those who are in the middle of something.
+//! The end of the server, seen by clients that are in the middle of something.
 
 use bytes::BytesMut;
 use wheelhouse::sim::{End, Sim};

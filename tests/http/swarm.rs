@@ -33,7 +33,7 @@ struct Wanted {
     body: Vec<u8>,
 }
 
-/// Somebody who makes requests and checks what comes back.
+/// A client that makes requests and checks what comes back.
 struct Client {
     peer: Peer,
     got: Vec<u8>,
@@ -94,7 +94,7 @@ impl Client {
             }
             self.wanted.pop_front();
         }
-        // A reply that nobody asked for may only say that the connection ends.
+        // A reply without a request may only say that the connection ends.
         if self.wanted.is_empty()
             && let Some((reply, behind)) = Reply::next(rest, false)
         {

@@ -76,7 +76,7 @@ fn lower_limit() -> MutexGuard<'static, ()> {
 fn a_waiting_client_is_served_once_there_are_descriptors_again() {
     let _alone = lower_limit();
     let mut config = Config::default();
-    // Nobody idle makes way here.
+    // No idle connection is evicted here.
     config.limits.at_limit = AtLimit::Pause;
     let mut reactor = Reactor::new(config).unwrap();
     let listener = reactor.listen("127.0.0.1:0").unwrap();
@@ -92,7 +92,7 @@ fn a_waiting_client_is_served_once_there_are_descriptors_again() {
     let stats = reactor.handle().stats();
     assert!(stats.accept_pauses > 0 && stats.accept_errors > 0, "{stats:?}");
     assert!(stats.turns - turns < 200, "it spins: {} turns", stats.turns - turns);
-    // Those who are in are served all the while.
+    // Those that are there are served all the while.
     first.write_all(b"hello").unwrap();
     assert!(is_served(&mut reactor, &mut first, Duration::from_secs(1)));
 

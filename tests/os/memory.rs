@@ -82,7 +82,7 @@ fn memory_is_what_was_reckoned_whatever_peers_do() {
     assert!(stats.closed(CloseReason::BufferLimit) > 0, "{stats}");
     assert!(peak <= most, "{peak} of {most}");
     assert!(peak >= most / 4, "it was no flood: {peak} of {most}");
-    // An idle connection owns no buffer: everybody finishes, reads and stays.
+    // An idle connection owns no buffer: all finish, read and stay.
     clients.clear();
     for _ in 0..200 {
         reactor.turn(&mut Lines, Some(Duration::from_millis(1))).unwrap();

@@ -35,7 +35,7 @@ fn flags(fd: i32) -> Option<(bool, bool)> {
     Some((flags & libc::O_CLOEXEC != 0, flags & libc::O_NONBLOCK != 0))
 }
 
-/// Accepts as soon as there is somebody.
+/// Accepts as soon as there is a dial.
 fn accept(
     os: &mut Os,
     listener: &mut wheelhouse::backend::OsListener,
@@ -47,7 +47,7 @@ fn accept(
         }
         thread::sleep(millis(1));
     }
-    panic!("nobody comes");
+    panic!("none comes");
 }
 
 #[test]

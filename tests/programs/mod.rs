@@ -191,7 +191,7 @@ impl Server {
         peer
     }
 
-    /// Where it answers who watches it, as its second line says.
+    /// Where it answers a monitor, as its second line says.
     pub(crate) fn metrics_addr(&self) -> String {
         let line = self.program.stdout.0.recv_timeout(PATIENCE).expect("a second line");
         line.strip_prefix("metrics on ").expect(&line).to_owned()
@@ -214,7 +214,7 @@ impl Server {
 }
 
 /// An address where nothing listens.
-pub(crate) fn nobody() -> String {
+pub(crate) fn unreachable_address() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     listener.local_addr().expect("a bound socket").to_string()
 }

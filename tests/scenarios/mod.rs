@@ -126,7 +126,7 @@ impl Keeper {
             }
             b'G' => {
                 for id in &self.gone {
-                    assert!(conn.other(*id).is_none(), "{id} is gone and reaches somebody else");
+                    assert!(conn.other(*id).is_none(), "{id} is gone and reaches another one");
                 }
             }
             b'K' => {
@@ -170,7 +170,7 @@ impl Handler for Keeper {
 
     fn on_open(&mut self, conn: &mut Conn<'_>) -> Option<Animal> {
         self.ids.push(conn.id());
-        // Now and then somebody is not welcome.
+        // Now and then a client is not welcome.
         (self.ids.len() % 17 != 16).then(Animal::default)
     }
 

@@ -22,11 +22,11 @@ const fn secs(secs: u64) -> Duration {
     Duration::from_secs(secs)
 }
 
-/// Whatever went wrong before: now that nothing does, whoever comes is served to the last byte, and
+/// Whatever went wrong before: now that nothing does, a newcomer is served to the last byte, and
 /// to a good end.
 fn expect_service<H: Handler>(sim: &mut Sim, server: &Server<H>, count: usize) {
     sim.set_faults(Faults::NONE);
-    // What alarms are left say something to everybody.
+    // What alarms are left say something to all.
     sim.advance(secs(60));
     let words: Vec<u8> = (0..count).map(|at| b"nopq"[at % 4]).collect();
     for _ in 0..20 {
@@ -41,7 +41,7 @@ fn expect_service<H: Handler>(sim: &mut Sim, server: &Server<H>, count: usize) {
             return;
         }
     }
-    panic!("nobody is served at {}", server.ip());
+    panic!("no client is served at {}", server.ip());
 }
 
 /// Whatever comes back to a client of an echo server is what it sent.
@@ -108,7 +108,7 @@ pub(crate) fn everything(sim: &mut Sim) {
     expect_service(sim, &server, 1);
 }
 
-/// A server near all of its limits, with an operator who gets through all the same.
+/// A server near all of its limits, with an operator that gets through all the same.
 pub(crate) fn crowd(sim: &mut Sim) {
     let mut random = sim.random();
     let mut config = Config::default();
@@ -137,8 +137,8 @@ pub(crate) fn crowd(sim: &mut Sim) {
         config.timeouts.request = Some(secs(1 + random.below(5)));
         config.timeouts.request_rate = Some(1 + random.below(500));
     }
-    let nobody: Address = "10.0.0.9:9".parse().unwrap();
-    let server = sim.spawn("10.0.0.1", config, Keeper::new(nobody), |reactor| {
+    let unreachable: Address = "10.0.0.9:9".parse().unwrap();
+    let server = sim.spawn("10.0.0.1", config, Keeper::new(unreachable), |reactor| {
         reactor.listen("10.0.0.1:7").unwrap();
         let listen = ListenConfig { exempt: true, ..ListenConfig::default() };
         reactor.listen_with("10.0.0.1:9090", listen).unwrap();
@@ -146,8 +146,8 @@ pub(crate) fn crowd(sim: &mut Sim) {
     let entry: Address = "10.0.0.1:7".parse().unwrap();
     let_peers_loose(sim, &entry, &mut random, 120);
     sim.set_faults(Faults::NONE);
-    // Whatever the crowd does, an operator gets through: he is answered, unless the handler refused
-    // him or did what somebody else said and closed him.
+    // Whatever the crowd does, an operator gets through: it is answered, unless the handler refused
+    // it or did what another client said and closed it.
     let operator = sim.connect("10.0.0.1:9090");
     operator.send(b"x");
     // The process may not be scheduled for ten seconds yet.
@@ -161,7 +161,7 @@ pub(crate) fn crowd(sim: &mut Sim) {
     }
 }
 
-/// Connections that are kept for a while: whoever is told that he must go does, after his reply.
+/// Connections that are kept for a while: one that is told to go does, after its reply.
 pub(crate) fn kept(sim: &mut Sim) {
     let mut random = sim.random();
     let mut config = Config::default();
@@ -189,8 +189,8 @@ pub(crate) fn kept(sim: &mut Sim) {
     let mut own = config.timeouts.clone();
     own.idle = Some(Duration::from_millis(100 + random.below(10_000)));
     own.lifetime = Some(secs(1 + random.below(10)));
-    let nobody: Address = "10.0.0.9:9".parse().unwrap();
-    let server = sim.spawn("10.0.0.1", config, Keeper::new(nobody), |reactor| {
+    let unreachable: Address = "10.0.0.9:9".parse().unwrap();
+    let server = sim.spawn("10.0.0.1", config, Keeper::new(unreachable), |reactor| {
         reactor.listen("10.0.0.1:7").unwrap();
         let listen = ListenConfig { timeouts: Some(own), ..ListenConfig::default() };
         reactor.listen_with("10.0.0.1:8", listen).unwrap();
@@ -251,10 +251,10 @@ pub(crate) fn circle(sim: &mut Sim) {
 /// A server that is shut down while it is busy, once or twice, is gone by its deadline.
 pub(crate) fn shutdown(sim: &mut Sim) {
     let mut random = sim.random();
-    let nobody: Address = "10.0.0.9:9".parse().unwrap();
+    let unreachable: Address = "10.0.0.9:9".parse().unwrap();
     let config = Config::default();
     let grace = config.shutdown_timeout.expect("there is one by default");
-    let server = sim.serve("10.0.0.1:7", config, Keeper::new(nobody));
+    let server = sim.serve("10.0.0.1:7", config, Keeper::new(unreachable));
     let peers: Vec<_> = (0..10).map(|_| sim.connect(server.address())).collect();
     for peer in &peers {
         peer.send(&words(&mut random));
@@ -321,8 +321,8 @@ pub(crate) fn slow_readers(sim: &mut Sim) {
 /// the world checks that.
 pub(crate) fn failing(sim: &mut Sim) {
     let mut random = sim.random();
-    let nobody: Address = "10.0.0.9:9".parse().unwrap();
-    let server = sim.serve("10.0.0.1:7", Config::default(), Keeper::new(nobody));
+    let unreachable: Address = "10.0.0.9:9".parse().unwrap();
+    let server = sim.serve("10.0.0.1:7", Config::default(), Keeper::new(unreachable));
     server.fail(Call::Wait, random.below(300), errno::EBADF);
     let_peers_loose(sim, &server.address(), &mut random, 60);
     if server.failure().is_some() {
@@ -407,8 +407,8 @@ pub(crate) fn posts(sim: &mut Sim) {
         .map(|index| {
             let mut config = Config::default();
             config.limits.mailbox_max = 1 << random.below(13);
-            let nobody: Address = "10.0.0.9:9".parse().unwrap();
-            sim.serve(format!("10.0.0.{index}:7").as_str(), config, Keeper::new(nobody))
+            let unreachable: Address = "10.0.0.9:9".parse().unwrap();
+            sim.serve(format!("10.0.0.{index}:7").as_str(), config, Keeper::new(unreachable))
         })
         .collect();
     for (at, server) in servers.iter().enumerate() {

@@ -91,7 +91,7 @@ fn world(count: usize) -> World {
     World { sim, server, bystander, peers, wait_max: ECHO_MAX }
 }
 
-/// Peers that are about to want something in the same moment: whoever comes last waits for them all.
+/// Peers that are about to want something in the same moment: the last one waits for them all.
 fn all_at_once() -> World {
     let count = scaled(20_000);
     World { wait_max: ECHO_MAX * (count / 2_000) as u32, ..world(count) }

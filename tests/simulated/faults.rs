@@ -159,8 +159,8 @@ fn a_process_without_descriptors_does_not_spin_and_comes_back() {
     peers.iter().for_each(|peer| peer.expect(b"x"));
 }
 
-/// Linux takes the descriptor before it looks for somebody to accept, so the one who got the last
-/// descriptor costs a pause each second although nobody waits.
+/// Linux takes the descriptor before it looks for a connection to accept, so the one that got the last
+/// descriptor costs a pause each second although none waits.
 #[test]
 fn the_last_descriptor_costs_pauses_and_nothing_else() {
     let mut sim = Sim::new(1);
@@ -414,8 +414,8 @@ fn a_client_of_a_unix_listener_has_no_name() {
 fn a_reader_of_a_byte_a_second_is_cut_off() {
     let mut sim = Sim::new(1);
     sim.set_buffers(512, 512);
-    let nobody: Address = "10.0.0.9:9".parse().unwrap();
-    let server = sim.serve(SERVER, Config::default(), Keeper::new(nobody));
+    let unreachable: Address = "10.0.0.9:9".parse().unwrap();
+    let server = sim.serve(SERVER, Config::default(), Keeper::new(unreachable));
     let peer = sim.connect(&server);
     peer.read_at(1);
     peer.send(b"b");

@@ -33,7 +33,7 @@ fn a_shortage_of_epoll_that_lasts_pauses_longer_each_time() {
 }
 
 #[test]
-fn idle_ones_make_way_at_once_where_descriptors_run_out() {
+fn idle_ones_are_evicted_at_once_where_descriptors_run_out() {
     let mut sim = world(1);
     let server = sim.serve(SERVER, Config::default(), Echo);
     let _friends = idle(&mut sim, 16);
@@ -46,7 +46,7 @@ fn idle_ones_make_way_at_once_where_descriptors_run_out() {
 }
 
 #[test]
-fn at_most_thirty_two_make_way_at_a_time() {
+fn at_most_thirty_two_are_evicted_at_a_time() {
     let mut sim = world(1);
     let server = sim.serve(SERVER, Config::default(), Echo);
     let _friends = idle(&mut sim, 400);

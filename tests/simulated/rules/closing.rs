@@ -140,7 +140,7 @@ fn a_flood_after_our_fin_is_read_a_part_at_a_time() {
     assert!(took >= 16, "a megabyte in {took} turns");
 }
 
-/// Refuses everybody, with a word.
+/// Refuses all, with a reply.
 struct Busy;
 
 impl Handler for Busy {
@@ -258,7 +258,7 @@ fn a_peer_may_vanish_while_a_shutdown_waits_for_it() {
             }
         }
         sim.settle();
-        assert!(server.is_finished(), "nobody is left to wait for");
+        assert!(server.is_finished(), "none is left to wait for");
         let reason = if way == 0 { CloseReason::PeerReset } else { CloseReason::PeerEof };
         assert_eq!(server.stats().closed(reason), 11);
         sim.assert_clean();

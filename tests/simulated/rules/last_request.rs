@@ -1,4 +1,4 @@
-//! The last request of a connection: who is told of it goes, who is not told has time to pause, and
+//! The last request of a connection: one that is told of it goes, one that is not has time to pause, and
 //! what was read before the end is served.
 
 use std::time::Duration;

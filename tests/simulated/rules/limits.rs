@@ -1,4 +1,4 @@
-//! What limits do at their edges, to those who do not deserve it.
+//! What limits do at their edges, to those that are within them.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -75,7 +75,7 @@ fn connections_that_were_aborted_cost_no_other_its_place() {
     assert_eq!(evicted(&server), 0);
 }
 
-/// Holds whoever says so, and sends back the rest.
+/// Pauses a connection that says so, and sends back the rest.
 struct Holder;
 
 impl Handler for Holder {
@@ -139,7 +139,7 @@ fn no_connection_is_evicted_where_newcomers_wait() {
     assert_eq!(evicted(&server), 0);
 }
 
-/// Says something to everybody.
+/// Says something to all.
 struct Crier;
 
 impl Handler for Crier {
@@ -288,7 +288,7 @@ fn what_an_inbound_request_needs_outlives_the_call_for_the_end() {
     let peer = sim.connect(SERVER);
     peer.send(b"question");
     sim.settle();
-    let upstream = listener.accept().expect("somebody dials");
+    let upstream = listener.accept().expect("a dial");
     upstream.read_at(1_000_000);
     server.shutdown();
     sim.advance(secs(5));
@@ -356,7 +356,7 @@ fn a_no_is_final_even_outside_of_a_request() {
     server.expect_closed(CloseReason::MaxRequests);
 }
 
-/// Says something to everybody when the end begins, and whenever somebody leaves.
+/// Says something to all when the end begins, and whenever one leaves.
 struct Parting;
 
 impl Parting {

@@ -64,7 +64,7 @@ fn evicted<H: Handler>(server: &Server<H>) -> u64 {
     server.stats().closed(CloseReason::Evicted)
 }
 
-/// Replies after a while, and tells nobody anything.
+/// Replies after a while, and announces no end.
 struct Slow(Duration);
 
 impl Handler for Slow {

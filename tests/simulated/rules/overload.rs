@@ -1,4 +1,4 @@
-//! What counts as pressure, and whom it costs his place.
+//! What counts as pressure, and which connection it costs its place.
 
 use super::*;
 
@@ -69,7 +69,7 @@ fn full_buffers_are_a_pressure() {
     }
     holder.stop_reading();
     holder.send(b"b");
-    // At 91 % they may stay for some 8 of their 30 s, and whoever asks may not stay.
+    // At 91 % they may stay for some 8 of their 30 s, and one that asks may not stay.
     sim.advance(secs(12));
     assert_eq!(idler.closed(), Some(End::Fin));
     assert!(evicted(&server) >= 1);
@@ -100,7 +100,7 @@ fn a_loop_that_lags_keeps_no_connection_alive() {
     sim.advance(millis(3_100));
     assert!(server.stats().stalls > 90);
     assert_eq!(server.handler().answers, [true, false]);
-    // Idle ones make way, whatever their age.
+    // Idle ones are evicted, whatever their age.
     assert!(evicted(&server) > 0);
     drop(busy);
     // And it passes.
