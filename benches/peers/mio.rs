@@ -34,6 +34,8 @@ struct Options {
 
 struct Connection {
     stream: TcpStream,
+    /// The peer sends no more: its FIN is to be read behind what is there.
+    closed: bool,
     /// The part of a reply that the socket has not taken yet.
     rest: Vec<u8>,
 }
@@ -64,7 +66,7 @@ fn main() -> io::Result<()> {
             if event.token() == LISTENER {
                 accept_all(&listener, poll.registry(), &mut connections)?;
             } else if let Some(connection) = connections.get_mut(event.token().0)
-                && serve(connection, &mut buffer).is_err()
+                && serve(connection, &mut buffer, event.is_read_closed()).is_err()
             {
                 connections.remove(event.token().0);
             }
@@ -83,7 +85,7 @@ fn accept_all(
                 stream.set_nodelay(true)?;
                 let place = connections.vacant_entry();
                 registry.register(&mut stream, Token(place.key()), BOTH)?;
-                place.insert(Connection { stream, rest: Vec::new() });
+                place.insert(Connection { stream, closed: false, rest: Vec::new() });
             }
             Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
             Err(error) if error.kind() == ErrorKind::ConnectionAborted => {}
@@ -93,9 +95,11 @@ fn accept_all(
 }
 
 /// Echoes until the socket has nothing more or takes nothing more. An error means that the connection
-/// has come to its end.
-fn serve(connection: &mut Connection, buffer: &mut [u8]) -> io::Result<()> {
-    let Connection { stream, rest } = connection;
+/// has come to its end. If the peer has `closed`, no other event says so.
+fn serve(connection: &mut Connection, buffer: &mut [u8], closed: bool) -> io::Result<()> {
+    // A reply may be in the way now, and be gone at the next event, which does not say it again.
+    connection.closed |= closed;
+    let Connection { stream, closed, rest } = connection;
     loop {
         if !rest.is_empty() {
             let Some(sent) = ready(stream.write(rest))? else { return Ok(()) };
@@ -108,8 +112,8 @@ fn serve(connection: &mut Connection, buffer: &mut [u8]) -> io::Result<()> {
         }
         let sent = ready(stream.write(&buffer[..count]))?.unwrap_or(0);
         rest.extend_from_slice(&buffer[sent..count]);
-        // A short read has emptied the socket: the next byte is an event.
-        if count < buffer.len() && rest.is_empty() {
+        // A short read has emptied the socket: the next byte is an event, and so is a FIN to come.
+        if count < buffer.len() && rest.is_empty() && !*closed {
             return Ok(());
         }
     }

@@ -664,7 +664,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         for ripe in [true, false] {
             let mut at = 0;
             while at < self.deferred.len() {
-                if self.is_ripe(at, &pass) != ripe || !self.decide(handler, at, &mut pass) {
+                if self.is_ripe(at, &pass) != ripe || !self.decide(handler, at, ripe, &mut pass) {
                     at += 1;
                 }
             }
@@ -693,8 +693,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     }
 
     /// Admits or rejects a deferred connection if it can be decided on. Returns whether it did.
-    fn decide(&mut self, handler: &mut H, at: usize, pass: &mut Pass) -> bool {
-        let ripe = self.is_ripe(at, pass);
+    fn decide(&mut self, handler: &mut H, at: usize, ripe: bool, pass: &mut Pass) -> bool {
         let Deferred { peer, waits, .. } = &self.deferred[at];
         let (peer, waits) = (peer.clone(), *waits);
         let waited = waits >= pass.least;

@@ -245,16 +245,20 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         }
     }
 
-    /// Looks whether queued output has moved: what the kernel took says nothing, and neither does
-    /// a writable event, which waits for a large part of a large queue to drain. What left does.
+    /// Checks whether queued output has moved: what the kernel took says nothing, and neither does a
+    /// writable event, which waits for a large part of a large queue to drain. What is acknowledged
+    /// does.
     fn check_progress(&mut self, id: ConnId) -> bool {
-        let left = self.acked(id);
+        if !self.shared.table.at(id.index()).has_output() {
+            return false;
+        }
+        let acked = self.acked(id);
         let LoopState { table, profiles, now, .. } = &mut self.shared;
         let record = table.at(id.index());
         let cold = record.cold_mut();
         let queued_at = cold.queued_at;
-        let moved = left > cold.acked;
-        cold.acked = cold.acked.max(left);
+        let moved = acked > cold.acked;
+        cold.acked = cold.acked.max(acked);
         if moved {
             record.clocks.restart(Deadline::Write, *now);
         }

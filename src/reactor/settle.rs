@@ -265,13 +265,13 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         }
     }
 
-    /// Output became queued: what leaves from here on is progress.
+    /// Output became queued: what is acknowledged from here on is progress.
     fn note_queued(&mut self, id: ConnId) {
-        let left = self.acked(id);
+        let acked = self.acked(id);
         let now = self.shared.now;
         let cold = self.shared.table.at(id.index()).cold_mut();
-        cold.acked = left;
-        cold.acked_at_flush = left;
+        cold.acked = acked;
+        cold.acked_at_flush = acked;
         cold.queued_at = now;
     }
 
