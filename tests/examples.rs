@@ -790,24 +790,26 @@ mod outputs {
     fn read_until(reader: &mut pipe::Receiver, text: &str) -> String {
         let mut got = Vec::new();
         let mut searched = 0;
-        eventually(text, || {
+        let began = Instant::now();
+        loop {
+            if got[searched..].windows(text.len()).any(|window| window == text.as_bytes()) {
+                return String::from_utf8(got).expect("text");
+            }
+            searched = got.len().saturating_sub(text.len());
+            // What came last says why.
+            let last = got[got.len().saturating_sub(2_000)..].escape_ascii();
+            let waited = began.elapsed();
+            assert!(waited < PATIENCE, "no {text:?} in {} bytes, the last: {last}", got.len());
             let mut piece = [0; 4_096];
-            loop {
-                if got[searched..].windows(text.len()).any(|window| window == text.as_bytes()) {
-                    return true;
-                }
-                searched = got.len().saturating_sub(text.len());
-                match reader.read(&mut piece) {
-                    Ok(0) => panic!("{text:?} is not in {}", got.escape_ascii()),
-                    Ok(count) => got.extend_from_slice(&piece[..count]),
-                    Err(error) => {
-                        assert!(is_timeout(&error), "{error}");
-                        return false;
-                    }
+            match reader.read(&mut piece) {
+                Ok(0) => panic!("no {text:?} before the end, the last bytes: {last}"),
+                Ok(count) => got.extend_from_slice(&piece[..count]),
+                Err(error) => {
+                    assert!(is_timeout(&error), "{error}");
+                    thread::sleep(Duration::from_millis(2));
                 }
             }
-        });
-        String::from_utf8(got).expect("text")
+        }
     }
 
     /// Asks a server of this name for something little.
@@ -827,8 +829,9 @@ mod outputs {
         }
     }
 
-    /// So often, so that more is logged than waits to be written.
-    const TIMES: usize = 1_500;
+    /// So often, so that more is logged than waits to be written: each exchange logs two lines at
+    /// least, a read and a write, and 4,096 lines wait.
+    const TIMES: usize = 2_500;
 
     fn serve(name: &str, stdout: Outlet, stderr: Outlet) {
         let addr = unreachable_address();
@@ -1123,9 +1126,15 @@ mod http {
             }
         }
         drop(peer);
-        eventually("the end is noticed", || metric(&server, "wheelhouse_connections") == 1);
-        assert_eq!(metric(&server, "wheelhouse_requests_total"), 301);
-        assert_eq!(server.stop("TERM"), "closed=3 peer_eof=3");
+        // Each question is a connection and a request of its own.
+        let mut questions = 0;
+        eventually("the end is noticed", || {
+            questions += 1;
+            metric(&server, "wheelhouse_connections") == 1
+        });
+        assert_eq!(metric(&server, "wheelhouse_requests_total"), 300 + questions);
+        let closed = 1 + questions + 1;
+        assert_eq!(server.stop("TERM"), format!("closed={closed} peer_eof={closed}"));
     }
 
     #[test]
