@@ -246,8 +246,76 @@ impl Conn<'_> {
     /// [`Limits::input_max`](crate::Limits::input_max) bytes long. If nothing is left there is no
     /// call, and reading goes on in the next turn. It says nothing about requests: see
     /// [`expect_more_input`](Conn::expect_more_input).
+    ///
+    /// It ends the wait that [`expect_input`](Conn::expect_input) asked for.
     pub fn yield_now(&mut self) {
-        self.record_mut().flags.insert(Flags::DATA_DUE);
+        let record = self.record_mut();
+        record.flags.insert(Flags::DATA_DUE);
+        if record.flags.has(Flags::INPUT_AWAITED) {
+            record.await_no_length();
+        }
+    }
+
+    /// Asks for the next [`on_data`](crate::Handler::on_data) only when `len` bytes of input are there,
+    /// those included that this call of it leaves: the length of a message whose head says it.
+    ///
+    /// What arrives meanwhile is read into the connection's own buffer, up to 256 KiB in one turn,
+    /// without a call for each piece. The buffer grows by doubling, to at most two and a half times what
+    /// has arrived, so a peer that only announces much costs nothing. `on_data` may get more than `len` bytes. It may get fewer
+    /// only if the handler [yields](Conn::yield_now); after the peer's FIN
+    /// [`on_eof`](crate::Handler::on_eof) gets what has come. With `len` bytes there already, or 0, the
+    /// next call comes with the next input as usual. It holds for one call of `on_data`, the latest
+    /// `len` if there are several, and may be asked for in any callback.
+    ///
+    /// It says nothing about requests. What is left in `input` or arrives is part of a request, and
+    /// [`Timeouts::request`](crate::Timeouts::request) or the
+    /// [rate](crate::Timeouts::request_rate) that prolongs it bounds the wait. A handler that took the
+    /// head of a message out of `input` and leaves nothing says
+    /// [`expect_more_input`](Conn::expect_more_input) besides.
+    ///
+    /// More than [`Limits::input_max`](crate::Limits::input_max) bytes cannot be there at once: a
+    /// larger `len` closes the connection with [`InputLimit`](CloseReason::InputLimit).
+    ///
+    /// ```
+    /// use bytes::{Buf, BytesMut};
+    /// use wheelhouse::Conn;
+    ///
+    /// /// Messages begin with their length in four bytes.
+    /// fn on_data(conn: &mut Conn<'_>, input: &mut BytesMut) {
+    ///     while let Some(head) = input.first_chunk() {
+    ///         let len = 4 + u32::from_be_bytes(*head) as usize;
+    ///         if input.len() < len {
+    ///             return conn.expect_input(len);
+    ///         }
+    ///         let message = input.split_to(len).split_off(4);
+    ///         conn.write(&message);
+    ///     }
+    /// }
+    /// ```
+    pub fn expect_input(&mut self, len: usize) {
+        if len > self.cx.shared.bounds.input_max {
+            self.record_mut().request_close(CloseReason::InputLimit);
+        } else if len > 0 {
+            self.record_mut().await_input(len);
+        } else {
+            self.record_mut().await_no_length();
+        }
+    }
+
+    /// Discards the next `len` bytes of the input: what is left of it, then what arrives. The rest of a
+    /// message that is too large, or of an upload that was refused.
+    ///
+    /// When they are gone [`on_data`](crate::Handler::on_data) gets what came after them, in a later
+    /// turn. If that is nothing yet `input` is empty: the moment to reply, or to return. Until then
+    /// they are part of the request at hand, and [`Timeouts::request`](crate::Timeouts::request) or the
+    /// [rate](crate::Timeouts::request_rate) that prolongs it bounds them. No memory is held for them.
+    /// Several calls add up; a length that is [expected](Conn::expect_input) begins after them.
+    pub fn skip(&mut self, len: u64) {
+        if len > 0 {
+            let record = self.record_mut();
+            record.await_skipped(len);
+            record.flags.insert(Flags::EXPECTS_MORE_INPUT.and(Flags::DATA_DUE));
+        }
     }
 
     /// Reads this connection no faster than `sink` drains: not while `sink` is congested, and

@@ -91,7 +91,9 @@ pub trait Handler: Sized {
     /// resumes, and after [`on_drained`](Handler::on_drained), if input is left. A handler that has
     /// many requests at hand should stop when [`Conn::is_congested`] and will be called again.
     /// Input left over begins a request whose deadline runs; a handler that took it all in and
-    /// waits for more of the same request says so by [`Conn::expect_more_input`].
+    /// waits for more of the same request says so by [`Conn::expect_more_input`]. One that knows how
+    /// long a message is waits for all of it by [`Conn::expect_input`], without a call for each piece.
+    /// `input` is empty only in the call that follows [`Conn::skip`].
     ///
     /// Bytes split off `input` share the loop's buffer: right for passing on, wrong for keeping,
     /// as ten bytes would keep 64 KiB alive. Copy what is kept.

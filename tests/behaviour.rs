@@ -50,6 +50,7 @@ mod behaviour {
     mod dialling;
     mod ends;
     mod fairness;
+    mod input;
     mod limits;
     mod listeners;
     mod overload;

@@ -130,6 +130,8 @@ flags! {
         CONGESTED = 29;
         /// An end was asked for and has not begun.
         CLOSE_REQUESTED = 30;
+        /// `on_data` waits for a length of input, or for input to be skipped.
+        INPUT_AWAITED = 31;
     }
 }
 

@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::time::Duration;
 
+use bytes::{Buf, BytesMut};
 use slab::Slab;
 use tracing::Level;
 
@@ -50,6 +51,8 @@ pub(crate) struct ColdState {
     pub(crate) dial: Option<DialState>,
     /// What is queued.
     output: Output,
+    /// What `on_data` waits for.
+    awaited: AwaitedInput,
     /// Of the bytes the kernel took, what had left its queue when last looked at.
     pub(crate) acked: u64,
     /// What had left when the minimum rate was last reckoned.
@@ -94,6 +97,7 @@ impl ColdState {
                     sink: None,
                     dial: None,
                     output: _,
+                    awaited: AwaitedInput { skipped: 0, len: 0 },
                     acked: _,
                     acked_at_flush: _,
                     queued_at: _,
@@ -111,6 +115,15 @@ impl ColdState {
                 }
             )
     }
+}
+
+/// What `on_data` waits for.
+#[derive(Clone, Copy, Debug, Default)]
+struct AwaitedInput {
+    /// Bytes of input that are discarded first.
+    skipped: u64,
+    /// Bytes of input that are to be there then.
+    len: usize,
 }
 
 /// What is known of bytes that the kernel took and the peer has not acknowledged, while an end
@@ -304,6 +317,63 @@ impl Record {
     pub(crate) const fn take_requested(&mut self) -> Option<CloseReason> {
         self.flags.remove(Flags::CLOSE_REQUESTED);
         self.requested.take()
+    }
+
+    /// `on_data` waits for `len` bytes of input.
+    pub(crate) fn await_input(&mut self, len: usize) {
+        self.cold_mut().awaited.len = len;
+        self.flags.insert(Flags::INPUT_AWAITED);
+    }
+
+    /// `on_data` waits until `len` more bytes of input have been discarded.
+    pub(crate) fn await_skipped(&mut self, len: u64) {
+        let awaited = &mut self.cold_mut().awaited;
+        awaited.skipped = awaited.skipped.saturating_add(len);
+        self.flags.insert(Flags::INPUT_AWAITED);
+    }
+
+    /// `on_data` waits for no length of input any more. What is to be discarded still is.
+    pub(crate) fn await_no_length(&mut self) {
+        let Some(cold) = self.cold.as_deref_mut() else { return };
+        cold.awaited.len = 0;
+        if cold.awaited.skipped == 0 {
+            self.await_nothing();
+        }
+    }
+
+    /// `on_data` waits for nothing but input any more.
+    pub(crate) fn await_nothing(&mut self) {
+        self.flags.remove(Flags::INPUT_AWAITED);
+        if let Some(cold) = &mut self.cold {
+            cold.awaited = AwaitedInput::default();
+            if cold.is_vacant() {
+                self.cold = None;
+            }
+        }
+    }
+
+    /// How many bytes of input are to be discarded still.
+    pub(crate) fn to_skip(&self) -> u64 {
+        self.cold.as_ref().map_or(0, |cold| cold.awaited.skipped)
+    }
+
+    /// Discards what is to be discarded of `input`. Returns whether anything still is.
+    pub(crate) fn skip_input(&mut self, input: &mut BytesMut) -> bool {
+        let awaited = &mut self.cold_mut().awaited;
+        let len = input.len().min(usize::try_from(awaited.skipped).unwrap_or(usize::MAX));
+        input.advance(len);
+        awaited.skipped -= len as u64;
+        awaited.skipped > 0
+    }
+
+    /// Whether `on_data` is due with `len` bytes of input. If so it waits no more.
+    pub(crate) fn take_awaited(&mut self, len: usize) -> bool {
+        let awaited = self.cold_mut().awaited;
+        let due = awaited.skipped == 0 && len >= awaited.len;
+        if due {
+            self.await_nothing();
+        }
+        due
     }
 
     /// Whether output is queued.

@@ -23,6 +23,10 @@ use crate::time::Instant;
 /// Bytes written for one connection in one turn, its callbacks' fresh output aside.
 const WRITE_BUDGET: usize = 256 * 1024;
 
+/// Bytes for which the handler waits use up a quarter of the budget that others do, as no callback
+/// comes with each: a value of a megabyte comes in a few turns.
+const AWAITED_SHARE: usize = 4;
+
 /// Pieces of output given to the kernel in one call.
 const SLICES: usize = 64;
 
@@ -127,7 +131,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let (Some(stream), Some(session)) = (&mut slot.stream, &mut slot.session) else {
             return Read::Drained;
         };
-        let mut room = shared.bounds.input_max.min(*budget);
+        let mut room = shared.bounds.read_max.min(*budget);
         let mut own = false;
         if slot.input.is_empty() {
             read_buffer.clear();
@@ -136,7 +140,12 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             read_buffer.reserve(READ_BUDGET);
         } else {
             // What is kept never exceeds the limit: there the connection is closed or held.
-            room = room.min(shared.bounds.input_max.saturating_sub(slot.input.len())).max(1);
+            let most = if record.flags.has(Flags::INPUT_AWAITED) {
+                *budget * AWAITED_SHARE
+            } else {
+                *budget
+            };
+            room = shared.bounds.input_max.saturating_sub(slot.input.len()).min(most).max(1);
             own = make_room_behind(read_buffer, &mut slot.input, room);
             room = room.min(read_buffer.capacity() - read_buffer.len());
         }
@@ -159,9 +168,16 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
                 record.bytes_in = record.bytes_in.wrapping_add(count as u64);
                 record.clocks.touch_read(shared.now);
                 shared.counters.bytes_in.add(count as u64);
-                *budget -= count;
-                let begun = begin_delivery(record, log);
                 let given = read_buffer.len();
+                if record.flags.has(Flags::INPUT_AWAITED)
+                    && !take_awaited(record, read_buffer, shared.now)
+                {
+                    keep_input(read_buffer, &mut slot.input, own, given);
+                    *budget = budget.saturating_sub(count.div_ceil(AWAITED_SHARE));
+                    return if drained || *budget == 0 { Read::Drained } else { Read::More };
+                }
+                *budget = budget.saturating_sub(count);
+                let begun = begin_delivery(record, log);
                 let rested =
                     deliver(handler, backend, shared, id, stream, session, read_buffer, begun);
                 if !read_buffer.is_empty() || slot.input.capacity() > 0 {
@@ -198,14 +214,23 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         }
     }
 
-    /// Gives the handler again what it left.
+    /// Gives the handler again what it left, if it left anything and waits for no more. After input was
+    /// skipped it gets what came after that, even if that is nothing yet.
     pub(super) fn deliver_kept(&mut self, handler: &mut H, id: ConnId) {
         let Self { backend, slots, shared, .. } = self;
         let slot = &mut slots[id.index()];
         let (Some(stream), Some(session)) = (&mut slot.stream, &mut slot.session) else { return };
-        let begun = begin_delivery(shared.table.at(id.index()), true);
+        let record = shared.table.at(id.index());
         let input = &mut slot.input;
         let given = input.len();
+        if record.flags.has(Flags::INPUT_AWAITED) {
+            if !take_awaited(record, input, shared.now) {
+                return shrink(input, given);
+            }
+        } else if given == 0 {
+            return;
+        }
+        let begun = begin_delivery(record, true);
         let rested = deliver(handler, backend, shared, id, stream, session, input, begun);
         shrink(&mut slot.input, given);
         if rested {
@@ -224,7 +249,9 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         });
         self.slots[id.index()].input = BytesMut::new();
         // Whatever was arriving will never be whole.
-        self.shared.table.at(id.index()).flags.remove(Flags::RECEIVING);
+        let record = self.shared.table.at(id.index());
+        record.flags.remove(Flags::RECEIVING);
+        record.await_nothing();
         self.note_lost_peer(id);
     }
 
@@ -345,7 +372,11 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
 #[inline(never)]
 fn make_room_behind(read_buffer: &mut BytesMut, kept: &mut BytesMut, max: usize) -> bool {
     if kept.len() > CARRY_MAX {
-        kept.reserve(max.min(kept.len()));
+        // A buffer that grows doubles. It does so while a little room is left, as the last of it would
+        // take small reads; so it is at most two and a half times as large as what it holds.
+        if kept.capacity() - kept.len() < max.min(kept.len() / 4) {
+            kept.reserve(max.min(kept.len()));
+        }
         std::mem::swap(read_buffer, kept);
         return true;
     }
@@ -394,7 +425,6 @@ fn deliver<H: Handler, B: Backend>(
     begun: Delivery,
 ) -> bool {
     let before = input.len();
-    debug_assert!(before > 0);
     call_data(handler, shared, id, session, input, begun);
     let left = input.len();
     let LoopState { table, scratch, bounds, counters, now, .. } = shared;
@@ -406,6 +436,12 @@ fn deliver<H: Handler, B: Backend>(
         counters.requests.add(1);
     }
     if left > 0 {
+        if record.flags.has(Flags::INPUT_AWAITED) && record.skip_input(input) {
+            // All of it was to be skipped, and more is: there is nothing to call `on_data` with.
+            record.flags.remove(Flags::DATA_DUE);
+            return false;
+        }
+        let left = input.len();
         // A handler that ends the connection may leave any input.
         let taken_up = record.is_reading_stopped() || record.flags.has(Flags::DATA_DUE);
         if left >= bounds.input_max && !taken_up && record.requested().is_none() {
@@ -414,6 +450,19 @@ fn deliver<H: Handler, B: Backend>(
         return false;
     }
     record.try_rest(bounds.requests_max, begun.log)
+}
+
+/// Whether `on_data`, which waits for a length of input, is due with `input`. What is to be skipped is
+/// discarded. If it is not due, what has come is part of a request that arrives.
+#[cold]
+#[inline(never)]
+fn take_awaited(record: &mut Record, input: &mut BytesMut, now: Instant) -> bool {
+    let arrives = !input.is_empty() || record.to_skip() > 0;
+    let due = !record.skip_input(input) && record.take_awaited(input.len());
+    if !due && arrives {
+        count_part(record, false, now);
+    }
+    due
 }
 
 /// Reads the clock behind an `on_data` that no `on_idle` follows.

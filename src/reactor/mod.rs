@@ -49,14 +49,11 @@ use crate::error::Error;
 use crate::handler::Handler;
 use crate::id::{ConnId, ListenerId};
 use crate::log::{error, hears, info, trace, warn};
-use crate::state::LoopState;
+use crate::state::{LoopState, READ_BUDGET};
 use crate::time::Instant;
 
 /// How often the wall clock is read: a change of it is to be seen soon, and no turn is to pay for it.
 const WALL_EVERY: Duration = Duration::from_secs(1);
-
-/// Bytes read from one connection in one turn, and the size of the loop's read buffer.
-const READ_BUDGET: usize = 64 * 1024;
 
 /// How long the events of one turn are served, checked each [`EVENTS_PER_CHECK`] events.
 const EVENTS_NANOS: u64 = STEP_NANOS;

@@ -73,7 +73,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         if record.is_reading_stopped() || record.requested().is_some() {
             return;
         }
-        if record.flags.take(Flags::DATA_DUE) && !self.slots[id.index()].input.is_empty() {
+        if record.flags.take(Flags::DATA_DUE) {
             self.deliver_kept(handler, id);
         }
     }

@@ -12,6 +12,7 @@ use crate::close::{CloseReason, Timeout};
 use crate::conn::{Conn, Context};
 use crate::core::deadlines::Deadline;
 use crate::core::flags::Flags;
+use crate::core::table::Record;
 use crate::id::ConnId;
 use crate::time::Instant;
 
@@ -33,10 +34,33 @@ impl Account {
         Token::of_conn(self.id)
     }
 
-    /// What a handler is given is what its socket gave and the handler has not used, all of it.
+    /// `on_data` has input, and comes when all is skipped that was to be. After that it may have none.
+    pub(super) fn check_data(self, net: &mut Net, input: &BytesMut) {
+        let Some(ledger) = net.ledger(self.machine, self.token()) else { return };
+        let early = ledger.to_skip > ledger.unused.len() as u64;
+        let vain = input.is_empty() && ledger.to_skip == 0 && !ledger.skips_later;
+        if early {
+            net.fail_check(format!("{} has on_data before its input is skipped", self.id));
+        } else if vain {
+            net.fail_check(format!("{} has on_data without input", self.id));
+        }
+        self.check_input(net, input);
+    }
+
+    /// What a handler is given is what its socket gave and the handler has neither used nor skipped, all
+    /// of it.
     pub(super) fn check_input(self, net: &mut Net, input: &BytesMut) {
         let Some(ledger) = net.ledger(self.machine, self.token()) else { return };
-        if ledger.unused != input[..] {
+        let skipped = ledger.unused.len().min(ledger.to_skip as usize);
+        ledger.unused.drain(..skipped);
+        ledger.to_skip = 0;
+        // How much of what was skipped later was there before is not known.
+        let same = if std::mem::take(&mut ledger.skips_later) {
+            ledger.unused.ends_with(input)
+        } else {
+            ledger.unused == input[..]
+        };
+        if !same {
             let (given, had) = (input.len(), ledger.unused.len());
             let what = format!(
                 "{} got {given} bytes that are not the {had} which its socket gave and it has not \
@@ -66,6 +90,22 @@ impl Account {
         if let Some(ledger) = net.ledger(self.machine, self.token()) {
             ledger.unused.clear();
             ledger.unused.extend_from_slice(input);
+        }
+    }
+
+    /// What `on_data` wants to be skipped comes right after what it left.
+    pub(super) fn note_skip(self, net: &mut Net, conn: &mut Conn<'_>) {
+        let record = conn.cx().shared.table.get(self.id);
+        if let Some(ledger) = net.ledger(self.machine, self.token()) {
+            ledger.to_skip = record.map_or(0, Record::to_skip);
+        }
+    }
+
+    /// Any callback may want input to be skipped.
+    pub(super) fn note_later_skip(self, net: &mut Net, conn: &mut Conn<'_>) {
+        let record = conn.cx().shared.table.get(self.id);
+        if let Some(ledger) = net.ledger(self.machine, self.token()) {
+            ledger.skips_later |= record.map_or(0, Record::to_skip) > ledger.to_skip;
         }
     }
 

@@ -191,6 +191,7 @@ impl<H: Handler> Watched<H> {
     fn note_left(&mut self, conn: &mut Conn<'_>) {
         let id = conn.id();
         self.account(id).note_output(&mut self.net.borrow_mut(), conn);
+        self.account(id).note_later_skip(&mut self.net.borrow_mut(), conn);
         if let Some(life) = self.lives.get_mut(&id) {
             life.congested = conn.is_congested();
         }
@@ -363,12 +364,10 @@ impl<H: Handler> Handler for Watched<H> {
     fn on_data(&mut self, conn: &mut Conn<'_>, session: &mut H::Session, input: &mut BytesMut) {
         let id = conn.id();
         self.enter(What::Data, id, conn.now(), None);
-        if input.is_empty() {
-            self.net.borrow_mut().fail_check("on_data without input");
-        }
-        self.account(id).check_input(&mut self.net.borrow_mut(), input);
+        self.account(id).check_data(&mut self.net.borrow_mut(), input);
         self.run(What::Data, id, |handler| handler.on_data(conn, session, input));
         self.account(id).note_unused(&mut self.net.borrow_mut(), input);
+        self.account(id).note_skip(&mut self.net.borrow_mut(), conn);
         self.note_left(conn);
     }
 

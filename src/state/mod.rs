@@ -40,11 +40,16 @@ use crate::time::{Instant, nanos};
 /// Tables with fewer places know no pressure of connections.
 const PRESSED_FROM: u64 = 64;
 
-/// Settings that every write consults.
+/// Bytes read from one connection in one turn, and the size of the loop's read buffer.
+pub(crate) const READ_BUDGET: usize = 64 * 1024;
+
+/// Settings that every read or write consults.
 #[derive(Debug)]
 pub(crate) struct Bounds {
     pub(crate) watermarks: Watermarks,
     pub(crate) input_max: usize,
+    /// The most that is read at once into the loop's buffer.
+    pub(crate) read_max: usize,
     pub(crate) output_max: usize,
     pub(crate) requests_max: u64,
     pub(crate) flush_rate: u64,
@@ -142,6 +147,7 @@ impl LoopState {
             bounds: Bounds {
                 watermarks: config.watermarks,
                 input_max: config.limits.input_max,
+                read_max: config.limits.input_max.min(READ_BUDGET),
                 output_max: config.limits.output_max,
                 requests_max: config.limits.requests_max.unwrap_or(u64::MAX),
                 flush_rate: config.limits.flush_rate,

@@ -114,6 +114,10 @@ pub(super) struct Side {
 pub(in crate::sim) struct Ledger {
     /// Bytes that were read and that the handler has not used.
     pub(in crate::sim) unused: Vec<u8>,
+    /// Bytes at the front of that which its latest `on_data` wanted to be skipped.
+    pub(in crate::sim) to_skip: u64,
+    /// Another callback wanted some to be skipped since.
+    pub(in crate::sim) skips_later: bool,
     /// Bytes that callbacks left to be written.
     pub(in crate::sim) promised: BytesMut,
     /// A read said that no more bytes will come.
