@@ -3,13 +3,14 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, ToSocketAddrs};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
 use super::waker::Waker;
 use super::{Event, Events, Readiness, Token, Wake};
 use crate::address::Address;
+use crate::unwind::catch;
 
 /// Look-ups at once that connections wait for: a resolver that hangs must not cost a thread per
 /// connection.
@@ -27,7 +28,7 @@ const WAITING_MAX: usize = 1_024;
 /// Look-ups under way, waiting for a thread, and answered.
 pub(super) struct Lookups {
     waker: Arc<Waker>,
-    resolver: Resolver,
+    resolver: Arc<dyn Resolve>,
     answers: Arc<Mutex<VecDeque<Answer>>>,
     /// Those under way that connections wait for.
     wanted: Vec<Token>,
@@ -58,18 +59,55 @@ struct Question {
 
 type Answer = (Token, io::Result<Vec<Address>>);
 
-/// What a thread runs. Tests have one of their own.
-type Resolver = Arc<dyn Fn(&str, u16) -> io::Result<Vec<Address>> + Send + Sync>;
+/// Looks names up for [`Os::with_resolver`](super::Os::with_resolver): in a file, in a service
+/// registry, by DNS with a cache of its own.
+///
+/// A closure of the same signature is one, too.
+pub trait Resolve: Send + Sync + 'static {
+    /// The addresses of `host`, each with `port`, in the order in which they are to be tried.
+    ///
+    /// Called on a thread of the backend, on several at once, and may block. IP addresses and
+    /// `localhost` are not asked about. A connection that is dialled waits for the answer within its
+    /// [`Timeouts::connect`](crate::Timeouts::connect). When that has passed the answer is dropped, but
+    /// the thread goes on, and there are at most 64 of them; so an implementation has a timeout of its
+    /// own.
+    ///
+    /// # Errors
+    ///
+    /// Whatever keeps it from an answer. The connection ends with
+    /// [`ConnectFailed`](crate::CloseReason::ConnectFailed), as it does for no address and after a
+    /// panic.
+    fn resolve(&self, host: &str, port: u16) -> io::Result<Vec<SocketAddr>>;
+}
 
-fn resolve(host: &str, port: u16) -> io::Result<Vec<Address>> {
-    (host, port)
-        .to_socket_addrs()
-        .map(|addrs| addrs.map(Address::Ip).collect())
-        // A resolver's errors are no errno and say nothing once they are copied.
-        .map_err(|error| match error.raw_os_error() {
-            Some(_) => error,
-            None => io::Error::new(io::ErrorKind::AddrNotAvailable, error),
-        })
+impl<F> Resolve for F
+where
+    F: Fn(&str, u16) -> io::Result<Vec<SocketAddr>> + Send + Sync + 'static,
+{
+    fn resolve(&self, host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+        self(host, port)
+    }
+}
+
+/// The resolver of the system, getaddrinfo(3).
+#[derive(Debug)]
+pub(super) struct SystemResolver;
+
+impl Resolve for SystemResolver {
+    fn resolve(&self, host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+        (host, port).to_socket_addrs().map(Iterator::collect)
+    }
+}
+
+/// Asks `resolver`, whatever comes of that.
+fn ask(resolver: &dyn Resolve, host: &str, port: u16) -> io::Result<Vec<Address>> {
+    match catch(|| resolver.resolve(host, port)) {
+        Ok(Ok(found)) => Ok(found.into_iter().map(Address::Ip).collect()),
+        // Most errors of a resolver are no errno and say nothing once they are copied.
+        Ok(Err(error)) if error.raw_os_error().is_some() => Err(error),
+        Ok(Err(error)) => Err(io::Error::new(io::ErrorKind::AddrNotAvailable, error)),
+        Err(_) => Err(io::Error::new(io::ErrorKind::AddrNotAvailable, "the resolver panicked")),
+    }
 }
 
 /// What is known without a resolver, and must not wait for one that hangs: an IP address in place of a
@@ -87,14 +125,10 @@ fn known(host: &str) -> Option<impl Iterator<Item = IpAddr> + use<>> {
 }
 
 impl Lookups {
-    pub(super) fn new(waker: Arc<Waker>) -> Self {
-        Self::with_resolver(waker, Arc::new(resolve))
-    }
-
-    fn with_resolver(waker: Arc<Waker>, resolver: Resolver) -> Self {
+    pub(super) fn new(waker: Arc<Waker>, resolver: impl Resolve) -> Self {
         Self {
             waker,
-            resolver,
+            resolver: Arc::new(resolver),
             answers: Arc::default(),
             wanted: Vec::new(),
             cancelled: 0,
@@ -143,7 +177,7 @@ impl Lookups {
         let resolver = Arc::clone(&self.resolver);
         let token = question.token;
         thread::Builder::new().name("lookup".into()).spawn(move || {
-            let found = resolver(&question.host, question.port);
+            let found = ask(&*resolver, &question.host, question.port);
             answers.lock().unwrap_or_else(PoisonError::into_inner).push_back((token, found));
             // It fails only if the reactor is gone, and then nothing waits.
             let _ = waker.wake();
@@ -227,14 +261,15 @@ mod tests {
     }
 
     impl Deaf {
-        fn resolve(&self, host: &str, port: u16) -> Vec<Address> {
+        fn resolve(&self, host: &str, port: u16) -> Vec<SocketAddr> {
             if host.starts_with("deaf") {
                 let mut state = self.state.lock().unwrap();
                 state.1 += 1;
                 self.changed.notify_all();
                 drop(self.changed.wait_while(state, |(answers, _)| !*answers).unwrap());
             }
-            vec![SocketAddr::from(([127, 0, 0, 1], port)).into()]
+            assert!(!host.starts_with("bad"), "a resolver with a bug");
+            vec![SocketAddr::from(([127, 0, 0, 1], port))]
         }
 
         /// How many threads it has kept, once they are that many.
@@ -269,8 +304,8 @@ mod tests {
             let waker = Arc::new(Waker::new(poll.registry()).unwrap());
             let resolver = Arc::new(Deaf::default());
             let deaf = Arc::clone(&resolver);
-            let resolve = Arc::new(move |host: &str, port| Ok(deaf.resolve(host, port)));
-            Self { poll, lookups: Lookups::with_resolver(waker, resolve), resolver, asked: 0 }
+            let resolve = move |host: &str, port: u16| Ok(deaf.resolve(host, port));
+            Self { poll, lookups: Lookups::new(waker, resolve), resolver, asked: 0 }
         }
 
         fn ask(&mut self, host: &str) -> Token {
@@ -290,7 +325,7 @@ mod tests {
                 let announced = (0..events.len()).filter_map(|index| events.get(index));
                 others.extend(announced.map(|it| it.token).filter(|it| *it != token));
                 if let Some(found) = self.lookups.take(token) {
-                    return (Some(found.unwrap()), others);
+                    return (found.ok(), others);
                 }
                 self.poll.poll(&mut mio_events, Some(PATIENCE)).unwrap();
                 if mio_events.is_empty() && !self.lookups.waker.take_unseen() {
@@ -338,6 +373,18 @@ mod tests {
         bench.resolver.answer();
         assert_eq!(bench.answer(token), (Some(here()), Vec::new()));
         assert_eq!(bench.resolver.wait_for(0), THREADS_MAX);
+    }
+
+    #[test]
+    fn a_resolver_that_panics_answers_that_there_is_nothing() {
+        let mut bench = Bench::new();
+        for _ in 0..2 * WANTED_MAX {
+            let token = bench.ask("bad");
+            assert_eq!(bench.answer(token), (None, Vec::new()));
+        }
+        assert!(bench.lookups.wanted.is_empty(), "{:?}", bench.lookups);
+        let token = bench.ask("near");
+        assert_eq!(bench.answer(token), (Some(here()), Vec::new()));
     }
 
     #[test]

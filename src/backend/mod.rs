@@ -22,10 +22,14 @@ use bytes::BytesMut;
 
 pub(crate) use self::event::{EVENTS_PER_WAIT, Source};
 pub use self::event::{Event, Events, Readiness, Token};
+pub use self::lookup::Resolve;
 pub use self::os::{Os, OsListener, OsStream};
 use crate::address::Address;
 use crate::config::{ListenConfig, SocketOptions};
 use crate::time::Instant;
+
+/// What keeps other crates from implementing [`Backend`].
+pub(crate) trait Sealed {}
 
 /// The world as one reactor sees it.
 ///
@@ -38,7 +42,13 @@ use crate::time::Instant;
 /// [`short_io_drains`](Backend::short_io_drains), until a read or write was short. Events may be
 /// spurious, merged, split, or arrive for a socket that has been closed; hints may be missing. The
 /// reactor registers each socket once, for reading and writing.
-pub trait Backend {
+///
+/// # Implementations
+///
+/// [`Os`], and the hosts of the simulator. The trait is sealed, because it grows with the reactor: what
+/// a program may want to replace has a place of its own, such as [`Os::with_resolver`].
+#[expect(private_bounds, reason = "sealed")]
+pub trait Backend: Sealed {
     /// A socket that accepts.
     type Listener;
     /// A socket that carries bytes. Dropping it closes it.

@@ -14,11 +14,11 @@ use mio::net::UnixListener;
 use mio::{Interest, Registry};
 use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
 
-use super::lookup::Lookups;
+use super::lookup::{Lookups, Resolve, SystemResolver};
 use super::path::{self, BoundPath};
 use super::wait::Waiter;
 use super::waker::Waker;
-use super::{Backend, Event, Events, Readiness, Token, Wake, sys};
+use super::{Backend, Event, Events, Readiness, Sealed, Token, Wake, sys};
 use crate::address::Address;
 use crate::config::{ListenConfig, SocketOptions};
 use crate::log::{debug, warn};
@@ -77,18 +77,55 @@ impl Drop for Claim {
 }
 
 impl Os {
-    /// Opens a poll and a waker.
+    /// Opens a poll and a waker. Names are looked up by getaddrinfo(3).
     ///
     /// # Errors
     ///
     /// If the process has no descriptors left for them.
     pub fn new() -> io::Result<Self> {
+        Self::with_resolver(SystemResolver)
+    }
+
+    /// As [`Os::new`], with names looked up by `resolver`.
+    ///
+    /// # Errors
+    ///
+    /// If the process has no descriptors left for a poll and a waker.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::collections::HashMap;
+    /// use std::io;
+    /// use std::net::{IpAddr, SocketAddr};
+    ///
+    /// use wheelhouse::backend::Os;
+    /// # use bytes::BytesMut;
+    /// # use wheelhouse::{Config, Conn, Handler, Reactor};
+    /// # struct Relay;
+    /// # impl Handler for Relay {
+    /// #     type Session = ();
+    /// #     fn on_open(&mut self, _: &mut Conn<'_>) -> Option<()> { Some(()) }
+    /// #     fn on_data(&mut self, _: &mut Conn<'_>, _: &mut (), _: &mut BytesMut) {}
+    /// # }
+    /// # let mut reactor: Reactor<Relay>;
+    ///
+    /// let known: HashMap<String, IpAddr> = HashMap::from([("db".into(), [10, 0, 0, 7].into())]);
+    /// let os = Os::with_resolver(move |host: &str, port| match known.get(host) {
+    ///     Some(ip) => Ok(vec![SocketAddr::new(*ip, port)]),
+    ///     None => Err(io::Error::other("no such host")),
+    /// })?;
+    /// reactor = Reactor::with_backend(Config::default(), os)?;
+    /// # let _ = &mut reactor;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn with_resolver(resolver: impl Resolve) -> io::Result<Self> {
         let poll = mio::Poll::new()?;
         let waker = Arc::new(Waker::new(poll.registry())?);
         Ok(Self {
             poll,
             waiter: Waiter::new(),
-            lookups: Lookups::new(Arc::clone(&waker)),
+            lookups: Lookups::new(Arc::clone(&waker), resolver),
             waker,
             // A reading of the coarse clock after this one of the precise clock may lie before it.
             epoch: sys::nanos(sys::Clock::Coarse),
@@ -203,6 +240,8 @@ impl OsListener {
 const BOTH: Interest = Interest::READABLE.add(Interest::WRITABLE).add(Interest::PRIORITY);
 #[cfg(not(target_os = "linux"))]
 const BOTH: Interest = Interest::READABLE.add(Interest::WRITABLE);
+
+impl Sealed for Os {}
 
 impl Backend for Os {
     type Listener = OsListener;

@@ -14,7 +14,7 @@ use super::fault::{self, Call, Faults};
 use super::history::Outcome;
 use super::net::{BOTH, Holder, Net, Notice, Personality, Socket};
 use crate::address::Address;
-use crate::backend::{Backend, Event, Events, Readiness, Token, Wake};
+use crate::backend::{Backend, Event, Events, Readiness, Sealed, Token, Wake};
 use crate::config::{ListenConfig, SocketOptions};
 use crate::time::Instant;
 
@@ -266,6 +266,8 @@ impl Host {
         }
     }
 }
+
+impl Sealed for Host {}
 
 impl Backend for Host {
     type Listener = HostListener;

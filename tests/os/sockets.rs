@@ -277,3 +277,62 @@ fn a_panic_in_on_start_stops_the_reactor() {
     let error = Reactor::new(config).unwrap().run(&mut Broken).unwrap_err();
     assert!(error.to_string().contains("panicked"), "{error}");
 }
+
+/// Dials a name when it starts, and stops the reactor when that has come to something.
+struct Dialler {
+    name: &'static str,
+    connected: Option<Address>,
+    closed: Option<CloseReason>,
+}
+
+impl Handler for Dialler {
+    type Session = ();
+
+    fn on_start(&mut self, cx: &mut Context<'_>) {
+        let target: wheelhouse::Target = self.name.parse().unwrap();
+        cx.connect(target).unwrap();
+    }
+
+    fn on_open(&mut self, _: &mut Conn<'_>) -> Option<()> {
+        Some(())
+    }
+
+    fn on_connected(&mut self, conn: &mut Conn<'_>, _: &mut ()) {
+        self.connected = Some(conn.peer_addr().clone());
+        conn.close();
+    }
+
+    fn on_data(&mut self, _: &mut Conn<'_>, _: &mut (), _: &mut BytesMut) {}
+
+    fn on_closed(&mut self, cx: &mut Context<'_>, closed: Closed, _: ()) {
+        self.closed = Some(closed.reason);
+        cx.shutdown();
+    }
+}
+
+#[test]
+fn a_resolver_of_the_application_is_asked_for_names() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let here = listener.local_addr().unwrap();
+    let resolve = move |host: &str, port: u16| match (host, port) {
+        ("db.internal", 5_432) => Ok(vec![here]),
+        ("bad.internal", _) => panic!("a resolver with a bug"),
+        _ => Err(std::io::Error::other("no such host")),
+    };
+    for (name, connects) in [
+        ("db.internal:5432", true),
+        ("db.internal:5433", false),
+        ("bad.internal:80", false),
+        ("other.internal:80", false),
+    ] {
+        let os = Os::with_resolver(resolve).unwrap();
+        let mut dialler = Dialler { name, connected: None, closed: None };
+        let mut config = Config::default();
+        config.limits.max_connections = Some(100);
+        let reactor = Reactor::with_backend(config, os).unwrap();
+        reactor.run(&mut dialler).unwrap();
+        assert_eq!(dialler.connected, connects.then(|| here.into()), "{name}");
+        let failed = matches!(dialler.closed, Some(CloseReason::ConnectFailed(_)));
+        assert_eq!(failed, !connects, "{name}: {:?}", dialler.closed);
+    }
+}
