@@ -12,12 +12,12 @@ use crate::core::deadlines::{Deadline, Durations};
 use crate::core::flags::Flags;
 use crate::core::lifecycle::State;
 use crate::core::pressure::NO_KEEP_ALIVE;
+use crate::core::record::Record;
 use crate::core::share::Shared;
 use crate::core::stats::Stats;
-use crate::core::table::Record;
 use crate::error::ConnectError;
 use crate::id::{AlarmId, ConnId, Origin};
-use crate::state::{LoopState, Purpose};
+use crate::state::{LoopState, Purpose, stats};
 use crate::time::Instant;
 
 /// What a callback may ask of one connection.
@@ -568,7 +568,7 @@ impl Context<'_> {
 
     /// The counters so far.
     pub fn stats(&self) -> Stats {
-        self.shared.counters.snapshot()
+        stats(&self.shared.counters)
     }
 
     /// The connection of `id`, unless it is gone.
@@ -576,6 +576,7 @@ impl Context<'_> {
     /// Another connection than the one whose callback runs is reached for I/O, never for its
     /// session; what is asked of it happens at the end of the turn.
     pub fn conn(&mut self, id: ConnId) -> Option<Conn<'_>> {
+        let id = self.shared.resolve(id);
         self.shared.table.get(id).filter(|record| record.state() != State::Closed)?;
         self.shared.touch(id);
         Some(Conn::new(self.shared, id))

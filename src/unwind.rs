@@ -38,6 +38,9 @@ pub(crate) fn discard(payload: Box<dyn Any + Send>) -> Panicked {
 /// Drops a value of the application; if its `Drop` panics the panic hook has reported it, and
 /// nothing else follows.
 pub(crate) fn drop_caught<T>(value: T) {
+    if planted(Bug::UncaughtOwner) {
+        return drop(value);
+    }
     let _ = catch(move || drop(value));
 }
 

@@ -236,3 +236,17 @@ fn no_files_use_each_other_in_a_circle() {
         .collect();
     assert!(circles.is_empty(), "{circles:#?}");
 }
+
+/// The core decides. What happens is logged, and bugs are planted, where it is carried out.
+#[test]
+fn the_core_neither_logs_nor_has_planted_bugs() {
+    let mut wrong = Vec::new();
+    for (from, used) in arrows() {
+        let bad = |to: &&Vec<String>| ["log", "planted"].contains(&to[0].as_str());
+        if from[0] == "core" {
+            let used = used.iter().filter(|to| !to.is_empty()).filter(bad);
+            wrong.extend(used.map(|to| format!("{} uses {}", from.join("::"), to.join("::"))));
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}

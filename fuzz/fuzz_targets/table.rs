@@ -45,7 +45,8 @@ use crate::close::CloseReason;
 use crate::core::deadlines::DeadlineInputs;
 use crate::core::flags::{ColdFlags, Flags};
 use crate::core::lifecycle::{State, Step};
-use crate::core::table::{NewConn, Record, Table};
+use crate::core::record::{NewConn, Record};
+use crate::core::table::Table;
 use crate::id::{ConnId, ListenerId, Origin};
 use crate::time::Instant;
 

@@ -7,7 +7,6 @@ use crate::close::Timeout;
 use crate::config::Timeouts;
 use crate::core::flags::Flags;
 use crate::core::lifecycle::State;
-use crate::planted::{Bug, planted};
 use crate::time::{Instant, nanos, share_of};
 
 /// Defines every deadline once: its name; its label in counters, which is that of its setting where
@@ -572,6 +571,19 @@ impl DeadlineClocks {
         self.earliest(self.running(), periods)
     }
 
+    /// Those that are due by `now`, and since when, those in `served` left out.
+    pub(crate) fn all_due(
+        &self,
+        periods: &Durations,
+        now: Instant,
+        served: Set,
+    ) -> impl Iterator<Item = (Instant, Deadline)> {
+        self.running().without(served).iter().filter_map(move |deadline| {
+            let due = self.due(deadline, periods);
+            (due <= now).then_some((due, deadline))
+        })
+    }
+
     /// The one that came due first by `now`, and when, those in `served` left out. If several came
     /// due together the application's timer is the first, as it may do what the others wait for; then
     /// their order decides.
@@ -581,13 +593,7 @@ impl DeadlineClocks {
         now: Instant,
         served: Set,
     ) -> Option<(Instant, Deadline)> {
-        let due = self.running().without(served).iter().filter_map(|deadline| {
-            let due = self.due(deadline, periods);
-            (due <= now).then_some((due, deadline))
-        });
-        if planted(Bug::LaterDeadlineFirst) {
-            return due.max_by_key(|(due, deadline)| (*due, *deadline as u8));
-        }
+        let due = self.all_due(periods, now, served);
         due.min_by_key(|(due, deadline)| (*due, *deadline != Deadline::Timer, *deadline as u8))
     }
 }

@@ -9,6 +9,7 @@ pub(crate) mod lifecycle;
 pub(crate) mod output;
 pub(crate) mod pressure;
 pub(crate) mod ready;
+pub(crate) mod record;
 pub(crate) mod share;
 pub(crate) mod stats;
 pub(crate) mod table;

@@ -7,7 +7,6 @@ use crate::close::CloseReason;
 use crate::core::budget::Step;
 use crate::core::deadlines::Deadline;
 use crate::core::lifecycle::State;
-use crate::log::lost;
 
 /// Defines every number once: its name, what it means, and whether it only counts up (`counter`) or
 /// goes up and down (`gauge`).
@@ -28,7 +27,7 @@ macro_rules! numbers {
 
         impl Counters {
             pub(crate) fn snapshot(&self) -> Stats {
-                let mut stats = Stats {
+                Stats {
                     $($name: self.$name.get(),)*
                     states: self.states.get(),
                     closed: self.closed.get(),
@@ -36,9 +35,7 @@ macro_rules! numbers {
                     long_turns: self.long_turns.get(),
                     long_turns_nanos: self.long_turns_nanos.get(),
                     worst_step: self.worst_step.get(),
-                };
-                stats.log_failures = lost();
-                stats
+                }
             }
         }
 

@@ -13,13 +13,13 @@ use crate::core::admission::{Bucket, ClientKey, Clients, Excess};
 use crate::core::budget::{Budget, ITEMS_PER_STEP, Step};
 use crate::core::deadlines::Durations;
 use crate::core::flags::Flags;
-use crate::core::table::{NewConn, Record};
+use crate::core::record::{NewConn, Record};
 use crate::error::Error;
 use crate::handler::Handler;
 use crate::id::{AlarmId, ConnId, ListenerId, Origin};
 use crate::log::{LogLimiter, debug, error, warn};
 use crate::planted::{Bug, planted};
-use crate::state::{Purpose, TICK};
+use crate::state::{Purpose, TICK, log_state};
 use crate::time::Instant;
 
 /// Connections accepted from one listener in one turn: one burst of SYNs must not starve those
@@ -816,6 +816,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let Ok(record) = self.shared.table.insert(new_conn) else {
             return;
         };
+        log_state(record);
         let id = record.id;
         // A fresh socket takes bytes; if not, the first write learns it.
         record.flags.insert(Flags::WRITE_READY);

@@ -10,7 +10,7 @@ use crate::core::deadlines::{Deadline, Set};
 use crate::core::flags::Flags;
 use crate::core::lifecycle::State;
 use crate::core::output::{Output, allocation};
-use crate::core::table::Record;
+use crate::core::record::Record;
 use crate::core::wheel::Key;
 use crate::handler::Handler;
 use crate::id::ConnId;
@@ -510,7 +510,8 @@ pub(super) mod tests {
     use crate::config::Config;
     use crate::conn::Conn;
     use crate::core::lifecycle::Step;
-    use crate::core::table::{NewConn, PLACES_PER_STEP, Table};
+    use crate::core::record::NewConn;
+    use crate::core::table::{PLACES_PER_STEP, Table};
     use crate::id::{ListenerId, Origin};
     use crate::sim::{Host, Sim};
 

@@ -9,7 +9,7 @@ use crate::core::budget::Step;
 use crate::core::deadlines::{Deadline, Set};
 use crate::core::flags::{ColdFlags, Flags};
 use crate::core::lifecycle::State;
-use crate::core::table::RequestCheck;
+use crate::core::record::RequestCheck;
 use crate::core::wheel::Key;
 use crate::handler::Handler;
 use crate::id::{AlarmId, ConnId};
@@ -153,7 +153,11 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         if planted(Bug::EarlyFire) {
             now += Duration::from_secs(3_600);
         }
-        record.clocks.first_due(record.periods(profiles), now, served)
+        let periods = record.periods(profiles);
+        if planted(Bug::LaterDeadlineFirst) {
+            return record.clocks.all_due(periods, now, served).max_by_key(|(due, _)| *due);
+        }
+        record.clocks.first_due(periods, now, served)
     }
 
     /// Lets the wheel come up again for the next deadline of a connection.

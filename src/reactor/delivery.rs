@@ -11,7 +11,7 @@ use super::Reactor;
 use crate::backend::Backend;
 use crate::close::Timeout;
 use crate::core::deadlines::{Deadline, check_pause};
-use crate::core::table::Delivery;
+use crate::core::record::Delivery;
 use crate::handler::Handler;
 use crate::id::ConnId;
 use crate::planted::{Bug, planted};

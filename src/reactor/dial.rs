@@ -11,7 +11,7 @@ use crate::core::budget::Step;
 use crate::core::deadlines::Deadline;
 use crate::core::flags::Flags;
 use crate::core::lifecycle::State;
-use crate::core::table::DialState;
+use crate::core::record::DialState;
 use crate::handler::Handler;
 use crate::id::ConnId;
 use crate::log::debug;

@@ -9,11 +9,12 @@ use crate::close::{CloseReason, Closed, Timeout};
 use crate::core::budget;
 use crate::core::flags::{ColdFlags, Flags};
 use crate::core::lifecycle::{State, Step};
-use crate::core::table::Record;
+use crate::core::record::Record;
 use crate::handler::Handler;
 use crate::id::ConnId;
 use crate::log::debug;
 use crate::planted::{Bug, planted};
+use crate::state::log_state;
 
 impl<H: Handler, B: Backend> Reactor<H, B> {
     /// Any open state → [`State::Closing`], for `reason`, which is final.
@@ -30,6 +31,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         record.flags.remove(Flags::ACTION_DUE.and(Flags::HAS_TIMER).and(Flags::PAUSED));
         record.cold_flags.set(ColdFlags::FINAL_REPLY, ending == CloseMode::Flush);
         record.step(Step::Close);
+        log_state(record);
         if let Some(cold) = record.cold_if_any() {
             cold.delivery = None;
         }
@@ -198,6 +200,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         }
         if let (Some(reason), Some(session)) = (record.reason, slot.session.take()) {
             record.step(Step::Release);
+            log_state(record);
             let closed = Closed {
                 id,
                 origin: record.origin(),

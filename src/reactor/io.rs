@@ -11,13 +11,13 @@ use crate::backend::Backend;
 use crate::close::{CloseReason, OsError};
 use crate::core::flags::{ColdFlags, Flags};
 use crate::core::lifecycle::{State, Step};
+use crate::core::record::Record;
 use crate::core::stats::Counters;
-use crate::core::table::Record;
 use crate::handler::Handler;
 use crate::id::ConnId;
 use crate::log::{hears, trace};
 use crate::planted::{Bug, planted};
-use crate::state::LoopState;
+use crate::state::{LoopState, log_state};
 use crate::time::Instant;
 
 /// Bytes written for one connection in one turn, its callbacks' fresh output aside.
@@ -449,7 +449,11 @@ fn deliver<H: Handler, B: Backend>(
         }
         return false;
     }
-    record.try_rest(bounds.requests_max, begun.log)
+    let rested = record.try_rest(bounds.requests_max);
+    if rested && begun.log {
+        log_state(record);
+    }
+    rested
 }
 
 /// Whether `on_data`, which waits for a length of input, is due with `input`. What is to be skipped is
@@ -484,7 +488,10 @@ fn note_data<B: Backend>(backend: &mut B, shared: &mut LoopState, id: ConnId) {
 fn begin_delivery(record: &mut Record, log: bool) -> Delivery {
     let wakes = record.state() == State::Idle;
     if wakes {
-        record.step_and_log(Step::Wake, log);
+        record.step(Step::Wake);
+        if log {
+            log_state(record);
+        }
     }
     record.flags.remove(Flags::EXPECTS_MORE_INPUT.and(Flags::DATA_DUE));
     Delivery { wakes, drained: !record.has_output(), log }

@@ -13,6 +13,7 @@ use crate::error::PostError;
 use crate::handler::Handler;
 use crate::id::ConnId;
 use crate::planted::{Bug, planted};
+use crate::state::stats;
 use crate::unwind::drop_caught;
 
 /// What is posted to the reactor.
@@ -363,7 +364,7 @@ impl<H: Handler> Handle<H> {
 
     /// The counters so far, read without waking the reactor.
     pub fn stats(&self) -> Stats {
-        self.mailbox.counters.snapshot()
+        stats(&self.mailbox.counters)
     }
 
     /// Closes the listeners, and every connection when it has been served: requests that are active

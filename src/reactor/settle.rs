@@ -9,11 +9,11 @@ use crate::close::CloseReason;
 use crate::core::deadlines::{Deadline, DeadlineInputs, Set};
 use crate::core::flags::Flags;
 use crate::core::lifecycle::{State, Step};
-use crate::core::table::Record;
+use crate::core::record::Record;
 use crate::handler::Handler;
 use crate::id::ConnId;
 use crate::planted::{Bug, planted};
-use crate::state::LoopState;
+use crate::state::{LoopState, log_state};
 
 impl<H: Handler, B: Backend> Reactor<H, B> {
     /// Does all that a connection is ready for, each thing within its budget.
@@ -92,6 +92,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let record = self.shared.table.at(id.index());
         if record.state() == State::Connected && record.deadline_inputs().at_rest() {
             record.step(Step::Rest);
+            log_state(record);
             self.call_idle(handler, id, "on_idle");
         }
         self.resettle(handler, id);
@@ -167,7 +168,9 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
 
     /// [`State::Idle`] → [`State::Connected`].
     fn wake_session(&mut self, handler: &mut H, id: ConnId) {
-        self.shared.table.at(id.index()).step(Step::Wake);
+        let record = self.shared.table.at(id.index());
+        record.step(Step::Wake);
+        log_state(record);
         self.call(id, "on_active", |conn, session| handler.on_active(conn, session));
     }
 

@@ -17,7 +17,7 @@ use crate::core::table::Cursor;
 use crate::handler::Handler;
 use crate::id::ConnId;
 use crate::log::info;
-use crate::state::{Purpose, TICK};
+use crate::state::{Purpose, TICK, stats};
 use crate::time::{Instant, nanos, share_of};
 
 /// No connection is closed sooner than this after its last reply: a request that crosses our FIN
@@ -373,7 +373,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     pub(super) fn report(&self) -> Report {
         let now = self.shared.now;
         Report {
-            stats: self.shared.counters.snapshot(),
+            stats: stats(&self.shared.counters),
             uptime: now - self.started_at,
             shutdown: self.stop.begun_at.map_or(Duration::ZERO, |begun_at| now - begun_at),
         }

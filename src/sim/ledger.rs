@@ -12,7 +12,7 @@ use crate::close::{CloseReason, Timeout};
 use crate::conn::{Conn, Context};
 use crate::core::deadlines::Deadline;
 use crate::core::flags::Flags;
-use crate::core::table::Record;
+use crate::core::record::Record;
 use crate::id::ConnId;
 use crate::time::Instant;
 

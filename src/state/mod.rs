@@ -6,6 +6,7 @@
 mod alarms;
 mod journal;
 mod throttle;
+mod transitions;
 mod turn;
 mod writing;
 
@@ -19,6 +20,7 @@ use slab::Slab;
 use self::alarms::Alarm;
 pub(crate) use self::alarms::{Purpose, TICK};
 use self::journal::{Entry, JOURNAL_KEPT};
+pub(crate) use self::transitions::log_state;
 use self::writing::SCRATCH_MAX;
 use crate::address::{Address, Target};
 use crate::config::{Config, Watermarks};
@@ -28,13 +30,15 @@ use crate::core::flags::Flags;
 use crate::core::lifecycle::{self, State};
 use crate::core::pressure::{self, Lag, Permille};
 use crate::core::ready::Ready;
+use crate::core::record::{DialState, NewConn};
 use crate::core::share::SharedGauge;
-use crate::core::stats::Counters;
-use crate::core::table::{Cursor, DialState, NewConn, Table};
+use crate::core::stats::{Counters, Stats};
+use crate::core::table::{Cursor, Table};
 use crate::core::wheel::{Key, Wheel};
 use crate::error::ConnectError;
 use crate::id::{ConnId, Origin};
-use crate::log::LogLimiter;
+use crate::log::{self, LogLimiter};
+use crate::planted::{Bug, planted};
 use crate::time::{Instant, nanos};
 
 /// Tables with fewer places know no pressure of connections.
@@ -64,6 +68,13 @@ pub(crate) struct Bounds {
     /// As much output of one callback as calls for no second look: neither congested, nor at the
     /// limit, nor too much for the loop's buffer.
     easy: usize,
+}
+
+/// A copy of the counters, with what the process as a whole counts.
+pub(crate) fn stats(counters: &Counters) -> Stats {
+    let mut stats = counters.snapshot();
+    stats.log_failures = log::lost();
+    stats
 }
 
 /// All state of the loop that a callback can reach: records and queues, but no sockets, sessions
@@ -192,6 +203,7 @@ impl LoopState {
     pub(crate) fn establish(&mut self, id: ConnId, random: impl FnOnce() -> u64) {
         let record = self.table.at(id.index());
         record.step(lifecycle::Step::Establish);
+        log_state(record);
         if let Some(nanos) = record.periods(&self.profiles).lifetime(random) {
             record.clocks.set(Deadline::Lifetime, self.now.after(nanos));
             record.flags.insert(Flags::HAS_LIFETIME);
@@ -253,6 +265,15 @@ impl LoopState {
         self.table.remove(id);
     }
 
+    /// The connection that an id of the application or of an event names, which may be gone.
+    #[inline(always)]
+    pub(crate) fn resolve(&self, id: ConnId) -> ConnId {
+        if planted(Bug::DroppedGeneration) {
+            return self.table.id_in(id.index()).unwrap_or(id);
+        }
+        id
+    }
+
     /// The wall clock at the time of the turn.
     pub(crate) fn now_unix(&self) -> Duration {
         let (wall, read_at) = self.wall;
@@ -301,6 +322,7 @@ impl LoopState {
             now: self.now,
         };
         let record = self.table.insert(new_conn).map_err(|_| ConnectError::Full)?;
+        log_state(record);
         record.cold_mut().dial =
             Some(DialState { target, addresses: Vec::new(), failure: None, retry: None });
         let id = record.id;

@@ -3,7 +3,7 @@
 use super::LoopState;
 use crate::core::deadlines::Deadline;
 use crate::core::flags::{ColdFlags, Flags};
-use crate::core::table::Record;
+use crate::core::record::Record;
 use crate::id::ConnId;
 
 impl LoopState {
