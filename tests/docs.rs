@@ -371,7 +371,7 @@ fn what_is_named_of_a_type_is_there() {
 
 #[test]
 fn the_size_of_a_record_is_the_one_asserted() {
-    let table = read("src/core/table.rs");
+    let table = read("src/core/record.rs");
     let size = between(&table, "size_of::<Record>() == ", ",");
     assert!(ARCHITECTURE.contains(&format!("its record, {size} bytes")));
 }
