@@ -367,6 +367,14 @@ impl Record {
         due
     }
 
+    /// Nothing is left to do for it: its record is to be released. Returns whether that is news.
+    #[inline]
+    pub(crate) const fn release(&mut self) -> bool {
+        let before = self.flags.has(Flags::REAPED);
+        self.flags.insert(Flags::REAPED);
+        !before
+    }
+
     /// Whether output is queued.
     #[inline]
     pub(crate) const fn has_output(&self) -> bool {

@@ -170,13 +170,12 @@ impl Table {
     /// Frees the place of `id`; it may be filled again, under another id.
     #[inline(always)]
     pub(crate) fn remove(&mut self, id: ConnId) {
-        if let Some(record) = self.get_mut(id) {
-            let (exempt, inbound) = (record.is_exempt(), record.is_limited());
-            record.vacate();
-            self.exempt -= usize::from(exempt);
-            self.inbound -= usize::from(inbound);
-            self.places.remove(id.index());
-        }
+        let record = &mut self.records[id.index()];
+        assert!(record.id == id, "{id} is gone");
+        self.exempt -= usize::from(record.is_exempt());
+        self.inbound -= usize::from(record.is_limited());
+        record.vacate();
+        self.places.remove(id.index());
     }
 
     /// The next step of a walk over all places: at most [`PLACES_PER_STEP`] of them.

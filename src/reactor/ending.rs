@@ -14,7 +14,7 @@ use crate::handler::Handler;
 use crate::id::ConnId;
 use crate::log::debug;
 use crate::planted::{Bug, planted};
-use crate::state::log_state;
+use crate::state::{LoopState, log_state};
 
 impl<H: Handler, B: Backend> Reactor<H, B> {
     /// Any open state → [`State::Closing`], for `reason`, which is final.
@@ -113,8 +113,10 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         record.cold_flags.set(ColdFlags::RESET, reset);
         if record.has_output() {
             self.drop_output(id);
+            self.release(id);
+        } else if record.release() {
+            self.note_released(id);
         }
-        self.release(id);
     }
 
     #[inline]
@@ -126,17 +128,19 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// the connection does not count against what its client may have.
     #[inline(always)]
     pub(super) fn release(&mut self, id: ConnId) {
-        let record = self.shared.table.at(id.index());
-        if !record.flags.has(Flags::REAPED) {
-            record.flags.insert(Flags::REAPED);
-            // It may be reaped some turns later, and what it held is gone now.
-            let held = record.buffered > 0;
-            self.shared.reaped.push(id);
-            if held {
-                self.account(id);
-            }
-            self.depart(id);
+        if self.shared.table.at(id.index()).release() {
+            self.note_released(id);
         }
+    }
+
+    #[inline(always)]
+    fn note_released(&mut self, id: ConnId) {
+        self.shared.reaped.push(id);
+        // It may be reaped some turns later, and what it held is gone now.
+        if self.shared.table.at(id.index()).buffered > 0 {
+            self.account(id);
+        }
+        self.depart(id);
     }
 
     /// Gives up a connection that never got a session.
@@ -169,10 +173,12 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         // What `on_closed` may cause is the next turn's.
         let mut reaped = std::mem::take(&mut self.shared.reaped);
         let mut done = 0;
-        while done < reaped.len() && budget.allows(|| self.backend.now()) {
-            let id = reaped[done];
+        for id in &reaped {
+            if !budget.allows(|| self.backend.now()) {
+                break;
+            }
+            self.close(handler, *id);
             done += 1;
-            self.close(handler, id);
         }
         for id in &reaped[..done] {
             if planted(Bug::LeakedSlot) {
@@ -182,8 +188,12 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         }
         self.shared.count_connections();
         self.note_release();
-        reaped.drain(..done);
-        reaped.append(&mut self.shared.reaped);
+        if done < reaped.len() || !self.shared.reaped.is_empty() {
+            reaped.drain(..done);
+            reaped.append(&mut self.shared.reaped);
+        } else {
+            reaped.clear();
+        }
         self.shared.reaped = reaped;
         self.end_step(&budget);
     }
@@ -201,19 +211,12 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         if let (Some(reason), Some(session)) = (record.reason, slot.session.take()) {
             record.step(Step::Release);
             log_state(record);
-            let closed = Closed {
-                id,
-                origin: record.origin(),
-                peer: std::mem::replace(&mut record.peer, Address::Unnamed),
-                reason,
-                bytes_in: record.bytes_in,
-                bytes_out: record.bytes_out,
-                unsent: record.dropped(),
-                opened_at: record.opened_at,
-                age: self.shared.now.duration_since(record.opened_at),
-            };
             self.shared.counters.count_close(reason);
-            self.call_shared("on_closed", |cx| handler.on_closed(cx, closed, session));
+            self.call_shared("on_closed", |cx| {
+                // Made here it is not copied, and costs a handler nothing that does not want it.
+                let closed = closed(cx.shared, id, reason);
+                handler.on_closed(cx, closed, session);
+            });
         }
         if let Some(mut stream) = stream {
             if planted(Bug::LeakedDescriptor) {
@@ -229,6 +232,23 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             // Its name may still be looked up.
             self.backend.cancel_resolve(Token::of_conn(id));
         }
+    }
+}
+
+/// What there is to say of a connection that is gone.
+#[inline(always)]
+fn closed(shared: &mut LoopState, id: ConnId, reason: CloseReason) -> Closed {
+    let record = shared.table.at(id.index());
+    Closed {
+        id,
+        origin: record.origin(),
+        peer: std::mem::replace(&mut record.peer, Address::Unnamed),
+        reason,
+        bytes_in: record.bytes_in,
+        bytes_out: record.bytes_out,
+        unsent: record.dropped(),
+        opened_at: record.opened_at,
+        age: shared.now.duration_since(record.opened_at),
     }
 }
 

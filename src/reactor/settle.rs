@@ -82,14 +82,14 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// deadlines of that state, and queues it if there is more to do.
     pub(super) fn settle(&mut self, handler: &mut H, id: ConnId) {
         let requests_max = self.shared.bounds.requests_max;
-        let record = self.shared.table.at(id.index());
+        let mut record = self.shared.table.at(id.index());
         if record.flags.has(Flags::TO_ACT_ON) || record.requests >= requests_max {
             self.act(handler, id);
-            if self.shared.table.at(id.index()).flags.has(Flags::REAPED) {
+            record = self.shared.table.at(id.index());
+            if record.flags.has(Flags::REAPED) {
                 return;
             }
         }
-        let record = self.shared.table.at(id.index());
         if record.state() == State::Connected && record.deadline_inputs().at_rest() {
             record.step(Step::Rest);
             log_state(record);
@@ -184,12 +184,12 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// Does what callbacks asked for and ends what has come to its end.
     #[inline(always)]
     fn act(&mut self, handler: &mut H, id: ConnId) {
-        let record = self.shared.table.at(id.index());
+        let mut record = self.shared.table.at(id.index());
         if record.flags.has(Flags::BROKEN.and(Flags::SHUTDOWN_WRITE)) {
             self.read_before_broken(handler, id);
             self.send_fin(id);
+            record = self.shared.table.at(id.index());
         }
-        let record = self.shared.table.at(id.index());
         if !record.state().is_open() {
             return self.progress_closing(id);
         }
