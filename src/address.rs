@@ -118,6 +118,8 @@ mod sealed {
     pub trait Sealed {}
     impl Sealed for crate::address::Address {}
     impl Sealed for &crate::address::Address {}
+    impl Sealed for crate::address::Target {}
+    impl Sealed for &crate::address::Target {}
     impl Sealed for std::net::SocketAddr {}
     impl Sealed for &str {}
     impl Sealed for String {}
@@ -157,6 +159,68 @@ impl ToAddress for String {
 impl ToAddress for &String {
     fn to_address(self) -> Result<Address, (String, AddressError)> {
         self.as_str().to_address()
+    }
+}
+
+/// What can be dialled: a [`Target`], an [`Address`], a [`SocketAddr`], or the text of a target.
+///
+/// Sealed: it is for the arguments of [`Context::connect`](crate::Context::connect).
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is nothing to dial",
+    note = "text such as \"127.0.0.1:7000\", \"localhost:7000\" or \"unix:/run/echo\", a `SocketAddr`, an \
+            `Address` or a `Target` is"
+)]
+pub trait ToTarget: sealed::Sealed {
+    /// The target, unless the text is none.
+    #[doc(hidden)]
+    fn to_target(self) -> Result<Target, AddressError>;
+}
+
+impl ToTarget for Target {
+    fn to_target(self) -> Result<Target, AddressError> {
+        Ok(self)
+    }
+}
+
+impl ToTarget for &Target {
+    fn to_target(self) -> Result<Target, AddressError> {
+        Ok(self.clone())
+    }
+}
+
+impl ToTarget for Address {
+    fn to_target(self) -> Result<Target, AddressError> {
+        Ok(self.into())
+    }
+}
+
+impl ToTarget for &Address {
+    fn to_target(self) -> Result<Target, AddressError> {
+        Ok(self.clone().into())
+    }
+}
+
+impl ToTarget for SocketAddr {
+    fn to_target(self) -> Result<Target, AddressError> {
+        Ok(self.into())
+    }
+}
+
+impl ToTarget for &str {
+    fn to_target(self) -> Result<Target, AddressError> {
+        self.parse()
+    }
+}
+
+impl ToTarget for String {
+    fn to_target(self) -> Result<Target, AddressError> {
+        self.parse()
+    }
+}
+
+impl ToTarget for &String {
+    fn to_target(self) -> Result<Target, AddressError> {
+        self.parse()
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::address::{Address, Target};
+use crate::address::{Address, ToTarget};
 use crate::close::{CloseReason, Timeout};
 use crate::config::Timeouts;
 use crate::core::deadlines::{Deadline, Durations};
@@ -515,9 +515,10 @@ impl Conn<'_> {
     ///
     /// # Errors
     ///
-    /// If there are too many connections, or the reactor is shutting down.
-    pub fn connect(&mut self, target: impl Into<Target>) -> Result<ConnId, ConnectError> {
-        self.cx.shared.dial(target.into(), Some(self.id))
+    /// If there are too many connections, the reactor is shutting down, or a text is no
+    /// [`Target`](crate::Target).
+    pub fn connect(&mut self, target: impl ToTarget) -> Result<ConnId, ConnectError> {
+        self.cx.shared.dial(target.to_target()?, Some(self.id))
     }
 }
 
@@ -595,9 +596,10 @@ impl Context<'_> {
     ///
     /// # Errors
     ///
-    /// If there are too many connections, or the reactor is shutting down.
-    pub fn connect(&mut self, target: impl Into<Target>) -> Result<ConnId, ConnectError> {
-        self.shared.dial(target.into(), None)
+    /// If there are too many connections, the reactor is shutting down, or a text is no
+    /// [`Target`](crate::Target).
+    pub fn connect(&mut self, target: impl ToTarget) -> Result<ConnId, ConnectError> {
+        self.shared.dial(target.to_target()?, None)
     }
 
     /// Asks for [`Handler::on_alarm`](crate::Handler::on_alarm) at `at`: never early, at most one

@@ -2,6 +2,8 @@
 
 use std::{error, fmt, io};
 
+use crate::address::AddressError;
+
 /// A setting out of its range, found when a [`Reactor`](crate::Reactor) is made or a listener is
 /// added: which one, and what is allowed.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -86,14 +88,23 @@ pub enum ConnectError {
     Full,
     /// The reactor is shutting down.
     ShuttingDown,
+    /// The text is no [`Target`](crate::Target).
+    Address(AddressError),
 }
 
 impl fmt::Display for ConnectError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Full => "too many connections",
-            Self::ShuttingDown => "the reactor is shutting down",
-        })
+        match self {
+            Self::Full => f.write_str("too many connections"),
+            Self::ShuttingDown => f.write_str("the reactor is shutting down"),
+            Self::Address(error) => error.fmt(f),
+        }
+    }
+}
+
+impl From<AddressError> for ConnectError {
+    fn from(error: AddressError) -> Self {
+        Self::Address(error)
     }
 }
 

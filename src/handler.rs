@@ -70,6 +70,11 @@ use crate::id::{AlarmId, ListenerId};
 /// }
 /// ```
 #[allow(unused_variables)]
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is no handler",
+    label = "this needs an `impl Handler`",
+    note = "a handler has a type `Session` and the methods `on_open` and `on_data`"
+)]
 pub trait Handler: Sized {
     /// What the application keeps per connection; an enum where connections have different roles.
     type Session;

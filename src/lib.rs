@@ -136,7 +136,7 @@ mod state;
 mod time;
 mod unwind;
 
-pub use crate::address::{Address, AddressError, Target, ToAddress};
+pub use crate::address::{Address, AddressError, Target, ToAddress, ToTarget};
 pub use crate::backend::Os;
 pub use crate::close::{CloseReason, Closed, Fault, OsError, Timeout};
 pub use crate::config::{

@@ -4,7 +4,9 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 
-use wheelhouse::{Address, CloseReason, Config, ConnectError, Origin, State, Target, Timeout};
+use wheelhouse::{
+    Address, CloseReason, Config, ConnectError, Origin, State, Target, Timeout, ToTarget,
+};
 
 use crate::harness::{Fixture, Got, RecordingHandler, What, World, assert_on_time, millis};
 
@@ -23,6 +25,8 @@ behaviours! {
         a_dialled_connection_ends_with_its_peer
         a_dialled_connection_goes_idle_between_requests
         a_dial_that_fails_may_dial_again
+        a_text_may_be_dialled
+        a_text_that_is_no_target_is_not_dialled
         no_dial_begins_during_a_shutdown
         a_server_may_dial_itself
         many_may_be_dialled_at_once
@@ -48,7 +52,7 @@ behaviours! {
 }
 
 /// Dials from outside any callback.
-fn dial<W: World>(fixture: &mut Fixture<'_, W>, target: impl Into<Target>) {
+fn dial<W: World>(fixture: &mut Fixture<'_, W>, target: impl ToTarget) {
     fixture.reactor.context().connect(target).unwrap();
 }
 
@@ -327,6 +331,25 @@ fn a_dial_that_fails_may_dial_again<W: World>(world: &mut W) {
     fixture.expect(peer, b"hello");
     assert_eq!(failures.get(), 3);
     fixture.handler.closed.clear();
+    fixture.expect_service();
+}
+
+fn a_text_may_be_dialled<W: World>(world: &mut W) {
+    let (mut listener, address) = world.listen_as_peer();
+    let mut fixture = Fixture::new(world, Config::default(), RecordingHandler::echo());
+    dial(&mut fixture, address.to_string());
+    let peer = fixture.answer(&mut listener);
+    fixture.send(peer, b"hello");
+    fixture.expect(peer, b"hello");
+}
+
+fn a_text_that_is_no_target_is_not_dialled<W: World>(world: &mut W) {
+    let mut fixture = Fixture::new(world, Config::default(), RecordingHandler::echo());
+    for text in ["7000", "localhost", "unix:", "a:b:1"] {
+        let refused = fixture.reactor.context().connect(text);
+        assert!(matches!(refused, Err(ConnectError::Address(_))), "{text}: {refused:?}");
+    }
+    assert_eq!(fixture.handler.ids, []);
     fixture.expect_service();
 }
 
