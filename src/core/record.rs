@@ -410,6 +410,13 @@ impl Record {
         outcome
     }
 
+    /// As it may be, however it came to be so.
+    #[cfg(test)]
+    pub(crate) const fn pose(&mut self, state: State, flags: Flags) {
+        self.state = state;
+        self.flags = flags;
+    }
+
     /// Moves along an arrow of the lifecycle; the only place where a state changes.
     ///
     /// # Panics

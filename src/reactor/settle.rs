@@ -319,3 +319,74 @@ fn ended(record: &Record, requests_max: u64) -> Option<CloseReason> {
         record.retirement_reason()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::audit::tests::{Echo, Tested, crowd};
+    use super::*;
+    use crate::config::Config;
+    use crate::core::wheel::Key;
+    use crate::id::ConnId;
+    use crate::sim::Sim;
+    use crate::time::Instant;
+
+    /// What settling decides: the deadlines and when the first of them is due, the marks, the state in
+    /// which the connection is counted, and whether it is in a queue. The wheel may come up before the
+    /// first deadline, and never after it.
+    type Settled = (DeadlineInputs, Option<Instant>, Flags, State, bool, usize);
+
+    fn settled(reactor: &Tested, id: ConnId) -> Settled {
+        let LoopState { table, profiles, wheel, ready, dirty, .. } = &reactor.shared;
+        let record = table.get(id).unwrap();
+        let next = record.clocks.next(record.periods(profiles));
+        let comes_up = wheel.tick_of(Key::Conn(id.index() as u32));
+        let due = next.map(|at| reactor.shared.tick_of(at));
+        assert!(due.is_none_or(|due| comes_up.is_some_and(|tick| tick <= due)), "{record:?}");
+        (record.clocks.inputs(), next, record.flags, record.counted, ready.is_behind(), dirty.len())
+    }
+
+    #[test]
+    fn the_short_way_settles_as_the_long_one_does() {
+        let mut sim = Sim::new(1);
+        let (mut reactor, ids) = crowd(&mut sim, Config::default(), 2);
+        let [short, long] = ids[..] else { unreachable!("two were asked for") };
+        let (mut taken, mut left) = (0, 0);
+        let states = [State::Connecting, State::Connected, State::Idle];
+        // What they were like before, and what they are like now, in all that deadlines depend on.
+        let all = || {
+            let bits = || (0..1 << 13).map(Flags::from_bits);
+            states.into_iter().flat_map(move |state| bits().map(move |flags| (state, flags)))
+        };
+        for (state, flags) in all() {
+            let facts = DeadlineInputs::new(state, flags);
+            if facts.plain().is_none() {
+                left += 1;
+                continue;
+            }
+            for (state_before, flags_before) in all() {
+                let before = DeadlineInputs::new(state_before, flags_before);
+                // One that has not had its first byte has had no deadline before.
+                let comes = state == State::Connected;
+                if before == facts || (comes && before != DeadlineInputs::default()) {
+                    continue;
+                }
+                let now = reactor.shared.now;
+                for id in [short, long] {
+                    let record = reactor.shared.table.at(id.index());
+                    record.pose(state, flags);
+                    record.clocks.reset();
+                    record.clocks.update(before, Instant::EPOCH);
+                    // A message came, or the connection did.
+                    record.clocks.touch_read(now);
+                    record.counted = if comes { State::Connected } else { state_before };
+                }
+                assert!(reactor.settle_plain(short, facts));
+                reactor.resettle(&mut Echo, long);
+                let how = settled(&reactor, short);
+                assert_eq!(how, settled(&reactor, long), "{facts:?} after {before:?}");
+                taken += 1;
+            }
+        }
+        assert!(taken > 10_000 && left > 10_000, "{taken} and {left}");
+    }
+}

@@ -66,7 +66,7 @@ impl LoopState {
     /// The first tick that is not before `at`, and not before the next one: what is armed while
     /// deadlines are served waits for another turn.
     #[inline]
-    fn tick_of(&self, at: Instant) -> u64 {
+    pub(crate) fn tick_of(&self, at: Instant) -> u64 {
         // The tick after the last instant at which it must not come up.
         at.as_nanos().saturating_sub(1).max(self.now.as_nanos()) / TICK_NANOS + 1
     }
