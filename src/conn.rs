@@ -479,7 +479,7 @@ impl Conn<'_> {
             panic!("{error}");
         }
         let record = self.record_mut();
-        record.cold_mut().periods = Some(Box::new(Durations::new(timeouts)));
+        record.cold_mut().durations = Some(Box::new(Durations::new(timeouts)));
         record.flags.insert(Flags::REARM);
     }
 

@@ -199,7 +199,7 @@ impl DeadlineInputs {
     /// The one deadline of an accepted connection that waits for its first byte or its next
     /// request, with nothing else about it: where nearly every one is when it has been served.
     #[inline]
-    pub(crate) const fn plain(self) -> Option<Deadline> {
+    pub(crate) const fn sole_deadline(self) -> Option<Deadline> {
         const FIRST_BYTE: u16 = DeadlineInputs::new(State::Connected, Flags::INBOUND).0;
         const HEARD: Flags = Flags::INBOUND.and(Flags::RECEIVED);
         const REQUEST: u16 = DeadlineInputs::new(State::Idle, HEARD).0;
@@ -449,8 +449,8 @@ impl DeadlineClocks {
         self.change(before, self.running(), inputs.has(Flags::RECEIVING), now)
     }
 
-    /// Lets only `deadline` run, from here on: [`DeadlineClocks::update`] for inputs that are
-    /// [plain](DeadlineInputs::plain).
+    /// Lets only `deadline` run, from here on: [`DeadlineClocks::update`] for inputs that call for it
+    /// [alone](DeadlineInputs::sole_deadline).
     #[inline]
     pub(crate) fn run_only(&mut self, deadline: Deadline, inputs: DeadlineInputs, now: Instant) {
         self.inputs = inputs;
@@ -549,8 +549,8 @@ impl DeadlineClocks {
     }
 
     #[inline]
-    pub(crate) fn due(&self, deadline: Deadline, periods: &Durations) -> Instant {
-        self.since(deadline).after(periods.of(deadline))
+    pub(crate) fn due(&self, deadline: Deadline, durations: &Durations) -> Instant {
+        self.since(deadline).after(durations.of(deadline))
     }
 
     #[cfg(test)]
@@ -559,27 +559,27 @@ impl DeadlineClocks {
     }
 
     /// The earliest of those in `set`.
-    pub(crate) fn earliest(&self, set: Set, periods: &Durations) -> Option<Instant> {
+    pub(crate) fn earliest(&self, set: Set, durations: &Durations) -> Option<Instant> {
         set.iter()
-            .map(|deadline| self.due(deadline, periods))
+            .map(|deadline| self.due(deadline, durations))
             .filter(|due| *due < Instant::FAR_FUTURE)
             .min()
     }
 
     /// The earliest of those that run.
-    pub(crate) fn next(&self, periods: &Durations) -> Option<Instant> {
-        self.earliest(self.running(), periods)
+    pub(crate) fn next(&self, durations: &Durations) -> Option<Instant> {
+        self.earliest(self.running(), durations)
     }
 
     /// Those that are due by `now`, and since when, those in `served` left out.
     pub(crate) fn all_due(
         &self,
-        periods: &Durations,
+        durations: &Durations,
         now: Instant,
         served: Set,
     ) -> impl Iterator<Item = (Instant, Deadline)> {
         self.running().without(served).iter().filter_map(move |deadline| {
-            let due = self.due(deadline, periods);
+            let due = self.due(deadline, durations);
             (due <= now).then_some((due, deadline))
         })
     }
@@ -589,11 +589,11 @@ impl DeadlineClocks {
     /// their order decides.
     pub(crate) fn first_due(
         &self,
-        periods: &Durations,
+        durations: &Durations,
         now: Instant,
         served: Set,
     ) -> Option<(Instant, Deadline)> {
-        let due = self.all_due(periods, now, served);
+        let due = self.all_due(durations, now, served);
         due.min_by_key(|(due, deadline)| (*due, *deadline != Deadline::Timer, *deadline as u8))
     }
 }
@@ -631,13 +631,13 @@ mod tests {
 
     #[test]
     fn every_settled_connection_has_a_finite_deadline_by_default() {
-        let periods = Durations::new(&Timeouts::default());
+        let durations = Durations::new(&Timeouts::default());
         let mut settled = 0;
         for inputs in all_inputs().filter(is_settled) {
             let mut clocks = DeadlineClocks::default();
             const BY_HAND: u16 = Flags::HAS_TIMER.and(Flags::HAS_LIFETIME).deadline_inputs();
             clocks.update(DeadlineInputs(inputs.0 & !BY_HAND), Instant::EPOCH);
-            let next = clocks.next(&periods);
+            let next = clocks.next(&durations);
             assert_eq!(next.is_some(), !inputs.is_state(State::Closed), "{inputs:?}");
             settled += 1;
         }
@@ -712,33 +712,33 @@ mod tests {
 
     #[test]
     fn a_dribble_extends_read_but_not_request() {
-        let periods = Durations::new(&Timeouts::default());
+        let durations = Durations::new(&Timeouts::default());
         let mut clocks = DeadlineClocks::default();
         clocks.update(RECEIVING, at(100));
         for second in 101..129 {
             clocks.touch_read(at(second));
             clocks.update(RECEIVING, at(second));
         }
-        assert_eq!(clocks.due(Deadline::Request, &periods), at(130));
-        assert_eq!(clocks.due(Deadline::Read, &periods), at(158));
-        assert_eq!(clocks.first_due(&periods, at(129), Set::EMPTY), None);
-        let first = clocks.first_due(&periods, at(130), Set::EMPTY);
+        assert_eq!(clocks.due(Deadline::Request, &durations), at(130));
+        assert_eq!(clocks.due(Deadline::Read, &durations), at(158));
+        assert_eq!(clocks.first_due(&durations, at(129), Set::EMPTY), None);
+        let first = clocks.first_due(&durations, at(130), Set::EMPTY);
         assert_eq!(first, Some((at(130), Deadline::Request)));
     }
 
     #[test]
     fn the_request_clock_stands_still_while_reading_is_held() {
-        let periods = Durations::new(&Timeouts::default());
+        let durations = Durations::new(&Timeouts::default());
         let mut clocks = DeadlineClocks::default();
         clocks.update(RECEIVING, at(100));
         clocks.update(PAUSED, at(110));
         assert!(!clocks.runs(Deadline::Request));
         clocks.update(RECEIVING, at(500));
-        assert_eq!(clocks.due(Deadline::Request, &periods), at(520), "20 s were left");
+        assert_eq!(clocks.due(Deadline::Request, &durations), at(520), "20 s were left");
         clocks.update(PAUSED, at(505));
         clocks.update(connected(Flags::PAUSED), at(506));
         clocks.update(RECEIVING, at(600));
-        assert_eq!(clocks.due(Deadline::Request, &periods), at(630), "a new request");
+        assert_eq!(clocks.due(Deadline::Request, &durations), at(630), "a new request");
     }
 
     #[test]
@@ -746,18 +746,18 @@ mod tests {
         assert_eq!(Durations::new(&Timeouts::default()).lifetime(|| 0), None);
         let lifetime = Some(Duration::from_nanos(400));
         let timeouts = Timeouts { lifetime, ..Timeouts::default() };
-        let periods = Durations::new(&timeouts);
-        assert_eq!(periods.lifetime(|| 0), Some(400));
-        assert_eq!(periods.lifetime(|| u64::MAX / 2), Some(351));
-        assert_eq!(periods.lifetime(|| u64::MAX), Some(301));
+        let durations = Durations::new(&timeouts);
+        assert_eq!(durations.lifetime(|| 0), Some(400));
+        assert_eq!(durations.lifetime(|| u64::MAX / 2), Some(351));
+        assert_eq!(durations.lifetime(|| u64::MAX), Some(301));
     }
 
     #[test]
     fn the_deadline_that_came_due_first_acts_and_on_a_tie_the_timer() {
-        let periods = Durations::new(&Timeouts::default());
+        let durations = Durations::new(&Timeouts::default());
         let mut clocks = DeadlineClocks::default();
         clocks.update(connected(Flags::RECEIVING.and(Flags::HAS_TIMER)), at(100));
-        let first = |clocks: &DeadlineClocks| clocks.first_due(&periods, at(200), Set::EMPTY);
+        let first = |clocks: &DeadlineClocks| clocks.first_due(&durations, at(200), Set::EMPTY);
         clocks.set(Deadline::Timer, at(129));
         assert_eq!(first(&clocks), Some((at(129), Deadline::Timer)));
         clocks.set(Deadline::Timer, at(130));
@@ -769,10 +769,10 @@ mod tests {
     #[test]
     fn off_is_never_due() {
         let timeouts = Timeouts { request: None, read: None, ..Timeouts::default() };
-        let periods = Durations::new(&timeouts);
+        let durations = Durations::new(&timeouts);
         let mut clocks = DeadlineClocks::default();
         clocks.update(RECEIVING, at(1));
-        assert_eq!(clocks.next(&periods), None);
-        assert_eq!(clocks.first_due(&periods, at(1_000_000), Set::EMPTY), None);
+        assert_eq!(clocks.next(&durations), None);
+        assert_eq!(clocks.first_due(&durations, at(1_000_000), Set::EMPTY), None);
     }
 }

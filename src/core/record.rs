@@ -33,7 +33,7 @@ pub(crate) struct DialState {
 #[derive(Debug, Default)]
 pub(crate) struct ColdState {
     /// Timeouts of its own.
-    pub(crate) periods: Option<Box<Durations>>,
+    pub(crate) durations: Option<Box<Durations>>,
     /// The local address, where it is not the listener's.
     pub(crate) local: Option<Address>,
     /// The connection that dialled this one.
@@ -83,7 +83,7 @@ impl ColdState {
             && matches!(
                 self,
                 Self {
-                    periods: None,
+                    durations: None,
                     local: None,
                     owner: None,
                     sink: None,
@@ -500,8 +500,8 @@ impl Record {
         profiles: &[Durations],
         now: Instant,
     ) {
-        let periods = self.periods(profiles);
-        let (flush, write) = (periods.of(Deadline::Flush), periods.of(Deadline::Write));
+        let durations = self.durations(profiles);
+        let (flush, write) = (durations.of(Deadline::Flush), durations.of(Deadline::Write));
         let latest = now.after(write.saturating_sub(flush));
         self.clocks.extend(Deadline::Flush, moved.saturating_mul(1_000_000_000) / rate);
         if self.clocks.since(Deadline::Flush) > latest {
@@ -650,9 +650,9 @@ impl Record {
 
     /// The timeouts that apply: its own, or those of its listener among all `profiles`.
     #[inline]
-    pub(crate) fn periods<'a>(&'a self, profiles: &'a [Durations]) -> &'a Durations {
-        match self.cold.as_ref().and_then(|cold| cold.periods.as_deref()) {
-            Some(periods) => periods,
+    pub(crate) fn durations<'a>(&'a self, profiles: &'a [Durations]) -> &'a Durations {
+        match self.cold.as_ref().and_then(|cold| cold.durations.as_deref()) {
+            Some(durations) => durations,
             None => &profiles[self.profile as usize],
         }
     }

@@ -203,7 +203,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     fn audit_deadline(&self, id: ConnId) -> Result<(), String> {
         let shared = &self.shared;
         let Some(record) = shared.table.get(id) else { return Ok(()) };
-        let due = record.clocks.next(record.periods(&shared.profiles));
+        let due = record.clocks.next(record.durations(&shared.profiles));
         let tick = shared.wheel.tick_of(Key::Conn(id.index() as u32));
         self.audit_entry(tick)?;
         match (due, tick) {
@@ -231,12 +231,12 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     ) -> Result<(), String> {
         let shared = &self.shared;
         let Some(record) = shared.table.get(id) else { return Ok(()) };
-        let periods = record.periods(&shared.profiles);
+        let durations = record.durations(&shared.profiles);
         if record.flags.has(Flags::REAPED.and(Flags::REARM)) || shared.pending_dials.contains(&id) {
             return Ok(());
         }
         let mut left_out = Set::EMPTY;
-        while let Some((due, deadline)) = record.clocks.first_due(periods, shared.now, left_out) {
+        while let Some((due, deadline)) = record.clocks.first_due(durations, shared.now, left_out) {
             left_out = left_out.with(deadline, true);
             let timers = if deadline == Deadline::Timer { timers } else { 0 };
             let late = Late { deadline, due, timers, seen_at: shared.now };
@@ -398,7 +398,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             record.id,
             record.state(),
             record.flags,
-            record.clocks.next(record.periods(&shared.profiles)),
+            record.clocks.next(record.durations(&shared.profiles)),
             shared.wheel.tick_of(Key::Conn(record.id.index() as u32)),
             shared.tick(),
         )
@@ -410,11 +410,11 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let shared = &self.shared;
         shared.table.ids().find(|id| {
             shared.table.get(*id).is_some_and(|record| {
-                let periods = record.periods(&shared.profiles);
+                let durations = record.durations(&shared.profiles);
                 !shared.pending_dials.contains(id)
                     && !record.flags.has(Flags::REAPED.and(Flags::DIRTY).and(Flags::QUEUED_READY))
-                    && BOUNDING.iter().all(|deadline| periods.of(*deadline) < u64::MAX)
-                    && record.clocks.next(periods).is_none()
+                    && BOUNDING.iter().all(|deadline| durations.of(*deadline) < u64::MAX)
+                    && record.clocks.next(durations).is_none()
             })
         })
     }

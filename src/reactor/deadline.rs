@@ -153,11 +153,11 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         if planted(Bug::EarlyFire) {
             now += Duration::from_secs(3_600);
         }
-        let periods = record.periods(profiles);
+        let durations = record.durations(profiles);
         if planted(Bug::LaterDeadlineFirst) {
-            return record.clocks.all_due(periods, now, served).max_by_key(|(due, _)| *due);
+            return record.clocks.all_due(durations, now, served).max_by_key(|(due, _)| *due);
         }
-        record.clocks.first_due(periods, now, served)
+        record.clocks.first_due(durations, now, served)
     }
 
     /// Lets the wheel come up again for the next deadline of a connection.
@@ -170,7 +170,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         if record.flags.has(Flags::REAPED) {
             return;
         }
-        let next = record.clocks.next(record.periods(profiles));
+        let next = record.clocks.next(record.durations(profiles));
         let (life, delivery) = (record.ping_due(), record.delivery_due());
         if let Some(at) = next.into_iter().chain(life).chain(delivery).min() {
             self.shared.arm(id, at);
@@ -266,7 +266,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         if moved {
             record.clocks.restart(Deadline::Write, *now);
         }
-        let write = record.periods(profiles).of(Deadline::Write);
+        let write = record.durations(profiles).of(Deadline::Write);
         record.clocks.check_again(queued_at, write, *now);
         if moved && record.cold_flags.has(ColdFlags::IS_SINK) {
             self.shared.touch_feeders(id);
@@ -290,8 +290,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     fn keeps_up(&mut self, id: ConnId) -> bool {
         let LoopState { table, profiles, now, .. } = &mut self.shared;
         let record = table.at(id.index());
-        let periods = record.periods(profiles);
-        let (timeout, rate) = (periods.of(Deadline::Request), periods.request_rate());
+        let durations = record.durations(profiles);
+        let (timeout, rate) = (durations.of(Deadline::Request), durations.request_rate());
         let Some(rate) = rate else { return false };
         let (since, read) = (record.clocks.since(Deadline::Request), record.bytes_in);
         // The same request was looked at before only if nothing has set its clock since.
@@ -320,7 +320,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     fn pings(&mut self, handler: &mut H, id: ConnId) -> bool {
         let LoopState { table, profiles, now, .. } = &mut self.shared;
         let record = table.at(id.index());
-        let Some(ping) = record.periods(profiles).ping() else { return false };
+        let Some(ping) = record.durations(profiles).ping() else { return false };
         if record.ping_due().is_none() {
             record.cold_mut().pinged = Some((now.after(ping), record.bytes_in));
             self.shared.counters.health_checks.add(1);
@@ -344,7 +344,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let moved = left.saturating_sub(cold.acked_at_flush);
         cold.acked_at_flush = left.max(cold.acked_at_flush);
         record.credit_flush(moved, rate, profiles, *now);
-        record.clocks.due(Deadline::Flush, record.periods(profiles)) > *now
+        record.clocks.due(Deadline::Flush, record.durations(profiles)) > *now
     }
 
     /// The greatest age is reached: the next request boundary ends the connection, or the end of

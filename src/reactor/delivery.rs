@@ -78,8 +78,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         }
         let acked = record.bytes_out.saturating_sub(unsent);
         let (period, patience) = {
-            let periods = record.periods(profiles);
-            (periods.of(deadline), periods.delivery(deadline))
+            let durations = record.durations(profiles);
+            (durations.of(deadline), durations.delivery(deadline))
         };
         let mut delivery = known.unwrap_or(Delivery {
             clock,
@@ -95,7 +95,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             delivery.progress_at = now;
         }
         // Where output is queued as well the write deadline judges, by checks of its own.
-        let judged = record.has_output() && record.periods(profiles).of(Deadline::Write) < u64::MAX;
+        let judged =
+            record.has_output() && record.durations(profiles).of(Deadline::Write) < u64::MAX;
         if judged {
             delivery.progress_at = now;
         }
@@ -113,14 +114,14 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     }
 
     /// Whether a connection that has delivered everything has come to its end. One that has more
-    /// time than the deadline's period, which is shortened to look for dead peers, comes again.
+    /// time than the deadline's period, which is shortened to find dead peers, comes again.
     fn is_over(&mut self, id: ConnId, deadline: Deadline) -> bool {
         let LoopState { table, profiles, now, .. } = &mut self.shared;
         let record = table.at(id.index());
         let clock = record.clocks.since(deadline);
         let since = record.delivery_at(clock).map_or(clock, |delivery| delivery.since);
-        let periods = record.periods(profiles);
-        let (period, total) = (periods.of(deadline), periods.total(deadline));
+        let durations = record.durations(profiles);
+        let (period, total) = (durations.of(deadline), durations.total(deadline));
         let end = since.after(total);
         if end <= *now || planted(Bug::EarlyFire) {
             return true;
@@ -167,9 +168,9 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let LoopState { table, profiles, now, .. } = &mut self.shared;
         let now = *now;
         let record = table.at(id.index());
-        let periods = record.periods(profiles);
-        let patience = periods.of(Deadline::Flush);
-        let due = record.clocks.due(Deadline::Flush, periods);
+        let durations = record.durations(profiles);
+        let patience = durations.of(Deadline::Flush);
+        let due = record.clocks.due(Deadline::Flush, durations);
         let pause = check_pause(now.nanos_since(delivery.begun_at), patience);
         let pause = pause.min(due.nanos_since(now));
         let check_at = now.after(pause);
@@ -216,7 +217,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let moved = acked.saturating_sub(delivery.acked);
         record.credit_flush(moved, bounds.flush_rate, profiles, now);
         delivery.acked = acked.max(delivery.acked);
-        if record.clocks.due(Deadline::Flush, record.periods(profiles)) <= now {
+        if record.clocks.due(Deadline::Flush, record.durations(profiles)) <= now {
             self.lose_patience(id);
         } else {
             self.check_linger_again(id, delivery);

@@ -1,4 +1,9 @@
 //! Bytes in and out of a stream, each within its budget. "Would block" stops here.
+//!
+//! A message comes this way: [`Reactor::read_loop`] reads into the loop's buffer, [`deliver`] gives that
+//! to the handler, and sends what it wrote by one call on the socket. Only what the handler leaves is
+//! copied to the connection ([`keep_input`]), and only what the kernel does not take is queued
+//! ([`send_scratch`]). So a connection between two messages owns no buffer.
 
 use std::io::{self, ErrorKind, IoSlice};
 
@@ -30,8 +35,8 @@ const AWAITED_SHARE: usize = 4;
 /// Pieces of output given to the kernel in one call.
 const SLICES: usize = 64;
 
-/// Left-over input up to this size is carried back into the loop's buffer, so that the next read
-/// gets all of its room; more than this is read behind where it lies.
+/// Left-over input up to this size is copied back into the loop's buffer, so that the next read gets
+/// all of its room. What is larger stays where it lies, and the next read appends to it.
 const CARRY_MAX: usize = 4 * 1024;
 
 /// What a failed call on a socket says.
@@ -75,7 +80,7 @@ impl Failure {
     }
 }
 
-/// Why a connection ends on which a call failed.
+/// Why a connection ends after a call on its socket has failed.
 pub(super) fn reason_of(error: io::Error) -> CloseReason {
     Failure::of(&error).reason(&error)
 }
@@ -85,9 +90,9 @@ pub(super) fn reason_of(error: io::Error) -> CloseReason {
 pub(super) enum Read {
     /// There may be more.
     More,
-    /// Nothing is left for now, or for ever.
+    /// Nothing is left for now, or nothing more will come.
     Drained,
-    /// Nothing is left, and the connection came to rest: only `on_idle` is due.
+    /// Nothing is left, and the connection went idle: only `on_idle` is due.
     Rested,
 }
 
@@ -102,16 +107,17 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// wants no more.
     pub(super) fn receive(&mut self, handler: &mut H, id: ConnId) {
         if wants_reading(self.shared.table.at(id.index()).flags)
-            && self.exchange(handler, id, true) == Read::Rested
+            && self.read_loop(handler, id, true) == Read::Rested
         {
             self.call_idle(handler, id, "on_data or on_idle");
         }
     }
 
-    /// [`Reactor::receive`] for a connection that is to be read; where it came to rest `on_idle` is
-    /// left to the caller. What happens is logged only if `log` says so.
+    /// [`Reactor::receive`] for a connection that is to be read. If it went idle, the caller runs
+    /// `on_idle`. Single reads and writes are logged only if `log` says so: whether a subscriber listens
+    /// to them is asked once a turn, not once a message.
     #[inline(always)]
-    pub(super) fn exchange(&mut self, handler: &mut H, id: ConnId, log: bool) -> Read {
+    pub(super) fn read_loop(&mut self, handler: &mut H, id: ConnId, log: bool) -> Read {
         let mut budget = READ_BUDGET;
         loop {
             match self.read_once(handler, id, &mut budget, log) {
@@ -135,18 +141,18 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let mut own = false;
         if slot.input.is_empty() {
             read_buffer.clear();
-            // It begins again at the front of the buffer, unless that is shared: the same memory
-            // stays in the cache.
+            // The buffer is used again from its front, which is in the cache, unless the handler
+            // keeps a part of it.
             read_buffer.reserve(READ_BUDGET);
         } else {
-            // What is kept never exceeds the limit: there the connection is closed or held.
+            // What is kept is less than the limit: at the limit a connection is closed, or not read.
             let most = if record.flags.has(Flags::INPUT_AWAITED) {
                 *budget * AWAITED_SHARE
             } else {
                 *budget
             };
             room = shared.bounds.input_max.saturating_sub(slot.input.len()).min(most).max(1);
-            own = make_room_behind(read_buffer, &mut slot.input, room);
+            own = make_room_after(read_buffer, &mut slot.input, room);
             room = room.min(read_buffer.capacity() - read_buffer.len());
         }
         let read = if planted(Bug::UnreadBeforeEofLost) && record.flags.has(Flags::HANGUP) {
@@ -214,8 +220,9 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         }
     }
 
-    /// Gives the handler again what it left, if it left anything and waits for no more. After input was
-    /// skipped it gets what came after that, even if that is nothing yet.
+    /// Calls `on_data` with what the handler left, without a read: after `yield_now`, and when reading
+    /// resumes. If nothing was left there is no call, except after skipped input; and none comes while
+    /// the handler waits for more.
     pub(super) fn deliver_kept(&mut self, handler: &mut H, id: ConnId) {
         let Self { backend, slots, shared, .. } = self;
         let slot = &mut slots[id.index()];
@@ -248,14 +255,14 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             handler.on_eof(conn, session, input);
         });
         self.slots[id.index()].input = BytesMut::new();
-        // Whatever was arriving will never be whole.
+        // A request that was arriving will never be whole.
         let record = self.shared.table.at(id.index());
         record.flags.remove(Flags::RECEIVING);
         record.await_nothing();
         self.note_lost_peer(id);
     }
 
-    /// Sends what the callback in hand wrote.
+    /// Sends what the callback that has just run wrote to its own connection.
     pub(super) fn flush_scratch(&mut self, id: ConnId) {
         let Self { backend, slots, shared, .. } = self;
         let LoopState { table, scratch, now, counters, .. } = shared;
@@ -285,8 +292,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         self.note_drained(id);
     }
 
-    /// Notes the edge at the low watermark. The callbacks that follow it wait for the next turn,
-    /// so that a fast reader and an eager writer cannot keep the loop to themselves.
+    /// Ends the congestion of a connection whose queue has fallen to the low watermark. `on_drained`
+    /// comes in the next turn, so that a fast reader and an eager writer cannot occupy the loop.
     #[inline]
     fn note_drained(&mut self, id: ConnId) {
         let record = self.shared.table.at(id.index());
@@ -303,7 +310,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         }
     }
 
-    /// Reads and forgets what the peer of a closing connection still sends.
+    /// Reads and discards what the peer of a closing connection still sends.
     pub(super) fn discard_input(&mut self, id: ConnId) {
         let index = id.index();
         let mut budget = READ_BUDGET;
@@ -324,7 +331,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
                     }
                 }
                 Err(error) => {
-                    // Whatever comes again and again is not read again and again.
+                    // An error that repeats uses up the budget too.
                     budget = budget.saturating_sub(1);
                     handle_read_error(record, &error);
                 }
@@ -333,8 +340,9 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         read_buffer.clear();
     }
 
-    /// Neither side of a Unix-domain socket sends any more: its peer is gone, unless we sent our FIN
-    /// and it may only have sent its own. unix(7) sends no reset, so no other event follows.
+    /// Handles the event that both directions of a Unix-domain socket are shut down: its peer is gone,
+    /// unless we sent our FIN, when it may only have sent its own. There is no reset on these sockets
+    /// (unix(7)), so no other event follows.
     #[cold]
     pub(super) fn lose_peer(&mut self, handler: &mut H, id: ConnId) {
         let record = self.shared.table.at(id.index());
@@ -352,7 +360,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         }
     }
 
-    /// A connection that is not being read learns of a reset by asking for it.
+    /// Asks the socket of a connection that is not read whether it was reset.
     #[cold]
     pub(super) fn learn_error(&mut self, handler: &mut H, id: ConnId) {
         let Some(stream) = self.slots[id.index()].stream.as_mut() else {
@@ -365,12 +373,12 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     }
 }
 
-/// Room for bytes behind what the handler left. Little of that is carried back into the loop's
-/// buffer, so that the next read gets all of its room. For much the connection's own buffer takes
-/// the place of the loop's, with room for `max` more bytes or twice what it holds; returns whether
-/// it did.
+/// Makes room for bytes after those that the handler left. A few of these are copied back into the
+/// loop's buffer, so that the next read gets all of its room. If they are many, the connection's own
+/// buffer takes the place of the loop's, with room for `max` more bytes or twice what it holds. Returns
+/// whether it did.
 #[inline(never)]
-fn make_room_behind(read_buffer: &mut BytesMut, kept: &mut BytesMut, max: usize) -> bool {
+fn make_room_after(read_buffer: &mut BytesMut, kept: &mut BytesMut, max: usize) -> bool {
     if kept.len() > CARRY_MAX {
         // A buffer that grows doubles. It does so while a little room is left, as the last of it would
         // take small reads; so it is at most two and a half times as large as what it holds.
@@ -386,8 +394,9 @@ fn make_room_behind(read_buffer: &mut BytesMut, kept: &mut BytesMut, max: usize)
     false
 }
 
-/// Moves what the handler left in the loop's buffer, or in the connection's `own` in its place, to
-/// the connection, which owns no memory if that is nothing.
+/// Moves what the handler left of `given` bytes to the connection: out of the loop's buffer, or back
+/// from its place if the connection's `own` buffer took it. If nothing is left the connection owns no
+/// memory.
 #[inline(never)]
 fn keep_input(read_buffer: &mut BytesMut, kept: &mut BytesMut, own: bool, given: usize) {
     if own {
@@ -402,16 +411,16 @@ fn keep_input(read_buffer: &mut BytesMut, kept: &mut BytesMut, own: bool, given:
     }
 }
 
-/// A buffer from whose front bytes were taken keeps their memory, out of sight: what is left of
-/// `given` bytes moves to a buffer of its own.
+/// Moves what is left of `given` bytes to a buffer of its own: one from whose front bytes were taken
+/// keeps the memory of all.
 fn shrink(kept: &mut BytesMut, given: usize) {
     if kept.len() < given {
         *kept = BytesMut::from(&kept[..]);
     }
 }
 
-/// Gives the handler its input and sends what it answers, unless that is a case for its queue.
-/// Returns whether the connection came to rest by it.
+/// Calls `on_data`, and sends what it wrote if nothing is queued before that. Returns whether the
+/// connection went idle.
 #[inline(always)]
 #[allow(clippy::too_many_arguments, reason = "the parts of a reactor and of one slot, lent apart")]
 fn deliver<H: Handler, B: Backend>(
@@ -469,7 +478,7 @@ fn take_awaited(record: &mut Record, input: &mut BytesMut, now: Instant) -> bool
     due
 }
 
-/// Reads the clock behind an `on_data` that no `on_idle` follows.
+/// Reads the clock after an `on_data` that no `on_idle` follows.
 #[inline(never)]
 fn note_data<B: Backend>(backend: &mut B, shared: &mut LoopState, id: ConnId) {
     let before = shared.now;
@@ -483,7 +492,7 @@ fn note_data<B: Backend>(backend: &mut B, shared: &mut LoopState, id: ConnId) {
     }
 }
 
-/// Readies a record for `on_data`.
+/// Prepares a record for `on_data`.
 #[inline(always)]
 fn begin_delivery(record: &mut Record, log: bool) -> Delivery {
     let wakes = record.state() == State::Idle;
@@ -497,7 +506,7 @@ fn begin_delivery(record: &mut Record, log: bool) -> Delivery {
     Delivery { wakes, drained: !record.has_output(), log }
 }
 
-/// Sends what a callback wrote; what the kernel does not take is queued.
+/// Sends what a callback wrote, by one call, and queues what the kernel does not take.
 #[inline(always)]
 fn send_scratch<B: Backend>(
     backend: &mut B,
@@ -522,8 +531,8 @@ fn send_scratch<B: Backend>(
     scratch.clear();
 }
 
-/// What a look at the input says about requests: whether one is arriving, and since when. Returns
-/// whether one was served by a handler that does not count them itself.
+/// Notes what `on_data` left: whether a request is arriving, and since when. Returns whether one was
+/// served by a handler that does not count requests itself.
 #[inline(always)]
 fn count_request(record: &mut Record, consumed: bool, left: usize, now: Instant) -> bool {
     if left > 0 || record.flags.has(Flags::EXPECTS_MORE_INPUT) {
@@ -533,7 +542,7 @@ fn count_request(record: &mut Record, consumed: bool, left: usize, now: Instant)
     count_whole(record)
 }
 
-/// A request is arriving: it began before, or by what was read now, or behind one that is whole.
+/// A request is arriving: it began before, or with what was read now, or after one that is whole.
 #[cold]
 fn count_part(record: &mut Record, consumed: bool, now: Instant) -> bool {
     let begins = !record.flags.has(Flags::RECEIVING);

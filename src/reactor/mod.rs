@@ -101,7 +101,7 @@ pub struct Reactor<H: Handler, B: Backend = Os> {
     next_event: usize,
     /// The event at which the time for them is checked next.
     check_event: usize,
-    /// A panic cut the turn short: it is to be taken up behind the event that was served.
+    /// A panic cut the turn short: it goes on with the event after the one that was served.
     cut: bool,
     /// The waker woke: there may be tasks or a request to shut down.
     woken: bool,
@@ -444,7 +444,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         };
         match self.backend.wait(&mut self.events, timeout) {
             Ok(()) => {}
-            // A signal is as good a reason to look at the clock as any.
+            // The clock is read after a signal as after any other wait.
             Err(error) if error.kind() == ErrorKind::Interrupted => self.events.clear(),
             Err(error) => return Err(error),
         }
@@ -543,7 +543,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         }
     }
 
-    /// The rest of the events comes after a look at the clock: one panic may follow another.
+    /// The clock is read before the rest of the events: one panic may follow another.
     #[cold]
     fn take_up_turn(&mut self) {
         self.cut = false;
@@ -707,7 +707,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             if let Some(record) = self.shared.table.get_mut(id) {
                 record.flags.remove(Flags::DIRTY);
                 if self.has_session(id) {
-                    self.guard(handler, |reactor, handler| reactor.serve_reached(handler, id));
+                    self.guard(handler, |reactor, handler| reactor.serve_dirty(handler, id));
                 }
             }
         }

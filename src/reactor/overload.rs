@@ -276,7 +276,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let id = table.id_in(index)?;
         let since = self.is_evictable(id)?;
         let record = table.get(id).filter(|record| record.state() == State::Idle)?;
-        let idle = record.periods(profiles).total(Deadline::Idle);
+        let idle = record.durations(profiles).total(Deadline::Idle);
         let allowed = pressure::idle_allowed(pressure, idle)?;
         (now.nanos_since(since) >= allowed).then_some((since, id))
     }

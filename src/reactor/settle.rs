@@ -1,5 +1,16 @@
 //! What follows from an event or a callback: the next state, the deadlines that run, the ready
 //! queue.
+//!
+//! Events and callbacks set flags. [`Reactor::settle`] comes after each of them, and is the only place
+//! that draws the consequences, always in this order:
+//!
+//! 1. What was asked for is done: a FIN, an end.
+//! 2. A connection with no active request goes idle.
+//! 3. Deadlines begin to run or cease to, as state and flags call for.
+//! 4. What is left to do, and no event will announce, is queued for the next turn.
+//!
+//! Most messages leave nothing to do but the third step for a single deadline. For those there is a
+//! short way, [`Reactor::arm_sole_deadline`]; a test compares it with the long one for all inputs.
 
 use super::io::Read;
 use super::{Reactor, Slot};
@@ -16,10 +27,13 @@ use crate::planted::{Bug, planted};
 use crate::state::{LoopState, log_state};
 
 impl<H: Handler, B: Backend> Reactor<H, B> {
-    /// Does all that a connection is ready for, each thing within its budget.
+    /// Does all that a connection is ready for, each thing within its budget, and settles it.
+    ///
+    /// Called for an event, and for a connection that has its turn in the ready queue.
     pub(super) fn serve(&mut self, handler: &mut H, id: ConnId) {
         let record = self.shared.table.at(id.index());
         if matches!(record.state(), State::Connected | State::Idle) {
+            // Output first: what is queued may keep the connection from being read.
             if record.has_output() || record.flags.has(Flags::CALLBACK_DUE) {
                 self.serve_due(handler, id);
             }
@@ -34,27 +48,27 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         self.settle(handler, id);
     }
 
-    /// [`Reactor::serve`] for an open connection that has nothing but input, while nobody listens to
-    /// what happens to it.
+    /// [`Reactor::serve`] for an open connection that has nothing but input, while no subscriber
+    /// listens to single messages.
     #[inline(always)]
     pub(super) fn serve_input(&mut self, handler: &mut H, id: ConnId) {
-        if self.exchange(handler, id, false) != Read::Rested {
+        if self.read_loop(handler, id, false) != Read::Rested {
             return self.settle(handler, id);
         }
         self.call_idle(handler, id, "on_data or on_idle");
         // The usual end of a message: idle as before it, and nothing to do.
         let record = self.shared.table.at(id.index());
-        let facts = record.deadline_inputs();
+        let inputs = record.deadline_inputs();
         if !record.is_quiet() {
             self.settle(handler, id);
-        } else if facts != record.clocks.inputs() && !self.settle_plain(id, facts) {
-            self.resettle(handler, id);
+        } else if inputs != record.clocks.inputs() && !self.arm_sole_deadline(id, inputs) {
+            self.arm_and_queue(handler, id);
         }
     }
 
-    /// Sends what others wrote to a connection, and does what they asked of it. It is not read for
-    /// that: its turn to be read is another matter.
-    pub(super) fn serve_reached(&mut self, handler: &mut H, id: ConnId) {
+    /// Sends what callbacks of other connections wrote to this one, and does what they asked of it.
+    /// It is not read: that is the matter of its own events.
+    pub(super) fn serve_dirty(&mut self, handler: &mut H, id: ConnId) {
         if matches!(self.shared.table.at(id.index()).state(), State::Connected | State::Idle) {
             self.flush(id);
             self.settle(handler, id);
@@ -63,7 +77,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         }
     }
 
-    /// Queued output, and the callbacks that are due without new bytes.
+    /// Flushes queued output, and runs the callbacks that are due without new bytes.
     fn serve_due(&mut self, handler: &mut H, id: ConnId) {
         self.flush(id);
         if self.shared.table.at(id.index()).flags.take(Flags::DRAINED) {
@@ -80,11 +94,14 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
 
     /// Brings a connection into the state that follows from what happened to it, with the
     /// deadlines of that state, and queues it if there is more to do.
+    ///
+    /// Called after every event and every callback of a connection, except where a message has taken
+    /// the short way.
     pub(super) fn settle(&mut self, handler: &mut H, id: ConnId) {
         let requests_max = self.shared.bounds.requests_max;
         let mut record = self.shared.table.at(id.index());
         if record.flags.has(Flags::TO_ACT_ON) || record.requests >= requests_max {
-            self.act(handler, id);
+            self.act_on_requests(handler, id);
             record = self.shared.table.at(id.index());
             if record.flags.has(Flags::REAPED) {
                 return;
@@ -95,28 +112,29 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             log_state(record);
             self.call_idle(handler, id, "on_idle");
         }
-        self.resettle(handler, id);
+        self.arm_and_queue(handler, id);
     }
 
-    /// [`Reactor::settle`] for an accepted connection.
+    /// [`Reactor::settle`] for a connection that was just accepted: the short way if its handler has
+    /// asked for nothing.
     pub(super) fn settle_accepted(&mut self, handler: &mut H, id: ConnId) {
         let record = self.shared.table.at(id.index());
-        let facts = record.deadline_inputs();
+        let inputs = record.deadline_inputs();
         let plain = record.is_quiet() && record.requests == 0;
-        if !plain || !self.settle_plain(id, facts) {
+        if !plain || !self.arm_sole_deadline(id, inputs) {
             self.guard(handler, |reactor, handler| reactor.settle(handler, id));
         }
     }
 
-    /// [`Reactor::resettle`] for a quiet connection that only waits for its peer. Returns whether
-    /// it is one.
+    /// [`Reactor::arm_and_queue`] for a quiet connection that only waits for its peer, so that a single
+    /// deadline runs. Returns whether it is one; otherwise nothing has changed.
     #[inline(always)]
-    fn settle_plain(&mut self, id: ConnId, facts: DeadlineInputs) -> bool {
-        let Some(deadline) = facts.plain() else { return false };
+    fn arm_sole_deadline(&mut self, id: ConnId, inputs: DeadlineInputs) -> bool {
+        let Some(deadline) = inputs.sole_deadline() else { return false };
         let LoopState { table, profiles, counters, now, .. } = &mut self.shared;
         let record = table.at(id.index());
-        record.clocks.run_only(deadline, facts, *now);
-        let at = record.clocks.due(deadline, record.periods(profiles));
+        record.clocks.run_only(deadline, inputs, *now);
+        let at = record.clocks.due(deadline, record.durations(profiles));
         // A newcomer holds nothing, and its state is what is left when all others are counted.
         if deadline == Deadline::Idle {
             record.count_state(&counters.states);
@@ -128,28 +146,29 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         true
     }
 
-    /// Lets the deadlines of the connection's state run, and queues it if there is more to do.
-    fn resettle(&mut self, handler: &mut H, id: ConnId) {
+    /// Lets the deadlines run that state and flags call for, and queues the connection if there is more
+    /// to do.
+    fn arm_and_queue(&mut self, handler: &mut H, id: ConnId) {
         let mut record = self.shared.table.at(id.index());
         if record.flags.has(Flags::REAPED) {
             return;
         }
-        let mut facts = record.deadline_inputs();
-        if record.state() == State::Idle && !facts.at_rest() {
+        let mut inputs = record.deadline_inputs();
+        if record.state() == State::Idle && !inputs.at_rest() {
             self.wake_session(handler, id);
             record = self.shared.table.at(id.index());
-            facts = record.deadline_inputs();
+            inputs = record.deadline_inputs();
         }
-        let began = record.clocks.update(facts, self.shared.now);
+        let began = record.clocks.update(inputs, self.shared.now);
         let rearm = record.flags.take(Flags::REARM);
-        // What callbacks asked for meanwhile waits for the next turn, so that they cannot chase
-        // each other within one.
-        let restless = match record.state() {
-            State::Connected => facts.at_rest(),
-            State::Idle => !facts.at_rest(),
+        // `on_active` and `on_idle` may have changed what they were called for. What follows from that
+        // waits for the next turn, so that the two cannot call each other for ever within one.
+        let unsettled = match record.state() {
+            State::Connected => inputs.at_rest(),
+            State::Idle => !inputs.at_rest(),
             State::Connecting | State::Closing | State::Closed => false,
         };
-        let restless = restless || record.flags.has(Flags::ACTION_DUE);
+        let unsettled = unsettled || record.flags.has(Flags::ACTION_DUE);
         let queues = record.has_work() && !planted(Bug::LostReadyFlag);
         if queues && !record.flags.has(Flags::QUEUED_READY) {
             record.flags.insert(Flags::QUEUED_READY);
@@ -157,7 +176,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
                 self.shared.ready.push(id);
             }
         }
-        if restless {
+        if unsettled {
             self.shared.mark_dirty(id);
         }
         self.account(id);
@@ -181,9 +200,9 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         self.call(id, "on_connected", |conn, session| handler.on_connected(conn, session));
     }
 
-    /// Does what callbacks asked for and ends what has come to its end.
+    /// Does what callbacks asked for, and begins the end of a connection that has come to it.
     #[inline(always)]
-    fn act(&mut self, handler: &mut H, id: ConnId) {
+    fn act_on_requests(&mut self, handler: &mut H, id: ConnId) {
         let mut record = self.shared.table.at(id.index());
         if record.flags.has(Flags::BROKEN.and(Flags::SHUTDOWN_WRITE)) {
             self.read_before_broken(handler, id);
@@ -224,10 +243,10 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         }
     }
 
-    /// Sends the FIN that the handler wants behind its output, once that is gone.
+    /// Sends the FIN that the handler asked for, once all output has left.
     fn send_fin(&mut self, id: ConnId) {
         let record = self.shared.table.at(id.index());
-        // A FIN behind bytes that were dropped would pass off what came before as all there is.
+        // After dropped bytes a FIN would present what was sent before them as the whole.
         let dropped = record.requested().is_some_and(|asked| asked.mode() != CloseMode::Flush);
         let due = record.flags.has(Flags::SHUTDOWN_WRITE)
             && !dropped
@@ -246,7 +265,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         }
     }
 
-    /// Lets the wheel come up for the deadlines that began to run.
+    /// Schedules the wheel for the deadlines that began to run, or for all if one was `rearm`ed by hand.
     #[inline]
     fn arm_deadlines(&mut self, id: ConnId, began: Set, rearm: bool) {
         if began.contains(Deadline::Write) || began.contains(Deadline::Flush) {
@@ -257,18 +276,18 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         }
         let LoopState { table, profiles, .. } = &mut self.shared;
         let record = table.at(id.index());
-        let periods = record.periods(profiles);
+        let durations = record.durations(profiles);
         let at = if rearm {
-            record.clocks.next(periods)
+            record.clocks.next(durations)
         } else {
-            record.clocks.earliest(began, periods)
+            record.clocks.earliest(began, durations)
         };
         if let Some(at) = at {
             self.shared.arm(id, at);
         }
     }
 
-    /// Output became queued: what is acknowledged from here on is progress.
+    /// Output became queued: bytes that are acknowledged from here on are progress.
     fn note_queued(&mut self, id: ConnId) {
         let acked = self.acked(id);
         let now = self.shared.now;
@@ -278,8 +297,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         cold.queued_at = now;
     }
 
-    /// How many bytes have left for the peer: taken by the kernel and acknowledged, where it can
-    /// say so.
+    /// How many bytes the peer has acknowledged; where the kernel cannot say so, how many the kernel
+    /// took.
     pub(super) fn acked(&mut self, id: ConnId) -> u64 {
         let unsent = match &self.slots[id.index()].stream {
             Some(stream) => self.backend.unsent(stream).unwrap_or(0),
@@ -298,7 +317,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     }
 }
 
-/// Why an open connection has come to its end of its own accord, if it has.
+/// Why an open connection ends although no callback and no deadline asked for it, if it does.
 fn ended(record: &Record, requests_max: u64) -> Option<CloseReason> {
     let flags = record.flags;
     let done = !record.flags.has(Flags::OWED) && !record.has_output();
@@ -338,7 +357,7 @@ mod tests {
     fn settled(reactor: &Tested, id: ConnId) -> Settled {
         let LoopState { table, profiles, wheel, ready, dirty, .. } = &reactor.shared;
         let record = table.get(id).unwrap();
-        let next = record.clocks.next(record.periods(profiles));
+        let next = record.clocks.next(record.durations(profiles));
         let comes_up = wheel.tick_of(Key::Conn(id.index() as u32));
         let due = next.map(|at| reactor.shared.tick_of(at));
         assert!(due.is_none_or(|due| comes_up.is_some_and(|tick| tick <= due)), "{record:?}");
@@ -358,8 +377,8 @@ mod tests {
             states.into_iter().flat_map(move |state| bits().map(move |flags| (state, flags)))
         };
         for (state, flags) in all() {
-            let facts = DeadlineInputs::new(state, flags);
-            if facts.plain().is_none() {
+            let inputs = DeadlineInputs::new(state, flags);
+            if inputs.sole_deadline().is_none() {
                 left += 1;
                 continue;
             }
@@ -367,7 +386,7 @@ mod tests {
                 let before = DeadlineInputs::new(state_before, flags_before);
                 // One that has not had its first byte has had no deadline before.
                 let comes = state == State::Connected;
-                if before == facts || (comes && before != DeadlineInputs::default()) {
+                if before == inputs || (comes && before != DeadlineInputs::default()) {
                     continue;
                 }
                 let now = reactor.shared.now;
@@ -380,10 +399,10 @@ mod tests {
                     record.clocks.touch_read(now);
                     record.counted = if comes { State::Connected } else { state_before };
                 }
-                assert!(reactor.settle_plain(short, facts));
-                reactor.resettle(&mut Echo, long);
+                assert!(reactor.arm_sole_deadline(short, inputs));
+                reactor.arm_and_queue(&mut Echo, long);
                 let how = settled(&reactor, short);
-                assert_eq!(how, settled(&reactor, long), "{facts:?} after {before:?}");
+                assert_eq!(how, settled(&reactor, long), "{inputs:?} after {before:?}");
                 taken += 1;
             }
         }

@@ -154,22 +154,22 @@ pub(super) fn check_timeout(
     let CloseReason::Timeout(timeout) = reason else { return Ok(()) };
     let shared = &*cx.shared;
     let Some(record) = shared.table.get(id) else { return Ok(()) };
-    let periods = record.periods(&shared.profiles);
+    let durations = record.durations(&shared.profiles);
     let now = shared.now;
     // The clocks of these two begin anew where they end a connection.
     let (clocks, shortest) = match timeout {
         Timeout::Connect => {
-            let attempt = periods.of(Deadline::ConnectAttempt);
-            (true, attempt.min(periods.of(Deadline::Connect)))
+            let attempt = durations.of(Deadline::ConnectAttempt);
+            (true, attempt.min(durations.of(Deadline::Connect)))
         }
         Timeout::Lifetime => {
             let grace = if record.flags.has(Flags::RETIRING) { RETIREMENT } else { Duration::ZERO };
-            (record.clocks.due(Deadline::Lifetime, periods) <= now + grace, 0)
+            (record.clocks.due(Deadline::Lifetime, durations) <= now + grace, 0)
         }
         timeout => {
             let of = |deadline: &Deadline| deadline.timeout() == Some(timeout);
             let Some(deadline) = Deadline::ALL.into_iter().find(of) else { return Ok(()) };
-            (record.clocks.due(deadline, periods) <= now, periods.of(deadline))
+            (record.clocks.due(deadline, durations) <= now, durations.of(deadline))
         }
     };
     let since = if timeout == Timeout::Idle { active_at } else { opened_at };
@@ -183,7 +183,7 @@ pub(super) fn check_timeout(
 pub(super) fn check_timer(cx: &Context<'_>, id: ConnId) -> Result<(), String> {
     let shared = &*cx.shared;
     let Some(record) = shared.table.get(id) else { return Ok(()) };
-    let due = record.clocks.due(Deadline::Timer, record.periods(&shared.profiles));
+    let due = record.clocks.due(Deadline::Timer, record.durations(&shared.profiles));
     if due > shared.now {
         return Err(format!("{id} had its timer at {:?}, and it was due at {due:?}", shared.now));
     }
@@ -195,8 +195,8 @@ pub(super) fn check_timer(cx: &Context<'_>, id: ConnId) -> Result<(), String> {
 pub(super) fn has_lost_patience(cx: &Context<'_>, id: ConnId) -> (bool, bool) {
     let shared = &*cx.shared;
     let Some(record) = shared.table.get(id) else { return (false, false) };
-    let periods = record.periods(&shared.profiles);
-    let passed = |deadline| record.clocks.due(deadline, periods) <= shared.now;
+    let durations = record.durations(&shared.profiles);
+    let passed = |deadline| record.clocks.due(deadline, durations) <= shared.now;
     (
         passed(Deadline::Flush) || passed(Deadline::Write),
         passed(Deadline::Linger) || passed(Deadline::LingerRead),

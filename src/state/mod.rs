@@ -204,7 +204,7 @@ impl LoopState {
         let record = self.table.at(id.index());
         record.step(lifecycle::Step::Establish);
         log_state(record);
-        if let Some(nanos) = record.periods(&self.profiles).lifetime(random) {
+        if let Some(nanos) = record.durations(&self.profiles).lifetime(random) {
             record.clocks.set(Deadline::Lifetime, self.now.after(nanos));
             record.flags.insert(Flags::HAS_LIFETIME);
         }
