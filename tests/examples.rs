@@ -947,7 +947,7 @@ mod outputs {
             drop(peer);
             assert_eq!(server.exit_code(), Some(0));
             read_until(&mut stdout, "closed=1 shutdown=1\n");
-            read_until(&mut stderr, "reactor stopped");
+            read_until(&mut stderr, "reactor stopped report=\"closed=1 shutdown=1\"");
         }
     }
 }

@@ -282,11 +282,11 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let report = self.end(handler);
         match outcome {
             Ok(()) => {
-                info!(%report, "reactor stopped");
+                info!(report = report.to_string(), "reactor stopped");
                 Ok(report)
             }
             Err(error) => {
-                error!(%error, %report, "the reactor failed");
+                error!(%error, report = report.to_string(), "the reactor failed");
                 Err(RunError { error, report: Box::new(report) })
             }
         }
