@@ -660,11 +660,31 @@ fn the_history_ends_with_what_happened_last() {
     sim.settle();
     let history = sim.history();
     let lines: Vec<_> = history.lines().collect();
-    assert_eq!(lines.len(), 40);
+    assert_eq!(lines.len(), 40, "{history}");
     assert!(lines.iter().any(|line| line.contains("gets 3 bytes on 0.")), "{history}");
     let [.., closed, last] = &lines[..] else { unreachable!("there are forty") };
     assert!(closed.contains("on_closed on 0.1: closed by the peer"), "{history}");
     assert!(last.contains("+1s") && last.contains("closes its end on 0.1"), "{history}");
+}
+
+#[test]
+fn the_history_keeps_a_fault_and_counts_equal_events_in_a_row() {
+    let mut sim = Sim::new(1);
+    sim.set_link(Link { segment: 1, ..Link::LOOPBACK });
+    let server = serve(&mut sim);
+    server.fail(Call::Accept, 0, errno::EMFILE);
+    let peer = sim.connect(&server);
+    sim.advance(secs(1));
+    for _ in 0..20 {
+        peer.send(b"xyz");
+        sim.settle();
+    }
+    let history = sim.history();
+    let lines: Vec<_> = history.lines().collect();
+    assert!(lines[0].contains("Accept: is made to fail with EMFILE"), "{history}");
+    assert!(lines[1].ends_with(" lines left out)"), "{history}");
+    assert_eq!(lines.len(), 2 + 40, "{history}");
+    assert!(lines.iter().any(|line| line.ends_with("gets 1 byte on 0.1 ×3")), "{history}");
 }
 
 /// What a peer and a handler see of one failure: the table of the guide.
