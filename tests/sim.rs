@@ -185,6 +185,110 @@ fn a_dribble_is_cut_off_at_the_request_deadline() {
 }
 
 #[test]
+fn a_piece_of_any_size_arrives_alone() {
+    let mut sim = Sim::new(1);
+    let server = serve(&mut sim);
+    let peer = sim.connect(&server);
+    for (piece, arrivals) in [(1, 10), (3, 4), (10, 1), (1_000, 1)] {
+        peer.send_in_pieces(b"0123456789", piece, millis(100));
+        for index in 0..arrivals {
+            sim.settle();
+            let want = &b"0123456789"[piece * index..10.min(piece * (index + 1))];
+            peer.expect(want);
+            sim.advance(millis(100));
+        }
+        peer.expect(b"");
+    }
+}
+
+/// Echoes a line, of which it keeps what has come in its session.
+struct LineInSession {
+    expects_more: bool,
+    reply_of: fn(&[u8]) -> Vec<u8>,
+}
+
+impl Handler for LineInSession {
+    type Session = Vec<u8>;
+
+    fn on_open(&mut self, conn: &mut Conn<'_>) -> Option<Vec<u8>> {
+        conn.write(b"welcome\n");
+        Some(Vec::new())
+    }
+
+    fn on_data(&mut self, conn: &mut Conn<'_>, line: &mut Vec<u8>, input: &mut BytesMut) {
+        line.extend_from_slice(&input.split());
+        if line.ends_with(b"\n") {
+            conn.write(&(self.reply_of)(line));
+            line.clear();
+        } else if self.expects_more {
+            conn.expect_more_input();
+        }
+    }
+}
+
+fn check_splits(expects_more: bool, reply_of: fn(&[u8]) -> Vec<u8>) {
+    let mut sim = Sim::new(1);
+    let handler = LineInSession { expects_more, reply_of };
+    let server = sim.serve(SERVER, Config::default(), handler);
+    sim.assert_every_split(&server, b"line\n", b"line\n");
+    sim.settle();
+    assert_eq!(server.stats().accepted, 1 + 4 + 1, "whole, in two parts, in single bytes");
+    sim.assert_clean();
+}
+
+#[test]
+fn a_request_that_is_served_alike_however_it_is_split_passes() {
+    check_splits(true, <[u8]>::to_vec);
+}
+
+#[test]
+#[should_panic(expected = "split after 1 of 5 bytes, and its connection is Idle while 4 bytes")]
+fn a_part_of_a_request_that_is_kept_without_a_word_is_found() {
+    check_splits(false, <[u8]>::to_vec);
+}
+
+#[test]
+#[should_panic(expected = "sent at once, and the peer read \"LINE\\n\" instead of \"line\\n\"")]
+fn a_reply_that_is_wrong_is_found_by_the_request_as_a_whole() {
+    check_splits(true, <[u8]>::to_ascii_uppercase);
+}
+
+/// Replies to each call of `on_data`, whatever has come.
+struct ReplyPerRead;
+
+impl Handler for ReplyPerRead {
+    type Session = usize;
+
+    fn on_open(&mut self, _: &mut Conn<'_>) -> Option<usize> {
+        Some(0)
+    }
+
+    fn on_data(&mut self, conn: &mut Conn<'_>, missing: &mut usize, input: &mut BytesMut) {
+        if *missing == 0 {
+            *missing = 4;
+        }
+        *missing -= input.len();
+        input.clear();
+        conn.count_request();
+        if *missing > 0 {
+            conn.expect_more_input();
+        } else {
+            conn.write(b"done");
+        }
+    }
+}
+
+#[test]
+#[should_panic(
+    expected = "counts for 2 if it is split after 1 of 4 bytes, and for 1 if it is sent"
+)]
+fn a_request_that_counts_once_for_each_of_its_parts_is_found() {
+    let mut sim = Sim::new(1);
+    let server = sim.serve(SERVER, Config::default(), ReplyPerRead);
+    sim.assert_every_split(&server, b"four", b"done");
+}
+
+#[test]
 fn peers_do_what_they_are_told() {
     let mut sim = Sim::new(1);
     let server = serve(&mut sim);
@@ -623,7 +727,7 @@ fn what_a_peer_read_can_be_looked_at_before_it_is_taken() {
     peer.send(b"abc");
     sim.settle();
     assert_eq!(peer.received(), b"abc");
-    peer.expect_prefix_of(b"abcdef");
+    peer.assert_received_prefix_of(b"abcdef");
     peer.expect(b"abc");
     assert!(peer.is_open());
     peer.close();

@@ -109,6 +109,7 @@ use self::history::{Place, TraceEvent};
 pub use self::host::{Host, HostListener, HostStream};
 pub use self::net::{End, Link, Personality};
 use self::net::{Holder, Name, Net};
+use self::peer::Text;
 pub use self::peer::{Peer, PeerListener};
 pub use self::place::{ToAddress, ToIp};
 pub use self::random::Random;
@@ -117,6 +118,7 @@ pub use self::server::Server;
 use self::server::{Node, Turns};
 pub use self::watch::Watched;
 use crate::config::Config;
+use crate::core::lifecycle::State;
 use crate::handler::Handler;
 use crate::reactor::Reactor;
 use crate::time::Instant;
@@ -685,9 +687,117 @@ impl Sim {
         }
     }
 
-    /// What happened last, a line for each event: calls and what came of them, arrivals, callbacks,
-    /// what peers did, faults. A run that fails prints it by itself, and with the variable
-    /// `SIM_TRACE=1` every event is printed as it happens.
+    /// Checks that `server` serves `request` alike however it is split: for each byte at which it can
+    /// be split, a new peer sends the two parts apart, and one peer sends it byte by byte. Each must
+    /// read `reply`, no connection may be [`Idle`](State::Idle) while a part of the request is
+    /// missing, and each must count for as many requests as the whole one does.
+    ///
+    /// A handler that keeps a part of a request in its session and leaves none in its input has to
+    /// call [`Conn::expect_more_input`](crate::Conn::expect_more_input) or
+    /// [`Conn::begin_request`](crate::Conn::begin_request). If it forgets, its connection is idle in
+    /// the middle of the request, and a wrong deadline runs. This finds it.
+    ///
+    /// `request` is one request, and its reply comes without the help of a timer. What a server says
+    /// before it is asked is no part of the reply.
+    ///
+    /// ```
+    /// use bytes::{Buf, BytesMut};
+    /// use wheelhouse::sim::Sim;
+    /// use wheelhouse::{Config, Conn, Handler};
+    ///
+    /// /// Replies to four bytes with the same four.
+    /// struct Fours;
+    ///
+    /// impl Handler for Fours {
+    ///     type Session = ();
+    ///
+    ///     fn on_open(&mut self, _: &mut Conn<'_>) -> Option<()> {
+    ///         Some(())
+    ///     }
+    ///
+    ///     fn on_data(&mut self, conn: &mut Conn<'_>, _: &mut (), input: &mut BytesMut) {
+    ///         while input.len() >= 4 {
+    ///             conn.write(&input[..4]);
+    ///             input.advance(4);
+    ///         }
+    ///     }
+    /// }
+    ///
+    /// let mut sim = Sim::new(1);
+    /// let server = sim.serve("10.0.0.1:7", Config::default(), Fours);
+    /// sim.assert_every_split(&server, b"four", b"four");
+    /// ```
+    ///
+    /// # Panics
+    ///
+    /// If a split is served otherwise; the panic says which one, and how.
+    #[track_caller]
+    pub fn assert_every_split<H: Handler>(
+        &mut self,
+        server: &Server<H>,
+        request: &[u8],
+        reply: &[u8],
+    ) {
+        let whole = self.requests_of_parts(server, &[request], reply, "sent at once");
+        let check = |sim: &mut Self, parts: &[&[u8]], how: &str| {
+            let requests = sim.requests_of_parts(server, parts, reply, how);
+            assert!(
+                requests == whole,
+                "the request counts for {requests} if it is {how}, and for {whole} if it is sent at \
+                 once"
+            );
+        };
+        for at in 1..request.len() {
+            let (first, rest) = request.split_at(at);
+            check(self, &[first, rest], &format!("split after {} of {} bytes", at, request.len()));
+        }
+        check(self, &request.chunks(1).collect::<Vec<_>>(), "sent byte by byte");
+    }
+
+    /// Lets a new peer send a request in `parts` that arrive apart, and checks what it reads and that
+    /// its connection is not idle between them. Returns for how many requests it counted.
+    #[track_caller]
+    fn requests_of_parts<H: Handler>(
+        &mut self,
+        server: &Server<H>,
+        parts: &[&[u8]],
+        reply: &[u8],
+        how: &str,
+    ) -> u64 {
+        let peer = self.connect(server);
+        self.settle();
+        peer.take();
+        let before = server.stats();
+        let mut missing: usize = parts.iter().map(|part| part.len()).sum();
+        for part in parts {
+            peer.send(part);
+            self.settle();
+            missing -= part.len();
+            let idle = server.stats().in_state(State::Idle) > before.in_state(State::Idle);
+            assert!(
+                !idle || missing == 0,
+                "the request is {how}, and its connection is Idle while {missing} bytes of it are \
+                 missing: its handler kept the part that had come, and neither left it in `input` \
+                 nor called `expect_more_input` or `begin_request`"
+            );
+        }
+        let got = peer.take();
+        assert!(
+            got == reply,
+            "the request is {how}, and the peer read {} instead of {}",
+            Text(&got),
+            Text(reply)
+        );
+        let requests = server.stats().requests - before.requests;
+        peer.close();
+        self.settle();
+        requests
+    }
+
+    /// What happened last: calls and what came of them, arrivals, callbacks, what peers did, faults.
+    /// It has the latest 40 lines, and of the 160 before them those about a fault. Equal events in a
+    /// row share a line, which counts them. A run that fails prints it by itself, and with the
+    /// variable `SIM_TRACE=1` every event is printed as it happens.
     pub fn history(&self) -> String {
         self.net.borrow().history.to_string()
     }

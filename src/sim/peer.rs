@@ -93,13 +93,55 @@ impl Peer {
         }
     }
 
-    /// Sends one byte after the other, the first at once and each next one `every` so much later.
-    pub fn drip(&self, bytes: &[u8], every: Duration) {
+    /// Sends one byte after the other, the first at once and each next one `pause` later. It is
+    /// [`send_in_pieces`](Peer::send_in_pieces) with pieces of one byte.
+    pub fn drip(&self, bytes: &[u8], pause: Duration) {
+        self.send_in_pieces(bytes, 1, pause);
+    }
+
+    /// Sends `bytes` in pieces of `piece` bytes, of which the last may be shorter: the first at once
+    /// and each next one `pause` later. Other than the [segments of a link](super::Link::segment),
+    /// these pieces arrive apart, so a server reads each of them alone.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use wheelhouse::sim::Sim;
+    /// # use bytes::BytesMut;
+    /// # use wheelhouse::{Config, Conn, Handler};
+    /// # struct Echo;
+    /// # impl Handler for Echo {
+    /// #     type Session = ();
+    /// #     fn on_open(&mut self, _: &mut Conn<'_>) -> Option<()> { Some(()) }
+    /// #     fn on_data(&mut self, conn: &mut Conn<'_>, _: &mut (), input: &mut BytesMut) {
+    /// #         conn.write(input);
+    /// #         input.clear();
+    /// #     }
+    /// # }
+    ///
+    /// let mut sim = Sim::new(1);
+    /// let server = sim.serve("10.0.0.1:7", Config::default(), Echo);
+    /// let peer = sim.connect(&server);
+    /// // 512 bytes a second: at once, after one second and after two.
+    /// peer.send_in_pieces(&[b'x'; 1_200], 512, Duration::from_secs(1));
+    /// sim.settle();
+    /// assert_eq!(peer.take().len(), 512);
+    /// sim.advance(Duration::from_secs(1));
+    /// assert_eq!(peer.take().len(), 512);
+    /// sim.advance(Duration::from_secs(1));
+    /// assert_eq!(peer.take().len(), 176);
+    /// ```
+    ///
+    /// # Panics
+    ///
+    /// If `piece` is 0.
+    #[track_caller]
+    pub fn send_in_pieces(&self, bytes: &[u8], piece: usize, pause: Duration) {
+        assert!(piece > 0, "a piece has at least one byte");
         let mut net = self.inner.net.borrow_mut();
         let (socket, mut at) = (self.inner.socket, net.now);
-        for byte in bytes.iter().copied() {
-            net.at(at, move |net| net.write_later(socket, &[byte]));
-            at += every;
+        for piece in bytes.chunks(piece).map(<[u8]>::to_vec) {
+            net.at(at, move |net| net.write_later(socket, &piece));
+            at += pause;
         }
     }
 
@@ -156,7 +198,8 @@ impl Peer {
         self.with(|net, socket| net.set_window(socket, bytes));
     }
 
-    /// What it has read since it was last asked.
+    /// Takes what it has read since the last call of [`take`](Peer::take) or
+    /// [`expect`](Peer::expect).
     pub fn take(&self) -> Vec<u8> {
         self.with(Net::take_received)
     }
@@ -166,7 +209,7 @@ impl Peer {
         self.with(|net, socket| net.received(socket))
     }
 
-    /// Takes what it has read since it was last asked, and checks that it is `want`.
+    /// [Takes](Peer::take) what it has read, and checks that it is `want`: all of it and no more.
     ///
     /// # Panics
     ///
@@ -177,16 +220,45 @@ impl Peer {
         assert!(got == want, "the peer read {} instead of {}", Text(&got), Text(want));
     }
 
-    /// Checks that what it has read since it was last asked is `want` or the beginning of it, and
-    /// leaves it there: what holds of a reply whatever goes wrong on its way.
+    /// Checks that `want` begins with what it has [`received`](Peer::received): nothing yet, a part
+    /// of `want` or all of it, and not one byte that differs. It takes nothing, as no `assert` of
+    /// this module does, so it may be called again when more has come. Where faults may hold a reply
+    /// back or cut it off, this is what can be said of it; where they cannot,
+    /// [`expect`](Peer::expect) says more.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use wheelhouse::sim::Sim;
+    /// # use bytes::BytesMut;
+    /// # use wheelhouse::{Config, Conn, Handler};
+    /// # struct Echo;
+    /// # impl Handler for Echo {
+    /// #     type Session = ();
+    /// #     fn on_open(&mut self, _: &mut Conn<'_>) -> Option<()> { Some(()) }
+    /// #     fn on_data(&mut self, conn: &mut Conn<'_>, _: &mut (), input: &mut BytesMut) {
+    /// #         conn.write(input);
+    /// #         input.clear();
+    /// #     }
+    /// # }
+    ///
+    /// let mut sim = Sim::new(1);
+    /// let server = sim.serve("10.0.0.1:7", Config::default(), Echo);
+    /// let peer = sim.connect(&server);
+    /// peer.send_in_pieces(b"hello, world", 6, Duration::from_secs(1));
+    /// peer.assert_received_prefix_of(b"hello, world"); // nothing
+    /// sim.settle();
+    /// peer.assert_received_prefix_of(b"hello, world"); // "hello,"
+    /// sim.advance(Duration::from_secs(1));
+    /// peer.assert_received_prefix_of(b"hello, world"); // all of it
+    /// ```
     ///
     /// # Panics
     ///
-    /// If it is not.
+    /// If one of the bytes is another one, or there are more than in `want`.
     #[track_caller]
-    pub fn expect_prefix_of(&self, want: &[u8]) {
+    pub fn assert_received_prefix_of(&self, want: &[u8]) {
         let got = self.received();
-        let what = "which is no beginning of";
+        let what = "which is no prefix of";
         assert!(want.starts_with(&got), "the peer read {}, {what} {}", Text(&got), Text(want));
     }
 
@@ -228,7 +300,7 @@ impl Peer {
 }
 
 /// Bytes as people read them, the first few of them.
-struct Text<'a>(&'a [u8]);
+pub(super) struct Text<'a>(pub(super) &'a [u8]);
 
 impl fmt::Display for Text<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -33,7 +33,7 @@ fn expect_service<H: Handler>(sim: &mut Sim, server: &Server<H>, count: usize) {
         let peer = sim.connect(server);
         peer.send(&words);
         sim.advance(secs(30));
-        peer.expect_prefix_of(&words);
+        peer.assert_received_prefix_of(&words);
         if peer.take().len() == words.len() {
             peer.half_close();
             sim.advance(secs(30));
@@ -59,7 +59,7 @@ pub(crate) fn echo(sim: &mut Sim) {
     for _ in 0..20 {
         sim.advance(Duration::from_millis(random.below(2_000)));
         for (peer, sent) in &peers {
-            peer.expect_prefix_of(sent);
+            peer.assert_received_prefix_of(sent);
             match random.below(40) {
                 0 => peer.reset(),
                 1 | 2 => peer.half_close(),
