@@ -1,13 +1,16 @@
-//! What a reactor promises, seen from outside: by the bytes its peers get and by what its handler
-//! is told.
+//! What a reactor promises and what can be seen of it from outside, on every transport: by the bytes
+//! that its peers read and by the callbacks that its handler gets.
 //!
 //! Every behaviour is one function over a [`World`](harness::World), and each world runs the same
-//! functions.
+//! functions: TCP, Unix-domain sockets, and a simulated world of each personality. There is a file for
+//! each topic. A rule that needs virtual time, an injected fault or a look into the simulated world is
+//! in the file of that name in `tests/simulated/rules/`; what only the operating system does is in
+//! `tests/os/`.
 
 mod harness;
 
 /// Runs behaviours in every world; in those that have windows, resets and names; in those of them
-/// that hint at a reset that is not read; and in those whose time passes by itself. A new world is one
+/// that hint at a reset before it is read; and in those whose time passes by itself. A new world is one
 /// line here.
 macro_rules! behaviours {
     (
@@ -47,16 +50,18 @@ mod behaviour {
     mod backpressure;
     mod bytes;
     mod closing;
+    mod counters;
     mod dialling;
-    mod ends;
     mod fairness;
+    mod handler_close;
     mod input;
-    mod limits;
     mod listeners;
     mod overload;
     mod panics;
+    mod reactor_end;
+    mod requests;
+    mod settings;
     mod shutdown;
-    mod stops;
     mod threads;
     mod timeouts;
     mod timers;

@@ -11,6 +11,8 @@ mod reply;
 mod route;
 #[path = "../examples/http/server.rs"]
 mod server;
+#[path = "harness/shorthands.rs"]
+mod shorthands;
 
 mod http {
     mod bodies;

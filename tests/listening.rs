@@ -1,18 +1,17 @@
 //! What happens is the same whether there is a subscriber or not. In a program of its own,
 //! because `tracing` remembers that there was one.
 
-#[path = "scenarios/echo.rs"]
-mod echo;
+#[path = "scenarios/basics.rs"]
+mod basics;
 
 use std::io;
-use std::time::Duration;
 
 use tracing::Level;
 use tracing::level_filters::LevelFilter;
 use wheelhouse::Config;
 use wheelhouse::sim::{Faults, Sim};
 
-use crate::echo::Echo;
+use crate::basics::{Echo, SERVER, millis};
 
 /// Some clients are served, with difficulties. Returns what happened, in a number.
 fn run() -> u64 {
@@ -25,13 +24,13 @@ fn run() -> u64 {
         reordered: 100,
         ..Faults::NONE
     });
-    let server = sim.serve("10.0.0.1:7", Config::default(), Echo);
+    let server = sim.serve(SERVER, Config::default(), Echo);
     let peers: Vec<_> = (0..20).map(|_| sim.connect(&server)).collect();
     for round in 0..20 {
         for peer in &peers {
             peer.send(&[round; 100]);
         }
-        sim.advance(Duration::from_millis(50));
+        sim.advance(millis(50));
     }
     sim.converge();
     sim.trace_hash()

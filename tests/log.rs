@@ -1,7 +1,7 @@
 //! What is logged, at which level, and how often.
 
-#[path = "scenarios/echo.rs"]
-mod echo;
+#[path = "scenarios/basics.rs"]
+mod basics;
 
 use std::io;
 use std::sync::{Arc, Mutex};
@@ -11,13 +11,7 @@ use tracing::Level;
 use wheelhouse::sim::{Call, Sim, errno};
 use wheelhouse::{AtLimit, Config, Conn, Handler, Rate, Reactor};
 
-use crate::echo::Echo;
-
-const SERVER: &str = "10.0.0.1:7";
-
-const fn millis(millis: u64) -> Duration {
-    Duration::from_millis(millis)
-}
+use crate::basics::{Echo, SERVER, millis};
 
 /// What was logged in a test.
 #[derive(Clone, Default)]

@@ -1,7 +1,7 @@
 //! Mistakes of handlers and of tests: a simulated world notices each of them, and says which it is.
 
-#[path = "scenarios/echo.rs"]
-mod echo;
+#[path = "scenarios/basics.rs"]
+mod basics;
 
 use std::collections::HashMap;
 use std::io;
@@ -12,13 +12,7 @@ use bytes::{Buf, BytesMut};
 use wheelhouse::sim::{self, Call, Faults, Server, Sim, errno};
 use wheelhouse::{CloseReason, Config, Conn, ConnId, Context, Handler, ListenerId, Timeout};
 
-use crate::echo::Echo;
-
-const SERVER: &str = "10.0.0.1:7";
-
-const fn secs(secs: u64) -> Duration {
-    Duration::from_secs(secs)
-}
+use crate::basics::{Echo, SERVER, secs};
 
 /// What it says when it panics, as it must.
 fn panic_of(act: impl FnOnce()) -> String {

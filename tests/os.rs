@@ -1,5 +1,7 @@
 //! What only the operating system does.
 
+#[path = "harness/shorthands.rs"]
+mod shorthands;
 #[cfg(target_os = "linux")]
 #[path = "os/sockets.rs"]
 mod sockets;

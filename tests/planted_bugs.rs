@@ -22,6 +22,7 @@ use wheelhouse::planted::{Bug, plant};
 use wheelhouse::sim::{self, Link, Server, Sim};
 use wheelhouse::{AtLimit, CloseReason, Config, Conn, ConnId, Handler};
 
+use crate::scenarios::{millis, secs};
 use crate::servers::{circle, echo, everything, failing, flaky_log, log_flakily, posts, shutdown};
 
 /// A scenario and its name.
@@ -48,10 +49,6 @@ fn alone() -> MutexGuard<'static, ()> {
 fn flaky_log_alone(sim: &mut Sim) {
     let _alone = alone();
     flaky_log(sim);
-}
-
-const fn secs(secs: u64) -> Duration {
-    Duration::from_secs(secs)
 }
 
 /// Echoes; each `!` becomes a large reply, and an `@` goes to the first connection.
@@ -338,7 +335,7 @@ fn a_step_without_a_budget_is_noticed() {
         });
         server.take_longest_turn();
         sim.advance(secs(1));
-        assert!(server.take_longest_turn() < Duration::from_millis(10), "no turn is long");
+        assert!(server.take_longest_turn() < millis(10), "no turn is long");
         drop(peers);
     });
 }
@@ -372,7 +369,7 @@ fn alarms_out_of_order_are_noticed() {
 #[test]
 fn a_short_callback_that_is_blamed_for_many_is_noticed() {
     must_catch(Bug::LastCallbackBlamed, "none of them was long", |sim| {
-        let config = Config { stall_report: Some(Duration::from_millis(5)), ..Config::default() };
+        let config = Config { stall_report: Some(millis(5)), ..Config::default() };
         let server = sim.serve("10.0.0.1:7", config, Large::default());
         let stall = sim.stall();
         let work = move || stall(Duration::from_micros(500));
@@ -585,7 +582,7 @@ impl Handler for Stalling {
 /// in which it is going to accept.
 fn dial_again(sim: &mut Sim) {
     sim.set_link(Link { latency: Duration::from_micros(100), ..Link::LOOPBACK });
-    let server = serve_one_of_each(sim, Duration::from_millis(1));
+    let server = serve_one_of_each(sim, millis(1));
     let busy = sim.connect_from("10.9.0.1:0", &server);
     let first = sim.connect(&server);
     sim.settle();

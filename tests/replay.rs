@@ -1,24 +1,22 @@
 //! The variables that a failing run prints, given back to it: this program runs itself with them.
 
-#[path = "scenarios/echo.rs"]
-mod echo;
+#[path = "scenarios/basics.rs"]
+mod basics;
 
 use std::env;
 use std::process::Command;
-use std::time::Duration;
 
-use wheelhouse::Config;
 use wheelhouse::sim::{self, Sim};
 
-use crate::echo::Echo;
+use crate::basics::{secs, serve_echo};
 
 const VARIABLES: [&str; 3] = ["SIM_SEED", "SIM_FAULT", "SIM_TRACE"];
 
 fn visit(sim: &mut Sim) -> Vec<u8> {
-    let server = sim.serve("10.0.0.1:7", Config::default(), Echo);
+    let server = serve_echo(sim);
     let peer = sim.connect(&server);
     peer.send(b"x");
-    sim.advance(Duration::from_secs(30));
+    sim.advance(secs(30));
     peer.take()
 }
 

@@ -1,5 +1,7 @@
-//! What must hold in simulated worlds: the rules, whatever the system says of readiness, and what is
-//! the same for all systems.
+//! What needs a simulated world. The rules, by topic, run with each of the three personalities of
+//! readiness. The other files run once, because readiness does not matter to them: memory
+//! (`accounting`), the length of turns (`budgets`), the last reply (`delivery`) and single failures
+//! (`faults`).
 #![allow(clippy::duplicate_mod, reason = "each personality has the rules for itself")]
 
 #[path = "simulated/accounting.rs"]

@@ -1,7 +1,7 @@
 //! A subscriber that panics costs log events, and nothing else.
 
-#[path = "scenarios/echo.rs"]
-mod echo;
+#[path = "scenarios/basics.rs"]
+mod basics;
 
 use std::io;
 use std::panic::resume_unwind;
@@ -19,9 +19,7 @@ use tracing::{Event, Metadata, Subscriber};
 use wheelhouse::sim::{End, Sim};
 use wheelhouse::{Config, Conn, Handler, Stats};
 
-use crate::echo::Echo;
-
-const SERVER: &str = "10.0.0.1:7";
+use crate::basics::{Echo, SERVER};
 
 /// Tests install their subscribers one after the other: all that are installed are asked about each
 /// new one's callsites, and one that panics then poisons a lock of `tracing`.

@@ -7,24 +7,13 @@
 mod scenarios;
 
 use std::env;
-use std::time::Duration;
 
 use wheelhouse::sim::{self, Link, Peer, Personality, Server, Sim};
 use wheelhouse::{
     Address, AtLimit, CloseReason, Config, Handler, ListenConfig, Rate, Refusal, Timeout,
 };
 
-use crate::scenarios::{Echo, Keeper};
-
-const fn secs(secs: u64) -> Duration {
-    Duration::from_secs(secs)
-}
-
-const fn millis(millis: u64) -> Duration {
-    Duration::from_millis(millis)
-}
-
-const SERVER: &str = "10.0.0.1:7";
+use crate::scenarios::{Echo, Keeper, SERVER, millis, secs, serve_echo};
 
 #[expect(clippy::print_stdout, reason = "figures for the reader of the output")]
 fn run(name: &str, personality: Personality, scenario: fn(&mut Sim)) {
@@ -52,10 +41,6 @@ fn expect_service<H: Handler>(sim: &mut Sim, server: &Server<H>) {
     panic!("no client is served");
 }
 
-fn echo(sim: &mut Sim) -> Server<Echo> {
-    sim.serve(SERVER, Config::default(), Echo)
-}
-
 fn keeper(sim: &mut Sim, upstream: Address) -> Server<Keeper> {
     sim.serve(SERVER, Config::default(), Keeper::new(upstream))
 }
@@ -66,7 +51,7 @@ fn unreachable_address() -> Address {
 
 /// A request, a reply, the end.
 fn a_visit(sim: &mut Sim) {
-    let server = echo(sim);
+    let server = serve_echo(sim);
     let peer = sim.connect(server.address());
     peer.send(b"hello");
     sim.advance(secs(1));
@@ -78,7 +63,7 @@ fn a_visit(sim: &mut Sim) {
 
 /// Several connections that wait in the backlog together.
 fn a_crowd(sim: &mut Sim) {
-    let server = echo(sim);
+    let server = serve_echo(sim);
     let peers: Vec<_> = (0..6).map(|_| sim.connect(server.address())).collect();
     for peer in &peers {
         peer.send(b"x");
@@ -189,7 +174,7 @@ fn resets(sim: &mut Sim) {
 
 /// A server without descriptors to spare.
 fn a_shortage(sim: &mut Sim) {
-    let server = echo(sim);
+    let server = serve_echo(sim);
     server.set_descriptors(9);
     let peers: Vec<_> = (0..8).map(|_| sim.connect(server.address())).collect();
     for peer in &peers {

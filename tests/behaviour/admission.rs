@@ -1,13 +1,14 @@
 //! Which connections are accepted when there are many, and which are evicted for them.
 
-use std::time::Duration;
-
 use bytes::Bytes;
 use wheelhouse::{
-    Address, AtLimit, CloseReason, Config, ListenConfig, Rate, Refusal, State, Timeout,
+    Address, AtLimit, CloseReason, Config, ConnectError, ListenConfig, Rate, Refusal, State,
+    Timeout,
 };
 
-use crate::harness::{Fixture, Got, PeerId, RecordingHandler, What, World, millis};
+use crate::harness::{
+    Fixture, Got, PeerId, RecordingHandler, What, World, millis, secs, with_places,
+};
 
 behaviours! {
     everywhere {
@@ -18,6 +19,11 @@ behaviours! {
         an_exempt_listener_answers_when_the_house_is_full
         exempt_connections_are_few
         connections_come_no_faster_than_their_rate
+        a_full_server_lets_clients_wait
+        a_server_of_one_serves_one_after_the_other
+        no_dial_begins_from_a_full_server
+        the_first_free_place_is_the_next_newcomers
+        a_refused_connection_leaves_its_place
     }
     over_tcp {
         a_newcomer_is_told_that_the_house_is_full
@@ -31,15 +37,11 @@ behaviours! {
     }
 }
 
-fn config(max_connections: usize) -> Config {
-    let mut config = Config::default();
-    config.limits.max_connections = Some(max_connections);
+/// Newcomers wait, whatever is idle.
+fn waiting(max_connections: usize) -> Config {
+    let mut config = with_places(max_connections);
+    config.limits.at_limit = AtLimit::Pause;
     config
-}
-
-fn ask<W: World>(fixture: &mut Fixture<'_, W>, peer: PeerId) {
-    fixture.send(peer, b"hello");
-    fixture.expect(peer, b"hello");
 }
 
 /// So many peers that have been served and are idle, one after the other.
@@ -47,7 +49,7 @@ fn fill<W: World>(fixture: &mut Fixture<'_, W>, count: usize) -> Vec<PeerId> {
     (0..count)
         .map(|_| {
             let (peer, number) = fixture.enter();
-            ask(fixture, peer);
+            fixture.expect_echo(peer);
             fixture.saw(number, What::Idle);
             fixture.wait(millis(5));
             peer
@@ -56,18 +58,18 @@ fn fill<W: World>(fixture: &mut Fixture<'_, W>, count: usize) -> Vec<PeerId> {
 }
 
 fn the_connection_that_was_idle_longest_is_evicted<W: World>(world: &mut W) {
-    let mut fixture = Fixture::new(world, config(4), RecordingHandler::echo());
+    let mut fixture = Fixture::new(world, with_places(4), RecordingHandler::echo());
     let peers = fill(&mut fixture, 4);
     // The first one is the youngest now.
-    ask(&mut fixture, peers[0]);
+    fixture.expect_echo(peers[0]);
     let newcomer = fixture.connect();
-    ask(&mut fixture, newcomer);
+    fixture.expect_echo(newcomer);
     let gone = fixture.expect_closed(CloseReason::Evicted);
     assert_eq!(gone.id, fixture.handler.ids[1]);
     assert_eq!(fixture.read_to_end_as_it_is(peers[1]), (Vec::new(), Got::Eof));
     fixture.expect_none_closed();
     for peer in [peers[0], peers[2], peers[3]] {
-        ask(&mut fixture, peer);
+        fixture.expect_echo(peer);
     }
     assert_eq!(fixture.reactor.handle().stats().connections, 4);
 }
@@ -77,7 +79,7 @@ fn no_active_connection_is_evicted<W: World>(world: &mut W) {
         conn.begin_request();
         input.clear();
     });
-    let mut fixture = Fixture::new(world, config(2), handler);
+    let mut fixture = Fixture::new(world, with_places(2), handler);
     let peers = [(); 2].map(|()| fixture.enter().0);
     for peer in peers {
         fixture.send(peer, b"x");
@@ -94,11 +96,11 @@ fn no_active_connection_is_evicted<W: World>(world: &mut W) {
 }
 
 fn a_request_in_the_socket_saves_from_eviction<W: World>(world: &mut W) {
-    let mut fixture = Fixture::new(world, config(2), RecordingHandler::echo());
+    let mut fixture = Fixture::new(world, with_places(2), RecordingHandler::echo());
     let peers = fill(&mut fixture, 2);
     let newcomer = fixture.connect();
     fixture.send(peers[0], b"again");
-    ask(&mut fixture, newcomer);
+    fixture.expect_echo(newcomer);
     assert_eq!(fixture.expect_closed(CloseReason::Evicted).id, fixture.handler.ids[1]);
     fixture.expect(peers[0], b"again");
 }
@@ -108,7 +110,7 @@ fn newcomers_come_in_when_a_connection_becomes_idle<W: World>(world: &mut W) {
         conn.begin_request();
         input.clear();
     });
-    let mut fixture = Fixture::new(world, config(1), handler);
+    let mut fixture = Fixture::new(world, with_places(1), handler);
     let (peer, _) = fixture.enter();
     fixture.send(peer, b"x");
     fixture.saw(0, What::Data(1));
@@ -134,7 +136,7 @@ fn an_exempt_listener_answers_when_the_house_is_full<W: World>(world: &mut W) {
             input.clear();
         }
     });
-    let mut fixture = Fixture::new(world, config(1), handler);
+    let mut fixture = Fixture::new(world, with_places(1), handler);
     let address = exempt(&mut fixture);
     let (peer, _) = fixture.enter();
     fixture.send(peer, b"x");
@@ -150,7 +152,7 @@ fn an_exempt_listener_answers_when_the_house_is_full<W: World>(world: &mut W) {
 }
 
 fn exempt_connections_are_few<W: World>(world: &mut W) {
-    let mut fixture = Fixture::new(world, config(4), RecordingHandler::echo());
+    let mut fixture = Fixture::new(world, with_places(4), RecordingHandler::echo());
     let address = exempt(&mut fixture);
     let operators: Vec<_> = (0..17).map(|_| fixture.connect_to(&address)).collect();
     for operator in &operators {
@@ -163,7 +165,7 @@ fn exempt_connections_are_few<W: World>(world: &mut W) {
     fixture.leave(operators[0]);
     fixture.expect(operators[16], b"x");
     let (peer, _) = fixture.enter();
-    ask(&mut fixture, peer);
+    fixture.expect_echo(peer);
 }
 
 fn connections_come_no_faster_than_their_rate<W: World>(world: &mut W) {
@@ -181,12 +183,12 @@ fn connections_come_no_faster_than_their_rate<W: World>(world: &mut W) {
     assert!(took >= millis(400), "{took:?}");
     assert!(fixture.reactor.handle().stats().accept_throttles >= 4);
     for peer in peers {
-        ask(&mut fixture, peer);
+        fixture.expect_echo(peer);
     }
 }
 
 fn a_newcomer_is_told_that_the_house_is_full<W: World>(world: &mut W) {
-    let mut config = config(1);
+    let mut config = with_places(1);
     config.limits.at_limit = AtLimit::Reject(Bytes::from_static(b"come back later\n"));
     let mut fixture = Fixture::new(world, config, RecordingHandler::echo());
     let (peer, _) = fixture.enter();
@@ -195,7 +197,7 @@ fn a_newcomer_is_told_that_the_house_is_full<W: World>(world: &mut W) {
         assert_eq!(fixture.read_to_end(newcomer), (b"come back later\n".to_vec(), Got::Eof));
     }
     assert_eq!(fixture.reactor.handle().stats().refused_full, 3);
-    ask(&mut fixture, peer);
+    fixture.expect_echo(peer);
     fixture.leave(peer);
     fixture.expect_closed(CloseReason::PeerEof);
     fixture.expect_service();
@@ -211,12 +213,12 @@ fn a_client_has_its_share_of_connections<W: World>(world: &mut W) {
     assert_eq!(fixture.read_to_end(refused), (Vec::new(), Got::Eof));
     assert_eq!(fixture.reactor.handle().stats().refused_client, 1);
     for peer in peers {
-        ask(&mut fixture, peer);
+        fixture.expect_echo(peer);
     }
     fixture.leave(peers[0]);
     fixture.expect_closed(CloseReason::PeerEof);
     let (peer, _) = fixture.enter();
-    ask(&mut fixture, peer);
+    fixture.expect_echo(peer);
     assert_eq!(fixture.reactor.handle().stats().accepted, 3);
 }
 
@@ -225,11 +227,11 @@ fn a_client_at_its_limit_may_close_and_dial_again<W: World>(world: &mut W) {
     config.limits.clients.connections = Some(1);
     let mut fixture = Fixture::new(world, config, RecordingHandler::echo());
     let mut peer = fixture.connect();
-    ask(&mut fixture, peer);
+    fixture.expect_echo(peer);
     for _ in 0..200 {
         fixture.leave(peer);
         peer = fixture.connect();
-        ask(&mut fixture, peer);
+        fixture.expect_echo(peer);
     }
     let stats = fixture.reactor.handle().stats();
     assert_eq!((stats.accepted, stats.refused_client), (201, 0));
@@ -264,23 +266,23 @@ fn a_refused_client_may_be_reset<W: World>(world: &mut W) {
     let (peer, _) = fixture.enter();
     let refused = fixture.connect();
     fixture.expect_reset(refused);
-    ask(&mut fixture, peer);
+    fixture.expect_echo(peer);
 }
 
 fn a_client_that_comes_too_often_is_refused<W: World>(world: &mut W) {
     let mut config = Config::default();
-    config.limits.clients.rate = Some(Rate::new(5, Duration::from_secs(2)));
+    config.limits.clients.rate = Some(Rate::new(5, secs(2)));
     let mut fixture = Fixture::new(world, config, RecordingHandler::echo());
     for _ in 0..5 {
         let (peer, _) = fixture.enter();
-        ask(&mut fixture, peer);
+        fixture.expect_echo(peer);
         fixture.leave(peer);
         fixture.expect_closed(CloseReason::PeerEof);
     }
     let refused = fixture.connect();
     assert_eq!(fixture.read_to_end(refused), (Vec::new(), Got::Eof));
     assert_eq!(fixture.reactor.handle().stats().refused_client_rate, 1);
-    fixture.wait(Duration::from_secs(4));
+    fixture.wait(secs(4));
     fixture.expect_service();
 }
 
@@ -291,7 +293,7 @@ fn a_client_that_is_exempt_is_not_limited<W: World>(world: &mut W) {
     let mut fixture = Fixture::new(world, config, RecordingHandler::echo());
     for _ in 0..3 {
         let (peer, _) = fixture.enter();
-        ask(&mut fixture, peer);
+        fixture.expect_echo(peer);
     }
 }
 
@@ -304,14 +306,90 @@ fn an_exempt_listener_knows_no_clients<W: World>(world: &mut W) {
     let (peer, number) = fixture.enter();
     for _ in 0..3 {
         let operator = fixture.connect_to(&address);
-        ask(&mut fixture, operator);
+        fixture.expect_echo(operator);
         fixture.leave(operator);
         fixture.expect_closed(CloseReason::PeerEof);
     }
     assert_eq!(fixture.with(number, |conn| conn.state()), State::Connected);
-    ask(&mut fixture, peer);
+    fixture.expect_echo(peer);
     fixture.expect_timeout(Timeout::Idle);
     // Its share was not given back by others.
     let (peer, _) = fixture.enter();
-    ask(&mut fixture, peer);
+    fixture.expect_echo(peer);
+}
+
+fn a_full_server_lets_clients_wait<W: World>(world: &mut W) {
+    let mut fixture = Fixture::new(world, waiting(3), RecordingHandler::echo());
+    let peers: Vec<_> = (0..5).map(|_| fixture.connect()).collect();
+    for peer in &peers {
+        fixture.send(*peer, b"hello");
+    }
+    for peer in &peers[..3] {
+        fixture.expect(*peer, b"hello");
+    }
+    fixture.wait(millis(30));
+    assert_eq!((fixture.handler.ids.len(), fixture.reactor.context().len()), (3, 3));
+    for peer in &peers[3..] {
+        fixture.expect_silence(*peer);
+    }
+    // A place that becomes free is the next one's.
+    fixture.leave(peers[1]);
+    fixture.expect(peers[3], b"hello");
+    fixture.expect_silence(peers[4]);
+    fixture.leave(peers[0]);
+    fixture.expect(peers[4], b"hello");
+    fixture.send(peers[2], b"still here");
+    fixture.expect(peers[2], b"still here");
+}
+
+fn a_server_of_one_serves_one_after_the_other<W: World>(world: &mut W) {
+    let mut fixture = Fixture::new(world, with_places(1), RecordingHandler::echo());
+    let peers: Vec<_> = (0..20).map(|_| fixture.connect()).collect();
+    for peer in peers {
+        fixture.expect_echo(peer);
+        fixture.leave(peer);
+    }
+    fixture.until("all of them", |fixture| fixture.handler.closed.len() == 20);
+    fixture.handler.closed.clear();
+    fixture.expect_service();
+}
+
+fn no_dial_begins_from_a_full_server<W: World>(world: &mut W) {
+    let (mut listener, address) = world.listen_as_peer();
+    let mut fixture = Fixture::new(world, with_places(1), RecordingHandler::echo());
+    let (peer, _) = fixture.enter();
+    let refused = fixture.reactor.context().connect(address.clone());
+    assert_eq!(refused, Err(ConnectError::Full));
+    fixture.leave(peer);
+    fixture.expect_closed(CloseReason::PeerEof);
+    fixture.reactor.context().connect(address).unwrap();
+    let peer = fixture.answer(&mut listener);
+    fixture.leave(peer);
+    fixture.expect_closed(CloseReason::PeerEof);
+    fixture.expect_service();
+}
+
+fn the_first_free_place_is_the_next_newcomers<W: World>(world: &mut W) {
+    let mut fixture = Fixture::new(world, waiting(128), RecordingHandler::echo());
+    let peers: Vec<_> = (0..130).map(|_| fixture.connect()).collect();
+    fixture.until("a full table", |fixture| fixture.handler.ids.len() == 128);
+    fixture.wait(millis(20));
+    for gone in 0..2 {
+        fixture.leave(peers[gone]);
+        fixture.expect_closed(CloseReason::PeerEof);
+        fixture.send(peers[128 + gone], b"hello");
+        fixture.expect(peers[128 + gone], b"hello");
+        assert_eq!(fixture.handler.ids.len(), 129 + gone);
+    }
+}
+
+fn a_refused_connection_leaves_its_place<W: World>(world: &mut W) {
+    let handler = RecordingHandler::echo().when_open(|_, number| number >= 10);
+    let mut fixture = Fixture::new(world, with_places(1), handler);
+    for _ in 0..10 {
+        let peer = fixture.connect();
+        fixture.expect_eof(peer);
+    }
+    assert_eq!(fixture.reactor.handle().stats().refused, 10);
+    fixture.expect_service();
 }

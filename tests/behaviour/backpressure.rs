@@ -3,12 +3,11 @@
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
-use std::time::Duration;
 
 use wheelhouse::{CloseReason, Config, Conn, ConnId, Watermarks};
 
 use crate::harness::{
-    Fixture, Got, PeerId, RecordingHandler, What, World, assert_same, millis, pattern,
+    Fixture, Got, PeerId, RecordingHandler, What, World, assert_same, millis, pattern, secs,
 };
 
 behaviours! {
@@ -163,8 +162,7 @@ fn a_write_above_the_mark_drains_even_if_it_leaves_at_once<W: World>(world: &mut
     let mut fixture = Fixture::new(world, config, handler);
     let peer = fixture.connect();
     for _ in 0..3 {
-        fixture.send(peer, b"hello");
-        fixture.expect(peer, b"hello");
+        fixture.expect_echo(peer);
     }
     fixture.until("three drains", |fixture| fixture.handler.count(0, What::Drained) == 3);
     assert!(!fixture.with(0, |conn| conn.is_congested()));
@@ -467,8 +465,7 @@ fn a_handler_that_yields_with_nothing_left_is_not_called<W: World>(world: &mut W
     });
     let mut fixture = Fixture::new(world, Config::default(), handler);
     let peer = fixture.connect();
-    fixture.send(peer, b"hello");
-    fixture.expect(peer, b"hello");
+    fixture.expect_echo(peer);
     fixture.saw(0, What::Idle);
     fixture.turn();
     assert_eq!(fixture.handler.count(0, What::Data(5)), 1);
@@ -706,7 +703,7 @@ fn a_feeder_is_not_late_while_its_sink_reads_slowly<W: World>(world: &mut W) {
     // A small window opens in steps: several sips make one byte leave.
     config.timeouts.response = Some(millis(300));
     config.timeouts.idle = Some(millis(300));
-    config.timeouts.first_byte = Some(Duration::from_secs(60));
+    config.timeouts.first_byte = Some(secs(60));
     let mut fixture = Fixture::new(world, config, pipe());
     let sink = fixture.connect_small();
     fixture.saw(0, What::Connected);

@@ -18,6 +18,7 @@ behaviours! {
         what_a_handler_keeps_of_its_input_stays
         a_connection_does_not_see_what_another_left
         formatted_text_is_sent_as_it_reads
+        many_connections_live_side_by_side
     }
     over_tcp {
         an_echo_to_a_slow_reader_returns_what_was_sent
@@ -231,5 +232,29 @@ fn formatted_text_is_sent_as_it_reads<W: World>(world: &mut W) {
     let peer = fixture.connect();
     fixture.send(peer, b"hi");
     fixture.expect(peer, b"0 said [104, 105]\n");
+    fixture.expect_service();
+}
+
+fn many_connections_live_side_by_side<W: World>(world: &mut W) {
+    let mut fixture = Fixture::new(world, Config::default(), RecordingHandler::echo());
+    let peers: Vec<_> = (0..200).map(|_| fixture.connect()).collect();
+    for round in 0..3 {
+        for (index, peer) in peers.iter().enumerate() {
+            fixture.send(*peer, format!("{index}.{round}").as_bytes());
+        }
+        for (index, peer) in peers.iter().enumerate() {
+            fixture.expect(*peer, format!("{index}.{round}").as_bytes());
+        }
+    }
+    // Every second one leaves, and the rest do not notice.
+    for peer in peers.iter().step_by(2) {
+        fixture.leave(*peer);
+    }
+    for peer in peers.iter().skip(1).step_by(2) {
+        fixture.expect_echo(*peer);
+    }
+    fixture.until("a hundred to go", |fixture| fixture.handler.closed.len() == 100);
+    assert_eq!(fixture.reactor.context().len(), 100);
+    fixture.handler.closed.clear();
     fixture.expect_service();
 }

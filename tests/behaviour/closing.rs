@@ -1,11 +1,9 @@
 //! How connections end: what is queued leaves, what the peer still sends does no harm, and what
 //! does not end in time is cut off.
 
-use std::time::Duration;
-
 use wheelhouse::{CloseReason, Config, Timeout};
 
-use crate::harness::{Fixture, Got, RecordingHandler, What, World, assert_same, millis};
+use crate::harness::{Fixture, Got, RecordingHandler, What, World, assert_same, millis, secs};
 
 behaviours! {
     everywhere {
@@ -222,7 +220,7 @@ fn no_connection_lingers_for_a_peer_that_sent_its_fin<W: World>(world: &mut W) {
     fixture.send(peer, b"x");
     fixture.half_close(peer);
     let closed = fixture.expect_closed(CloseReason::HandlerClose);
-    assert!(closed.age < Duration::from_secs(2), "{:?}", closed.age);
+    assert!(closed.age < secs(2), "{:?}", closed.age);
     assert_eq!(fixture.read_to_end(peer), (b"bye".to_vec(), Got::Eof));
     fixture.expect_service();
 }
@@ -236,7 +234,7 @@ fn no_connection_lingers_where_nothing_was_written<W: World>(world: &mut W) {
     let peer = fixture.connect();
     fixture.send(peer, b"x");
     let closed = fixture.expect_closed(CloseReason::HandlerClose);
-    assert!(closed.age < Duration::from_secs(2), "{:?}", closed.age);
+    assert!(closed.age < secs(2), "{:?}", closed.age);
     fixture.expect_eof(peer);
     fixture.expect_service();
 }
@@ -277,7 +275,7 @@ fn the_last_output_must_leave_at_the_least_rate<W: World>(world: &mut W) {
     fixture.turn();
     let start = fixture.now();
     fixture.send(peer, b"x");
-    while fixture.handler.closed.is_empty() && fixture.now() - start < Duration::from_secs(5) {
+    while fixture.handler.closed.is_empty() && fixture.now() - start < secs(5) {
         fixture.sip(peer, 4 * 1024);
         fixture.wait(millis(10));
     }
@@ -372,8 +370,7 @@ fn a_reset_within_a_request_ends_the_connection<W: World>(world: &mut W) {
 fn a_reset_ends_an_idle_connection<W: World>(world: &mut W) {
     let mut fixture = Fixture::new(world, Config::default(), RecordingHandler::echo());
     let (peer, number) = fixture.enter();
-    fixture.send(peer, b"hello");
-    fixture.expect(peer, b"hello");
+    fixture.expect_echo(peer);
     fixture.saw(number, What::Idle);
     fixture.reset(peer);
     fixture.expect_closed(CloseReason::PeerReset);
@@ -424,7 +421,7 @@ fn a_reset_ends_a_closing_connection<W: World>(world: &mut W) {
     fixture.expect_none_closed();
     fixture.reset(peer);
     let closed = fixture.expect_closed(CloseReason::HandlerClose);
-    assert!(closed.age < Duration::from_secs(2), "it does not wait: {:?}", closed.age);
+    assert!(closed.age < secs(2), "it does not wait: {:?}", closed.age);
     fixture.expect_service();
 }
 
@@ -436,7 +433,7 @@ fn a_reset_ends_a_closing_connection_with_output_queued<W: World>(world: &mut W)
     fixture.wait(millis(20));
     fixture.reset(peer);
     let closed = fixture.expect_closed(CloseReason::HandlerClose);
-    assert!(closed.age < Duration::from_secs(2), "{:?}", closed.age);
+    assert!(closed.age < secs(2), "{:?}", closed.age);
     assert!(closed.unsent > 0);
     assert_eq!(closed.bytes_out + closed.unsent, LARGE as u64);
     fixture.expect_service();
@@ -456,7 +453,7 @@ fn a_reset_after_a_fin_ends_the_connection<W: World>(world: &mut W) {
     fixture.turn();
     fixture.reset(peer);
     let closed = fixture.expect_closed(CloseReason::PeerReset);
-    assert!(closed.age < Duration::from_secs(2), "{:?}", closed.age);
+    assert!(closed.age < secs(2), "{:?}", closed.age);
     fixture.expect_service();
 }
 

@@ -2,13 +2,12 @@
 
 use std::cell::Cell;
 use std::rc::Rc;
-use std::time::Duration;
 
 use wheelhouse::{
     Address, CloseReason, Config, ConnectError, Origin, State, Target, Timeout, ToTarget,
 };
 
-use crate::harness::{Fixture, Got, RecordingHandler, What, World, assert_on_time, millis};
+use crate::harness::{Fixture, Got, RecordingHandler, What, World, assert_on_time, millis, secs};
 
 behaviours! {
     everywhere {
@@ -327,8 +326,7 @@ fn a_dial_that_fails_may_dial_again<W: World>(world: &mut W) {
     let mut fixture = Fixture::new(world, Config::default(), handler);
     dial(&mut fixture, refusing);
     let peer = fixture.answer(&mut listener);
-    fixture.send(peer, b"hello");
-    fixture.expect(peer, b"hello");
+    fixture.expect_echo(peer);
     assert_eq!(failures.get(), 3);
     fixture.handler.closed.clear();
     fixture.expect_service();
@@ -427,8 +425,7 @@ fn a_dialled_connection_outlives_its_owner<W: World>(world: &mut W) {
     let owner = fixture.handler.ids[0];
     fixture.leave(client);
     assert_eq!(fixture.closed().id, owner);
-    fixture.send(upstream, b"hello");
-    fixture.expect(upstream, b"hello");
+    fixture.expect_echo(upstream);
     assert!(fixture.with(1, |conn| conn.owner() == Some(owner) && conn.other(owner).is_none()));
     fixture.expect_service();
 }
@@ -443,7 +440,7 @@ fn a_shutdown_gives_up_a_dial<W: World>(world: &mut W) {
     fixture.reactor.handle().shutdown();
     fixture.until("the end", |fixture| fixture.reactor.is_finished());
     let took = fixture.now() - start;
-    assert!(took < Duration::from_secs(1), "{took:?}");
+    assert!(took < secs(1), "{took:?}");
     fixture.expect_closed(CloseReason::Shutdown);
 }
 
@@ -496,7 +493,7 @@ fn a_name_is_looked_up<W: World>(world: &mut W) {
 fn a_name_that_does_not_exist_is_a_failure<W: World>(world: &mut W) {
     let mut config = Config::default();
     // A resolver may take its time over it.
-    config.timeouts.connect = Some(Duration::from_secs(3));
+    config.timeouts.connect = Some(secs(3));
     let mut fixture = Fixture::new(world, config, RecordingHandler::echo());
     let target: Target = "name.invalid:80".parse().unwrap();
     dial(&mut fixture, target);
@@ -545,7 +542,7 @@ fn a_dial_may_be_closed_before_it_is_answered<W: World>(world: &mut W) {
         conn.close();
     });
     let closed = fixture.expect_closed(CloseReason::HandlerClose);
-    assert!(closed.age < Duration::from_secs(2), "{:?}", closed.age);
+    assert!(closed.age < secs(2), "{:?}", closed.age);
     assert!(fixture.reactor.context().is_empty());
     fixture.expect_service();
 }

@@ -111,8 +111,7 @@ fn a_burst_of_clients_delays_no_other<W: World>(world: &mut W) {
     assert!(turns <= 2, "{turns} turns");
     assert!(fixture.handler.ids.len() < 101, "not all at once");
     for peer in burst {
-        fixture.send(peer, b"hello");
-        fixture.expect(peer, b"hello");
+        fixture.expect_echo(peer);
     }
 }
 

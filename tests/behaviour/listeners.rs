@@ -9,7 +9,9 @@ use std::{fs, io};
 
 use wheelhouse::{Address, CloseReason, Config, Error, ListenConfig, Origin, Reactor, Timeout};
 
-use crate::harness::{Fixture, Os, RecordingHandler, World, few_places, millis, temporary_path};
+use crate::harness::{
+    Fixture, Os, RecordingHandler, World, few_places, millis, secs, temporary_path,
+};
 
 fn fixture(world: &mut Os) -> Fixture<'_, Os> {
     Fixture::new(world, Config::default(), RecordingHandler::echo())
@@ -253,25 +255,6 @@ fn a_turn_waits_no_longer_than_it_was_told() {
     assert!(reactor.context().now() < at + millis(500));
 }
 
-#[test]
-fn a_setting_out_of_range_is_refused_by_name() {
-    let mut config = Config::default();
-    config.timeouts.idle = Some(Duration::ZERO);
-    let refused = Reactor::<RecordingHandler>::new(config);
-    assert!(
-        matches!(&refused, Err(Error::Config(error)) if error.setting() == "timeouts.idle"),
-        "{refused:?}"
-    );
-    let listen = ListenConfig { backlog: 0, ..ListenConfig::default() };
-    let mut world = Os::tcp();
-    let mut fixture = fixture(&mut world);
-    let refused = fixture.reactor.listen_with("127.0.0.1:0", listen);
-    assert!(
-        matches!(&refused, Err(Error::Config(error)) if error.setting() == "backlog"),
-        "{refused:?}"
-    );
-}
-
 /// Where the reactor has a descriptor that tells when it has something to do: mio's poll backend has
 /// none.
 #[cfg(not(mio_unsupported_force_poll_poll))]
@@ -285,7 +268,7 @@ mod inside_another_loop {
     /// A foreign loop: waits for the reactor's descriptor no longer than the reactor would.
     fn wait_outside(poll: &mut mio::Poll, reactor: &mut Reactor<RecordingHandler>) {
         let mut events = mio::Events::with_capacity(4);
-        let at_most = Duration::from_secs(10);
+        let at_most = secs(10);
         let timeout = reactor.next_timeout().map_or(at_most, |timeout| timeout.min(at_most));
         poll.poll(&mut events, Some(timeout)).unwrap();
     }

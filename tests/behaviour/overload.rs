@@ -3,11 +3,10 @@
 
 use std::cell::RefCell;
 use std::rc::Rc;
-use std::time::Duration;
 
-use wheelhouse::{CloseReason, Config, State, Timeout, Watermarks};
+use wheelhouse::{CloseReason, Config, Watermarks};
 
-use crate::harness::{Fixture, Got, PeerId, RecordingHandler, What, World, millis};
+use crate::harness::{Fixture, Got, RecordingHandler, What, World, millis, secs, with_places};
 
 behaviours! {
     everywhere {
@@ -16,25 +15,11 @@ behaviours! {
         the_greatest_holder_of_input_is_shed
         what_waits_to_be_dialled_is_shed_too
         a_flood_fills_the_buffers_and_no_more
-        a_callback_that_stalls_is_counted
-        states_are_counted
-        deadlines_are_counted
     }
     over_tcp {
         the_greatest_holder_of_output_is_shed
         idle_ones_go_sooner_in_a_crowd
     }
-}
-
-fn ask<W: World>(fixture: &mut Fixture<'_, W>, peer: PeerId) {
-    fixture.send(peer, b"hello");
-    fixture.expect(peer, b"hello");
-}
-
-fn crowd(places: usize) -> Config {
-    let mut config = Config::default();
-    config.limits.max_connections = Some(places);
-    config
 }
 
 fn no_connection_is_kept_alive_in_a_crowd<W: World>(world: &mut W) {
@@ -45,9 +30,9 @@ fn no_connection_is_kept_alive_in_a_crowd<W: World>(world: &mut W) {
         conn.write(input);
         input.clear();
     });
-    let mut fixture = Fixture::new(world, crowd(100), handler);
+    let mut fixture = Fixture::new(world, with_places(100), handler);
     let peers: Vec<_> = (0..91).map(|_| fixture.enter().0).collect();
-    ask(&mut fixture, peers[0]);
+    fixture.expect_echo(peers[0]);
     // Who was told that it is over is not left waiting, whatever the pressure is then.
     fixture.expect_closed(CloseReason::Overload);
     assert_eq!(fixture.read_to_end(peers[0]), (Vec::new(), Got::Eof));
@@ -56,16 +41,16 @@ fn no_connection_is_kept_alive_in_a_crowd<W: World>(world: &mut W) {
         fixture.leave(*peer);
     }
     fixture.until("some to go", |fixture| fixture.handler.closed.len() == 4);
-    ask(&mut fixture, peers[5]);
+    fixture.expect_echo(peers[5]);
     assert_eq!(*answers.borrow(), [false, true]);
 }
 
 fn idle_ones_go_sooner_in_a_crowd<W: World>(world: &mut W) {
-    let mut config = crowd(100);
-    config.timeouts.idle = Some(Duration::from_secs(3));
+    let mut config = with_places(100);
+    config.timeouts.idle = Some(secs(3));
     let mut fixture = Fixture::new(world, config, RecordingHandler::echo());
     let (first, number) = fixture.enter();
-    ask(&mut fixture, first);
+    fixture.expect_echo(first);
     let since = fixture.saw(number, What::Idle);
     // At 90 of 100 a third of the idle time is left, and a bit.
     let others: Vec<_> = (1..90).map(|_| fixture.enter().0).collect();
@@ -76,7 +61,7 @@ fn idle_ones_go_sooner_in_a_crowd<W: World>(world: &mut W) {
     let took = closed.opened_at + closed.age - since;
     assert!(took >= millis(1_660) && took < millis(2_300), "{took:?}");
     for peer in others {
-        ask(&mut fixture, peer);
+        fixture.expect_echo(peer);
     }
 }
 
@@ -151,62 +136,6 @@ fn the_greatest_holder_of_output_is_shed<W: World>(world: &mut W) {
     assert!(closed.unsent > 0);
     assert_eq!(fixture.read(peers[0], 3 << 20).len(), 3 << 20);
     fixture.expect_none_closed();
-}
-
-fn a_callback_that_stalls_is_counted<W: World>(world: &mut W) {
-    let stall = world.stall();
-    let handler = RecordingHandler::echo().when_data(move |conn, _, input| {
-        stall(millis(60));
-        conn.write(input);
-        input.clear();
-    });
-    let mut fixture = Fixture::new(world, Config::default(), handler);
-    let peer = fixture.connect();
-    ask(&mut fixture, peer);
-    fixture.turn();
-    let stats = fixture.reactor.handle().stats();
-    assert_eq!(stats.stalls, 1);
-    // It is known to within a step of the coarse clock.
-    assert!(stats.longest_callback >= 49_000_000, "{stats:?}");
-    let text = stats.prometheus().to_string();
-    assert!(text.contains("wheelhouse_stalls_total 1\n"), "{text}");
-    assert!(!text.contains("wheelhouse_turn_seconds_sum 0\n"), "{text}");
-}
-
-fn states_are_counted<W: World>(world: &mut W) {
-    let mut fixture = Fixture::new(world, Config::default(), RecordingHandler::echo());
-    let (idle, number) = fixture.enter();
-    ask(&mut fixture, idle);
-    fixture.saw(number, What::Idle);
-    let (silent, _) = fixture.enter();
-    let count = |fixture: &mut Fixture<'_, W>| {
-        let stats = fixture.reactor.handle().stats();
-        [State::Connecting, State::Connected, State::Idle, State::Closing]
-            .map(|state| stats.in_state(state))
-    };
-    assert_eq!(count(&mut fixture), [0, 1, 1, 0]);
-    fixture.leave(silent);
-    fixture.expect_closed(CloseReason::PeerEof);
-    let (_door, address) = fixture.world.listen_as_peer();
-    fixture.reactor.context().connect(address).unwrap();
-    assert_eq!(fixture.reactor.handle().stats().connections, 2);
-    fixture.saw(2, What::Connected);
-    fixture.leave(idle);
-    fixture.expect_closed(CloseReason::PeerEof);
-    fixture.wait(millis(20));
-    let [connecting, connected, idle, closing] = count(&mut fixture);
-    assert_eq!((connecting, connected + idle, closing), (0, 1, 0));
-}
-
-fn deadlines_are_counted<W: World>(world: &mut W) {
-    let mut config = Config::default();
-    config.timeouts.first_byte = Some(millis(50));
-    let mut fixture = Fixture::new(world, config, RecordingHandler::echo());
-    fixture.connect();
-    fixture.expect_timeout(Timeout::FirstByte);
-    let stats = fixture.reactor.handle().stats();
-    let fired: Vec<_> = stats.deadlines_by_label().filter(|(_, count)| *count > 0).collect();
-    assert_eq!(fired, [("first_byte", 1)]);
 }
 
 fn a_flood_fills_the_buffers_and_no_more<W: World>(world: &mut W) {

@@ -15,6 +15,7 @@ behaviours! {
     everywhere {
         a_panic_in_on_open_costs_one_connection
         a_panic_in_on_connected_costs_one_connection
+        a_panic_in_on_connected_of_a_dial_costs_that_connection
         a_panic_in_on_data_costs_one_connection
         a_panic_in_on_idle_costs_one_connection
         a_panic_in_on_active_costs_one_connection
@@ -84,6 +85,21 @@ fn a_panic_in_on_connected_costs_one_connection<W: World>(world: &mut W) {
     expect_one_lost(&mut fixture);
 }
 
+fn a_panic_in_on_connected_of_a_dial_costs_that_connection<W: World>(world: &mut W) {
+    let (mut listener, address) = world.listen_as_peer();
+    let handler = RecordingHandler::echo().when_connected(|conn, session| {
+        if session.number == 0 {
+            conn.write(b"secret");
+            panic!("told to");
+        }
+    });
+    let mut fixture = Fixture::new(world, Config::default(), handler);
+    fixture.reactor.context().connect(address).unwrap();
+    let peer = fixture.answer(&mut listener);
+    fixture.expect_reset(peer);
+    expect_one_lost(&mut fixture);
+}
+
 fn a_panic_in_on_data_costs_one_connection<W: World>(world: &mut W) {
     let handler = RecordingHandler::echo().when_data(|conn, _, input| {
         if input.starts_with(b"panic") {
@@ -96,8 +112,7 @@ fn a_panic_in_on_data_costs_one_connection<W: World>(world: &mut W) {
     let mut fixture = Fixture::new(world, Config::default(), handler);
     let (victim, _) = fixture.enter();
     let (bystander, _) = fixture.enter();
-    fixture.send(victim, b"hello");
-    fixture.expect(victim, b"hello");
+    fixture.expect_echo(victim);
     fixture.send(victim, b"panic");
     fixture.send(bystander, b"meanwhile");
     fixture.expect_reset(victim);
@@ -131,8 +146,7 @@ fn a_panic_in_on_active_costs_one_connection<W: World>(world: &mut W) {
     });
     let mut fixture = Fixture::new(world, Config::default(), handler);
     let peer = fixture.connect();
-    fixture.send(peer, b"hello");
-    fixture.expect(peer, b"hello");
+    fixture.expect_echo(peer);
     fixture.saw(0, What::Idle);
     fixture.send(peer, b"again");
     fixture.expect_reset(peer);
@@ -222,8 +236,7 @@ fn a_panic_in_on_closed_costs_one_connection<W: World>(world: &mut W) {
     fixture.leave(victim);
     fixture.expect_closed(CloseReason::PeerEof);
     fixture.until("a panic", |fixture| fixture.reactor.handle().stats().panics == 1);
-    fixture.send(bystander, b"hello");
-    fixture.expect(bystander, b"hello");
+    fixture.expect_echo(bystander);
     fixture.expect_service();
     assert_eq!(fixture.reactor.handle().stats().connections, 1);
 }

@@ -1,11 +1,9 @@
 //! The end of a server: no newcomer, what is owed is given, and no later than it was told.
 
-use std::time::Duration;
-
 use wheelhouse::{CloseReason, Config, ListenConfig, PostError, Reactor, State};
 
 use crate::harness::{
-    Fixture, Got, RecordingHandler, What, World, assert_same, few_places, millis,
+    Fixture, Got, RecordingHandler, What, World, assert_same, few_places, millis, secs,
 };
 
 behaviours! {
@@ -72,15 +70,14 @@ fn idle_connections_are_closed_at_once<W: World>(world: &mut W) {
     let mut fixture = Fixture::new(world, at_once(), RecordingHandler::echo());
     let peers: Vec<_> = (0..10).map(|_| fixture.enter()).collect();
     for (peer, number) in &peers {
-        fixture.send(*peer, b"hello");
-        fixture.expect(*peer, b"hello");
+        fixture.expect_echo(*peer);
         fixture.saw(*number, What::Idle);
     }
     let start = fixture.now();
     fixture.reactor.handle().shutdown();
     end(&mut fixture);
     let took = fixture.now() - start;
-    assert!(took < Duration::from_secs(1), "{took:?}");
+    assert!(took < secs(1), "{took:?}");
     for (peer, _) in peers {
         fixture.expect_closed(CloseReason::Shutdown);
         assert_eq!(fixture.read_to_end_as_it_is(peer), (Vec::new(), Got::Eof));
@@ -94,7 +91,7 @@ fn a_shutdown_closes_connections_that_said_nothing<W: World>(world: &mut W) {
     fixture.reactor.handle().shutdown();
     end(&mut fixture);
     let took = fixture.now() - start;
-    assert!(took < Duration::from_secs(1), "{took:?}");
+    assert!(took < secs(1), "{took:?}");
     fixture.expect_closed(CloseReason::Shutdown);
     assert_eq!(fixture.read_to_end_as_it_is(peer), (Vec::new(), Got::Eof));
 }
@@ -123,8 +120,7 @@ fn last_words_are_sent<W: World>(world: &mut W) {
     });
     let mut fixture = Fixture::new(world, at_once(), handler);
     let (peer, number) = fixture.enter();
-    fixture.send(peer, b"hello");
-    fixture.expect(peer, b"hello");
+    fixture.expect_echo(peer);
     fixture.saw(number, What::Idle);
     fixture.reactor.context().shutdown();
     assert_eq!(fixture.read_to_end(peer), (b"closing time".to_vec(), Got::Eof));
@@ -198,7 +194,7 @@ fn run_returns_a_report<W: World>(world: &mut W) {
     let report = reactor.run(&mut handler).unwrap();
     assert_eq!(handler.faults, Vec::<String>::new());
     assert_eq!((handler.ids.len(), handler.closed.len()), (2, 2));
-    assert!(report.uptime >= millis(100) && report.uptime < Duration::from_secs(5), "{report:?}");
+    assert!(report.uptime >= millis(100) && report.uptime < secs(5), "{report:?}");
     assert!(report.shutdown <= report.uptime);
     assert_eq!((report.stats.accepted, report.stats.connections), (2, 0));
     assert_eq!(report.to_string(), "closed=2 shutdown=2");
@@ -239,7 +235,7 @@ fn a_second_call_drops_what_is_queued<W: World>(world: &mut W) {
     let start = fixture.now();
     end(&mut fixture);
     let took = fixture.now() - start;
-    assert!(took < Duration::from_secs(1), "{took:?}");
+    assert!(took < secs(1), "{took:?}");
     let closed = fixture.expect_closed(CloseReason::HardStop);
     assert!(closed.unsent > 0);
     let (bytes, end_of_it) = fixture.read_to_end_as_it_is(peer);
@@ -312,7 +308,7 @@ fn a_second_call_from_elsewhere_is_a_hard_stop<W: World>(world: &mut W) {
     let start = fixture.now();
     end(&mut fixture);
     let took = fixture.now() - start;
-    assert!(took < Duration::from_secs(1), "{took:?}");
+    assert!(took < secs(1), "{took:?}");
     assert!(fixture.expect_closed(CloseReason::HardStop).unsent > 0);
     assert_eq!(fixture.handler.shutdowns, 1);
 }
@@ -365,12 +361,11 @@ fn a_request_that_is_arriving_is_served<W: World>(world: &mut W) {
 }
 
 fn idle_ones_are_closed_over_a_while<W: World>(world: &mut W) {
-    let config = Config { shutdown_spread: Some(Duration::from_secs(2)), ..Config::default() };
+    let config = Config { shutdown_spread: Some(secs(2)), ..Config::default() };
     let mut fixture = Fixture::new(world, config, RecordingHandler::echo());
     let peers: Vec<_> = (0..20).map(|_| fixture.enter()).collect();
     for (peer, number) in &peers[..10] {
-        fixture.send(*peer, b"hello");
-        fixture.expect(*peer, b"hello");
+        fixture.expect_echo(*peer);
         fixture.saw(*number, What::Idle);
     }
     let start = fixture.now();

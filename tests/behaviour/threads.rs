@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::BytesMut;
 use wheelhouse::{CloseReason, Closed, Config, Conn, Context, Handle, Handler, PostError, Reactor};
 
-use crate::harness::{Fixture, Os, RecordingHandler, World, few_places, millis};
+use crate::harness::{Fixture, Os, RecordingHandler, World, few_places, millis, secs};
 
 fn fixture(world: &mut Os, mailbox_max: usize) -> Fixture<'_, Os> {
     let mut config = Config::default();
@@ -100,7 +100,7 @@ fn a_post_ends_an_endless_wait() {
     for number in 0..20 {
         let (answer, answered) = mpsc::channel();
         handle.post(move |_, _| answer.send(number).unwrap()).unwrap();
-        assert_eq!(answered.recv_timeout(Duration::from_secs(5)), Ok(number));
+        assert_eq!(answered.recv_timeout(secs(5)), Ok(number));
     }
     handle.shutdown();
     reactor.join().unwrap();
@@ -194,7 +194,7 @@ fn a_post_from_a_callback_runs_in_a_later_turn() {
 }
 
 /// How long what may not block may take, before it is said to block.
-const WATCHDOG: Duration = Duration::from_secs(30);
+const WATCHDOG: Duration = secs(30);
 
 /// Runs `act` on a thread of its own, and fails if it blocks.
 fn must_not_block<T: Send + 'static>(act: impl FnOnce() -> T + Send + 'static) -> T {
@@ -444,8 +444,7 @@ fn posted_closures_and_connections_take_turns() {
             })
             .unwrap();
     }
-    fixture.send(peer, b"hello");
-    fixture.expect(peer, b"hello");
+    fixture.expect_echo(peer);
     assert!(ran.load(Ordering::Relaxed) < 50_000, "the echo does not wait for all of them");
     fixture.until("all of them", |_| ran.load(Ordering::Relaxed) == 50_000);
 }

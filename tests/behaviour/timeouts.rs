@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use wheelhouse::{CloseReason, Config, Timeout, Timeouts};
 
-use crate::harness::{Fixture, Got, RecordingHandler, What, World, assert_on_time, millis};
+use crate::harness::{Fixture, Got, RecordingHandler, What, World, assert_on_time, millis, secs};
 
 behaviours! {
     everywhere {
@@ -192,8 +192,7 @@ fn an_idle_connection_is_closed<W: World>(world: &mut W) {
     let mut fixture =
         Fixture::new(world, config(|t| t.idle = Some(millis(150))), RecordingHandler::echo());
     let (peer, number) = fixture.enter();
-    fixture.send(peer, b"hello");
-    fixture.expect(peer, b"hello");
+    fixture.expect_echo(peer);
     let idle = fixture.saw(number, What::Idle);
     fixture.expect_eof(peer);
     fixture.expect_timeout(Timeout::Idle);
@@ -209,8 +208,7 @@ fn traffic_keeps_a_connection_from_being_idle<W: World>(world: &mut W) {
         Fixture::new(world, config(|t| t.idle = Some(millis(300))), RecordingHandler::echo());
     let (peer, number) = fixture.enter();
     for _ in 0..6 {
-        fixture.send(peer, b"hello");
-        fixture.expect(peer, b"hello");
+        fixture.expect_echo(peer);
         fixture.wait(millis(100));
     }
     fixture.expect_none_closed();
@@ -428,8 +426,7 @@ fn a_lifetime_ends_between_requests<W: World>(world: &mut W) {
     let mut fixture =
         Fixture::new(world, config(|t| t.lifetime = Some(millis(200))), RecordingHandler::echo());
     let (peer, _) = fixture.enter();
-    fixture.send(peer, b"hello");
-    fixture.expect(peer, b"hello");
+    fixture.expect_echo(peer);
     fixture.expect_eof(peer);
     fixture.leave(peer);
     let closed = fixture.expect_timeout(Timeout::Lifetime);
@@ -472,8 +469,7 @@ fn a_connection_may_have_timeouts_of_its_own<W: World>(world: &mut W) {
     let (hasty, _) = fixture.enter();
     let (patient, _) = fixture.enter();
     for peer in [hasty, patient] {
-        fixture.send(peer, b"hello");
-        fixture.expect(peer, b"hello");
+        fixture.expect_echo(peer);
     }
     fixture.expect_timeout(Timeout::Idle);
     fixture.expect_eof(hasty);
@@ -636,7 +632,7 @@ fn an_upload_that_keeps_its_rate_may_take_long<W: World>(world: &mut W) {
     let mut fixture = Fixture::new(world, config, lines());
     let (peer, _) = fixture.enter();
     let start = fixture.now();
-    while fixture.now() - start < Duration::from_secs(7) {
+    while fixture.now() - start < secs(7) {
         fixture.send(peer, &[b'x'; 100]);
         fixture.wait(millis(500));
     }
@@ -677,8 +673,7 @@ fn a_peer_that_gives_signs_of_life_stays<W: World>(world: &mut W) {
         .when_health_check(|conn, _| conn.write(b"ping"));
     let mut fixture = Fixture::new(world, config, handler);
     let (peer, _) = fixture.enter();
-    fixture.send(peer, b"hello");
-    fixture.expect(peer, b"hello");
+    fixture.expect_echo(peer);
     for asked in 1..6 {
         fixture.expect(peer, b"ping");
         fixture.send(peer, b"pong");

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use wheelhouse::{Config, Instant, Timeout};
 
-use crate::harness::{Fixture, RecordingHandler, What, World, assert_on_time, millis};
+use crate::harness::{Fixture, RecordingHandler, What, World, assert_on_time, millis, secs};
 
 behaviours! {
     everywhere {
@@ -42,8 +42,7 @@ fn a_great_many_alarms_at_once_delay_no_client_much<W: World>(world: &mut W) {
     }
     fixture.until("the first", |fixture| !fixture.handler.alarms.is_empty());
     assert!(fixture.handler.alarms.len() < COUNT, "not all in one turn");
-    fixture.send(peer, b"hello");
-    fixture.expect(peer, b"hello");
+    fixture.expect_echo(peer);
     assert!(
         fixture.handler.alarms.len() < COUNT,
         "a peer that speaks meanwhile is heard meanwhile"
@@ -92,7 +91,7 @@ fn a_timer_set_in_every_turn_puts_no_deadline_off<W: World>(world: &mut W) {
     let handler = RecordingHandler::echo().when_data(|conn, _, input| {
         input.clear();
         conn.expect_more_input();
-        conn.set_timer(conn.now() + Duration::from_secs(10));
+        conn.set_timer(conn.now() + secs(10));
     });
     let mut config = Config::default();
     config.timeouts.request = Some(timeout);
@@ -148,7 +147,7 @@ fn a_later_timer_replaces_an_earlier_one<W: World>(world: &mut W) {
 }
 
 fn an_earlier_timer_replaces_a_later_one<W: World>(world: &mut W) {
-    let later = |now| now + Duration::from_secs(3_600);
+    let later = |now| now + secs(3_600);
     let mut fixture = Fixture::new(world, Config::default(), timer_at(later));
     let (_, number) = fixture.enter();
     let start = fixture.now();
@@ -170,17 +169,15 @@ fn a_timer_in_the_past_comes_in_the_next_turn<W: World>(world: &mut W) {
         count >= 20
     });
     let took = fixture.now() - start;
-    assert!(took < Duration::from_secs(2), "{took:?}");
+    assert!(took < secs(2), "{took:?}");
     // A connection that sets such timers starves no other.
-    fixture.send(peer, b"hello");
-    fixture.expect(peer, b"hello");
+    fixture.expect_echo(peer);
 }
 
 fn a_timer_in_the_far_future_never_comes<W: World>(world: &mut W) {
     let mut fixture = Fixture::new(world, Config::default(), timer_at(|_| Instant::FAR_FUTURE));
     let (peer, number) = fixture.enter();
-    fixture.send(peer, b"hello");
-    fixture.expect(peer, b"hello");
+    fixture.expect_echo(peer);
     fixture.wait(millis(80));
     assert_eq!(fixture.handler.count(number, What::Timer), 0);
     fixture.with(number, |conn| conn.set_timer(conn.now() + Duration::MAX));
@@ -213,8 +210,7 @@ fn a_timer_does_not_keep_a_connection_from_being_idle<W: World>(world: &mut W) {
         .when_timer(|conn, _| conn.set_timer(conn.now() + millis(20)));
     let mut fixture = Fixture::new(world, config, handler);
     let (peer, number) = fixture.enter();
-    fixture.send(peer, b"hello");
-    fixture.expect(peer, b"hello");
+    fixture.expect_echo(peer);
     let idle = fixture.saw(number, What::Idle);
     fixture.expect_timeout(Timeout::Idle);
     fixture.assert_took(idle, millis(100));

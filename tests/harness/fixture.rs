@@ -9,16 +9,17 @@ use wheelhouse::{
 };
 
 use super::recording::{PING, PONG, RecordingHandler, What};
+use super::shorthands::{millis, secs};
 use super::{Got, World};
 
 /// What does not come by then does not come.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = secs(10);
 
 /// How late a deadline may be here, on a busy machine. How exact they are is measured elsewhere.
-pub(crate) const LATE: Duration = Duration::from_millis(500);
+pub(crate) const LATE: Duration = millis(500);
 
 /// The longest that a turn waits, so that peers are looked at often.
-const PULSE: Duration = Duration::from_millis(1);
+const PULSE: Duration = millis(1);
 
 /// A peer of the fixture.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -220,6 +221,12 @@ impl<W: World> Fixture<'_, W> {
     pub(crate) fn expect(&mut self, peer: PeerId, want: &[u8]) {
         let bytes = self.read(peer, want.len());
         assert_same(&bytes, want);
+    }
+
+    /// Sends a word to a handler that echoes, and reads it.
+    pub(crate) fn expect_echo(&mut self, peer: PeerId) {
+        self.send(peer, b"hello");
+        self.expect(peer, b"hello");
     }
 
     /// Reads to the end, and says which end that was.

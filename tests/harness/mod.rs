@@ -8,6 +8,7 @@
 mod fixture;
 mod os;
 mod recording;
+mod shorthands;
 mod sim;
 
 use std::time::Duration;
@@ -18,17 +19,12 @@ use wheelhouse::{Address, Config};
 pub(crate) use self::fixture::{Fixture, PeerId, assert_on_time, assert_same};
 pub(crate) use self::os::{Os, temporary_path};
 pub(crate) use self::recording::{RecordingHandler, What};
+pub(crate) use self::shorthands::{millis, secs, with_places};
 pub(crate) use self::sim::Sim;
-
-pub(crate) const fn millis(millis: u64) -> Duration {
-    Duration::from_millis(millis)
-}
 
 /// For a reactor without a fixture, beside which others run: they share the process's descriptors.
 pub(crate) fn few_places() -> Config {
-    let mut config = Config::default();
-    config.limits.max_connections = Some(500);
-    config
+    with_places(500)
 }
 
 /// Bytes that show when some are lost, doubled or out of place.

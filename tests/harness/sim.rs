@@ -6,6 +6,7 @@ use std::time::Duration;
 use wheelhouse::Address;
 use wheelhouse::sim::{End, Host, Peer, PeerListener, Personality};
 
+use super::shorthands::millis;
 use super::{Got, World};
 
 /// Where servers are, and nothing else.
@@ -27,7 +28,7 @@ impl Sim {
         // Nobody listens at the first of them.
         let here = [SERVER.parse().unwrap(), sim.peers_ip()];
         let addresses = here.map(|ip: IpAddr| Address::Ip((ip, 0).into())).to_vec();
-        sim.set_name("localhost", addresses, Duration::from_millis(1));
+        sim.set_name("localhost", addresses, millis(1));
         Self { sim, ports: 1_000 }
     }
 

@@ -7,6 +7,7 @@ use wheelhouse::Config;
 use wheelhouse::sim::{Peer, Server, Sim};
 
 use crate::server::{Http, defaults};
+pub(crate) use crate::shorthands::{millis, secs};
 
 /// The date of replies unless the clock on the wall is set: the example of RFC 9110, 5.6.7.
 pub(crate) const DATE: &str = "Sun, 06 Nov 1994 08:49:37 GMT";
@@ -22,14 +23,6 @@ fn wall_clock() -> SystemTime {
 /// Lets the clock on the wall go on.
 pub(crate) fn advance_wall(by: Duration) {
     WALL.set(WALL.get() + by);
-}
-
-pub(crate) const fn secs(secs: u64) -> Duration {
-    Duration::from_secs(secs)
-}
-
-pub(crate) const fn millis(millis: u64) -> Duration {
-    Duration::from_millis(millis)
 }
 
 /// The settings of the example.

@@ -19,9 +19,7 @@ use wheelhouse::{
     Address, CloseReason, Closed, Config, Conn, Context, Handler, ListenConfig, Os, Reactor,
 };
 
-const fn millis(millis: u64) -> Duration {
-    Duration::from_millis(millis)
-}
+use crate::shorthands::millis;
 
 fn any() -> Address {
     SocketAddr::from(([127, 0, 0, 1], 0)).into()

@@ -3,11 +3,13 @@
 use bytes::BytesMut;
 use wheelhouse::{Conn, ConnId, Handler};
 
+use crate::scenarios::pattern;
+
 const REPLY: usize = 100_000;
 
 /// The large reply.
 pub(crate) fn reply() -> Vec<u8> {
-    (0..REPLY).map(|at| (at % 251) as u8 ^ (at / 251) as u8).collect()
+    pattern(REPLY)
 }
 
 /// Answers `r` with the large reply, and ends the connection in the way that other bytes name.

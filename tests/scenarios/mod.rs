@@ -1,9 +1,8 @@
 //! Handlers and peers that do everything, for scenarios in a simulated world.
 
-mod echo;
+mod basics;
 
 use std::collections::VecDeque;
-use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use wheelhouse::sim::Watched;
@@ -11,11 +10,10 @@ use wheelhouse::{
     AlarmId, Closed, Conn, ConnId, Context, Handle, Handler, Origin, PostError, Target, Timeouts,
 };
 
-pub(crate) use self::echo::Echo;
-
-const fn millis(millis: u64) -> Duration {
-    Duration::from_millis(millis)
-}
+#[allow(unused_imports, reason = "not every program needs all of it")]
+pub(crate) use self::basics::{
+    Echo, SERVER, expect_service, millis, reasons, secs, serve_echo, with_places,
+};
 
 /// Does what single bytes tell it to: every part of the interface has one.
 pub(crate) struct Keeper {

@@ -1,13 +1,9 @@
 //! Peers that do everything a peer can do.
 
-use std::time::Duration;
-
 use wheelhouse::Address;
 use wheelhouse::sim::{Peer, Random, Sim};
 
-const fn millis(millis: u64) -> Duration {
-    Duration::from_millis(millis)
-}
+use crate::scenarios::millis;
 
 /// What a keeper understands.
 pub(crate) const WORDS: &[u8] = b"aaaaaaaabBCAFPRWTYDOSLKNeGMs";

@@ -5,7 +5,6 @@ mod large;
 use std::fmt::Debug;
 use std::panic::resume_unwind;
 use std::sync::Mutex;
-use std::time::Duration;
 
 use tracing::field::{Field, Visit};
 use tracing::level_filters::LevelFilter;
@@ -17,10 +16,7 @@ use wheelhouse::{Address, AtLimit, Config, Handle, Handler, ListenConfig, Rate, 
 use self::large::Large;
 use crate::peers::{let_peers_loose, words};
 use crate::scenarios::{Echo, Keeper};
-
-const fn secs(secs: u64) -> Duration {
-    Duration::from_secs(secs)
-}
+use crate::scenarios::{millis, secs};
 
 /// Whatever went wrong before: now that nothing does, a newcomer is served to the last byte, and
 /// to a good end.
@@ -57,7 +53,7 @@ pub(crate) fn echo(sim: &mut Sim) {
         })
         .collect();
     for _ in 0..20 {
-        sim.advance(Duration::from_millis(random.below(2_000)));
+        sim.advance(millis(random.below(2_000)));
         for (peer, sent) in &peers {
             peer.assert_received_prefix_of(sent);
             match random.below(40) {
@@ -76,7 +72,7 @@ pub(crate) fn echo(sim: &mut Sim) {
 pub(crate) fn everything(sim: &mut Sim) {
     let mut random = sim.random();
     let upstream = sim.serve("10.0.0.2:80", Config::default(), Echo);
-    sim.set_name("upstream", vec![upstream.address()], Duration::from_millis(random.below(3_000)));
+    sim.set_name("upstream", vec![upstream.address()], millis(random.below(3_000)));
     let mut config = Config::default();
     if random.below(2) == 0 {
         config.limits.max_connections = Some(4 + random.below(10) as usize);
@@ -172,7 +168,7 @@ pub(crate) fn kept(sim: &mut Sim) {
         config.limits.max_connections = Some(64 + random.below(4) as usize);
     }
     if random.below(3) == 0 {
-        config.limits.lag_max = Some(Duration::from_millis(1 + random.below(100)));
+        config.limits.lag_max = Some(millis(1 + random.below(100)));
     }
     if random.below(2) == 0 {
         config.timeouts.lifetime = Some(secs(1 + random.below(20)));
@@ -183,11 +179,11 @@ pub(crate) fn kept(sim: &mut Sim) {
     }
     config.shutdown_spread = match random.below(3) {
         0 => None,
-        1 => Some(Duration::from_millis(1 + random.below(3_000))),
+        1 => Some(millis(1 + random.below(3_000))),
         _ => config.shutdown_spread,
     };
     let mut own = config.timeouts.clone();
-    own.idle = Some(Duration::from_millis(100 + random.below(10_000)));
+    own.idle = Some(millis(100 + random.below(10_000)));
     own.lifetime = Some(secs(1 + random.below(10)));
     let unreachable: Address = "10.0.0.9:9".parse().unwrap();
     let server = sim.spawn("10.0.0.1", config, Keeper::new(unreachable), |reactor| {
@@ -208,7 +204,7 @@ pub(crate) fn kept(sim: &mut Sim) {
             2 => drop(peers.swap_remove(index)),
             _ => peers[index].send(random.pick::<&[u8]>(&lines)),
         }
-        sim.advance(Duration::from_millis(random.below(400)));
+        sim.advance(millis(random.below(400)));
     }
     sim.set_faults(Faults::NONE);
     // Longer than a process that is not scheduled, and less long than one may be idle.
@@ -263,13 +259,13 @@ pub(crate) fn shutdown(sim: &mut Sim) {
             peer.send(b"BBBB");
         }
     }
-    sim.advance(Duration::from_millis(random.below(5_000)));
+    sim.advance(millis(random.below(5_000)));
     let handle: Option<Handle<_>> = (!server.is_finished()).then(|| server.handle());
     for _ in 0..=random.below(2) {
         if let Some(handle) = &handle {
             handle.shutdown();
         }
-        sim.advance(Duration::from_millis(random.below(3_000)));
+        sim.advance(millis(random.below(3_000)));
     }
     sim.set_faults(Faults::NONE);
     sim.advance(grace + secs(30));
@@ -304,11 +300,11 @@ pub(crate) fn slow_readers(sim: &mut Sim) {
         let word = *random.pick::<&[u8]>(words);
         peer.send(word);
         for _ in 0..random.below(6) {
-            let delay = Duration::from_millis(random.below(20_000));
+            let delay = millis(random.below(20_000));
             peer.send_after(delay, *random.pick(&[&b"?"[..], b"r", b"k"]));
         }
         peers.push(peer);
-        sim.advance(Duration::from_millis(random.below(4_000)));
+        sim.advance(millis(random.below(4_000)));
     }
     sim.advance(secs(random.below(30)));
     if random.below(2) == 0 {
@@ -423,7 +419,7 @@ pub(crate) fn posts(sim: &mut Sim) {
             // Another thread, as it were.
             let _ = server.handle().try_post(|keeper, _| keeper.ids.truncate(100));
         }
-        sim.advance(Duration::from_millis(random.below(2_000)));
+        sim.advance(millis(random.below(2_000)));
     }
     sim.converge();
     for server in &servers {

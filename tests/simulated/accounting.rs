@@ -2,15 +2,10 @@
 //! many connections share counts once. After every turn the world compares the gauge with what the
 //! records, the queues and the shared pieces hold.
 
-use std::time::Duration;
-
+use crate::scenarios::{millis, secs};
 use bytes::{Bytes, BytesMut};
 use wheelhouse::sim::{Link, Peer, Server, Sim};
 use wheelhouse::{CloseReason, Closed, Config, Conn, ConnId, Context, Handler, Reactor, Shared};
-
-const fn secs(secs: u64) -> Duration {
-    Duration::from_secs(secs)
-}
 
 /// Keeps the ids of its connections, and writes when they become idle.
 #[derive(Default)]
@@ -220,11 +215,11 @@ fn what_a_panic_takes_back_leaves_no_congestion_behind() {
     let peer = sim.connect(&server);
     sim.advance(secs(5));
     let id = server.with(|_, cx| cx.connect("10.9.0.1:80".parse::<wheelhouse::Target>().unwrap()));
-    sim.advance(Duration::from_millis(10));
+    sim.advance(millis(10));
     let id = id.expect("there is room");
     peer.send(b"!");
     server.with(|writer, _| (writer.dialled, writer.panics) = (Some(id), true));
-    sim.advance(Duration::from_millis(1_500));
+    sim.advance(millis(1_500));
     assert_eq!(server.stats().panics, 1);
     server.with(|_, cx| {
         let mut conn = cx.conn(id).expect("it is being dialled");

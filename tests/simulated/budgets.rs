@@ -5,22 +5,19 @@
 
 use std::time::Duration;
 
+use crate::scenarios::{millis, secs, serve_echo};
 use bytes::BytesMut;
 use wheelhouse::sim::{Peer, Server, Sim};
 use wheelhouse::{AlarmId, Closed, Config, Conn, ConnId, Context, Handler, Target};
 
 /// The most that a turn may work.
-const TURN_MAX: Duration = Duration::from_millis(10);
+const TURN_MAX: Duration = millis(10);
 
 /// The most that a bystander may wait for its echo.
-const ECHO_MAX: Duration = Duration::from_millis(25);
+const ECHO_MAX: Duration = millis(25);
 
 const fn scaled(count: usize) -> usize {
     if cfg!(debug_assertions) { count / 10 } else { count }
-}
-
-const fn secs(secs: u64) -> Duration {
-    Duration::from_secs(secs)
 }
 
 /// Echoes, and keeps what it is told.
@@ -109,7 +106,7 @@ impl World {
         self.server.take_longest_turn();
         // So that no step of the world is longer than a millisecond.
         let metronome = self.sim.connect(&self.server);
-        metronome.drip(&[b'.'; 20_000], Duration::from_millis(1));
+        metronome.drip(&[b'.'; 20_000], millis(1));
         let until = self.sim.now() + secs(20);
         let mut slowest = Duration::ZERO;
         while !done(self) {
@@ -189,7 +186,7 @@ fn many_deadlines_at_once_delay_no_client() {
     world.after(
         |echo, cx| {
             let mut timeouts = Config::default().timeouts;
-            timeouts.idle = Some(Duration::from_millis(20));
+            timeouts.idle = Some(millis(20));
             for id in &echo.ids[1..] {
                 cx.conn(*id).expect("it is open").set_timeouts(&timeouts);
             }
@@ -282,15 +279,13 @@ fn many_short_callbacks_are_no_stall() {
     world.sim.advance(secs(1));
     assert_eq!(world.server.stats().stalls, 0, "none of them was long");
     let stall = world.sim.stall();
-    world
-        .server
-        .with(|echo, _| echo.work = Some(Box::new(move || stall(Duration::from_millis(40)))));
+    world.server.with(|echo, _| echo.work = Some(Box::new(move || stall(millis(40)))));
     world.bystander.send(b"x");
     world.sim.advance(secs(1));
     let stats = world.server.stats();
     assert_eq!(stats.stalls, 1);
     let longest = Duration::from_nanos(stats.longest_callback);
-    assert!(longest >= Duration::from_millis(34) && longest <= Duration::from_millis(41));
+    assert!(longest >= millis(34) && longest <= millis(41));
 }
 
 #[test]
@@ -298,9 +293,7 @@ fn the_longest_turn_is_known_with_the_step_that_took_it() {
     let mut world = world(0);
     assert_eq!(world.server.stats().worst_step(), None);
     let stall = world.sim.stall();
-    world
-        .server
-        .with(|echo, _| echo.work = Some(Box::new(move || stall(Duration::from_millis(40)))));
+    world.server.with(|echo, _| echo.work = Some(Box::new(move || stall(millis(40)))));
     world.bystander.send(b"x");
     world.sim.advance(secs(1));
     // A turn is counted when the next one begins.
@@ -308,7 +301,7 @@ fn the_longest_turn_is_known_with_the_step_that_took_it() {
     world.sim.advance(secs(1));
     let stats = world.server.stats();
     assert_eq!(stats.worst_step(), Some("events"));
-    assert!(Duration::from_nanos(stats.worst_turn) >= Duration::from_millis(40));
+    assert!(Duration::from_nanos(stats.worst_turn) >= millis(40));
 }
 
 /// A tunnel whose timer comes again and again, and takes a millisecond each time.
@@ -331,7 +324,7 @@ impl Handler for Busy {
     }
 
     fn on_timer(&mut self, conn: &mut Conn<'_>, (): &mut ()) {
-        (self.work)(Duration::from_millis(1));
+        (self.work)(millis(1));
         self.came += 1;
         if self.came == 1_000 {
             conn.cx().shutdown();
@@ -353,7 +346,7 @@ fn timers_that_are_always_due_do_not_put_the_end_of_a_shutdown_off() {
     }
     let begun = sim.now();
     while !server.is_finished() && sim.now() - begun < secs(20) {
-        sim.advance(Duration::from_millis(100));
+        sim.advance(millis(100));
     }
     assert!(server.is_finished(), "it has {} connections", server.connections());
 }
@@ -377,7 +370,7 @@ impl Handler for SlowEnd {
     }
 
     fn on_closed(&mut self, _: &mut Context<'_>, _: Closed, (): ()) {
-        (self.work)(Duration::from_millis(1));
+        (self.work)(millis(1));
     }
 }
 
@@ -414,4 +407,19 @@ fn the_time_between_two_turns_belongs_to_none() {
     }
     world.sim.advance(secs(20));
     assert_eq!(world.server.stats().worst_step(), None, "no call took any time");
+}
+
+#[test]
+fn a_crowd_that_left_is_no_spin() {
+    let mut sim = Sim::new(1);
+    let server = serve_echo(&mut sim);
+    let mut peers = Vec::new();
+    for _ in 0..10 {
+        peers.extend((0..1_000).map(|_| sim.connect(&server)));
+        sim.settle();
+    }
+    peers.iter().for_each(|peer| peer.close());
+    sim.advance(secs(15));
+    assert_eq!(server.stats().accepted, 10_000);
+    sim.assert_clean();
 }

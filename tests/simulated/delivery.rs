@@ -11,12 +11,9 @@ use wheelhouse::sim::{End, Link, Peer, Server, Sim};
 use wheelhouse::{AtLimit, CloseReason, Config, Timeout};
 
 use crate::large::{Large, reply};
+use crate::scenarios::{millis, secs};
 
 const WINDOW: usize = 4_096;
-
-const fn secs(secs: u64) -> Duration {
-    Duration::from_secs(secs)
-}
 
 fn serve(sim: &mut Sim, change: impl FnOnce(&mut Config)) -> Server<Large> {
     let mut config = Config::default();
@@ -260,17 +257,17 @@ fn a_shutdown_leaves_idle_peers_what_they_have_not_read() {
 #[test]
 fn a_shutdown_waits_for_the_acknowledgement_and_no_longer() {
     let mut sim = Sim::new(1);
-    sim.set_link(Link { latency: Duration::from_millis(50), ..Link::LOOPBACK });
+    sim.set_link(Link { latency: millis(50), ..Link::LOOPBACK });
     let server = serve(&mut sim, |config| config.shutdown_spread = None);
     let peer = sim.connect(&server);
     sim.advance(secs(1));
     peer.send(b"r");
     // The reply is on its way.
-    sim.advance(Duration::from_millis(70));
+    sim.advance(millis(70));
     server.shutdown();
-    sim.advance(Duration::from_millis(30));
+    sim.advance(millis(30));
     assert!(!server.is_finished());
-    sim.advance(Duration::from_millis(200));
+    sim.advance(millis(200));
     assert!(server.is_finished(), "it does not wait for the FIN of the peer");
     peer.expect(&reply());
     assert_eq!(peer.closed(), Some(End::Fin));

@@ -13,32 +13,7 @@ use wheelhouse::{
     SocketOptions, Timeout, Timeouts,
 };
 
-use crate::scenarios::{Echo, Keeper};
-
-const SERVER: &str = "10.0.0.1:7";
-
-const fn millis(millis: u64) -> Duration {
-    Duration::from_millis(millis)
-}
-
-const fn secs(secs: u64) -> Duration {
-    Duration::from_secs(secs)
-}
-
-fn serve(sim: &mut Sim) -> Server<Echo> {
-    sim.serve(SERVER, Config::default(), Echo)
-}
-
-fn expect_service<H: Handler>(sim: &mut Sim, server: &Server<H>) {
-    let peer = sim.connect(server);
-    peer.send(b"n");
-    sim.advance(secs(3));
-    peer.expect(b"n");
-}
-
-fn reasons<H: Handler>(server: &Server<H>) -> Vec<CloseReason> {
-    server.take_closed().iter().map(|closed| closed.reason).collect()
-}
+use crate::scenarios::{Echo, Keeper, SERVER, expect_service, millis, reasons, secs, serve_echo};
 
 /// A host with a socket that a peer has dialled.
 fn accepted(sim: &mut Sim) -> (Host, Peer, HostStream) {
@@ -62,7 +37,7 @@ fn a_peer_that_is_gone_before_it_is_accepted_ends_once() {
     for personality in Personality::ALL {
         let mut sim = Sim::new(1);
         sim.set_personality(personality);
-        let server = serve(&mut sim);
+        let server = serve_echo(&mut sim);
         sim.settle();
         let peer = sim.connect(&server);
         sim.stall()(Duration::ZERO);
@@ -85,8 +60,9 @@ fn a_listener_that_died_of_any_error_leaves_the_other() {
         });
         sim.settle();
         sim.fail(Call::Accept, 0, errno);
-        let _lost = sim.connect("10.0.0.1:8");
+        let lost = sim.connect("10.0.0.1:8");
         sim.settle();
+        assert_eq!(lost.closed(), Some(End::Reset));
         let peer = sim.connect(SERVER);
         peer.send(b"x");
         sim.settle();
@@ -132,7 +108,7 @@ fn addresses_belong_to_one_listener_and_to_their_machine() {
 fn a_connection_that_cannot_be_registered_is_given_up() {
     for errno in [libc::EEXIST, libc::ENOENT, libc::EBADF, libc::ENOMEM, libc::ENOSPC] {
         let mut sim = Sim::new(1);
-        let server = serve(&mut sim);
+        let server = serve_echo(&mut sim);
         sim.fail(Call::Register, 0, errno);
         let lost = sim.connect(&server);
         sim.settle();
@@ -145,7 +121,7 @@ fn a_connection_that_cannot_be_registered_is_given_up() {
 #[test]
 fn a_process_without_descriptors_does_not_spin_and_comes_back() {
     let mut sim = Sim::new(1);
-    let server = serve(&mut sim);
+    let server = serve_echo(&mut sim);
     sim.settle();
     server.set_descriptors(6);
     let peers: Vec<_> = (0..3).map(|_| sim.connect(&server)).collect();
@@ -164,7 +140,7 @@ fn a_process_without_descriptors_does_not_spin_and_comes_back() {
 #[test]
 fn the_last_descriptor_costs_pauses_and_nothing_else() {
     let mut sim = Sim::new(1);
-    let server = serve(&mut sim);
+    let server = serve_echo(&mut sim);
     server.set_descriptors(7);
     let peer = sim.connect(&server);
     peer.send(b"x");
@@ -191,7 +167,7 @@ fn a_full_batch_is_full_and_deadlines_are_served_all_the_same() {
     }
 
     let mut sim = Sim::new(1);
-    let server = serve(&mut sim);
+    let server = serve_echo(&mut sim);
     let peer = sim.connect(&server);
     peer.send(b"x");
     sim.settle();
@@ -268,7 +244,7 @@ fn a_dial_has_one_outcome_whatever_is_said_meanwhile() {
 fn a_handshake_that_a_partition_swallows_comes_after_it() {
     let mut sim = Sim::new(1);
     sim.set_link(Link { latency: millis(10), ..Link::LOOPBACK });
-    let server = serve(&mut sim);
+    let server = serve_echo(&mut sim);
     let (here, there) = (sim.peers_ip(), server.ip());
     let (answered, refused) = (sim.connect(&server), sim.connect("10.0.0.1:8"));
     sim.advance(millis(15));
@@ -427,7 +403,7 @@ fn a_reader_of_a_byte_a_second_is_cut_off() {
 fn more_deadlines_than_a_turn_serves_fall_on_one_tick() {
     const PEERS: usize = 5_000;
     let mut sim = Sim::new(1);
-    let server = serve(&mut sim);
+    let server = serve_echo(&mut sim);
     let mut peers = Vec::new();
     while peers.len() < PEERS {
         // As many as a backlog holds.
@@ -447,7 +423,7 @@ fn a_storm_of_peers_that_dial_and_break_off_leaves_nothing() {
     for personality in Personality::ALL {
         let mut sim = Sim::new(1);
         sim.set_personality(personality);
-        let server = serve(&mut sim);
+        let server = serve_echo(&mut sim);
         for round in 0..500_u64 {
             let peer = sim.connect(&server);
             if round % 3 > 0 {
@@ -524,7 +500,7 @@ fn the_trace_has_the_time_and_the_bytes_in_it() {
     let trace = |latency: u64, bytes: &[u8]| {
         let mut sim = Sim::new(1);
         sim.set_link(Link { latency: millis(latency), ..Link::LOOPBACK });
-        let server = serve(&mut sim);
+        let server = serve_echo(&mut sim);
         let peer = sim.connect(&server);
         peer.send(bytes);
         sim.settle();
@@ -538,7 +514,7 @@ fn the_trace_has_the_time_and_the_bytes_in_it() {
 #[test]
 fn what_a_peer_read_is_there_after_it_closed() {
     let mut sim = Sim::new(1);
-    let server = serve(&mut sim);
+    let server = serve_echo(&mut sim);
     let peer = sim.connect(&server);
     peer.send(b"hi");
     sim.settle();
@@ -551,7 +527,7 @@ fn what_a_peer_read_is_there_after_it_closed() {
 #[test]
 fn what_is_posted_before_the_first_turn_does_not_wait() {
     let mut sim = Sim::new(1);
-    let server = serve(&mut sim);
+    let server = serve_echo(&mut sim);
     for _ in 0..10_000 {
         server.handle().post(|_, _| ()).unwrap();
     }
@@ -578,7 +554,7 @@ fn faults_that_change_nothing_are_not_counted() {
     let faults =
         Faults { missing_hint: 1_000, small_batch: 1_000, reordered: 1_000, ..Faults::NONE };
     sim.set_faults(faults);
-    let server = serve(&mut sim);
+    let server = serve_echo(&mut sim);
     let peer = sim.connect(&server);
     for _ in 0..100 {
         peer.send(b"x");

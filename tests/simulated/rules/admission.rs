@@ -1,11 +1,11 @@
-//! Who comes in: shortages, places, clients, listeners.
+//! Which connections are accepted: shortages, places, and the limits of clients.
 
 use super::*;
 
 #[test]
 fn a_shortage_of_epoll_costs_few_their_place() {
     let mut sim = world(1);
-    let server = sim.serve(SERVER, Config::default(), Echo);
+    let server = serve_echo(&mut sim);
     let _friends = idle(&mut sim, 200);
     for after in 0..40 {
         server.fail(Call::Register, after, errno::ENOSPC);
@@ -35,7 +35,7 @@ fn a_shortage_of_epoll_that_lasts_pauses_longer_each_time() {
 #[test]
 fn idle_ones_are_evicted_at_once_where_descriptors_run_out() {
     let mut sim = world(1);
-    let server = sim.serve(SERVER, Config::default(), Echo);
+    let server = serve_echo(&mut sim);
     let _friends = idle(&mut sim, 16);
     server.set_descriptors(5 + 1 + 16);
     let newcomer = sim.connect(SERVER);
@@ -48,7 +48,7 @@ fn idle_ones_are_evicted_at_once_where_descriptors_run_out() {
 #[test]
 fn at_most_thirty_two_are_evicted_at_a_time() {
     let mut sim = world(1);
-    let server = sim.serve(SERVER, Config::default(), Echo);
+    let server = serve_echo(&mut sim);
     let _friends = idle(&mut sim, 400);
     server.fail(Call::Accept, 0, errno::ENFILE);
     let newcomer = sim.connect(SERVER);
@@ -92,40 +92,9 @@ fn pauses_double_up_to_a_second_and_begin_anew_after_a_success() {
 }
 
 #[test]
-fn a_listener_that_died_is_named() {
-    struct Deaf(Vec<(ListenerId, Option<i32>)>);
-    impl Handler for Deaf {
-        type Session = ();
-        fn on_open(&mut self, _: &mut Conn<'_>) -> Option<()> {
-            Some(())
-        }
-        fn on_data(&mut self, _: &mut Conn<'_>, _: &mut (), _: &mut BytesMut) {}
-        fn on_listener_failed(
-            &mut self,
-            _: &mut Context<'_>,
-            listener: ListenerId,
-            error: &std::io::Error,
-        ) {
-            self.0.push((listener, error.raw_os_error()));
-        }
-    }
-    let mut sim = world(1);
-    let mut second = None;
-    let server = sim.spawn("10.0.0.1", Config::default(), Deaf(Vec::new()), |reactor| {
-        reactor.listen("10.0.0.1:8").unwrap();
-        second = Some(reactor.listen(SERVER).unwrap());
-    });
-    sim.settle();
-    server.fail(Call::Accept, 0, errno::EINVAL);
-    let _peer = sim.connect(SERVER);
-    sim.settle();
-    assert_eq!(server.handler().0, [(second.unwrap(), Some(errno::EINVAL))]);
-}
-
-#[test]
 fn an_operator_is_never_evicted() {
     let mut sim = world(1);
-    let server = sim.spawn("10.0.0.1", crowded(2), Echo, |reactor| {
+    let server = sim.spawn("10.0.0.1", with_places(2), Echo, |reactor| {
         reactor.listen(SERVER).unwrap();
         let listen = ListenConfig { exempt: true, ..ListenConfig::default() };
         reactor.listen_with("10.0.0.1:9090", listen).unwrap();
@@ -175,7 +144,7 @@ fn peers_without_an_address_are_no_clients() {
 
 #[test]
 fn a_client_of_a_full_server_gets_the_reply_and_a_fin_though_it_spoke_first() {
-    let mut config = crowded(1);
+    let mut config = with_places(1);
     config.limits.at_limit = AtLimit::Reject("full\n".into());
     let mut sim = world(1);
     let _server = sim.serve(SERVER, config, Echo);
@@ -223,64 +192,6 @@ fn clients_behind_nat64_are_limited_one_by_one() {
     peers.iter().for_each(|peer| peer.send(b"x"));
     sim.settle();
     assert_eq!(peers.each_ref().map(|peer| peer.take().len()), [1, 1, 0, 1, 1]);
-}
-
-#[test]
-fn a_listener_that_cannot_be_registered_again_is_tried_again() {
-    let mut sim = world(1);
-    let server = sim.serve(SERVER, Config::default(), Echo);
-    sim.settle();
-    server.fail(Call::Accept, 0, errno::EMFILE);
-    server.fail(Call::Reregister, 0, errno::ENOMEM);
-    let peer = sim.connect(SERVER);
-    peer.send(b"x");
-    sim.advance(millis(150));
-    assert_eq!(server.stats().accept_pauses, 2);
-    sim.advance(secs(1));
-    peer.expect(b"x");
-}
-
-#[test]
-fn listeners_take_turns() {
-    let mut config = Config::default();
-    config.limits.accept_rate = Some(wheelhouse::Rate::new(1, millis(100)));
-    let mut sim = world(1);
-    let _server = sim.spawn("10.0.0.1", config, Echo, |reactor| {
-        for port in [7, 8, 9] {
-            reactor.listen(format!("10.0.0.1:{port}")).unwrap();
-        }
-    });
-    let peers: Vec<Vec<_>> = ["10.0.0.1:7", "10.0.0.1:8", "10.0.0.1:9"]
-        .map(|at| (0..20).map(|_| sim.connect(at)).collect())
-        .into();
-    peers.iter().flatten().for_each(|peer| peer.send(b"x"));
-    sim.advance(millis(1_200));
-    for peers in peers {
-        let served = peers.iter().filter(|peer| peer.take() == b"x").count();
-        assert!((3..=5).contains(&served), "{served}");
-    }
-}
-
-/// Echoes; an `s` keeps the loop busy for a millisecond, and an `e` ends the connection.
-struct Busy(Box<dyn Fn(Duration)>);
-
-impl Handler for Busy {
-    type Session = ();
-
-    fn on_open(&mut self, _: &mut Conn<'_>) -> Option<()> {
-        Some(())
-    }
-
-    fn on_data(&mut self, conn: &mut Conn<'_>, _: &mut (), input: &mut BytesMut) {
-        conn.write(input);
-        if input.contains(&b's') {
-            (self.0)(millis(1));
-        }
-        if input.contains(&b'e') {
-            conn.close();
-        }
-        input.clear();
-    }
 }
 
 /// Clients at their limit dial again for each connection that ends; how often one is refused.
@@ -345,7 +256,7 @@ fn refused_redials(
 }
 
 #[test]
-fn a_client_that_closes_and_dials_again_is_within_its_limit() {
+fn a_client_that_closes_and_dials_again_while_the_loop_is_busy_is_within_its_limit() {
     for seed in 1..=4 {
         let refused = refused_redials(seed, 1, 1, 500, |_, peer| peer.close());
         assert_eq!(refused, 0, "one client at its limit of 1");
@@ -355,7 +266,7 @@ fn a_client_that_closes_and_dials_again_is_within_its_limit() {
 }
 
 #[test]
-fn a_client_whose_connection_lingers_is_within_its_limit() {
+fn a_client_whose_connection_lingers_while_the_loop_is_busy_is_within_its_limit() {
     let end = |sim: &mut Sim, peer: &Peer| {
         peer.send(b"e");
         sim.settle();
@@ -513,7 +424,7 @@ fn active(sim: &mut Sim, count: usize) -> Vec<Peer> {
 #[test]
 fn a_newcomer_has_a_place_in_the_moment_in_which_one_is_free() {
     for at_limit in [AtLimit::EvictIdle, AtLimit::Pause] {
-        let mut config = crowded(256);
+        let mut config = with_places(256);
         config.limits.at_limit = at_limit;
         let mut sim = world(1);
         let server = sim.serve(SERVER, config, Slow(secs(20)));
@@ -534,7 +445,7 @@ fn a_newcomer_has_a_place_in_the_moment_in_which_one_is_free() {
 #[test]
 fn a_storm_at_a_full_table_costs_few_turns() {
     let mut sim = world(1);
-    let server = sim.serve(SERVER, crowded(256), Slow(secs(60)));
+    let server = sim.serve(SERVER, with_places(256), Slow(secs(60)));
     let mut peers = active(&mut sim, 256);
     sim.advance(millis(150));
     let (turns, accepted) = (server.stats().turns, server.stats().accepted);
@@ -554,148 +465,293 @@ fn a_storm_at_a_full_table_costs_few_turns() {
     assert!(turns < 2 * (200 + 40 + 40 + 20), "{turns}");
 }
 
-/// Settings of which each is this great.
-fn extreme(number: u64, duration: Duration) -> Config {
-    let size = usize::try_from(number).unwrap_or(usize::MAX);
-    let few = u32::try_from(number).unwrap_or(u32::MAX);
-    let rate = wheelhouse::Rate::new(few, duration);
+#[test]
+fn arrivals_one_by_one_use_all_of_their_rate() {
     let mut config = Config::default();
-    let timeouts = &mut config.timeouts;
-    for timeout in [
-        &mut timeouts.connect,
-        &mut timeouts.connect_attempt,
-        &mut timeouts.first_byte,
-        &mut timeouts.request,
-        &mut timeouts.read,
-        &mut timeouts.response,
-        &mut timeouts.write,
-        &mut timeouts.idle,
-        &mut timeouts.ping_after,
-        &mut timeouts.ping,
-        &mut timeouts.half_closed,
-        &mut timeouts.flush,
-        &mut timeouts.linger_read,
-        &mut timeouts.linger,
-        &mut timeouts.tunnel,
-        &mut timeouts.lifetime,
-        &mut config.limits.lag_max,
-        &mut config.stall_report,
-        &mut config.shutdown_timeout,
-        &mut config.shutdown_spread,
-        &mut config.socket.user_timeout,
-    ] {
-        *timeout = Some(duration);
-    }
-    config.timeouts.request_rate = Some(number);
-    let limits = &mut config.limits;
-    for limit in [&mut limits.output_max, &mut limits.buffered_max, &mut limits.mailbox_max] {
-        *limit = size;
-    }
-    limits.max_connections = Some(size);
-    limits.input_max = size.min(1 << 30);
-    limits.requests_max = Some(number);
-    limits.flush_rate = number;
-    limits.accept_rate = Some(rate);
-    limits.clients.connections = Some(few);
-    limits.clients.rate = Some(rate);
-    config.watermarks = wheelhouse::Watermarks::new(size, size).unwrap();
-    config.socket.notsent_lowat = Some(few);
-    config
+    config.limits.accept_rate = Some(Rate::new(4, secs(10)));
+    let mut sim = world(1);
+    let server = sim.serve(SERVER, config, Echo);
+    let _peers: Vec<_> = (0..4)
+        .map(|_| {
+            let peer = sim.connect(SERVER);
+            sim.advance(millis(10));
+            peer
+        })
+        .collect();
+    assert_eq!(server.stats().accepted, 4);
 }
 
-/// Clients that say something, or nothing, or read nothing, and some that are dialled.
-fn spend_a_day(sim: &mut Sim, server: &Server<Busy>) {
-    let listener = sim.listen("192.0.2.1:9", 16);
-    for at in 0..40_u64 {
-        let peer = sim.connect(server);
-        if at % 4 == 0 {
-            peer.stop_reading();
+#[test]
+fn a_client_over_its_own_limit_takes_no_others_place() {
+    let mut config = with_places(9);
+    config.limits.clients.connections = Some(1);
+    config.limits.clients.allowed = vec!["10.9.0.0/16".parse().unwrap()];
+    let mut sim = world(1);
+    let server = sim.serve(SERVER, config, Echo);
+    let _friends = idle(&mut sim, 8);
+    let greedy: Vec<_> = (0..9).map(|_| sim.connect_from("10.66.6.6:0", SERVER)).collect();
+    sim.advance(millis(120));
+    assert_eq!((server.stats().refused_client, evicted(&server)), (8, 0));
+    assert_eq!(greedy.iter().filter(|peer| peer.is_open()).count(), 1);
+}
+
+#[test]
+fn a_shortage_that_lasts_costs_few_their_place() {
+    let mut sim = world(1);
+    let server = serve_echo(&mut sim);
+    let _friends = idle(&mut sim, 200);
+    let _newcomer = sim.connect(SERVER);
+    for after in 0..10 {
+        server.fail(Call::Accept, after, errno::ENFILE);
+    }
+    sim.advance(millis(90));
+    assert_eq!(evicted(&server), 25, "an eighth, once");
+    sim.advance(secs(20));
+    assert!(server.stats().accept_pauses >= 10);
+    assert!(evicted(&server) < 200, "at most an eighth in each pause");
+}
+
+#[test]
+fn connections_that_were_aborted_cost_no_other_its_place() {
+    let mut sim = world(1);
+    let server = serve_echo(&mut sim);
+    let _friends = idle(&mut sim, 20);
+    // More than a turn takes before it suspects a shortage.
+    for after in 0..40 {
+        server.fail(Call::Accept, after, errno::ECONNABORTED);
+    }
+    let _newcomers: Vec<_> = (0..40).map(|_| sim.connect(SERVER)).collect();
+    sim.advance(secs(5));
+    assert!(server.stats().accept_pauses > 0);
+    assert_eq!(evicted(&server), 0);
+}
+
+/// Pauses a connection that says so, and sends back the rest.
+struct Holder;
+
+impl Handler for Holder {
+    type Session = ();
+
+    fn on_open(&mut self, _: &mut Conn<'_>) -> Option<()> {
+        Some(())
+    }
+
+    fn on_data(&mut self, conn: &mut Conn<'_>, _: &mut (), input: &mut BytesMut) {
+        match input.first() {
+            Some(b'p') => conn.pause_reading(),
+            _ => conn.write(input),
         }
-        if at % 3 > 0 {
-            peer.send(&vec![b'x'; 1 << (at % 18)]);
-        }
-        if at % 5 == 0 {
-            peer.send(b"se");
-        }
-        let _ = server.with(|_, cx| cx.connect("192.0.2.1:9".parse::<Address>().unwrap()));
-        sim.advance(Duration::from_micros(1 << at));
-        let _answered = listener.accept();
-        peer.resume_reading();
-        sim.advance(millis(20));
+        input.clear();
     }
 }
 
 #[test]
-fn the_greatest_settings_overflow_nothing() {
-    let config = extreme(u64::MAX, Duration::MAX);
-    assert_eq!(config.worst_case_memory(), u64::MAX);
+fn a_paused_connection_is_not_evicted() {
     let mut sim = world(1);
-    let server = sim.serve(SERVER, config, Busy(Box::new(sim.stall())));
-    spend_a_day(&mut sim, &server);
-    let peer = sim.connect(&server);
+    let server = sim.serve(SERVER, with_places(1), Holder);
+    let peer = sim.connect(SERVER);
+    peer.send(b"p");
+    sim.settle();
+    peer.send(b"the rest of an upload");
+    let _newcomer = sim.connect(SERVER);
+    sim.advance(secs(1));
+    assert_eq!(evicted(&server), 0);
+    assert!(peer.is_open());
+}
+
+#[test]
+fn a_client_at_its_limit_is_refused_at_a_full_table_too() {
+    let mut config = with_places(3);
+    config.limits.at_limit = AtLimit::Pause;
+    config.limits.clients.connections = Some(1);
+    let mut sim = world(1);
+    let server = sim.serve(SERVER, config, Slow(secs(60)));
+    let from = |sim: &mut Sim, client: u32| {
+        let peer = sim.connect_from(format!("10.9.0.{client}:0").as_str(), SERVER);
+        peer.send(b"x");
+        peer
+    };
+    let _first = from(&mut sim, 1);
+    sim.settle();
+    let second = from(&mut sim, 1);
+    sim.advance(millis(10));
+    let _others: Vec<_> = (2..6).map(|client| from(&mut sim, client)).collect();
+    sim.advance(millis(120));
+    assert_eq!(second.closed(), Some(End::Fin));
+    assert_eq!((server.stats().accepted, server.stats().refused_client), (3, 1));
+    let turns = server.stats().turns;
+    sim.advance(secs(1));
+    assert!(server.stats().turns - turns < 30, "{}", server.stats().turns - turns);
+}
+
+#[test]
+fn a_client_at_its_limit_takes_no_descriptors_from_others() {
+    let mut config = Config::default();
+    config.limits.clients.connections = Some(1);
+    let mut sim = world(1);
+    sim.set_descriptors(32);
+    let server = sim.serve(SERVER, config, Echo);
+    let honest: Vec<_> = (1..=20)
+        .map(|client| sim.connect_from(format!("10.9.0.{client}:0").as_str(), SERVER))
+        .collect();
+    sim.advance(millis(50));
+    let _greedy: Vec<_> = (0..400)
+        .map(|_| {
+            let peer = sim.connect_from("10.66.6.6:0", SERVER);
+            sim.advance(millis(6));
+            peer
+        })
+        .collect();
+    assert_eq!(evicted(&server), 0);
+    assert!(honest.iter().all(|peer| peer.is_open()));
+    assert!(server.stats().refused_client > 390, "{}", server.stats().refused_client);
+}
+
+#[test]
+fn a_greedy_client_takes_no_time_from_a_client_that_dials_again() {
+    for flood in [0, 3, 17, 60] {
+        let mut config = Config::default();
+        config.limits.clients.connections = Some(1);
+        let mut sim = world(1);
+        let link = Link { latency: Duration::from_micros(100), ..Link::LOOPBACK };
+        sim.set_link(Link { latency: millis(20), ..link });
+        let _server = sim.serve(SERVER, config, Echo);
+        let first = sim.connect_from("10.9.0.1:0", SERVER);
+        sim.advance(millis(100));
+        sim.set_link(link);
+        let mut greedy = vec![sim.connect_from("10.66.6.6:0", SERVER)];
+        sim.advance(millis(5));
+        first.close();
+        let second = sim.connect_from("10.9.0.1:0", SERVER);
+        second.send(b"x");
+        sim.advance(millis(1));
+        greedy.extend((0..flood).map(|_| sim.connect_from("10.66.6.6:0", SERVER)));
+        sim.advance(millis(60));
+        assert_eq!((flood, second.closed()), (flood, None));
+        second.expect(b"x");
+    }
+}
+
+#[test]
+fn a_lingering_connection_is_evicted_for_a_newcomer() {
+    for at_limit in [AtLimit::EvictIdle, AtLimit::Pause, AtLimit::Reject("full".into())] {
+        let mut config = with_places(8);
+        config.limits.at_limit = at_limit;
+        let mut sim = world(1);
+        let server = sim.serve(SERVER, config, Curt);
+        let lingering: Vec<_> = (0..8).map(|_| sim.connect(SERVER)).collect();
+        for peer in &lingering {
+            peer.send(b"x");
+        }
+        sim.settle();
+        lingering.iter().for_each(|peer| peer.expect(b"bye"));
+        assert_eq!(server.stats().in_state(State::Closing), 8);
+        // They have had their reply and our FIN; they only drip, so that we listen on.
+        lingering.iter().for_each(|peer| peer.drip(&[b'x'; 60], secs(1)));
+        let newcomer = sim.connect(SERVER);
+        newcomer.send(b"x");
+        sim.advance(millis(500));
+        newcomer.expect(b"bye");
+        assert_eq!(server.stats().linger_evicted, 1);
+    }
+}
+
+#[test]
+fn a_connection_that_begins_to_linger_is_evicted_for_waiting_ones() {
+    let mut config = with_places(2);
+    config.limits.at_limit = AtLimit::Pause;
+    let mut sim = world(1);
+    let server = sim.serve(SERVER, config, Curt);
+    let peers = [(); 2].map(|()| sim.connect(SERVER));
+    sim.settle();
+    let newcomer = sim.connect(SERVER);
+    newcomer.send(b"x");
+    sim.advance(secs(1));
+    newcomer.expect(b"");
+    peers[0].send(b"x");
+    sim.advance(millis(500));
+    newcomer.expect(b"bye");
+    assert_eq!(server.stats().linger_evicted, 1);
+}
+
+/// Refuses all, with a reply.
+struct Refusing;
+
+impl Handler for Refusing {
+    type Session = ();
+
+    fn on_open(&mut self, conn: &mut Conn<'_>) -> Option<()> {
+        conn.write(b"busy");
+        None
+    }
+
+    fn on_data(&mut self, _: &mut Conn<'_>, _: &mut (), _: &mut BytesMut) {}
+}
+
+#[test]
+fn a_client_that_is_refused_with_a_reply_gets_a_fin_though_it_spoke_first() {
+    let mut sim = world(1);
+    let server = sim.serve(SERVER, Config::default(), Refusing);
+    sim.settle();
+    let peer = sim.connect(SERVER);
     peer.send(b"hello");
-    sim.advance(secs(1));
-    peer.expect(b"hello");
-    peer.close();
-    server.shutdown();
-    sim.advance(secs(10));
-    server.shutdown();
     sim.settle();
-    assert!(server.is_finished());
+    peer.expect(b"busy");
+    assert_eq!(peer.closed(), Some(End::Fin));
+    assert_eq!(server.stats().refused, 1);
 }
 
 #[test]
-fn the_least_settings_end_connections_and_nothing_else() {
-    let config = extreme(1, Duration::from_nanos(1));
-    assert!(config.worst_case_memory() > 1 << 20);
+fn a_client_that_is_refused_gets_a_fin_though_it_spoke_first() {
+    let mut config = Config::default();
+    config.limits.clients.connections = Some(1);
+    config.limits.clients.refusal = Refusal::Close;
     let mut sim = world(1);
-    let server = sim.serve(SERVER, config, Busy(Box::new(sim.stall())));
-    spend_a_day(&mut sim, &server);
-    assert!(server.stats().closed_total() > 0);
-    sim.advance(secs(1));
-    assert_eq!(server.connections(), 0);
-    server.shutdown();
-    sim.advance(secs(1));
-    assert!(server.is_finished());
+    let _server = sim.serve(SERVER, config, Echo);
+    sim.settle();
+    let _first = sim.connect(SERVER);
+    let second = sim.connect(SERVER);
+    second.send(b"hello");
+    sim.advance(millis(120));
+    assert_eq!(second.closed(), Some(End::Fin));
 }
 
 #[test]
-fn a_backlog_is_emptied_over_some_turns_before_a_shutdown_closes_it() {
-    /// Notes how many connections had been accepted when it heard of the shutdown.
-    #[derive(Default)]
-    struct Told(Vec<u64>);
-    impl Handler for Told {
-        type Session = ();
-        fn on_open(&mut self, _: &mut Conn<'_>) -> Option<()> {
-            Some(())
-        }
-        fn on_data(&mut self, conn: &mut Conn<'_>, _: &mut (), input: &mut BytesMut) {
-            conn.write(input);
-            input.clear();
-        }
-        fn on_shutdown(&mut self, cx: &mut Context<'_>) {
-            assert!(cx.is_shutting_down());
-            self.0.push(cx.stats().accepted);
-        }
-    }
+fn a_client_of_a_full_server_reads_the_reply_though_it_speaks_later() {
+    let mut config = with_places(1);
+    config.limits.at_limit = AtLimit::Reject("full\n".into());
     let mut sim = world(1);
-    let server = sim.serve(SERVER, Config::default(), Told::default());
-    let peers: Vec<_> = (0..1_000).map(|_| sim.connect(SERVER)).collect();
-    peers.iter().for_each(|peer| peer.send(b"hello"));
-    server.shutdown();
-    let (mut before, mut turns) = (0, 0);
-    while server.handler().0.is_empty() {
-        assert!(sim.step());
-        let accepted = server.stats().accepted;
-        assert!(accepted - before <= 2 * 16, "{} in one turn", accepted - before);
-        (before, turns) = (accepted, turns + 1);
-        assert!(turns < 1_000);
-    }
-    assert_eq!(server.handler().0, [1_000]);
-    sim.advance(secs(10));
-    assert!(server.is_finished());
-    peers.iter().for_each(|peer| peer.expect(b"hello"));
-    let late = sim.connect(SERVER);
+    let _server = sim.serve(SERVER, config, Echo);
+    let _first = sim.connect(SERVER);
     sim.settle();
-    assert_eq!(late.closed(), Some(End::Refused));
+    let second = sim.connect(SERVER);
+    second.stop_reading();
+    second.send_after(millis(20), *b"GET / HTTP/1.1\r\n\r\n");
+    sim.advance(millis(100));
+    second.resume_reading();
+    sim.settle();
+    second.expect(b"full\n");
+    assert_eq!(second.closed(), Some(End::Fin));
+}
+
+#[test]
+fn a_descriptor_that_is_freed_ends_a_pause_of_accepting() {
+    let mut sim = world(1);
+    let mut config = Config::default();
+    config.limits.at_limit = AtLimit::Pause;
+    let server = sim.serve(SERVER, config, Echo);
+    // Five that every process has, the listener, and one connection.
+    server.set_descriptors(7);
+    let first = sim.connect(server.address());
+    first.send(b"x");
+    sim.settle();
+    first.expect(b"x");
+    let second = sim.connect(server.address());
+    second.send(b"y");
+    sim.advance(secs(1));
+    second.expect(b"");
+    first.close();
+    sim.settle();
+    second.expect(b"y");
+    assert_eq!(server.descriptors(), 2);
 }

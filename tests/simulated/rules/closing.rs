@@ -1,126 +1,6 @@
-//! How connections end: tunnels, lingering, refusals, the word of `decide_keep_alive`, shutdowns.
+//! How connections end: what is left of them, and what their peers see of it.
 
 use super::*;
-
-/// Becomes a tunnel at its first byte, and sends back what comes.
-struct Tunnel;
-
-impl Handler for Tunnel {
-    type Session = ();
-
-    fn on_open(&mut self, conn: &mut Conn<'_>) -> Option<()> {
-        conn.tunnel();
-        Some(())
-    }
-
-    fn on_data(&mut self, conn: &mut Conn<'_>, _: &mut (), input: &mut BytesMut) {
-        conn.write(input);
-        input.clear();
-    }
-}
-
-#[test]
-fn a_tunnel_has_no_requests_to_count() {
-    let mut config = Config::default();
-    config.limits.requests_max = Some(3);
-    let mut sim = world(1);
-    let server = sim.serve(SERVER, config, Tunnel);
-    let peer = sim.connect(SERVER);
-    for _ in 0..10 {
-        peer.send(b"frame");
-        sim.settle();
-        peer.expect(b"frame");
-    }
-    assert!(peer.is_open());
-    assert_eq!(server.stats().requests, 0);
-}
-
-#[test]
-fn no_connection_is_closed_within_a_second_of_a_reply_that_a_shutdown_lets_through() {
-    let mut sim = world(1);
-    let server = sim.serve(SERVER, Config::default(), Echo);
-    let peers = idle(&mut sim, 40);
-    sim.advance(secs(5));
-    server.shutdown();
-    sim.advance(millis(500));
-    let asked: Vec<_> = peers.iter().filter(|peer| peer.is_open()).collect();
-    for peer in &asked {
-        peer.send(b"again");
-    }
-    sim.advance(millis(100));
-    for peer in &asked {
-        peer.expect(b"again");
-    }
-    // What they ask for next is on its way for less than a second.
-    let mut gone = Vec::new();
-    for _ in 0..85 {
-        sim.advance(millis(10));
-        gone = asked.iter().filter(|peer| !peer.is_open()).collect();
-        if !gone.is_empty() {
-            break;
-        }
-    }
-    assert_eq!(gone.len(), 0, "closed at {:?}", sim.now());
-}
-
-/// Answers and closes.
-struct Curt;
-
-impl Handler for Curt {
-    type Session = ();
-
-    fn on_open(&mut self, _: &mut Conn<'_>) -> Option<()> {
-        Some(())
-    }
-
-    fn on_data(&mut self, conn: &mut Conn<'_>, _: &mut (), input: &mut BytesMut) {
-        conn.write(b"bye");
-        input.clear();
-        conn.close();
-    }
-}
-
-#[test]
-fn a_lingering_connection_is_evicted_for_a_newcomer() {
-    for at_limit in [AtLimit::EvictIdle, AtLimit::Pause, AtLimit::Reject("full".into())] {
-        let mut config = crowded(8);
-        config.limits.at_limit = at_limit;
-        let mut sim = world(1);
-        let server = sim.serve(SERVER, config, Curt);
-        let lingering: Vec<_> = (0..8).map(|_| sim.connect(SERVER)).collect();
-        for peer in &lingering {
-            peer.send(b"x");
-        }
-        sim.settle();
-        lingering.iter().for_each(|peer| peer.expect(b"bye"));
-        assert_eq!(server.stats().in_state(State::Closing), 8);
-        // They have had their reply and our FIN; they only drip, so that we listen on.
-        lingering.iter().for_each(|peer| peer.drip(&[b'x'; 60], secs(1)));
-        let newcomer = sim.connect(SERVER);
-        newcomer.send(b"x");
-        sim.advance(millis(500));
-        newcomer.expect(b"bye");
-        assert_eq!(server.stats().linger_evicted, 1);
-    }
-}
-
-#[test]
-fn a_connection_that_begins_to_linger_is_evicted_for_waiting_ones() {
-    let mut config = crowded(2);
-    config.limits.at_limit = AtLimit::Pause;
-    let mut sim = world(1);
-    let server = sim.serve(SERVER, config, Curt);
-    let peers = [(); 2].map(|()| sim.connect(SERVER));
-    sim.settle();
-    let newcomer = sim.connect(SERVER);
-    newcomer.send(b"x");
-    sim.advance(secs(1));
-    newcomer.expect(b"");
-    peers[0].send(b"x");
-    sim.advance(millis(500));
-    newcomer.expect(b"bye");
-    assert_eq!(server.stats().linger_evicted, 1);
-}
 
 #[test]
 fn a_flood_after_our_fin_is_read_a_part_at_a_time() {
@@ -140,70 +20,10 @@ fn a_flood_after_our_fin_is_read_a_part_at_a_time() {
     assert!(took >= 16, "a megabyte in {took} turns");
 }
 
-/// Refuses all, with a reply.
-struct Busy;
+/// Writes more than a connection may hold, and a FIN after it.
+struct Flooding;
 
-impl Handler for Busy {
-    type Session = ();
-
-    fn on_open(&mut self, conn: &mut Conn<'_>) -> Option<()> {
-        conn.write(b"busy");
-        None
-    }
-
-    fn on_data(&mut self, _: &mut Conn<'_>, _: &mut (), _: &mut BytesMut) {}
-}
-
-#[test]
-fn a_client_that_is_refused_with_a_reply_gets_a_fin_though_it_spoke_first() {
-    let mut sim = world(1);
-    let server = sim.serve(SERVER, Config::default(), Busy);
-    sim.settle();
-    let peer = sim.connect(SERVER);
-    peer.send(b"hello");
-    sim.settle();
-    peer.expect(b"busy");
-    assert_eq!(peer.closed(), Some(End::Fin));
-    assert_eq!(server.stats().refused, 1);
-}
-
-#[test]
-fn a_client_that_is_refused_gets_a_fin_though_it_spoke_first() {
-    let mut config = Config::default();
-    config.limits.clients.connections = Some(1);
-    config.limits.clients.refusal = Refusal::Close;
-    let mut sim = world(1);
-    let _server = sim.serve(SERVER, config, Echo);
-    sim.settle();
-    let _first = sim.connect(SERVER);
-    let second = sim.connect(SERVER);
-    second.send(b"hello");
-    sim.advance(millis(120));
-    assert_eq!(second.closed(), Some(End::Fin));
-}
-
-#[test]
-fn a_client_of_a_full_server_reads_the_reply_though_it_speaks_later() {
-    let mut config = crowded(1);
-    config.limits.at_limit = AtLimit::Reject("full\n".into());
-    let mut sim = world(1);
-    let _server = sim.serve(SERVER, config, Echo);
-    let _first = sim.connect(SERVER);
-    sim.settle();
-    let second = sim.connect(SERVER);
-    second.stop_reading();
-    second.send_after(millis(20), *b"GET / HTTP/1.1\r\n\r\n");
-    sim.advance(millis(100));
-    second.resume_reading();
-    sim.settle();
-    second.expect(b"full\n");
-    assert_eq!(second.closed(), Some(End::Fin));
-}
-
-/// Serves a request a byte, and stops after the one that it is told is the last.
-struct Polite;
-
-impl Handler for Polite {
+impl Handler for Flooding {
     type Session = ();
 
     fn on_open(&mut self, _: &mut Conn<'_>) -> Option<()> {
@@ -211,56 +31,96 @@ impl Handler for Polite {
     }
 
     fn on_data(&mut self, conn: &mut Conn<'_>, _: &mut (), input: &mut BytesMut) {
-        while !input.is_empty() {
-            input.advance(1);
-            conn.begin_request();
-            let stays = conn.decide_keep_alive(0).stays();
-            conn.write(if stays { b"k" } else { b"c" });
-            conn.end_request();
-            if !stays {
-                return;
-            }
-        }
+        conn.write_bytes(vec![b'f'; 4 << 20]);
+        conn.shutdown_write();
+        input.clear();
     }
 }
 
 #[test]
-fn a_retired_connection_ends_though_it_asked_for_more() {
+fn no_fin_follows_what_was_dropped() {
+    let mut config = Config::default();
+    config.limits.buffered_max = 1 << 20;
     let mut sim = world(1);
-    let server = sim.serve(SERVER, crowded(100), Polite);
-    let _crowd: Vec<_> = (0..91).map(|_| sim.connect(SERVER)).collect();
+    let server = sim.serve(SERVER, config, Flooding);
+    let peer = sim.connect_with_window(SERVER, 8_192);
+    peer.stop_reading();
+    peer.send(b"f");
     sim.settle();
-    let peer = sim.connect(SERVER);
-    peer.send(b"rrr");
-    sim.advance(secs(1));
-    peer.expect(b"c");
-    assert_eq!(peer.closed(), Some(End::Fin));
-    peer.close();
+    server.expect_closed(CloseReason::BufferLimit);
+    peer.resume_reading();
     sim.settle();
-    server.expect_closed(CloseReason::Overload);
+    assert_eq!(peer.closed(), Some(End::Reset));
 }
 
 #[test]
-fn a_peer_may_vanish_while_a_shutdown_waits_for_it() {
-    for way in 0..3 {
-        let mut sim = world(1);
-        let server = sim.serve(SERVER, Config::default(), Echo);
-        let peers = idle(&mut sim, 10);
-        let silent = sim.connect(SERVER);
+fn a_peer_sees_an_idle_end_although_the_descriptor_is_duplicated() {
+    let mut sim = world(1);
+    let server = sim.serve(SERVER, hasty(), Echo);
+    server.duplicate_descriptors();
+    let peers = idle(&mut sim, 1);
+    sim.advance(secs(2));
+    server.expect_closed(CloseReason::Timeout(Timeout::Idle));
+    assert_eq!(peers[0].closed(), Some(End::Fin));
+}
+
+#[test]
+fn a_peer_sees_its_eviction_although_the_descriptor_is_duplicated() {
+    let mut sim = world(1);
+    let server = sim.serve(SERVER, with_places(4), Echo);
+    server.duplicate_descriptors();
+    let peers = idle(&mut sim, 4);
+    let _newcomer = sim.connect(SERVER);
+    sim.settle();
+    server.expect_closed(CloseReason::Evicted);
+    assert_eq!(peers[0].closed(), Some(End::Fin));
+}
+
+#[test]
+fn an_idle_peer_sees_a_shutdown_although_the_descriptor_is_duplicated() {
+    let mut sim = world(1);
+    let config = Config { shutdown_spread: None, ..Config::default() };
+    let server = sim.serve(SERVER, config, Echo);
+    server.duplicate_descriptors();
+    let peers = idle(&mut sim, 1);
+    server.shutdown();
+    sim.advance(secs(10));
+    assert!(server.is_finished());
+    assert_eq!(peers[0].closed(), Some(End::Fin));
+}
+
+/// Whether an idle end costs no call but the close where the peer has ended the connection.
+#[test]
+fn a_peer_that_ends_first_costs_no_shutdown() {
+    let mut sim = world(1);
+    let server = serve_echo(&mut sim);
+    // It would fail if it were called, and be spent.
+    server.fail(Call::ShutdownWrite, 0, errno::ENOTCONN);
+    for peer in idle(&mut sim, 3) {
+        peer.close();
         sim.settle();
-        server.shutdown();
-        sim.advance(millis(200));
-        for peer in peers.iter().chain([&silent]) {
-            match way {
-                0 => peer.reset(),
-                1 => peer.half_close(),
-                _ => peer.close(),
-            }
-        }
-        sim.settle();
-        assert!(server.is_finished(), "none is left to wait for");
-        let reason = if way == 0 { CloseReason::PeerReset } else { CloseReason::PeerEof };
-        assert_eq!(server.stats().closed(reason), 11);
-        sim.assert_clean();
+        server.expect_closed(CloseReason::PeerEof);
     }
+    assert_eq!(sim.failures_left(), 1);
+}
+
+#[test]
+fn an_event_of_a_connection_that_is_gone_is_counted() {
+    let mut sim = world(1);
+    let mut faults = Faults::NONE;
+    faults.spurious_event = 1_000;
+    let server = serve_echo(&mut sim);
+    for _ in 0..20 {
+        let peer = sim.connect(SERVER);
+        peer.send(b"x");
+        sim.settle();
+        peer.close();
+        sim.settle();
+    }
+    sim.set_faults(faults);
+    let peer = sim.connect(SERVER);
+    peer.send(b"x");
+    sim.advance(secs(1));
+    peer.expect(b"x");
+    assert!(server.stats().stale_events > 0);
 }

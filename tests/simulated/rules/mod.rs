@@ -1,49 +1,38 @@
-//! The rules, by topic.
+//! Rules that need a simulated world: virtual time, an injected fault, or each of the three
+//! personalities of readiness. There is a file for each topic; what can be seen from outside on every
+//! transport is in the file of that name in `tests/behaviour/`.
 
 mod admission;
 mod backpressure;
 mod closing;
-mod descriptors;
-mod last_request;
-mod limits;
+mod dialling;
+mod listeners;
 mod overload;
 mod panics;
+mod requests;
 mod settings;
+mod shutdown;
 mod start;
+mod threads;
+mod timeouts;
 
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
-use wheelhouse::sim::{Call, End, Link, Peer, Server, Sim, errno};
+use wheelhouse::sim::{Call, End, Faults, Link, Peer, Server, Sim, errno};
 use wheelhouse::{
     Address, AtLimit, CloseReason, Closed, Config, Conn, ConnId, Context, Handler, ListenConfig,
-    ListenerId, Refusal, State,
+    ListenerId, Origin, Rate, Reactor, Refusal, State, Target, Timeout, Watermarks,
 };
 
 use super::PERSONALITY;
-use crate::scenarios::Echo;
-
-const SERVER: &str = "10.0.0.1:7";
+use crate::scenarios::{Echo, SERVER, millis, reasons, secs, serve_echo, with_places};
 
 /// A world of the kind that is the program's.
 fn world(seed: u64) -> Sim {
     let mut sim = Sim::new(seed);
     sim.set_personality(PERSONALITY);
     sim
-}
-
-const fn millis(millis: u64) -> Duration {
-    Duration::from_millis(millis)
-}
-
-const fn secs(secs: u64) -> Duration {
-    Duration::from_secs(secs)
-}
-
-fn crowded(places: usize) -> Config {
-    let mut config = Config::default();
-    config.limits.max_connections = Some(places);
-    config
 }
 
 /// So many clients that have been served and are idle.
@@ -83,5 +72,51 @@ impl Handler for Slow {
     fn on_timer(&mut self, conn: &mut Conn<'_>, _: &mut ()) {
         conn.write(b"done");
         conn.end_request();
+    }
+}
+
+/// Ends as soon as its peer has nothing to say for a second.
+fn hasty() -> Config {
+    let mut config = Config::default();
+    config.timeouts.idle = Some(secs(1));
+    config
+}
+
+/// Echoes; an `s` keeps the loop busy for a millisecond, and an `e` ends the connection.
+struct Busy(Box<dyn Fn(Duration)>);
+
+impl Handler for Busy {
+    type Session = ();
+
+    fn on_open(&mut self, _: &mut Conn<'_>) -> Option<()> {
+        Some(())
+    }
+
+    fn on_data(&mut self, conn: &mut Conn<'_>, _: &mut (), input: &mut BytesMut) {
+        conn.write(input);
+        if input.contains(&b's') {
+            (self.0)(millis(1));
+        }
+        if input.contains(&b'e') {
+            conn.close();
+        }
+        input.clear();
+    }
+}
+
+/// Answers and closes.
+struct Curt;
+
+impl Handler for Curt {
+    type Session = ();
+
+    fn on_open(&mut self, _: &mut Conn<'_>) -> Option<()> {
+        Some(())
+    }
+
+    fn on_data(&mut self, conn: &mut Conn<'_>, _: &mut (), input: &mut BytesMut) {
+        conn.write(b"bye");
+        input.clear();
+        conn.close();
     }
 }

@@ -1,4 +1,4 @@
-//! What counts as pressure, and which connection it costs its place.
+//! What counts as pressure, and which connections it costs their place.
 
 use super::*;
 
@@ -116,7 +116,7 @@ fn a_loop_that_lags_keeps_no_connection_alive() {
 #[test]
 fn a_crowd_of_idle_ones_is_thinned_out_before_it_is_full() {
     let mut sim = world(1);
-    let server = sim.serve(SERVER, crowded(100), Echo);
+    let server = sim.serve(SERVER, with_places(100), Echo);
     let peers: Vec<_> = (0..96).map(|_| sim.connect(SERVER)).collect();
     for peer in &peers {
         peer.send(b"x");
@@ -132,7 +132,7 @@ fn a_crowd_of_idle_ones_is_thinned_out_before_it_is_full() {
 #[test]
 fn a_connection_that_may_be_idle_for_ever_saves_no_other() {
     let mut sim = world(1);
-    let server = sim.spawn("10.0.0.1", crowded(100), Echo, |reactor| {
+    let server = sim.spawn("10.0.0.1", with_places(100), Echo, |reactor| {
         let mut listen = ListenConfig::default();
         let mut timeouts = Config::default().timeouts;
         timeouts.idle = None;
@@ -151,4 +151,143 @@ fn a_connection_that_may_be_idle_for_ever_saves_no_other() {
     sim.advance(secs(40));
     assert!(evicted(&server) > 0, "of {} connections", server.connections());
     assert!(patient.is_open());
+}
+
+#[test]
+fn no_connection_is_evicted_where_newcomers_wait() {
+    let mut config = with_places(100);
+    config.limits.at_limit = AtLimit::Pause;
+    let mut sim = world(1);
+    let server = sim.serve(SERVER, config, Echo);
+    let _peers = idle(&mut sim, 97);
+    sim.advance(secs(5));
+    assert_eq!(evicted(&server), 0);
+}
+
+/// Says something to all.
+struct Crier;
+
+impl Handler for Crier {
+    type Session = ();
+
+    fn on_open(&mut self, _: &mut Conn<'_>) -> Option<()> {
+        Some(())
+    }
+
+    fn on_data(&mut self, conn: &mut Conn<'_>, _: &mut (), input: &mut BytesMut) {
+        for id in conn.cx().ids() {
+            if let Some(mut other) = conn.other(id) {
+                other.write(&[b'x'; 1 << 20]);
+            }
+        }
+        input.clear();
+    }
+}
+
+#[test]
+fn what_is_said_to_everybody_is_bounded_too() {
+    let mut config = with_places(50);
+    config.limits.buffered_max = 4 << 20;
+    config.limits.output_max = 1 << 20;
+    let mut sim = world(1);
+    let server = sim.serve(SERVER, config, Crier);
+    let peers: Vec<_> = (0..50).map(|_| sim.connect_with_window(SERVER, 4_096)).collect();
+    for peer in &peers {
+        peer.stop_reading();
+    }
+    sim.settle();
+    peers[0].send(b"!");
+    sim.settle();
+    let stats = server.stats();
+    assert!(stats.closed(CloseReason::BufferLimit) >= 40, "{stats}");
+    assert!(stats.buffered <= 4 << 20);
+}
+
+#[test]
+fn operators_are_kept_alive_in_a_crowd() {
+    struct Asked(Vec<bool>);
+    impl Handler for Asked {
+        type Session = ();
+        fn on_open(&mut self, _: &mut Conn<'_>) -> Option<()> {
+            Some(())
+        }
+        fn on_data(&mut self, conn: &mut Conn<'_>, _: &mut (), input: &mut BytesMut) {
+            self.0.push(conn.decide_keep_alive(0).stays());
+            input.clear();
+        }
+    }
+    let mut sim = world(1);
+    let server = sim.spawn("10.0.0.1", with_places(100), Asked(Vec::new()), |reactor| {
+        reactor.listen(SERVER).unwrap();
+        let listen = ListenConfig { exempt: true, ..ListenConfig::default() };
+        reactor.listen_with("10.0.0.1:9090", listen).unwrap();
+    });
+    let _crowd: Vec<_> = (0..92).map(|_| sim.connect(SERVER)).collect();
+    sim.settle();
+    let operator = sim.connect("10.0.0.1:9090");
+    operator.send(b"x");
+    sim.settle();
+    assert_eq!(server.handler().0, [true]);
+}
+
+/// Says something to all when the end begins, and whenever one leaves.
+struct Parting;
+
+impl Parting {
+    fn say(cx: &mut Context<'_>) {
+        for id in cx.ids() {
+            if let Some(mut conn) = cx.conn(id) {
+                conn.write(&[b'x'; 100_000]);
+            }
+        }
+    }
+}
+
+impl Handler for Parting {
+    type Session = ();
+
+    fn on_open(&mut self, _: &mut Conn<'_>) -> Option<()> {
+        Some(())
+    }
+
+    fn on_data(&mut self, _: &mut Conn<'_>, _: &mut (), input: &mut BytesMut) {
+        input.clear();
+    }
+
+    fn on_closed(&mut self, cx: &mut Context<'_>, _: Closed, _: ()) {
+        Self::say(cx);
+    }
+
+    fn on_shutdown(&mut self, cx: &mut Context<'_>) {
+        Self::say(cx);
+    }
+}
+
+#[test]
+fn what_is_said_at_the_end_is_bounded_too() {
+    for stops in [false, true] {
+        let mut config = Config::default();
+        config.limits.buffered_max = 350_000;
+        let mut sim = world(1);
+        // What the kernel takes is not shed.
+        sim.set_buffers(4_096, 4_096);
+        let server = sim.serve(SERVER, config, Parting);
+        let peers: Vec<_> = (0..6)
+            .map(|_| {
+                let peer = sim.connect_with_window(SERVER, 8_192);
+                peer.stop_reading();
+                peer
+            })
+            .collect();
+        sim.settle();
+        // The world looks at the bound after every turn.
+        if stops {
+            server.shutdown();
+        } else {
+            peers[0].reset();
+        }
+        sim.advance(millis(1));
+        assert!(server.stats().closed(CloseReason::BufferLimit) > 0);
+        sim.advance(secs(100));
+    }
 }

@@ -1,4 +1,7 @@
-//! Panics in callbacks and in what is dropped.
+//! Panics in callbacks and in what is dropped: in turns with other work, and many in a row.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::*;
 
@@ -71,24 +74,6 @@ fn a_panic_in_on_health_check_costs_one_connection() {
 }
 
 #[test]
-fn a_panic_in_on_connected_of_a_dial_costs_that_connection() {
-    let mut sim = world(1);
-    sim.allow_panics();
-    let listener = sim.listen("10.0.0.2:80", 8);
-    let server = sim.serve(SERVER, Config::default(), Bombs::default());
-    server.with(|bombs, cx| {
-        bombs.connected = true;
-        cx.connect("10.0.0.2:80".parse::<Address>().unwrap()).unwrap();
-    });
-    sim.settle();
-    let far = listener.accept().expect("it dialled");
-    sim.settle();
-    assert_eq!(far.closed(), Some(End::Reset));
-    assert_eq!(server.handler().closed, [CloseReason::HandlerPanic]);
-    expect_echo(&mut sim);
-}
-
-#[test]
 fn a_session_that_panics_when_it_is_dropped_costs_no_other() {
     let mut sim = world(1);
     sim.allow_panics();
@@ -106,18 +91,167 @@ fn a_session_that_panics_when_it_is_dropped_costs_no_other() {
     bystander.expect(b"x");
 }
 
+/// Panics over `p`, and sends back what else it reads.
+struct Fragile;
+
+impl Handler for Fragile {
+    type Session = ();
+
+    fn on_open(&mut self, conn: &mut Conn<'_>) -> Option<()> {
+        let at = conn.now() + millis(100);
+        conn.set_timer(at);
+        Some(())
+    }
+
+    fn on_data(&mut self, conn: &mut Conn<'_>, _: &mut (), input: &mut BytesMut) {
+        assert_ne!(&input[..], b"p", "told to");
+        conn.write(input);
+        input.clear();
+    }
+
+    fn on_timer(&mut self, conn: &mut Conn<'_>, _: &mut ()) {
+        conn.write(b"t");
+    }
+}
+
 #[test]
-fn a_closure_that_panics_when_it_is_dropped_costs_no_connection() {
+fn a_turn_that_a_panic_cuts_short_leaves_nothing_undone() {
+    for panicking in [0, 1, 20, 39] {
+        let mut sim = world(1);
+        sim.allow_panics();
+        let server = sim.serve(SERVER, Config::default(), Fragile);
+        let peers: Vec<_> = (0..40).map(|_| sim.connect(SERVER)).collect();
+        sim.advance(millis(95));
+        // In one turn: bytes for all, a newcomer, a closure, and soon after it timers.
+        for (at, peer) in peers.iter().enumerate() {
+            peer.send(if at == panicking { b"p" } else { b"x" });
+        }
+        let newcomer = sim.connect(SERVER);
+        newcomer.send(b"n");
+        let told = Arc::new(AtomicBool::new(false));
+        let tells = Arc::clone(&told);
+        server.handle().post(move |_, _| tells.store(true, Ordering::Relaxed)).unwrap();
+        sim.settle();
+        assert!(told.load(Ordering::Relaxed));
+        newcomer.expect(b"n");
+        for (at, peer) in peers.iter().enumerate() {
+            let expected = if at == panicking { &b""[..] } else { b"x" };
+            assert_eq!((at, peer.take()), (at, expected.to_vec()));
+        }
+        assert_eq!(peers[panicking].closed(), Some(End::Reset));
+        sim.advance(millis(20));
+        let timed = peers.iter().filter(|peer| peer.take() == b"t").count();
+        assert_eq!((timed, server.stats().panics), (39, 1));
+    }
+}
+
+/// Works for a millisecond over each input; panics over `p`, and sends back what else it reads.
+struct Fuse {
+    work: Box<dyn Fn(Duration)>,
+    /// Inputs since a connection was closed, and the most of these.
+    inputs: u32,
+    inputs_max: u32,
+}
+
+impl Handler for Fuse {
+    type Session = ();
+
+    fn on_open(&mut self, _: &mut Conn<'_>) -> Option<()> {
+        Some(())
+    }
+
+    fn on_data(&mut self, conn: &mut Conn<'_>, _: &mut (), input: &mut BytesMut) {
+        (self.work)(millis(1));
+        self.inputs += 1;
+        self.inputs_max = self.inputs_max.max(self.inputs);
+        assert_ne!(&input[..], b"p", "told to");
+        conn.write(input);
+        input.clear();
+    }
+
+    fn on_closed(&mut self, _: &mut Context<'_>, _: Closed, (): ()) {
+        self.inputs = 0;
+    }
+}
+
+/// 300 connections whose next callback panics, all in one batch of events.
+fn storm(sim: &mut Sim, panic_limit: Option<Rate>) -> (Server<Fuse>, Vec<Peer>) {
+    sim.allow_panics();
+    let mut config = Config::default();
+    config.limits.lag_max = None;
+    config.panic_limit = panic_limit;
+    let fuse = Fuse { work: Box::new(sim.stall()), inputs: 0, inputs_max: 0 };
+    let server = sim.serve(SERVER, config, fuse);
+    let peers: Vec<_> = (0..300).map(|_| sim.connect(SERVER)).collect();
+    sim.settle();
+    peers.iter().for_each(|peer| peer.send(b"p"));
+    (server, peers)
+}
+
+#[test]
+fn panics_in_a_row_keep_no_step_from_its_turn() {
+    let mut sim = world(1);
+    let (server, peers) = storm(&mut sim, None);
+    sim.advance(secs(1));
+    // What panicked is closed, which is a step of its own, before the next ones are served.
+    let most = server.with(|fuse, _| fuse.inputs_max);
+    assert!(most <= 4, "{most}");
+    assert_eq!(server.stats().panics, 300);
+    assert!(peers.iter().all(|peer| peer.closed() == Some(End::Reset)));
+}
+
+#[test]
+fn panics_in_one_batch_of_events_stop_the_reactor_at_the_limit() {
+    let mut sim = world(1);
+    let (server, _peers) = storm(&mut sim, Some(Rate::new(10, secs(60))));
+    sim.advance(secs(1));
+    assert!(server.is_finished());
+    assert!(server.stats().panics < 40, "{}", server.stats().panics);
+}
+
+/// Writes to the first connection whenever another ends, and panics over it.
+#[derive(Default)]
+struct Panics {
+    first: Option<ConnId>,
+}
+
+impl Handler for Panics {
+    type Session = ();
+
+    fn on_open(&mut self, conn: &mut Conn<'_>) -> Option<()> {
+        self.first.get_or_insert_with(|| conn.id());
+        Some(())
+    }
+
+    fn on_data(&mut self, conn: &mut Conn<'_>, _: &mut (), input: &mut BytesMut) {
+        conn.write(input);
+        input.clear();
+    }
+
+    fn on_closed(&mut self, cx: &mut Context<'_>, _: Closed, _: ()) {
+        if let Some(mut conn) = self.first.and_then(|id| cx.conn(id)) {
+            conn.write(&[b'x'; 400_000]);
+            panic!("on purpose");
+        }
+    }
+}
+
+#[test]
+fn what_a_panic_takes_back_costs_no_connection_its_place() {
+    let mut config = Config::default();
+    config.limits.buffered_max = 350_000;
     let mut sim = world(1);
     sim.allow_panics();
-    let server = sim.serve(SERVER, Config::default(), Bombs::default());
-    let peer = sim.connect(SERVER);
+    let server = sim.serve(SERVER, config, Panics::default());
+    let friend = sim.connect(SERVER);
+    let other = sim.connect(SERVER);
     sim.settle();
-    let id: ConnId = server.with(|_, cx| cx.ids()[0]);
-    peer.close();
+    other.reset();
     sim.settle();
-    let bomb = Bomb(true);
-    server.handle().post_to(id, move |_, _, _| drop(bomb)).unwrap();
+    assert_eq!(server.stats().panics, 1);
+    friend.send(b"hi");
     sim.settle();
-    expect_echo(&mut sim);
+    friend.expect(b"hi");
+    friend.close();
+    sim.settle();
 }

@@ -1,49 +1,108 @@
-//! Settings that are refused.
+//! The greatest and the least settings.
 
 use super::*;
 
-#[test]
-fn settings_out_of_range_are_refused_each_by_its_name() {
-    type Spoil = fn(&mut Config);
-    let spoil: [(&str, Spoil); 15] = [
-        ("limits.buffered_max", |c| c.limits.buffered_max = 0),
-        ("limits.input_max", |c| c.limits.input_max = (1 << 30) + 1),
-        ("limits.lag_max", |c| c.limits.lag_max = Some(Duration::ZERO)),
-        ("limits.at_limit", |c| c.limits.at_limit = AtLimit::Reject(vec![b'x'; 257].into())),
-        ("limits.clients.connections", |c| c.limits.clients.connections = Some(0)),
-        ("limits.clients.prefix_v4", |c| c.limits.clients.prefix_v4 = 33),
-        ("limits.clients.prefix_v6", |c| c.limits.clients.prefix_v6 = 129),
-        ("stall_report", |c| c.stall_report = Some(Duration::ZERO)),
-        ("shutdown_spread", |c| c.shutdown_spread = Some(Duration::ZERO)),
-        ("timeouts.request_rate", |c| c.timeouts.request_rate = Some(0)),
-        ("timeouts.ping", |c| {
-            c.timeouts.ping_after = Some(secs(1));
-            c.timeouts.ping = None;
-        }),
-        ("socket.user_timeout", |c| c.socket.user_timeout = Some(Duration::ZERO)),
-        ("socket.keepalive", |c| {
-            if let Some(keepalive) = &mut c.socket.keepalive {
-                keepalive.idle = millis(999);
-            }
-        }),
-        ("socket.keepalive", |c| {
-            if let Some(keepalive) = &mut c.socket.keepalive {
-                keepalive.retries = 0;
-            }
-        }),
-        ("limits.max_connections", |c| c.limits.max_connections = Some(0)),
-    ];
-    for (setting, spoil) in spoil {
-        let mut config = Config::default();
-        spoil(&mut config);
-        let refused = wheelhouse::Reactor::<Echo>::new(config);
-        assert!(
-            matches!(&refused, Err(wheelhouse::Error::Config(error)) if error.setting() == setting),
-            "{setting}: {refused:?}"
-        );
-    }
+/// Settings of which each is this great.
+fn extreme(number: u64, duration: Duration) -> Config {
+    let size = usize::try_from(number).unwrap_or(usize::MAX);
+    let few = u32::try_from(number).unwrap_or(u32::MAX);
+    let rate = Rate::new(few, duration);
     let mut config = Config::default();
-    config.limits.at_limit = AtLimit::Reject(vec![b'x'; 256].into());
-    config.limits.max_connections = Some(1);
-    wheelhouse::Reactor::<Echo>::new(config).unwrap();
+    let timeouts = &mut config.timeouts;
+    for timeout in [
+        &mut timeouts.connect,
+        &mut timeouts.connect_attempt,
+        &mut timeouts.first_byte,
+        &mut timeouts.request,
+        &mut timeouts.read,
+        &mut timeouts.response,
+        &mut timeouts.write,
+        &mut timeouts.idle,
+        &mut timeouts.ping_after,
+        &mut timeouts.ping,
+        &mut timeouts.half_closed,
+        &mut timeouts.flush,
+        &mut timeouts.linger_read,
+        &mut timeouts.linger,
+        &mut timeouts.tunnel,
+        &mut timeouts.lifetime,
+        &mut config.limits.lag_max,
+        &mut config.stall_report,
+        &mut config.shutdown_timeout,
+        &mut config.shutdown_spread,
+        &mut config.socket.user_timeout,
+    ] {
+        *timeout = Some(duration);
+    }
+    config.timeouts.request_rate = Some(number);
+    let limits = &mut config.limits;
+    for limit in [&mut limits.output_max, &mut limits.buffered_max, &mut limits.mailbox_max] {
+        *limit = size;
+    }
+    limits.max_connections = Some(size);
+    limits.input_max = size.min(1 << 30);
+    limits.requests_max = Some(number);
+    limits.flush_rate = number;
+    limits.accept_rate = Some(rate);
+    limits.clients.connections = Some(few);
+    limits.clients.rate = Some(rate);
+    config.watermarks = Watermarks::new(size, size).unwrap();
+    config.socket.notsent_lowat = Some(few);
+    config
+}
+
+/// Clients that say something, or nothing, or read nothing, and some that are dialled.
+fn spend_a_day(sim: &mut Sim, server: &Server<Busy>) {
+    let listener = sim.listen("192.0.2.1:9", 16);
+    for at in 0..40_u64 {
+        let peer = sim.connect(server);
+        if at % 4 == 0 {
+            peer.stop_reading();
+        }
+        if at % 3 > 0 {
+            peer.send(&vec![b'x'; 1 << (at % 18)]);
+        }
+        if at % 5 == 0 {
+            peer.send(b"se");
+        }
+        let _ = server.with(|_, cx| cx.connect("192.0.2.1:9".parse::<Address>().unwrap()));
+        sim.advance(Duration::from_micros(1 << at));
+        let _answered = listener.accept();
+        peer.resume_reading();
+        sim.advance(millis(20));
+    }
+}
+
+#[test]
+fn the_greatest_settings_overflow_nothing() {
+    let config = extreme(u64::MAX, Duration::MAX);
+    assert_eq!(config.worst_case_memory(), u64::MAX);
+    let mut sim = world(1);
+    let server = sim.serve(SERVER, config, Busy(Box::new(sim.stall())));
+    spend_a_day(&mut sim, &server);
+    let peer = sim.connect(&server);
+    peer.send(b"hello");
+    sim.advance(secs(1));
+    peer.expect(b"hello");
+    peer.close();
+    server.shutdown();
+    sim.advance(secs(10));
+    server.shutdown();
+    sim.settle();
+    assert!(server.is_finished());
+}
+
+#[test]
+fn the_least_settings_end_connections_and_nothing_else() {
+    let config = extreme(1, Duration::from_nanos(1));
+    assert!(config.worst_case_memory() > 1 << 20);
+    let mut sim = world(1);
+    let server = sim.serve(SERVER, config, Busy(Box::new(sim.stall())));
+    spend_a_day(&mut sim, &server);
+    assert!(server.stats().closed_total() > 0);
+    sim.advance(secs(1));
+    assert_eq!(server.connections(), 0);
+    server.shutdown();
+    sim.advance(secs(1));
+    assert!(server.is_finished());
 }

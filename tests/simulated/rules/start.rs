@@ -1,12 +1,8 @@
 //! What a handler finds when its reactor starts, and the wall clock it has from then on.
 
-use std::time::Duration;
+use wheelhouse::{AlarmId, Reactor};
 
-use bytes::BytesMut;
-use wheelhouse::sim::Sim;
-use wheelhouse::{AlarmId, Config, Conn, Context, Handler, Reactor};
-
-use super::{SERVER, millis, secs, world};
+use super::*;
 
 /// Notes the order of its callbacks, and what the wall clock says in them.
 #[derive(Default)]
@@ -37,7 +33,7 @@ impl Handler for Diary {
 }
 
 /// Midnight of 2020-01-01, UTC.
-const NEW_YEAR: Duration = Duration::from_secs(1_577_836_800);
+const NEW_YEAR: Duration = secs(1_577_836_800);
 
 #[test]
 fn a_handler_starts_once_before_all_else() {

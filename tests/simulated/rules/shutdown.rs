@@ -1,72 +1,127 @@
-//! The last request of a connection: one that is told of it goes, one that is not has time to pause, and
-//! what was read before the end is served.
+//! The end of a server: connections in the backlog, requests on their way, replies still owed.
 
-use std::time::Duration;
+use wheelhouse::sim::Host;
 
-use bytes::{Buf, BytesMut};
-use wheelhouse::sim::End;
-use wheelhouse::{
-    CloseReason, Closed, Config, Conn, ConnId, Context, Handler, ListenConfig, Reactor,
-};
-
-use super::{SERVER, Slow, millis, secs, world};
+use super::*;
 use crate::ping;
-use crate::scenarios::Echo;
 
-/// Answers each line with "ok", the last with "bye", and much before either.
-struct Lines;
+#[test]
+fn a_backlog_is_emptied_over_some_turns_before_a_shutdown_closes_it() {
+    /// Notes how many connections had been accepted when it heard of the shutdown.
+    #[derive(Default)]
+    struct Told(Vec<u64>);
+    impl Handler for Told {
+        type Session = ();
+        fn on_open(&mut self, _: &mut Conn<'_>) -> Option<()> {
+            Some(())
+        }
+        fn on_data(&mut self, conn: &mut Conn<'_>, _: &mut (), input: &mut BytesMut) {
+            conn.write(input);
+            input.clear();
+        }
+        fn on_shutdown(&mut self, cx: &mut Context<'_>) {
+            assert!(cx.is_shutting_down());
+            self.0.push(cx.stats().accepted);
+        }
+    }
+    let mut sim = world(1);
+    let server = sim.serve(SERVER, Config::default(), Told::default());
+    let peers: Vec<_> = (0..1_000).map(|_| sim.connect(SERVER)).collect();
+    peers.iter().for_each(|peer| peer.send(b"hello"));
+    server.shutdown();
+    let (mut before, mut turns) = (0, 0);
+    while server.handler().0.is_empty() {
+        assert!(sim.step());
+        let accepted = server.stats().accepted;
+        assert!(accepted - before <= 2 * 16, "{} in one turn", accepted - before);
+        (before, turns) = (accepted, turns + 1);
+        assert!(turns < 1_000);
+    }
+    assert_eq!(server.handler().0, [1_000]);
+    sim.advance(secs(10));
+    assert!(server.is_finished());
+    peers.iter().for_each(|peer| peer.expect(b"hello"));
+    let late = sim.connect(SERVER);
+    sim.settle();
+    assert_eq!(late.closed(), Some(End::Refused));
+}
 
-impl Handler for Lines {
+#[test]
+fn a_connection_that_waits_when_the_end_comes_is_accepted_at_any_rate() {
+    let mut config = Config::default();
+    config.limits.accept_rate = Some(Rate::per_second(2));
+    let mut sim = world(1);
+    let server = sim.serve(SERVER, config, Echo);
+    let peers: Vec<_> = (0..6).map(|_| sim.connect(SERVER)).collect();
+    for peer in &peers {
+        peer.send(b"x");
+    }
+    sim.settle();
+    server.shutdown();
+    sim.settle();
+    for peer in peers {
+        peer.expect(b"x");
+    }
+}
+
+/// Asks an upstream without saying that it owes or awaits anything there.
+struct Relay(Address);
+
+impl Handler for Relay {
     type Session = ();
 
     fn on_open(&mut self, _: &mut Conn<'_>) -> Option<()> {
         Some(())
     }
 
+    fn on_connected(&mut self, conn: &mut Conn<'_>, _: &mut ()) {
+        if conn.origin() == Origin::Connect {
+            conn.write(&[b'u'; 1 << 20]);
+        }
+    }
+
     fn on_data(&mut self, conn: &mut Conn<'_>, _: &mut (), input: &mut BytesMut) {
-        while !conn.is_congested() && !conn.is_closing() {
-            let Some(at) = input.iter().position(|byte| *byte == b'\n') else { return };
+        input.clear();
+        if conn.origin() != Origin::Connect {
             conn.begin_request();
-            let stays = conn.decide_keep_alive(input.len() - at - 1).stays();
-            conn.write(&[b'.'; 30_000]);
-            conn.write(if stays { b"ok\n" } else { b"bye\n" });
-            conn.end_request();
-            input.advance(at + 1);
-            if !stays {
-                return input.clear();
-            }
+            conn.connect(self.0.clone()).expect("there is room");
         }
     }
 }
 
-/// What a slow reader gets that sends `more` every 100 ms behind the request that is its last.
-fn last_and(more: &[u8]) -> (String, Option<End>) {
+#[test]
+fn what_an_inbound_request_needs_outlives_the_call_for_the_end() {
     let mut sim = world(1);
-    sim.set_buffers(8_192, 4_096);
-    let server = sim.serve(SERVER, Config::default(), Lines);
+    let listener = sim.listen("10.0.0.2:80", 8);
+    let server = sim.serve(SERVER, Config::default(), Relay(listener.address()));
     let peer = sim.connect(SERVER);
-    peer.read_at(20_000);
-    peer.send(b"a");
+    peer.send(b"question");
     sim.settle();
+    let upstream = listener.accept().expect("a dial");
+    upstream.read_at(1_000_000);
     server.shutdown();
-    sim.advance(millis(20));
-    peer.send(b"\n");
-    for _ in 0..50 {
-        sim.advance(millis(100));
-        peer.send(more);
-    }
-    let got = String::from_utf8(peer.received()).unwrap();
-    (got, peer.closed())
+    sim.advance(secs(5));
+    assert_eq!(upstream.take().len(), 1 << 20);
+    assert_eq!(upstream.closed(), None);
 }
 
 #[test]
-fn nothing_is_served_behind_the_last() {
-    for more in [&b""[..], b"b\n", b"b"] {
-        let (got, end) = last_and(more);
-        assert_eq!(got.matches("bye").count(), 1);
-        assert!(got.ends_with("bye\n"));
-        assert_eq!(end, Some(End::Fin), "{more:?}");
-    }
+fn a_connection_that_is_served_when_the_end_comes_has_its_deadline() {
+    let config = Config { shutdown_timeout: Some(secs(120)), ..Config::default() };
+    let mut sim = world(1);
+    let server = sim.serve(SERVER, config, Slow(secs(50)));
+    let peer = sim.connect(SERVER);
+    sim.settle();
+    server.shutdown();
+    // It is given a time to end, and asks for something before that comes.
+    sim.advance(millis(500));
+    peer.send(b"x");
+    sim.advance(secs(60));
+    peer.expect(b"done");
+    drop(peer);
+    sim.advance(secs(1));
+    server.expect_closed(CloseReason::Shutdown);
+    assert!(server.is_finished());
 }
 
 #[test]
@@ -129,7 +184,7 @@ fn a_client_that_is_told_nothing_has_a_second_behind_its_last_reply() {
 #[test]
 fn a_peer_that_never_pauses_does_not_hold_up_the_end() {
     let mut sim = world(1);
-    let server = sim.serve(SERVER, Config::default(), Echo);
+    let server = serve_echo(&mut sim);
     let peer = sim.connect(SERVER);
     sim.advance(secs(1));
     server.shutdown();
@@ -203,7 +258,7 @@ impl Handler for OneByOne {
     }
 }
 
-fn two_doors<H: Handler>(reactor: &mut Reactor<H, wheelhouse::sim::Host>) {
+fn two_doors<H: Handler>(reactor: &mut Reactor<H, Host>) {
     reactor.listen(SERVER).unwrap();
     let listen = ListenConfig { exempt: true, ..ListenConfig::default() };
     reactor.listen_with("10.0.0.1:9090", listen).unwrap();
@@ -238,97 +293,27 @@ fn what_was_read_before_the_end_is_served() {
     }
 }
 
-/// Asks whether a connection may stay, and replies 20 s later.
-struct Teller;
-
-impl Handler for Teller {
-    type Session = ();
-
-    fn on_open(&mut self, _: &mut Conn<'_>) -> Option<()> {
-        Some(())
-    }
-
-    fn on_data(&mut self, conn: &mut Conn<'_>, _: &mut (), input: &mut BytesMut) {
-        input.clear();
-        conn.begin_request();
-        let answer: &[u8] = if conn.decide_keep_alive(0).stays() { b"stay" } else { b"go" };
-        conn.write(answer);
-        conn.set_timer(conn.now() + secs(20));
-    }
-
-    fn on_timer(&mut self, conn: &mut Conn<'_>, _: &mut ()) {
-        conn.write(b"done");
-        conn.end_request();
-    }
-}
-
 #[test]
-fn the_reason_is_the_one_that_was_told() {
-    let mut config = Config::default();
-    config.timeouts.lifetime = Some(secs(10));
-    config.limits.max_connections = Some(64);
-    let mut sim = world(1);
-    let server = sim.serve(SERVER, config, Teller);
-    let peer = sim.connect(SERVER);
-    let crowd: Vec<_> = (0..62).map(|_| sim.connect(SERVER)).collect();
-    sim.settle();
-    peer.send(b"x");
-    sim.settle();
-    peer.expect(b"go");
-    drop(crowd);
-    sim.settle();
-    server.take_closed();
-    // It grows old meanwhile.
-    sim.advance(secs(25));
-    peer.expect(b"done");
-    peer.close();
-    sim.settle();
-    server.expect_closed(CloseReason::Overload);
-}
-
-/// Writes to the first connection whenever another ends, and panics over it.
-#[derive(Default)]
-struct Panics {
-    first: Option<ConnId>,
-}
-
-impl Handler for Panics {
-    type Session = ();
-
-    fn on_open(&mut self, conn: &mut Conn<'_>) -> Option<()> {
-        self.first.get_or_insert_with(|| conn.id());
-        Some(())
-    }
-
-    fn on_data(&mut self, conn: &mut Conn<'_>, _: &mut (), input: &mut BytesMut) {
-        conn.write(input);
-        input.clear();
-    }
-
-    fn on_closed(&mut self, cx: &mut Context<'_>, _: Closed, _: ()) {
-        if let Some(mut conn) = self.first.and_then(|id| cx.conn(id)) {
-            conn.write(&[b'x'; 400_000]);
-            panic!("on purpose");
+fn a_peer_may_vanish_while_a_shutdown_waits_for_it() {
+    for way in 0..3 {
+        let mut sim = world(1);
+        let server = serve_echo(&mut sim);
+        let peers = idle(&mut sim, 10);
+        let silent = sim.connect(SERVER);
+        sim.settle();
+        server.shutdown();
+        sim.advance(millis(200));
+        for peer in peers.iter().chain([&silent]) {
+            match way {
+                0 => peer.reset(),
+                1 => peer.half_close(),
+                _ => peer.close(),
+            }
         }
+        sim.settle();
+        assert!(server.is_finished(), "none is left to wait for");
+        let reason = if way == 0 { CloseReason::PeerReset } else { CloseReason::PeerEof };
+        assert_eq!(server.stats().closed(reason), 11);
+        sim.assert_clean();
     }
-}
-
-#[test]
-fn what_a_panic_takes_back_costs_no_connection_its_place() {
-    let mut config = Config::default();
-    config.limits.buffered_max = 350_000;
-    let mut sim = world(1);
-    sim.allow_panics();
-    let server = sim.serve(SERVER, config, Panics::default());
-    let friend = sim.connect(SERVER);
-    let other = sim.connect(SERVER);
-    sim.settle();
-    other.reset();
-    sim.settle();
-    assert_eq!(server.stats().panics, 1);
-    friend.send(b"hi");
-    sim.settle();
-    friend.expect(b"hi");
-    friend.close();
-    sim.settle();
 }

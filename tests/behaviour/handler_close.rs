@@ -133,8 +133,7 @@ fn on_active_may_close<W: World>(world: &mut W) {
     let handler = RecordingHandler::echo().when_active(|conn, _| conn.close());
     let mut fixture = Fixture::new(world, Config::default(), handler);
     let peer = fixture.connect();
-    fixture.send(peer, b"hello");
-    fixture.expect(peer, b"hello");
+    fixture.expect_echo(peer);
     fixture.saw(0, What::Idle);
     fixture.send(peer, b"again");
     fixture.expect_eof(peer);

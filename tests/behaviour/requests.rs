@@ -1,19 +1,14 @@
-//! How many connections there may be, how many requests each may make, and which of them is told.
+//! What counts as a request, and what the last request of a connection means for its end.
 
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use wheelhouse::{AtLimit, CloseReason, Config, ConnectError, Timeout};
+use wheelhouse::{CloseReason, Config, Timeout};
 
 use crate::harness::{Fixture, Got, RecordingHandler, What, World, millis};
 
 behaviours! {
     everywhere {
-        a_full_server_lets_clients_wait
-        a_server_of_one_serves_one_after_the_other
-        no_dial_begins_from_a_full_server
-        the_first_free_place_is_the_next_newcomers
-        a_refused_connection_leaves_its_place
         requests_begun_are_owed_until_they_end
         a_pipelined_batch_counts_each_request
         a_handler_that_counts_nothing_is_counted_by_reads
@@ -23,102 +18,11 @@ behaviours! {
         whether_a_connection_may_stay_is_known_before_the_last_reply
         what_came_behind_the_last_request_is_not_served
         a_peer_that_sent_its_fin_is_not_kept
-        the_counters_add_up
         a_request_of_our_own_wakes_an_idle_connection
         no_connection_is_idle_before_its_reply_has_left
-        many_connections_live_side_by_side
         no_more_requests_are_served_than_the_limit_in_one_turn
+        a_tunnel_has_no_requests_to_count
     }
-}
-
-fn config(max_connections: usize) -> Config {
-    let mut config = Config::default();
-    config.limits.max_connections = Some(max_connections);
-    config
-}
-
-/// Newcomers wait, whatever is idle.
-fn waiting(max_connections: usize) -> Config {
-    let mut config = config(max_connections);
-    config.limits.at_limit = AtLimit::Pause;
-    config
-}
-
-fn a_full_server_lets_clients_wait<W: World>(world: &mut W) {
-    let mut fixture = Fixture::new(world, waiting(3), RecordingHandler::echo());
-    let peers: Vec<_> = (0..5).map(|_| fixture.connect()).collect();
-    for peer in &peers {
-        fixture.send(*peer, b"hello");
-    }
-    for peer in &peers[..3] {
-        fixture.expect(*peer, b"hello");
-    }
-    fixture.wait(millis(30));
-    assert_eq!((fixture.handler.ids.len(), fixture.reactor.context().len()), (3, 3));
-    for peer in &peers[3..] {
-        fixture.expect_silence(*peer);
-    }
-    // A place that becomes free is the next one's.
-    fixture.leave(peers[1]);
-    fixture.expect(peers[3], b"hello");
-    fixture.expect_silence(peers[4]);
-    fixture.leave(peers[0]);
-    fixture.expect(peers[4], b"hello");
-    fixture.send(peers[2], b"still here");
-    fixture.expect(peers[2], b"still here");
-}
-
-fn a_server_of_one_serves_one_after_the_other<W: World>(world: &mut W) {
-    let mut fixture = Fixture::new(world, config(1), RecordingHandler::echo());
-    let peers: Vec<_> = (0..20).map(|_| fixture.connect()).collect();
-    for peer in peers {
-        fixture.send(peer, b"hello");
-        fixture.expect(peer, b"hello");
-        fixture.leave(peer);
-    }
-    fixture.until("all of them", |fixture| fixture.handler.closed.len() == 20);
-    fixture.handler.closed.clear();
-    fixture.expect_service();
-}
-
-fn no_dial_begins_from_a_full_server<W: World>(world: &mut W) {
-    let (mut listener, address) = world.listen_as_peer();
-    let mut fixture = Fixture::new(world, config(1), RecordingHandler::echo());
-    let (peer, _) = fixture.enter();
-    let refused = fixture.reactor.context().connect(address.clone());
-    assert_eq!(refused, Err(ConnectError::Full));
-    fixture.leave(peer);
-    fixture.expect_closed(CloseReason::PeerEof);
-    fixture.reactor.context().connect(address).unwrap();
-    let peer = fixture.answer(&mut listener);
-    fixture.leave(peer);
-    fixture.expect_closed(CloseReason::PeerEof);
-    fixture.expect_service();
-}
-
-fn the_first_free_place_is_the_next_newcomers<W: World>(world: &mut W) {
-    let mut fixture = Fixture::new(world, waiting(128), RecordingHandler::echo());
-    let peers: Vec<_> = (0..130).map(|_| fixture.connect()).collect();
-    fixture.until("a full table", |fixture| fixture.handler.ids.len() == 128);
-    fixture.wait(millis(20));
-    for gone in 0..2 {
-        fixture.leave(peers[gone]);
-        fixture.expect_closed(CloseReason::PeerEof);
-        fixture.send(peers[128 + gone], b"hello");
-        fixture.expect(peers[128 + gone], b"hello");
-        assert_eq!(fixture.handler.ids.len(), 129 + gone);
-    }
-}
-
-fn a_refused_connection_leaves_its_place<W: World>(world: &mut W) {
-    let handler = RecordingHandler::echo().when_open(|_, number| number >= 10);
-    let mut fixture = Fixture::new(world, config(1), handler);
-    for _ in 0..10 {
-        let peer = fixture.connect();
-        fixture.expect_eof(peer);
-    }
-    assert_eq!(fixture.reactor.handle().stats().refused, 10);
-    fixture.expect_service();
 }
 
 fn requests_begun_are_owed_until_they_end<W: World>(world: &mut W) {
@@ -194,31 +98,6 @@ fn no_connection_is_idle_before_its_reply_has_left<W: World>(world: &mut W) {
     fixture.expect_eof(peer);
     fixture.expect_closed(CloseReason::Timeout(Timeout::Idle));
     assert_eq!(fixture.handler.count(0, What::Idle), 1);
-    fixture.expect_service();
-}
-
-fn many_connections_live_side_by_side<W: World>(world: &mut W) {
-    let mut fixture = Fixture::new(world, Config::default(), RecordingHandler::echo());
-    let peers: Vec<_> = (0..200).map(|_| fixture.connect()).collect();
-    for round in 0..3 {
-        for (index, peer) in peers.iter().enumerate() {
-            fixture.send(*peer, format!("{index}.{round}").as_bytes());
-        }
-        for (index, peer) in peers.iter().enumerate() {
-            fixture.expect(*peer, format!("{index}.{round}").as_bytes());
-        }
-    }
-    // Every second one leaves, and the rest do not notice.
-    for peer in peers.iter().step_by(2) {
-        fixture.leave(*peer);
-    }
-    for peer in peers.iter().skip(1).step_by(2) {
-        fixture.send(*peer, b"hello");
-        fixture.expect(*peer, b"hello");
-    }
-    fixture.until("a hundred to go", |fixture| fixture.handler.closed.len() == 100);
-    assert_eq!(fixture.reactor.context().len(), 100);
-    fixture.handler.closed.clear();
     fixture.expect_service();
 }
 
@@ -389,27 +268,6 @@ fn a_peer_that_sent_its_fin_is_not_kept<W: World>(world: &mut W) {
     fixture.expect_service();
 }
 
-fn the_counters_add_up<W: World>(world: &mut W) {
-    let mut fixture = Fixture::new(world, Config::default(), RecordingHandler::echo());
-    for index in 1..=3 {
-        let peer = fixture.connect();
-        for _ in 0..index {
-            fixture.send(peer, b"hello");
-            fixture.expect(peer, b"hello");
-        }
-        fixture.leave(peer);
-        fixture.expect_closed(CloseReason::PeerEof);
-    }
-    let (_stays, _) = fixture.enter();
-    fixture.turn();
-    let stats = fixture.reactor.handle().stats();
-    assert_eq!((stats.accepted, stats.connections, stats.closed_total()), (4, 1, 3));
-    assert_eq!((stats.bytes_in, stats.bytes_out, stats.unsent), (30, 30, 0));
-    assert_eq!((stats.requests, stats.refused, stats.panics), (6, 0, 0));
-    assert_eq!(stats.closed(CloseReason::PeerEof), 3);
-    assert_eq!(stats.to_string(), "closed=3 peer_eof=3");
-}
-
 fn no_more_requests_are_served_than_the_limit_in_one_turn<W: World>(world: &mut W) {
     let mut config = Config::default();
     config.limits.requests_max = Some(2);
@@ -427,4 +285,22 @@ fn no_more_requests_are_served_than_the_limit_in_one_turn<W: World>(world: &mut 
     fixture.leave(peer);
     assert_eq!(fixture.expect_closed(CloseReason::MaxRequests).bytes_out, 2);
     fixture.expect_service();
+}
+
+fn a_tunnel_has_no_requests_to_count<W: World>(world: &mut W) {
+    let mut config = Config::default();
+    config.limits.requests_max = Some(3);
+    let handler = RecordingHandler::echo().when_open(|conn, _| {
+        conn.tunnel();
+        true
+    });
+    let mut fixture = Fixture::new(world, config, handler);
+    let (peer, _) = fixture.enter();
+    for _ in 0..10 {
+        fixture.send(peer, b"frame");
+        fixture.expect(peer, b"frame");
+    }
+    fixture.expect_silence(peer);
+    fixture.expect_none_closed();
+    assert_eq!(fixture.reactor.handle().stats().requests, 0);
 }
