@@ -16,7 +16,7 @@ use bytes::BytesMut;
 use socket2::{Domain, Socket, Type};
 use wheelhouse::{Address, Config, Conn, ConnId, Context, Handle, Handler, Reactor, Target};
 
-/// The bystander looks so often whether it is over.
+/// How often the bystander checks whether it is over.
 const PAUSE: Duration = Duration::from_micros(500);
 
 /// Echoes, and keeps the ids of the clients.

@@ -11,7 +11,7 @@
 //! | `insert`, `cancel` | of one timer, while all of them are put in or taken out |
 //! | `touch` | one deadline is moved later: a store, a second link, a second entry or a reset |
 //! | `expire` | one timer comes up, all being due |
-//! | `message` | one message moves its connection's deadline to 60 s from now, at 200,000 messages a second; includes the entries that come up early and are scheduled again. The connections send in turn: what is measured is the work, since whoever serves a message has its connection in the cache anyway |
+//! | `message` | one message moves its connection's deadline to 60 s from now, at 200,000 messages a second; includes the entries that come up early and are scheduled again. The connections send in turn: what is measured is the work, since a server has the connection of a message in the cache anyway |
 //! | `message-shuffled` | the same with the senders in random order: the misses as well |
 
 #![expect(clippy::disallowed_methods, reason = "a benchmark reads the clock")]
@@ -31,7 +31,7 @@ use tokio_util::time::{DelayQueue, delay_queue};
 
 use crate::wheel::{Key, Wheel};
 
-// The wheel is private to the crate. It leans on nothing else there, so its file can be built into
+// The wheel is private to the crate. It depends on nothing else there, so its file can be built into
 // this program as well.
 #[path = "../src/core/wheel.rs"]
 #[allow(dead_code, unused_imports, reason = "what only the reactor and the unit tests use")]

@@ -310,12 +310,12 @@ fn the_steps_of_a_turn_are_told_in_order() {
         .filter_map(|line| line.trim_start().strip_prefix("self.")?.split('(').next())
         .filter(|call| !call.contains('.'))
         .collect();
-    let told: Vec<_> = between(ARCHITECTURE, "## One turn\n", "\n## ")
+    let stated: Vec<_> = between(ARCHITECTURE, "## One turn\n", "\n## ")
         .lines()
         .filter(|line| line.starts_with(|first: char| first.is_ascii_digit()))
         .map(|line| quoted(line).next().unwrap_or_else(|| panic!("{line}")))
         .collect();
-    assert_eq!(told, calls);
+    assert_eq!(stated, calls);
 }
 
 #[test]
@@ -409,16 +409,16 @@ fn the_modes_are_those_of_the_reasons() {
     for (text, section) in sections {
         for (mode, reasons) in &modes {
             let row = between(between(text, section, "\n## "), &format!("\n| {mode} | "), " |");
-            let told: BTreeSet<_> = quoted(row).filter(|name| *name != "Timeout").collect();
-            assert_eq!(told, reasons.iter().map(String::as_str).collect(), "{section} {mode}");
+            let stated: BTreeSet<_> = quoted(row).filter(|name| *name != "Timeout").collect();
+            assert_eq!(stated, reasons.iter().map(String::as_str).collect(), "{section} {mode}");
         }
     }
 }
 
 /// The counters of a reactor that has done nothing.
 fn stats() -> Stats {
-    struct Nobody;
-    impl Handler for Nobody {
+    struct Idle;
+    impl Handler for Idle {
         type Session = ();
         fn on_open(&mut self, _: &mut Conn<'_>) -> Option<()> {
             None
@@ -428,18 +428,18 @@ fn stats() -> Stats {
     let mut config = Config::default();
     // Tests that run at the same time share the process's descriptors.
     config.limits.max_connections = Some(1);
-    Reactor::<Nobody>::new(config).unwrap().handle().stats()
+    Reactor::<Idle>::new(config).unwrap().handle().stats()
 }
 
 #[test]
-fn the_metrics_are_those_that_are_told() {
+fn the_metrics_are_those_of_the_documents() {
     let text = stats().prometheus().to_string();
     let types: BTreeMap<_, _> =
         text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' ')).collect();
-    let told: BTreeMap<_, _> = rows(between(OPERATIONS, "\n## Metrics\n", "\n## "))
+    let stated: BTreeMap<_, _> = rows(between(OPERATIONS, "\n## Metrics\n", "\n## "))
         .map(|cells| (cells[0], cells[1]))
         .collect();
-    assert_eq!(told, types);
+    assert_eq!(stated, types);
     let names = OPERATIONS.split(|letter: char| !letter.is_alphanumeric() && letter != '_');
     for name in names.filter(|name| name.starts_with("wheelhouse_")) {
         let name = name.strip_suffix("_bucket").unwrap_or(name);
@@ -451,17 +451,17 @@ fn the_metrics_are_those_that_are_told() {
 }
 
 #[test]
-fn the_close_reasons_are_those_that_are_told() {
+fn the_close_reasons_are_those_of_the_documents() {
     let stats = stats();
     let labels: BTreeSet<_> = stats.closed_by_label().map(|(label, _)| label).collect();
-    let told: Vec<_> =
+    let stated: Vec<_> =
         rows(between(OPERATIONS, "\n## Close reasons\n", "\n## ")).map(|cells| cells[0]).collect();
-    assert!(told.is_sorted(), "{told:?}");
-    assert_eq!(told.into_iter().collect::<BTreeSet<_>>(), labels);
+    assert!(stated.is_sorted(), "{stated:?}");
+    assert_eq!(stated.into_iter().collect::<BTreeSet<_>>(), labels);
 }
 
 #[test]
-fn the_events_are_those_that_are_told() {
+fn the_events_are_those_of_the_documents() {
     let simulated = root().join("src/sim");
     let files = sources("src").into_iter().filter(|path| !path.starts_with(&simulated));
     let source: String = files.map(read).collect();
@@ -474,16 +474,16 @@ fn the_events_are_those_that_are_told() {
             }
         }
     }
-    let told: BTreeMap<_, _> = rows(between(OPERATIONS, "\n## Logs\n", "\n## "))
+    let stated: BTreeMap<_, _> = rows(between(OPERATIONS, "\n## Logs\n", "\n## "))
         .map(|cells| (cells[0], cells[1]))
         .collect();
-    assert_eq!(told, events);
+    assert_eq!(stated, events);
 }
 
 #[test]
 fn the_thresholds_of_overload_are_the_constants() {
     let pressure = read("src/core/pressure.rs");
-    let told: Vec<_> = between(OPERATIONS, "\n| pressure | what follows |\n", "\n\n")
+    let stated: Vec<_> = between(OPERATIONS, "\n| pressure | what follows |\n", "\n\n")
         .lines()
         .filter_map(|line| line.strip_prefix("| from ")?.split_once(" %"))
         .map(|(percent, _)| percent.parse::<u32>().unwrap() * 10)
@@ -491,5 +491,5 @@ fn the_thresholds_of_overload_are_the_constants() {
     let constants = ["SHRINKS_FROM", "NO_KEEP_ALIVE", "EVICTS_FROM"].map(|name| {
         between(&pressure, &format!("const {name}: Permille = "), ";").parse::<u32>().unwrap()
     });
-    assert_eq!(told, constants);
+    assert_eq!(stated, constants);
 }

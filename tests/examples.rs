@@ -27,7 +27,7 @@ mod start {
     }
 
     #[test]
-    fn what_is_wrong_with_an_option_is_said_in_one_line() {
+    fn a_wrong_option_is_reported_in_one_line() {
         let durations = ["first-byte", "request", "read", "write", "idle", "linger", "shutdown"];
         let durations = durations.map(|deadline| format!("--{deadline}-timeout"));
         let mut wrong: Vec<(&str, &str)> = Vec::new();
@@ -54,7 +54,7 @@ mod start {
     }
 
     #[test]
-    fn what_is_wrong_with_an_option_of_the_client_is_said_in_one_line() {
+    fn a_wrong_option_of_the_client_is_reported_in_one_line() {
         for (option, value) in [
             ("--interval", "0"),
             ("--interval", "0s"),
@@ -94,7 +94,7 @@ mod start {
     }
 
     #[test]
-    fn an_address_in_use_is_said_in_one_line() {
+    fn an_address_in_use_is_reported_in_one_line() {
         let path = TempPath::new();
         let tcp = Server::start("echo", &[]);
         let unix = Server::start_on("ping", &path.address(), &[]);
@@ -183,7 +183,7 @@ mod end {
     }
 
     #[test]
-    fn metrics_are_told_to_the_end() {
+    fn metrics_are_answered_until_the_end_of_a_shutdown() {
         for name in ["echo", "ping"] {
             let options = ["--metrics=127.0.0.1:0", "--shutdown-spread=3s", "--max-connections=1"];
             let mut server = Server::start(name, &options);
@@ -278,7 +278,7 @@ mod deadlines {
     use super::*;
 
     #[test]
-    fn a_silent_peer_is_cut_off_at_the_first_byte_deadline() {
+    fn a_peer_that_sends_nothing_is_ended_at_the_first_byte_deadline() {
         let mut server = Server::start("echo", &["--first-byte-timeout=400ms"]);
         let began = Instant::now();
         let mut peer = server.dial();
@@ -288,7 +288,7 @@ mod deadlines {
     }
 
     #[test]
-    fn a_peer_that_spoke_is_not_late_with_its_first_byte() {
+    fn a_peer_that_sent_a_byte_is_not_late_with_its_first() {
         let server = Server::start("echo", &["--first-byte-timeout=200ms"]);
         let began = Instant::now();
         let mut peer = server.dial();
@@ -299,7 +299,7 @@ mod deadlines {
     }
 
     #[test]
-    fn dribbling_does_not_put_off_the_request_deadline() {
+    fn single_bytes_do_not_put_off_the_request_deadline() {
         let mut server = Server::start("ping", &["--request-timeout=700ms", "--read-timeout=3s"]);
         let mut peer = server.dial();
         exchange(&mut peer, b"PING\n", b"PONG\n");
@@ -310,7 +310,7 @@ mod deadlines {
     }
 
     #[test]
-    fn a_request_that_stalls_is_cut_off_at_the_read_deadline() {
+    fn a_request_that_stalls_is_ended_at_the_read_deadline() {
         let mut server = Server::start("ping", &["--read-timeout=400ms"]);
         let mut peer = server.dial();
         let mut began = Instant::now();
@@ -325,7 +325,7 @@ mod deadlines {
     }
 
     #[test]
-    fn a_quiet_peer_is_cut_off_at_the_idle_deadline() {
+    fn a_peer_that_sends_nothing_more_is_ended_at_the_idle_deadline() {
         let mut server = Server::start("ping", &["--idle-timeout=500ms"]);
         let mut peer = server.dial();
         let mut began = Instant::now();
@@ -380,7 +380,7 @@ mod limits {
     }
 
     #[test]
-    fn a_newcomer_over_the_limit_is_served_when_another_is_evicted() {
+    fn a_connection_over_the_limit_is_served_when_another_is_evicted() {
         let mut server = Server::start("echo", &["--max-connections=2"]);
         let mut first = server.dial();
         let mut second = server.dial();
@@ -388,7 +388,7 @@ mod limits {
         exchange(&mut second, b"2", b"2");
         exchange(&mut first, b"1", b"1");
         exchange(&mut server.dial(), b"3", b"3");
-        // Who was idle longest is gone.
+        // The connection that was idle longest is gone.
         assert_eq!(read_to_end(&mut second), b"");
         exchange(&mut first, b"1", b"1");
         let line = server.logged();
@@ -398,7 +398,7 @@ mod limits {
     }
 
     #[test]
-    fn a_client_has_its_share() {
+    fn a_client_over_its_limit_is_refused() {
         let server = Server::start("echo", &["--max-per-client=2"]);
         let mut peers = [(); 2].map(|()| server.dial());
         for peer in &mut peers {
@@ -413,7 +413,7 @@ mod limits {
     }
 
     #[test]
-    fn a_client_that_dials_again_is_within_its_share() {
+    fn a_client_that_dials_again_is_within_its_limit() {
         let mut server = Server::start("echo", &["--max-per-client=1"]);
         for _ in 0..500 {
             exchange(&mut server.dial(), b"hello", b"hello");
@@ -423,7 +423,7 @@ mod limits {
     }
 
     #[test]
-    fn newcomers_come_at_their_rate() {
+    fn connections_are_accepted_at_the_accept_rate() {
         let server = Server::start("echo", &["--accept-rate=5"]);
         let began = Instant::now();
         let mut peers: Vec<_> = (0..8).map(|_| server.dial()).collect();
@@ -434,7 +434,7 @@ mod limits {
     }
 
     #[test]
-    fn a_connection_has_its_requests_and_its_age() {
+    fn a_connection_ends_at_its_limit_of_requests_or_its_lifetime() {
         let server = Server::start("ping", &["--max-requests=2"]);
         let mut peer = server.dial();
         exchange(&mut peer, b"PING\n", b"PONG\n");
@@ -504,7 +504,7 @@ mod limits {
         assert!((1..=8).contains(&warnings.len()), "{warnings:?}");
     }
 
-    /// Whoever is served leaves, and makes room for the next.
+    /// A client that has been served closes, which frees a place for the next.
     fn assert_served_in_turn(mut waiting: Vec<TcpStream>) {
         let began = Instant::now();
         while !waiting.is_empty() {
@@ -905,7 +905,7 @@ mod outputs {
     }
 
     #[test]
-    fn a_program_that_cannot_say_what_is_wrong_ends_all_the_same() {
+    fn a_program_that_cannot_report_an_error_ends_all_the_same() {
         let used = Server::start("echo", &[]);
         for outlet in OUTLETS {
             for name in ["echo", "http", "ping"] {
@@ -1173,7 +1173,7 @@ mod http {
     }
 
     #[test]
-    fn a_request_that_is_late_is_told_so() {
+    fn a_request_that_is_late_is_answered_with_408() {
         let mut server = Server::start("http", &["--request-timeout=400ms"]);
         let mut peer = server.dial();
         let began = Instant::now();
@@ -1187,7 +1187,7 @@ mod http {
     }
 
     #[test]
-    fn the_last_request_is_told_that_it_is() {
+    fn the_reply_to_the_last_request_announces_the_end() {
         let mut server = Server::start("http", &["--max-requests=2"]);
         let mut peer = server.dial();
         peer.write_all(&HELLO.repeat(3)).expect("a server that reads");
@@ -1215,7 +1215,7 @@ mod http {
         assert!(ready(200));
         server.program.signal("TERM");
         eventually("it is not ready any more", || ready(503));
-        assert!(TcpStream::connect(&server.addr).is_err(), "no newcomer is accepted");
+        assert!(TcpStream::connect(&server.addr).is_err(), "no connection is accepted");
         assert_eq!(read_reply(&mut peer).0, 200);
         assert_eq!(read_to_end(&mut peer), b"");
         drop(peer);

@@ -1,4 +1,4 @@
-//! The example servers under tools that others wrote: loads, slow attacks, floods. A tool that is
+//! The example servers under external tools: loads, slow attacks, floods. A tool that is
 //! not installed is reported as skipped.
 #![expect(clippy::disallowed_methods, reason = "programs are timed by the clock on the wall")]
 
@@ -207,21 +207,21 @@ mod slow {
     }
 
     #[test]
-    fn headers_that_never_end_are_cut_off() {
+    fn heads_that_never_end_are_ended() {
         if let Some(text) = attacked(&["-H", "-i1"], "/") {
             assert!(ended(&text, "request_timeout") >= 200, "{text}");
         }
     }
 
     #[test]
-    fn bodies_that_never_end_are_cut_off() {
+    fn bodies_that_never_end_are_ended() {
         if let Some(text) = attacked(&["-B", "-i1", "-s8192"], "/echo") {
             assert!(ended(&text, "request_timeout") >= 200, "{text}");
         }
     }
 
     #[test]
-    fn readers_that_hardly_read_are_cut_off() {
+    fn readers_that_hardly_read_are_ended() {
         let mode = ["-X", "-w1", "-y2", "-n10", "-z1"];
         if let Some(text) = attacked(&mode, "/bytes/10000000") {
             assert!(ended(&text, "write_timeout") >= 100, "{text}");
@@ -323,7 +323,7 @@ mod floods {
 mod shutdowns {
     use super::*;
 
-    /// Reads a whole reply, and says whether the connection stays open behind it.
+    /// Reads a whole reply, and says whether the connection stays open after it.
     fn read_whole(peer: &mut TcpStream) -> bool {
         let mut reply = Vec::new();
         let mut piece = vec![0; 64 * 1024];
@@ -348,7 +348,7 @@ mod shutdowns {
         }
     }
 
-    /// Asks for one thing after the other, without a pause, until told that it was the last.
+    /// Sends one request after the other, without a pause, until a reply announces the end.
     /// Returns how often.
     fn ask_to_the_end(mut peer: TcpStream) -> usize {
         let upload = [

@@ -37,7 +37,7 @@ fn run() -> u64 {
 }
 
 #[test]
-fn to_listen_changes_nothing() {
+fn a_subscriber_changes_nothing_that_happens() {
     assert_eq!(LevelFilter::current(), LevelFilter::OFF);
     let unheard = run();
     let subscriber =

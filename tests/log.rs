@@ -50,7 +50,7 @@ fn warnings(act: impl FnOnce()) -> Vec<String> {
     logged(Level::INFO, Level::WARN, act)
 }
 
-/// One client is served and leaves.
+/// One client is served and closes.
 fn visit() {
     let mut sim = Sim::new(1);
     sim.serve(SERVER, Config::default(), Echo);
@@ -64,7 +64,7 @@ fn visit() {
 }
 
 #[test]
-fn every_transition_is_told() {
+fn every_transition_is_traced() {
     let lines = logged(Level::DEBUG, Level::DEBUG, visit);
     assert_eq!(
         lines,
@@ -108,7 +108,7 @@ fn single_reads_and_writes_are_traced() {
 }
 
 #[test]
-fn a_usual_life_is_none_of_the_operators_business() {
+fn a_connection_without_errors_logs_nothing_at_info() {
     assert_eq!(logged(Level::INFO, Level::INFO, visit), [""; 0]);
     assert_eq!(warnings(visit), [""; 0]);
 }
@@ -127,7 +127,7 @@ impl Handler for Closed {
 }
 
 #[test]
-fn a_refusal_of_the_handler_is_told() {
+fn a_refusal_of_the_handler_is_logged() {
     let lines = logged(Level::DEBUG, Level::DEBUG, || {
         let mut sim = Sim::new(1);
         sim.serve(SERVER, Config::default(), Closed);
@@ -187,7 +187,7 @@ fn a_rate_that_is_exceeded_is_warned_of_once_a_second() {
 }
 
 #[test]
-fn what_is_just_full_is_not_worth_a_word() {
+fn a_table_that_is_just_full_is_not_logged() {
     for places in 1..3 {
         let lines = warnings(|| {
             let mut config = Config::default();
@@ -203,7 +203,7 @@ fn what_is_just_full_is_not_worth_a_word() {
     }
 }
 
-/// Takes its time over what it is told to.
+/// Is slow in the callbacks that it is made to be slow in.
 struct Sluggard<F> {
     stall: F,
 }

@@ -30,7 +30,7 @@ fn expect_said(said: &str, words: &[&str]) {
     }
 }
 
-/// Makes the mistake that it is told to make.
+/// Makes the mistake that its input names.
 #[derive(Default)]
 struct Clumsy {
     /// Asks of an idle connection whether it may stay.
@@ -187,7 +187,7 @@ fn a_reactor_that_was_made_to_fail_is_none_of_the_handlers_mistakes() {
 }
 
 #[test]
-fn the_ends_that_a_handler_is_to_blame_for_are_these() {
+fn a_handler_is_at_fault_for_these_ends() {
     for (words, label) in [(&b"p"[..], "panicked"), (b"o", "output"), (b"r", "response")] {
         let mut sim = Sim::new(1);
         sim.allow_panics();
@@ -203,7 +203,7 @@ fn the_ends_that_a_handler_is_to_blame_for_are_these() {
     let peer = sim.connect(&server);
     peer.send(b"r");
     sim.advance(secs(10));
-    // A reply that falls due while the clock jumps is no fault of the handler's.
+    // The handler is not at fault for a reply that falls due while the clock jumps.
     sim.jump_clocks(secs(3_600));
     sim.advance(secs(1));
     assert_eq!(server.stats().closed(CloseReason::Timeout(Timeout::Response)), 1);

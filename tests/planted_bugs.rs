@@ -446,7 +446,7 @@ fn a_socket_that_is_forgotten_is_noticed() {
 
 #[test]
 fn bytes_lost_before_a_fin_are_noticed() {
-    must_catch(Bug::UnreadBeforeEofLost, "told of an end that was not read", |sim| {
+    must_catch(Bug::UnreadBeforeEofLost, "notified of an end that was not read", |sim| {
         let server = serve(sim);
         let peer = sim.connect(server.address());
         peer.send(b"last words");
@@ -603,7 +603,7 @@ fn a_refusal_that_does_not_wait_is_noticed() {
 
 #[test]
 fn a_free_place_that_is_not_given_away_is_noticed() {
-    must_catch(Bug::LateRoom, "the free place is the newcomer's", |sim| {
+    must_catch(Bug::LateRoom, "the free place goes to the waiting connection", |sim| {
         let mut config = Config::default();
         config.limits.max_connections = Some(128);
         config.limits.at_limit = AtLimit::Pause;
@@ -612,7 +612,7 @@ fn a_free_place_that_is_not_given_away_is_noticed() {
         sim.settle();
         peers[0].close();
         sim.settle();
-        assert_eq!(server.stats().accepted, 129, "the free place is the newcomer's");
+        assert_eq!(server.stats().accepted, 129, "the free place goes to the waiting connection");
     });
 }
 
@@ -692,7 +692,7 @@ fn shared_bytes_dropped_without_a_net_are_noticed() {
     must_catch(Bug::UncaughtOwner, "a bomb was dropped", |sim| bomb(sim, b"x"));
 }
 
-/// What the world says of each bug in a swarm.
+/// The message of the world for each bug in a swarm.
 const SAID: [(Bug, &[&str]); 22] = [
     (Bug::EarlyFire, &["ended early", "had its timer"]),
     (Bug::SkippedRearm, &["not in the wheel", "and the wheel comes up at"]),
@@ -755,7 +755,7 @@ fn every_bug_is_noticed_by_the_world_in_some_swarm() {
                 break;
             }
         }
-        // What happens rarely takes more looking for.
+        // A rare event needs more seeds.
         if !noticed && let Some((seed, what)) = first_failure(bug, everything, RARE_SEEDS) {
             noticed = said.iter().any(|said| what.contains(said));
             row.push_str(&format!(" | everything seed {seed}"));

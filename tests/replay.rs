@@ -22,19 +22,19 @@ fn visit(sim: &mut Sim) -> Vec<u8> {
 
 /// Fails wherever something goes wrong for the only visitor.
 #[test]
-#[ignore = "it fails, for the others to look at"]
+#[ignore = "it fails, for the other tests to read"]
 fn a_swarm_that_fails() {
     sim::swarm(1, 1_000, |sim| assert!(visit(sim) == b"x", "the visitor was not served"));
 }
 
 #[test]
-#[ignore = "it fails, for the others to look at"]
+#[ignore = "it fails, for the other tests to read"]
 fn a_torture_that_fails() {
     sim::torture(1_000, |sim| assert!(visit(sim) == b"x", "the visitor was not served"));
 }
 
 #[test]
-#[ignore = "it fails, for the others to look at"]
+#[ignore = "it fails, for the other tests to read"]
 fn a_torture_that_fails_as_it_is() {
     sim::torture(1_000, |sim| assert!(visit(sim) == b"y", "the visitor was not served"));
 }
@@ -111,14 +111,14 @@ fn variables_that_mean_nothing_are_refused() {
 }
 
 #[test]
-fn a_scenario_that_fails_as_it_is_is_told_from_one_that_a_failure_breaks() {
+fn a_scenario_that_fails_without_a_fault_is_distinguished_from_one_that_a_fault_breaks() {
     let said = failure("a_torture_that_fails_as_it_is", &[]);
     assert!(said.contains("fails as it is, before any call is made to fail"), "{said}");
     assert!(!said.contains("SIM_FAULT"), "{said}");
 }
 
 #[test]
-fn a_run_can_be_read_along() {
+fn a_trace_has_every_event_as_it_happens() {
     let said = failure("a_torture_that_fails_as_it_is", &[("SIM_TRACE", "1")]);
     let (along, world) = said.split_once("The world at ").expect("the world is described");
     for event in ["sends 1 byte", "Accept with 192.0.2.1:", "on_data on 0.", "gets 1 byte from"] {

@@ -1,4 +1,4 @@
-//! The simulated world, seen by the tests that are written in it.
+//! What the simulated world promises to the tests that use it.
 
 #[path = "scenarios/basics.rs"]
 mod basics;
@@ -92,7 +92,7 @@ fn a_request_that_is_served_alike_however_it_is_split_passes() {
 
 #[test]
 #[should_panic(expected = "split after 1 of 5 bytes, and its connection is Idle while 4 bytes")]
-fn a_part_of_a_request_that_is_kept_without_a_word_is_found() {
+fn a_part_of_a_request_that_is_kept_and_not_announced_is_found() {
     check_splits(false, <[u8]>::to_vec);
 }
 
@@ -138,7 +138,7 @@ fn a_request_that_counts_once_for_each_of_its_parts_is_found() {
 }
 
 #[test]
-fn peers_do_what_they_are_told() {
+fn peers_stop_reading_read_slowly_close_and_reset() {
     let mut sim = Sim::new(1);
     let server = serve_echo(&mut sim);
     let [reader, stopped, slow, gone] = [(); 4].map(|()| sim.connect(server.address()));
@@ -192,7 +192,7 @@ fn a_partition_holds_back_and_a_repair_lets_go() {
     sim.repair(here, there);
     sim.advance(secs(5));
     peer.expect(b"b");
-    // For ever is too long, even for TCP.
+    // TCP gives up in the end.
     sim.partition(here, there);
     peer.send(b"c");
     sim.advance(secs(3_600));
@@ -459,7 +459,7 @@ fn numbers_of_the_script_change_nothing_in_the_world() {
 }
 
 #[test]
-fn what_a_peer_read_can_be_looked_at_before_it_is_taken() {
+fn what_a_peer_read_can_be_checked_before_it_is_taken() {
     let mut sim = Sim::new(1);
     let server = serve_echo(&mut sim);
     let peer = sim.connect(&server);

@@ -39,17 +39,17 @@ enum Asked {
     Register,
 }
 
-/// Panics when it is asked one thing, for so many times; otherwise it keeps what it hears.
+/// Panics at one of its calls, so many times; otherwise it keeps the events.
 #[derive(Clone)]
 struct Broken {
     asked: Asked,
     panics_left: Arc<AtomicU64>,
-    heard: Arc<Mutex<Vec<String>>>,
+    events: Arc<Mutex<Vec<String>>>,
 }
 
 impl Broken {
     fn new(asked: Asked) -> Self {
-        Self { asked, panics_left: Arc::default(), heard: Arc::default() }
+        Self { asked, panics_left: Arc::default(), events: Arc::default() }
     }
 
     /// Runs `act` with this subscriber, which is whole while it is installed and panics afterwards.
@@ -110,7 +110,7 @@ impl Subscriber for Broken {
         self.trip(Asked::Event);
         let mut message = Message(String::new());
         event.record(&mut message);
-        self.heard.lock().unwrap().push(message.0);
+        self.events.lock().unwrap().push(message.0);
     }
 
     fn enter(&self, _: &Id) {}
@@ -118,7 +118,7 @@ impl Subscriber for Broken {
     fn exit(&self, _: &Id) {}
 }
 
-/// One client is served and leaves.
+/// One client is served and closes.
 fn visit() -> Stats {
     let mut sim = Sim::new(1);
     let server = sim.serve(SERVER, Config::default(), Echo);
@@ -143,7 +143,7 @@ fn a_subscriber_that_always_panics_loses_its_events_only() {
         assert!(before >= LIFE.len() as u64, "{before}");
         assert!(visit().log_failures >= before + LIFE.len() as u64);
     });
-    assert_eq!(*broken.heard.lock().unwrap(), [""; 0]);
+    assert_eq!(*broken.events.lock().unwrap(), [""; 0]);
 }
 
 #[test]
@@ -151,7 +151,7 @@ fn after_a_panic_the_events_that_follow_arrive() {
     for lost in 1..5 {
         let broken = Broken::new(Asked::Event);
         broken.during(lost, || assert!(visit().accepted == 1));
-        assert_eq!(*broken.heard.lock().unwrap(), LIFE[lost as usize..]);
+        assert_eq!(*broken.events.lock().unwrap(), LIFE[lost as usize..]);
     }
 }
 
@@ -159,7 +159,7 @@ fn after_a_panic_the_events_that_follow_arrive() {
 fn a_filter_that_panics_loses_its_events_only() {
     let broken = Broken::new(Asked::Enabled);
     broken.during(2, || assert!(visit().accepted == 1));
-    assert_eq!(*broken.heard.lock().unwrap(), LIFE[2..]);
+    assert_eq!(*broken.events.lock().unwrap(), LIFE[2..]);
 }
 
 /// Refuses every connection, and so logs an event that no other test here does.
@@ -188,8 +188,8 @@ fn a_subscriber_that_panics_over_a_new_callsite_loses_its_first_event_only() {
             assert_eq!(peer.closed(), Some(End::Fin));
         }
     });
-    let heard = broken.heard.lock().unwrap();
-    assert_eq!(heard.iter().filter(|message| *message == refusal).count(), 1, "{heard:?}");
+    let events = broken.events.lock().unwrap();
+    assert_eq!(events.iter().filter(|message| *message == refusal).count(), 1, "{events:?}");
 }
 
 /// A pipe without a reader, for a while.

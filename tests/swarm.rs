@@ -22,11 +22,11 @@ fn number(variable: &str, default: u64) -> u64 {
 /// Runs a scenario under as many seeds as are asked for.
 fn run(name: &str, scenario: fn(&mut Sim)) {
     let summary = sim::swarm(number("SIM_FIRST", 1), number("SIM_SEEDS", 4), scenario);
-    tell(name, &summary);
+    print(name, &summary);
 }
 
 #[expect(clippy::print_stdout, reason = "figures for the reader of the output")]
-fn tell(name: &str, summary: &Summary) {
+fn print(name: &str, summary: &Summary) {
     println!("swarm {name}: {summary}");
 }
 
@@ -43,7 +43,7 @@ fn swarm_everything() {
 /// Seeds under which a reactor once did wrong.
 #[test]
 fn seeds_that_failed_once() {
-    // What was asked for by a sign of life, or given to a request, let the wheel come up too late.
+    // The deadline of a ping or of a request made the wheel come up too late.
     // A connection was shed before it was dialled.
     for seed in [0xa477, 0xa482, 0x1054_58b7_39f8] {
         sim::swarm(seed, 1, servers::crowd);

@@ -26,7 +26,7 @@ fn run(name: &str, personality: Personality, scenario: fn(&mut Sim)) {
     println!("torture {name} {personality:?}: {summary}");
 }
 
-/// Whatever failed before, a client that comes now is served; should that be what fails, the one
+/// Whatever failed before, a client that comes now is served; if the failure hits this one, the one
 /// after.
 fn expect_service<H: Handler>(sim: &mut Sim, server: &Server<H>) {
     assert!(server.failure().is_none(), "{:?}", server.failure());
@@ -200,7 +200,7 @@ fn a_tunnel(sim: &mut Sim) {
     sim.advance(secs(15));
     let fed = sink.take().windows(12).any(|part| part == b"from another");
     let over = sink.closed().is_some() || feeder.closed().is_some();
-    assert!(fed || over, "what one is told another is given");
+    assert!(fed || over, "what one connection reads the other one gets");
     expect_service(sim, &server);
 }
 
@@ -232,7 +232,7 @@ fn idle(sim: &mut Sim, server: &str) -> Peer {
     peer
 }
 
-/// A full table, where idle ones are evicted.
+/// A full table, where idle connections are evicted.
 fn a_full_table(sim: &mut Sim) {
     let mut config = Config::default();
     config.limits.max_connections = Some(3);
@@ -245,7 +245,7 @@ fn a_full_table(sim: &mut Sim) {
     expect_service(sim, &server);
 }
 
-/// A full table, where none is evicted and newcomers are told.
+/// A full table, where none is evicted and new connections are refused with a reply.
 fn a_rejection(sim: &mut Sim) {
     let mut config = Config::default();
     config.limits.max_connections = Some(2);
@@ -276,7 +276,7 @@ fn a_greedy_client(sim: &mut Sim) {
         greedy.iter().for_each(|peer| peer.send(b"g"));
         sim.advance(secs(2));
         let served = greedy.iter().filter(|peer| peer.take() == b"g").count();
-        // One whose connection fails leaves its place to another.
+        // A connection that fails frees its place for another.
         assert!((1..=3).contains(&served), "{served}");
         drop(greedy);
         sim.advance(secs(1));
@@ -284,7 +284,7 @@ fn a_greedy_client(sim: &mut Sim) {
     }
 }
 
-/// An operator at a full and busy server, to the end of its shutdown.
+/// An exempt connection at a full and busy server, to the end of its shutdown.
 fn an_operator(sim: &mut Sim) {
     const DESK: &str = "10.0.0.1:9090";
     let mut config = Config::default();
@@ -309,7 +309,7 @@ fn an_operator(sim: &mut Sim) {
     assert!(server.is_finished());
 }
 
-/// Quiet clients that are asked for a sign of life: one gives it, one does not.
+/// Idle clients that are pinged: one answers, one does not.
 fn a_sign_of_life(sim: &mut Sim) {
     let mut config = Config::default();
     config.timeouts.ping_after = Some(secs(4));

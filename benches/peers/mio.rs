@@ -34,7 +34,7 @@ struct Options {
 
 struct Connection {
     stream: TcpStream,
-    /// The peer sends no more: its FIN is to be read behind what is there.
+    /// The peer sends no more: its FIN is to be read after what is there.
     closed: bool,
     /// The part of a reply that the socket has not taken yet.
     rest: Vec<u8>,

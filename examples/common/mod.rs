@@ -66,7 +66,7 @@ pub(crate) struct ServerArgs {
     #[arg(long, value_name = "DURATION|off")]
     idle_timeout: Option<OptionalDuration>,
 
-    /// After our FIN, for the peer's, in all [default: 30s]
+    /// From our FIN to the peer's, at most [default: 30s]
     #[arg(long, value_name = "DURATION|off")]
     linger_timeout: Option<OptionalDuration>,
 
@@ -78,7 +78,7 @@ pub(crate) struct ServerArgs {
     #[arg(long, value_name = "DURATION|off")]
     shutdown_spread: Option<OptionalDuration>,
 
-    /// Where to answer GET /metrics, until the end of a shutdown and beside all limits
+    /// Where to answer GET /metrics, exempt from all limits and until the end of a shutdown
     #[arg(long, value_name = "ADDR")]
     pub(crate) metrics: Option<Address>,
 }

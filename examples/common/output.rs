@@ -86,8 +86,8 @@ impl Counts {
 impl Output {
     fn new(name: &str, stream: &impl AsFd) -> Self {
         let counts = Arc::new(Counts::default());
-        // The handles of std have locks: a thread that waits in a write would hold up others that
-        // only want to know the lock free, such as the one that ends the process. A descriptor of
+        // The handles of std have locks: a thread that waits in a write would block others that
+        // only need the lock, such as the one that ends the process. A descriptor of
         // our own has none.
         let file = stream.as_fd().try_clone_to_owned().ok().map(File::from);
         let writer = Writer { file, counts: Arc::clone(&counts), taken: 0, lost_said: 0 };
@@ -144,7 +144,7 @@ struct Writer {
     file: Option<File>,
     counts: Arc<Counts>,
     taken: usize,
-    /// Lost lines that the output itself tells of.
+    /// Lost lines that the output itself reports.
     lost_said: usize,
 }
 

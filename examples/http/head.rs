@@ -29,7 +29,7 @@ pub(crate) struct Head<'a> {
     pub(crate) framing: Framing,
     /// The peer lets the connection stay after the reply.
     pub(crate) persists: bool,
-    /// The peer holds the body back until it is told to continue.
+    /// The peer sends the body only after a reply of 100.
     pub(crate) expects_continue: bool,
     /// What it takes of the input.
     pub(crate) len: usize,
@@ -412,7 +412,7 @@ const fn status_of(error: Error) -> Status {
 enum Version {
     /// It may become one of the others.
     Incomplete,
-    /// HTTP/1.2 to HTTP/1.9, perhaps with something wrong behind it; the position of the digit.
+    /// HTTP/1.2 to HTTP/1.9, perhaps followed by an error; the position of the digit.
     LaterMinor(usize),
     /// Another version of HTTP.
     Other,

@@ -21,7 +21,7 @@ use clap::Parser;
 
 use self::server::Http;
 
-/// An HTTP server
+/// An HTTP/1.1 server
 #[derive(Parser)]
 #[command(version)]
 struct Args {

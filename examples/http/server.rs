@@ -58,7 +58,7 @@ pub(crate) struct Http {
     uploaded: usize,
 }
 
-/// What a connection is at.
+/// The state of a connection.
 #[derive(Debug)]
 pub(crate) enum Phase {
     /// A head is next, of which this much is here.
@@ -93,12 +93,12 @@ pub(crate) struct Request {
     head_only: bool,
     /// As [`Head::persists`].
     persists: bool,
-    /// Bytes of input behind it.
+    /// Bytes of input after it.
     unread: usize,
 }
 
 impl Request {
-    /// Whether the connection stays open behind the reply, which says so.
+    /// Whether the connection stays open after the reply, which says so.
     fn stays(&self, conn: &mut Conn<'_>) -> bool {
         self.persists && conn.decide_keep_alive(self.unread).stays()
     }
@@ -135,8 +135,8 @@ impl Handler for Http {
         Some(Phase::Head(Arrived::Nothing))
     }
 
-    /// Serves the requests at hand, one after the other. To a peer that does not read its replies
-    /// it stops doing so, and is called again when they have left.
+    /// Serves the requests that have come, one after the other. If the peer does not read its replies
+    /// it stops, and is called again when they have left.
     #[inline]
     fn on_data(&mut self, conn: &mut Conn<'_>, phase: &mut Phase, input: &mut BytesMut) {
         for _ in 0..REQUESTS_PER_CALL {
@@ -405,7 +405,7 @@ impl Http {
         stream(conn, phase)
     }
 
-    /// Answers what cannot be served and leaves no hope for what follows.
+    /// Answers a request that cannot be served and after which no other one can.
     #[cold]
     fn refuse(
         &mut self,
@@ -461,7 +461,7 @@ fn finish(conn: &mut Conn<'_>, phase: &mut Phase, request: Request, stays: bool)
     conn.end_request();
     *phase = if stays { Phase::Head(Arrived::Nothing) } else { Phase::Over };
     if !request.persists {
-        // Otherwise it is the reactor that wants the end, and knows why.
+        // Otherwise the reactor ends the connection, and has the reason.
         conn.close();
     }
     Step::Next

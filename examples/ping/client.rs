@@ -39,9 +39,9 @@ pub(crate) fn run(mut client: Client) -> Result<u8, Error> {
 fn config() -> Config {
     let mut config = Config::default();
     config.timeouts.read = Some(REPLY_TIMEOUT);
-    // How long it is quiet between two pings is for the user to say.
+    // The user chooses the interval, so no deadline may be shorter.
     config.timeouts.idle = None;
-    // After a signal, a server that does not answer is not waited for.
+    // After a signal, do not wait for a server that does not answer.
     config.shutdown_timeout = Some(Duration::from_secs(1));
     config
 }
@@ -113,7 +113,7 @@ impl Client {
             return self.end_if_done(cx);
         }
         let next = self.next_ping_at + self.interval;
-        // What a stopped process missed is not made up for.
+        // Pings that a suspended process missed are not sent later.
         self.schedule_ping(cx, if next > now { next } else { now + self.interval });
     }
 
@@ -218,7 +218,7 @@ fn is_open(conn: &Conn<'_>) -> bool {
     !conn.is_closing() && conn.state() != State::Connecting
 }
 
-/// Prints a line. Once one could not be written, pinging has no use any more.
+/// Prints a line. Once a line cannot be written, there is no point in further pings.
 fn say(cx: &mut Context<'_>, line: fmt::Arguments<'_>) {
     if !common::stdout().line(line) {
         cx.shutdown();

@@ -1,4 +1,4 @@
-//! Lines out of a stream of bytes, each of which is looked at once.
+//! Lines out of a stream of bytes, each of which is examined once.
 
 /// Bytes of a line, its end left out.
 pub(crate) const LINE_MAX: usize = 1_024;

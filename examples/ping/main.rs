@@ -1,4 +1,4 @@
-//! Answers pings over a line protocol, and sends them: a server and a client on the same framework.
+//! A server that answers pings over a line protocol, and a client that sends them.
 //!
 //! `PING [text]` is answered by `PONG [text]`, `QUIT` by `BYE` and the end of the connection. What
 //! is no command, and a line of more than 1,024 bytes, gets `ERR <reason>` and the end too. A line
@@ -30,15 +30,15 @@ struct Args {
     #[command(flatten)]
     server: common::ServerArgs,
 
-    /// Be the client of this server: IP:PORT, [IPV6]:PORT, HOST:PORT or unix:PATH
+    /// Run as the client of this server: IP:PORT, [IPV6]:PORT, HOST:PORT or unix:PATH
     #[arg(long, value_name = "ADDR", value_parser = target, conflicts_with = "ServerArgs")]
     connect: Option<Target>,
 
-    /// Pings to send, at least 1; without it they go on until a signal
+    /// Pings to send, at least 1 [default: until a signal]
     #[arg(long, value_name = "N", value_parser = common::positive, requires = "connect")]
     count: Option<usize>,
 
-    /// From one ping to the next
+    /// The time from one ping to the next
     #[arg(long, value_name = "DURATION", value_parser = common::duration, requires = "connect")]
     #[arg(default_value = "1s")]
     interval: Duration,

@@ -15,7 +15,7 @@ impl Handler for Server {
         Some(Lines::default())
     }
 
-    /// Serves the lines at hand. To a peer that does not read its replies it stops doing so, and
+    /// Serves the lines that have come. If the peer does not read its replies it stops, and
     /// is called again when they have left.
     fn on_data(&mut self, conn: &mut Conn<'_>, lines: &mut Lines, input: &mut BytesMut) {
         while !conn.is_congested() && !conn.is_closing() {
@@ -25,7 +25,7 @@ impl Handler for Server {
                     let stays = conn.decide_keep_alive(unread).stays();
                     serve(conn, Command::parse(line.text));
                     if !stays {
-                        // The reactor ends the connection, and knows why; what follows is not
+                        // The reactor ends the connection, and has the reason; what follows is not
                         // served.
                         return input.clear();
                     }

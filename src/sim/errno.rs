@@ -61,7 +61,7 @@ fn names() -> impl Iterator<Item = &'static (&'static str, i32)> {
     NAMES.iter().chain(OF_LINUX)
 }
 
-/// An error as people read it: `EMFILE (24)`.
+/// An error by its name and number: `EMFILE (24)`.
 pub(super) struct Named(pub(super) i32);
 
 impl fmt::Display for Named {

@@ -160,7 +160,7 @@ impl fmt::Display for Call {
     }
 }
 
-/// Whether the stack behind a socket is done with it after `errno`.
+/// Whether the stack has ended the connection of a socket that fails with `errno`.
 pub(super) const fn is_fatal(errno: i32) -> bool {
     matches!(
         errno,

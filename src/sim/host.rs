@@ -18,10 +18,10 @@ use crate::backend::{Backend, Event, Events, Readiness, Sealed, Token, Wake};
 use crate::config::{ListenConfig, SocketOptions};
 use crate::time::Instant;
 
-/// How far the coarse clock lies behind at most: a tick of a kernel with 250 of them in a second.
+/// How much the coarse clock lags at most: a tick of a kernel with 250 of them in a second.
 const COARSE_NANOS: u64 = 4_000_000;
 
-/// How long a look-up takes unless it is told otherwise.
+/// How long a look-up takes by default.
 const LOOKUP: Duration = Duration::from_millis(1);
 
 /// A simulated machine with one process on it: the [`Backend`] of one reactor.
@@ -129,7 +129,7 @@ impl Host {
         HostStream { net: Rc::clone(&self.net), machine: self.machine, socket, fd, reset: false }
     }
 
-    /// The end of a read or write: what failed, and what that leaves behind.
+    /// The end of a read or write: what failed, and in which state that leaves the socket.
     fn transfer(
         &self,
         call: Call,
@@ -214,7 +214,7 @@ impl Host {
         list
     }
 
-    /// An event as a system might tell it that keeps its promises barely.
+    /// An event as the least precise system may report it.
     fn twist(&self, net: &mut Net, said: [Readiness; 2]) -> [Readiness; 2] {
         let mut said = said;
         let hinted = said.iter().any(|ready| *ready != ready.only(BOTH));

@@ -16,7 +16,7 @@ use crate::core::record::Record;
 use crate::id::ConnId;
 use crate::time::Instant;
 
-/// Pieces of queued output that are looked at.
+/// Pieces of queued output that are checked.
 const PIECES: usize = 256;
 
 /// How long a connection past its lifetime may go on.
@@ -78,10 +78,10 @@ impl Account {
         }
     }
 
-    /// A handler is told of the end only when its socket has said so.
+    /// A handler is notified of the end only after its socket has returned it.
     pub(super) fn check_eof(self, net: &mut Net) {
         if net.ledger(self.machine, self.token()).is_some_and(|ledger| !ledger.eof) {
-            net.fail_check(format!("{} was told of an end that was not read", self.id));
+            net.fail_check(format!("{} was notified of an end that was not read", self.id));
         }
     }
 

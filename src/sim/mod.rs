@@ -1,7 +1,7 @@
 //! A world to test handlers in: virtual time, a network in memory, and faults from a seed.
 //!
 //! The reactor, its deadlines and the handler are those that run in production; only the sockets
-//! and the clock are made up. A test of a thirty-second timeout takes microseconds, needs no
+//! and the clock are simulated. A test of a thirty-second timeout takes microseconds, needs no
 //! thread, port or sleep, and ends the same way every time.
 //!
 //! The module is there with the feature `sim`, which belongs among a crate's `dev-dependencies`: a
@@ -61,12 +61,12 @@
 //!
 //! At every call and callback of a reactor made by [`Sim::serve`] or [`Sim::spawn`]: callbacks come
 //! in the order that [`Handler`] promises; no timeout or timer is early; what a handler is given is
-//! what its socket gave, and what it wrote is what its socket gets, byte for byte; an end is told when
-//! it was read; no callback panics by itself ([`Sim::allow_panics`] turns that off) and no reactor
+//! what its socket gave, and what it wrote is what its socket gets, byte for byte; an end is reported
+//! after it was read; no callback panics by itself ([`Sim::allow_panics`] turns that off) and no reactor
 //! fails. After every turn: no turns without progress follow each other.
 //!
 //! After every turn while there are at most 64 connections, and else all at once so often that a
-//! turn has 16 of them to look at on average: a connection has a session and, once it is open, a
+//! turn checks 16 of them on average: a connection has a session and, once it is open, a
 //! stream; descriptors are those of listeners and streams; what is left to do is queued; what is
 //! marked as queued is; a connection whose socket failed is ended; one that was congested is
 //! notified when that is over; the wheel comes up for every deadline, and a deadline that is due is
@@ -162,7 +162,7 @@ impl fmt::Debug for Sim {
 
 /// The making of a world.
 impl Sim {
-    /// A world whose chances follow from `seed`. Nothing goes wrong in it until it is told to.
+    /// A world whose random choices follow from `seed`. No fault happens in it until one is ordered.
     pub fn new(seed: u64) -> Self {
         Self {
             net: Rc::new(RefCell::new(Net::new(seed))),
@@ -405,7 +405,7 @@ impl Sim {
 
     /// Lets callbacks panic: without this a panic in a handler that the world did not
     /// [inject](Faults::panic) fails the run at the end of its turn, and so does a reactor that
-    /// fails. For tests of what a panic leaves behind.
+    /// fails. For tests of the state after a panic.
     pub fn allow_panics(&mut self) {
         self.net.borrow_mut().panics_allowed = true;
     }
@@ -491,7 +491,7 @@ impl Sim {
     }
 
     /// Lets everything happen that is on its way: until nothing travels, and every reactor waits
-    /// for something that is not. A deadline or a event of the script that comes while something
+    /// for something that is not. A deadline or an event of the script that comes while something
     /// travels is in time; those that come later are left to [`advance`](Sim::advance).
     #[track_caller]
     pub fn settle(&mut self) {
@@ -628,7 +628,7 @@ impl Sim {
 
 /// Ends.
 impl Sim {
-    /// Checks that nothing is left behind: no connection, session, stream, buffer or deadline, no
+    /// Checks that nothing is left: no connection, session, stream, buffer or deadline, no
     /// descriptor but those of listeners, none in a backlog, no closure that was posted and not
     /// taken, and no [failure](Sim::fail) that was ordered and never came. Alarms are the handler's
     /// own, and may stay, and so may the wheel's entry of a place that is free.

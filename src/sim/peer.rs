@@ -14,7 +14,7 @@ use crate::address::Address;
 ///
 /// By default it reads whatever comes. Dropping its last clone [closes](Peer::close) the connection,
 /// as a process that ends does; so a peer that is to stay must be kept, `let _ = sim.connect(..)`
-/// hangs up at once, and `let _peer = sim.connect(..)` does not.
+/// closes at once, and `let _peer = sim.connect(..)` does not.
 ///
 /// ```
 /// use std::time::Duration;
@@ -57,7 +57,7 @@ impl Drop for Inner {
     fn drop(&mut self) {
         // A test that fails may unwind through a call on the network.
         if let Ok(mut net) = self.net.try_borrow_mut() {
-            // And what it closes then is none of what led to the failure.
+            // What it closes then did not lead to the failure.
             net.history.ignored = thread::panicking();
             net.let_go(self.socket);
             net.history.ignored = false;
@@ -158,7 +158,7 @@ impl Peer {
         self.with(|net, socket| net.set_appetite(socket, ReadMode::Nothing));
     }
 
-    /// Reads so many bytes a second while there are any, evenly: it looks each hundredth of a
+    /// Reads so many bytes a second while there are any, evenly: it reads each hundredth of a
     /// second, and what is less than a byte then counts the next time. Zero is
     /// [`stop_reading`](Peer::stop_reading).
     pub fn read_at(&self, bytes_per_second: usize) {
@@ -174,7 +174,7 @@ impl Peer {
         self.with(|net, socket| net.set_appetite(socket, ReadMode::All));
     }
 
-    /// Sends a FIN behind what was sent; reading goes on.
+    /// Sends a FIN after what was sent; reading goes on.
     pub fn half_close(&self) {
         self.with(|net, socket| {
             net.record_at(socket, TraceEvent::Finish);
@@ -299,7 +299,7 @@ impl Peer {
     }
 }
 
-/// Bytes as people read them, the first few of them.
+/// Bytes as readable text, the first few of them.
 pub(super) struct Text<'a>(pub(super) &'a [u8]);
 
 impl fmt::Display for Text<'_> {
@@ -341,7 +341,7 @@ impl PeerListener {
         self.net.borrow().listeners[self.index].address.clone()
     }
 
-    /// Takes up the connection that has waited longest, if one does.
+    /// Accepts the connection that has waited longest, if one waits.
     pub fn accept(&self) -> Option<Peer> {
         let socket = self.net.borrow_mut().take_waiting(self.index)?;
         let peer = Peer::new(&self.net, socket);

@@ -99,19 +99,19 @@ pub fn swarm(first: u64, seeds: u64, mut scenario: impl FnMut(&mut Sim)) -> Summ
     let mut summary = Summary::default();
     let only = variable(SEED).map(|text| seed_of(&text).unwrap_or_else(|what| panic!("{what}")));
     if let Some(seed) = only {
-        tell(&format!("{SEED} is set: seed {seed:#x} is run, and no other"));
+        print(&format!("{SEED} is set: seed {seed:#x} is run, and no other"));
     }
     let (first, seeds) = only.map_or((first, seeds), |seed| (seed, 1));
     for seed in (0..seeds).map(|index| first.wrapping_add(index)) {
         let replay = format!("{SEED}={seed:#x}");
-        let hash = telling(&format!("seed {seed:#x} fails"), Some(&replay), || {
+        let hash = reporting(&format!("seed {seed:#x} fails"), Some(&replay), || {
             let sim = converged(hostile(seed), &mut scenario);
             summary.add(&sim);
             sim.trace_hash()
         });
         if seed == first {
             let what = format!("seed {seed:#x} passed, and fails when it is run again: {DIFFERS}");
-            let again = telling(&what, Some(&replay), || {
+            let again = reporting(&what, Some(&replay), || {
                 let sim = hostile(seed);
                 // With a trace this has been printed.
                 sim.net.borrow_mut().history.stop_tracing();
@@ -193,7 +193,7 @@ pub fn torture(runs: usize, mut scenario: impl FnMut(&mut Sim)) -> Summary {
         calls
     };
     let whole = "the scenario fails as it is, before any call is made to fail";
-    let calls = telling(whole, None, || run(None, &mut summary));
+    let calls = reporting(whole, None, || run(None, &mut summary));
     let each = (0..).zip(&calls).flat_map(|(number, call)| {
         let injection = move |errno: &i32| Injection { number, call: *call, errno: *errno };
         call.errnos().iter().map(injection)
@@ -208,14 +208,14 @@ pub fn torture(runs: usize, mut scenario: impl FnMut(&mut Sim)) -> Summary {
         if let Err(what) = is_made(&calls, only) {
             panic!("{FAULT}={text}: {what}");
         }
-        tell(&format!("{FAULT} is set: {} fails, and no other call", only.describe()));
+        print(&format!("{FAULT} is set: {} fails, and no other call", only.describe()));
         plan = vec![only];
     }
     for injection in plan {
         let what = format!("{} fails, and so does the scenario", injection.describe());
         let Injection { number, call, errno } = injection;
         let replay = format!("{FAULT}={number}:{call}:{errno}");
-        telling(&what, Some(&replay), || run(Some(injection), &mut summary));
+        reporting(&what, Some(&replay), || run(Some(injection), &mut summary));
     }
     summary
 }
@@ -270,10 +270,10 @@ fn fault_of(text: &str) -> Result<Injection, String> {
 }
 
 /// Does `run`, and if it fails says what it was and how to replay it.
-fn telling<T>(what: &str, replay: Option<&str>, run: impl FnOnce() -> T) -> T {
+fn reporting<T>(what: &str, replay: Option<&str>, run: impl FnOnce() -> T) -> T {
     catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|panic| {
         let how = replay.map(command).unwrap_or_default();
-        tell(&format!("{what}{how}"));
+        print(&format!("{what}{how}"));
         resume_unwind(panic)
     })
 }
@@ -291,7 +291,7 @@ fn command(variable: &str) -> String {
 }
 
 #[expect(clippy::print_stderr, reason = "the output of a failing test")]
-fn tell(what: &str) {
+fn print(what: &str) {
     eprintln!("{what}");
 }
 

@@ -25,10 +25,10 @@ use crate::time::Instant;
 /// Turns in a row that change nothing before that counts as spinning.
 const IDLE_TURNS_MAX: u32 = 3;
 
-/// Up to so many connections all of them are looked at after every turn.
+/// Up to so many connections, all of them are checked after every turn.
 const CHECKED_EACH_TURN: usize = 64;
 
-/// Where there are more, so many are looked at in a turn on average.
+/// Where there are more, so many are checked in a turn on average.
 const CHECKED_ON_AVERAGE: usize = 16;
 
 /// A reactor in a [`Sim`](super::Sim), with its handler. It lives on in its world when this is
@@ -126,7 +126,7 @@ impl<H: Handler> Server<H> {
     /// The connections that ended since it was last asked, oldest first, the latest 4,096 of them.
     ///
     /// A connection has ended once its reactor is done with it. That is later than what its peer
-    /// sees: after our FIN the reactor listens on for a while
+    /// sees: after our FIN the reactor reads on for a while
     /// ([`Timeouts::linger`](crate::Timeouts)) unless the peer has sent its own, so a test that
     /// wants the reason lets the peer close, or some time pass.
     pub fn take_closed(&self) -> Vec<Closed> {
@@ -164,7 +164,7 @@ impl<H: Handler> Server<H> {
     ///   and forgot. The timeout is
     ///   that of the [`Config`](crate::Config). Where the process or its clock was disturbed
     ///   meanwhile by [`late`](super::Faults::late), [`stall`](super::Faults::stall) or
-    ///   [`clock_jump`](super::Faults::clock_jump) the handler is not to blame.
+    ///   [`clock_jump`](super::Faults::clock_jump) the handler is not at fault.
     ///
     /// [`HandlerAbort`](CloseReason::HandlerAbort) and
     /// [`HandlerClose`](CloseReason::HandlerClose) are left out because the
@@ -234,7 +234,7 @@ pub(super) struct Node<H: Handler> {
     progress: u64,
     idle_turns: u32,
     turned_at: Instant,
-    /// Turns since all connections were looked at.
+    /// Turns since all connections were checked.
     unchecked_turns: usize,
     memory: Memory,
     began: Instant,
@@ -254,7 +254,7 @@ pub(super) trait Turns {
 
     fn turn(&mut self, net: &RefCell<Net>);
 
-    /// Looks at what the turn left behind.
+    /// Checks the state after a turn.
     fn check(&mut self, net: &RefCell<Net>) -> Result<(), String>;
 
     fn check_clean(&self, net: &RefCell<Net>) -> Result<(), String>;
@@ -295,7 +295,7 @@ impl<H: Handler> Node<H> {
     }
 }
 
-/// A world may end with sessions in it; that is no mistake to be logged.
+/// A world may end with sessions in it; that need not be logged.
 impl<H: Handler> Drop for Node<H> {
     fn drop(&mut self) {
         if let Some(reactor) = &mut self.reactor {
@@ -313,7 +313,7 @@ impl<H: Handler> Node<H> {
         }
     }
 
-    /// No closing connection was given up before one of its deadlines had passed.
+    /// No closing connection was ended before one of its deadlines had passed.
     fn check_patience(&mut self, stats: &Stats) -> Result<(), String> {
         let (flush, linger) = (stats.flush_expired, stats.linger_expired);
         let given_up = (flush - self.impatient.0, linger - self.impatient.1);
@@ -433,7 +433,7 @@ impl<H: Handler> Turns for Node<H> {
         let Some(reactor) = &self.reactor else { return Ok(()) };
         let holdings = reactor.holdings();
         if holdings != Holdings::default() {
-            return Err(format!("left behind: {holdings:?}"));
+            return Err(format!("something is left: {holdings:?}"));
         }
         if reactor.has_tasks() && !self.woken.is_set() && !reactor.will_not_wait() {
             return Err("closures were posted, and nothing was woken for them".into());
@@ -470,7 +470,7 @@ impl<H: Handler> Turns for Node<H> {
             };
             let doing = match conn.state() {
                 State::Connecting => "is being dialled",
-                State::Connected => "has an active request, or was never heard of",
+                State::Connected => "has an active request, or has sent nothing yet",
                 State::Idle => "has no active request",
                 State::Closing => "flushes its last output, or waits for its peer to be done",
                 State::Closed => "is gone",

@@ -1,4 +1,4 @@
-//! A handler around the user's that sees what it is told, checks it, and has accidents.
+//! A handler around the user's that checks its callbacks and injects accidents.
 
 use std::any::Any;
 use std::cell::RefCell;
@@ -84,7 +84,7 @@ struct Life {
     active_at: Instant,
     /// How often its timer came.
     timers: u64,
-    /// It was left congested, and has not been told of the end of that.
+    /// It was left congested, and has not been notified of the end of that.
     congested: bool,
 }
 
@@ -178,7 +178,7 @@ impl<H: Handler> Watched<H> {
         self.lives.get(&id).map_or(0, |life| life.timers)
     }
 
-    /// Connections that were left congested, and have not been told of the end of that.
+    /// Connections that were left congested, and have not been notified of the end of that.
     pub(super) fn congested(&self) -> impl Iterator<Item = ConnId> {
         self.lives.iter().filter(|(_, life)| life.congested && !life.closing).map(|(id, _)| *id)
     }
@@ -289,7 +289,7 @@ impl<H: Handler> Watched<H> {
                 if let Some(life) = self.lives.get_mut(&id) {
                     life.accident = true;
                 }
-                // Without the hook: it is no news.
+                // Without the panic hook: it was ordered.
                 resume_unwind(Box::new("an accident in a callback"));
             }
         }
@@ -305,7 +305,7 @@ impl<H: Handler> Watched<H> {
         }
     }
 
-    /// Remembers an end that a handler without mistakes does not come to, whatever peers and the
+    /// Records an end that a correct handler does not cause, whatever peers and the
     /// system do.
     fn blame(&mut self, closed: &Closed, life: &Life) {
         let net = self.net.borrow();

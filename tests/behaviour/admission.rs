@@ -14,30 +14,30 @@ behaviours! {
     everywhere {
         the_connection_that_was_idle_longest_is_evicted
         no_active_connection_is_evicted
-        a_request_in_the_socket_saves_from_eviction
-        newcomers_come_in_when_a_connection_becomes_idle
-        an_exempt_listener_answers_when_the_house_is_full
-        exempt_connections_are_few
-        connections_come_no_faster_than_their_rate
-        a_full_server_lets_clients_wait
+        a_connection_with_an_unread_request_is_not_evicted
+        a_waiting_connection_is_accepted_when_another_becomes_idle
+        an_exempt_listener_accepts_when_the_server_is_full
+        at_most_sixteen_exempt_connections_are_open
+        connections_are_accepted_no_faster_than_the_accept_rate
+        connections_to_a_full_server_wait_in_the_backlog
         a_server_of_one_serves_one_after_the_other
         no_dial_begins_from_a_full_server
-        the_first_free_place_is_the_next_newcomers
-        a_refused_connection_leaves_its_place
+        the_first_free_place_goes_to_the_next_waiting_connection
+        a_refused_connection_frees_its_place
     }
     over_tcp {
-        a_newcomer_is_told_that_the_house_is_full
-        a_client_has_its_share_of_connections
+        a_full_server_rejects_a_connection_with_its_reply
+        a_client_over_its_limit_of_connections_is_refused
         a_client_at_its_limit_may_close_and_dial_again
-        a_lingering_connection_goes_for_another_one_of_its_client
+        a_lingering_connection_is_evicted_for_another_of_its_client
         a_refused_client_may_be_reset
-        a_client_that_comes_too_often_is_refused
+        a_client_over_its_rate_is_refused
         a_client_that_is_exempt_is_not_limited
-        an_exempt_listener_knows_no_clients
+        an_exempt_listener_does_not_limit_clients
     }
 }
 
-/// Newcomers wait, whatever is idle.
+/// New connections wait, and no idle one is evicted.
 fn waiting(max_connections: usize) -> Config {
     let mut config = with_places(max_connections);
     config.limits.at_limit = AtLimit::Pause;
@@ -60,7 +60,7 @@ fn fill<W: World>(fixture: &mut Fixture<'_, W>, count: usize) -> Vec<PeerId> {
 fn the_connection_that_was_idle_longest_is_evicted<W: World>(world: &mut W) {
     let mut fixture = Fixture::new(world, with_places(4), RecordingHandler::echo());
     let peers = fill(&mut fixture, 4);
-    // The first one is the youngest now.
+    // The first one is the last to have been idle now.
     fixture.expect_echo(peers[0]);
     let newcomer = fixture.connect();
     fixture.expect_echo(newcomer);
@@ -75,10 +75,7 @@ fn the_connection_that_was_idle_longest_is_evicted<W: World>(world: &mut W) {
 }
 
 fn no_active_connection_is_evicted<W: World>(world: &mut W) {
-    let handler = RecordingHandler::echo().when_data(|conn, _, input| {
-        conn.begin_request();
-        input.clear();
-    });
+    let handler = RecordingHandler::owing();
     let mut fixture = Fixture::new(world, with_places(2), handler);
     let peers = [(); 2].map(|()| fixture.enter().0);
     for peer in peers {
@@ -95,7 +92,7 @@ fn no_active_connection_is_evicted<W: World>(world: &mut W) {
     fixture.leave(newcomer);
 }
 
-fn a_request_in_the_socket_saves_from_eviction<W: World>(world: &mut W) {
+fn a_connection_with_an_unread_request_is_not_evicted<W: World>(world: &mut W) {
     let mut fixture = Fixture::new(world, with_places(2), RecordingHandler::echo());
     let peers = fill(&mut fixture, 2);
     let newcomer = fixture.connect();
@@ -105,11 +102,8 @@ fn a_request_in_the_socket_saves_from_eviction<W: World>(world: &mut W) {
     fixture.expect(peers[0], b"again");
 }
 
-fn newcomers_come_in_when_a_connection_becomes_idle<W: World>(world: &mut W) {
-    let handler = RecordingHandler::echo().when_data(|conn, _, input| {
-        conn.begin_request();
-        input.clear();
-    });
+fn a_waiting_connection_is_accepted_when_another_becomes_idle<W: World>(world: &mut W) {
+    let handler = RecordingHandler::owing();
     let mut fixture = Fixture::new(world, with_places(1), handler);
     let (peer, _) = fixture.enter();
     fixture.send(peer, b"x");
@@ -122,14 +116,14 @@ fn newcomers_come_in_when_a_connection_becomes_idle<W: World>(world: &mut W) {
     fixture.expect_closed(CloseReason::Evicted);
 }
 
-/// A second listener, which the limits leave out.
+/// A second listener, which is exempt from the limits.
 fn exempt<W: World>(fixture: &mut Fixture<'_, W>) -> Address {
     let listen = ListenConfig { exempt: true, ..ListenConfig::default() };
     let listener = fixture.reactor.listen_with(fixture.world.address(), listen).unwrap();
     fixture.reactor.local_addr(listener).clone()
 }
 
-fn an_exempt_listener_answers_when_the_house_is_full<W: World>(world: &mut W) {
+fn an_exempt_listener_accepts_when_the_server_is_full<W: World>(world: &mut W) {
     let handler = RecordingHandler::ignore().when_data(|conn, _, input| {
         if input.starts_with(b"PING") {
             conn.write(b"PONG");
@@ -146,12 +140,12 @@ fn an_exempt_listener_answers_when_the_house_is_full<W: World>(world: &mut W) {
     fixture.send(operator, b"PING");
     fixture.expect(operator, b"PONG");
     fixture.expect_silence(waiting);
-    // What is exempt takes no other's place.
+    // An exempt connection takes no place of another.
     fixture.leave(peer);
     fixture.until("room for the waiting one", |fixture| fixture.handler.ids.len() == 3);
 }
 
-fn exempt_connections_are_few<W: World>(world: &mut W) {
+fn at_most_sixteen_exempt_connections_are_open<W: World>(world: &mut W) {
     let mut fixture = Fixture::new(world, with_places(4), RecordingHandler::echo());
     let address = exempt(&mut fixture);
     let operators: Vec<_> = (0..17).map(|_| fixture.connect_to(&address)).collect();
@@ -168,7 +162,7 @@ fn exempt_connections_are_few<W: World>(world: &mut W) {
     fixture.expect_echo(peer);
 }
 
-fn connections_come_no_faster_than_their_rate<W: World>(world: &mut W) {
+fn connections_are_accepted_no_faster_than_the_accept_rate<W: World>(world: &mut W) {
     let mut config = Config::default();
     config.limits.accept_rate = Some(Rate::new(4, millis(400)));
     let mut fixture = Fixture::new(world, config, RecordingHandler::echo());
@@ -187,7 +181,7 @@ fn connections_come_no_faster_than_their_rate<W: World>(world: &mut W) {
     }
 }
 
-fn a_newcomer_is_told_that_the_house_is_full<W: World>(world: &mut W) {
+fn a_full_server_rejects_a_connection_with_its_reply<W: World>(world: &mut W) {
     let mut config = with_places(1);
     config.limits.at_limit = AtLimit::Reject(Bytes::from_static(b"come back later\n"));
     let mut fixture = Fixture::new(world, config, RecordingHandler::echo());
@@ -204,7 +198,7 @@ fn a_newcomer_is_told_that_the_house_is_full<W: World>(world: &mut W) {
     assert_eq!(fixture.handler.ids.len(), 2);
 }
 
-fn a_client_has_its_share_of_connections<W: World>(world: &mut W) {
+fn a_client_over_its_limit_of_connections_is_refused<W: World>(world: &mut W) {
     let mut config = Config::default();
     config.limits.clients.connections = Some(2);
     let mut fixture = Fixture::new(world, config, RecordingHandler::echo());
@@ -237,7 +231,7 @@ fn a_client_at_its_limit_may_close_and_dial_again<W: World>(world: &mut W) {
     assert_eq!((stats.accepted, stats.refused_client), (201, 0));
 }
 
-fn a_lingering_connection_goes_for_another_one_of_its_client<W: World>(world: &mut W) {
+fn a_lingering_connection_is_evicted_for_another_of_its_client<W: World>(world: &mut W) {
     let mut config = Config::default();
     config.limits.clients.connections = Some(2);
     config.limits.requests_max = Some(1);
@@ -269,7 +263,7 @@ fn a_refused_client_may_be_reset<W: World>(world: &mut W) {
     fixture.expect_echo(peer);
 }
 
-fn a_client_that_comes_too_often_is_refused<W: World>(world: &mut W) {
+fn a_client_over_its_rate_is_refused<W: World>(world: &mut W) {
     let mut config = Config::default();
     config.limits.clients.rate = Some(Rate::new(5, secs(2)));
     let mut fixture = Fixture::new(world, config, RecordingHandler::echo());
@@ -297,7 +291,7 @@ fn a_client_that_is_exempt_is_not_limited<W: World>(world: &mut W) {
     }
 }
 
-fn an_exempt_listener_knows_no_clients<W: World>(world: &mut W) {
+fn an_exempt_listener_does_not_limit_clients<W: World>(world: &mut W) {
     let mut config = Config::default();
     config.limits.clients.connections = Some(1);
     config.timeouts.idle = Some(millis(200));
@@ -313,12 +307,12 @@ fn an_exempt_listener_knows_no_clients<W: World>(world: &mut W) {
     assert_eq!(fixture.with(number, |conn| conn.state()), State::Connected);
     fixture.expect_echo(peer);
     fixture.expect_timeout(Timeout::Idle);
-    // Its share was not given back by others.
+    // The exempt connections did not change its count.
     let (peer, _) = fixture.enter();
     fixture.expect_echo(peer);
 }
 
-fn a_full_server_lets_clients_wait<W: World>(world: &mut W) {
+fn connections_to_a_full_server_wait_in_the_backlog<W: World>(world: &mut W) {
     let mut fixture = Fixture::new(world, waiting(3), RecordingHandler::echo());
     let peers: Vec<_> = (0..5).map(|_| fixture.connect()).collect();
     for peer in &peers {
@@ -332,7 +326,7 @@ fn a_full_server_lets_clients_wait<W: World>(world: &mut W) {
     for peer in &peers[3..] {
         fixture.expect_silence(*peer);
     }
-    // A place that becomes free is the next one's.
+    // A place that becomes free goes to the next one.
     fixture.leave(peers[1]);
     fixture.expect(peers[3], b"hello");
     fixture.expect_silence(peers[4]);
@@ -369,7 +363,7 @@ fn no_dial_begins_from_a_full_server<W: World>(world: &mut W) {
     fixture.expect_service();
 }
 
-fn the_first_free_place_is_the_next_newcomers<W: World>(world: &mut W) {
+fn the_first_free_place_goes_to_the_next_waiting_connection<W: World>(world: &mut W) {
     let mut fixture = Fixture::new(world, waiting(128), RecordingHandler::echo());
     let peers: Vec<_> = (0..130).map(|_| fixture.connect()).collect();
     fixture.until("a full table", |fixture| fixture.handler.ids.len() == 128);
@@ -383,7 +377,7 @@ fn the_first_free_place_is_the_next_newcomers<W: World>(world: &mut W) {
     }
 }
 
-fn a_refused_connection_leaves_its_place<W: World>(world: &mut W) {
+fn a_refused_connection_frees_its_place<W: World>(world: &mut W) {
     let handler = RecordingHandler::echo().when_open(|_, number| number >= 10);
     let mut fixture = Fixture::new(world, with_places(1), handler);
     for _ in 0..10 {

@@ -1,5 +1,5 @@
-//! Nobody makes the server hold more than its share: not a peer that sends without reading, not a
-//! handler that writes without looking, not a pair of which one is slower.
+//! Memory is bounded: whether a peer sends without reading, a handler
+//! writes without checking, or one connection of a pair is slower than the other.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -12,43 +12,43 @@ use crate::harness::{
 
 behaviours! {
     everywhere {
-        a_handler_that_writes_without_end_is_cut_off
-        one_write_of_any_size_is_taken
+        output_over_its_limit_ends_the_connection
+        one_write_of_any_size_is_accepted
         input_that_the_handler_does_not_take_is_limited
         a_request_as_large_as_the_limit_is_served
         a_pause_leaves_bytes_in_the_socket
         a_pause_keeps_the_fin_back
-        a_pause_is_not_held_against_the_peer
-        resuming_shows_what_was_left
-        resuming_shows_nothing_if_nothing_was_left
+        a_pause_does_not_count_against_the_peer
+        resuming_delivers_the_input_that_was_left
+        resuming_without_input_calls_nothing
         a_handler_that_yields_is_called_again_after_the_others
         a_handler_that_yields_with_nothing_left_is_not_called
         a_connection_whose_handler_yields_is_not_read_until_its_next_call
         a_connection_that_expects_input_is_not_idle
         an_empty_write_sends_nothing
-        a_write_above_the_mark_drains_even_if_it_leaves_at_once
-        feeding_a_sink_that_is_gone_pauses_none
-        another_connection_may_pause_and_resume
-        another_connection_may_let_one_yield
-        a_large_request_may_gather
-        feeding_before_being_refused_leaves_the_sink_alone
-        feeding_in_on_closing_leaves_the_sink_alone
+        on_drained_follows_a_write_above_the_mark_that_leaves_at_once
+        throttling_on_a_closed_sink_pauses_nothing
+        a_connection_may_pause_and_resume_another
+        a_connection_may_make_another_yield
+        a_large_request_is_buffered_until_it_is_whole
+        throttling_in_a_refused_on_open_leaves_the_sink_unchanged
+        throttling_in_on_closing_leaves_the_sink_unchanged
     }
     over_tcp {
-        a_client_that_never_reads_costs_little
-        what_waited_for_a_reader_is_served_when_it_reads
+        a_client_that_never_reads_holds_bounded_memory
+        requests_left_for_a_slow_reader_are_served_when_it_reads
         drained_comes_before_the_input_that_was_left
-        congestion_is_not_held_against_the_request
-        input_left_for_congestion_is_not_over_the_limit
-        a_feeder_is_read_no_faster_than_its_sink_drains
-        a_feeder_is_read_again_when_its_sink_dies
-        a_feeder_that_left_is_heard_to_the_end
-        feeds_in_both_directions_do_not_lock
-        a_feeder_is_read_though_its_peer_does_not_read
-        a_feeder_whose_sink_died_is_held_by_its_own_output_again
-        a_feeder_is_not_late_while_its_sink_reads_slowly
-        feeding_a_sink_that_closes_pauses_none
-        a_connection_that_begins_to_feed_gets_the_input_it_left
+        congestion_does_not_count_against_the_request
+        input_left_during_congestion_does_not_count_against_the_limit
+        a_throttled_connection_is_read_no_faster_than_its_sink_drains
+        a_throttled_connection_is_read_again_when_its_sink_ends
+        a_throttled_connection_is_read_to_its_fin
+        throttling_in_both_directions_does_not_deadlock
+        a_throttled_connection_is_read_though_its_peer_does_not_read
+        a_connection_whose_sink_ended_pauses_for_its_own_output_again
+        a_throttled_connection_is_not_late_while_its_sink_reads_slowly
+        throttling_on_a_closing_sink_pauses_nothing
+        a_throttled_connection_gets_the_input_it_left
     }
 }
 
@@ -68,7 +68,7 @@ fn large_replies() -> (Rc<Cell<usize>>, RecordingHandler) {
     (most, handler)
 }
 
-fn a_client_that_never_reads_costs_little<W: World>(world: &mut W) {
+fn a_client_that_never_reads_holds_bounded_memory<W: World>(world: &mut W) {
     let (most, handler) = large_replies();
     let mut fixture = Fixture::new(world, Config::default(), handler);
     let peer = fixture.connect_small();
@@ -85,14 +85,14 @@ fn a_client_that_never_reads_costs_little<W: World>(world: &mut W) {
     assert!(most.get() <= high + REPLY, "{} bytes queued", most.get());
     let queued = fixture.with(0, |conn| conn.queued());
     assert!(queued <= high + REPLY, "{queued} bytes queued");
-    // And the requests are left to the kernel, but for what one look brought in.
+    // The requests stay in the kernel, but for those of one read.
     let taken = fixture.reactor.handle().stats().bytes_in;
     assert!(taken <= 128 * 1024, "{taken} bytes taken in");
     fixture.expect_none_closed();
     fixture.expect_service();
 }
 
-fn what_waited_for_a_reader_is_served_when_it_reads<W: World>(world: &mut W) {
+fn requests_left_for_a_slow_reader_are_served_when_it_reads<W: World>(world: &mut W) {
     const REQUESTS: usize = 300;
     let (most, handler) = large_replies();
     let mut fixture = Fixture::new(world, Config::default(), handler);
@@ -123,7 +123,7 @@ fn drained_comes_before_the_input_that_was_left<W: World>(world: &mut W) {
     fixture.expect_service();
 }
 
-fn congestion_is_not_held_against_the_request<W: World>(world: &mut W) {
+fn congestion_does_not_count_against_the_request<W: World>(world: &mut W) {
     let mut config = Config::default();
     config.timeouts.request = Some(millis(100));
     config.timeouts.read = Some(millis(100));
@@ -131,14 +131,14 @@ fn congestion_is_not_held_against_the_request<W: World>(world: &mut W) {
     let mut fixture = Fixture::new(world, config, handler);
     let peer = fixture.connect_small();
     fixture.send(peer, &[b'r'; 300]);
-    // Requests are left over, and it is for us to take them.
+    // Requests are left, and the server is the one that has to take them.
     fixture.wait(millis(300));
     fixture.expect_none_closed();
     fixture.read(peer, 300 * REPLY);
     fixture.expect_service();
 }
 
-fn input_left_for_congestion_is_not_over_the_limit<W: World>(world: &mut W) {
+fn input_left_during_congestion_does_not_count_against_the_limit<W: World>(world: &mut W) {
     let mut config = Config::default();
     config.limits.input_max = 50;
     let (_, handler) = large_replies();
@@ -150,7 +150,7 @@ fn input_left_for_congestion_is_not_over_the_limit<W: World>(world: &mut W) {
     fixture.expect_service();
 }
 
-fn a_write_above_the_mark_drains_even_if_it_leaves_at_once<W: World>(world: &mut W) {
+fn on_drained_follows_a_write_above_the_mark_that_leaves_at_once<W: World>(world: &mut W) {
     let config = Config { watermarks: Watermarks::new(0, 4).unwrap(), ..Config::default() };
     let handler = RecordingHandler::echo().when_data(|conn, _, input| {
         conn.write(&input[..4]);
@@ -171,7 +171,7 @@ fn a_write_above_the_mark_drains_even_if_it_leaves_at_once<W: World>(world: &mut
     fixture.expect_closed(CloseReason::PeerEof);
 }
 
-fn feeding_a_sink_that_is_gone_pauses_none<W: World>(world: &mut W) {
+fn throttling_on_a_closed_sink_pauses_nothing<W: World>(world: &mut W) {
     let mut fixture = Fixture::new(world, Config::default(), RecordingHandler::echo());
     let (peer, _) = fixture.enter();
     let gone = fixture.handler.ids[0];
@@ -180,7 +180,7 @@ fn feeding_a_sink_that_is_gone_pauses_none<W: World>(world: &mut W) {
     let (feeder, number) = fixture.enter();
     fixture.with(number, |conn| {
         conn.throttle_on(gone);
-        // Nor does a connection that feeds itself lock itself.
+        // A connection that throttles on itself does not deadlock either.
         conn.throttle_on(conn.id());
     });
     for _ in 0..3 {
@@ -192,7 +192,7 @@ fn feeding_a_sink_that_is_gone_pauses_none<W: World>(world: &mut W) {
     fixture.expect_service();
 }
 
-fn a_handler_that_writes_without_end_is_cut_off<W: World>(world: &mut W) {
+fn output_over_its_limit_ends_the_connection<W: World>(world: &mut W) {
     let mut config = Config::default();
     config.limits.output_max = 100_000;
     let handler = RecordingHandler::echo().when_data(|conn, _, input| {
@@ -215,7 +215,7 @@ fn a_handler_that_writes_without_end_is_cut_off<W: World>(world: &mut W) {
     fixture.expect_service();
 }
 
-fn one_write_of_any_size_is_taken<W: World>(world: &mut W) {
+fn one_write_of_any_size_is_accepted<W: World>(world: &mut W) {
     let mut config = Config::default();
     config.limits.output_max = 1_000;
     let handler = RecordingHandler::echo().when_data(|conn, _, input| {
@@ -272,7 +272,7 @@ fn a_request_as_large_as_the_limit_is_served<W: World>(world: &mut W) {
     fixture.expect_service();
 }
 
-/// Pauses for so long after every byte it is shown first.
+/// Pauses for so long after each call of `on_data`.
 fn pausing(millis_long: u64) -> RecordingHandler {
     RecordingHandler::echo()
         .when_data(move |conn, session, input| {
@@ -314,7 +314,7 @@ fn a_pause_keeps_the_fin_back<W: World>(world: &mut W) {
     fixture.expect_service();
 }
 
-fn a_pause_is_not_held_against_the_peer<W: World>(world: &mut W) {
+fn a_pause_does_not_count_against_the_peer<W: World>(world: &mut W) {
     let mut config = Config::default();
     config.timeouts.request = Some(millis(100));
     config.timeouts.read = Some(millis(100));
@@ -329,7 +329,7 @@ fn a_pause_is_not_held_against_the_peer<W: World>(world: &mut W) {
     fixture.expect_service();
 }
 
-fn resuming_shows_what_was_left<W: World>(world: &mut W) {
+fn resuming_delivers_the_input_that_was_left<W: World>(world: &mut W) {
     let mut fixture = Fixture::new(world, Config::default(), pausing(40));
     let peer = fixture.connect();
     fixture.send(peer, b"left");
@@ -338,7 +338,7 @@ fn resuming_shows_what_was_left<W: World>(world: &mut W) {
     fixture.expect_service();
 }
 
-fn resuming_shows_nothing_if_nothing_was_left<W: World>(world: &mut W) {
+fn resuming_without_input_calls_nothing<W: World>(world: &mut W) {
     let handler = RecordingHandler::echo()
         .when_data(|conn, _, input| {
             conn.write(input);
@@ -374,7 +374,7 @@ fn acts_on_first(act: impl Fn(&mut Conn<'_>, &[u8]) + 'static) -> RecordingHandl
     })
 }
 
-fn another_connection_may_pause_and_resume<W: World>(world: &mut W) {
+fn a_connection_may_pause_and_resume_another<W: World>(world: &mut W) {
     let handler = acts_on_first(|first, word| match word {
         b"pause" => first.pause_reading(),
         _ => first.resume_reading(),
@@ -393,7 +393,7 @@ fn another_connection_may_pause_and_resume<W: World>(world: &mut W) {
     fixture.expect_service();
 }
 
-fn another_connection_may_let_one_yield<W: World>(world: &mut W) {
+fn a_connection_may_make_another_yield<W: World>(world: &mut W) {
     let handler = acts_on_first(|first, _| first.yield_now());
     let mut fixture = Fixture::new(world, Config::default(), handler);
     let (first, _) = fixture.enter();
@@ -407,7 +407,7 @@ fn another_connection_may_let_one_yield<W: World>(world: &mut W) {
     fixture.expect_service();
 }
 
-fn a_large_request_may_gather<W: World>(world: &mut W) {
+fn a_large_request_is_buffered_until_it_is_whole<W: World>(world: &mut W) {
     const LEN: usize = 3 << 20;
     let mut config = Config::default();
     config.limits.input_max = 4 << 20;
@@ -469,7 +469,7 @@ fn a_handler_that_yields_with_nothing_left_is_not_called<W: World>(world: &mut W
     fixture.saw(0, What::Idle);
     fixture.turn();
     assert_eq!(fixture.handler.count(0, What::Data(5)), 1);
-    // And the loop rests.
+    // The loop is idle then.
     let turns = fixture.reactor.handle().stats().turns;
     fixture.reactor.turn(&mut fixture.handler, Some(millis(30))).unwrap();
     assert_eq!(fixture.reactor.handle().stats().turns, turns + 1);
@@ -583,7 +583,7 @@ fn fill<W: World>(fixture: &mut Fixture<'_, W>, peer: PeerId, pattern: &[u8]) ->
 /// More than the buffers of two sockets hold.
 const MUCH: usize = 24 << 20;
 
-fn a_feeder_is_read_no_faster_than_its_sink_drains<W: World>(world: &mut W) {
+fn a_throttled_connection_is_read_no_faster_than_its_sink_drains<W: World>(world: &mut W) {
     let mut fixture = Fixture::new(world, Config::default(), pipe());
     let sink = fixture.connect_small();
     fixture.saw(0, What::Connected);
@@ -601,7 +601,7 @@ fn a_feeder_is_read_no_faster_than_its_sink_drains<W: World>(world: &mut W) {
     fixture.expect_service();
 }
 
-fn a_feeder_that_left_is_heard_to_the_end<W: World>(world: &mut W) {
+fn a_throttled_connection_is_read_to_its_fin<W: World>(world: &mut W) {
     let mut fixture = Fixture::new(world, Config::default(), pipe());
     let sink = fixture.connect_small();
     fixture.saw(0, What::Connected);
@@ -618,7 +618,7 @@ fn a_feeder_that_left_is_heard_to_the_end<W: World>(world: &mut W) {
     fixture.expect_service();
 }
 
-fn a_feeder_is_read_again_when_its_sink_dies<W: World>(world: &mut W) {
+fn a_throttled_connection_is_read_again_when_its_sink_ends<W: World>(world: &mut W) {
     let mut fixture = Fixture::new(world, Config::default(), pipe());
     let sink = fixture.connect_small();
     fixture.saw(0, What::Connected);
@@ -635,7 +635,7 @@ fn a_feeder_is_read_again_when_its_sink_dies<W: World>(world: &mut W) {
     fixture.expect_service();
 }
 
-/// Connections 0 and 1 feed each other.
+/// Connections 0 and 1 throttle on each other.
 fn two_way_pipe() -> RecordingHandler {
     let ids: Rc<RefCell<Vec<ConnId>>> = Rc::default();
     let kept = Rc::clone(&ids);
@@ -655,7 +655,7 @@ fn two_way_pipe() -> RecordingHandler {
         })
 }
 
-fn a_feeder_is_read_though_its_peer_does_not_read<W: World>(world: &mut W) {
+fn a_throttled_connection_is_read_though_its_peer_does_not_read<W: World>(world: &mut W) {
     let mut fixture = Fixture::new(world, Config::default(), two_way_pipe());
     let ann = fixture.connect_small();
     fixture.saw(0, What::Connected);
@@ -663,14 +663,14 @@ fn a_feeder_is_read_though_its_peer_does_not_read<W: World>(world: &mut W) {
     fixture.saw(1, What::Connected);
     let pattern = pattern(MUCH);
     let [from_ann, from_bob] = [ann, bob].map(|peer| fill(&mut fixture, peer, &pattern));
-    // Whoever uploads before it reads must not lock itself: each direction is on its own.
+    // A peer that uploads before it reads must not deadlock: the directions are independent.
     let got = fixture.read(bob, from_ann);
     assert_same(&got, &pattern[..from_ann]);
     let got = fixture.read(ann, from_bob);
     assert_same(&got, &pattern[..from_bob]);
 }
 
-fn a_feeder_whose_sink_died_is_held_by_its_own_output_again<W: World>(world: &mut W) {
+fn a_connection_whose_sink_ended_pauses_for_its_own_output_again<W: World>(world: &mut W) {
     let sink: Rc<RefCell<Option<ConnId>>> = Rc::default();
     let (most, handler) = large_replies();
     let handler = handler.when_connected(move |conn, session| {
@@ -698,7 +698,7 @@ fn a_feeder_whose_sink_died_is_held_by_its_own_output_again<W: World>(world: &mu
     fixture.expect_service();
 }
 
-fn a_feeder_is_not_late_while_its_sink_reads_slowly<W: World>(world: &mut W) {
+fn a_throttled_connection_is_not_late_while_its_sink_reads_slowly<W: World>(world: &mut W) {
     let mut config = Config::default();
     // A small window opens in steps: several sips make one byte leave.
     config.timeouts.response = Some(millis(300));
@@ -717,14 +717,14 @@ fn a_feeder_is_not_late_while_its_sink_reads_slowly<W: World>(world: &mut W) {
         got.extend(fixture.sip(sink, 1_000));
         fixture.wait(millis(20));
     }
-    // Neither has given cause: the sink reads, and the feeder would send.
+    // Neither is at fault: the sink reads, and the throttled peer would send.
     fixture.expect_none_closed();
     let rest = fixture.read(sink, sent - got.len());
     got.extend(rest);
     assert_same(&got, &pattern[..sent]);
 }
 
-fn feeds_in_both_directions_do_not_lock<W: World>(world: &mut W) {
+fn throttling_in_both_directions_does_not_deadlock<W: World>(world: &mut W) {
     // Two peers that both send before they read, through a server that buffers little.
     let mut fixture = Fixture::new(world, Config::default(), two_way_pipe());
     let ann = fixture.connect_small();
@@ -743,7 +743,7 @@ fn feeds_in_both_directions_do_not_lock<W: World>(world: &mut W) {
     assert_same(&at_bob, &pattern[..from_ann]);
 }
 
-fn feeding_before_being_refused_leaves_the_sink_alone<W: World>(world: &mut W) {
+fn throttling_in_a_refused_on_open_leaves_the_sink_unchanged<W: World>(world: &mut W) {
     let ids: Rc<RefCell<Vec<ConnId>>> = Rc::default();
     let handler = RecordingHandler::echo().when_open(move |conn, number| {
         ids.borrow_mut().push(conn.id());
@@ -761,7 +761,7 @@ fn feeding_before_being_refused_leaves_the_sink_alone<W: World>(world: &mut W) {
     fixture.expect_service();
 }
 
-fn feeding_in_on_closing_leaves_the_sink_alone<W: World>(world: &mut W) {
+fn throttling_in_on_closing_leaves_the_sink_unchanged<W: World>(world: &mut W) {
     let ids: Rc<RefCell<Vec<ConnId>>> = Rc::default();
     let kept = Rc::clone(&ids);
     let handler = RecordingHandler::echo()
@@ -784,7 +784,7 @@ fn feeding_in_on_closing_leaves_the_sink_alone<W: World>(world: &mut W) {
     fixture.expect_service();
 }
 
-fn feeding_a_sink_that_closes_pauses_none<W: World>(world: &mut W) {
+fn throttling_on_a_closing_sink_pauses_nothing<W: World>(world: &mut W) {
     let sink: Rc<RefCell<Option<ConnId>>> = Rc::default();
     let handler = RecordingHandler::echo().when_data(move |conn, session, input| {
         input.clear();
@@ -812,7 +812,7 @@ fn feeding_a_sink_that_closes_pauses_none<W: World>(world: &mut W) {
     fixture.expect_service();
 }
 
-fn a_connection_that_begins_to_feed_gets_the_input_it_left<W: World>(world: &mut W) {
+fn a_throttled_connection_gets_the_input_it_left<W: World>(world: &mut W) {
     let ids: Rc<RefCell<Vec<ConnId>>> = Rc::default();
     let kept = Rc::clone(&ids);
     let handler = RecordingHandler::echo()

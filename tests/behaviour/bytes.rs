@@ -146,8 +146,8 @@ fn writes_from_several_callbacks_keep_their_order<W: World>(world: &mut W) {
 }
 
 fn all_that_came_before_a_fin_is_read<W: World>(world: &mut W) {
-    let heard = Rc::new(RefCell::new(Vec::new()));
-    let kept = Rc::clone(&heard);
+    let received = Rc::new(RefCell::new(Vec::new()));
+    let kept = Rc::clone(&received);
     let handler = RecordingHandler::echo().when_data(move |_, _, input| {
         kept.borrow_mut().extend_from_slice(input);
         input.clear();
@@ -160,7 +160,7 @@ fn all_that_came_before_a_fin_is_read<W: World>(world: &mut W) {
     fixture.leave(peer);
     let closed = fixture.expect_closed(CloseReason::PeerEof);
     assert_eq!(closed.bytes_in, bytes.len() as u64);
-    assert_same(&heard.borrow(), &bytes);
+    assert_same(&received.borrow(), &bytes);
     fixture.expect_service();
 }
 
@@ -246,7 +246,7 @@ fn many_connections_live_side_by_side<W: World>(world: &mut W) {
             fixture.expect(*peer, format!("{index}.{round}").as_bytes());
         }
     }
-    // Every second one leaves, and the rest do not notice.
+    // Every second one closes, and the others are served on.
     for peer in peers.iter().step_by(2) {
         fixture.leave(*peer);
     }

@@ -1,4 +1,4 @@
-//! How connections end: what is queued leaves, what the peer still sends does no harm, and what
+//! How connections end: queued output leaves, what the peer still sends does no harm, and what
 //! does not end in time is cut off.
 
 use wheelhouse::{CloseReason, Config, Timeout};
@@ -7,32 +7,32 @@ use crate::harness::{Fixture, Got, RecordingHandler, What, World, assert_same, m
 
 behaviours! {
     everywhere {
-        a_peer_that_leaves_at_once_is_gone
-        a_request_with_a_fin_behind_it_gets_its_reply
+        a_peer_that_closes_at_once_ends_its_connection
+        a_request_followed_by_a_fin_gets_its_reply
         a_reply_that_comes_later_reaches_a_half_closed_peer
-        pipelined_requests_with_a_fin_behind_them_are_all_answered
-        what_is_left_of_a_request_is_shown_to_on_eof
+        pipelined_requests_followed_by_a_fin_are_all_answered
+        on_eof_gets_the_input_that_was_left
         our_fin_follows_the_queue_and_reading_goes_on
         the_last_reply_leaves_before_the_end
-        a_peer_that_is_silent_after_our_fin_is_waited_for_in_vain
-        a_peer_that_talks_on_after_our_fin_is_heard_for_so_long
+        linger_read_ends_a_connection_whose_peer_is_silent_after_our_fin
+        linger_ends_a_connection_whose_peer_sends_on_after_our_fin
         no_connection_lingers_for_a_peer_that_sent_its_fin
         no_connection_lingers_where_nothing_was_written
-        a_half_closed_peer_is_not_owed_for_ever
-        finishing_in_on_active_does_not_lose_the_input
+        the_response_deadline_ends_a_half_closed_connection
+        shutdown_write_in_on_active_does_not_lose_the_input
     }
     over_tcp {
         a_long_reply_survives_the_upload_it_cut_short
-        the_last_output_must_leave_at_the_least_rate
-        the_last_output_may_leave_slowly
-        a_closing_connection_whose_reader_froze_is_reset
+        a_closing_connection_must_flush_at_the_flush_rate
+        a_closing_connection_may_flush_slowly
+        the_write_deadline_resets_a_closing_connection_whose_peer_does_not_read
         a_reset_before_any_byte_ends_the_connection
         a_reset_within_a_request_ends_the_connection
         a_reset_ends_an_idle_connection
         a_reset_ends_a_connection_with_output_queued
         a_reset_ends_a_closing_connection
         a_reset_ends_a_closing_connection_with_output_queued
-        bytes_before_a_reset_do_not_raise_it_twice
+        bytes_before_a_reset_do_not_report_it_twice
         all_that_came_before_a_reset_is_read_though_writing_fails
     }
     with_hints {
@@ -41,7 +41,7 @@ behaviours! {
     }
 }
 
-fn a_peer_that_leaves_at_once_is_gone<W: World>(world: &mut W) {
+fn a_peer_that_closes_at_once_ends_its_connection<W: World>(world: &mut W) {
     let mut fixture = Fixture::new(world, Config::default(), RecordingHandler::echo());
     let peer = fixture.connect();
     fixture.leave(peer);
@@ -55,7 +55,7 @@ fn a_peer_that_leaves_at_once_is_gone<W: World>(world: &mut W) {
     fixture.expect_service();
 }
 
-fn a_request_with_a_fin_behind_it_gets_its_reply<W: World>(world: &mut W) {
+fn a_request_followed_by_a_fin_gets_its_reply<W: World>(world: &mut W) {
     let mut fixture = Fixture::new(world, Config::default(), RecordingHandler::echo());
     let peer = fixture.connect();
     fixture.send(peer, b"hello");
@@ -67,18 +67,9 @@ fn a_request_with_a_fin_behind_it_gets_its_reply<W: World>(world: &mut W) {
 }
 
 fn a_reply_that_comes_later_reaches_a_half_closed_peer<W: World>(world: &mut W) {
-    let handler = RecordingHandler::echo()
-        .when_data(|conn, _, input| {
-            input.clear();
-            conn.begin_request();
-            conn.set_timer(conn.now() + millis(150));
-        })
-        .when_timer(|conn, _| {
-            conn.write(b"later");
-            conn.end_request();
-        });
+    let handler = RecordingHandler::replying_after(millis(150), b"later");
     let mut config = Config::default();
-    // What the peer can do nothing about is not held against it.
+    // The deadline does not run while the peer waits for the reply.
     config.timeouts.half_closed = Some(millis(50));
     let mut fixture = Fixture::new(world, config, handler);
     let peer = fixture.connect();
@@ -90,7 +81,7 @@ fn a_reply_that_comes_later_reaches_a_half_closed_peer<W: World>(world: &mut W) 
     fixture.expect_service();
 }
 
-fn pipelined_requests_with_a_fin_behind_them_are_all_answered<W: World>(world: &mut W) {
+fn pipelined_requests_followed_by_a_fin_are_all_answered<W: World>(world: &mut W) {
     const REQUESTS: usize = 40;
     const REPLY: usize = 100_000;
     let handler = RecordingHandler::echo().when_data(|conn, _, input| {
@@ -114,7 +105,7 @@ fn pipelined_requests_with_a_fin_behind_them_are_all_answered<W: World>(world: &
     fixture.expect_service();
 }
 
-fn what_is_left_of_a_request_is_shown_to_on_eof<W: World>(world: &mut W) {
+fn on_eof_gets_the_input_that_was_left<W: World>(world: &mut W) {
     let handler = RecordingHandler::ignore().when_eof(|conn, _, input| {
         conn.write(b"no: ");
         conn.write(input);
@@ -178,7 +169,7 @@ fn the_last_reply_leaves_before_the_end<W: World>(world: &mut W) {
     fixture.expect_service();
 }
 
-fn a_peer_that_is_silent_after_our_fin_is_waited_for_in_vain<W: World>(world: &mut W) {
+fn linger_read_ends_a_connection_whose_peer_is_silent_after_our_fin<W: World>(world: &mut W) {
     let mut config = Config::default();
     config.timeouts.linger_read = Some(millis(120));
     let mut fixture = Fixture::new(world, config, answer_and_close(3));
@@ -192,7 +183,7 @@ fn a_peer_that_is_silent_after_our_fin_is_waited_for_in_vain<W: World>(world: &m
     fixture.expect_service();
 }
 
-fn a_peer_that_talks_on_after_our_fin_is_heard_for_so_long<W: World>(world: &mut W) {
+fn linger_ends_a_connection_whose_peer_sends_on_after_our_fin<W: World>(world: &mut W) {
     let mut config = Config::default();
     config.timeouts.linger_read = Some(millis(250));
     config.timeouts.linger = Some(millis(600));
@@ -266,7 +257,7 @@ fn a_long_reply_survives_the_upload_it_cut_short<W: World>(world: &mut W) {
 
 const LARGE: usize = 4 << 20;
 
-fn the_last_output_must_leave_at_the_least_rate<W: World>(world: &mut W) {
+fn a_closing_connection_must_flush_at_the_flush_rate<W: World>(world: &mut W) {
     let mut config = Config::default();
     config.timeouts.flush = Some(millis(200));
     config.limits.flush_rate = 100_000_000;
@@ -279,7 +270,7 @@ fn the_last_output_must_leave_at_the_least_rate<W: World>(world: &mut W) {
         fixture.sip(peer, 4 * 1024);
         fixture.wait(millis(10));
     }
-    // The reason is the first one, what became of the output is in the numbers.
+    // The first reason stays; the counters say what became of the output.
     let closed = fixture.expect_closed(CloseReason::HandlerClose);
     let took = fixture.handler.when(0, What::Closed(CloseReason::HandlerClose)).unwrap() - start;
     assert!(took >= millis(200), "early: {took:?}");
@@ -292,7 +283,7 @@ fn the_last_output_must_leave_at_the_least_rate<W: World>(world: &mut W) {
     fixture.expect_service();
 }
 
-fn the_last_output_may_leave_slowly<W: World>(world: &mut W) {
+fn a_closing_connection_may_flush_slowly<W: World>(world: &mut W) {
     let mut config = Config::default();
     config.timeouts.flush = Some(millis(200));
     config.limits.flush_rate = 1_000;
@@ -313,11 +304,8 @@ fn the_last_output_may_leave_slowly<W: World>(world: &mut W) {
     fixture.expect_service();
 }
 
-fn a_half_closed_peer_is_not_owed_for_ever<W: World>(world: &mut W) {
-    let handler = RecordingHandler::echo().when_data(|conn, _, input| {
-        input.clear();
-        conn.begin_request();
-    });
+fn the_response_deadline_ends_a_half_closed_connection<W: World>(world: &mut W) {
+    let handler = RecordingHandler::owing();
     let mut config = Config::default();
     config.timeouts.response = Some(millis(120));
     let mut fixture = Fixture::new(world, config, handler);
@@ -331,7 +319,9 @@ fn a_half_closed_peer_is_not_owed_for_ever<W: World>(world: &mut W) {
     fixture.expect_service();
 }
 
-fn a_closing_connection_whose_reader_froze_is_reset<W: World>(world: &mut W) {
+fn the_write_deadline_resets_a_closing_connection_whose_peer_does_not_read<W: World>(
+    world: &mut W,
+) {
     let mut config = Config::default();
     config.timeouts.write = Some(millis(150));
     let mut fixture = Fixture::new(world, config, answer_and_close(LARGE));
@@ -378,10 +368,7 @@ fn a_reset_ends_an_idle_connection<W: World>(world: &mut W) {
 }
 
 fn a_reset_ends_a_connection_with_output_queued<W: World>(world: &mut W) {
-    let handler = RecordingHandler::echo().when_data(|conn, _, input| {
-        input.clear();
-        conn.write_bytes(vec![b'd'; LARGE]);
-    });
+    let handler = RecordingHandler::replying(b'd', LARGE);
     let mut fixture = Fixture::new(world, Config::default(), handler);
     let (_, number) = fixture.enter();
     let peer = fixture.connect_small();
@@ -440,11 +427,8 @@ fn a_reset_ends_a_closing_connection_with_output_queued<W: World>(world: &mut W)
 }
 
 fn a_reset_after_a_fin_ends_the_connection<W: World>(world: &mut W) {
-    // The reply is worked on, and has no reader.
-    let handler = RecordingHandler::echo().when_data(|conn, _, input| {
-        input.clear();
-        conn.begin_request();
-    });
+    // The reply is still owed, and the peer is gone.
+    let handler = RecordingHandler::owing();
     let mut fixture = Fixture::new(world, Config::default(), handler);
     let (peer, number) = fixture.enter();
     fixture.send(peer, b"x");
@@ -457,12 +441,12 @@ fn a_reset_after_a_fin_ends_the_connection<W: World>(world: &mut W) {
     fixture.expect_service();
 }
 
-fn bytes_before_a_reset_do_not_raise_it_twice<W: World>(world: &mut W) {
+fn bytes_before_a_reset_do_not_report_it_twice<W: World>(world: &mut W) {
     let mut fixture = Fixture::new(world, Config::default(), RecordingHandler::echo());
     let peer = fixture.connect();
     fixture.send(peer, b"hello");
     fixture.reset(peer);
-    // The kernel may or may not show the bytes that were there; the end is one either way.
+    // The kernel may or may not deliver the bytes before the reset; the end is the same.
     fixture.expect_closed(CloseReason::PeerReset);
     fixture.expect_service();
 }
@@ -484,7 +468,7 @@ fn all_that_came_before_a_reset_is_read_though_writing_fails<W: World>(world: &m
     fixture.expect_service();
 }
 
-fn finishing_in_on_active_does_not_lose_the_input<W: World>(world: &mut W) {
+fn shutdown_write_in_on_active_does_not_lose_the_input<W: World>(world: &mut W) {
     let handler = RecordingHandler::echo().when_active(|conn, _| conn.shutdown_write()).when_data(
         |conn, session, input| {
             input.clear();

@@ -11,12 +11,12 @@ use crate::harness::{Fixture, Got, RecordingHandler, What, World, assert_on_time
 
 behaviours! {
     everywhere {
-        a_dialled_connection_is_told_when_it_stands
+        on_connected_follows_a_dial_that_succeeds
         a_dialled_connection_is_owned_by_the_one_that_dialled_it
-        what_is_written_before_it_stands_is_sent_then
-        much_that_is_written_before_it_stands_is_sent_then
-        a_fin_asked_for_before_it_stands_is_sent_then
-        a_refused_connection_learns_why
+        output_written_before_a_dial_succeeds_is_sent_then
+        much_output_written_before_a_dial_succeeds_is_sent_then
+        a_fin_requested_before_a_dial_succeeds_is_sent_then
+        a_refused_dial_reports_its_error
         a_dial_may_be_refused_by_on_open
         a_dial_may_be_closed_in_on_open
         a_dial_may_be_aborted_in_on_open
@@ -30,8 +30,8 @@ behaviours! {
         a_server_may_dial_itself
         many_may_be_dialled_at_once
         a_dialled_connection_outlives_its_owner
-        a_connection_that_is_refused_while_paused_learns_why
-        a_connection_that_is_refused_while_congested_learns_why
+        a_dial_refused_while_paused_reports_its_error
+        a_dial_refused_while_congested_reports_its_error
         a_dial_in_on_open_of_a_dial_may_be_written_to_at_once
         a_dial_in_on_open_of_a_dial_may_be_closed_at_once
         a_dial_that_fails_at_once_may_dial_again_and_write
@@ -40,13 +40,13 @@ behaviours! {
         a_dialled_connection_may_be_reset
         a_name_is_looked_up
         a_name_that_does_not_exist_is_a_failure
-        a_peer_that_does_not_answer_is_given_up
-        an_attempt_that_is_not_answered_is_given_up
+        the_connect_deadline_ends_a_dial_without_an_answer
+        the_connect_attempt_deadline_ends_an_attempt_without_an_answer
         a_dial_may_be_closed_before_it_is_answered
-        a_shutdown_gives_up_a_dial
+        a_shutdown_ends_a_dial
         a_timer_comes_while_a_dial_is_not_answered
         a_name_falls_back_to_its_next_address_with_output_queued
-        a_stall_in_on_open_is_not_held_against_a_dial
+        a_stall_in_on_open_does_not_count_against_a_dial
     }
 }
 
@@ -55,7 +55,7 @@ fn dial<W: World>(fixture: &mut Fixture<'_, W>, target: impl ToTarget) {
     fixture.reactor.context().connect(target).unwrap();
 }
 
-fn a_dialled_connection_is_told_when_it_stands<W: World>(world: &mut W) {
+fn on_connected_follows_a_dial_that_succeeds<W: World>(world: &mut W) {
     let (mut listener, address) = world.listen_as_peer();
     let handler = RecordingHandler::echo()
         .when_open(|conn, number| {
@@ -113,7 +113,7 @@ fn a_dialled_connection_is_owned_by_the_one_that_dialled_it<W: World>(world: &mu
     fixture.expect_service();
 }
 
-fn what_is_written_before_it_stands_is_sent_then<W: World>(world: &mut W) {
+fn output_written_before_a_dial_succeeds_is_sent_then<W: World>(world: &mut W) {
     let (mut listener, address) = world.listen_as_peer();
     let handler = RecordingHandler::echo().when_open(|conn, number| {
         if number == 0 {
@@ -131,7 +131,7 @@ fn what_is_written_before_it_stands_is_sent_then<W: World>(world: &mut W) {
     fixture.expect_service();
 }
 
-fn much_that_is_written_before_it_stands_is_sent_then<W: World>(world: &mut W) {
+fn much_output_written_before_a_dial_succeeds_is_sent_then<W: World>(world: &mut W) {
     const LEN: usize = 2 << 20;
     let (mut listener, address) = world.listen_as_peer();
     let handler = RecordingHandler::echo().when_open(|conn, number| {
@@ -152,7 +152,7 @@ fn much_that_is_written_before_it_stands_is_sent_then<W: World>(world: &mut W) {
     fixture.expect_service();
 }
 
-fn a_fin_asked_for_before_it_stands_is_sent_then<W: World>(world: &mut W) {
+fn a_fin_requested_before_a_dial_succeeds_is_sent_then<W: World>(world: &mut W) {
     let (mut listener, address) = world.listen_as_peer();
     let handler = RecordingHandler::echo().when_open(|conn, number| {
         if number == 0 {
@@ -172,7 +172,7 @@ fn a_fin_asked_for_before_it_stands_is_sent_then<W: World>(world: &mut W) {
     fixture.expect_service();
 }
 
-fn a_refused_connection_learns_why<W: World>(world: &mut W) {
+fn a_refused_dial_reports_its_error<W: World>(world: &mut W) {
     let address = world.refusing();
     let mut fixture = Fixture::new(world, Config::default(), RecordingHandler::echo());
     dial(&mut fixture, address.clone());
@@ -430,7 +430,7 @@ fn a_dialled_connection_outlives_its_owner<W: World>(world: &mut W) {
     fixture.expect_service();
 }
 
-fn a_shutdown_gives_up_a_dial<W: World>(world: &mut W) {
+fn a_shutdown_ends_a_dial<W: World>(world: &mut W) {
     let address = world.deaf();
     let mut fixture = Fixture::new(world, Config::default(), RecordingHandler::echo());
     dial(&mut fixture, address);
@@ -492,7 +492,7 @@ fn a_name_is_looked_up<W: World>(world: &mut W) {
 
 fn a_name_that_does_not_exist_is_a_failure<W: World>(world: &mut W) {
     let mut config = Config::default();
-    // A resolver may take its time over it.
+    // A resolver may be slow.
     config.timeouts.connect = Some(secs(3));
     let mut fixture = Fixture::new(world, config, RecordingHandler::echo());
     let target: Target = "name.invalid:80".parse().unwrap();
@@ -508,7 +508,7 @@ fn a_name_that_does_not_exist_is_a_failure<W: World>(world: &mut W) {
     fixture.expect_service();
 }
 
-fn a_peer_that_does_not_answer_is_given_up<W: World>(world: &mut W) {
+fn the_connect_deadline_ends_a_dial_without_an_answer<W: World>(world: &mut W) {
     let address = world.deaf();
     let mut config = Config::default();
     config.timeouts.connect = Some(millis(150));
@@ -520,7 +520,7 @@ fn a_peer_that_does_not_answer_is_given_up<W: World>(world: &mut W) {
     fixture.expect_service();
 }
 
-fn an_attempt_that_is_not_answered_is_given_up<W: World>(world: &mut W) {
+fn the_connect_attempt_deadline_ends_an_attempt_without_an_answer<W: World>(world: &mut W) {
     let address = world.deaf();
     let mut config = Config::default();
     config.timeouts.connect_attempt = Some(millis(150));
@@ -547,7 +547,7 @@ fn a_dial_may_be_closed_before_it_is_answered<W: World>(world: &mut W) {
     fixture.expect_service();
 }
 
-fn a_connection_that_is_refused_while_paused_learns_why<W: World>(world: &mut W) {
+fn a_dial_refused_while_paused_reports_its_error<W: World>(world: &mut W) {
     let address = world.refusing();
     let handler = RecordingHandler::echo().when_open(|conn, number| {
         if number == 0 {
@@ -562,7 +562,7 @@ fn a_connection_that_is_refused_while_paused_learns_why<W: World>(world: &mut W)
     fixture.expect_service();
 }
 
-fn a_connection_that_is_refused_while_congested_learns_why<W: World>(world: &mut W) {
+fn a_dial_refused_while_congested_reports_its_error<W: World>(world: &mut W) {
     let address = world.refusing();
     let handler = RecordingHandler::echo().when_open(|conn, number| {
         if number == 0 {
@@ -609,12 +609,12 @@ fn a_dial_in_on_open_of_a_dial_may_be_written_to_at_once<W: World>(world: &mut W
     dial(&mut fixture, address);
     let peers = [(); 2].map(|()| fixture.answer(&mut listener));
     fixture.saw(1, What::Connected);
-    let mut heard = Vec::new();
+    let mut received = Vec::new();
     fixture.until("the word", |fixture| {
-        heard.extend(peers.iter().flat_map(|peer| fixture.sip(*peer, 5)));
-        heard.len() == 5
+        received.extend(peers.iter().flat_map(|peer| fixture.sip(*peer, 5)));
+        received.len() == 5
     });
-    assert_eq!(heard, b"hello");
+    assert_eq!(received, b"hello");
     fixture.expect_none_closed();
     fixture.expect_service();
 }
@@ -663,7 +663,7 @@ fn a_dial_that_fails_at_once_may_dial_again_and_write<W: World>(world: &mut W) {
     fixture.expect_service();
 }
 
-fn a_stall_in_on_open_is_not_held_against_a_dial<W: World>(world: &mut W) {
+fn a_stall_in_on_open_does_not_count_against_a_dial<W: World>(world: &mut W) {
     let stall = world.stall();
     let address = world.deaf();
     let handler = RecordingHandler::echo().when_open(move |_, number| {

@@ -13,15 +13,15 @@ behaviours! {
         many_flooding_peers_delay_no_other_much
         an_eager_pipeliner_delays_no_other
         a_burst_of_clients_delays_no_other
-        a_stall_is_not_held_against_a_peer_that_spoke_meanwhile
-        a_stall_is_not_held_against_a_peer_that_spoke_before
+        a_stall_does_not_count_against_a_peer_that_sent_during_it
+        a_stall_does_not_count_against_a_peer_that_sent_before_it
         a_timer_set_after_a_stall_is_not_due
         a_timer_set_after_a_stall_in_on_open_is_not_due
-        a_stall_before_a_request_of_our_own_is_not_held_against_its_reply
+        a_stall_before_a_request_of_our_own_does_not_count_against_its_reply
     }
 }
 
-/// Forgets what it is sent, but for short words, which it sends back.
+/// Discards its input, but echoes short words.
 fn forgetful() -> RecordingHandler {
     RecordingHandler::echo().when_data(|conn, _, input| {
         if input.len() < 100 {
@@ -152,7 +152,7 @@ fn three_waiting<W: World>(fixture: &mut Fixture<'_, W>) -> [PeerId; 3] {
     [fresh, halfway, idle]
 }
 
-fn a_stall_is_not_held_against_a_peer_that_spoke_meanwhile<W: World>(world: &mut W) {
+fn a_stall_does_not_count_against_a_peer_that_sent_during_it<W: World>(world: &mut W) {
     let handler = stalling(world);
     let mut fixture = Fixture::new(world, impatient(), handler);
     let (staller, _) = fixture.enter();
@@ -160,7 +160,7 @@ fn a_stall_is_not_held_against_a_peer_that_spoke_meanwhile<W: World>(world: &mut
     fixture.send(staller, b"stall\n");
     let start = fixture.now();
     fixture.until("the stall", |fixture| fixture.now() - start >= STALL);
-    // Nobody looked since: it is as if this had come during the stall.
+    // No turn ran since, so these bytes count as having come during the stall.
     fixture.expect_none_closed();
     fixture.send(fresh, b"hello\n");
     fixture.send(halfway, b"llo\n");
@@ -169,14 +169,14 @@ fn a_stall_is_not_held_against_a_peer_that_spoke_meanwhile<W: World>(world: &mut
         fixture.expect(peer, b"hello\n");
     }
     fixture.expect(staller, b"stall\n");
-    // And then they are idle in earnest.
+    // Then they are idle.
     for _ in 0..4 {
         fixture.expect_timeout(Timeout::Idle);
     }
     fixture.expect_service();
 }
 
-fn a_stall_is_not_held_against_a_peer_that_spoke_before<W: World>(world: &mut W) {
+fn a_stall_does_not_count_against_a_peer_that_sent_before_it<W: World>(world: &mut W) {
     let handler = stalling(world);
     let mut fixture = Fixture::new(world, impatient(), handler);
     let (staller, _) = fixture.enter();
@@ -189,7 +189,7 @@ fn a_stall_is_not_held_against_a_peer_that_spoke_before<W: World>(world: &mut W)
         fixture.expect(peer, b"hello\n");
     }
     fixture.expect(staller, b"stall\n");
-    // Whoever was served first has been idle since; that is another matter.
+    // From then on they are idle.
     for _ in 0..4 {
         fixture.expect_timeout(Timeout::Idle);
     }
@@ -215,9 +215,9 @@ fn a_timer_set_after_a_stall_is_not_due<W: World>(world: &mut W) {
     fixture.saw(number, What::Data(1));
     fixture.saw(0, What::Data(1));
     let rung = fixture.saw(number, What::Timer);
-    // Who comes first in a batch is for the system to say.
-    let mut heard = fixture.handler.log.iter().filter(|entry| entry.what == What::Data(1));
-    let stalled_first = heard.next().map(|entry| entry.id) == Some(fixture.handler.ids[0]);
+    // The system decides which connection comes first in a batch.
+    let mut inputs = fixture.handler.log.iter().filter(|entry| entry.what == What::Data(1));
+    let stalled_first = inputs.next().map(|entry| entry.id) == Some(fixture.handler.ids[0]);
     let least = if stalled_first { 300 } else { 100 };
     assert!(rung - start >= millis(least), "{:?}", rung - start);
     fixture.expect_service();
@@ -241,7 +241,7 @@ fn a_timer_set_after_a_stall_in_on_open_is_not_due<W: World>(world: &mut W) {
     fixture.expect_service();
 }
 
-fn a_stall_before_a_request_of_our_own_is_not_held_against_its_reply<W: World>(world: &mut W) {
+fn a_stall_before_a_request_of_our_own_does_not_count_against_its_reply<W: World>(world: &mut W) {
     let stall = world.stall();
     let handler = RecordingHandler::echo().when_idle(move |conn, session| {
         if session.step == 0 {

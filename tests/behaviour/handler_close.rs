@@ -1,4 +1,4 @@
-//! A handler may end any connection from anywhere, once or twice, and ids stay true.
+//! A handler may close or abort any connection from any callback, once or twice.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -18,20 +18,20 @@ behaviours! {
         on_eof_may_close
         on_timer_may_close
         on_drained_may_close
-        on_closing_may_close_in_vain
+        a_close_in_on_closing_changes_nothing
         on_open_may_abort
         closing_twice_is_closing_once
         closing_again_keeps_what_is_queued
         abort_after_close_drops_what_was_queued
         abort_reaches_a_connection_that_is_closing
-        another_connection_may_be_closed
-        another_connection_may_be_written_to
-        one_connection_may_close_all
-        a_word_may_reach_everybody
+        a_connection_may_close_another
+        a_connection_may_write_to_another
+        a_connection_may_close_all_others
+        a_connection_may_write_to_all_others
         what_is_written_after_close_is_counted_as_unsent
         what_is_written_after_abort_is_counted_as_unsent
         writes_in_on_closing_after_abort_are_dropped
-        an_id_that_outlives_its_connection_means_none
+        the_id_of_a_closed_connection_resolves_to_none
         a_closed_connection_is_gone_in_its_own_on_closed
         on_closed_may_shut_down
     }
@@ -111,7 +111,7 @@ fn on_data_may_close<W: World>(world: &mut W) {
     assert_eq!(fixture.read_to_end(peer), (b"bye".to_vec(), Got::Eof));
     fixture.leave(peer);
     fixture.expect_closed(CloseReason::HandlerClose);
-    assert_eq!(fixture.handler.count(0, What::Data(11)), 1, "it hears no more");
+    assert_eq!(fixture.handler.count(0, What::Data(11)), 1, "it reads no more");
     fixture.expect_service();
 }
 
@@ -172,10 +172,7 @@ const LARGE: usize = 4 << 20;
 
 /// Answers each read with more than a socket holds.
 fn large_reply() -> RecordingHandler {
-    RecordingHandler::echo().when_data(|conn, _, input| {
-        input.clear();
-        conn.write_bytes(vec![b'l'; LARGE]);
-    })
+    RecordingHandler::replying(b'l', LARGE)
 }
 
 fn on_drained_may_close<W: World>(world: &mut W) {
@@ -193,7 +190,7 @@ fn on_drained_may_close<W: World>(world: &mut W) {
     fixture.expect_service();
 }
 
-fn on_closing_may_close_in_vain<W: World>(world: &mut W) {
+fn a_close_in_on_closing_changes_nothing<W: World>(world: &mut W) {
     let handler = RecordingHandler::echo().when_closing(|conn, _, _| {
         assert_eq!(conn.state(), State::Closing);
         conn.close();
@@ -286,7 +283,7 @@ fn abort_reaches_a_connection_that_is_closing<W: World>(world: &mut W) {
     fixture.expect_service();
 }
 
-/// Whom connection 1 acts on when it hears something.
+/// The connection on which connection 1 acts when it reads something.
 fn first_id() -> (Rc<RefCell<Option<ConnId>>>, RecordingHandler) {
     let first = Rc::new(RefCell::new(None));
     let kept = Rc::clone(&first);
@@ -298,7 +295,7 @@ fn first_id() -> (Rc<RefCell<Option<ConnId>>>, RecordingHandler) {
     (first, handler)
 }
 
-fn another_connection_may_be_closed<W: World>(world: &mut W) {
+fn a_connection_may_close_another<W: World>(world: &mut W) {
     let (first, handler) = first_id();
     let handler = handler.when_data(move |conn, _, input| {
         input.clear();
@@ -320,7 +317,7 @@ fn another_connection_may_be_closed<W: World>(world: &mut W) {
     fixture.expect_service();
 }
 
-fn another_connection_may_be_written_to<W: World>(world: &mut W) {
+fn a_connection_may_write_to_another<W: World>(world: &mut W) {
     let (first, handler) = first_id();
     let handler = handler.when_data(move |conn, _, input| {
         let first = first.borrow().unwrap();
@@ -342,7 +339,7 @@ fn another_connection_may_be_written_to<W: World>(world: &mut W) {
     fixture.expect_service();
 }
 
-fn one_connection_may_close_all<W: World>(world: &mut W) {
+fn a_connection_may_close_all_others<W: World>(world: &mut W) {
     let handler = RecordingHandler::echo().when_data(|conn, _, input| {
         input.clear();
         for id in conn.cx().ids() {
@@ -359,7 +356,7 @@ fn one_connection_may_close_all<W: World>(world: &mut W) {
     fixture.expect_service();
 }
 
-fn a_word_may_reach_everybody<W: World>(world: &mut W) {
+fn a_connection_may_write_to_all_others<W: World>(world: &mut W) {
     let handler = RecordingHandler::echo().when_data(|conn, _, input| {
         let word = input.split().freeze();
         for id in conn.cx().ids() {
@@ -431,7 +428,7 @@ fn writes_in_on_closing_after_abort_are_dropped<W: World>(world: &mut W) {
     fixture.expect_service();
 }
 
-fn an_id_that_outlives_its_connection_means_none<W: World>(world: &mut W) {
+fn the_id_of_a_closed_connection_resolves_to_none<W: World>(world: &mut W) {
     let (first, handler) = first_id();
     let handler = handler.when_data(move |conn, _, input| {
         input.clear();

@@ -28,7 +28,7 @@ fn serves(fixture: &mut Fixture<'_, Os>, address: &Address) {
 fn an_inherited_listener_is_accepted_from() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = Address::from(listener.local_addr().unwrap());
-    // Somebody came before the server was up.
+    // A client dialled before the server was up.
     let mut early = TcpStream::connect(address.ip().unwrap()).unwrap();
     early.write_all(b"early").unwrap();
     let mut world = Os::tcp();
@@ -255,8 +255,8 @@ fn a_turn_waits_no_longer_than_it_was_told() {
     assert!(reactor.context().now() < at + millis(500));
 }
 
-/// Where the reactor has a descriptor that tells when it has something to do: mio's poll backend has
-/// none.
+/// Where the reactor has a descriptor that is readable when it has something to do: mio's poll
+/// backend has none.
 #[cfg(not(mio_unsupported_force_poll_poll))]
 mod inside_another_loop {
     use std::os::fd::{AsFd, AsRawFd};

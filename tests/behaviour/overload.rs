@@ -1,5 +1,5 @@
-//! A loop near what it can bear: idle ones go sooner, none is kept alive, the greatest holders of
-//! buffers are shed, and what delays all others is named.
+//! A loop near its limits: idle connections are evicted sooner, none is kept alive, and the greatest
+//! holders of buffers are shed.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -13,12 +13,12 @@ behaviours! {
         no_connection_is_kept_alive_in_a_crowd
         buffers_are_counted_and_given_back
         the_greatest_holder_of_input_is_shed
-        what_waits_to_be_dialled_is_shed_too
-        a_flood_fills_the_buffers_and_no_more
+        output_of_a_pending_dial_is_shed_too
+        a_flood_is_bounded_by_buffered_max
     }
     over_tcp {
         the_greatest_holder_of_output_is_shed
-        idle_ones_go_sooner_in_a_crowd
+        idle_connections_are_evicted_sooner_in_a_crowd
     }
 }
 
@@ -33,7 +33,7 @@ fn no_connection_is_kept_alive_in_a_crowd<W: World>(world: &mut W) {
     let mut fixture = Fixture::new(world, with_places(100), handler);
     let peers: Vec<_> = (0..91).map(|_| fixture.enter().0).collect();
     fixture.expect_echo(peers[0]);
-    // Who was told that it is over is not left waiting, whatever the pressure is then.
+    // A connection that was announced to end does end, whatever the pressure is then.
     fixture.expect_closed(CloseReason::Overload);
     assert_eq!(fixture.read_to_end(peers[0]), (Vec::new(), Got::Eof));
     fixture.leave(peers[0]);
@@ -45,14 +45,14 @@ fn no_connection_is_kept_alive_in_a_crowd<W: World>(world: &mut W) {
     assert_eq!(*answers.borrow(), [false, true]);
 }
 
-fn idle_ones_go_sooner_in_a_crowd<W: World>(world: &mut W) {
+fn idle_connections_are_evicted_sooner_in_a_crowd<W: World>(world: &mut W) {
     let mut config = with_places(100);
     config.timeouts.idle = Some(secs(3));
     let mut fixture = Fixture::new(world, config, RecordingHandler::echo());
     let (first, number) = fixture.enter();
     fixture.expect_echo(first);
     let since = fixture.saw(number, What::Idle);
-    // At 90 of 100 a third of the idle time is left, and a bit.
+    // At 90 of 100 connections a little more than a third of the idle time is left.
     let others: Vec<_> = (1..90).map(|_| fixture.enter().0).collect();
     fixture.wait(millis(1_000));
     fixture.expect_none_closed();
@@ -100,14 +100,14 @@ fn the_greatest_holder_of_input_is_shed<W: World>(world: &mut W) {
     assert!(fixture.reactor.handle().stats().buffered <= 256 * 1024);
 }
 
-fn what_waits_to_be_dialled_is_shed_too<W: World>(world: &mut W) {
+fn output_of_a_pending_dial_is_shed_too<W: World>(world: &mut W) {
     let mut config = Config::default();
     config.limits.buffered_max = 64 * 1024;
     let (_door, address) = world.listen_as_peer();
     let handler = RecordingHandler::echo().when_data(move |conn, _, input| {
         let id = conn.cx().connect(address.clone()).unwrap();
         conn.cx().conn(id).unwrap().write(&[b'x'; 100_000]);
-        // A part of a request is kept, which is when buffers are looked at.
+        // A part of a request is kept, which is when the bound of the buffers is checked.
         input.truncate(1);
     });
     let mut fixture = Fixture::new(world, config, handler);
@@ -138,7 +138,7 @@ fn the_greatest_holder_of_output_is_shed<W: World>(world: &mut W) {
     fixture.expect_none_closed();
 }
 
-fn a_flood_fills_the_buffers_and_no_more<W: World>(world: &mut W) {
+fn a_flood_is_bounded_by_buffered_max<W: World>(world: &mut W) {
     const MOST: u64 = 1 << 20;
     let mut config = Config::default();
     config.limits.buffered_max = MOST as usize;
@@ -148,7 +148,7 @@ fn a_flood_fills_the_buffers_and_no_more<W: World>(world: &mut W) {
     for round in 0..200 {
         let peer = peers[round % peers.len()];
         if fixture.try_send(peer, &[b'x'; 10_000]).is_none() {
-            // It was shed, and comes again.
+            // It was shed, and dials again.
             peers[round % 40] = fixture.enter().0;
         }
         fixture.turn();

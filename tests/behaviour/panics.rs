@@ -35,7 +35,7 @@ behaviours! {
         a_panic_in_on_alarm_stops_the_reactor
         a_panic_in_on_shutdown_ends_the_shutdown_at_once
         much_that_a_panicking_callback_wrote_is_not_sent
-        a_sink_of_what_a_panicking_callback_dialled_is_let_go
+        a_sink_of_a_dial_that_a_panic_takes_back_is_no_sink_any_more
         a_payload_that_panics_when_it_is_dropped_costs_one_connection
         a_payload_that_panics_when_it_is_dropped_fails_a_callback_of_the_loop
         shared_bytes_whose_owner_panics_cost_nothing
@@ -56,7 +56,7 @@ fn a_panic_in_on_open_costs_one_connection<W: World>(world: &mut W) {
     let handler = RecordingHandler::echo().when_open(|conn, number| {
         if number == 0 {
             conn.write(b"secret");
-            panic!("told to");
+            panic!("on purpose");
         }
         conn.write(b"welcome");
         true
@@ -64,7 +64,7 @@ fn a_panic_in_on_open_costs_one_connection<W: World>(world: &mut W) {
     let mut fixture = Fixture::new(world, Config::default(), handler);
     let peer = fixture.connect();
     fixture.expect_reset(peer);
-    // Without a session there is nothing to give back.
+    // Without a session there is no `on_closed`.
     assert_eq!(fixture.handler.story(0), [What::Open]);
     assert_eq!(fixture.reactor.handle().stats().panics, 1);
     let peer = fixture.connect();
@@ -76,7 +76,7 @@ fn a_panic_in_on_connected_costs_one_connection<W: World>(world: &mut W) {
     let handler = RecordingHandler::echo().when_connected(|conn, session| {
         if session.number == 0 {
             conn.write(b"secret");
-            panic!("told to");
+            panic!("on purpose");
         }
     });
     let mut fixture = Fixture::new(world, Config::default(), handler);
@@ -90,7 +90,7 @@ fn a_panic_in_on_connected_of_a_dial_costs_that_connection<W: World>(world: &mut
     let handler = RecordingHandler::echo().when_connected(|conn, session| {
         if session.number == 0 {
             conn.write(b"secret");
-            panic!("told to");
+            panic!("on purpose");
         }
     });
     let mut fixture = Fixture::new(world, Config::default(), handler);
@@ -104,7 +104,7 @@ fn a_panic_in_on_data_costs_one_connection<W: World>(world: &mut W) {
     let handler = RecordingHandler::echo().when_data(|conn, _, input| {
         if input.starts_with(b"panic") {
             conn.write(b"secret");
-            panic!("told to");
+            panic!("on purpose");
         }
         conn.write(input);
         input.clear();
@@ -127,13 +127,13 @@ fn a_panic_in_on_data_costs_one_connection<W: World>(world: &mut W) {
 fn a_panic_in_on_idle_costs_one_connection<W: World>(world: &mut W) {
     let handler = RecordingHandler::echo().when_idle(|conn, _| {
         conn.write(b"secret");
-        panic!("told to");
+        panic!("on purpose");
     });
     let mut fixture = Fixture::new(world, Config::default(), handler);
     let peer = fixture.connect();
     fixture.send(peer, b"hello");
     let (bytes, end) = fixture.read_to_end(peer);
-    // What another callback sent before is gone already.
+    // What another callback sent before has left already.
     assert_eq!(bytes, b"hello");
     fixture.assert_reset(end);
     expect_one_lost(&mut fixture);
@@ -142,7 +142,7 @@ fn a_panic_in_on_idle_costs_one_connection<W: World>(world: &mut W) {
 fn a_panic_in_on_active_costs_one_connection<W: World>(world: &mut W) {
     let handler = RecordingHandler::echo().when_active(|conn, _| {
         conn.write(b"secret");
-        panic!("told to");
+        panic!("on purpose");
     });
     let mut fixture = Fixture::new(world, Config::default(), handler);
     let peer = fixture.connect();
@@ -156,7 +156,7 @@ fn a_panic_in_on_active_costs_one_connection<W: World>(world: &mut W) {
 fn a_panic_in_on_eof_costs_one_connection<W: World>(world: &mut W) {
     let handler = RecordingHandler::ignore().when_eof(|conn, _, _| {
         conn.write(b"secret");
-        panic!("told to");
+        panic!("on purpose");
     });
     let mut fixture = Fixture::new(world, Config::default(), handler);
     let peer = fixture.connect();
@@ -169,15 +169,10 @@ fn a_panic_in_on_eof_costs_one_connection<W: World>(world: &mut W) {
 const LARGE: usize = 4 << 20;
 
 fn a_panic_in_on_drained_costs_one_connection<W: World>(world: &mut W) {
-    let handler = RecordingHandler::echo()
-        .when_data(|conn, _, input| {
-            input.clear();
-            conn.write_bytes(vec![b'l'; LARGE]);
-        })
-        .when_drained(|conn, _| {
-            conn.write(b"secret");
-            panic!("told to");
-        });
+    let handler = RecordingHandler::replying(b'l', LARGE).when_drained(|conn, _| {
+        conn.write(b"secret");
+        panic!("on purpose");
+    });
     let mut fixture = Fixture::new(world, Config::default(), handler);
     let peer = fixture.connect();
     fixture.send(peer, b"x");
@@ -196,7 +191,7 @@ fn a_panic_in_on_timer_costs_one_connection<W: World>(world: &mut W) {
         })
         .when_timer(|conn, _| {
             conn.write(b"secret");
-            panic!("told to");
+            panic!("on purpose");
         });
     let mut fixture = Fixture::new(world, Config::default(), handler);
     let peer = fixture.connect();
@@ -207,7 +202,7 @@ fn a_panic_in_on_timer_costs_one_connection<W: World>(world: &mut W) {
 fn a_panic_in_on_closing_costs_one_connection<W: World>(world: &mut W) {
     let handler = RecordingHandler::echo().when_closing(|conn, _, _| {
         conn.write(b"secret");
-        panic!("told to");
+        panic!("on purpose");
     });
     let mut fixture = Fixture::new(world, Config::default(), handler);
     let (peer, _) = fixture.enter();
@@ -226,7 +221,7 @@ fn a_panic_in_on_closed_costs_one_connection<W: World>(world: &mut W) {
     let handler = RecordingHandler::echo().when_closed(|cx, closed| {
         let first = cx.ids()[0];
         if closed.id == first {
-            panic!("told to");
+            panic!("on purpose");
         }
     });
     // The record is still in its place while on_closed runs, so the first to end is the first.
@@ -248,7 +243,7 @@ fn a_panic_in_a_closure_for_a_connection_costs_that_connection<W: World>(world: 
     let id = fixture.handler.ids[0];
     let closure = move |_: &mut RecordingHandler, conn: &mut Conn<'_>, _: &mut _| {
         conn.write(b"secret");
-        panic!("told to");
+        panic!("on purpose");
     };
     handle.post_to(id, closure).unwrap();
     fixture.expect_reset(peer);
@@ -264,7 +259,7 @@ fn what_a_panicking_callback_wrote_to_others_is_taken_back<W: World>(world: &mut
                     other.write(b"secret");
                 }
             }
-            panic!("told to");
+            panic!("on purpose");
         }
         conn.write(input);
         input.clear();
@@ -285,7 +280,7 @@ fn what_a_panicking_callback_dialled_is_not_dialled<W: World>(world: &mut W) {
     let (mut listener, address) = world.listen_as_peer();
     let handler = RecordingHandler::echo().when_data(move |conn, _, _| {
         conn.connect(address.clone()).unwrap();
-        panic!("told to");
+        panic!("on purpose");
     });
     let mut fixture = Fixture::new(world, Config::default(), handler);
     let (victim, _) = fixture.enter();
@@ -297,7 +292,7 @@ fn what_a_panicking_callback_dialled_is_not_dialled<W: World>(world: &mut W) {
 }
 
 fn panics_on_data() -> RecordingHandler {
-    RecordingHandler::echo().when_data(|_, _, _| panic!("told to"))
+    RecordingHandler::echo().when_data(|_, _, _| panic!("on purpose"))
 }
 
 fn lose_one<W: World>(fixture: &mut Fixture<'_, W>) {
@@ -316,7 +311,7 @@ fn panics_of_connections_are_survived_however_many_they_are<W: World>(world: &mu
     assert_eq!(fixture.reactor.handle().stats().panics, 50);
 }
 
-/// Two panics within 10 s are an accident.
+/// Two panics within 10 s are within the limit.
 fn limited() -> Config {
     Config { panic_limit: Some(Rate::new(2, millis(10_000))), ..Config::default() }
 }
@@ -330,10 +325,10 @@ fn panics_within_the_limit_are_survived<W: World>(world: &mut W) {
 }
 
 fn panics_do_not_undo_what_others_did_in_the_same_turn<W: World>(world: &mut W) {
-    // Everybody tells the first what it hears, and two of them panic over it.
+    // Each writes its input to the first one, and two of them panic.
     let handler = RecordingHandler::echo().when_data(|conn, session, input| {
         if session.number % 5 == 4 {
-            panic!("told to");
+            panic!("on purpose");
         }
         let first = conn.cx().ids()[0];
         conn.other(first).unwrap().write(input);
@@ -369,7 +364,7 @@ fn panics_beyond_the_limit_stop_the_reactor<W: World>(world: &mut W) {
     let error = fixture.failure();
     assert!(error.to_string().contains("panicked"), "{error}");
     assert!(fixture.reactor.is_finished());
-    // Everybody got an end all the same, and one reason.
+    // Each connection has ended all the same, and with one reason.
     assert_eq!(fixture.handler.closed.len(), 4);
     let stops =
         |reason| fixture.handler.closed.iter().filter(|closed| closed.reason == reason).count();
@@ -382,7 +377,7 @@ fn a_panic_in_a_posted_closure_stops_the_reactor<W: World>(world: &mut W) {
     let mut fixture = Fixture::new(world, Config::default(), RecordingHandler::echo());
     fixture.enter();
     let handle = fixture.reactor.handle();
-    handle.post(|_, _| panic!("told to")).unwrap();
+    handle.post(|_, _| panic!("on purpose")).unwrap();
     let error = fixture.failure();
     assert!(error.to_string().contains("panicked"), "{error}");
     assert_eq!(fixture.handler.closed.len(), 1);
@@ -390,7 +385,7 @@ fn a_panic_in_a_posted_closure_stops_the_reactor<W: World>(world: &mut W) {
 }
 
 fn a_panic_in_on_alarm_stops_the_reactor<W: World>(world: &mut W) {
-    let handler = RecordingHandler::echo().when_alarm(|_, _| panic!("told to"));
+    let handler = RecordingHandler::echo().when_alarm(|_, _| panic!("on purpose"));
     let mut fixture = Fixture::new(world, Config::default(), handler);
     fixture.enter();
     let at = fixture.now() + millis(20);
@@ -405,7 +400,7 @@ fn a_panic_in_on_shutdown_ends_the_shutdown_at_once<W: World>(world: &mut W) {
     let flag = Rc::clone(&called);
     let handler = RecordingHandler::echo().when_shutdown(move |_| {
         flag.set(true);
-        panic!("told to");
+        panic!("on purpose");
     });
     let mut fixture = Fixture::new(world, Config::default(), handler);
     fixture.enter();
@@ -419,7 +414,7 @@ fn much_that_a_panicking_callback_wrote_is_not_sent<W: World>(world: &mut W) {
     let handler = RecordingHandler::echo().when_connected(|conn, session| {
         if session.number == 0 {
             conn.write_bytes(vec![b's'; 10_000]);
-            panic!("told to");
+            panic!("on purpose");
         }
     });
     let mut fixture = Fixture::new(world, Config::default(), handler);
@@ -433,14 +428,14 @@ fn much_that_a_panicking_callback_wrote_is_not_sent<W: World>(world: &mut W) {
     expect_one_lost(&mut fixture);
 }
 
-fn a_sink_of_what_a_panicking_callback_dialled_is_let_go<W: World>(world: &mut W) {
+fn a_sink_of_a_dial_that_a_panic_takes_back_is_no_sink_any_more<W: World>(world: &mut W) {
     let address = world.refusing();
     let handler = RecordingHandler::echo().when_data(move |conn, _, input| {
         input.clear();
         let me = conn.id();
         let feeder = conn.connect(address.clone()).unwrap();
         conn.other(feeder).unwrap().throttle_on(me);
-        panic!("told to");
+        panic!("on purpose");
     });
     let mut fixture = Fixture::new(world, Config::default(), handler);
     let (peer, _) = fixture.enter();
@@ -532,7 +527,7 @@ fn shared_bytes_whose_owner_panics_cost_nothing<W: World>(world: &mut W) {
         }
         match word {
             b'a' => conn.abort(),
-            b'p' => panic!("told to"),
+            b'p' => panic!("on purpose"),
             _ => {}
         }
     });

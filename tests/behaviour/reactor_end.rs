@@ -95,7 +95,7 @@ fn what_on_closed_asks_for_at_the_end_is_discarded<W: World>(world: &mut W) {
 }
 
 fn a_panic_in_on_closed_at_the_end_costs_no_other_session<W: World>(world: &mut W) {
-    let handler = RecordingHandler::echo().when_closed(|_, _| panic!("told to"));
+    let handler = RecordingHandler::echo().when_closed(|_, _| panic!("on purpose"));
     let mut fixture = Fixture::new(world, Config::default(), handler);
     for _ in 0..5 {
         fixture.enter();

@@ -16,8 +16,8 @@ behaviours! {
         the_last_request_is_answered_before_the_end
         a_reply_that_comes_later_is_the_last_all_the_same
         whether_a_connection_may_stay_is_known_before_the_last_reply
-        what_came_behind_the_last_request_is_not_served
-        a_peer_that_sent_its_fin_is_not_kept
+        input_after_the_last_request_is_not_served
+        a_connection_whose_peer_sent_a_fin_is_not_kept_alive
         a_request_of_our_own_wakes_an_idle_connection
         no_connection_is_idle_before_its_reply_has_left
         no_more_requests_are_served_than_the_limit_in_one_turn
@@ -83,10 +83,7 @@ fn a_request_of_our_own_wakes_an_idle_connection<W: World>(world: &mut W) {
 
 fn no_connection_is_idle_before_its_reply_has_left<W: World>(world: &mut W) {
     const LEN: usize = 4 << 20;
-    let handler = RecordingHandler::echo().when_data(|conn, _, input| {
-        input.clear();
-        conn.write_bytes(vec![b'l'; LEN]);
-    });
+    let handler = RecordingHandler::replying(b'l', LEN);
     let mut config = Config::default();
     config.timeouts.idle = Some(millis(60));
     let mut fixture = Fixture::new(world, config, handler);
@@ -101,7 +98,7 @@ fn no_connection_is_idle_before_its_reply_has_left<W: World>(world: &mut W) {
     fixture.expect_service();
 }
 
-/// Each byte is a request, and is told whether the connection stays.
+/// Each byte is a request; the reply says whether the connection stays.
 fn requests() -> RecordingHandler {
     RecordingHandler::echo().when_data(|conn, _, input| {
         while !input.is_empty() && !conn.is_closing() {
@@ -242,7 +239,7 @@ fn whether_a_connection_may_stay_is_known_before_the_last_reply<W: World>(world:
     fixture.expect_service();
 }
 
-fn what_came_behind_the_last_request_is_not_served<W: World>(world: &mut W) {
+fn input_after_the_last_request_is_not_served<W: World>(world: &mut W) {
     let mut config = Config::default();
     config.limits.requests_max = Some(3);
     let mut fixture = Fixture::new(world, config, requests());
@@ -254,7 +251,7 @@ fn what_came_behind_the_last_request_is_not_served<W: World>(world: &mut W) {
     fixture.expect_service();
 }
 
-fn a_peer_that_sent_its_fin_is_not_kept<W: World>(world: &mut W) {
+fn a_connection_whose_peer_sent_a_fin_is_not_kept_alive<W: World>(world: &mut W) {
     let kept = Rc::new(RefCell::new(Vec::new()));
     let seen = Rc::clone(&kept);
     let handler = RecordingHandler::echo().when_eof(move |conn, _, _| {

@@ -1,4 +1,4 @@
-//! The end of a server: no newcomer, what is owed is given, and no later than it was told.
+//! The end of a server: it accepts nothing new, serves what it owes, and ends by its deadline.
 
 use wheelhouse::{CloseReason, Config, ListenConfig, PostError, Reactor, State};
 
@@ -10,22 +10,22 @@ behaviours! {
     everywhere {
         a_server_without_connections_ends_at_once
         idle_connections_are_closed_at_once
-        a_shutdown_closes_connections_that_said_nothing
+        a_shutdown_closes_connections_that_sent_nothing
         what_is_queued_is_flushed_first
-        last_words_are_sent
-        the_handler_is_told_once_and_first
+        a_final_reply_in_on_closing_is_sent
+        on_shutdown_comes_once_and_first
         no_connection_is_kept_alive_during_a_shutdown
         a_handle_outlives_its_reactor
         an_active_connection_is_served_to_the_end
         a_request_that_is_arriving_is_served
-        idle_ones_are_closed_over_a_while
+        idle_connections_are_closed_over_the_spread
         a_connection_that_waits_in_the_backlog_is_accepted
-        exempt_listeners_are_the_last_to_go
+        exempt_listeners_are_closed_last
         a_hard_stop_reaches_active_connections
         dialled_connections_last_as_long_as_they_may_be_needed
     }
     over_tcp {
-        no_newcomer_is_let_in
+        a_shutdown_frees_the_address_for_the_next_server
         a_second_call_drops_what_is_queued
         a_shutdown_ends_by_its_deadline
         a_shutdown_does_not_wait_for_lingering_connections
@@ -37,7 +37,7 @@ behaviours! {
     }
 }
 
-/// Nobody idle is waited for.
+/// Idle connections are closed at once.
 fn at_once() -> Config {
     let mut config = few_places();
     config.shutdown_spread = None;
@@ -45,13 +45,6 @@ fn at_once() -> Config {
 }
 
 const LARGE: usize = 4 << 20;
-
-fn large_reply() -> RecordingHandler {
-    RecordingHandler::echo().when_data(|conn, _, input| {
-        input.clear();
-        conn.write_bytes(vec![b'l'; LARGE]);
-    })
-}
 
 fn end<W: World>(fixture: &mut Fixture<'_, W>) {
     fixture.until("the end", |fixture| fixture.reactor.is_finished());
@@ -84,7 +77,7 @@ fn idle_connections_are_closed_at_once<W: World>(world: &mut W) {
     }
 }
 
-fn a_shutdown_closes_connections_that_said_nothing<W: World>(world: &mut W) {
+fn a_shutdown_closes_connections_that_sent_nothing<W: World>(world: &mut W) {
     let mut fixture = Fixture::new(world, at_once(), RecordingHandler::echo());
     let (peer, _) = fixture.enter();
     let start = fixture.now();
@@ -97,7 +90,7 @@ fn a_shutdown_closes_connections_that_said_nothing<W: World>(world: &mut W) {
 }
 
 fn what_is_queued_is_flushed_first<W: World>(world: &mut W) {
-    let mut fixture = Fixture::new(world, at_once(), large_reply());
+    let mut fixture = Fixture::new(world, at_once(), RecordingHandler::replying(b'l', LARGE));
     let peer = fixture.connect();
     fixture.send(peer, b"x");
     fixture.saw(0, What::Data(1));
@@ -113,7 +106,7 @@ fn what_is_queued_is_flushed_first<W: World>(world: &mut W) {
     assert_eq!(fixture.expect_closed(CloseReason::Shutdown).unsent, 0);
 }
 
-fn last_words_are_sent<W: World>(world: &mut W) {
+fn a_final_reply_in_on_closing_is_sent<W: World>(world: &mut W) {
     let handler = RecordingHandler::echo().when_closing(|conn, _, reason| {
         assert_eq!(*reason, CloseReason::Shutdown);
         conn.write(b"closing time");
@@ -129,19 +122,19 @@ fn last_words_are_sent<W: World>(world: &mut W) {
     assert_eq!(fixture.expect_closed(CloseReason::Shutdown).bytes_out, 17);
 }
 
-fn the_handler_is_told_once_and_first<W: World>(world: &mut W) {
+fn on_shutdown_comes_once_and_first<W: World>(world: &mut W) {
     let handler = RecordingHandler::echo().when_shutdown(|cx| {
         assert!(cx.is_shutting_down());
         for id in cx.ids() {
             let mut conn = cx.conn(id).unwrap();
             assert_ne!(conn.state(), State::Closing);
-            conn.write(b"told");
+            conn.write(b"end");
         }
     });
     let mut fixture = Fixture::new(world, at_once(), handler);
     let (peer, _) = fixture.enter();
     fixture.reactor.handle().shutdown();
-    assert_eq!(fixture.read_to_end(peer), (b"told".to_vec(), Got::Eof));
+    assert_eq!(fixture.read_to_end(peer), (b"end".to_vec(), Got::Eof));
     fixture.leave(peer);
     end(&mut fixture);
     assert_eq!(fixture.handler.shutdowns, 1);
@@ -204,15 +197,15 @@ fn run_returns_a_report<W: World>(world: &mut W) {
     assert_eq!(world.receive(&mut peers[1], &mut buffer), Got::Eof);
 }
 
-fn no_newcomer_is_let_in<W: World>(world: &mut W) {
-    let mut fixture = Fixture::new(world, at_once(), large_reply());
+fn a_shutdown_frees_the_address_for_the_next_server<W: World>(world: &mut W) {
+    let mut fixture = Fixture::new(world, at_once(), RecordingHandler::replying(b'l', LARGE));
     let address = fixture.address.clone();
     let peer = fixture.connect();
     fixture.send(peer, b"x");
     fixture.saw(0, What::Data(1));
     fixture.reactor.handle().shutdown();
     fixture.until("the end to begin", |fixture| fixture.handler.shutdowns == 1);
-    // Another server asks for those that still come.
+    // Another server listens for the connections that still come.
     let mut next: Reactor<RecordingHandler, _> =
         Reactor::with_backend(few_places(), fixture.world.backend()).unwrap();
     next.listen(address).unwrap();
@@ -222,7 +215,7 @@ fn no_newcomer_is_let_in<W: World>(world: &mut W) {
 }
 
 fn a_second_call_drops_what_is_queued<W: World>(world: &mut W) {
-    let mut fixture = Fixture::new(world, at_once(), large_reply());
+    let mut fixture = Fixture::new(world, at_once(), RecordingHandler::replying(b'l', LARGE));
     let peer = fixture.connect_small();
     fixture.send(peer, b"x");
     fixture.saw(0, What::Data(1));
@@ -245,7 +238,7 @@ fn a_second_call_drops_what_is_queued<W: World>(world: &mut W) {
 
 fn a_shutdown_ends_by_its_deadline<W: World>(world: &mut W) {
     let config = Config { shutdown_timeout: Some(millis(150)), ..Config::default() };
-    let mut fixture = Fixture::new(world, config, large_reply());
+    let mut fixture = Fixture::new(world, config, RecordingHandler::replying(b'l', LARGE));
     let frozen = fixture.connect_small();
     fixture.send(frozen, b"x");
     fixture.saw(0, What::Data(1));
@@ -275,7 +268,7 @@ fn a_shutdown_does_not_wait_for_lingering_connections<W: World>(world: &mut W) {
 }
 
 fn two_calls_at_once_are_a_hard_stop<W: World>(world: &mut W) {
-    let mut fixture = Fixture::new(world, at_once(), large_reply());
+    let mut fixture = Fixture::new(world, at_once(), RecordingHandler::replying(b'l', LARGE));
     let peer = fixture.connect_small();
     fixture.send(peer, b"x");
     let (bystander, _) = fixture.enter();
@@ -296,7 +289,7 @@ fn two_calls_at_once_are_a_hard_stop<W: World>(world: &mut W) {
 }
 
 fn a_second_call_from_elsewhere_is_a_hard_stop<W: World>(world: &mut W) {
-    let mut fixture = Fixture::new(world, at_once(), large_reply());
+    let mut fixture = Fixture::new(world, at_once(), RecordingHandler::replying(b'l', LARGE));
     let peer = fixture.connect_small();
     fixture.send(peer, b"x");
     fixture.saw(0, What::Data(1));
@@ -313,16 +306,8 @@ fn a_second_call_from_elsewhere_is_a_hard_stop<W: World>(world: &mut W) {
     assert_eq!(fixture.handler.shutdowns, 1);
 }
 
-/// A server whose reply takes until its application ends the request.
-fn slow_reply() -> RecordingHandler {
-    RecordingHandler::echo().when_data(|conn, _, input| {
-        conn.begin_request();
-        input.clear();
-    })
-}
-
 fn an_active_connection_is_served_to_the_end<W: World>(world: &mut W) {
-    let mut fixture = Fixture::new(world, at_once(), slow_reply());
+    let mut fixture = Fixture::new(world, at_once(), RecordingHandler::owing());
     let (peer, number) = fixture.enter();
     fixture.send(peer, b"question");
     fixture.saw(number, What::Data(8));
@@ -360,7 +345,7 @@ fn a_request_that_is_arriving_is_served<W: World>(world: &mut W) {
     fixture.expect_closed(CloseReason::Shutdown);
 }
 
-fn idle_ones_are_closed_over_a_while<W: World>(world: &mut W) {
+fn idle_connections_are_closed_over_the_spread<W: World>(world: &mut W) {
     let config = Config { shutdown_spread: Some(secs(2)), ..Config::default() };
     let mut fixture = Fixture::new(world, config, RecordingHandler::echo());
     let peers: Vec<_> = (0..20).map(|_| fixture.enter()).collect();
@@ -404,8 +389,8 @@ fn a_connection_that_waits_in_the_backlog_is_accepted<W: World>(world: &mut W) {
     assert_eq!(fixture.handler.ids.len(), 40);
 }
 
-fn exempt_listeners_are_the_last_to_go<W: World>(world: &mut W) {
-    let mut fixture = Fixture::new(world, at_once(), slow_reply());
+fn exempt_listeners_are_closed_last<W: World>(world: &mut W) {
+    let mut fixture = Fixture::new(world, at_once(), RecordingHandler::owing());
     let listen = ListenConfig { exempt: true, ..ListenConfig::default() };
     let listener = fixture.reactor.listen_with(fixture.world.address(), listen).unwrap();
     let address = fixture.reactor.local_addr(listener).clone();
@@ -428,7 +413,7 @@ fn exempt_listeners_are_the_last_to_go<W: World>(world: &mut W) {
 fn a_hard_stop_reaches_active_connections<W: World>(world: &mut W) {
     let mut config = at_once();
     config.shutdown_timeout = Some(millis(200));
-    let mut fixture = Fixture::new(world, config, slow_reply());
+    let mut fixture = Fixture::new(world, config, RecordingHandler::owing());
     let (peer, number) = fixture.enter();
     fixture.send(peer, b"question");
     fixture.saw(number, What::Data(8));
@@ -440,7 +425,7 @@ fn a_hard_stop_reaches_active_connections<W: World>(world: &mut W) {
 }
 
 fn dialled_connections_last_as_long_as_they_may_be_needed<W: World>(world: &mut W) {
-    let mut fixture = Fixture::new(world, at_once(), slow_reply());
+    let mut fixture = Fixture::new(world, at_once(), RecordingHandler::owing());
     let (mut listener, address) = fixture.world.listen_as_peer();
     let (peer, number) = fixture.enter();
     fixture.send(peer, b"question");

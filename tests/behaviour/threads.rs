@@ -1,4 +1,4 @@
-//! Other threads reach a reactor through its handle: in order, in bounds, and never in vain.
+//! Other threads reach a reactor through its handle: closures run in order, are bounded, and wake it.
 
 use std::cell::OnceCell;
 use std::rc::Rc;
@@ -193,7 +193,7 @@ fn a_post_from_a_callback_runs_in_a_later_turn() {
     fixture.until("all of them", |_| ran.load(Ordering::Relaxed) == 10);
 }
 
-/// How long what may not block may take, before it is said to block.
+/// How long a call that must not block may take before the test fails.
 const WATCHDOG: Duration = secs(30);
 
 /// Runs `act` on a thread of its own, and fails if it blocks.
@@ -390,10 +390,7 @@ fn a_closure_reaches_a_connection_and_its_session() {
 #[test]
 fn a_closure_may_end_a_request_that_another_thread_worked_on() {
     let mut world = Os::tcp();
-    let handler = RecordingHandler::echo().when_data(|conn, _, input| {
-        input.clear();
-        conn.begin_request();
-    });
+    let handler = RecordingHandler::owing();
     let mut fixture = Fixture::new(&mut world, Config::default(), handler);
     let (peer, number) = fixture.enter();
     fixture.send(peer, b"work");

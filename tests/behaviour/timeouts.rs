@@ -9,40 +9,40 @@ use crate::harness::{Fixture, Got, RecordingHandler, What, World, assert_on_time
 behaviours! {
     everywhere {
         an_upload_that_keeps_its_rate_may_take_long
-        an_upload_that_dribbles_is_cut_off
-        a_peer_that_gives_signs_of_life_stays
-        a_peer_that_says_nothing_is_closed
-        a_request_must_be_whole_in_time_however_it_dribbles
+        an_upload_below_its_rate_is_ended
+        a_peer_that_answers_pings_stays
+        the_first_byte_deadline_ends_a_connection_that_sends_nothing
+        a_request_must_be_whole_in_time_however_slowly_it_arrives
         a_request_taken_in_piecemeal_must_be_whole_in_time
         the_next_request_has_a_clock_of_its_own
         a_request_that_stalls_is_closed
-        request_beats_read_on_a_tie
+        request_comes_before_read_on_a_tie
         a_timeout_may_be_answered
-        an_application_that_owes_too_long_is_cut_off
-        an_application_that_pauses_too_long_is_cut_off
+        the_response_deadline_ends_a_connection_that_is_owed_a_reply
+        the_response_deadline_ends_a_connection_that_is_paused
         an_idle_connection_is_closed
         traffic_keeps_a_connection_from_being_idle
-        an_application_that_works_is_not_idle
+        a_connection_that_is_owed_a_reply_is_not_idle
         a_peer_that_does_not_follow_our_fin_is_closed
-        input_that_waits_beats_a_deadline_that_is_due
+        input_that_waits_puts_off_a_deadline_that_is_due
         a_pause_stops_the_clock_of_a_request
         a_connection_that_is_paused_from_the_start_is_not_late
-        a_quiet_tunnel_is_closed
+        a_tunnel_without_traffic_is_closed
         a_tunnel_ends_when_both_directions_have
         a_tunnel_of_which_one_direction_ended_has_its_time
         bytes_either_way_keep_a_tunnel
         a_lifetime_ends_between_requests
         a_lifetime_waits_for_the_reply
         a_connection_may_have_timeouts_of_its_own
-        timeouts_given_at_birth_count_from_then
+        timeouts_set_in_on_open_count_from_then
         a_timeout_may_be_put_off_while_it_runs
         one_way_traffic_keeps_a_connection_from_being_idle
         a_reply_restarts_the_clock_of_the_replies_still_owed
         a_request_does_not_inherit_the_clock_of_the_one_before
     }
     over_tcp {
-        a_reader_that_froze_is_closed
-        a_reader_that_is_slow_lives_on
+        the_write_deadline_ends_a_connection_whose_peer_does_not_read
+        the_write_deadline_spares_a_peer_that_reads_slowly
     }
 }
 
@@ -53,7 +53,7 @@ fn config(change: impl FnOnce(&mut Timeouts)) -> Config {
     config
 }
 
-fn a_peer_that_says_nothing_is_closed<W: World>(world: &mut W) {
+fn the_first_byte_deadline_ends_a_connection_that_sends_nothing<W: World>(world: &mut W) {
     let mut fixture =
         Fixture::new(world, config(|t| t.first_byte = Some(millis(100))), RecordingHandler::echo());
     let peer = fixture.connect();
@@ -64,7 +64,7 @@ fn a_peer_that_says_nothing_is_closed<W: World>(world: &mut W) {
     fixture.expect_service();
 }
 
-fn a_request_must_be_whole_in_time_however_it_dribbles<W: World>(world: &mut W) {
+fn a_request_must_be_whole_in_time_however_slowly_it_arrives<W: World>(world: &mut W) {
     let config = config(|t| t.request = Some(millis(200)));
     let mut fixture = Fixture::new(world, config, RecordingHandler::ignore());
     let (peer, _) = fixture.enter();
@@ -120,7 +120,7 @@ fn a_request_that_stalls_is_closed<W: World>(world: &mut W) {
     let config = config(|t| t.read = Some(millis(250)));
     let mut fixture = Fixture::new(world, config, RecordingHandler::ignore());
     let (peer, _) = fixture.enter();
-    // Longer than the timeout in all, but never at once.
+    // Longer than the timeout in total, but not in one piece.
     fixture.drip(peer, b"xxxxx", millis(80));
     let start = fixture.now();
     fixture.send(peer, b"x");
@@ -131,7 +131,7 @@ fn a_request_that_stalls_is_closed<W: World>(world: &mut W) {
     fixture.expect_service();
 }
 
-fn request_beats_read_on_a_tie<W: World>(world: &mut W) {
+fn request_comes_before_read_on_a_tie<W: World>(world: &mut W) {
     let config = config(|t| {
         t.read = Some(millis(80));
         t.request = Some(millis(80));
@@ -159,11 +159,8 @@ fn a_timeout_may_be_answered<W: World>(world: &mut W) {
     fixture.expect_service();
 }
 
-fn an_application_that_owes_too_long_is_cut_off<W: World>(world: &mut W) {
-    let handler = RecordingHandler::echo().when_data(|conn, _, input| {
-        input.clear();
-        conn.begin_request();
-    });
+fn the_response_deadline_ends_a_connection_that_is_owed_a_reply<W: World>(world: &mut W) {
+    let handler = RecordingHandler::owing();
     let mut fixture = Fixture::new(world, config(|t| t.response = Some(millis(120))), handler);
     let (peer, _) = fixture.enter();
     let start = fixture.now();
@@ -174,7 +171,7 @@ fn an_application_that_owes_too_long_is_cut_off<W: World>(world: &mut W) {
     fixture.expect_service();
 }
 
-fn an_application_that_pauses_too_long_is_cut_off<W: World>(world: &mut W) {
+fn the_response_deadline_ends_a_connection_that_is_paused<W: World>(world: &mut W) {
     let handler = RecordingHandler::echo().when_data(|conn, _, input| {
         input.clear();
         conn.pause_reading();
@@ -217,17 +214,8 @@ fn traffic_keeps_a_connection_from_being_idle<W: World>(world: &mut W) {
     fixture.expect_service();
 }
 
-fn an_application_that_works_is_not_idle<W: World>(world: &mut W) {
-    let handler = RecordingHandler::echo()
-        .when_data(|conn, _, input| {
-            input.clear();
-            conn.begin_request();
-            conn.set_timer(conn.now() + millis(250));
-        })
-        .when_timer(|conn, _| {
-            conn.write(b"done");
-            conn.end_request();
-        });
+fn a_connection_that_is_owed_a_reply_is_not_idle<W: World>(world: &mut W) {
+    let handler = RecordingHandler::replying_after(millis(250), b"done");
     let mut fixture = Fixture::new(world, config(|t| t.idle = Some(millis(80))), handler);
     let (peer, number) = fixture.enter();
     fixture.send(peer, b"work");
@@ -250,7 +238,7 @@ fn a_peer_that_does_not_follow_our_fin_is_closed<W: World>(world: &mut W) {
     let (peer, number) = fixture.enter();
     fixture.send(peer, b"x");
     assert_eq!(fixture.read_to_end(peer), (b"bye".to_vec(), Got::Eof));
-    // What still comes is progress.
+    // Bytes that still come count as progress.
     fixture.drip(peer, b"xxxxx", millis(80));
     fixture.expect_none_closed();
     let start = fixture.now();
@@ -273,7 +261,7 @@ fn tunnel() -> RecordingHandler {
     })
 }
 
-fn a_quiet_tunnel_is_closed<W: World>(world: &mut W) {
+fn a_tunnel_without_traffic_is_closed<W: World>(world: &mut W) {
     let config = config(|t| {
         t.tunnel = Some(millis(150));
         t.idle = Some(millis(50));
@@ -330,7 +318,7 @@ fn a_tunnel_of_which_one_direction_ended_has_its_time<W: World>(world: &mut W) {
     fixture.send(peer, b"x");
     fixture.half_close(peer);
     fixture.saw(number, What::Eof);
-    // What goes the other way is progress.
+    // Bytes the other way count as progress.
     for _ in 0..4 {
         fixture.with(number, |conn| conn.set_timer(conn.now() + millis(80)));
         fixture.expect(peer, b"y");
@@ -341,7 +329,7 @@ fn a_tunnel_of_which_one_direction_ended_has_its_time<W: World>(world: &mut W) {
     fixture.expect_service();
 }
 
-fn input_that_waits_beats_a_deadline_that_is_due<W: World>(world: &mut W) {
+fn input_that_waits_puts_off_a_deadline_that_is_due<W: World>(world: &mut W) {
     let stall = world.stall();
     let config = config(|t| {
         t.first_byte = Some(millis(150));
@@ -362,7 +350,7 @@ fn input_that_waits_beats_a_deadline_that_is_due<W: World>(world: &mut W) {
     fixture.send(halfway, b"he");
     fixture.saw(idle_number, What::Idle);
     fixture.saw(halfway_number, What::Data(2));
-    // Nobody looks for a while, not so long that it would be noticed as such.
+    // The loop does not run for a while, but not so long that it counts as a stall.
     stall(millis(200));
     fixture.send(fresh, b"hello\n");
     fixture.send(idle, b"hello\n");
@@ -478,7 +466,7 @@ fn a_connection_may_have_timeouts_of_its_own<W: World>(world: &mut W) {
     fixture.expect_service();
 }
 
-fn timeouts_given_at_birth_count_from_then<W: World>(world: &mut W) {
+fn timeouts_set_in_on_open_count_from_then<W: World>(world: &mut W) {
     let handler = RecordingHandler::echo().when_open(|conn, number| {
         if number == 0 {
             conn.set_timeouts(&config(|t| t.first_byte = Some(millis(80))).timeouts);
@@ -512,13 +500,10 @@ fn a_timeout_may_be_put_off_while_it_runs<W: World>(world: &mut W) {
 const LARGE: usize = 8 << 20;
 
 fn large_reply() -> RecordingHandler {
-    RecordingHandler::echo().when_data(|conn, _, input| {
-        input.clear();
-        conn.write_bytes(vec![b'z'; LARGE]);
-    })
+    RecordingHandler::replying(b'z', LARGE)
 }
 
-fn a_reader_that_froze_is_closed<W: World>(world: &mut W) {
+fn the_write_deadline_ends_a_connection_whose_peer_does_not_read<W: World>(world: &mut W) {
     let mut fixture = Fixture::new(world, config(|t| t.write = Some(millis(150))), large_reply());
     let peer = fixture.connect_small();
     let start = fixture.now();
@@ -533,7 +518,7 @@ fn a_reader_that_froze_is_closed<W: World>(world: &mut W) {
     fixture.expect_service();
 }
 
-fn a_reader_that_is_slow_lives_on<W: World>(world: &mut W) {
+fn the_write_deadline_spares_a_peer_that_reads_slowly<W: World>(world: &mut W) {
     let mut fixture = Fixture::new(world, config(|t| t.write = Some(millis(300))), large_reply());
     let peer = fixture.connect_small();
     fixture.send(peer, b"x");
@@ -641,14 +626,14 @@ fn an_upload_that_keeps_its_rate_may_take_long<W: World>(world: &mut W) {
     fixture.expect(peer, b"done");
 }
 
-fn an_upload_that_dribbles_is_cut_off<W: World>(world: &mut W) {
+fn an_upload_below_its_rate_is_ended<W: World>(world: &mut W) {
     let mut config = Config::default();
     config.timeouts.request = Some(millis(500));
     config.timeouts.request_rate = Some(100);
     let mut fixture = Fixture::new(world, config, lines());
     let (peer, _) = fixture.enter();
     let start = fixture.now();
-    // What came fast before does not count for what comes slowly now.
+    // Bytes that came fast before do not make up for those that come slowly now.
     fixture.send(peer, &[b'x'; 10_000]);
     while fixture.handler.closed.is_empty() {
         fixture.try_send(peer, b"x");
@@ -659,7 +644,7 @@ fn an_upload_that_dribbles_is_cut_off<W: World>(world: &mut W) {
     assert!(took >= millis(1_000) && took < millis(2_000), "{took:?}");
 }
 
-fn a_peer_that_gives_signs_of_life_stays<W: World>(world: &mut W) {
+fn a_peer_that_answers_pings_stays<W: World>(world: &mut W) {
     let mut config = Config::default();
     config.timeouts.ping_after = Some(millis(100));
     config.timeouts.ping = Some(millis(2_000));
@@ -677,7 +662,7 @@ fn a_peer_that_gives_signs_of_life_stays<W: World>(world: &mut W) {
     for asked in 1..6 {
         fixture.expect(peer, b"ping");
         fixture.send(peer, b"pong");
-        // The next one comes as soon as after any other quiet time, not when an answer was due.
+        // The next ping follows the idle time, not the time at which the answer was due.
         let start = fixture.now();
         fixture.until("the next one", |fixture| {
             assert!(fixture.now() - start < millis(1_000));

@@ -27,7 +27,7 @@ behaviours! {
         alarms_come_in_order
         an_alarm_in_the_past_comes_in_the_next_turn
         an_alarm_in_the_far_future_never_comes
-        the_name_of_an_alarm_that_came_means_nothing
+        the_id_of_an_alarm_that_expired_names_nothing
         a_great_many_alarms_at_once_delay_no_client_much
     }
 }
@@ -45,7 +45,7 @@ fn a_great_many_alarms_at_once_delay_no_client_much<W: World>(world: &mut W) {
     fixture.expect_echo(peer);
     assert!(
         fixture.handler.alarms.len() < COUNT,
-        "a peer that speaks meanwhile is heard meanwhile"
+        "a peer that sends meanwhile is served meanwhile"
     );
     fixture.until("all of them", |fixture| fixture.handler.alarms.len() == COUNT);
     fixture.expect_service();
@@ -299,7 +299,7 @@ fn an_alarm_in_the_far_future_never_comes<W: World>(world: &mut W) {
     fixture.expect_service();
 }
 
-fn the_name_of_an_alarm_that_came_means_nothing<W: World>(world: &mut W) {
+fn the_id_of_an_alarm_that_expired_names_nothing<W: World>(world: &mut W) {
     let first = Rc::new(RefCell::new(None));
     let kept = Rc::clone(&first);
     let handler = RecordingHandler::echo().when_alarm(move |cx, alarm| {
@@ -307,7 +307,7 @@ fn the_name_of_an_alarm_that_came_means_nothing<W: World>(world: &mut W) {
         if alarm == first {
             cx.set_alarm(cx.now() + millis(20));
         }
-        // It must not hit the one that has its place now.
+        // It must not reach the connection that has its place now.
         cx.cancel_alarm(first);
     });
     let mut fixture = Fixture::new(world, Config::default(), handler);

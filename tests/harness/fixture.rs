@@ -1,4 +1,4 @@
-//! A reactor with its peers, and the few words in which a behaviour is told.
+//! A reactor with its peers, and the operations of which a behaviour consists.
 
 use std::io;
 use std::time::Duration;
@@ -12,13 +12,13 @@ use super::recording::{PING, PONG, RecordingHandler, What};
 use super::shorthands::{millis, secs};
 use super::{Got, World};
 
-/// What does not come by then does not come.
+/// How long a test waits for an event that must come.
 const PATIENCE: Duration = secs(10);
 
 /// How late a deadline may be here, on a busy machine. How exact they are is measured elsewhere.
 pub(crate) const LATE: Duration = millis(500);
 
-/// The longest that a turn waits, so that peers are looked at often.
+/// The longest that a turn waits, so that peers are checked often.
 const PULSE: Duration = millis(1);
 
 /// A peer of the fixture.
@@ -88,7 +88,7 @@ impl<W: World> Fixture<'_, W> {
         let start = self.now();
         while !done(self) {
             self.turn();
-            assert!(self.now() - start < PATIENCE, "waited in vain for {what}: {self:#?}");
+            assert!(self.now() - start < PATIENCE, "{what} did not come: {self:#?}");
         }
     }
 
@@ -116,7 +116,7 @@ impl<W: World> Fixture<'_, W> {
     }
 }
 
-/// Never early, and little late.
+/// Checks that a deadline was not early and at most [`LATE`] late.
 pub(crate) fn assert_on_time(took: Duration, timeout: Duration) {
     assert!(took >= timeout, "early: {took:?} of {timeout:?}");
     assert!(took < timeout + LATE, "late: {took:?} of {timeout:?}");
@@ -147,7 +147,7 @@ impl<W: World> Fixture<'_, W> {
         self.add(peer)
     }
 
-    /// Dials the server and waits until its handler was told. The number is the connection's.
+    /// Dials the server and waits for `on_connected`. The number is the connection's.
     pub(crate) fn enter(&mut self) -> (PeerId, usize) {
         let number = self.handler.ids.len();
         let peer = self.connect();
@@ -155,7 +155,7 @@ impl<W: World> Fixture<'_, W> {
         (peer, number)
     }
 
-    /// Waits at `listener` for the server to come.
+    /// Accepts a dial of the server at `listener`.
     pub(crate) fn answer(&mut self, listener: &mut W::Listener) -> PeerId {
         let mut peer = None;
         self.until("a dial", |fixture| {
@@ -244,7 +244,7 @@ impl<W: World> Fixture<'_, W> {
         (bytes, end)
     }
 
-    /// Reads what has come, without turning the reactor, and what stands behind it.
+    /// Reads what has come, without turning the reactor; then returns what ended the input.
     pub(crate) fn read_to_end_as_it_is(&mut self, peer: PeerId) -> (Vec<u8>, Got) {
         let mut bytes = Vec::new();
         let mut buffer = vec![0; 64 * 1024];
@@ -329,7 +329,7 @@ impl<W: World> Fixture<'_, W> {
         self.expect_closed(CloseReason::Timeout(timeout))
     }
 
-    /// No connection ended that was not asked about.
+    /// Checks that no connection ended but those that were taken.
     pub(crate) fn expect_none_closed(&self) {
         assert!(self.handler.closed.is_empty(), "{self:#?}");
     }

@@ -1,9 +1,9 @@
-//! The stage on which behaviours are played: a world with peers, a reactor in it, and a handler
-//! that writes down all it is told.
+//! What behaviours run in: a world with peers, a reactor in it, and a handler
+//! that records its callbacks.
 //!
-//! Nothing here waits: a fixture turns its reactor and looks at its peers in between, until what it
-//! looks for has come. So a world may be made of sockets and real time, or of memory and time that
-//! is made up.
+//! Nothing here blocks: a fixture turns its reactor and checks its peers in between, until what it
+//! waits for has come. So a world may be made of sockets and real time, or of memory and virtual
+//! time.
 
 mod fixture;
 mod os;
@@ -22,7 +22,7 @@ pub(crate) use self::recording::{RecordingHandler, What};
 pub(crate) use self::shorthands::{millis, secs, with_places};
 pub(crate) use self::sim::Sim;
 
-/// For a reactor without a fixture, beside which others run: they share the process's descriptors.
+/// For a reactor without a fixture: all reactors of the process share its descriptors.
 pub(crate) fn few_places() -> Config {
     with_places(500)
 }
@@ -53,7 +53,7 @@ pub(crate) trait World {
     /// Where a peer waits to be dialled.
     type Listener;
 
-    /// Whether a reset is told from an end.
+    /// Whether a peer can distinguish a reset from an end.
     fn has_resets(&self) -> bool;
 
     fn backend(&mut self) -> Self::Backend;
@@ -71,7 +71,7 @@ pub(crate) trait World {
     /// Opens a place to be dialled, and says where it is.
     fn listen_as_peer(&mut self) -> (Self::Listener, Address);
 
-    /// Takes up what dialled there.
+    /// Accepts a dial there.
     fn answer(&mut self, listener: &mut Self::Listener) -> Option<Self::Peer>;
 
     /// An address where a dial is refused.

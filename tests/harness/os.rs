@@ -151,7 +151,7 @@ impl World for Os {
         let (listener, address) = self.bound();
         listener.listen(1).unwrap();
         self.held.push(listener);
-        // A full backlog lets the kernel drop what else wants in.
+        // With a full backlog the kernel drops further dials.
         for _ in 0..4 {
             let filler = self.socket();
             filler.set_nonblocking(true).unwrap();

@@ -1,12 +1,13 @@
-//! The handler of every behaviour: it echoes unless told otherwise, writes down each callback, and
+//! The handler of every behaviour: it echoes by default, records each callback, and
 //! checks their order.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
 
 use bytes::BytesMut;
 use wheelhouse::{AlarmId, CloseReason, Closed, Conn, ConnId, Context, Handler, Instant};
 
-/// What a visitor says, and what it gets for it whatever the handler is about.
+/// The request of a visitor, and the reply that every handler gives to it.
 pub(crate) const PING: &[u8] = b"\0ping";
 pub(crate) const PONG: &[u8] = b"\0pong";
 
@@ -50,7 +51,7 @@ type ClosedHook = Box<dyn FnMut(&mut Context<'_>, &Closed)>;
 type AlarmHook = Box<dyn FnMut(&mut Context<'_>, AlarmId)>;
 type LoopHook = Box<dyn FnMut(&mut Context<'_>)>;
 
-/// What the handler does in each callback, after it was written down.
+/// What the handler does in each callback, after recording it.
 struct Hooks {
     open: OpenHook,
     connected: Hook,
@@ -67,7 +68,7 @@ struct Hooks {
     shutdown: LoopHook,
 }
 
-/// How far a connection has come, to tell a callback that is out of order.
+/// Which callbacks a connection has had, to detect one that is out of order.
 #[derive(Default)]
 struct Life {
     opened: bool,
@@ -84,7 +85,7 @@ pub(crate) struct RecordingHandler {
     pub(crate) log: Vec<Entry>,
     /// The ids of all connections in the order of their opening.
     pub(crate) ids: Vec<ConnId>,
-    /// Connections that ended and were not asked about yet.
+    /// Connections that ended and were not taken yet.
     pub(crate) closed: VecDeque<Closed>,
     /// Alarms that came, and when.
     pub(crate) alarms: Vec<(Instant, AlarmId)>,
@@ -130,17 +131,47 @@ impl RecordingHandler {
         }
     }
 
-    /// Leaves all input where it is.
+    /// Leaves all input unread.
     pub(crate) fn ignore() -> Self {
         Self::echo().when_data(|_, _, _| {})
     }
 
-    /// The hook says whether the connection, the one of this number, is welcome.
-    /// It has input skipped, so `on_data` may come without any.
+    /// It skips input, so `on_data` may come without any.
     pub(crate) fn that_skips(self) -> Self {
         Self { skips: true, ..self }
     }
 
+    /// Takes a request with each read, and owes the reply.
+    pub(crate) fn owing() -> Self {
+        Self::echo().when_data(|conn, _, input| {
+            input.clear();
+            conn.begin_request();
+        })
+    }
+
+    /// Takes a request with each read, and replies to it after `delay`.
+    pub(crate) fn replying_after(delay: Duration, reply: &'static [u8]) -> Self {
+        Self::echo()
+            .when_data(move |conn, _, input| {
+                input.clear();
+                conn.begin_request();
+                conn.set_timer(conn.now() + delay);
+            })
+            .when_timer(move |conn, _| {
+                conn.write(reply);
+                conn.end_request();
+            })
+    }
+
+    /// Replies to each read at once, with `len` times `byte`.
+    pub(crate) fn replying(byte: u8, len: usize) -> Self {
+        Self::echo().when_data(move |conn, _, input| {
+            input.clear();
+            conn.write_bytes(vec![byte; len]);
+        })
+    }
+
+    /// The hook returns whether the connection of this number is accepted.
     pub(crate) fn when_open(
         mut self,
         hook: impl FnMut(&mut Conn<'_>, usize) -> bool + 'static,
@@ -286,7 +317,7 @@ impl Life {
         let serving = self.connected && !self.closing;
         !self.opened
             || match what {
-                What::Open => unreachable!("seen to above"),
+                What::Open => unreachable!("handled above"),
                 What::Connected => self.connected || self.closing,
                 What::Data(_) => !serving || self.idle || self.eof,
                 What::Idle => !serving || self.idle,

@@ -25,7 +25,7 @@ impl Sim {
         let mut sim = wheelhouse::sim::Sim::new(1);
         sim.set_personality(personality);
         sim.set_buffers(1 << 20, 1 << 19);
-        // Nobody listens at the first of them.
+        // Nothing listens at the first of them.
         let here = [SERVER.parse().unwrap(), sim.peers_ip()];
         let addresses = here.map(|ip: IpAddr| Address::Ip((ip, 0).into())).to_vec();
         sim.set_name("localhost", addresses, millis(1));

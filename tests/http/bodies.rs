@@ -99,7 +99,7 @@ fn a_body_that_is_too_large_is_refused_when_that_is_known() {
 }
 
 #[test]
-fn a_client_that_waits_is_told_to_continue() {
+fn a_client_that_waits_for_100_gets_it() {
     let mut sim = Sim::new(1);
     let server = serve(&mut sim);
     let peer = sim.connect(server.address());
@@ -116,7 +116,7 @@ fn a_client_that_waits_is_told_to_continue() {
 }
 
 #[test]
-fn a_client_that_does_not_wait_is_not_told() {
+fn a_client_that_does_not_wait_gets_no_100() {
     let sent = echo("Expect: 100-continue\r\nContent-Length: 2", "hi");
     assert_eq!(reply_to(&sent).text(), "hi");
     // There is nothing to continue with.
@@ -162,7 +162,7 @@ fn expectations_are_a_list() {
 }
 
 #[test]
-fn a_client_that_waits_in_vain_is_told_so_instead() {
+fn a_client_that_waits_for_100_gets_the_refusal_instead() {
     for (request, status) in [
         ("POST /nowhere", 404),
         ("POST /", 405),
@@ -173,7 +173,7 @@ fn a_client_that_waits_in_vain_is_told_so_instead() {
     ] {
         let fields = "Host: a\r\nExpect: 100-continue\r\nContent-Length: 9";
         let sent = format!("{request} HTTP/1.1\r\n{fields}\r\n\r\n");
-        // Its body may come or not, so nothing that follows can be told from it.
+        // Its body may come or not, so nothing that follows can be distinguished from it.
         assert_eq!(last_reply_to(sent.as_bytes()).status, status, "{request}");
     }
     let large = echo("Expect: 100-continue\r\nContent-Length: 1048577", "");

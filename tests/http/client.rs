@@ -118,7 +118,7 @@ pub(crate) struct Reply {
 }
 
 impl Reply {
-    /// The reply at the front of `bytes`, and what is behind it; `None` while it is not whole.
+    /// The reply at the front of `bytes`, and what follows it; `None` while it is not whole.
     ///
     /// # Panics
     ///
@@ -132,7 +132,7 @@ impl Reply {
     }
 
     /// As [`Reply::next`], but only its head must be whole: then the length of its body, and what
-    /// there is behind the head.
+    /// there is after the head.
     pub(crate) fn begun(bytes: &[u8]) -> Option<(Self, u64, &[u8])> {
         let mut fields = [httparse::EMPTY_HEADER; 16];
         let mut response = httparse::Response::new(&mut fields);

@@ -1,4 +1,4 @@
-//! Requests that do not become whole in time.
+//! Requests that are not whole in time.
 
 use wheelhouse::sim::{End, Sim};
 use wheelhouse::{CloseReason, Timeout};
@@ -46,7 +46,7 @@ fn a_request_that_stalls_is_answered_and_ended() {
 }
 
 #[test]
-fn a_request_that_dribbles_is_answered_and_ended() {
+fn a_request_that_arrives_too_slowly_is_answered_and_ended() {
     for part in PARTS {
         let mut sim = Sim::new(1);
         let server = serve(&mut sim);
@@ -119,7 +119,7 @@ fn a_head_that_a_fin_cuts_short_is_answered_without_a_body() {
 }
 
 #[test]
-fn a_peer_that_says_nothing_hears_nothing() {
+fn a_peer_that_sends_nothing_gets_nothing() {
     let mut sim = Sim::new(1);
     let server = serve(&mut sim);
     let (new, used) = (sim.connect(server.address()), sim.connect(server.address()));

@@ -1,4 +1,4 @@
-//! Requests that are too large, and connections that have had their share.
+//! Requests that are too large, and connections at their limit of requests.
 
 use wheelhouse::sim::Sim;
 use wheelhouse::{CloseReason, Timeout};
@@ -114,7 +114,7 @@ fn no_connection_is_reset_for_too_much_input() {
 }
 
 #[test]
-fn the_last_request_is_told_that_it_is() {
+fn the_reply_to_the_last_request_announces_the_end() {
     let mut config = config();
     config.limits.requests_max = Some(5);
     let hello = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
@@ -204,7 +204,7 @@ fn a_thousand_requests_are_the_limit() {
 }
 
 #[test]
-fn a_connection_that_is_too_old_is_told_so() {
+fn the_last_reply_of_a_lifetime_announces_the_end() {
     let mut config = config();
     config.timeouts.lifetime = Some(secs(10));
     for (delay, status, end) in [(12_000, 200, 13), (59_000, 503, 41)] {

@@ -1,8 +1,8 @@
-//! What is no request, or could be two to another server: refused, and nothing behind it served.
+//! What is no request, or could be two to another server: refused, and nothing after it served.
 
 use super::client::last_reply_to;
 
-/// What must never be served: it is behind something whose end is in doubt.
+/// What must never be served: it follows something whose end is in doubt.
 const SMUGGLED: &[u8] = b"GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n";
 
 /// Messages that must be refused, each with the status that says so. The tests of splits go through

@@ -90,7 +90,7 @@ fn pipelined_requests_are_answered_in_order() {
 }
 
 #[test]
-fn a_pipeline_does_not_keep_others_waiting() {
+fn a_pipeline_does_not_delay_others() {
     let mut sim = Sim::new(1);
     let server = serve(&mut sim);
     let (eager, modest) = (sim.connect(server.address()), sim.connect(server.address()));
@@ -161,14 +161,14 @@ fn what_is_not_there_is_not_found() {
 }
 
 #[test]
-fn queries_are_told_from_paths() {
+fn queries_are_distinguished_from_paths() {
     for path in ["/?", "/?x", "/healthz?x=/nowhere", "/bytes/3?x", "/slow?x=1&ms=2&y"] {
         assert_eq!(reply_to(&get(path)).status, 200, "{path}");
     }
 }
 
 #[test]
-fn a_method_that_is_not_allowed_is_told_which_are() {
+fn a_method_that_is_not_allowed_is_answered_with_those_that_are() {
     for path in ["/", "/bytes/1", "/healthz", "/readyz", "/metrics", "/slow?ms=1"] {
         let reply = reply_to(&format!("POST {path} HTTP/1.1\r\nHost: a\r\n\r\n"));
         assert_eq!(
@@ -272,7 +272,7 @@ fn hosts_come_in_all_shapes() {
 #[test]
 fn what_the_standard_lets_pass_passes() {
     for sent in [
-        // Empty lines, as some peers send behind a body.
+        // Empty lines, as some peers send after a body.
         "\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n",
         "\r\n\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n",
         "GET / HTTP/1.1\r\nhOST:a\r\n\r\n",

@@ -45,7 +45,7 @@ const SLOW: &str = "GET /slow?ms=500 HTTP/1.1\r\nHost: a\r\n\r\n";
 const HELLO: &str = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
 
 #[test]
-fn what_was_read_before_the_end_is_served_to_the_last() {
+fn requests_read_before_the_end_are_all_served() {
     for sent in [
         [SLOW, HELLO, HELLO].concat(),
         [HELLO, SLOW, SLOW].concat(),
@@ -78,7 +78,7 @@ fn what_was_read_before_the_end_is_served_to_the_last() {
 }
 
 #[test]
-fn a_peer_that_never_stops_asking_does_not_hold_up_the_end() {
+fn a_peer_that_never_pauses_does_not_delay_the_end() {
     let mut sim = Sim::new(1);
     let server = serve(&mut sim);
     let peer = sim.connect(server.address());
@@ -111,7 +111,7 @@ fn a_request_that_never_becomes_whole_is_refused_in_time() {
 }
 
 #[test]
-fn an_idle_connection_is_told_nothing() {
+fn an_idle_connection_gets_no_reply_at_its_end() {
     let mut sim = Sim::new(1);
     let server = serve(&mut sim);
     let (new, used) = (sim.connect(server.address()), sim.connect(server.address()));
@@ -146,7 +146,7 @@ fn queued_replies_leave_first() {
 }
 
 #[test]
-fn requests_that_a_shutdown_finds_are_told_that_they_are_the_last() {
+fn replies_during_a_shutdown_announce_the_end() {
     let mut sim = Sim::new(1);
     let server = serve(&mut sim);
     let peer = sim.connect(server.address());

@@ -45,7 +45,7 @@ fn a_slow_reader_gets_all_of_it_and_costs_little() {
 }
 
 #[test]
-fn there_is_no_end_to_how_much() {
+fn a_stream_may_be_of_any_length() {
     let mut sim = Sim::new(1);
     let server = serve(&mut sim);
     let peer = sim.connect(server.address());
@@ -66,7 +66,7 @@ fn there_is_no_end_to_how_much() {
 }
 
 #[test]
-fn a_peer_that_does_not_read_is_cut_off() {
+fn a_peer_that_does_not_read_is_ended_at_the_write_deadline() {
     let mut sim = Sim::new(1);
     let server = serve(&mut sim);
     let peer = sim.connect(server.address());
@@ -110,7 +110,7 @@ fn a_stream_is_kept_apart_from_what_follows() {
 }
 
 #[test]
-fn the_connection_ends_behind_a_last_stream() {
+fn the_connection_ends_after_a_last_stream() {
     let mut sim = Sim::new(1);
     let server = serve(&mut sim);
     let peer = sim.connect_with_window(server.address(), 4_096);

@@ -79,7 +79,7 @@ impl Client {
             if reply.status == 100 {
                 continue;
             }
-            assert!(!self.over, "a reply behind the last one: {reply:?}");
+            assert!(!self.over, "a reply after the last one: {reply:?}");
             self.over = !reply.stays();
             // A connection may end before it is served, and says so.
             let gives_up = self.over && [400, 408, 503].contains(&reply.status);

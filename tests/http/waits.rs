@@ -25,7 +25,7 @@ fn a_slow_reply_comes_when_it_is_due() {
 }
 
 #[test]
-fn what_is_behind_it_waits_for_it() {
+fn requests_after_it_wait_for_it() {
     let mut sim = Sim::new(1);
     let server = serve(&mut sim);
     let peer = sim.connect(server.address());
@@ -42,7 +42,7 @@ fn what_is_behind_it_waits_for_it() {
 }
 
 #[test]
-fn what_is_behind_it_waits_in_the_socket() {
+fn requests_after_it_wait_in_the_socket() {
     let mut sim = Sim::new(1);
     let server = serve(&mut sim);
     let peer = sim.connect(server.address());
@@ -58,7 +58,7 @@ fn what_is_behind_it_waits_in_the_socket() {
 }
 
 #[test]
-fn a_peer_that_left_meanwhile_is_noticed_afterwards() {
+fn a_peer_that_closed_meanwhile_is_noticed_afterwards() {
     let mut sim = Sim::new(1);
     let server = serve(&mut sim);
     let (gone, lost) = (sim.connect(server.address()), sim.connect(server.address()));
@@ -79,7 +79,7 @@ fn a_peer_that_left_meanwhile_is_noticed_afterwards() {
 }
 
 #[test]
-fn a_reply_that_is_too_slow_is_given_up() {
+fn a_reply_that_is_too_slow_ends_the_connection() {
     let mut sim = Sim::new(1);
     let server = serve(&mut sim);
     let peer = sim.connect(server.address());

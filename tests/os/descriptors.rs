@@ -1,4 +1,4 @@
-//! Descriptors are limited: a server that runs out of them neither spins nor goes deaf, and the
+//! Descriptors are limited: a server that runs out of them neither spins nor stops accepting, and the
 //! reactors of a process share them.
 //!
 //! The limit is the whole process's, which is why this is a process of its own.
@@ -96,14 +96,14 @@ fn a_waiting_client_is_served_once_there_are_descriptors_again() {
     first.write_all(b"hello").unwrap();
     assert!(is_served(&mut reactor, &mut first, Duration::from_secs(1)));
 
-    // Somebody else closes something: the server looks again by and by.
+    // Another part of the process closes a file: the server retries after a pause.
     files.pop();
     assert!(is_served(&mut reactor, &mut waiting, Duration::from_secs(3)));
 
-    // One of its own goes: it looks again at once.
+    // One of its own connections ends: it retries at once.
     drop(files.pop());
     let mut next = dial(address);
-    // By now it looks again less often than every 500 ms.
+    // By now it retries less often than every 500 ms.
     assert!(!is_served(&mut reactor, &mut next, Duration::from_millis(800)));
     let start = reactor.context().now();
     drop(waiting);

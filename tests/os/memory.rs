@@ -39,7 +39,7 @@ impl Handler for Lines {
 }
 
 #[test]
-fn memory_is_what_was_reckoned_whatever_peers_do() {
+fn memory_stays_within_the_worst_case_whatever_peers_do() {
     const PEERS: usize = 200;
     let mut config = Config::default();
     config.limits.max_connections = Some(PEERS);

@@ -161,7 +161,7 @@ fn one_of_many_processes_that_start_at_once_listens() {
 }
 
 #[test]
-fn a_starter_that_is_killed_is_in_no_ones_way() {
+fn a_starter_that_is_killed_blocks_no_other() {
     let directory = Directory::new("killed");
     let path = directory.socket();
     for round in 0..20 {

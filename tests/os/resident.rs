@@ -107,7 +107,7 @@ fn the_gauge_is_what_the_resident_set_grows_by() {
     assert!(error <= grown / 10 + (1 << 20), "{gauge} are accounted for, and it grew by {grown}");
 }
 
-/// Linux doubles the table of a process with threads behind a grace period of RCU: 20 ms in which the
+/// Linux doubles the table of a process with threads after a grace period of RCU: 20 ms in which the
 /// loop would wait inside an accept4(2).
 #[test]
 fn the_table_of_descriptors_has_room_for_all_connections_from_the_beginning() {

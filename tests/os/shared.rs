@@ -174,7 +174,7 @@ fn a_listener_that_is_made_blocking_parks_nothing() {
 }
 
 #[test]
-fn an_adopted_listener_that_is_made_blocking_is_mended_before_it_is_accepted_from() {
+fn an_adopted_listener_that_is_blocking_is_made_non_blocking_before_an_accept() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let other = listener.try_clone().unwrap();
     let server = Running::start(limited(), Some(listener));

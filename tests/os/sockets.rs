@@ -159,7 +159,7 @@ fn turn(reactor: &mut Reactor<Echo>, echo: &mut Echo, times: usize) {
 }
 
 #[test]
-fn what_stands_behind_an_urgent_byte_is_read_too() {
+fn bytes_after_an_urgent_byte_are_read_too() {
     let (mut reactor, address) = reactor();
     let mut echo = Echo::default();
     let mut client = TcpStream::connect(address).unwrap();
@@ -208,7 +208,7 @@ fn a_fin_is_no_unacknowledged_output() {
     assert_eq!((read, os.unsent(&stream)), (b"bye".to_vec(), Some(0)));
 }
 
-/// Counts the closures it hears of, and panics over every input.
+/// Counts the closures that ran, and panics at every input.
 #[derive(Default)]
 struct Fuse(u32);
 
@@ -220,13 +220,13 @@ impl Handler for Fuse {
     }
 
     fn on_data(&mut self, _: &mut Conn<'_>, (): &mut (), _: &mut BytesMut) {
-        panic!("told to");
+        panic!("on purpose");
     }
 }
 
 /// The wake-up and the bytes mostly come in one batch of events.
 #[test]
-fn a_panic_behind_a_wake_up_loses_no_closure() {
+fn a_panic_after_a_wake_up_loses_no_closure() {
     let mut config = Config::default();
     config.limits.max_connections = Some(64);
     let mut reactor = Reactor::new(config).unwrap();
@@ -238,7 +238,7 @@ fn a_panic_behind_a_wake_up_loses_no_closure() {
         while handle.stats().accepted < round {
             reactor.turn(&mut fuse, Some(millis(10))).unwrap();
         }
-        // The peer's socket has been announced as writable, and comes behind the wake-up.
+        // The peer's socket has been announced as writable, and comes after the wake-up.
         reactor.turn(&mut fuse, Some(Duration::ZERO)).unwrap();
         let poster = handle.clone();
         let posted = thread::spawn(move || poster.post(|fuse, _| fuse.0 += 1));
@@ -260,7 +260,7 @@ fn a_panic_in_on_start_stops_the_reactor() {
         type Session = ();
 
         fn on_start(&mut self, _: &mut Context<'_>) {
-            panic!("told to");
+            panic!("on purpose");
         }
 
         fn on_open(&mut self, _: &mut Conn<'_>) -> Option<()> {

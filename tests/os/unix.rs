@@ -76,7 +76,7 @@ impl Server {
             }
             self.reactor.turn(&mut self.handler, Some(Duration::from_millis(10))).unwrap();
         }
-        panic!("waited in vain");
+        panic!("it did not come");
     }
 }
 
@@ -105,7 +105,7 @@ fn a_peer_that_is_gone_while_a_reply_is_owed_is_noticed() {
 }
 
 #[test]
-fn what_a_peer_sent_before_it_left_is_read_to_the_end() {
+fn input_sent_before_a_close_is_read_to_the_end() {
     const LEN: usize = 150_000;
     let mut server = Server::new("rest");
     let mut peer = server.connect();
@@ -155,7 +155,7 @@ fn a_peer_that_shut_its_side_after_ours_may_read_on() {
         conn.shutdown_write();
     }
     server.reactor.turn(&mut server.handler, Some(Duration::from_millis(10))).unwrap();
-    // Both sides are shut, which looks like the end, and the peer has yet to read.
+    // Both sides are shut, as at the end, and the peer has yet to read.
     peer.shutdown(std::net::Shutdown::Write).unwrap();
     for _ in 0..3 {
         server.reactor.turn(&mut server.handler, Some(Duration::from_millis(10))).unwrap();

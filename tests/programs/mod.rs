@@ -81,20 +81,20 @@ impl Program {
         status.and_then(|status| status.code())
     }
 
-    /// The time that the program kept a processor busy; zero where the system does not tell.
+    /// The time that the program kept a processor busy; zero where the system does not report it.
     pub(crate) fn cpu(&self) -> Duration {
         let Ok(stat) = fs::read_to_string(format!("/proc/{}/stat", self.pid())) else {
             return Duration::ZERO;
         };
         // proc(5): the name, in parentheses, may hold anything; utime and stime are the 12th and
-        // 13th fields behind it, in ticks of 10 ms.
+        // 13th fields after it, in ticks of 10 ms.
         let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
         let ticks: u64 =
             fields.skip(11).take(2).filter_map(|ticks| ticks.parse::<u64>().ok()).sum();
         Duration::from_millis(ticks * 10)
     }
 
-    /// The most memory it has had, in KiB; zero where the system does not tell.
+    /// The most memory it has had, in KiB; zero where the system does not report it.
     pub(crate) fn memory_peak(&self) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap_or_default();
         let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.strip_suffix("kB"));
@@ -263,7 +263,7 @@ pub(crate) fn read_to_end(peer: &mut impl Read) -> Vec<u8> {
     match peer.read_to_end(&mut got) {
         Ok(_) => got,
         Err(error) if error.kind() == ErrorKind::ConnectionReset => got,
-        Err(error) => panic!("{error} behind {:?}", got.escape_ascii().to_string()),
+        Err(error) => panic!("{error} after {:?}", got.escape_ascii().to_string()),
     }
 }
 
@@ -271,7 +271,7 @@ pub(crate) fn is_timeout(error: &std::io::Error) -> bool {
     matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut)
 }
 
-/// Sends `start` and ever more behind it, a byte each `pause`, until the server ends the
+/// Sends `start` and then one byte after each `pause`, until the server ends the
 /// connection.
 pub(crate) fn dribble(peer: &mut TcpStream, start: &[u8], pause: Duration) {
     peer.set_read_timeout(Some(pause)).expect("a timeout");

@@ -15,9 +15,9 @@ pub(crate) use self::basics::{
     Echo, SERVER, expect_service, millis, reasons, secs, serve_echo, with_places,
 };
 
-/// Does what single bytes tell it to: every part of the interface has one.
+/// Does what single bytes order: every part of the interface has one.
 pub(crate) struct Keeper {
-    /// Whom it dials.
+    /// What it dials.
     pub(crate) upstream: Target,
     pub(crate) ids: Vec<ConnId>,
     pub(crate) alarms: Vec<AlarmId>,
@@ -27,7 +27,7 @@ pub(crate) struct Keeper {
     pub(crate) reactors: Vec<Handle<Watched<Self>>>,
 }
 
-/// Bytes of which none is where another belongs.
+/// Bytes that show when some are lost, doubled or out of place.
 pub(crate) fn pattern(len: usize) -> Vec<u8> {
     (0..len).map(|at| (at % 251) as u8 ^ (at / 251) as u8).collect()
 }
@@ -168,13 +168,13 @@ impl Handler for Keeper {
 
     fn on_open(&mut self, conn: &mut Conn<'_>) -> Option<Animal> {
         self.ids.push(conn.id());
-        // Now and then a client is not welcome.
+        // Now and then it refuses a client.
         (self.ids.len() % 17 != 16).then(Animal::default)
     }
 
     fn on_data(&mut self, conn: &mut Conn<'_>, animal: &mut Animal, input: &mut BytesMut) {
         if conn.origin() == Origin::Connect {
-            // Two that obey each other would never come to an end.
+            // Two that obey each other would never end.
             return input.clear();
         }
         while let Some(word) = input.first().copied() {

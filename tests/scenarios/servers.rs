@@ -18,11 +18,11 @@ use crate::peers::{let_peers_loose, words};
 use crate::scenarios::{Echo, Keeper};
 use crate::scenarios::{millis, secs};
 
-/// Whatever went wrong before: now that nothing does, a newcomer is served to the last byte, and
+/// Whatever went wrong before: now that nothing does, a new connection is served to the last byte, and
 /// to a good end.
 fn expect_service<H: Handler>(sim: &mut Sim, server: &Server<H>, count: usize) {
     sim.set_faults(Faults::NONE);
-    // What alarms are left say something to all.
+    // The alarms that are left write to all.
     sim.advance(secs(60));
     let words: Vec<u8> = (0..count).map(|at| b"nopq"[at % 4]).collect();
     for _ in 0..20 {
@@ -104,7 +104,7 @@ pub(crate) fn everything(sim: &mut Sim) {
     expect_service(sim, &server, 1);
 }
 
-/// A server near all of its limits, with an operator that gets through all the same.
+/// A server near all of its limits, and an exempt connection that is served all the same.
 pub(crate) fn crowd(sim: &mut Sim) {
     let mut random = sim.random();
     let mut config = Config::default();
@@ -142,14 +142,14 @@ pub(crate) fn crowd(sim: &mut Sim) {
     let entry: Address = "10.0.0.1:7".parse().unwrap();
     let_peers_loose(sim, &entry, &mut random, 120);
     sim.set_faults(Faults::NONE);
-    // Whatever the crowd does, an operator gets through: it is answered, unless the handler refused
+    // Whatever the crowd does, the exempt connection is served, unless the handler refused
     // it or did what another client said and closed it.
     let operator = sim.connect("10.0.0.1:9090");
     operator.send(b"x");
     // The process may not be scheduled for ten seconds yet.
     sim.advance(secs(15));
     let through = operator.received().contains(&b'x') || operator.closed().is_some();
-    assert!(server.is_finished() || through, "an operator does not get through");
+    assert!(server.is_finished() || through, "an exempt connection is not served");
     if random.below(2) == 0 {
         server.shutdown();
         sim.advance(secs(60));
@@ -157,7 +157,7 @@ pub(crate) fn crowd(sim: &mut Sim) {
     }
 }
 
-/// Connections that are kept for a while: one that is told to go does, after its reply.
+/// Connections that are kept for a while: one that is announced to end does, after its reply.
 pub(crate) fn kept(sim: &mut Sim) {
     let mut random = sim.random();
     let mut config = Config::default();
@@ -210,8 +210,8 @@ pub(crate) fn kept(sim: &mut Sim) {
     // Longer than a process that is not scheduled, and less long than one may be idle.
     sim.advance(secs(20));
     for peer in &peers {
-        let told = peer.received().windows(4).any(|word| word == b"(go)");
-        assert!(!told || peer.closed().is_some(), "{} was told to go and stays", peer.address());
+        let announced = peer.received().windows(4).any(|word| word == b"(go)");
+        assert!(!announced || peer.closed().is_some(), "{} was to end and stays", peer.address());
     }
     if random.below(2) == 0 && !server.is_finished() {
         server.shutdown();

@@ -205,7 +205,7 @@ fn a_shared_piece_of_another_reactor_is_written_as_plain_bytes() {
 }
 
 #[test]
-fn what_a_panic_takes_back_leaves_no_congestion_behind() {
+fn output_that_a_panic_takes_back_leaves_no_congestion() {
     let mut sim = Sim::new(1);
     sim.allow_panics();
     let upstream = sim.listen("10.9.0.1:80", 1);

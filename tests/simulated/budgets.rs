@@ -20,7 +20,7 @@ const fn scaled(count: usize) -> usize {
     if cfg!(debug_assertions) { count / 10 } else { count }
 }
 
-/// Echoes, and keeps what it is told.
+/// Echoes, and records its callbacks.
 #[derive(Default)]
 struct Echo {
     ids: Vec<ConnId>,
@@ -410,7 +410,7 @@ fn the_time_between_two_turns_belongs_to_none() {
 }
 
 #[test]
-fn a_crowd_that_left_is_no_spin() {
+fn a_crowd_that_closes_at_once_does_not_make_the_loop_spin() {
     let mut sim = Sim::new(1);
     let server = serve_echo(&mut sim);
     let mut peers = Vec::new();

@@ -137,7 +137,7 @@ fn the_dead_peer_of_a_tunnel_is_found_by_what_it_does_not_acknowledge() {
     sim.partition("10.0.0.1", sim.peers_ip());
     server.with(|large, cx| {
         let id = *large.ids.last().expect("it is open");
-        cx.conn(id).expect("it lives").write(b"is anybody there?");
+        cx.conn(id).expect("it lives").write(b"are you there?");
     });
     // Of silence, and then of no progress: twice the write timeout.
     sim.advance(secs(119));
@@ -417,7 +417,7 @@ fn a_peer_that_stops_reading_after_our_end_has_no_more_than_the_write_timeout() 
     let server = serve(&mut sim, |_| {});
     let peer = ask(&mut sim, &server, b"rc");
     sim.advance(secs(6));
-    // What it reads quickly now does not buy it minutes.
+    // Bytes that it reads quickly now do not extend its time by minutes.
     peer.read_at(90_000);
     sim.advance(secs(1));
     peer.stop_reading();

@@ -51,7 +51,7 @@ fn a_peer_that_is_gone_before_it_is_accepted_ends_once() {
 }
 
 #[test]
-fn a_listener_that_died_of_any_error_leaves_the_other() {
+fn a_listener_that_fails_leaves_the_others_open() {
     for errno in [libc::EBADF, libc::EINVAL, libc::ENOTSOCK] {
         let mut sim = Sim::new(1);
         let server = sim.spawn("10.0.0.1", Config::default(), Echo, |reactor| {
@@ -72,7 +72,7 @@ fn a_listener_that_died_of_any_error_leaves_the_other() {
 }
 
 #[test]
-fn a_listener_that_cannot_be_had_is_an_error() {
+fn a_listener_that_cannot_be_opened_is_an_error() {
     for (call, errno) in [
         (Call::Bind, libc::EADDRINUSE),
         (Call::Bind, libc::EMFILE),
@@ -105,7 +105,7 @@ fn addresses_belong_to_one_listener_and_to_their_machine() {
 }
 
 #[test]
-fn a_connection_that_cannot_be_registered_is_given_up() {
+fn a_connection_that_cannot_be_registered_is_reset() {
     for errno in [libc::EEXIST, libc::ENOENT, libc::EBADF, libc::ENOMEM, libc::ENOSPC] {
         let mut sim = Sim::new(1);
         let server = serve_echo(&mut sim);
@@ -176,7 +176,7 @@ fn a_full_batch_is_full_and_deadlines_are_served_all_the_same() {
     assert_eq!(reasons(&server), [CloseReason::Timeout(Timeout::Idle)]);
 }
 
-/// Dials when it is told to, and counts what became of it.
+/// Dials, and counts the dials that succeeded.
 #[derive(Default)]
 struct Dialler {
     connected: u32,
@@ -207,7 +207,7 @@ fn dial(sim: &mut Sim, to: &Address) -> Server<Dialler> {
 }
 
 #[test]
-fn a_dial_has_one_outcome_whatever_is_said_meanwhile() {
+fn a_dial_has_one_outcome_whatever_events_come_meanwhile() {
     let listening_on: Address = Address::Ip((Sim::new(1).peers_ip(), 5432).into());
     for (latency, spurious) in [(Duration::ZERO, 0), (millis(100), 0), (millis(100), 1_000)] {
         let mut sim = Sim::new(1);
@@ -258,7 +258,7 @@ fn a_handshake_that_a_partition_swallows_comes_after_it() {
 }
 
 #[test]
-fn a_syn_is_given_up_when_linux_gives_it_up() {
+fn a_syn_times_out_when_it_does_on_linux() {
     let mut sim = Sim::new(1);
     let peer = sim.connect("203.0.113.1:7");
     sim.advance(secs(126));
@@ -280,7 +280,7 @@ fn a_dead_end_answers_with_a_reset() {
     sim.settle();
     sim.partition(sim.peers_ip(), &server);
     peer.send(b"lost for now");
-    // Nothing is heard of the end, and the end hears nothing.
+    // Neither end receives anything from the other.
     sim.advance(secs(60));
     assert!(peer.is_open());
     sim.repair(sim.peers_ip(), &server);
@@ -288,7 +288,7 @@ fn a_dead_end_answers_with_a_reset() {
     assert!(peer.closed().is_some());
 }
 
-/// Reads and says nothing.
+/// Reads and writes nothing.
 struct Sink;
 
 impl Handler for Sink {
@@ -387,7 +387,7 @@ fn a_client_of_a_unix_listener_has_no_name() {
 
 /// A window opens only when half of it is free (RFC 1122, 4.2.3.3), so at that rate nothing moves.
 #[test]
-fn a_reader_of_a_byte_a_second_is_cut_off() {
+fn the_write_deadline_ends_a_reader_of_a_byte_a_second() {
     let mut sim = Sim::new(1);
     sim.set_buffers(512, 512);
     let unreachable: Address = "10.0.0.9:9".parse().unwrap();
@@ -512,7 +512,7 @@ fn the_trace_has_the_time_and_the_bytes_in_it() {
 }
 
 #[test]
-fn what_a_peer_read_is_there_after_it_closed() {
+fn a_peer_keeps_what_it_read_after_it_closed() {
     let mut sim = Sim::new(1);
     let server = serve_echo(&mut sim);
     let peer = sim.connect(&server);
@@ -525,7 +525,7 @@ fn what_a_peer_read_is_there_after_it_closed() {
 }
 
 #[test]
-fn what_is_posted_before_the_first_turn_does_not_wait() {
+fn a_post_before_the_first_turn_does_not_wait() {
     let mut sim = Sim::new(1);
     let server = serve_echo(&mut sim);
     for _ in 0..10_000 {
@@ -590,7 +590,7 @@ fn a_dial_may_succeed_before_the_call_returns() {
     }
 }
 
-/// Writes down which sessions ended, and why.
+/// Records which sessions ended, and why.
 #[derive(Default)]
 struct Ledger {
     opened: usize,

@@ -1,6 +1,6 @@
 //! The network of a simulated world: time, sockets, links, and what is on its way.
 //!
-//! TCP as its users see it (RFC 9293): bytes arrive in order within a window, a FIN comes behind
+//! TCP as its users see it (RFC 9293): bytes arrive in order within a window, a FIN comes after
 //! them, a reset at once, and nothing is lost but time. What a partition holds back is sent again
 //! with growing pauses.
 
@@ -82,7 +82,7 @@ impl Personality {
 /// How a connection ended, as a peer saw it.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub enum End {
-    /// With a FIN, behind everything that was sent.
+    /// With a FIN, after everything that was sent.
     Fin,
     /// With a reset.
     Reset,
@@ -118,7 +118,7 @@ impl Socket {
 /// The holder of an end.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Holder {
-    /// A process on a host, which is told of readiness.
+    /// A process on a host, which is notified of readiness.
     Host(usize),
     /// A peer of the script.
     Peer,
@@ -152,7 +152,7 @@ pub(super) struct Listener {
     pub(super) user_timeout: Option<Duration>,
 }
 
-/// Something a host is to be told.
+/// A notification for a host.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Notice {
     Socket(Socket),
@@ -182,7 +182,7 @@ pub(super) struct Machine {
     pub(super) asleep_until: Instant,
     /// When its latest wait was to end.
     pub(super) wakes_at: Instant,
-    /// Calls that did something, to tell a turn without progress.
+    /// Calls that did something, to detect a turn without progress.
     pub(super) progress: u64,
     /// Look-ups that have not been answered, the oldest first.
     pub(super) lookups: VecDeque<Lookup>,
@@ -705,7 +705,7 @@ impl Net {
         self.disturb(machine, self.now);
     }
 
-    /// A process or its clock is out of step with the world until then, so that deadlines pass which
+    /// A process or its clock is out of step with the world until then, so that deadlines pass that
     /// it could not have kept.
     pub(super) fn disturb(&mut self, machine: usize, until: Instant) {
         let disturbed = &mut self.machines[machine].disturbed_until;
@@ -880,7 +880,7 @@ impl Net {
 
 /// What checks ask.
 impl Net {
-    /// A call told a process that a socket is done for.
+    /// A call reported to a process that a socket has failed.
     pub(super) fn note_failed(&mut self, socket: Socket) {
         if let Some(side) = self.side_mut(socket) {
             side.ledger.failed = true;
@@ -932,7 +932,7 @@ impl Net {
         Some(&mut self.side_mut(socket)?.ledger)
     }
 
-    /// The connections of a process whose sockets failed in a call that told it so.
+    /// The connections of a process whose sockets failed in a call that reported it.
     pub(super) fn failed(&self, machine: usize) -> impl Iterator<Item = ConnId> {
         self.machines[machine].tokens.iter().filter_map(|(token, socket)| match token.source() {
             Source::Conn(id) if self.side(*socket)?.ledger.failed => Some(id),

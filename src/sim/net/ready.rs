@@ -1,4 +1,4 @@
-//! What a host is told of its sockets, each personality in its way.
+//! The notifications that a host gets of its sockets, in the way of each personality.
 
 use super::side::BOTH;
 use super::{Holder, Net, Notice, Personality, Socket};
@@ -53,7 +53,7 @@ impl Net {
         }
     }
 
-    /// A call of this kind would have blocked: the next change is to be told.
+    /// A call of this kind would have blocked: the next change is to be announced.
     pub(in crate::sim) fn arm(&mut self, socket: Socket, what: Readiness) {
         if let Some(side) = self.side_mut(socket) {
             side.armed = side.armed.and(what);

@@ -44,7 +44,7 @@ pub(super) struct Segment {
 }
 
 impl Segment {
-    /// Whether the other end says that it has come, so that it is sent again if that is not heard.
+    /// Whether the other end says that it has come, so that it is sent again if that does not arrive.
     pub(super) fn is_acknowledged(&self) -> bool {
         !self.bytes.is_empty() || self.fin
     }
@@ -82,7 +82,7 @@ pub(super) struct Side {
     pub(super) input_max: usize,
     /// How many bytes have arrived.
     pub(super) arrived: u64,
-    /// The edge last told to the other end.
+    /// The edge last announced to the other end.
     pub(super) advertised_edge: u64,
     pub(super) eof: bool,
     pub(super) read_mode: ReadMode,
@@ -109,7 +109,7 @@ pub(super) struct Side {
     pub(super) ledger: Ledger,
 }
 
-/// What a process has been told by calls on a socket, and what its handler has made of it.
+/// What calls on a socket returned to a process, and what its handler did with it.
 #[derive(Debug, Default)]
 pub(in crate::sim) struct Ledger {
     /// Bytes that were read and that the handler has not used.

@@ -229,7 +229,7 @@ impl Net {
         connection.ends[1].established = true;
         connection.ends[0].window_edge = connection.ends[1].advertised_edge;
         connection.ends[1].window_edge = connection.ends[0].advertised_edge;
-        // What the listener's end sends arrives behind the end of the handshake.
+        // What the listener's end sends arrives after the end of the handshake.
         connection.paths[1].last_at = now + latency;
         self.note(0x11, from.mark());
         self.notify_listener(index);
@@ -272,7 +272,7 @@ impl Net {
         self.notify(socket, BOTH);
     }
 
-    /// Sends what may be sent, and the FIN behind it.
+    /// Sends what may be sent, and the FIN after it.
     pub(super) fn pump(&mut self, socket: Socket) {
         loop {
             let Some(connection) = self.connection_mut(socket) else { return };
@@ -487,7 +487,7 @@ impl Net {
         }
     }
 
-    /// After a read: tells the other end of the room, if it is worth it (RFC 1122, 4.2.3.3).
+    /// After a read: announces the window to the other end, if it has grown enough (RFC 1122, 4.2.3.3).
     pub(super) fn tell_room(&mut self, socket: Socket) {
         let Some(side) = self.side(socket) else { return };
         let step = (side.input_max / 2).clamp(1, 4_096) as u64;
@@ -580,7 +580,7 @@ impl Net {
         Ok(())
     }
 
-    /// The process gives its end up: a FIN behind what is queued, or a reset if that is asked for
+    /// The process closes its end: a FIN after what is queued, or a reset if that is asked for
     /// or there are bytes that will not be read (RFC 2525, 2.17).
     pub(in crate::sim) fn close(&mut self, socket: Socket, reset: bool) {
         self.note(0x13, socket.mark() << 1 | u64::from(reset));

@@ -3,10 +3,10 @@
 use super::*;
 
 #[test]
-fn a_shortage_of_epoll_costs_few_their_place() {
+fn a_shortage_of_epoll_evicts_an_eighth_once() {
     let mut sim = world(1);
     let server = serve_echo(&mut sim);
-    let _friends = idle(&mut sim, 200);
+    let _idle = idle(&mut sim, 200);
     for after in 0..40 {
         server.fail(Call::Register, after, errno::ENOSPC);
     }
@@ -33,10 +33,10 @@ fn a_shortage_of_epoll_that_lasts_pauses_longer_each_time() {
 }
 
 #[test]
-fn idle_ones_are_evicted_at_once_where_descriptors_run_out() {
+fn idle_connections_are_evicted_at_once_when_descriptors_run_out() {
     let mut sim = world(1);
     let server = serve_echo(&mut sim);
-    let _friends = idle(&mut sim, 16);
+    let _idle = idle(&mut sim, 16);
     server.set_descriptors(5 + 1 + 16);
     let newcomer = sim.connect(SERVER);
     newcomer.send(b"x");
@@ -49,7 +49,7 @@ fn idle_ones_are_evicted_at_once_where_descriptors_run_out() {
 fn at_most_thirty_two_are_evicted_at_a_time() {
     let mut sim = world(1);
     let server = serve_echo(&mut sim);
-    let _friends = idle(&mut sim, 400);
+    let _idle = idle(&mut sim, 400);
     server.fail(Call::Accept, 0, errno::ENFILE);
     let newcomer = sim.connect(SERVER);
     newcomer.send(b"x");
@@ -86,13 +86,13 @@ fn pauses_double_up_to_a_second_and_begin_anew_after_a_success() {
     };
     for _ in 0..2 {
         let got = pauses(&mut sim, 6);
-        // Looked at every 10 ms.
+        // Checked every 10 ms.
         assert_eq!(got, [90, 200, 400, 800, 1_000, 1_000]);
     }
 }
 
 #[test]
-fn an_operator_is_never_evicted() {
+fn an_exempt_connection_is_never_evicted() {
     let mut sim = world(1);
     let server = sim.spawn("10.0.0.1", with_places(2), Echo, |reactor| {
         reactor.listen(SERVER).unwrap();
@@ -103,7 +103,7 @@ fn an_operator_is_never_evicted() {
     let operator = sim.connect("10.0.0.1:9090");
     operator.send(b"x");
     sim.advance(millis(100));
-    let _friends = idle(&mut sim, 2);
+    let _idle = idle(&mut sim, 2);
     sim.advance(millis(200));
     let newcomers: Vec<_> = (0..4)
         .map(|_| {
@@ -127,7 +127,7 @@ fn an_operator_is_never_evicted() {
 }
 
 #[test]
-fn peers_without_an_address_are_no_clients() {
+fn peers_without_an_address_are_not_limited_as_clients() {
     let mut config = Config::default();
     config.limits.clients.connections = Some(1);
     let at = Address::Unix("/run/server".into());
@@ -301,7 +301,7 @@ impl Handler for Farewell {
 }
 
 #[test]
-fn a_client_of_slow_readers_costs_no_other_client_its_newcomer() {
+fn a_client_that_reads_slowly_costs_no_other_client_a_connection() {
     const PER_CLIENT: u32 = 40;
     let mut config = Config::default();
     config.limits.clients.connections = Some(PER_CLIENT);
@@ -332,7 +332,7 @@ fn a_client_of_slow_readers_costs_no_other_client_its_newcomer() {
 }
 
 #[test]
-fn a_client_of_slow_readers_that_dials_on_makes_no_loop_spin() {
+fn redials_of_a_client_that_reads_slowly_do_not_make_the_loop_spin() {
     let mut config = Config::default();
     config.limits.clients.connections = Some(40);
     let mut sim = world(1);
@@ -395,9 +395,9 @@ fn a_fin_that_comes_too_late_is_not_awaited() {
     assert_eq!((server.stats().accepted, server.stats().refused_client), (1, 1));
 }
 
-/// A client at its limit that dials without end delays the others by no decision on it.
+/// A client at its limit that dials without end does not delay the others.
 #[test]
-fn those_that_wait_for_a_decision_delay_no_other_client() {
+fn connections_that_await_a_decision_delay_no_other_client() {
     let mut config = Config::default();
     config.limits.clients.connections = Some(1);
     let mut sim = world(1);
@@ -422,7 +422,7 @@ fn active(sim: &mut Sim, count: usize) -> Vec<Peer> {
 }
 
 #[test]
-fn a_newcomer_has_a_place_in_the_moment_in_which_one_is_free() {
+fn a_waiting_connection_is_accepted_as_soon_as_a_place_is_free() {
     for at_limit in [AtLimit::EvictIdle, AtLimit::Pause] {
         let mut config = with_places(256);
         config.limits.at_limit = at_limit;
@@ -449,7 +449,7 @@ fn a_storm_at_a_full_table_costs_few_turns() {
     let mut peers = active(&mut sim, 256);
     sim.advance(millis(150));
     let (turns, accepted) = (server.stats().turns, server.stats().accepted);
-    // Newcomers wait all the time, and every 50 ms one of those that are served leaves.
+    // Connections wait all the time, and every 50 ms one of those that are served ends.
     let mut newcomers: Vec<_> = (0..200).map(|_| sim.connect(SERVER)).collect();
     for _ in 0..40 {
         peers.remove(0).reset();
@@ -460,7 +460,7 @@ fn a_storm_at_a_full_table_costs_few_turns() {
     }
     let stats = server.stats();
     assert_eq!(stats.accepted - accepted, 40);
-    // Each arrival, each end, each accept and each look after 100 ms is worth a turn or two.
+    // Each arrival, each end, each accept and each retry after 100 ms is worth a turn or two.
     let turns = stats.turns - turns;
     assert!(turns < 2 * (200 + 40 + 40 + 20), "{turns}");
 }
@@ -482,13 +482,13 @@ fn arrivals_one_by_one_use_all_of_their_rate() {
 }
 
 #[test]
-fn a_client_over_its_own_limit_takes_no_others_place() {
+fn a_client_over_its_limit_evicts_no_other() {
     let mut config = with_places(9);
     config.limits.clients.connections = Some(1);
     config.limits.clients.allowed = vec!["10.9.0.0/16".parse().unwrap()];
     let mut sim = world(1);
     let server = sim.serve(SERVER, config, Echo);
-    let _friends = idle(&mut sim, 8);
+    let _idle = idle(&mut sim, 8);
     let greedy: Vec<_> = (0..9).map(|_| sim.connect_from("10.66.6.6:0", SERVER)).collect();
     sim.advance(millis(120));
     assert_eq!((server.stats().refused_client, evicted(&server)), (8, 0));
@@ -496,10 +496,10 @@ fn a_client_over_its_own_limit_takes_no_others_place() {
 }
 
 #[test]
-fn a_shortage_that_lasts_costs_few_their_place() {
+fn a_lasting_shortage_of_files_evicts_at_most_an_eighth_in_each_pause() {
     let mut sim = world(1);
     let server = serve_echo(&mut sim);
-    let _friends = idle(&mut sim, 200);
+    let _idle = idle(&mut sim, 200);
     let _newcomer = sim.connect(SERVER);
     for after in 0..10 {
         server.fail(Call::Accept, after, errno::ENFILE);
@@ -512,10 +512,10 @@ fn a_shortage_that_lasts_costs_few_their_place() {
 }
 
 #[test]
-fn connections_that_were_aborted_cost_no_other_its_place() {
+fn aborted_accepts_evict_no_connection() {
     let mut sim = world(1);
     let server = serve_echo(&mut sim);
-    let _friends = idle(&mut sim, 20);
+    let _idle = idle(&mut sim, 20);
     // More than a turn takes before it suspects a shortage.
     for after in 0..40 {
         server.fail(Call::Accept, after, errno::ECONNABORTED);
@@ -633,7 +633,7 @@ fn a_greedy_client_takes_no_time_from_a_client_that_dials_again() {
 }
 
 #[test]
-fn a_lingering_connection_is_evicted_for_a_newcomer() {
+fn a_lingering_connection_is_evicted_for_a_new_one() {
     for at_limit in [AtLimit::EvictIdle, AtLimit::Pause, AtLimit::Reject("full".into())] {
         let mut config = with_places(8);
         config.limits.at_limit = at_limit;
@@ -646,7 +646,7 @@ fn a_lingering_connection_is_evicted_for_a_newcomer() {
         sim.settle();
         lingering.iter().for_each(|peer| peer.expect(b"bye"));
         assert_eq!(server.stats().in_state(State::Closing), 8);
-        // They have had their reply and our FIN; they only drip, so that we listen on.
+        // They have had their reply and our FIN; they drip, so that their connections linger.
         lingering.iter().for_each(|peer| peer.drip(&[b'x'; 60], secs(1)));
         let newcomer = sim.connect(SERVER);
         newcomer.send(b"x");
@@ -674,7 +674,7 @@ fn a_connection_that_begins_to_linger_is_evicted_for_waiting_ones() {
     assert_eq!(server.stats().linger_evicted, 1);
 }
 
-/// Refuses all, with a reply.
+/// Refuses every connection, with a reply.
 struct Refusing;
 
 impl Handler for Refusing {

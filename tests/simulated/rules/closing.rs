@@ -1,4 +1,4 @@
-//! How connections end: what is left of them, and what their peers see of it.
+//! How connections end: what remains of them, and what their peers see.
 
 use super::*;
 

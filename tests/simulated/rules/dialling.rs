@@ -1,11 +1,11 @@
-//! Dials that wait: for a name, for room in a backlog, or in vain.
+//! Dials that wait for a name or for room in a backlog, and dials that fail.
 
 use std::net::SocketAddr;
 
 use super::*;
 
 #[test]
-fn look_ups_that_were_given_up_keep_no_other_waiting() {
+fn abandoned_look_ups_delay_no_other() {
     let mut sim = world(1);
     let listener = sim.listen(SocketAddr::from((sim.peers_ip(), 80)), 16);
     sim.fail_name("deaf", None);

@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn a_listener_that_died_is_named() {
+fn on_listener_failed_names_the_listener() {
     struct Deaf(Vec<(ListenerId, Option<i32>)>);
     impl Handler for Deaf {
         type Session = ();

@@ -28,14 +28,14 @@ use wheelhouse::{
 use super::PERSONALITY;
 use crate::scenarios::{Echo, SERVER, millis, reasons, secs, serve_echo, with_places};
 
-/// A world of the kind that is the program's.
+/// A world with the personality under test.
 fn world(seed: u64) -> Sim {
     let mut sim = Sim::new(seed);
     sim.set_personality(PERSONALITY);
     sim
 }
 
-/// So many clients that have been served and are idle.
+/// Connects `count` clients that have been served and are idle.
 fn idle(sim: &mut Sim, count: usize) -> Vec<Peer> {
     (0..count)
         .map(|_| {
@@ -75,7 +75,7 @@ impl Handler for Slow {
     }
 }
 
-/// Ends as soon as its peer has nothing to say for a second.
+/// Ends connections that are idle for a second.
 fn hasty() -> Config {
     let mut config = Config::default();
     config.timeouts.idle = Some(secs(1));

@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// Says whether it may stay, whatever it is sent; a `b` makes it hold much output.
+/// Decides about keep-alive for a `k`; a `b` makes it hold much output.
 #[derive(Default)]
 struct Asked {
     answers: Vec<bool>,
@@ -54,7 +54,7 @@ fn output_is_counted_when_it_is_queued() {
 }
 
 #[test]
-fn full_buffers_are_a_pressure() {
+fn full_buffers_count_as_pressure() {
     let mut config = Config::default();
     config.limits.buffered_max = 1_000_000;
     config.timeouts.idle = Some(secs(30));
@@ -88,7 +88,7 @@ fn a_loop_that_lags_keeps_no_connection_alive() {
     let server = sim.serve(SERVER, config, asked);
     let [before, under, after] = [(); 3].map(|()| sim.connect(SERVER));
     before.send(b"k");
-    // Whenever one of these has been served, the next is there.
+    // Whenever one of these has been served, the next one comes.
     let busy: Vec<_> = (0..100)
         .map(|at| {
             let peer = sim.connect(SERVER);
@@ -100,10 +100,10 @@ fn a_loop_that_lags_keeps_no_connection_alive() {
     sim.advance(millis(3_100));
     assert!(server.stats().stalls > 90);
     assert_eq!(server.handler().answers, [true, false]);
-    // Idle ones are evicted, whatever their age.
+    // Idle connections are evicted, whatever their age.
     assert!(evicted(&server) > 0);
     drop(busy);
-    // And it passes.
+    // The pressure passes.
     for _ in 0..100 {
         after.send(b"x");
         sim.advance(millis(10));
@@ -114,7 +114,7 @@ fn a_loop_that_lags_keeps_no_connection_alive() {
 }
 
 #[test]
-fn a_crowd_of_idle_ones_is_thinned_out_before_it_is_full() {
+fn idle_connections_are_evicted_before_the_table_is_full() {
     let mut sim = world(1);
     let server = sim.serve(SERVER, with_places(100), Echo);
     let peers: Vec<_> = (0..96).map(|_| sim.connect(SERVER)).collect();
@@ -130,7 +130,7 @@ fn a_crowd_of_idle_ones_is_thinned_out_before_it_is_full() {
 }
 
 #[test]
-fn a_connection_that_may_be_idle_for_ever_saves_no_other() {
+fn a_connection_without_an_idle_deadline_protects_no_other() {
     let mut sim = world(1);
     let server = sim.spawn("10.0.0.1", with_places(100), Echo, |reactor| {
         let mut listen = ListenConfig::default();
@@ -154,7 +154,7 @@ fn a_connection_that_may_be_idle_for_ever_saves_no_other() {
 }
 
 #[test]
-fn no_connection_is_evicted_where_newcomers_wait() {
+fn no_connection_is_evicted_if_new_ones_wait() {
     let mut config = with_places(100);
     config.limits.at_limit = AtLimit::Pause;
     let mut sim = world(1);
@@ -164,7 +164,7 @@ fn no_connection_is_evicted_where_newcomers_wait() {
     assert_eq!(evicted(&server), 0);
 }
 
-/// Says something to all.
+/// Writes to all connections.
 struct Crier;
 
 impl Handler for Crier {
@@ -185,7 +185,7 @@ impl Handler for Crier {
 }
 
 #[test]
-fn what_is_said_to_everybody_is_bounded_too() {
+fn a_broadcast_is_bounded_by_buffered_max() {
     let mut config = with_places(50);
     config.limits.buffered_max = 4 << 20;
     config.limits.output_max = 1 << 20;
@@ -204,7 +204,7 @@ fn what_is_said_to_everybody_is_bounded_too() {
 }
 
 #[test]
-fn operators_are_kept_alive_in_a_crowd() {
+fn exempt_connections_are_kept_alive_in_a_crowd() {
     struct Asked(Vec<bool>);
     impl Handler for Asked {
         type Session = ();
@@ -230,7 +230,7 @@ fn operators_are_kept_alive_in_a_crowd() {
     assert_eq!(server.handler().0, [true]);
 }
 
-/// Says something to all when the end begins, and whenever one leaves.
+/// Writes to all connections at a shutdown, and whenever one ends.
 struct Parting;
 
 impl Parting {
@@ -264,7 +264,7 @@ impl Handler for Parting {
 }
 
 #[test]
-fn what_is_said_at_the_end_is_bounded_too() {
+fn output_of_on_closed_and_on_shutdown_is_bounded_by_buffered_max() {
     for stops in [false, true] {
         let mut config = Config::default();
         config.limits.buffered_max = 350_000;
@@ -280,7 +280,7 @@ fn what_is_said_at_the_end_is_bounded_too() {
             })
             .collect();
         sim.settle();
-        // The world looks at the bound after every turn.
+        // The world checks the bound after every turn.
         if stops {
             server.shutdown();
         } else {

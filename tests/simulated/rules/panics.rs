@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::*;
 
-/// Panics where it is told to.
+/// Panics in the callbacks that are chosen.
 #[derive(Default)]
 struct Bombs {
     health: bool,
@@ -18,7 +18,7 @@ struct Bomb(bool);
 
 impl Drop for Bomb {
     fn drop(&mut self) {
-        assert!(!self.0, "told to");
+        assert!(!self.0, "on purpose");
     }
 }
 
@@ -30,7 +30,7 @@ impl Handler for Bombs {
     }
 
     fn on_connected(&mut self, _: &mut Conn<'_>, _: &mut Bomb) {
-        assert!(!std::mem::take(&mut self.connected), "told to");
+        assert!(!std::mem::take(&mut self.connected), "on purpose");
     }
 
     fn on_data(&mut self, conn: &mut Conn<'_>, bomb: &mut Bomb, input: &mut BytesMut) {
@@ -41,7 +41,7 @@ impl Handler for Bombs {
 
     fn on_health_check(&mut self, conn: &mut Conn<'_>, _: &mut Bomb) {
         conn.write(b"secret");
-        assert!(!self.health, "told to");
+        assert!(!self.health, "on purpose");
     }
 
     fn on_closed(&mut self, _: &mut Context<'_>, closed: Closed, bomb: Bomb) {
@@ -104,7 +104,7 @@ impl Handler for Fragile {
     }
 
     fn on_data(&mut self, conn: &mut Conn<'_>, _: &mut (), input: &mut BytesMut) {
-        assert_ne!(&input[..], b"p", "told to");
+        assert_ne!(&input[..], b"p", "on purpose");
         conn.write(input);
         input.clear();
     }
@@ -122,17 +122,17 @@ fn a_turn_that_a_panic_cuts_short_leaves_nothing_undone() {
         let server = sim.serve(SERVER, Config::default(), Fragile);
         let peers: Vec<_> = (0..40).map(|_| sim.connect(SERVER)).collect();
         sim.advance(millis(95));
-        // In one turn: bytes for all, a newcomer, a closure, and soon after it timers.
+        // In one turn: bytes for all, a new connection, a closure, and soon after it timers.
         for (at, peer) in peers.iter().enumerate() {
             peer.send(if at == panicking { b"p" } else { b"x" });
         }
         let newcomer = sim.connect(SERVER);
         newcomer.send(b"n");
-        let told = Arc::new(AtomicBool::new(false));
-        let tells = Arc::clone(&told);
-        server.handle().post(move |_, _| tells.store(true, Ordering::Relaxed)).unwrap();
+        let ran = Arc::new(AtomicBool::new(false));
+        let runs = Arc::clone(&ran);
+        server.handle().post(move |_, _| runs.store(true, Ordering::Relaxed)).unwrap();
         sim.settle();
-        assert!(told.load(Ordering::Relaxed));
+        assert!(ran.load(Ordering::Relaxed));
         newcomer.expect(b"n");
         for (at, peer) in peers.iter().enumerate() {
             let expected = if at == panicking { &b""[..] } else { b"x" };
@@ -164,7 +164,7 @@ impl Handler for Fuse {
         (self.work)(millis(1));
         self.inputs += 1;
         self.inputs_max = self.inputs_max.max(self.inputs);
-        assert_ne!(&input[..], b"p", "told to");
+        assert_ne!(&input[..], b"p", "on purpose");
         conn.write(input);
         input.clear();
     }
@@ -189,7 +189,7 @@ fn storm(sim: &mut Sim, panic_limit: Option<Rate>) -> (Server<Fuse>, Vec<Peer>) 
 }
 
 #[test]
-fn panics_in_a_row_keep_no_step_from_its_turn() {
+fn panics_in_a_row_do_not_starve_other_steps() {
     let mut sim = world(1);
     let (server, peers) = storm(&mut sim, None);
     sim.advance(secs(1));
@@ -237,7 +237,7 @@ impl Handler for Panics {
 }
 
 #[test]
-fn what_a_panic_takes_back_costs_no_connection_its_place() {
+fn output_that_a_panic_takes_back_sheds_no_connection() {
     let mut config = Config::default();
     config.limits.buffered_max = 350_000;
     let mut sim = world(1);

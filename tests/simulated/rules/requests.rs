@@ -28,7 +28,7 @@ impl Handler for Lines {
     }
 }
 
-/// What a slow reader gets that sends `more` every 100 ms behind the request that is its last.
+/// What a slow reader gets that sends `more` every 100 ms after its last request.
 fn last_and(more: &[u8]) -> (String, Option<End>) {
     let mut sim = world(1);
     sim.set_buffers(8_192, 4_096);
@@ -49,7 +49,7 @@ fn last_and(more: &[u8]) -> (String, Option<End>) {
 }
 
 #[test]
-fn nothing_is_served_behind_the_last() {
+fn nothing_is_served_after_the_last_request() {
     for more in [&b""[..], b"b\n", b"b"] {
         let (got, end) = last_and(more);
         assert_eq!(got.matches("bye").count(), 1);
@@ -83,7 +83,7 @@ impl Handler for Teller {
 }
 
 #[test]
-fn the_reason_is_the_one_that_was_told() {
+fn the_reason_is_that_of_the_retirement() {
     let mut config = Config::default();
     config.timeouts.lifetime = Some(secs(10));
     config.limits.max_connections = Some(64);
@@ -98,7 +98,7 @@ fn the_reason_is_the_one_that_was_told() {
     drop(crowd);
     sim.settle();
     server.take_closed();
-    // It grows old meanwhile.
+    // Its lifetime passes meanwhile.
     sim.advance(secs(25));
     peer.expect(b"done");
     peer.close();
@@ -106,7 +106,7 @@ fn the_reason_is_the_one_that_was_told() {
     server.expect_closed(CloseReason::Overload);
 }
 
-/// Counts one request, and asks about staying whenever it is sent something else.
+/// Counts one request, and decides about keep-alive at any other input.
 struct Asker;
 
 impl Handler for Asker {
@@ -130,7 +130,7 @@ impl Handler for Asker {
 }
 
 #[test]
-fn a_no_is_final_even_outside_of_a_request() {
+fn a_retirement_is_final_even_between_requests() {
     let mut config = Config::default();
     config.limits.requests_max = Some(2);
     let mut sim = world(1);
@@ -147,7 +147,7 @@ fn a_no_is_final_even_outside_of_a_request() {
     server.expect_closed(CloseReason::MaxRequests);
 }
 
-/// Serves a request a byte, and stops after the one that it is told is the last.
+/// Serves a request a byte, and stops after the one that is decided to be the last.
 struct Polite;
 
 impl Handler for Polite {

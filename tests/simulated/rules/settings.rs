@@ -51,7 +51,7 @@ fn extreme(number: u64, duration: Duration) -> Config {
     config
 }
 
-/// Clients that say something, or nothing, or read nothing, and some that are dialled.
+/// Runs clients that send, that send nothing or that read nothing, and some dials.
 fn spend_a_day(sim: &mut Sim, server: &Server<Busy>) {
     let listener = sim.listen("192.0.2.1:9", 16);
     for at in 0..40_u64 {

@@ -7,10 +7,10 @@ use crate::ping;
 
 #[test]
 fn a_backlog_is_emptied_over_some_turns_before_a_shutdown_closes_it() {
-    /// Notes how many connections had been accepted when it heard of the shutdown.
+    /// Notes how many connections had been accepted at `on_shutdown`.
     #[derive(Default)]
-    struct Told(Vec<u64>);
-    impl Handler for Told {
+    struct Noted(Vec<u64>);
+    impl Handler for Noted {
         type Session = ();
         fn on_open(&mut self, _: &mut Conn<'_>) -> Option<()> {
             Some(())
@@ -25,7 +25,7 @@ fn a_backlog_is_emptied_over_some_turns_before_a_shutdown_closes_it() {
         }
     }
     let mut sim = world(1);
-    let server = sim.serve(SERVER, Config::default(), Told::default());
+    let server = sim.serve(SERVER, Config::default(), Noted::default());
     let peers: Vec<_> = (0..1_000).map(|_| sim.connect(SERVER)).collect();
     peers.iter().for_each(|peer| peer.send(b"hello"));
     server.shutdown();
@@ -47,7 +47,7 @@ fn a_backlog_is_emptied_over_some_turns_before_a_shutdown_closes_it() {
 }
 
 #[test]
-fn a_connection_that_waits_when_the_end_comes_is_accepted_at_any_rate() {
+fn a_shutdown_accepts_the_backlog_whatever_the_accept_rate() {
     let mut config = Config::default();
     config.limits.accept_rate = Some(Rate::per_second(2));
     let mut sim = world(1);
@@ -90,7 +90,7 @@ impl Handler for Relay {
 }
 
 #[test]
-fn what_an_inbound_request_needs_outlives_the_call_for_the_end() {
+fn an_upstream_that_an_active_request_needs_outlives_the_shutdown_call() {
     let mut sim = world(1);
     let listener = sim.listen("10.0.0.2:80", 8);
     let server = sim.serve(SERVER, Config::default(), Relay(listener.address()));
@@ -106,14 +106,14 @@ fn what_an_inbound_request_needs_outlives_the_call_for_the_end() {
 }
 
 #[test]
-fn a_connection_that_is_served_when_the_end_comes_has_its_deadline() {
+fn a_request_that_arrives_during_a_shutdown_has_its_own_deadline() {
     let config = Config { shutdown_timeout: Some(secs(120)), ..Config::default() };
     let mut sim = world(1);
     let server = sim.serve(SERVER, config, Slow(secs(50)));
     let peer = sim.connect(SERVER);
     sim.settle();
     server.shutdown();
-    // It is given a time to end, and asks for something before that comes.
+    // It has a time to end by then, and sends a request before that time.
     sim.advance(millis(500));
     peer.send(b"x");
     sim.advance(secs(60));
@@ -125,7 +125,7 @@ fn a_connection_that_is_served_when_the_end_comes_has_its_deadline() {
 }
 
 #[test]
-fn replies_have_no_gap_before_the_end() {
+fn replies_have_no_gap_before_the_end_of_a_shutdown() {
     let mut sim = world(1);
     sim.set_buffers(8_192, 4_096);
     let server = sim.serve(SERVER, Config::default(), ping::Server);
@@ -149,7 +149,7 @@ fn replies_have_no_gap_before_the_end() {
     }
 }
 
-/// How long after the call for the end a client is closed that asks for something at `asks`, and
+/// How long after the shutdown began a client is closed that sends a request at `asks`, and
 /// how long after its reply.
 fn visit<H: Handler + 'static>(handler: H, asks: Option<Duration>) -> (Duration, Duration) {
     let mut sim = world(1);
@@ -172,9 +172,9 @@ fn visit<H: Handler + 'static>(handler: H, asks: Option<Duration>) -> (Duration,
 }
 
 #[test]
-fn a_client_that_is_told_nothing_has_a_second_behind_its_last_reply() {
+fn an_unannounced_client_gets_one_second_after_its_last_reply() {
     let (time, _) = visit(Echo, None);
-    // Idle again, or being served, when the time comes.
+    // It is idle again, or being served, when its time is over.
     let (_, after) = visit(Echo, Some(time - millis(50)));
     assert!(after >= millis(990), "{after:?}");
     let (_, after) = visit(Slow(millis(300)), Some(time - millis(50)));
@@ -182,7 +182,7 @@ fn a_client_that_is_told_nothing_has_a_second_behind_its_last_reply() {
 }
 
 #[test]
-fn a_peer_that_never_pauses_does_not_hold_up_the_end() {
+fn a_peer_that_never_pauses_does_not_delay_the_end_of_a_shutdown() {
     let mut sim = world(1);
     let server = serve_echo(&mut sim);
     let peer = sim.connect(SERVER);
@@ -199,7 +199,7 @@ fn a_peer_that_never_pauses_does_not_hold_up_the_end() {
 }
 
 #[test]
-fn a_connection_that_is_paused_when_the_time_comes_keeps_its_request() {
+fn a_connection_that_is_paused_when_its_time_is_over_keeps_its_request() {
     for lifetime in [None, Some(secs(10))] {
         let mut config = Config::default();
         config.timeouts.lifetime = lifetime;
@@ -265,12 +265,12 @@ fn two_doors<H: Handler>(reactor: &mut Reactor<H, Host>) {
 }
 
 #[test]
-fn what_was_read_before_the_end_is_served() {
+fn requests_read_before_a_shutdown_are_served() {
     for listener in [SERVER, "10.0.0.1:9090"] {
         for first in [b'a', b'p'] {
             let mut sim = world(1);
             let server = sim.spawn("10.0.0.1", Config::default(), OneByOne, two_doors);
-            let _somebody = sim.connect(SERVER);
+            let _other = sim.connect(SERVER);
             let peer = sim.connect(listener);
             sim.settle();
             let mut sent = vec![b'a'; 100];
@@ -286,7 +286,7 @@ fn what_was_read_before_the_end_is_served() {
             sim.advance(millis(100));
             let got = peer.take();
             assert_eq!(got.len(), 100);
-            // Who is exempt goes when all others have gone.
+            // An exempt connection ends when all others have ended.
             let last = if listener == SERVER { b'g' } else { b's' };
             assert_eq!((&got[..99], got[99]), (&[b's'; 99][..], last));
         }

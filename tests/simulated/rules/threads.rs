@@ -1,4 +1,4 @@
-//! Posts of closures: with wake-ups that fail, and bounded whoever posts.
+//! Posts of closures: with wake-ups that fail, and in bounds, whichever thread posts.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;

@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn what_we_send_is_no_sign_of_life() {
+fn output_of_ours_is_no_answer_to_a_ping() {
     struct Asker;
     impl Handler for Asker {
         type Session = ();
@@ -56,7 +56,7 @@ impl<F: Fn(Duration) + 'static> Handler for Owing<F> {
 }
 
 #[test]
-fn a_reply_that_is_owed_is_not_put_off_by_slow_callbacks() {
+fn slow_callbacks_do_not_put_off_the_response_deadline() {
     let mut sim = world(1);
     let stall = sim.stall();
     let server = sim.serve(SERVER, Config::default(), Owing { stall });
