@@ -3,29 +3,18 @@
 //!
 //! The limit is the whole process's, which is why this is a process of its own.
 
+#[path = "../scenarios/basics.rs"]
+mod basics;
+
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bytes::BytesMut;
-use wheelhouse::{AtLimit, Config, Conn, Error, Handler, Reactor};
+use wheelhouse::{AtLimit, Config, Error, Reactor};
 
-struct Echo;
-
-impl Handler for Echo {
-    type Session = ();
-
-    fn on_open(&mut self, _: &mut Conn<'_>) -> Option<()> {
-        Some(())
-    }
-
-    fn on_data(&mut self, conn: &mut Conn<'_>, (): &mut (), input: &mut BytesMut) {
-        conn.write(input);
-        input.clear();
-    }
-}
+use crate::basics::{Echo, millis, secs};
 
 fn dial(address: SocketAddr) -> TcpStream {
     let mut client = TcpStream::connect(address).unwrap();
@@ -39,7 +28,7 @@ fn is_served(reactor: &mut Reactor<Echo>, client: &mut TcpStream, patience: Dura
     let start = reactor.context().now();
     let mut echo = [0; 5];
     while reactor.context().now() - start < patience {
-        reactor.turn(&mut Echo, Some(Duration::from_millis(10))).unwrap();
+        reactor.turn(&mut Echo, Some(millis(10))).unwrap();
         match client.read(&mut echo) {
             Ok(5) => return true,
             Err(error) if error.kind() == ErrorKind::WouldBlock => {}
@@ -82,36 +71,36 @@ fn a_waiting_client_is_served_once_there_are_descriptors_again() {
     let listener = reactor.listen("127.0.0.1:0").unwrap();
     let address = reactor.local_addr(listener).ip().unwrap();
     let mut first = dial(address);
-    assert!(is_served(&mut reactor, &mut first, Duration::from_secs(5)));
+    assert!(is_served(&mut reactor, &mut first, secs(5)));
 
     let mut files = exhaust();
     files.pop();
     let mut waiting = dial(address);
     let turns = reactor.handle().stats().turns;
-    assert!(!is_served(&mut reactor, &mut waiting, Duration::from_millis(400)));
+    assert!(!is_served(&mut reactor, &mut waiting, millis(400)));
     let stats = reactor.handle().stats();
     assert!(stats.accept_pauses > 0 && stats.accept_errors > 0, "{stats:?}");
     assert!(stats.turns - turns < 200, "it spins: {} turns", stats.turns - turns);
     // Those that are there are served all the while.
     first.write_all(b"hello").unwrap();
-    assert!(is_served(&mut reactor, &mut first, Duration::from_secs(1)));
+    assert!(is_served(&mut reactor, &mut first, secs(1)));
 
     // Another part of the process closes a file: the server retries after a pause.
     files.pop();
-    assert!(is_served(&mut reactor, &mut waiting, Duration::from_secs(3)));
+    assert!(is_served(&mut reactor, &mut waiting, secs(3)));
 
     // One of its own connections ends: it retries at once.
     drop(files.pop());
     let mut next = dial(address);
     // By now it retries less often than every 500 ms.
-    assert!(!is_served(&mut reactor, &mut next, Duration::from_millis(800)));
+    assert!(!is_served(&mut reactor, &mut next, millis(800)));
     let start = reactor.context().now();
     drop(waiting);
     // The client's descriptor would do as well, so it is taken.
     let _taken = exhaust();
-    assert!(is_served(&mut reactor, &mut next, Duration::from_secs(3)));
+    assert!(is_served(&mut reactor, &mut next, secs(3)));
     let took = reactor.context().now() - start;
-    assert!(took < Duration::from_millis(400), "{took:?}");
+    assert!(took < millis(400), "{took:?}");
 }
 
 /// A reactor for so many connections, and how many it is for.

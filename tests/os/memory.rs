@@ -2,6 +2,9 @@
 //!
 //! The allocator counts for the whole process, which is why this is a process of its own.
 
+#[path = "../harness/shorthands.rs"]
+mod shorthands;
+
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
@@ -9,6 +12,8 @@ use std::time::Duration;
 use bytes::BytesMut;
 use dhat::{HeapStats, Profiler};
 use wheelhouse::{CloseReason, Config, Conn, Handler, Reactor};
+
+use crate::shorthands::millis;
 
 #[global_allocator]
 static COUNTING: dhat::Alloc = dhat::Alloc;
@@ -85,25 +90,25 @@ fn memory_stays_within_the_worst_case_whatever_peers_do() {
     // An idle connection owns no buffer: all finish, read and stay.
     clients.clear();
     for _ in 0..200 {
-        reactor.turn(&mut Lines, Some(Duration::from_millis(1))).unwrap();
+        reactor.turn(&mut Lines, Some(millis(1))).unwrap();
     }
     let mut clients: Vec<_> = (0..100).map(|_| TcpStream::connect(address).unwrap()).collect();
     for client in &mut clients {
         client.write_all(&piece).unwrap();
-        reactor.turn(&mut Lines, Some(Duration::from_millis(1))).unwrap();
+        reactor.turn(&mut Lines, Some(millis(1))).unwrap();
         client.write_all(&piece).unwrap();
-        reactor.turn(&mut Lines, Some(Duration::from_millis(1))).unwrap();
+        reactor.turn(&mut Lines, Some(millis(1))).unwrap();
         client.write_all(b"\n").unwrap();
-        reactor.turn(&mut Lines, Some(Duration::from_millis(1))).unwrap();
+        reactor.turn(&mut Lines, Some(millis(1))).unwrap();
         client.read_exact(&mut [0; 2]).unwrap();
     }
     for _ in 0..5 {
-        reactor.turn(&mut Lines, Some(Duration::from_millis(1))).unwrap();
+        reactor.turn(&mut Lines, Some(millis(1))).unwrap();
     }
     let idle = HeapStats::get().curr_bytes;
     drop(clients);
     for _ in 0..20 {
-        reactor.turn(&mut Lines, Some(Duration::from_millis(1))).unwrap();
+        reactor.turn(&mut Lines, Some(millis(1))).unwrap();
     }
     let kept = idle.saturating_sub(HeapStats::get().curr_bytes);
     assert!(kept <= 100 * 64, "{kept} bytes for a hundred idle connections, beside the columns");

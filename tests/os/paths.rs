@@ -16,6 +16,8 @@ use wheelhouse::{Address, Config, ListenConfig, Os, State};
 
 use super::{Echo, reactor, turn};
 
+use crate::shorthands::secs;
+
 /// A directory of its own, removed at the end.
 struct Directory(PathBuf);
 
@@ -227,7 +229,7 @@ fn a_dial_waits_for_room_in_the_backlog() {
     let start = reactor.context().now();
     while reactor.context().conn(id).map(|conn| conn.state()) == Some(State::Connecting) {
         turn(&mut reactor, &mut echo, 1);
-        assert!(reactor.context().now() - start < Duration::from_secs(5));
+        assert!(reactor.context().now() - start < secs(5));
     }
     let (mut peer, _) = listener.accept().unwrap();
     peer.write_all(b"hello").unwrap();

@@ -4,14 +4,18 @@
 //! Both are the whole process's, which is why this is a process of its own.
 #![cfg(target_os = "linux")]
 
+#[path = "../harness/shorthands.rs"]
+mod shorthands;
+
 use std::fs;
 use std::io::Write;
 use std::net::{SocketAddr, TcpStream};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use wheelhouse::{Config, Conn, Handler, Reactor, Shared};
+
+use crate::shorthands::millis;
 
 const PEERS: usize = 300;
 
@@ -57,7 +61,7 @@ fn resident() -> u64 {
 }
 
 fn turn(reactor: &mut Reactor<Flooded>, handler: &mut Flooded) {
-    reactor.turn(handler, Some(Duration::from_millis(1))).unwrap();
+    reactor.turn(handler, Some(millis(1))).unwrap();
 }
 
 /// What is measured is the whole process's.

@@ -14,12 +14,14 @@ use wheelhouse::{Config, Conn, Handle, Handler, Instant, ListenConfig, Reactor};
 
 use super::{any, flags, millis};
 
+use crate::shorthands::secs;
+
 /// How long an answer may take before it counts as missing.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = secs(10);
 
 /// How long a connection may be idle: its descriptor is found meanwhile, among those of thousands of
 /// connections that other tests have left in TIME_WAIT.
-const IDLE: Duration = Duration::from_secs(1);
+const IDLE: Duration = secs(1);
 
 /// A second descriptor of what `fd` refers to, as another process would have after fork(2).
 fn duplicate(fd: RawFd) -> OwnedFd {

@@ -19,7 +19,7 @@ use wheelhouse::{
     Address, CloseReason, Closed, Config, Conn, Context, Handler, ListenConfig, Os, Reactor,
 };
 
-use crate::shorthands::millis;
+use crate::shorthands::{millis, secs};
 
 fn any() -> Address {
     SocketAddr::from(([127, 0, 0, 1], 0)).into()
@@ -66,8 +66,8 @@ fn every_socket_has_the_options_that_were_asked_for() {
         let socket = SockRef::from(&stream);
         assert!(socket.tcp_nodelay().unwrap());
         assert!(socket.keepalive().unwrap());
-        assert_eq!(socket.tcp_keepalive_time().unwrap(), Duration::from_secs(60));
-        assert_eq!(socket.tcp_keepalive_interval().unwrap(), Duration::from_secs(10));
+        assert_eq!(socket.tcp_keepalive_time().unwrap(), secs(60));
+        assert_eq!(socket.tcp_keepalive_interval().unwrap(), secs(10));
         assert_eq!(socket.tcp_keepalive_retries().unwrap(), 3);
         assert_eq!(socket.tcp_user_timeout().unwrap(), None);
         assert_eq!(socket.tcp_notsent_lowat().unwrap(), 128 * 1024);

@@ -3,11 +3,12 @@
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::time::Duration;
 use std::{env, fs, process};
 
 use bytes::BytesMut;
 use wheelhouse::{Address, CloseReason, Closed, Config, Conn, ConnId, Context, Handler, Reactor};
+
+use crate::shorthands::millis;
 
 /// Owes a reply to each request, pauses on `p`, and keeps how connections ended.
 #[derive(Default)]
@@ -74,7 +75,7 @@ impl Server {
             if done(&self.handler) {
                 return;
             }
-            self.reactor.turn(&mut self.handler, Some(Duration::from_millis(10))).unwrap();
+            self.reactor.turn(&mut self.handler, Some(millis(10))).unwrap();
         }
         panic!("it did not come");
     }
@@ -124,7 +125,7 @@ fn a_peer_that_only_shuts_its_side_gets_its_reply() {
     peer.shutdown(std::net::Shutdown::Write).unwrap();
     server.until(|handler| handler.eof);
     for _ in 0..3 {
-        server.reactor.turn(&mut server.handler, Some(Duration::from_millis(10))).unwrap();
+        server.reactor.turn(&mut server.handler, Some(millis(10))).unwrap();
     }
     assert!(server.handler.closed.is_empty());
     let id = server.handler.opened.unwrap();
@@ -154,11 +155,11 @@ fn a_peer_that_shut_its_side_after_ours_may_read_on() {
         conn.write(b"reply");
         conn.shutdown_write();
     }
-    server.reactor.turn(&mut server.handler, Some(Duration::from_millis(10))).unwrap();
+    server.reactor.turn(&mut server.handler, Some(millis(10))).unwrap();
     // Both sides are shut, as at the end, and the peer has yet to read.
     peer.shutdown(std::net::Shutdown::Write).unwrap();
     for _ in 0..3 {
-        server.reactor.turn(&mut server.handler, Some(Duration::from_millis(10))).unwrap();
+        server.reactor.turn(&mut server.handler, Some(millis(10))).unwrap();
     }
     assert!(server.handler.closed.is_empty());
     let mut reply = String::new();
