@@ -285,7 +285,7 @@ fn a_greedy_client(sim: &mut Sim) {
 }
 
 /// An exempt connection at a full and busy server, to the end of its shutdown.
-fn an_operator(sim: &mut Sim) {
+fn an_exempt_connection(sim: &mut Sim) {
     const DESK: &str = "10.0.0.1:9090";
     let mut config = Config::default();
     config.limits.max_connections = Some(2);
@@ -296,15 +296,15 @@ fn an_operator(sim: &mut Sim) {
         reactor.listen_with(DESK, listen).unwrap();
     });
     let _crowd: Vec<_> = (0..4).map(|_| idle(sim, SERVER)).collect();
-    let operators = [idle(sim, DESK), idle(sim, DESK)];
+    let exempt_peers = [idle(sim, DESK), idle(sim, DESK)];
     sim.advance(secs(2));
-    assert!(operators.iter().any(|peer| peer.take() == b"i"), "one failure costs one");
+    assert!(exempt_peers.iter().any(|peer| peer.take() == b"i"), "one failure costs one");
     server.shutdown();
     sim.advance(millis(100));
     let late = [idle(sim, DESK), idle(sim, DESK)];
     // A failure may have ended the crowd, and with it the shutdown.
     let through = late.iter().any(|peer| peer.take() == b"i");
-    assert!(through || server.is_finished(), "an operator sees the shutdown");
+    assert!(through || server.is_finished(), "an exempt connection sees the shutdown");
     sim.advance(secs(60));
     assert!(server.is_finished());
 }
@@ -429,7 +429,7 @@ scenarios! {
     a_full_table
     a_rejection
     a_greedy_client
-    an_operator
+    an_exempt_connection
     a_sign_of_life
     an_upload
     too_much_buffered

@@ -136,9 +136,9 @@ fn an_exempt_listener_accepts_when_the_server_is_full<W: World>(world: &mut W) {
     fixture.send(peer, b"x");
     let waiting = fixture.connect();
     fixture.wait(millis(20));
-    let operator = fixture.connect_to(&address);
-    fixture.send(operator, b"PING");
-    fixture.expect(operator, b"PONG");
+    let exempt_peer = fixture.connect_to(&address);
+    fixture.send(exempt_peer, b"PING");
+    fixture.expect(exempt_peer, b"PONG");
     fixture.expect_silence(waiting);
     // An exempt connection takes no place of another.
     fixture.leave(peer);
@@ -148,16 +148,16 @@ fn an_exempt_listener_accepts_when_the_server_is_full<W: World>(world: &mut W) {
 fn at_most_sixteen_exempt_connections_are_open<W: World>(world: &mut W) {
     let mut fixture = Fixture::new(world, with_places(4), RecordingHandler::echo());
     let address = exempt(&mut fixture);
-    let operators: Vec<_> = (0..17).map(|_| fixture.connect_to(&address)).collect();
-    for operator in &operators {
-        fixture.send(*operator, b"x");
+    let exempt_peers: Vec<_> = (0..17).map(|_| fixture.connect_to(&address)).collect();
+    for exempt_peer in &exempt_peers {
+        fixture.send(*exempt_peer, b"x");
     }
     fixture.wait(millis(50));
     assert_eq!(fixture.handler.ids.len(), 16);
     fixture.expect_none_closed();
     fixture.expect_rest();
-    fixture.leave(operators[0]);
-    fixture.expect(operators[16], b"x");
+    fixture.leave(exempt_peers[0]);
+    fixture.expect(exempt_peers[16], b"x");
     let (peer, _) = fixture.enter();
     fixture.expect_echo(peer);
 }
@@ -299,9 +299,9 @@ fn an_exempt_listener_does_not_limit_clients<W: World>(world: &mut W) {
     let address = exempt(&mut fixture);
     let (peer, number) = fixture.enter();
     for _ in 0..3 {
-        let operator = fixture.connect_to(&address);
-        fixture.expect_echo(operator);
-        fixture.leave(operator);
+        let exempt_peer = fixture.connect_to(&address);
+        fixture.expect_echo(exempt_peer);
+        fixture.leave(exempt_peer);
         fixture.expect_closed(CloseReason::PeerEof);
     }
     assert_eq!(fixture.with(number, |conn| conn.state()), State::Connected);

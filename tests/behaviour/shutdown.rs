@@ -399,13 +399,13 @@ fn exempt_listeners_are_closed_last<W: World>(world: &mut W) {
     fixture.saw(number, What::Data(8));
     fixture.reactor.handle().shutdown();
     fixture.wait(millis(50));
-    let operator = fixture.connect_to(&address);
+    let exempt_peer = fixture.connect_to(&address);
     fixture.saw(1, What::Connected);
     assert!(!fixture.reactor.is_finished());
     fixture.with(number, |conn| conn.end_request());
     assert_eq!(fixture.read_to_end(peer), (Vec::new(), Got::Eof));
     fixture.leave(peer);
-    assert_eq!(fixture.read_to_end(operator), (Vec::new(), Got::Eof));
+    assert_eq!(fixture.read_to_end(exempt_peer), (Vec::new(), Got::Eof));
     end(&mut fixture);
     assert_eq!(fixture.reactor.handle().stats().closed_total(), 2);
 }

@@ -144,11 +144,11 @@ pub(crate) fn crowd(sim: &mut Sim) {
     sim.set_faults(Faults::NONE);
     // Whatever the crowd does, the exempt connection is served, unless the handler refused
     // it or did what another client said and closed it.
-    let operator = sim.connect("10.0.0.1:9090");
-    operator.send(b"x");
+    let exempt_peer = sim.connect("10.0.0.1:9090");
+    exempt_peer.send(b"x");
     // The process may not be scheduled for ten seconds yet.
     sim.advance(secs(15));
-    let through = operator.received().contains(&b'x') || operator.closed().is_some();
+    let through = exempt_peer.received().contains(&b'x') || exempt_peer.closed().is_some();
     assert!(server.is_finished() || through, "an exempt connection is not served");
     if random.below(2) == 0 {
         server.shutdown();

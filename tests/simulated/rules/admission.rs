@@ -100,8 +100,8 @@ fn an_exempt_connection_is_never_evicted() {
         reactor.listen_with("10.0.0.1:9090", listen).unwrap();
     });
     // Idle for longer than all others.
-    let operator = sim.connect("10.0.0.1:9090");
-    operator.send(b"x");
+    let exempt_peer = sim.connect("10.0.0.1:9090");
+    exempt_peer.send(b"x");
     sim.advance(millis(100));
     let _idle = idle(&mut sim, 2);
     sim.advance(millis(200));
@@ -123,7 +123,7 @@ fn an_exempt_connection_is_never_evicted() {
     sim.advance(secs(1));
     newcomer.expect(b"x");
     assert_eq!(evicted(&server), 4, "it alone is idle");
-    assert!(operator.is_open());
+    assert!(exempt_peer.is_open());
 }
 
 #[test]

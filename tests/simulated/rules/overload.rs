@@ -224,8 +224,8 @@ fn exempt_connections_are_kept_alive_in_a_crowd() {
     });
     let _crowd: Vec<_> = (0..92).map(|_| sim.connect(SERVER)).collect();
     sim.settle();
-    let operator = sim.connect("10.0.0.1:9090");
-    operator.send(b"x");
+    let exempt_peer = sim.connect("10.0.0.1:9090");
+    exempt_peer.send(b"x");
     sim.settle();
     assert_eq!(server.handler().0, [true]);
 }
