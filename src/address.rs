@@ -16,7 +16,7 @@ use std::str::FromStr;
 /// let unix: Address = "unix:/run/echo.sock".parse()?;
 /// assert_eq!(v6.to_string(), "[::1]:7000");
 /// assert_eq!(unix.to_string(), "unix:/run/echo.sock");
-/// # Ok::<(), wheelhouse::AddressError>(())
+/// # Ok::<(), wheelhouse::address::AddressError>(())
 /// ```
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 #[non_exhaustive]
@@ -253,7 +253,7 @@ impl std::error::Error for AddressError {}
 ///
 /// assert!(matches!("127.0.0.1:7000".parse()?, Target::Address(_)));
 /// assert!(matches!("localhost:7000".parse()?, Target::Name { port: 7000, .. }));
-/// # Ok::<(), wheelhouse::AddressError>(())
+/// # Ok::<(), wheelhouse::address::AddressError>(())
 /// ```
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
 #[non_exhaustive]

@@ -49,7 +49,7 @@ macro_rules! reasons {
     )*) => {
         /// Why a connection ended: set once, delivered once to
         /// [`Handler::on_closed`](crate::Handler::on_closed), counted once in
-        /// [`Stats`](crate::Stats).
+        /// [`Stats`](crate::stats::Stats).
         #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
         #[non_exhaustive]
         pub enum CloseReason {

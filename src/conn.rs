@@ -466,7 +466,7 @@ impl Conn<'_> {
     }
 
     /// Gives this connection timeouts of its own, from now on and counted from when each began.
-    /// [`SocketOptions::user_timeout`](crate::SocketOptions::user_timeout) stays as it was set: where
+    /// [`SocketOptions::user_timeout`](crate::config::SocketOptions::user_timeout) stays as it was set: where
     /// `write` is to be longer than that allows, set it on the listener. A
     /// lifetime that is set already stays. Costs 136 bytes, and as much again for the box of what few
     /// connections need if this one had none.

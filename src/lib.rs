@@ -64,12 +64,25 @@
 //! step by step, and the reasons; `docs/guide.md` writes a protocol server from nothing, and
 //! `docs/operations.md` is for operators.
 //!
+//! # What is where
+//!
+//! The names that a first server needs are here, at the root. The others are in the modules that are
+//! named after their subject:
+//!
+//! - [`config`]: all settings, their defaults and the reasons for them.
+//! - [`address`]: what can be listened on and dialled, also as text.
+//! - [`close`]: why connections end, how, and whose doing it was.
+//! - [`stats`]: the counters, and their export.
+//! - [`backend`]: the operating system, and what a program may replace of it, such as the look-up of
+//!   names.
+//! - `sim`, with the feature of that name: a world in memory for tests of handlers.
+//!
 //! # Deadlines and limits
 //!
 //! They are on by default. [`Timeouts`] bounds everything that takes time and [`Limits`] everything
 //! that takes room; `None` turns a timeout off and zero is refused. With the defaults every
 //! connection has a finite deadline at every moment. A connection ends for one [`CloseReason`],
-//! which [`Handler::on_closed`] gets and [`Stats`] counts.
+//! which [`Handler::on_closed`] gets and [`Stats`](stats::Stats) counts.
 //!
 //! Some deadlines depend on what the handler says about requests: [`Conn::expect_more_input`] that it
 //! waits for more of one, [`Conn::begin_request`] and [`Conn::end_request`] that it owes a reply
@@ -94,13 +107,14 @@
 //!
 //! Sockets, clocks, randomness and name look-up come through one trait, [`backend::Backend`], so a
 //! reactor can be put into another world ([`Reactor::with_backend`]) and its time be made up; that
-//! is why [`Instant`] is not std's. [`Os`] is the real world, and the module `sim` (with the feature
-//! of that name) has one to test handlers in, with virtual time and injected faults.
+//! is why [`Instant`] is not std's. [`backend::Os`] is the real world, and the module `sim` has one to
+//! test handlers in, with virtual time and injected faults.
 //!
 //! # Platforms
 //!
 //! 64-bit Unix. Linux is run and measured; macOS and FreeBSD, on kqueue, are type-checked and have
-//! not been run. What a system cannot do is left out: [`Os`] and [`SocketOptions`] say what.
+//! not been run. What a system cannot do is left out: [`backend::Os`] and [`config::SocketOptions`]
+//! say what.
 //!
 //! # Panics
 //!
@@ -114,10 +128,10 @@
 //! Events go to [`tracing`](https://docs.rs/tracing): shortages and panics as warnings and errors,
 //! the start and end of a reactor as information, the end of each connection at debug level.
 
-mod address;
+pub mod address;
 pub mod backend;
-mod close;
-mod config;
+pub mod close;
+pub mod config;
 mod conn;
 mod core;
 mod error;
@@ -136,19 +150,28 @@ mod state;
 mod time;
 mod unwind;
 
-pub use crate::address::{Address, AddressError, Target, ToAddress, ToTarget};
-pub use crate::backend::Os;
-pub use crate::close::{CloseReason, Closed, Fault, OsError, Timeout};
-pub use crate::config::{
-    AtLimit, ClientLimits, Config, Keepalive, Limits, ListenConfig, Network, NetworkError, Rate,
-    Refusal, SocketOptions, Timeouts, Watermarks,
-};
-pub use crate::conn::{Conn, Context, KeepAlive};
+/// What a reactor has counted, and how it is exported.
+///
+/// A [`Handle`](crate::Handle::stats) reads the counters from any thread, a
+/// [`Context`](crate::Context::stats) from a callback, and the [`Report`] has the final ones.
+pub mod stats {
+    pub use crate::core::stats::Stats;
+}
 
+/// The crate of [`Bytes`](bytes::Bytes) and [`BytesMut`](bytes::BytesMut), in the version that the
+/// callbacks use.
+pub use bytes;
+
+#[doc(inline)]
+pub use crate::address::{Address, Target};
+#[doc(inline)]
+pub use crate::close::{CloseReason, Closed, Timeout};
+#[doc(inline)]
+pub use crate::config::{Config, Limits, ListenConfig, Timeouts};
+pub use crate::conn::{Conn, Context, KeepAlive};
 pub use crate::core::lifecycle::State;
 pub use crate::core::share::Shared;
-pub use crate::core::stats::Stats;
-pub use crate::error::{ConfigError, ConnectError, Error, PostError};
+pub use crate::error::{ConnectError, Error, PostError};
 pub use crate::handler::Handler;
 pub use crate::id::{AlarmId, ConnId, ListenerId, Origin};
 pub use crate::reactor::{Handle, Reactor, Report, RunError};

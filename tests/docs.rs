@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytes::BytesMut;
-use wheelhouse::{
-    AtLimit, Config, Conn, Handler, Keepalive, ListenConfig, Reactor, Refusal, Stats,
-};
+use wheelhouse::config::{AtLimit, Keepalive, Refusal};
+use wheelhouse::stats::Stats;
+use wheelhouse::{Config, Conn, Handler, ListenConfig, Reactor};
 
 const README: &str = include_str!("../README.md");
 const ARCHITECTURE: &str = include_str!("../docs/architecture.md");

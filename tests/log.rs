@@ -8,8 +8,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tracing::Level;
+use wheelhouse::config::{AtLimit, Rate};
 use wheelhouse::sim::{Call, Sim, errno};
-use wheelhouse::{AtLimit, Config, Conn, Handler, Rate, Reactor};
+use wheelhouse::{Config, Conn, Handler, Reactor};
 
 use crate::basics::{Echo, SERVER, millis};
 

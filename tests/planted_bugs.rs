@@ -18,9 +18,10 @@ use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 use tracing::level_filters::LevelFilter;
+use wheelhouse::config::AtLimit;
 use wheelhouse::planted::{Bug, plant};
 use wheelhouse::sim::{self, Link, Server, Sim};
-use wheelhouse::{AtLimit, CloseReason, Config, Conn, ConnId, Handler};
+use wheelhouse::{CloseReason, Config, Conn, ConnId, Handler};
 
 use crate::scenarios::{millis, secs};
 use crate::servers::{circle, echo, everything, failing, flaky_log, log_flakily, posts, shutdown};

@@ -17,7 +17,8 @@ use tracing::subscriber::Interest;
 use tracing::subscriber::with_default;
 use tracing::{Event, Metadata, Subscriber};
 use wheelhouse::sim::{End, Sim};
-use wheelhouse::{Config, Conn, Handler, Stats};
+use wheelhouse::stats::Stats;
+use wheelhouse::{Config, Conn, Handler};
 
 use crate::basics::{Echo, SERVER};
 

@@ -8,10 +8,9 @@ mod scenarios;
 
 use std::env;
 
+use wheelhouse::config::{AtLimit, Rate, Refusal};
 use wheelhouse::sim::{self, Link, Peer, Personality, Server, Sim};
-use wheelhouse::{
-    Address, AtLimit, CloseReason, Config, Handler, ListenConfig, Rate, Refusal, Timeout,
-};
+use wheelhouse::{Address, CloseReason, Config, Handler, ListenConfig, Timeout};
 
 use crate::scenarios::{Echo, Keeper, SERVER, millis, secs, serve_echo};
 

@@ -15,9 +15,8 @@ use clap::{Args, Parser};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use tracing_subscriber::EnvFilter;
-use wheelhouse::{
-    Address, Config, Error, Handle, Handler, ListenConfig, ListenerId, Rate, Reactor,
-};
+use wheelhouse::config::Rate;
+use wheelhouse::{Address, Config, Error, Handle, Handler, ListenConfig, ListenerId, Reactor};
 
 /// The options of a server. What is not given keeps the default of the library.
 #[derive(Args, Debug)]

@@ -11,7 +11,8 @@ use std::time::Duration;
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
 use wheelhouse::sim::{Call, Faults, Link, Peer, Personality, Sim};
-use wheelhouse::{Address, AtLimit, Config, ListenConfig, Rate, Refusal};
+use wheelhouse::config::{AtLimit, Rate, Refusal};
+use wheelhouse::{Address, Config, ListenConfig};
 
 use crate::scenarios::{Echo, Keeper};
 

@@ -158,13 +158,13 @@ pub enum AtLimit {
 ///
 /// ```
 /// use std::time::Duration;
-/// use wheelhouse::{ClientLimits, Rate};
+/// use wheelhouse::config::{ClientLimits, Rate};
 ///
 /// let mut clients = ClientLimits::default();
 /// clients.connections = Some(20);
 /// clients.rate = Some(Rate::new(100, Duration::from_secs(10)));
 /// clients.allowed = vec!["10.0.0.0/8".parse()?];
-/// # Ok::<(), wheelhouse::NetworkError>(())
+/// # Ok::<(), wheelhouse::config::NetworkError>(())
 /// ```
 #[derive(Clone, Debug)]
 pub struct ClientLimits {

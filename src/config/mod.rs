@@ -13,7 +13,7 @@ pub use self::limits::{AtLimit, ClientLimits, Limits, Network, NetworkError, Rat
 pub(crate) use self::limits::{masked, untranslated};
 pub use self::socket::{Keepalive, SocketOptions};
 pub use self::timeouts::Timeouts;
-use crate::error::ConfigError;
+pub use crate::error::ConfigError;
 
 /// Everything a [`Reactor`](crate::Reactor) can be told, with defaults that are safe on a hostile
 /// network.
@@ -51,7 +51,7 @@ pub struct Config {
     /// Options set on every socket.
     pub socket: SocketOptions,
     /// How long a callback may take before it is reported: named in a warning, at most one each
-    /// second, and counted in [`Stats::stalls`](crate::Stats::stalls). It is measured to within a tick
+    /// second, and counted in [`Stats::stalls`](crate::stats::Stats::stalls). It is measured to within a tick
     /// of the system's coarse clock (4 ms on most kernels), at no cost where callbacks are short, and
     /// only from 8 ms on; `on_idle` right after `on_data`, which ends nearly every message, is timed
     /// together with that. Default 25 ms, which all other connections wait for;
@@ -149,12 +149,12 @@ impl Config {
 /// `high`. Default 64 KiB and 32 KiB.
 ///
 /// ```
-/// use wheelhouse::Watermarks;
+/// use wheelhouse::config::Watermarks;
 ///
 /// let marks = Watermarks::new(1_024, 4_096)?;
 /// assert_eq!((marks.low(), marks.high()), (1_024, 4_096));
 /// assert!(Watermarks::new(2, 1).is_err());
-/// # Ok::<(), wheelhouse::ConfigError>(())
+/// # Ok::<(), wheelhouse::config::ConfigError>(())
 /// ```
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Watermarks {

@@ -107,7 +107,7 @@ impl Timeouts {
     /// client a failed request. So a connection may say nothing for 35 minutes, at first and between
     /// requests: longer than the 30 minutes after which pools commonly retire a connection, so that it
     /// is the pool that closes. A peer that vanished meanwhile is found by
-    /// [`SocketOptions::keepalive`](crate::SocketOptions::keepalive), or by
+    /// [`SocketOptions::keepalive`](crate::config::SocketOptions::keepalive), or by
     /// [`ping_after`](Self::ping_after) where the protocol has a question to ask.
     ///
     /// A connection that has not said anything is not evicted at a limit, so strangers can hold places

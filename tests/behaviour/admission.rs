@@ -1,10 +1,8 @@
 //! Which connections are accepted when there are many, and which are evicted for them.
 
 use bytes::Bytes;
-use wheelhouse::{
-    Address, AtLimit, CloseReason, Config, ConnectError, ListenConfig, Rate, Refusal, State,
-    Timeout,
-};
+use wheelhouse::config::{AtLimit, Rate, Refusal};
+use wheelhouse::{Address, CloseReason, Config, ConnectError, ListenConfig, State, Timeout};
 
 use crate::harness::{
     Fixture, Got, PeerId, RecordingHandler, What, World, millis, secs, with_places,

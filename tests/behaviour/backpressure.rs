@@ -4,7 +4,8 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
-use wheelhouse::{CloseReason, Config, Conn, ConnId, Watermarks};
+use wheelhouse::config::Watermarks;
+use wheelhouse::{CloseReason, Config, Conn, ConnId};
 
 use crate::harness::{
     Fixture, Got, PeerId, RecordingHandler, What, World, assert_same, millis, pattern, secs,

@@ -3,9 +3,8 @@
 use std::cell::Cell;
 use std::rc::Rc;
 
-use wheelhouse::{
-    Address, CloseReason, Config, ConnectError, Origin, State, Target, Timeout, ToTarget,
-};
+use wheelhouse::address::ToTarget;
+use wheelhouse::{Address, CloseReason, Config, ConnectError, Origin, State, Target, Timeout};
 
 use crate::harness::{Fixture, Got, RecordingHandler, What, World, assert_on_time, millis, secs};
 

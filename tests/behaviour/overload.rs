@@ -4,7 +4,8 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use wheelhouse::{CloseReason, Config, Watermarks};
+use wheelhouse::config::Watermarks;
+use wheelhouse::{CloseReason, Config};
 
 use crate::harness::{Fixture, Got, RecordingHandler, What, World, millis, secs, with_places};
 

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::{Bytes, BytesMut};
-use wheelhouse::{CloseReason, Config, Conn, Handler, Rate, Reactor};
+use wheelhouse::config::Rate;
+use wheelhouse::{CloseReason, Config, Conn, Handler, Reactor};
 
 use crate::harness::{Fixture, Got, RecordingHandler, What, World, few_places, millis};
 

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use wheelhouse::{AtLimit, Config, Error, ListenConfig, Reactor};
+use wheelhouse::config::AtLimit;
+use wheelhouse::{Config, Error, ListenConfig, Reactor};
 
 use crate::harness::{Fixture, Os, RecordingHandler, millis, secs};
 

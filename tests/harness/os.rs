@@ -87,7 +87,7 @@ fn sock_addr(address: &Address) -> SockAddr {
 }
 
 impl World for Os {
-    type Backend = wheelhouse::Os;
+    type Backend = wheelhouse::backend::Os;
     type Peer = Socket;
     type Listener = Socket;
 
@@ -95,8 +95,8 @@ impl World for Os {
         self.family == Family::Tcp
     }
 
-    fn backend(&mut self) -> wheelhouse::Os {
-        wheelhouse::Os::new().unwrap()
+    fn backend(&mut self) -> wheelhouse::backend::Os {
+        wheelhouse::backend::Os::new().unwrap()
     }
 
     fn address(&mut self) -> Address {

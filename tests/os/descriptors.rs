@@ -12,7 +12,8 @@ use std::net::{SocketAddr, TcpStream};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use wheelhouse::{AtLimit, Config, Error, Reactor};
+use wheelhouse::config::AtLimit;
+use wheelhouse::{Config, Error, Reactor};
 
 use crate::basics::{Echo, millis, secs};
 

@@ -11,8 +11,9 @@ use std::thread;
 use std::time::Duration;
 
 use socket2::{Domain, SockAddr, Socket, Type};
+use wheelhouse::backend::Os;
 use wheelhouse::backend::{Backend, OsListener};
-use wheelhouse::{Address, Config, ListenConfig, Os, State};
+use wheelhouse::{Address, Config, ListenConfig, State};
 
 use super::{Echo, reactor, turn};
 

@@ -15,8 +15,9 @@ use std::time::Duration;
 use bytes::BytesMut;
 use socket2::SockRef;
 use wheelhouse::backend::Backend;
+use wheelhouse::backend::Os;
 use wheelhouse::{
-    Address, CloseReason, Closed, Config, Conn, Context, Handler, ListenConfig, Os, Reactor,
+    Address, CloseReason, Closed, Config, Conn, Context, Handler, ListenConfig, Reactor,
 };
 
 use crate::shorthands::{millis, secs};

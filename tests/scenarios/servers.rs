@@ -10,8 +10,9 @@ use tracing::field::{Field, Visit};
 use tracing::level_filters::LevelFilter;
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Metadata, Subscriber};
+use wheelhouse::config::{AtLimit, Rate, Refusal};
 use wheelhouse::sim::{Call, Faults, Random, Server, Sim, errno};
-use wheelhouse::{Address, AtLimit, Config, Handle, Handler, ListenConfig, Rate, Refusal, Target};
+use wheelhouse::{Address, Config, Handle, Handler, ListenConfig, Target};
 
 use self::large::Large;
 use crate::peers::{let_peers_loose, words};

@@ -7,8 +7,9 @@
 
 use std::time::Duration;
 
+use wheelhouse::config::AtLimit;
 use wheelhouse::sim::{End, Link, Peer, Server, Sim};
-use wheelhouse::{AtLimit, CloseReason, Config, Timeout};
+use wheelhouse::{CloseReason, Config, Timeout};
 
 use crate::large::{Large, reply};
 use crate::scenarios::{millis, secs};

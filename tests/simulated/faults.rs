@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use wheelhouse::backend::{Backend, Events, Token};
+use wheelhouse::config::SocketOptions;
 use wheelhouse::sim::{
     Call, End, Faults, Host, HostStream, Link, Peer, Personality, Server, Sim, errno,
 };
 use wheelhouse::{
-    Address, CloseReason, Closed, Config, Conn, Context, Handler, ListenConfig, Reactor,
-    SocketOptions, Timeout, Timeouts,
+    Address, CloseReason, Closed, Config, Conn, Context, Handler, ListenConfig, Reactor, Timeout,
+    Timeouts,
 };
 
 use crate::scenarios::{Echo, Keeper, SERVER, expect_service, millis, reasons, secs, serve_echo};

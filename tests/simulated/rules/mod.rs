@@ -19,10 +19,11 @@ mod timeouts;
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
+use wheelhouse::config::{AtLimit, Rate, Refusal, Watermarks};
 use wheelhouse::sim::{Call, End, Faults, Link, Peer, Server, Sim, errno};
 use wheelhouse::{
-    Address, AtLimit, CloseReason, Closed, Config, Conn, ConnId, Context, Handler, ListenConfig,
-    ListenerId, Origin, Rate, Reactor, Refusal, State, Target, Timeout, Watermarks,
+    Address, CloseReason, Closed, Config, Conn, ConnId, Context, Handler, ListenConfig, ListenerId,
+    Origin, Reactor, State, Target, Timeout,
 };
 
 use super::PERSONALITY;
