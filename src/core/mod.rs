@@ -1,8 +1,8 @@
 //! Decisions: plain data and functions, without system calls, clocks, randomness or I/O errors.
 
-pub(crate) mod admission;
 pub(crate) mod budget;
 pub(crate) mod burst;
+pub(crate) mod clients;
 pub(crate) mod deadlines;
 pub(crate) mod flags;
 pub(crate) mod lifecycle;

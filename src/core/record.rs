@@ -7,7 +7,7 @@ use bytes::{Buf, BytesMut};
 use crate::address::{Address, Target};
 use crate::close::CloseMode;
 use crate::close::{CloseReason, OsError, Timeout};
-use crate::core::admission::LingerNumber;
+use crate::core::clients::LingerNumber;
 use crate::core::deadlines::{Deadline, DeadlineClocks, DeadlineInputs, Durations};
 use crate::core::flags::{ColdFlags, Flags};
 use crate::core::lifecycle::{State, Step};
