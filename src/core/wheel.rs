@@ -8,6 +8,11 @@
 //! it is and schedules it again when it comes up early (libev's manual calls this the third way of
 //! being smart about timeouts).
 
+use std::time::Duration;
+
+/// The wheel's resolution.
+pub(crate) const TICK: Duration = Duration::from_millis(10);
+
 /// Slots in one revolution: with ticks of 10 ms, 82 s, more than all common deadlines.
 const SLOTS: usize = 8_192;
 const WORDS: usize = SLOTS / 64;

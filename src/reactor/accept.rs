@@ -14,12 +14,13 @@ use crate::core::clients::{Bucket, ClientKey, Clients, Excess};
 use crate::core::deadlines::Durations;
 use crate::core::flags::Flags;
 use crate::core::record::{NewConn, Record};
+use crate::core::wheel::TICK;
 use crate::error::Error;
 use crate::handler::Handler;
 use crate::id::{AlarmId, ConnId, ListenerId, Origin};
 use crate::log::{LogLimiter, debug, error, warn};
 use crate::planted::{Bug, planted};
-use crate::state::{Purpose, TICK, log_state};
+use crate::state::{Purpose, log_state};
 use crate::time::Instant;
 
 /// Connections accepted from one listener in one turn: one burst of SYNs must not starve those

@@ -11,10 +11,10 @@ use crate::core::flags::Flags;
 use crate::core::lifecycle::State;
 use crate::core::output::{Output, allocation};
 use crate::core::record::Record;
-use crate::core::wheel::Key;
+use crate::core::wheel::{Key, TICK};
 use crate::handler::Handler;
 use crate::id::ConnId;
-use crate::state::{LoopState, TICK};
+use crate::state::LoopState;
 use crate::time::{Instant, nanos};
 
 /// What a reactor holds.
@@ -41,7 +41,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
 
     /// Whether a walk over all connections goes on, which takes some turns in a row.
     pub(crate) const fn is_walking(&self) -> bool {
-        self.stop.is_walking() || self.overload.is_searching()
+        self.drain.is_walking() || self.overload.is_searching()
     }
 
     pub(crate) fn holdings(&self) -> Holdings {
@@ -529,6 +529,9 @@ pub(super) mod tests {
             input.clear();
         }
     }
+
+    /// A table of so many places is walked in thirteen steps.
+    pub(crate) const MANY: usize = 50_000;
 
     /// The longest that a turn waits.
     const PULSE: Duration = Duration::from_millis(1);

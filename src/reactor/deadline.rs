@@ -98,7 +98,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             (_, Purpose::RetryAccept) => self.retry_accepting(handler),
             (_, Purpose::RefuseDeferred) => self.refuse_deferred(),
             (_, Purpose::Relieve) => self.relieve(handler),
-            (_, Purpose::LookAtStop) => self.look_at_stop(),
+            (_, Purpose::CheckShutdown) => self.check_shutdown(),
             (_, Purpose::HardStop) => self.hard_stop(),
             (_, Purpose::RetryDial(id)) => self.retry_dial(handler, id),
         }

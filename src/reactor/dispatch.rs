@@ -148,7 +148,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         callback: impl FnOnce(&mut Context<'_>),
     ) {
         if !self.call_shared(name, callback) {
-            self.stop.fail("a callback of the loop panicked");
+            self.drain.fail("a callback of the loop panicked");
         }
     }
 
@@ -212,6 +212,6 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     fn count_panic(&mut self) {
         self.shared.roll_back();
         self.shared.counters.panics.add(1);
-        self.stop.count_panic(self.shared.now);
+        self.drain.count_panic(self.shared.now);
     }
 }

@@ -35,12 +35,12 @@ use self::io::wants_reading;
 pub use self::mailbox::Handle;
 use self::mailbox::{Mailbox, Task};
 pub use self::shutdown::Report;
-use self::shutdown::Stop;
 use crate::address::{Address, ToAddress};
 use crate::backend::{Backend, EVENTS_PER_WAIT, Events, Os, Readiness, Source};
 use crate::config::{Config, ListenConfig};
 use crate::conn::Context;
 use crate::core::budget::{Budget, ITEMS_PER_STEP, STEP_NANOS, Step};
+use crate::core::drain::Drain;
 use crate::core::flags::Flags;
 use crate::core::lifecycle::State;
 use crate::core::pressure::SHRINKS_FROM;
@@ -119,7 +119,7 @@ pub struct Reactor<H: Handler, B: Backend = Os> {
     read_buffer: BytesMut,
     mailbox: Arc<Mailbox<H>>,
     tasks: VecDeque<Task<H>>,
-    stop: Stop,
+    drain: Drain,
     /// Waits in a row after which deadlines were put off because there may be input.
     put_off: u32,
     /// What happens to single connections is to be logged.
@@ -198,7 +198,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             Mailbox::new(config.limits.mailbox_max, backend.waker(), Arc::clone(&shared.counters));
         Ok(Self {
             accepting: accept::Accepting::new(&config, capacity),
-            stop: Stop::new(&config),
+            drain: Drain::new(&config),
             backend,
             config,
             events: Events::with_capacity(EVENTS_PER_WAIT),
@@ -261,7 +261,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         self.settle_dirty(handler);
         self.reap(handler);
         self.progress_shutdown(handler);
-        self.stop.failure()
+        self.drain.outcome().map_err(failed)
     }
 
     /// Turns until a shutdown has ended, and reports what the reactor did.
@@ -400,7 +400,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
 
     /// Whether a shutdown has ended: another turn would have nothing to do.
     pub fn is_finished(&self) -> bool {
-        self.stop.has_ended()
+        self.drain.has_ended()
     }
 
     fn timeout(&self) -> Option<Duration> {
@@ -416,9 +416,9 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         if queued > 0
             || !shared.ready.is_empty()
             || self.mailbox.is_due()
-            || self.stop.seen() != shared.shutdowns_asked
+            || self.drain.handled_of_callbacks() != shared.shutdowns_asked
             || self.accepting.is_due()
-            || self.stop.has_work()
+            || self.drain.has_work()
         {
             return Some(Duration::ZERO);
         }
@@ -491,7 +491,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         self.call_loop("on_start", |cx| handler.on_start(cx));
         // A panic there stops the reactor before it waits for anything.
         self.progress_shutdown(handler);
-        self.stop.failure()
+        self.drain.outcome().map_err(failed)
     }
 
     #[cold]
@@ -743,6 +743,12 @@ fn refresh_now_if_stale<B: Backend>(
         shared.note_long(callback, id, backend.now(), step);
     }
     shared.seen = coarse;
+}
+
+/// Why the reactor failed, as a turn returns it.
+#[cold]
+fn failed(why: &'static str) -> std::io::Error {
+    std::io::Error::other(why)
 }
 
 /// Descriptors that a reactor leaves to the rest: files, listeners, the poll and its waker need some

@@ -16,11 +16,12 @@ use crate::core::lifecycle::State;
 use crate::core::output::allocation;
 use crate::core::pressure::{self, EVICTS_FROM, SHRINKS_FROM};
 use crate::core::table::Cursor;
+use crate::core::wheel::TICK;
 use crate::handler::Handler;
 use crate::id::{AlarmId, ConnId};
 use crate::log::{LogLimiter, debug, warn};
 use crate::planted::{Bug, planted};
-use crate::state::{LoopState, Purpose, TICK};
+use crate::state::{LoopState, Purpose};
 use crate::time::{Instant, nanos};
 
 /// The most connections evicted at a time: nginx's number.
@@ -465,15 +466,12 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::audit::tests::{Echo, crowd};
+    use super::super::audit::tests::{Echo, MANY, crowd};
     use super::*;
     use crate::config::Config;
     use crate::core::flags::Flags;
     use crate::core::table::PLACES_PER_STEP;
     use crate::sim::Sim;
-
-    /// A table of so many places is walked in thirteen steps.
-    const MANY: usize = 50_000;
 
     #[test]
     fn the_oldest_of_many_are_found_in_steps() {

@@ -4,13 +4,11 @@ use std::cmp::Reverse;
 use std::time::Duration;
 
 use super::LoopState;
-use crate::core::wheel::Key;
+use crate::core::wheel::{Key, TICK};
 use crate::id::{AlarmId, ConnId};
 use crate::planted::{Bug, planted};
 use crate::time::Instant;
 
-/// The wheel's resolution.
-pub(crate) const TICK: Duration = Duration::from_millis(10);
 const TICK_NANOS: u64 = TICK.as_nanos() as u64;
 
 /// A timer of the whole loop.
@@ -33,8 +31,8 @@ pub(crate) enum Purpose {
     RefuseDeferred,
     /// A look at the pressure is due.
     Relieve,
-    /// A look at how far a shutdown has come.
-    LookAtStop,
+    /// A check of the connections that a shutdown waits for is due.
+    CheckShutdown,
     /// A shutdown has lasted long enough.
     HardStop,
     /// A dial found the backlog full and is to be tried again.

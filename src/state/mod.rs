@@ -18,7 +18,7 @@ use std::time::Duration;
 use slab::Slab;
 
 use self::alarms::Alarm;
-pub(crate) use self::alarms::{Purpose, TICK};
+pub(crate) use self::alarms::Purpose;
 use self::journal::{Entry, JOURNAL_KEPT};
 pub(crate) use self::transitions::log_state;
 use self::writing::SCRATCH_MAX;
