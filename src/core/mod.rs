@@ -5,6 +5,7 @@ pub(crate) mod burst;
 pub(crate) mod clients;
 pub(crate) mod deadlines;
 pub(crate) mod drain;
+pub(crate) mod evict;
 pub(crate) mod flags;
 pub(crate) mod lifecycle;
 pub(crate) mod output;

@@ -9,6 +9,7 @@ mod dial;
 mod dispatch;
 mod end;
 mod ending;
+mod evict;
 mod io;
 mod mailbox;
 mod overload;
@@ -198,6 +199,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             Mailbox::new(config.limits.mailbox_max, backend.waker(), Arc::clone(&shared.counters));
         Ok(Self {
             accepting: accept::Accepting::new(&config, capacity),
+            overload: overload::Overload::new(&config.limits.at_limit),
             drain: Drain::new(&config),
             backend,
             config,
@@ -208,7 +210,6 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             woken: false,
             listeners: Vec::new(),
             deferred: VecDeque::new(),
-            overload: overload::Overload::default(),
             crowded_from: capacity - capacity / 5,
             slots: table::column(capacity),
             shared,

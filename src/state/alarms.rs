@@ -29,7 +29,7 @@ pub(crate) enum Purpose {
     RetryAccept,
     /// A connection of a client at its limit has waited long enough.
     RefuseDeferred,
-    /// A look at the pressure is due.
+    /// A check of the pressure is due.
     Relieve,
     /// A check of the connections that a shutdown waits for is due.
     CheckShutdown,
