@@ -1,4 +1,4 @@
-//! Which connections are admitted: what each client uses, and how many come at once.
+//! What each client uses: its connections, and how often it connects.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -10,12 +10,12 @@ use crate::config::{ClientLimits, Network, Rate, masked, untranslated};
 use crate::id::ConnId;
 use crate::time::Instant;
 
-/// Why a client is not let in.
+/// Which limit of its client a newcomer exceeds.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Excess {
-    /// It has as many connections as it may.
+    /// The client has as many connections as it may.
     Connections,
-    /// It comes too often.
+    /// The client connects too often.
     Rate,
 }
 
@@ -215,41 +215,9 @@ impl Client {
     }
 }
 
-/// A limit on how many come at once from all clients together: the generic cell rate algorithm
-/// (ITU-T I.371), which is a leaky bucket kept as one time.
-#[derive(Debug)]
-pub(crate) struct Bucket {
-    /// The time one arrival takes up.
-    each: u64,
-    /// As much of it as may be taken up at once.
-    most: u64,
-    /// Until when all of it is taken up.
-    full_until: Instant,
-}
-
-impl Bucket {
-    pub(crate) fn new(rate: Rate) -> Self {
-        let per = rate.per_nanos();
-        Self { each: (per / u64::from(rate.count())).max(1), most: per, full_until: Instant::EPOCH }
-    }
-
-    /// When the next may come: not after `now` if it may at once.
-    pub(crate) fn next(&self, now: Instant) -> Instant {
-        let from = self.full_until.max(now);
-        let ahead = from.nanos_since(now).saturating_add(self.each);
-        now.after(ahead.saturating_sub(self.most))
-    }
-
-    /// One comes.
-    pub(crate) fn take(&mut self, now: Instant) {
-        self.full_until = self.full_until.max(now).after(self.each);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proptest::prelude::*;
     use std::time::Duration;
 
     fn clients(change: impl FnOnce(&mut ClientLimits), capacity: usize) -> Clients {
@@ -394,42 +362,5 @@ mod tests {
             assert!(clients.len() <= 4_000 + 1_000 / CHECKED_PER_ARRIVAL + 1);
         }
         assert_eq!(clients.connections(), 1_000);
-    }
-
-    #[test]
-    fn a_bucket_lets_a_burst_in_and_then_one_by_one() {
-        let mut bucket = Bucket::new(Rate::per_second(4));
-        for _ in 0..4 {
-            assert_eq!(bucket.next(at(1_000)), at(1_000));
-            bucket.take(at(1_000));
-        }
-        assert_eq!(bucket.next(at(1_000)), at(1_250));
-        assert_eq!(bucket.next(at(1_250)), at(1_250));
-        bucket.take(at(1_250));
-        assert_eq!(bucket.next(at(1_250)), at(1_500));
-        assert_eq!(bucket.next(at(9_000)), at(9_000));
-    }
-
-    proptest! {
-        /// In no window of the rate's length are there more than twice as many as it allows: the
-        /// bound of a bucket that was full.
-        #[test]
-        fn a_bucket_never_lets_in_more_than_its_rate(
-            count in 1_u32..20,
-            waits in proptest::collection::vec(0_u64..400, 1..200),
-        ) {
-            let mut bucket = Bucket::new(Rate::per_second(count));
-            let mut now = at(10_000);
-            let mut taken = Vec::new();
-            for wait in waits {
-                now += Duration::from_millis(wait);
-                while bucket.next(now) <= now {
-                    bucket.take(now);
-                    taken.push(now);
-                }
-                let recent = taken.iter().filter(|at| now - **at < Duration::from_secs(1)).count();
-                prop_assert!(recent <= 2 * count as usize);
-            }
-        }
     }
 }

@@ -1,12 +1,17 @@
 //! Decisions: plain data and functions, without system calls, clocks, randomness or I/O errors.
+//!
+//! Those about all connections together are plans ([`gate`], [`deferred`], [`evict`], [`drain`]): they take
+//! facts and return what to do, and the reactor carries that out.
 
 pub(crate) mod budget;
 pub(crate) mod burst;
 pub(crate) mod clients;
 pub(crate) mod deadlines;
+pub(crate) mod deferred;
 pub(crate) mod drain;
 pub(crate) mod evict;
 pub(crate) mod flags;
+pub(crate) mod gate;
 pub(crate) mod lifecycle;
 pub(crate) mod output;
 pub(crate) mod pressure;

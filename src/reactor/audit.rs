@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::Reactor;
 use super::io::wants_reading;
 use crate::backend::{Backend, Source, Token};
+use crate::core::clients::Clients;
 use crate::core::deadlines::{Deadline, Set};
 use crate::core::flags::Flags;
 use crate::core::lifecycle::State;
@@ -359,7 +360,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             return Err(format!("{inbound} are inbound, not {}", shared.table.inbound()));
         }
         let limited = records().filter(|record| self.is_limited(record)).count();
-        let known = self.accepting.clients_connected();
+        let known = self.accepting.gate.clients().map(Clients::connections);
         if known.is_some_and(|known| known != limited) {
             return Err(format!("clients have {limited} connections, not {known:?}"));
         }
@@ -367,7 +368,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             .filter(|record| record.cold().is_some_and(|cold| cold.linger_number.is_some()))
             .filter(|record| !record.flags.has(Flags::REAPED))
             .count();
-        if self.accepting.lingering_count().is_some_and(|known| known != lingering) {
+        if self.accepting.gate.clients().is_some_and(|known| known.lingering_count() != lingering) {
             return Err(format!("{lingering} connections of limited clients linger"));
         }
         for state in [State::Connecting, State::Idle, State::Closing] {

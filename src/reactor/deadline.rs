@@ -96,7 +96,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             }
             (_, Purpose::AcceptAgain) => self.accept_again(),
             (_, Purpose::RetryAccept) => self.retry_accepting(handler),
-            (_, Purpose::RefuseDeferred) => self.refuse_deferred(),
+            (_, Purpose::CheckDeferred) => self.check_deferred(),
             (_, Purpose::Relieve) => self.relieve(handler),
             (_, Purpose::CheckShutdown) => self.check_shutdown(),
             (_, Purpose::HardStop) => self.hard_stop(),

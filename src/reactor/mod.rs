@@ -4,6 +4,7 @@ mod accept;
 #[cfg(feature = "sim")]
 mod audit;
 mod deadline;
+mod deferred;
 mod delivery;
 mod dial;
 mod dispatch;
@@ -11,9 +12,11 @@ mod end;
 mod ending;
 mod evict;
 mod io;
+mod limits;
 mod mailbox;
 mod overload;
 mod settle;
+mod shortage;
 mod shutdown;
 
 use std::collections::VecDeque;
@@ -28,9 +31,10 @@ use std::{cmp, fmt};
 use bytes::BytesMut;
 use tracing::Level;
 
-use self::accept::{Deferred, Listener};
+use self::accept::Listener;
 #[cfg(feature = "sim")]
 pub(crate) use self::audit::{Holdings, Memory};
+use self::deferred::Newcomer;
 pub use self::end::RunError;
 use self::io::wants_reading;
 pub use self::mailbox::Handle;
@@ -41,6 +45,7 @@ use crate::backend::{Backend, EVENTS_PER_WAIT, Events, Os, Readiness, Source};
 use crate::config::{Config, ListenConfig};
 use crate::conn::Context;
 use crate::core::budget::{Budget, ITEMS_PER_STEP, STEP_NANOS, Step};
+use crate::core::deferred::DeferredQueue;
 use crate::core::drain::Drain;
 use crate::core::flags::Flags;
 use crate::core::lifecycle::State;
@@ -109,10 +114,8 @@ pub struct Reactor<H: Handler, B: Backend = Os> {
     listeners: Vec<Listener<B::Listener>>,
     accepting: accept::Accepting,
     /// Accepted connections of clients that seem to be at their limit.
-    deferred: VecDeque<Deferred<B::Stream>>,
+    deferred: DeferredQueue<Newcomer<B::Stream>>,
     overload: overload::Overload,
-    /// So many connections are a pressure.
-    crowded_from: usize,
     /// What a connection has beside its record, by its place in the table.
     slots: Vec<Slot<H::Session, B::Stream>>,
     shared: LoopState,
@@ -209,8 +212,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             cut: false,
             woken: false,
             listeners: Vec::new(),
-            deferred: VecDeque::new(),
-            crowded_from: capacity - capacity / 5,
+            deferred: DeferredQueue::default(),
             slots: table::column(capacity),
             shared,
             read_buffer: BytesMut::new(),

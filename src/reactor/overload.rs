@@ -126,14 +126,6 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         }
     }
 
-    /// A connection came: there may be many.
-    #[inline]
-    pub(super) fn note_arrival(&mut self) {
-        if self.shared.table.counted() >= self.crowded_from {
-            self.watch_pressure();
-        }
-    }
-
     /// Checks the pressure soon, and until it has gone.
     pub(super) fn watch_pressure(&mut self) {
         if self.overload.alarm.is_none() {

@@ -88,7 +88,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// shutdown to the connections.
     fn stop_accepting(&mut self, handler: &mut H) {
         self.drain.end_draining();
-        self.end_draining();
+        self.accepting.gate.end_draining();
         info!(connections = self.shared.table.len(), "shutting down");
         self.shared.stopping = true;
         self.close_listeners(false);

@@ -27,8 +27,8 @@ pub(crate) enum Purpose {
     AcceptAgain,
     /// New connections may be accepted by now.
     RetryAccept,
-    /// A connection of a client at its limit has waited long enough.
-    RefuseDeferred,
+    /// The time of a connection is over that was deferred as its client is at its limit.
+    CheckDeferred,
     /// A check of the pressure is due.
     Relieve,
     /// A check of the connections that a shutdown waits for is due.
