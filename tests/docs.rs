@@ -136,8 +136,8 @@ fn settings_in_prose_are_there() {
 
 /// Every setting, and its default as the documents put it.
 fn defaults() -> BTreeMap<String, String> {
-    let Config { timeouts, limits, watermarks, socket, shutdown_timeout, shutdown_spread, .. } =
-        Config::default();
+    let Config { timeouts, limits, watermarks, socket, .. } = Config::default();
+    let Config { shutdown_timeout, shutdown_spread, shutdown_busy, .. } = Config::default();
     let stall_report = Config::default().stall_report.unwrap();
     assert_eq!(Config::default().panic_limit, None);
     let listen = ListenConfig::default();
@@ -180,6 +180,7 @@ fn defaults() -> BTreeMap<String, String> {
         ("limits.output_max", size(limits.output_max)),
         ("limits.buffered_max", size(limits.buffered_max)),
         ("limits.lag_max", millis(limits.lag_max.unwrap())),
+        ("limits.shrink_idle_from", format!("{} %", limits.shrink_idle_from.unwrap())),
         ("limits.requests_max", "unlimited".into()),
         ("limits.flush_rate", format!("{} B/s", limits.flush_rate)),
         ("limits.mailbox_max", number(limits.mailbox_max)),
@@ -192,6 +193,7 @@ fn defaults() -> BTreeMap<String, String> {
         ("panic_limit", "unlimited".into()),
         ("shutdown_timeout", time(shutdown_timeout)),
         ("shutdown_spread", time(shutdown_spread)),
+        ("shutdown_busy", time(shutdown_busy)),
         ("backlog", number(listen.backlog as usize)),
         ("exempt", "off".into()),
     ];
@@ -486,10 +488,11 @@ fn the_thresholds_of_overload_are_the_constants() {
     let stated: Vec<_> = between(OPERATIONS, "\n| pressure | what follows |\n", "\n\n")
         .lines()
         .filter_map(|line| line.strip_prefix("| from ")?.split_once(" %"))
-        .map(|(percent, _)| percent.parse::<u32>().unwrap() * 10)
+        .map(|(percent, _)| percent.rsplit(' ').next().unwrap().parse::<u32>().unwrap() * 10)
         .collect();
-    let constants = ["SHRINKS_FROM", "NO_KEEP_ALIVE", "EVICTS_FROM"].map(|name| {
+    let mut constants = vec![u32::from(Config::default().limits.shrink_idle_from.unwrap()) * 10];
+    constants.extend(["NO_KEEP_ALIVE", "EVICTS_FROM"].map(|name| {
         between(&pressure, &format!("const {name}: Permille = "), ";").parse::<u32>().unwrap()
-    });
+    }));
     assert_eq!(stated, constants);
 }

@@ -19,11 +19,12 @@ use crate::time::nanos;
 ///
 /// The pressure on the loop is the greatest of three shares: connections of those there may be
 /// (where that are 64 or more), buffered bytes of `buffered_max`, and the average length of a turn
-/// of `lag_max`. From 80 % on idle connections may stay for less long, linearly down to a second at
-/// 95 %; from 90 % on [`Conn::decide_keep_alive`](crate::Conn::decide_keep_alive) decides to close; from
-/// 95 % on those that have been idle longest are evicted, whatever their age. It is checked ten times
-/// a second. None is evicted, and idle times stay as they are, where `at_limit` is another than
-/// [`AtLimit::EvictIdle`]. Exempt connections are beside all of it.
+/// of `lag_max`. From [`shrink_idle_from`](Limits::shrink_idle_from) on, 80 %, idle connections may stay
+/// for less long, linearly down to a second at 95 %; from 90 % on
+/// [`Conn::decide_keep_alive`](crate::Conn::decide_keep_alive) decides to close; from 95 % on those that
+/// have been idle longest are evicted, however short they have been idle, if `at_limit` is
+/// [`AtLimit::EvictIdle`]. The pressure is checked ten times a second. Exempt connections are left out
+/// of all of it.
 #[derive(Clone, Debug)]
 pub struct Limits {
     /// Connections of all kinds at once, those of [exempt](crate::ListenConfig::exempt) listeners
@@ -59,6 +60,9 @@ pub struct Limits {
     /// [`Limits`](#overload). Default 250 ms: ten times what counts as a stall. `None` leaves lag
     /// out of account.
     pub lag_max: Option<Duration>,
+    /// From which [pressure](#overload) on, in percent, idle times shrink. Default 80; up to 94, as from
+    /// 95 on connections are evicted. `None`: they stay as they are.
+    pub shrink_idle_from: Option<u8>,
     /// Requests a connection may make before it is closed. Default `None`, unlimited.
     pub requests_max: Option<u64>,
     /// The least average rate, in bytes per second, at which the last output of a closing
@@ -84,6 +88,7 @@ impl Default for Limits {
             output_max: 16 * 1024 * 1024,
             buffered_max: 256 * 1024 * 1024,
             lag_max: Some(Duration::from_millis(250)),
+            shrink_idle_from: Some(80),
             requests_max: None,
             flush_rate: 240,
             mailbox_max: 4_096,
@@ -108,6 +113,9 @@ impl Limits {
             if value == 0 {
                 return Err(ConfigError::new(setting, "at least 1"));
             }
+        }
+        if self.shrink_idle_from.is_some_and(|percent| !(1..95).contains(&percent)) {
+            return Err(ConfigError::new("limits.shrink_idle_from", "from 1 to 94, or None"));
         }
         if self.input_max > INPUT_MAX {
             return Err(ConfigError::new("limits.input_max", "at most 1 GiB"));

@@ -68,11 +68,14 @@ pub struct Config {
     /// common orchestrators give; `None` waits for as long as the other deadlines let it.
     pub shutdown_timeout: Option<Duration>,
     /// Over how long a shutdown spreads the closing of idle connections, so that their clients do
-    /// not all come back at once elsewhere. None is closed within a second of its last reply, so
-    /// that a request on its way is not lost to the closing; whose client never pauses for as long
-    /// is closed when half of `shutdown_timeout` has gone. Default 5 s; `None` closes all of them at
-    /// once.
+    /// not all dial again at once elsewhere. No connection is closed within a second of its last
+    /// reply, as a request may be on its way. Default 5 s; `None` closes all of them at once.
     pub shutdown_spread: Option<Duration>,
+    /// How long a shutdown goes on serving a connection whose peer never pauses for a second. After
+    /// that it is closed after the request at hand. It counts no more than half of `shutdown_timeout`,
+    /// so that the last reply has time to leave. Default 15 s; `None` serves it until
+    /// `shutdown_timeout`.
+    pub shutdown_busy: Option<Duration>,
     #[doc(hidden)]
     pub _more: (),
 }
@@ -91,6 +94,7 @@ impl Default for Config {
             panic_limit: None,
             shutdown_timeout: Some(SHUTDOWN_TIMEOUT),
             shutdown_spread: Some(Duration::from_secs(5)),
+            shutdown_busy: Some(Duration::from_secs(15)),
             _more: (),
         }
     }
@@ -137,6 +141,9 @@ impl Config {
         }
         if self.shutdown_spread == Some(Duration::ZERO) {
             return Err(ConfigError::new("shutdown_spread", "longer than zero, or None"));
+        }
+        if self.shutdown_busy == Some(Duration::ZERO) {
+            return Err(ConfigError::new("shutdown_busy", "longer than zero, or None"));
         }
         self.socket.refuse_out_of_range()
     }
@@ -306,14 +313,18 @@ mod tests {
             assert_eq!(error.setting(), Timeouts::default().named()[index].0);
         }
         type Spoil = fn(&mut Config);
-        let spoil: [(&str, Spoil); 8] = [
+        let spoil: [(&str, Spoil); 12] = [
             ("limits.max_connections", |c| c.limits.max_connections = Some(0)),
             ("limits.input_max", |c| c.limits.input_max = 0),
             ("limits.output_max", |c| c.limits.output_max = 0),
             ("limits.requests_max", |c| c.limits.requests_max = Some(0)),
             ("limits.flush_rate", |c| c.limits.flush_rate = 0),
             ("limits.mailbox_max", |c| c.limits.mailbox_max = 0),
+            ("limits.shrink_idle_from", |c| c.limits.shrink_idle_from = Some(0)),
+            ("limits.shrink_idle_from", |c| c.limits.shrink_idle_from = Some(95)),
             ("shutdown_timeout", |c| c.shutdown_timeout = Some(Duration::ZERO)),
+            ("shutdown_spread", |c| c.shutdown_spread = Some(Duration::ZERO)),
+            ("shutdown_busy", |c| c.shutdown_busy = Some(Duration::ZERO)),
             ("socket.notsent_lowat", |c| c.socket.notsent_lowat = Some(0)),
         ];
         for (setting, spoil) in spoil {

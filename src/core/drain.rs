@@ -3,8 +3,8 @@
 //! 1. The backlogs are drained, as peers in them have completed their handshakes.
 //! 2. The listeners close, and a walk announces the stop to all connections: each that waits for its
 //!    peer is given a time to end, spread over a while.
-//! 3. Those that were busy are checked again and again, and end when they wait for their peers. In the
-//!    second half of the time for the stop, each ends after its current request.
+//! 3. Those that were busy are checked again and again, and end when they wait for their peers. After
+//!    a while (`shutdown_busy`) each ends after its current request.
 //! 4. What is left when the time is over, or the stop is requested again, is ended hard.
 //! 5. When only exempt connections are left, these are ended too.
 //!
@@ -14,7 +14,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 use crate::close::CloseReason;
-use crate::config::{Config, SHUTDOWN_TIMEOUT};
+use crate::config::Config;
 use crate::core::burst::Burst;
 use crate::core::deadlines::Deadline;
 use crate::core::flags::Flags;
@@ -82,6 +82,7 @@ pub(crate) enum Due {
 pub(crate) struct Drain {
     timeout: Option<Duration>,
     spread: Option<Duration>,
+    busy: Option<Duration>,
     begun_at: Option<Instant>,
     /// How often a stop was requested, as far as the reactor has acted on it.
     handled: u32,
@@ -111,6 +112,7 @@ impl Drain {
         Self {
             timeout: config.shutdown_timeout,
             spread: config.shutdown_spread,
+            busy: config.shutdown_busy,
             panics: config.panic_limit.map(Burst::new),
             ..Self::default()
         }
@@ -358,27 +360,29 @@ impl Drain {
 
     /// What becomes of a connection whose time to end has come, after a final read: its peer may begin
     /// in this moment, or was served within the last second. A connection that never pauses for that
-    /// long ends after a request in the second half of the time for the stop.
+    /// long ends after a request once the stop is late.
     pub(crate) fn end_due(&self, record: &Record, now: Instant) -> Due {
         if record.reason.is_some() {
             return Due::Keep;
         }
-        let hurries = self.is_past_half(now);
+        let is_late = self.is_late(now);
         if record.waits() {
             let at = record.quiet_since() + QUIET_MIN;
-            let is_too_soon = at > now && self.spread.is_some() && !hurries;
+            let is_too_soon = at > now && self.spread.is_some() && !is_late;
             if is_too_soon { Due::EndAt(at) } else { Due::End }
-        } else if hurries && !record.is_reading_stopped() {
+        } else if is_late && !record.is_reading_stopped() {
             Due::Retire
         } else {
             Due::Keep
         }
     }
 
-    /// Whether half of the time for the stop is over.
-    fn is_past_half(&self, now: Instant) -> bool {
-        let timeout = self.timeout.unwrap_or(SHUTDOWN_TIMEOUT);
-        self.begun_at.is_some_and(|begun_at| now - begun_at >= timeout / 2)
+    /// Whether the stop no longer waits for peers to pause.
+    fn is_late(&self, now: Instant) -> bool {
+        let half = self.timeout.map(|timeout| timeout / 2);
+        let busy = self.busy.map(|busy| half.map_or(busy, |half| busy.min(half)));
+        let so_far = self.begun_at.map(|begun_at| now - begun_at);
+        so_far.is_some_and(|so_far| busy.is_some_and(|busy| so_far >= busy))
     }
 }
 

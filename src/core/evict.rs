@@ -9,10 +9,10 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 use std::time::Duration;
 
-use crate::config::AtLimit;
+use crate::config::{AtLimit, Limits};
 use crate::core::deadlines::{Deadline, Durations};
 use crate::core::lifecycle::State;
-use crate::core::pressure::{EVICTS_FROM, Permille, idle_allowed};
+use crate::core::pressure::{EVICTS_FROM, Permille, idle_allowed, permille};
 use crate::core::record::Record;
 use crate::core::table::{Cursor, Table};
 use crate::core::wheel::TICK;
@@ -54,6 +54,8 @@ pub(crate) type Candidate = (Instant, ConnId);
 pub(crate) struct Eviction {
     /// Idle connections may be evicted, not only lingering ones.
     evicts_idle: bool,
+    /// From which pressure on idle connections may stay for less long, if they ever may.
+    shrinks_from: Option<Permille>,
     /// Those idle longest, the longest first. A connection that became idle since they were found is
     /// idle for less long than all of them, so the first entry that still holds is the oldest.
     oldest: VecDeque<Candidate>,
@@ -107,9 +109,10 @@ impl Search {
 }
 
 impl Eviction {
-    pub(crate) fn new(at_limit: &AtLimit) -> Self {
+    pub(crate) fn new(limits: &Limits) -> Self {
         Self {
-            evicts_idle: *at_limit == AtLimit::EvictIdle,
+            evicts_idle: limits.at_limit == AtLimit::EvictIdle,
+            shrinks_from: limits.shrink_idle_from.map(permille),
             oldest: VecDeque::new(),
             search: None,
             searched_at: None,
@@ -133,7 +136,6 @@ impl Eviction {
         }
         // One whose reading is stopped may have input in its socket that no final read takes.
         let evictable = record.state() == State::Idle
-            && self.evicts_idle
             && !record.is_exempt()
             && !record.is_reading_stopped()
             && record.requested().is_none();
@@ -184,6 +186,9 @@ impl Eviction {
         for index in table.walk(&mut search.cursor) {
             let Some(record) = table.id_in(index).and_then(|id| table.get(id)) else { continue };
             let Some(since) = self.evictable_since(record, inputs.now) else { continue };
+            if !self.evicts_idle && !record.lingers() {
+                continue;
+            }
             search.note((since, record.id), most);
             if since == Instant::EPOCH && self.oldest.len() < most {
                 self.oldest.push_back((since, record.id));
@@ -245,7 +250,7 @@ impl Eviction {
         now: Instant,
     ) -> Vec<Candidate> {
         let mut over = Vec::new();
-        if !self.evicts_idle {
+        if self.shrinks_from.is_none() {
             return over;
         }
         for index in table.walk(&mut self.walk) {
@@ -275,13 +280,14 @@ impl Eviction {
             return None;
         }
         let idle = record.durations(profiles).total(Deadline::Idle);
-        (now.nanos_since(since) >= idle_allowed(pressure, idle)?).then_some(since)
+        let allowed = idle_allowed(pressure, self.shrinks_from?, idle)?;
+        (now.nanos_since(since) >= allowed).then_some(since)
     }
 
     /// The connections of a step of the walk have been closed. Returns when the pressure is checked
     /// again: after a tick while the walk goes on, which makes its next step then.
     pub(crate) fn end_step(&mut self, table: &Table) -> Duration {
-        if !self.evicts_idle || table.is_at_end(self.walk) {
+        if self.shrinks_from.is_none() || table.is_at_end(self.walk) {
             self.end_walk();
             CHECK_EVERY
         } else {
@@ -373,7 +379,7 @@ mod tests {
     }
 
     fn eviction() -> Eviction {
-        Eviction::new(&AtLimit::EvictIdle)
+        Eviction::new(&Limits::default())
     }
 
     fn profiles() -> [Durations; 2] {
@@ -442,9 +448,16 @@ mod tests {
         assert_eq!(of(&eviction(), is_idle), Some(at(5)));
         assert_eq!(of(&eviction(), lingers), Some(Instant::EPOCH), "it goes before all others");
         assert_eq!(of(&eviction(), busy), None);
-        let pausing = Eviction::new(&AtLimit::Pause);
-        assert_eq!(of(&pausing, is_idle), None, "the setting spares idle ones");
-        assert_eq!(of(&pausing, lingers), Some(Instant::EPOCH));
+    }
+
+    #[test]
+    fn where_idle_connections_are_not_evicted_only_lingering_ones_are_found() {
+        let mut table = Table::new(8);
+        let (_idle, lingers) = (idle(&mut table, at(5)), idle(&mut table, at(6)));
+        linger(&mut table, lingers);
+        let mut pausing = Eviction::new(&Limits { at_limit: AtLimit::Pause, ..Limits::default() });
+        search(&mut pausing, &table, 1, 1_000);
+        assert_eq!(pausing.oldest, [(Instant::EPOCH, lingers)]);
     }
 
     #[test]
@@ -574,9 +587,16 @@ mod tests {
         assert_eq!(walk(800), [], "101 s are allowed");
         assert_eq!(walk(875), [(at(0), old)], "51 s are allowed");
         assert_eq!(walk(950).len(), 2, "a second is allowed");
-        let mut pausing = Eviction::new(&AtLimit::Pause);
-        assert_eq!(pausing.step_walk(&table, &profiles(), 1_000, at(70_000)), []);
-        assert_eq!(pausing.end_step(&table), CHECK_EVERY);
+        let from = |shrink_idle_from| {
+            let limits = Limits { shrink_idle_from, at_limit: AtLimit::Pause, ..Limits::default() };
+            Eviction::new(&limits)
+        };
+        // Whatever happens at the limit of connections.
+        let walk = |pressure| from(Some(50)).step_walk(&table, &profiles(), pressure, at(70_000));
+        assert_eq!(walk(600), [], "127 s are allowed");
+        assert_eq!(walk(800), [(at(0), old)], "51 s are allowed");
+        assert_eq!(from(None).step_walk(&table, &profiles(), 1_000, at(70_000)), []);
+        assert_eq!(from(None).end_step(&table), CHECK_EVERY);
         table.at(old.index()).flags.insert(Flags::PAUSED);
         assert_eq!(eviction().step_walk(&table, &profiles(), 875, at(70_000)), []);
     }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use crate::address::Address;
 use crate::config::{AtLimit, Limits, Rate, Refusal};
 use crate::core::clients::{ClientKey, Clients, Excess};
+use crate::core::pressure;
 use crate::id::ConnId;
 use crate::time::{Instant, nanos};
 
@@ -188,6 +189,12 @@ pub(crate) struct Gate {
     restricts: bool,
 }
 
+/// From how many connections on they are a pressure from which anything follows.
+fn crowded_from(limits: &Limits, capacity: usize) -> usize {
+    let from = pressure::part(capacity as u64, pressure::matters_from(limits.shrink_idle_from));
+    usize::try_from(from).unwrap_or(capacity)
+}
+
 impl Gate {
     pub(crate) fn new(limits: &Limits, capacity: usize) -> Self {
         let clients = Clients::new(&limits.clients, capacity);
@@ -201,8 +208,7 @@ impl Gate {
             pause_nanos: 0,
             pause_expired: false,
             first: 0,
-            // A fifth below the capacity, where pressure begins.
-            crowded_from: capacity - capacity / 5,
+            crowded_from: crowded_from(limits, capacity),
             evicts: limits.at_limit == AtLimit::EvictIdle,
             rejects: matches!(limits.at_limit, AtLimit::Reject(_)),
             refusal: limits.clients.refusal,

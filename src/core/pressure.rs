@@ -7,8 +7,15 @@ use crate::time::nanos;
 /// A share of what can be borne, in thousandths.
 pub(crate) type Permille = u64;
 
-/// From here on idle connections may stay for less long.
-pub(crate) const SHRINKS_FROM: Permille = 800;
+/// A setting in percent.
+pub(crate) fn permille(percent: u8) -> Permille {
+    Permille::from(percent) * 10
+}
+
+/// From where on anything follows from a pressure.
+pub(crate) fn matters_from(shrink_idle_from: Option<u8>) -> Permille {
+    shrink_idle_from.map_or(EVICTS_FROM, permille)
+}
 
 /// From here on connections are not kept alive.
 pub(crate) const NO_KEEP_ALIVE: Permille = 900;
@@ -52,9 +59,9 @@ impl Lag {
     }
 }
 
-/// The least part of `whole` whose share is a pressure.
-pub(crate) fn least(whole: u64) -> u64 {
-    let part = u128::from(whole) * u128::from(SHRINKS_FROM) / 1_000;
+/// The part of `whole` from which on its share is at least `pressure`.
+pub(crate) fn part(whole: u64, pressure: Permille) -> u64 {
+    let part = (u128::from(whole) * u128::from(pressure)).div_ceil(1_000);
     u64::try_from(part).unwrap_or(u64::MAX)
 }
 
@@ -64,12 +71,12 @@ pub(crate) fn share(part: u64, whole: u64) -> Permille {
     u64::try_from(permille).unwrap_or(u64::MAX)
 }
 
-/// How long connections may be idle at this pressure: all of `idle` up to [`SHRINKS_FROM`], a second
+/// How long connections may be idle at this pressure: all of `idle` up to the pressure `from`, a second
 /// from [`EVICTS_FROM`] on, and linearly in between, as Envoy scales its timers. `None` if the
 /// pressure does not matter.
-pub(crate) fn idle_allowed(pressure: Permille, idle: u64) -> Option<u64> {
-    let over = pressure.checked_sub(SHRINKS_FROM)?;
-    let span = EVICTS_FROM - SHRINKS_FROM;
+pub(crate) fn idle_allowed(pressure: Permille, from: Permille, idle: u64) -> Option<u64> {
+    let over = pressure.checked_sub(from)?;
+    let span = EVICTS_FROM - from;
     let least = IDLE_LEAST.min(idle);
     let cut = u128::from(idle - least) * u128::from(over.min(span)) / u128::from(span);
     Some(idle - cut as u64)
@@ -93,10 +100,10 @@ mod tests {
             (950, Some(1)),
             (5_000, Some(1)),
         ] {
-            let seconds = idle_allowed(pressure, idle).map(|nanos| nanos / SECOND);
+            let seconds = idle_allowed(pressure, 800, idle).map(|nanos| nanos / SECOND);
             assert_eq!(seconds, allowed, "{pressure}");
         }
-        assert_eq!(idle_allowed(1_000, SECOND / 2), Some(SECOND / 2));
+        assert_eq!(idle_allowed(1_000, 800, SECOND / 2), Some(SECOND / 2));
     }
 
     #[test]

@@ -49,7 +49,6 @@ use crate::core::deferred::DeferredQueue;
 use crate::core::drain::Drain;
 use crate::core::flags::Flags;
 use crate::core::lifecycle::State;
-use crate::core::pressure::SHRINKS_FROM;
 use crate::core::table::{self, CAPACITY_MAX};
 use crate::error::Error;
 use crate::handler::Handler;
@@ -202,7 +201,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             Mailbox::new(config.limits.mailbox_max, backend.waker(), Arc::clone(&shared.counters));
         Ok(Self {
             accepting: accept::Accepting::new(&config, capacity),
-            overload: overload::Overload::new(&config.limits.at_limit),
+            overload: overload::Overload::new(&config.limits),
             drain: Drain::new(&config),
             backend,
             config,
@@ -507,7 +506,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     #[cold]
     fn note_turn(&mut self) {
         self.shared.note_turn();
-        if self.shared.lag.pressure() >= SHRINKS_FROM {
+        if self.shared.lag.pressure() >= self.shared.bounds.pressed_from {
             self.watch_pressure();
         }
     }

@@ -9,10 +9,10 @@ use bytes::BytesMut;
 use super::Reactor;
 use crate::backend::Backend;
 use crate::close::CloseReason;
-use crate::config::AtLimit;
+use crate::config::Limits;
 use crate::core::evict::{Eviction, owners, sharers, shed_to};
 use crate::core::output::allocation;
-use crate::core::pressure::{Permille, SHRINKS_FROM};
+use crate::core::pressure::Permille;
 use crate::handler::Handler;
 use crate::id::{AlarmId, ConnId};
 use crate::log::{LogLimiter, debug, warn};
@@ -30,9 +30,9 @@ pub(super) struct Overload {
 }
 
 impl Overload {
-    pub(super) fn new(at_limit: &AtLimit) -> Self {
+    pub(super) fn new(limits: &Limits) -> Self {
         Self {
-            eviction: Eviction::new(at_limit),
+            eviction: Eviction::new(limits),
             alarm: None,
             full_buffers: LogLimiter::default(),
             pressures: LogLimiter::default(),
@@ -139,7 +139,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     pub(super) fn relieve(&mut self, handler: &mut H) {
         self.overload.alarm = None;
         let pressure = self.shared.pressure();
-        if pressure < SHRINKS_FROM {
+        if pressure < self.shared.bounds.pressed_from {
             self.overload.eviction.end_walk();
             return;
         }

@@ -58,7 +58,9 @@ pub(crate) struct Bounds {
     pub(crate) requests_max: u64,
     pub(crate) flush_rate: u64,
     pub(crate) buffered_max: u64,
-    /// From here on what all hold is a pressure.
+    /// The pressure from which on anything follows from it.
+    pub(crate) pressed_from: Permille,
+    /// From here on what all hold is such a pressure.
     pub(crate) buffered_pressed: u64,
     /// What all may hold while callbacks run, before the greatest holders are looked for: beyond it
     /// a further write aborts the connection written to.
@@ -145,6 +147,7 @@ pub(crate) struct LoopState {
 
 impl LoopState {
     pub(crate) fn new(config: &Config, capacity: usize, now: Instant) -> Self {
+        let pressed_from = pressure::matters_from(config.limits.shrink_idle_from);
         Self {
             now,
             wall: (Duration::ZERO, now),
@@ -163,7 +166,8 @@ impl LoopState {
                 requests_max: config.limits.requests_max.unwrap_or(u64::MAX),
                 flush_rate: config.limits.flush_rate,
                 buffered_max: config.limits.buffered_max as u64,
-                buffered_pressed: pressure::least(config.limits.buffered_max as u64),
+                buffered_pressed: pressure::part(config.limits.buffered_max as u64, pressed_from),
+                pressed_from,
                 buffered_all: (config.limits.buffered_max as u64)
                     .saturating_add(config.limits.output_max as u64),
                 stall: config.stall_report.map_or(u64::MAX, nanos),

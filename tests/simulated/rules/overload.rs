@@ -80,6 +80,35 @@ fn full_buffers_count_as_pressure() {
 }
 
 #[test]
+fn a_setting_says_from_which_pressure_on_idle_times_shrink() {
+    // At 91 % of what may be buffered.
+    for (from, at_limit, stays) in [
+        (Some(80), AtLimit::Pause, false),
+        (Some(50), AtLimit::EvictIdle, false),
+        (Some(92), AtLimit::EvictIdle, true),
+        (None, AtLimit::EvictIdle, true),
+    ] {
+        let mut config = Config::default();
+        config.limits.buffered_max = 1_000_000;
+        config.limits.shrink_idle_from = from;
+        config.limits.at_limit = at_limit;
+        config.timeouts.idle = Some(secs(30));
+        let mut sim = world(1);
+        sim.set_buffers(4_096, 4_096);
+        let server = sim.serve(SERVER, config, Asked::default());
+        let [idler, holder] = [(); 2].map(|()| sim.connect(SERVER));
+        idler.send(b"x");
+        sim.settle();
+        idler.expect(b"ok");
+        holder.stop_reading();
+        holder.send(b"b");
+        sim.advance(secs(12));
+        assert_eq!(idler.closed().is_none(), stays, "{from:?}");
+        assert_eq!(evicted(&server), u64::from(!stays));
+    }
+}
+
+#[test]
 fn a_loop_that_lags_keeps_no_connection_alive() {
     let mut config = Config::default();
     config.limits.lag_max = Some(millis(20));

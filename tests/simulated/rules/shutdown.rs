@@ -199,6 +199,38 @@ fn a_peer_that_never_pauses_does_not_delay_the_end_of_a_shutdown() {
 }
 
 #[test]
+fn a_setting_says_how_long_a_peer_that_never_pauses_is_served() {
+    for (busy, timeout, served) in [
+        (Some(secs(15)), Some(secs(30)), secs(15)),
+        (Some(secs(3)), Some(secs(30)), secs(3)),
+        (Some(secs(20)), None, secs(20)),
+        // The last reply has half of the time to leave.
+        (Some(secs(15)), Some(secs(10)), secs(5)),
+        // The rest of the shutdown's time is the deadline.
+        (None, Some(secs(10)), secs(10)),
+    ] {
+        let config = Config { shutdown_busy: busy, shutdown_timeout: timeout, ..Config::default() };
+        let mut sim = world(1);
+        let server = sim.serve(SERVER, config, Echo);
+        let peer = sim.connect(SERVER);
+        sim.advance(secs(1));
+        server.shutdown();
+        let began = sim.now();
+        while peer.closed().is_none() {
+            peer.send(b"b");
+            sim.advance(millis(500));
+        }
+        let took = sim.now() - began;
+        assert!(
+            took >= served && took <= served + secs(2),
+            "{took:?} with {busy:?} of {timeout:?}"
+        );
+        let reason = if busy.is_none() { CloseReason::HardStop } else { CloseReason::Shutdown };
+        assert_eq!(server.take_closed()[0].reason, reason);
+    }
+}
+
+#[test]
 fn a_connection_that_is_paused_when_its_time_is_over_keeps_its_request() {
     for lifetime in [None, Some(secs(10))] {
         let mut config = Config::default();
