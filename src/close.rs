@@ -15,7 +15,7 @@ use crate::time::Instant;
 pub(crate) enum CloseMode {
     /// Flush what is queued; then, where that helps, FIN and linger; then close.
     Flush,
-    /// Drop what is queued, which is nothing, and close.
+    /// Nothing is queued. Close, once the peer has acknowledged everything.
     Close,
     /// Drop what is queued and close: the peer is beyond reach.
     Drop,

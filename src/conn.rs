@@ -267,11 +267,11 @@ impl Conn<'_> {
     /// next call comes with the next input as usual. It holds for one call of `on_data`, the latest
     /// `len` if there are several, and may be asked for in any callback.
     ///
-    /// It says nothing about requests. What is left in `input` or arrives is part of a request, and
-    /// [`Timeouts::request`](crate::Timeouts::request) or the
-    /// [rate](crate::Timeouts::request_rate) that prolongs it bounds the wait. A handler that took the
-    /// head of a message out of `input` and leaves nothing says
-    /// [`expect_more_input`](Conn::expect_more_input) besides.
+    /// It does not say whether a request has begun. What is left in `input` belongs to one, and so does
+    /// what arrives: [`Timeouts::request`](crate::Timeouts::request), or the
+    /// [rate](crate::Timeouts::request_rate) that prolongs it, bounds the wait. If nothing is left the
+    /// connection goes idle until the next byte. A handler that took the head of a message out of
+    /// `input` therefore calls [`expect_more_input`](Conn::expect_more_input) as well.
     ///
     /// More than [`Limits::input_max`](crate::Limits::input_max) bytes cannot be there at once: a
     /// larger `len` closes the connection with [`InputLimit`](CloseReason::InputLimit).
@@ -586,11 +586,13 @@ impl Context<'_> {
     /// All connections. They are collected first, so that each may be reached while the list is
     /// walked.
     pub fn ids(&self) -> Vec<ConnId> {
-        self.shared.table.ids().collect()
+        let table = &self.shared.table;
+        let lives = |id: &ConnId| table.get(*id).is_some_and(|it| it.state() != State::Closed);
+        table.ids().filter(lives).collect()
     }
 
-    /// Dials `target`. [`Handler::on_open`](crate::Handler::on_open) follows in the next turn, and
-    /// tells the connection by its id; then
+    /// Dials `target`. [`Handler::on_open`](crate::Handler::on_open) follows later in this turn or in the
+    /// next one, for the connection of this id; then
     /// [`on_connected`](crate::Handler::on_connected), or the end with
     /// [`ConnectFailed`](CloseReason::ConnectFailed).
     ///

@@ -164,7 +164,8 @@ pub trait Handler: Sized {
     ) {
     }
 
-    /// A shutdown began: what waited in the backlogs has been accepted, listeners are closed, but
-    /// exempt ones, and connections will be when they have been served. Tunnels are the handler's to close. Called once.
+    /// A shutdown began: what waited in the backlogs has been accepted, listeners other than exempt
+    /// ones are closed, and connections will be when they have been served. Tunnels are the handler's
+    /// to close. Called once.
     fn on_shutdown(&mut self, cx: &mut Context<'_>) {}
 }

@@ -8,8 +8,8 @@
 //!
 //! A [`Reactor`] is made from a [`Config`], listens, and runs with a handler. For each connection
 //! the handler makes a [session](Handler::Session) of its own type, and gets it back with every
-//! callback, beside a [`Conn`] that takes what the callback wants done. Nothing happens inside a
-//! callback: it enqueues, and the reactor acts when it has returned.
+//! callback, beside a [`Conn`] that takes what the callback wants done. Inside a callback there is no
+//! system call and no other callback: it enqueues, and the reactor acts when it has returned.
 //!
 //! [mio]: https://docs.rs/mio
 //!
@@ -60,7 +60,7 @@
 //!
 //! In `src/`: `handler.rs` is the contract, [`Handler`]; `conn.rs` what a callback may ask for,
 //! [`Conn`]; `reactor/mod.rs` the loop, whose [`turn`](Reactor::turn) is a table of contents; and
-//! `core/` all decisions, as plain data and functions. `docs/architecture.md` has the map, one turn
+//! `core/` the decisions, as plain data and functions. `docs/architecture.md` has the map, one turn
 //! step by step, and the reasons; `docs/guide.md` writes a protocol server from nothing, and
 //! `docs/operations.md` is for operators.
 //!

@@ -127,7 +127,7 @@ impl Beside {
             peer: Address::Unix("/peer".into()),
             owner,
             exempt: false,
-            replaces_evicted: false,
+            room_checked: false,
             now: Instant::from_nanos(mark),
         };
         match self.table.insert(new_conn) {

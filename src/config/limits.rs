@@ -149,7 +149,8 @@ pub enum AtLimit {
     /// [`Evicted`](crate::CloseReason::Evicted), at most 32 or an eighth of them at a time. Where
     /// none is idle the newcomer waits in the backlog until one is, or a connection is gone.
     EvictIdle,
-    /// The newcomer waits in the backlog until a connection is gone.
+    /// The newcomer waits in the backlog until a connection is gone. A full table is a pressure, under
+    /// which idle connections stay for less long, unless [`Limits::shrink_idle_from`] is `None`.
     Pause,
     /// The newcomer is accepted, told these bytes (at most 256, in one write that does not wait),
     /// and closed. No callback hears of it.

@@ -680,6 +680,14 @@ mod tests {
     }
 
     #[test]
+    fn every_deadline_runs_somewhere() {
+        for deadline in Deadline::ALL {
+            let runs = all_inputs().any(|inputs| inputs.running().contains(deadline));
+            assert!(runs, "{deadline:?}");
+        }
+    }
+
+    #[test]
     fn no_two_deadlines_that_run_share_a_clock() {
         for inputs in all_inputs() {
             let set = inputs.running();

@@ -413,7 +413,7 @@ mod tests {
             peer: Address::Unnamed,
             owner: None,
             exempt,
-            replaces_evicted: true,
+            room_checked: true,
             now: since,
         };
         table.insert(new_conn).unwrap().id

@@ -53,7 +53,7 @@ pub(crate) type Candidate = (Instant, ConnId);
 #[derive(Debug)]
 pub(crate) struct Eviction {
     /// Idle connections may be evicted, not only lingering ones.
-    evicts_idle: bool,
+    evicts_idle_at_limit: bool,
     /// From which pressure on idle connections may stay for less long, if they ever may.
     shrinks_from: Option<Permille>,
     /// Those idle longest, the longest first. A connection that became idle since they were found is
@@ -111,7 +111,7 @@ impl Search {
 impl Eviction {
     pub(crate) fn new(limits: &Limits) -> Self {
         Self {
-            evicts_idle: limits.at_limit == AtLimit::EvictIdle,
+            evicts_idle_at_limit: limits.at_limit == AtLimit::EvictIdle,
             shrinks_from: limits.shrink_idle_from.map(permille),
             oldest: VecDeque::new(),
             search: None,
@@ -186,7 +186,7 @@ impl Eviction {
         for index in table.walk(&mut search.cursor) {
             let Some(record) = table.id_in(index).and_then(|id| table.get(id)) else { continue };
             let Some(since) = self.evictable_since(record, inputs.now) else { continue };
-            if !self.evicts_idle && !record.lingers() {
+            if !self.evicts_idle_at_limit && !record.lingers() {
                 continue;
             }
             search.note((since, record.id), most);
@@ -312,8 +312,8 @@ impl Eviction {
     }
 
     /// Whether idle connections may be evicted.
-    pub(crate) const fn evicts_idle(&self) -> bool {
-        self.evicts_idle
+    pub(crate) const fn evicts_idle_at_limit(&self) -> bool {
+        self.evicts_idle_at_limit
     }
 
     #[cfg(test)]
@@ -398,7 +398,7 @@ mod tests {
             peer: Address::Unnamed,
             owner: None,
             exempt,
-            replaces_evicted: true,
+            room_checked: true,
             now: since,
         };
         let record = table.insert(new_conn).unwrap();

@@ -683,6 +683,6 @@ pub(crate) struct NewConn {
     /// The limits on connections leave it out.
     pub(crate) exempt: bool,
     /// Another one was evicted for it, or there was seen to be room.
-    pub(crate) replaces_evicted: bool,
+    pub(crate) room_checked: bool,
     pub(crate) now: Instant,
 }

@@ -119,7 +119,7 @@ impl Table {
     /// into its record.
     #[inline(always)]
     pub(crate) fn insert(&mut self, new_conn: NewConn) -> Result<&mut Record, NewConn> {
-        if !new_conn.replaces_evicted && self.lacks_room(new_conn.exempt) {
+        if !new_conn.room_checked && self.lacks_room(new_conn.exempt) {
             return Err(new_conn);
         }
         self.exempt += usize::from(new_conn.exempt);
@@ -234,7 +234,7 @@ mod tests {
             peer: Address::Unnamed,
             owner: None,
             exempt: false,
-            replaces_evicted: false,
+            room_checked: false,
             now: Instant::EPOCH,
         }
     }

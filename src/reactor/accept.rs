@@ -256,7 +256,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             peer,
             owner: None,
             exempt,
-            replaces_evicted: true,
+            room_checked: true,
             now: self.shared.now,
         };
         let Ok(record) = self.shared.table.insert(new_conn) else {

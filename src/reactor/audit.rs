@@ -557,7 +557,7 @@ pub(super) mod tests {
                 peer: Address::Unnamed,
                 owner: None,
                 exempt: false,
-                replaces_evicted: true,
+                room_checked: true,
                 now: since,
             };
             let record = self.shared.table.insert(new_conn).unwrap();

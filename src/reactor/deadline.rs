@@ -94,8 +94,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             (alarm, Purpose::Application) => {
                 self.call_loop("on_alarm", |cx| handler.on_alarm(cx, alarm));
             }
-            (_, Purpose::AcceptAgain) => self.accept_again(),
-            (_, Purpose::RetryAccept) => self.retry_accepting(handler),
+            (_, Purpose::ExpirePause) => self.expire_pause(),
+            (_, Purpose::RecheckLimits) => self.recheck_limits(handler),
             (_, Purpose::CheckDeferred) => self.check_deferred(),
             (_, Purpose::Relieve) => self.relieve(handler),
             (_, Purpose::CheckShutdown) => self.check_shutdown(),
@@ -197,10 +197,10 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
                 self.call(id, "on_timer", |conn, session| handler.on_timer(conn, session));
             }
             Deadline::ProgressCheck => {
-                self.check_progress(id);
+                self.sample_progress(id);
             }
             Deadline::Write => {
-                if !self.check_progress(id) {
+                if !self.sample_progress(id) {
                     self.time_out(handler, id, Timeout::Write);
                 }
             }
@@ -214,7 +214,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
                 self.shared.counters.linger_expired.add(1);
                 self.release(id);
             }
-            Deadline::Lifetime => self.retire(handler, id),
+            Deadline::Lifetime => self.reach_lifetime(handler, id),
             Deadline::ConnectAttempt => self.give_up_attempt(handler, id),
             Deadline::Response if self.sink_moves(id) => {}
             Deadline::Request if self.keeps_up(id) => {}
@@ -252,7 +252,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// Checks whether queued output has moved: what the kernel took says nothing, and neither does a
     /// writable event, which waits for a large part of a large queue to drain. What is acknowledged
     /// does.
-    fn check_progress(&mut self, id: ConnId) -> bool {
+    fn sample_progress(&mut self, id: ConnId) -> bool {
         if !self.shared.table.at(id.index()).has_output() {
             return false;
         }
@@ -281,7 +281,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let record = self.shared.table.at(id.index());
         let held = record.flags.has(Flags::THROTTLED) && !record.flags.has(Flags::PAUSED);
         match record.cold().and_then(|cold| cold.sink) {
-            Some(sink) if held && !record.flags.has(Flags::OWED) => self.check_progress(sink),
+            Some(sink) if held && !record.flags.has(Flags::OWED) => self.sample_progress(sink),
             _ => false,
         }
     }
@@ -349,7 +349,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
 
     /// The greatest age is reached: the next request boundary ends the connection, or the end of
     /// the retirement.
-    fn retire(&mut self, handler: &mut H, id: ConnId) {
+    fn reach_lifetime(&mut self, handler: &mut H, id: ConnId) {
         let now = self.shared.now;
         let record = self.shared.table.at(id.index());
         if record.is_aged() {

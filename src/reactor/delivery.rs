@@ -20,7 +20,7 @@ use crate::time::Instant;
 
 /// What an end that depends on delivery is to do.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Verdict {
+enum Acknowledged {
     /// Nothing is unacknowledged.
     Delivered,
     /// The peer acknowledges more and more.
@@ -57,16 +57,16 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         deadline: Deadline,
     ) -> bool {
         match self.check_delivery(id, deadline) {
-            Verdict::Delivered => !self.is_over(id, deadline),
-            Verdict::Waits => true,
-            Verdict::Stuck => {
+            Acknowledged::Delivered => !self.is_over(id, deadline),
+            Acknowledged::Waits => true,
+            Acknowledged::Stuck => {
                 self.time_out(handler, id, Timeout::Write);
                 true
             }
         }
     }
 
-    fn check_delivery(&mut self, id: ConnId, deadline: Deadline) -> Verdict {
+    fn check_delivery(&mut self, id: ConnId, deadline: Deadline) -> Acknowledged {
         let unsent = self.undelivered(id);
         let LoopState { table, profiles, now, .. } = &mut self.shared;
         let now = *now;
@@ -74,7 +74,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let clock = record.clocks.since(deadline);
         let known = record.delivery_at(clock);
         if unsent == 0 && !record.has_output() {
-            return Verdict::Delivered;
+            return Acknowledged::Delivered;
         }
         let acked = record.bytes_out.saturating_sub(unsent);
         let (period, patience) = {
@@ -102,7 +102,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         }
         let stood_still = now.nanos_since(delivery.progress_at);
         if stood_still >= patience {
-            return Verdict::Stuck;
+            return Acknowledged::Stuck;
         }
         let pause = check_pause(now.nanos_since(delivery.begun_at), patience);
         let pause = pause.min(patience - stood_still).min(period);
@@ -110,7 +110,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         delivery.clock = now.before(period - pause).before(1);
         record.clocks.set(deadline, delivery.clock);
         record.cold_mut().delivery = Some(delivery);
-        Verdict::Waits
+        Acknowledged::Waits
     }
 
     /// Whether a connection that has delivered everything has come to its end. One that has more

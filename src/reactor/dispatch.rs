@@ -19,11 +19,11 @@ use crate::unwind::{catch, discard};
 
 /// What a connection was like before its handler got input.
 #[derive(Clone, Copy)]
-pub(super) struct Delivery {
+pub(super) struct BeforeData {
     /// It was idle: a request begins.
     pub(super) wakes: bool,
     /// No output is queued.
-    pub(super) drained: bool,
+    pub(super) no_output: bool,
     /// What happens is to be logged.
     pub(super) log: bool,
 }
@@ -37,14 +37,14 @@ pub(super) fn call_data<H: Handler>(
     id: ConnId,
     session: &mut H::Session,
     input: &mut BytesMut,
-    begun: Delivery,
+    before: BeforeData,
 ) {
-    shared.enter_knowing(id, begun.drained);
+    shared.enter_knowing(id, before.no_output);
     let mut conn = Conn::new(shared, id);
-    if begun.wakes {
+    if before.wakes {
         handler.on_active(&mut conn, session);
     }
-    if !begun.wakes || !conn.is_ending() {
+    if !before.wakes || !conn.is_ending() {
         handler.on_data(&mut conn, session, input);
     }
     shared.leave();

@@ -15,16 +15,16 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let idle = self.shared.counters.states.of(State::Idle);
         let mut evicted = 0;
         while evicted < evictions_at_once(idle)
-            && let Some(candidate) = self.oldest_idle()
+            && let Some(candidate) = self.first_candidate()
         {
-            evicted += u64::from(self.evict_idle(handler, candidate));
+            evicted += u64::from(self.evict_candidate(handler, candidate));
         }
         evicted
     }
 
     /// Evicts an idle connection, unless a request of it waits in the socket, or one that lingers. Returns
     /// whether it did.
-    pub(super) fn evict_idle(&mut self, handler: &mut H, candidate: Candidate) -> bool {
+    pub(super) fn evict_candidate(&mut self, handler: &mut H, candidate: Candidate) -> bool {
         let (_, id) = candidate;
         if self.shared.table.at(id.index()).lingers() {
             self.evict_lingering(id);
@@ -55,7 +55,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// Whether there is a connection that can be evicted: one that lingers, or one that is idle and
     /// whose peer has sent nothing since.
     pub(super) fn finds_evictee(&mut self, handler: &mut H) -> bool {
-        while let Some(candidate) = self.oldest_idle() {
+        while let Some(candidate) = self.first_candidate() {
             let (_, id) = candidate;
             if self.shared.table.at(id.index()).lingers() {
                 return true;
@@ -70,7 +70,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
 
     /// The connection that has been idle longest, of those whose peers have acknowledged everything.
     /// `None` if there is none, or a search for it goes on or is not to begin yet.
-    fn oldest_idle(&mut self) -> Option<Candidate> {
+    fn first_candidate(&mut self) -> Option<Candidate> {
         // First among those known from the latest search, then by the next step of a search.
         for searches in [false, true] {
             if searches && !self.search() {

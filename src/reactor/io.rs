@@ -10,7 +10,7 @@ use std::io::{self, ErrorKind, IoSlice};
 use bytes::BytesMut;
 use tracing::Level;
 
-use super::dispatch::{Delivery, call_data};
+use super::dispatch::{BeforeData, call_data};
 use super::{READ_BUDGET, Reactor, refresh_now_if_stale};
 use crate::backend::Backend;
 use crate::close::{CloseReason, OsError};
@@ -91,7 +91,7 @@ pub(super) enum Read {
     /// There may be more.
     More,
     /// Nothing is left for now, or nothing more will come.
-    Drained,
+    Done,
     /// Nothing is left, and the connection went idle: only `on_idle` is due.
     Rested,
 }
@@ -122,7 +122,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         loop {
             match self.read_once(handler, id, &mut budget, log) {
                 Read::More if wants_reading(self.shared.table.at(id.index()).flags) => {}
-                Read::More => return Read::Drained,
+                Read::More => return Read::Done,
                 done => return done,
             }
         }
@@ -135,7 +135,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let slot = &mut slots[id.index()];
         let record = shared.table.at(id.index());
         let (Some(stream), Some(session)) = (&mut slot.stream, &mut slot.session) else {
-            return Read::Drained;
+            return Read::Done;
         };
         let mut room = shared.bounds.read_max.min(*budget);
         let mut own = false;
@@ -180,7 +180,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
                 {
                     keep_input(read_buffer, &mut slot.input, own, given);
                     *budget = budget.saturating_sub(count.div_ceil(AWAITED_SHARE));
-                    return if drained || *budget == 0 { Read::Drained } else { Read::More };
+                    return if drained || *budget == 0 { Read::Done } else { Read::More };
                 }
                 *budget = budget.saturating_sub(count);
                 let begun = begin_delivery(record, log);
@@ -201,7 +201,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
                     || *budget == 0
                     || record.requests >= self.shared.bounds.requests_max
                     || record.was_the_last();
-                if done { Read::Drained } else { Read::More }
+                if done { Read::Done } else { Read::More }
             }
             nothing => {
                 if own {
@@ -212,7 +212,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
                         say_read(id, count);
                         record.flags.insert(Flags::EOF);
                         self.deliver_eof(handler, id);
-                        Read::Drained
+                        Read::Done
                     }
                     Err(error) => handle_read_error(record, &error),
                 }
@@ -431,7 +431,7 @@ fn deliver<H: Handler, B: Backend>(
     stream: &mut B::Stream,
     session: &mut H::Session,
     input: &mut BytesMut,
-    begun: Delivery,
+    begun: BeforeData,
 ) -> bool {
     let before = input.len();
     call_data(handler, shared, id, session, input, begun);
@@ -494,7 +494,7 @@ fn note_data<B: Backend>(backend: &mut B, shared: &mut LoopState, id: ConnId) {
 
 /// Prepares a record for `on_data`.
 #[inline(always)]
-fn begin_delivery(record: &mut Record, log: bool) -> Delivery {
+fn begin_delivery(record: &mut Record, log: bool) -> BeforeData {
     let wakes = record.state() == State::Idle;
     if wakes {
         record.step(Step::Wake);
@@ -503,7 +503,7 @@ fn begin_delivery(record: &mut Record, log: bool) -> Delivery {
         }
     }
     record.flags.remove(Flags::EXPECTS_MORE_INPUT.and(Flags::DATA_DUE));
-    Delivery { wakes, drained: !record.has_output(), log }
+    BeforeData { wakes, no_output: !record.has_output(), log }
 }
 
 /// Sends what a callback wrote, by one call, and queues what the kernel does not take.
@@ -595,7 +595,7 @@ fn handle_read_error(record: &mut Record, error: &io::Error) -> Read {
             record.request_close(failure.reason(error));
         }
     }
-    Read::Drained
+    Read::Done
 }
 
 #[cold]

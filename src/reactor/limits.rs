@@ -78,12 +78,12 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// sets the next.
     fn retry_at(&mut self, at: Instant) {
         if self.accepting.retry_alarm.is_none() {
-            self.accepting.retry_alarm = Some(self.shared.set_alarm(at, Purpose::RetryAccept));
+            self.accepting.retry_alarm = Some(self.shared.set_alarm(at, Purpose::RecheckLimits));
         }
     }
 
     /// The time has come to check again whether newcomers are accepted.
-    pub(super) fn retry_accepting(&mut self, handler: &mut H) {
+    pub(super) fn recheck_limits(&mut self, handler: &mut H) {
         self.accepting.retry_alarm = None;
         self.accepting.gate.end_throttle();
         if self.accepting.gate.is_full()

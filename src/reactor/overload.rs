@@ -149,7 +149,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         if self.overload.eviction.is_critical(pressure, now) {
             let times = self.overload.pressures.times(now);
             self.warn_of_pressure("the loop", times);
-            if self.overload.eviction.evicts_idle() {
+            if self.overload.eviction.evicts_idle_at_limit() {
                 self.evict(handler);
             }
         }
@@ -162,7 +162,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let LoopState { table, profiles, now, .. } = &self.shared;
         for candidate in self.overload.eviction.step_walk(table, profiles, pressure, *now) {
             if self.may_be_closed(candidate.1) == Some(true) {
-                self.evict_idle(handler, candidate);
+                self.evict_candidate(handler, candidate);
             }
         }
     }

@@ -85,11 +85,14 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             warn!(%error, times, "accepting pauses");
         }
         self.shared.counters.accept_pauses.add(1);
-        self.accepting.pause_alarm = Some(self.shared.set_alarm(now + pause, Purpose::AcceptAgain));
+        let alarm = self.shared.set_alarm(now + pause, Purpose::ExpirePause);
+        if let Some(before) = self.accepting.pause_alarm.replace(alarm) {
+            self.shared.cancel_alarm(before);
+        }
     }
 
     /// A pause has lasted to its end.
-    pub(super) fn accept_again(&mut self) {
+    pub(super) fn expire_pause(&mut self) {
         self.accepting.gate.expire_pause();
         self.resume_accepting();
     }

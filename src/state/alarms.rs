@@ -24,9 +24,9 @@ pub(super) struct Alarm {
 pub(crate) enum Purpose {
     Application,
     /// Accepting is tried again after the system ran out of something.
-    AcceptAgain,
+    ExpirePause,
     /// New connections may be accepted by now.
-    RetryAccept,
+    RecheckLimits,
     /// The time of a connection is over that was deferred as its client is at its limit.
     CheckDeferred,
     /// A check of the pressure is due.

@@ -322,7 +322,7 @@ impl LoopState {
             peer,
             owner,
             exempt: false,
-            replaces_evicted: false,
+            room_checked: false,
             now: self.now,
         };
         let record = self.table.insert(new_conn).map_err(|_| ConnectError::Full)?;

@@ -183,9 +183,10 @@ fn a_connection_without_an_idle_deadline_protects_no_other() {
 }
 
 #[test]
-fn no_connection_is_evicted_if_new_ones_wait() {
+fn no_connection_is_evicted_if_new_ones_wait_and_idle_times_do_not_shrink() {
     let mut config = with_places(100);
     config.limits.at_limit = AtLimit::Pause;
+    config.limits.shrink_idle_from = None;
     let mut sim = world(1);
     let server = sim.serve(SERVER, config, Echo);
     let _peers = idle(&mut sim, 97);
