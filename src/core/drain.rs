@@ -179,10 +179,7 @@ impl Drain {
     /// The failure that stopped the reactor, once everything has ended.
     #[inline]
     pub(crate) fn outcome(&self) -> Result<(), &'static str> {
-        match self.failure {
-            Some(why) if self.ended => Err(why),
-            _ => Ok(()),
-        }
+        if self.ended { self.failure.map_or(Ok(()), Err) } else { Ok(()) }
     }
 
     /// A stop has been requested so often, of that by callbacks so often. Returns whether there is
