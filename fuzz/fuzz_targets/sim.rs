@@ -232,7 +232,7 @@ fuzz_target!(|plan: Plan| {
             TraceEvent::Shutdown => server.shutdown(),
         }
         for (peer, sent) in &echoed {
-            peer.expect_prefix_of(sent);
+            peer.assert_received_prefix_of(sent);
         }
     }
     pairs.iter().for_each(|(a, b)| sim.repair(*a, *b));
