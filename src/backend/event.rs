@@ -44,7 +44,8 @@ impl Token {
         }
     }
 
-    #[cfg(feature = "sim")]
+    #[cfg(any(feature = "sim", all(target_os = "linux", not(mio_unsupported_force_poll_poll))))]
+    #[inline]
     pub(crate) const fn to_bits(self) -> u64 {
         self.0
     }

@@ -183,6 +183,7 @@ impl AsFd for OsStream {
 }
 
 impl OsStream {
+    #[cfg(not(all(target_os = "linux", not(mio_unsupported_force_poll_poll))))]
     fn source(&mut self) -> &mut dyn mio::event::Source {
         on_stream!(&mut self.0, stream => stream)
     }
@@ -236,7 +237,7 @@ impl OsListener {
 
 /// Reading stops short at an urgent byte (tcp(7)), as if nothing were behind it: where there is an
 /// event for that, it says to read on.
-#[cfg(target_os = "linux")]
+#[cfg(all(target_os = "linux", mio_unsupported_force_poll_poll))]
 const BOTH: Interest = Interest::READABLE.add(Interest::WRITABLE).add(Interest::PRIORITY);
 #[cfg(not(target_os = "linux"))]
 const BOTH: Interest = Interest::READABLE.add(Interest::WRITABLE);
@@ -426,6 +427,13 @@ impl Backend for Os {
         }
     }
 
+    #[cfg(all(target_os = "linux", not(mio_unsupported_force_poll_poll)))]
+    #[inline]
+    fn register(&mut self, stream: &mut OsStream, token: Token) -> io::Result<()> {
+        sys::epoll_add(sys::poll_fd(&self.poll), stream.as_fd(), token.to_bits())
+    }
+
+    #[cfg(not(all(target_os = "linux", not(mio_unsupported_force_poll_poll))))]
     fn register(&mut self, stream: &mut OsStream, token: Token) -> io::Result<()> {
         stream.source().register(self.poll.registry(), token.to_mio(), BOTH)
     }
@@ -590,9 +598,9 @@ fn limit_accept_wait(socket: &Socket) {
 }
 
 #[cfg(all(target_os = "linux", not(mio_unsupported_force_poll_poll)))]
+#[inline]
 fn accept_tcp(listener: &mio::net::TcpListener) -> io::Result<(mio::net::TcpStream, SocketAddr)> {
     let (fd, peer) = sys::accept(listener.as_fd())?;
-    let peer = peer.as_socket().ok_or(io::ErrorKind::InvalidData)?;
     Ok((mio::net::TcpStream::from_std(fd.into()), peer))
 }
 

@@ -5,6 +5,8 @@
 
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
+#[cfg(all(target_os = "linux", not(mio_unsupported_force_poll_poll)))]
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::os::fd::{AsRawFd, BorrowedFd};
 #[cfg(all(target_os = "linux", not(mio_unsupported_force_poll_poll)))]
 use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
@@ -14,8 +16,6 @@ use bytes::{BufMut, BytesMut};
 #[cfg(target_os = "linux")]
 use libc::c_long;
 use libc::{c_int, c_void};
-#[cfg(all(target_os = "linux", not(mio_unsupported_force_poll_poll)))]
-use socket2::SockAddr;
 use socket2::Type;
 
 #[cfg(all(target_os = "linux", not(mio_unsupported_force_poll_poll)))]
@@ -136,19 +136,36 @@ unsafe fn call_recv(fd: BorrowedFd<'_>, buffer: *mut c_void, len: usize) -> io::
     count(unsafe { libc::recv(fd.as_raw_fd(), buffer, len, RECV_FLAGS) })
 }
 
-/// accept4(2): the connection is not inherited by children and nothing on it waits. Called directly
-/// for the reason that [`system_call`] gives.
+/// accept4(2) on a TCP listener: the connection is not inherited by children and nothing on it waits.
+/// Called directly for the reason that [`system_call`] gives.
 #[cfg(all(target_os = "linux", not(mio_unsupported_force_poll_poll)))]
-pub(super) fn accept(fd: BorrowedFd<'_>) -> io::Result<(OwnedFd, SockAddr)> {
+#[inline]
+pub(super) fn accept(fd: BorrowedFd<'_>) -> io::Result<(OwnedFd, SocketAddr)> {
     let flags = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
-    // SAFETY: the kernel writes an address into the storage and its length behind it, and a result
-    // that is not negative is a descriptor with no other owner.
-    unsafe {
-        SockAddr::try_init(|storage, len| {
-            let arguments = [argument(fd), storage as usize, len as usize, flags as usize, 0, 0];
-            let accepted = system_call(libc::SYS_accept4, arguments)?;
-            Ok(OwnedFd::from_raw_fd(accepted as c_int))
-        })
+    // SAFETY: all-zero is a valid `sockaddr_in6`.
+    let mut peer: libc::sockaddr_in6 = unsafe { MaybeUninit::zeroed().assume_init() };
+    let mut len = size_of_val(&peer) as libc::socklen_t;
+    let (start, len) = ((&raw mut peer) as usize, (&raw mut len) as usize);
+    // SAFETY: the kernel writes no more of the address than `peer` has room for.
+    let accepted = unsafe {
+        system_call(libc::SYS_accept4, [argument(fd), start, len, flags as usize, 0, 0])
+    }?;
+    // SAFETY: it is a descriptor with no other owner.
+    let stream = unsafe { OwnedFd::from_raw_fd(accepted as c_int) };
+    match c_int::from(peer.sin6_family) {
+        libc::AF_INET => {
+            // SAFETY: of this family the kernel wrote a `sockaddr_in`, which is smaller and aligned alike.
+            let peer = unsafe { (&raw const peer).cast::<libc::sockaddr_in>().read() };
+            let ip = Ipv4Addr::from(u32::from_be(peer.sin_addr.s_addr));
+            Ok((stream, SocketAddr::from((ip, u16::from_be(peer.sin_port)))))
+        }
+        libc::AF_INET6 => {
+            let ip = Ipv6Addr::from(peer.sin6_addr.s6_addr);
+            let port = u16::from_be(peer.sin6_port);
+            let peer = SocketAddrV6::new(ip, port, peer.sin6_flowinfo, peer.sin6_scope_id);
+            Ok((stream, peer.into()))
+        }
+        _ => Err(io::ErrorKind::InvalidData.into()),
     }
 }
 
@@ -178,6 +195,21 @@ pub(super) fn epoll_wait(
     // SAFETY: the kernel initialised the first `taken` events.
     unsafe { events.set_len(taken) };
     Ok(())
+}
+
+/// Registers a stream as mio does, for reading and writing and edge-triggered, and for urgent bytes, at
+/// which reading stops short (tcp(7)). Closing its last descriptor ends it. Called directly for the
+/// reason that [`system_call`] gives.
+#[cfg(all(target_os = "linux", not(mio_unsupported_force_poll_poll)))]
+#[inline]
+pub(super) fn epoll_add(poll: BorrowedFd<'_>, fd: BorrowedFd<'_>, token: u64) -> io::Result<()> {
+    const EVENTS: c_int =
+        libc::EPOLLIN | libc::EPOLLRDHUP | libc::EPOLLOUT | libc::EPOLLPRI | libc::EPOLLET;
+    let event = libc::epoll_event { events: EVENTS as u32, u64: token };
+    let event = (&raw const event) as usize;
+    let arguments = [argument(poll), libc::EPOLL_CTL_ADD as usize, argument(fd), event, 0, 0];
+    // SAFETY: `event` is readable, and the kernel copies it.
+    unsafe { system_call(libc::SYS_epoll_ctl, arguments) }.map(drop)
 }
 
 /// Resets a TCP connection: connect(2) to AF_UNSPEC discards what is queued and sends the RST at once.
