@@ -307,6 +307,8 @@ pub struct Closed {
     pub peer: Address,
     /// Why it ended.
     pub reason: CloseReason,
+    /// Requests that were served.
+    pub requests: u64,
     /// Bytes read from the peer, those discarded while closing left out.
     pub bytes_in: u64,
     /// Bytes the kernel took for the peer.

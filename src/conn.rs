@@ -17,6 +17,7 @@ use crate::core::share::Shared;
 use crate::core::stats::Stats;
 use crate::error::ConnectError;
 use crate::id::{AlarmId, ConnId, Origin};
+use crate::log::debug;
 use crate::state::{LoopState, Purpose, stats};
 use crate::time::Instant;
 
@@ -187,12 +188,13 @@ impl Conn<'_> {
     }
 
     /// Bytes queued and not taken by the kernel.
-    pub fn queued(&mut self) -> usize {
+    pub fn queued(&self) -> usize {
         self.cx.shared.queued(self.id)
     }
 
     /// Whether more than the high watermark was queued, and since then never as little as the low
-    /// one. A congested connection is not read, unless it [feeds](Conn::throttle_on) another: then the
+    /// one. Inside a callback it counts what that callback wrote, before the kernel is offered any of it,
+    /// so a long reply goes out in pieces also to a fast reader. A congested connection is not read, unless it [feeds](Conn::throttle_on) another: then the
     /// sink's congestion counts.
     pub fn is_congested(&self) -> bool {
         self.record().flags.has(Flags::CONGESTED)
@@ -293,7 +295,9 @@ impl Conn<'_> {
     /// }
     /// ```
     pub fn expect_input(&mut self, len: usize) {
-        if len > self.cx.shared.bounds.input_max {
+        let max = self.cx.shared.bounds.input_max;
+        if len > max {
+            debug!(id = %self.id, len, max, "expect_input asks for more than limits.input_max");
             self.record_mut().request_close(CloseReason::InputLimit);
         } else if len > 0 {
             self.record_mut().await_input(len);
@@ -307,8 +311,10 @@ impl Conn<'_> {
     ///
     /// When they are gone [`on_data`](crate::Handler::on_data) gets what came after them, in a later
     /// turn. If that is nothing yet `input` is empty: the moment to reply, or to return. Until then
-    /// they are part of the request at hand, and [`Timeouts::request`](crate::Timeouts::request) or the
-    /// [rate](crate::Timeouts::request_rate) that prolongs it bounds them. No memory is held for them.
+    /// a request counts as arriving, whether the handler counts it before or after: the connection does
+    /// not go idle, a shutdown waits for it, and [`Timeouts::request`](crate::Timeouts::request) or the
+    /// [rate](crate::Timeouts::request_rate) that prolongs it bounds it. No memory is held for skipped
+    /// bytes.
     /// Several calls add up; a length that is [expected](Conn::expect_input) begins after them.
     pub fn skip(&mut self, len: u64) {
         if len > 0 {
@@ -495,7 +501,7 @@ impl Conn<'_> {
 impl Conn<'_> {
     /// Ends the connection: what is queued is flushed, then comes the FIN, then the peer's last
     /// bytes are discarded so that they cannot turn our close into a reset that would destroy
-    /// what was flushed.
+    /// what was flushed. Input that the handler has not taken is discarded too.
     pub fn close(&mut self) {
         self.record_mut().request_close(CloseReason::HandlerClose);
     }

@@ -132,7 +132,8 @@ pub trait Handler: Sized {
     fn on_closed(&mut self, cx: &mut Context<'_>, closed: Closed, session: Self::Session) {}
 
     /// The peer sent its FIN, and [`on_data`](Handler::on_data) has seen all there was before it;
-    /// `input` is what it left.
+    /// `input` is what it left. It does not come while the handler has more to do with its input: after
+    /// [`Conn::yield_now`], and while the connection is congested, paused or throttled.
     ///
     /// When it returns the reactor closes the connection with [`PeerEof`](CloseReason::PeerEof): an
     /// inbound one once nothing is owed ([`Conn::begin_request`]) and output is flushed, a dialled

@@ -171,6 +171,8 @@ pub use crate::config::{Config, Limits, ListenConfig, Timeouts};
 pub use crate::conn::{Conn, Context, KeepAlive};
 pub use crate::core::lifecycle::State;
 pub use crate::core::share::Shared;
+#[doc(inline)]
+pub use crate::core::stats::Stats;
 pub use crate::error::{ConnectError, Error, PostError};
 pub use crate::handler::Handler;
 pub use crate::id::{AlarmId, ConnId, ListenerId, Origin};

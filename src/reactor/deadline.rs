@@ -190,7 +190,13 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         {
             return;
         }
-        self.shared.counters.count_fired(deadline);
+        // During a shutdown that clock is the connection's time to end, and no lifetime.
+        let is_planned_end = deadline == Deadline::Lifetime
+            && self.shared.stopping
+            && !self.shared.table.at(id.index()).is_aged();
+        if !is_planned_end {
+            self.shared.counters.count_fired(deadline);
+        }
         match deadline {
             Deadline::Timer => {
                 self.shared.table.at(id.index()).flags.remove(Flags::HAS_TIMER);

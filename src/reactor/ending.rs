@@ -244,6 +244,7 @@ fn closed(shared: &mut LoopState, id: ConnId, reason: CloseReason) -> Closed {
         origin: record.origin(),
         peer: std::mem::replace(&mut record.peer, Address::Unnamed),
         reason,
+        requests: record.requests,
         bytes_in: record.bytes_in,
         bytes_out: record.bytes_out,
         unsent: record.dropped(),

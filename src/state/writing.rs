@@ -6,6 +6,7 @@ use super::LoopState;
 use crate::close::CloseReason;
 use crate::core::flags::{ColdFlags, Flags};
 use crate::core::output::Output;
+use crate::core::record::Record;
 use crate::core::share::Shared;
 use crate::id::ConnId;
 use crate::planted::{Bug, planted};
@@ -36,8 +37,8 @@ impl LoopState {
 
     /// Bytes written to a connection that the kernel has not taken.
     #[inline]
-    pub(crate) fn queued(&mut self, id: ConnId) -> usize {
-        let queued = self.table.at(id.index()).queued();
+    pub(crate) fn queued(&self, id: ConnId) -> usize {
+        let queued = self.table.get(id).map_or(0, Record::queued);
         if self.scratch_owner == Some(id) { queued + self.scratch.len() } else { queued }
     }
 

@@ -14,7 +14,7 @@ fn get(path: &str) -> Vec<u8> {
 fn queued(server: &Server<Http>) -> usize {
     server.with(|_, cx| {
         let ids = cx.ids();
-        ids.into_iter().filter_map(|id| cx.conn(id).map(|mut conn| conn.queued())).sum()
+        ids.into_iter().filter_map(|id| cx.conn(id).map(|conn| conn.queued())).sum()
     })
 }
 

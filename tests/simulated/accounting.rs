@@ -222,7 +222,7 @@ fn output_that_a_panic_takes_back_leaves_no_congestion() {
     sim.advance(millis(1_500));
     assert_eq!(server.stats().panics, 1);
     server.with(|_, cx| {
-        let mut conn = cx.conn(id).expect("it is being dialled");
+        let conn = cx.conn(id).expect("it is being dialled");
         assert!(!conn.is_congested(), "nothing is queued");
         assert_eq!(conn.queued(), 0);
     });

@@ -182,6 +182,30 @@ fn an_unannounced_client_gets_one_second_after_its_last_reply() {
 }
 
 #[test]
+fn the_times_at_which_a_shutdown_ends_connections_count_as_no_lifetime() {
+    for lifetime in [None, Some(secs(2))] {
+        let mut config = Config::default();
+        config.timeouts.lifetime = lifetime;
+        let mut sim = world(1);
+        let server = sim.serve(SERVER, config, Echo);
+        let [idler, busy] = [(); 2].map(|()| sim.connect(SERVER));
+        for peer in [&idler, &busy] {
+            peer.send(b"a");
+        }
+        sim.advance(secs(1));
+        server.shutdown();
+        for _ in 0..20 {
+            busy.send(b"a");
+            sim.advance(millis(900));
+        }
+        assert!(server.is_finished());
+        let stats = server.stats();
+        let passed = stats.deadlines_by_label().find(|(label, _)| *label == "lifetime");
+        assert_eq!(passed, Some(("lifetime", 0)));
+    }
+}
+
+#[test]
 fn a_peer_that_never_pauses_does_not_delay_the_end_of_a_shutdown() {
     let mut sim = world(1);
     let server = serve_echo(&mut sim);
