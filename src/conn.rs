@@ -25,7 +25,7 @@ use crate::time::Instant;
 ///
 /// It is a cursor: nothing here makes a system call or runs a callback. What is asked is recorded
 /// and done when the callback has returned; a connection reached through
-/// [`other`](Conn::other) is seen to at the end of the turn.
+/// [`other`](Conn::other) is served at the end of the turn.
 pub struct Conn<'a> {
     cx: Context<'a>,
     id: ConnId,

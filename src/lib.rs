@@ -103,7 +103,7 @@
 //! [`Reactor::run`] only repeats [`Reactor::turn`]. A program that has a loop already calls `turn`,
 //! with a longest wait of zero, when the reactor's descriptor ([`AsFd`](std::os::fd::AsFd)) is
 //! readable or [`next_timeout`](Reactor::next_timeout) has passed, and [`Reactor::end`] when the
-//! loop ends or a turn fails. A test does the same, and looks at its handler in between.
+//! loop ends or a turn fails. A test does the same, and checks its handler in between.
 //!
 //! Sockets, clocks, randomness and name look-up come through one trait, [`backend::Backend`], so a
 //! reactor can be put into another world ([`Reactor::with_backend`]) and its time be made up; that

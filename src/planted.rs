@@ -63,7 +63,7 @@ pub enum Bug {
     LastCallbackBlamed,
     /// Input counts as a request although the handler counts requests itself.
     InputCounted,
-    /// A client at its limit is refused without a look at the events that came before it.
+    /// A client at its limit is refused before the events that came before it are served.
     HastyRefusal,
     /// A full table accepts nothing until a 64th of its places is free.
     LateRoom,

@@ -174,7 +174,7 @@ fn defaults() -> BTreeMap<String, String> {
         ("limits.clients.refusal", "close".into()),
         ("limits.clients.prefix_v4", number(limits.clients.prefix_v4.into())),
         ("limits.clients.prefix_v6", number(limits.clients.prefix_v6.into())),
-        ("limits.clients.allowed", "nobody".into()),
+        ("limits.clients.allowed", "none".into()),
         ("limits.accept_rate", "unlimited".into()),
         ("limits.input_max", size(limits.input_max)),
         ("limits.output_max", size(limits.output_max)),

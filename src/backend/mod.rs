@@ -127,7 +127,7 @@ pub trait Backend: Sealed {
     fn register_listener(&mut self, listener: &mut Self::Listener, token: Token) -> io::Result<()>;
 
     /// Asks for another event if connections are waiting: after a failed accept an edge-triggered
-    /// listener reports nothing of its own accord.
+    /// listener reports nothing by itself.
     ///
     /// # Errors
     ///

@@ -11,7 +11,7 @@ use super::{Token, Wake};
 ///
 /// With poll(2), registering a source takes back every wake-up that no wait has seen yet:
 /// <https://github.com/tokio-rs/mio/issues/1874>. There a wake-up is also a flag that the next wait
-/// looks at before it blocks. Between that look and the blocking nothing is registered, because only
+/// reads before it blocks. Between that reading and the blocking nothing is registered, because only
 /// the thread that waits does so; elsewhere the flag costs nothing.
 #[derive(Debug)]
 pub(super) struct Waker {

@@ -15,7 +15,7 @@
 pub enum State {
     /// Being dialled, or accepted and not yet announced as connected.
     Connecting,
-    /// Open with an active request, or open and never heard of yet.
+    /// Open with an active request, or open and silent so far.
     Connected,
     /// Open without an active request: kept alive.
     Idle,

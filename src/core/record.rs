@@ -45,7 +45,7 @@ pub(crate) struct ColdState {
     output: Output,
     /// What `on_data` waits for.
     awaited: AwaitedInput,
-    /// Of the bytes the kernel took, what had left its queue when last looked at.
+    /// Of the bytes the kernel took, what had left its queue at the latest check.
     pub(crate) acked: u64,
     /// What had left when the minimum rate was last reckoned.
     pub(crate) acked_at_flush: u64,
@@ -61,7 +61,7 @@ pub(crate) struct ColdState {
     pub(crate) retirement: Option<Retirement>,
     /// It was told that, and has reached its greatest age.
     pub(crate) aged: bool,
-    /// The latest look at a request that was given more time.
+    /// The latest check of a request that was given more time.
     pub(crate) request: Option<RequestCheck>,
     /// Until when the answer to a ping may come, and the bytes read before it.
     pub(crate) pinged: Option<(Instant, u64)>,
@@ -147,7 +147,7 @@ pub(crate) struct Retirement {
     pub(crate) after: u64,
 }
 
-/// A look at a request that arrives for long.
+/// A check of a request that takes long to arrive.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RequestCheck {
     /// Since when the clock of the request runs by it, to tell that request.
@@ -523,7 +523,7 @@ impl Record {
         self.cold.as_ref()?.delivery.filter(|delivery| delivery.clock == clock)
     }
 
-    /// Whether it waits for its peer to begin: idle, or never heard of.
+    /// Whether it waits for its peer to begin: idle, or silent so far.
     pub(crate) const fn waits(&self) -> bool {
         let silent = !self.flags.has(Flags::RECEIVED.and(Flags::OWED).and(Flags::QUEUED));
         let unheard = matches!(self.state, State::Connected)
@@ -682,7 +682,7 @@ pub(crate) struct NewConn {
     pub(crate) owner: Option<ConnId>,
     /// The limits on connections leave it out.
     pub(crate) exempt: bool,
-    /// Another one was evicted for it, or there was seen to be room.
+    /// A check has found room for it, or another one was evicted for it.
     pub(crate) room_checked: bool,
     pub(crate) now: Instant,
 }

@@ -105,7 +105,7 @@ impl Wheel {
     }
 
     /// Makes `key` due at `tick`, whatever it was due at before. A tick already served is due at
-    /// the next look. Inlined, it asks nothing of a key whose kind is known.
+    /// the next visit. Inlined, it asks nothing of a key whose kind is known.
     #[inline(always)]
     pub(crate) fn schedule(&mut self, key: Key, tick: u64) {
         self.make_room(key);
@@ -139,7 +139,7 @@ impl Wheel {
         }
     }
 
-    /// Takes `key` out if it is due more than a revolution from now on: it would be looked at once in
+    /// Takes `key` out if it is due more than a revolution from now on: it would be visited once in
     /// each revolution until then.
     #[inline]
     pub(crate) fn cancel_far(&mut self, key: Key) {
@@ -159,7 +159,7 @@ impl Wheel {
         (!entry.is_vacant()).then_some(entry.tick)
     }
 
-    /// The tick at which [`Wheel::expire`] next has something to look at: never later than the
+    /// The tick at which [`Wheel::expire`] next has an entry to visit: never later than the
     /// earliest entry, earlier only when that is more than a revolution away.
     #[inline]
     pub(crate) fn next_tick(&self) -> Option<u64> {
@@ -170,9 +170,9 @@ impl Wheel {
     }
 
     /// Takes out the next key due at or before `now`, or `None` when there is none or `budget`
-    /// entries have been looked at.
+    /// entries have been visited.
     ///
-    /// `budget` goes down by one for every entry looked at, those placed again included, so that a
+    /// `budget` goes down by one for every entry visited, those placed again included, so that a
     /// million timers on one tick are served in bounded pieces.
     #[inline]
     pub(crate) fn expire(&mut self, now: u64, budget: &mut usize) -> Option<Key> {

@@ -75,7 +75,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         self.audit_mailbox(memory)?;
         let mut filled = vec![false; self.slots.len()];
         let lists = self.audit_lists()?;
-        // Whatever the wheel held by then has been looked at.
+        // Whatever the wheel held by then has been visited.
         let caught_up = self.put_off == 0
             && !self.shared.has_due_alarms()
             && self.shared.wheel.next_tick().is_none_or(|next| next > tick_at(began));
@@ -221,7 +221,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         }
     }
 
-    /// A deadline that was due when this was last looked at has been served, if a turn since then
+    /// A deadline that was due at the last audit has been served, if a turn since then
     /// served all that its wheel held a tick later.
     fn audit_lateness(
         &self,

@@ -17,14 +17,14 @@ use crate::planted::{Bug, planted};
 use crate::state::{LoopState, Purpose};
 use crate::time::Instant;
 
-/// Wheel entries looked at in one turn: however many fall on one tick, I/O goes on.
+/// Entries of the wheel visited in one turn: however many fall on one tick, I/O goes on.
 const EXPIRIES_PER_TURN: usize = 4_096;
 
 /// A loop that is this many ticks late polls again before it ends a connection for that.
 const LATE_TICKS: u64 = 10;
 
 /// Waits in a row that may put deadlines off because they returned a full batch. Beyond that every
-/// deadline that input would put off looks for it itself.
+/// deadline that input would put off reads the socket itself.
 const PUT_OFF_MAX: u32 = 4;
 
 /// How often the rate is checked at which a request arrives that takes its time.
@@ -300,8 +300,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let (timeout, rate) = (durations.of(Deadline::Request), durations.request_rate());
         let Some(rate) = rate else { return false };
         let (since, read) = (record.clocks.since(Deadline::Request), record.bytes_in);
-        // The same request was looked at before only if nothing has set its clock since.
-        let before = record.cold_mut().request.filter(|look| look.since == since);
+        // The same request was checked before only if nothing has set its clock since.
+        let before = record.cold_mut().request.filter(|check| check.since == since);
         if let Some(before) = before {
             let least = u128::from(now.nanos_since(before.at)) * u128::from(rate) / 1_000_000_000;
             if u128::from(read - before.read) < least {

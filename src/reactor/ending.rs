@@ -62,7 +62,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         }
         // There is nothing to send it to before a connection stands.
         if flushes && !unborn {
-            // What `on_closing` may have asked for is seen to first.
+            // What `on_closing` may have asked for is done first.
             self.progress_closing(id);
         } else {
             self.drop_output_and_release(id, false);

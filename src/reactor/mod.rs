@@ -645,7 +645,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     #[inline(never)]
     fn run_some_tasks(&mut self, handler: &mut H) {
         if self.mailbox.has_tasks() || self.mailbox.is_due() {
-            // A shutdown may be what is due: it is seen to at the end of the turn.
+            // A shutdown may be what is due: it is handled at the end of the turn.
             self.woken = true;
             let count = TASKS_PER_TURN.saturating_sub(self.tasks.len());
             self.mailbox.take(count, &mut self.tasks);

@@ -62,12 +62,12 @@ pub(crate) struct Bounds {
     pub(crate) pressed_from: Permille,
     /// From here on what all hold is such a pressure.
     pub(crate) buffered_pressed: u64,
-    /// What all may hold while callbacks run, before the greatest holders are looked for: beyond it
+    /// What all may hold while callbacks run, before the greatest holders are aborted: beyond it
     /// a further write aborts the connection written to.
     pub(crate) buffered_all: u64,
     /// How long a callback may take before it is reported, in nanoseconds.
     pub(crate) stall: u64,
-    /// As much output of one callback as calls for no second look: neither congested, nor at the
+    /// As much output of one callback as needs no further check: neither congested, nor at the
     /// limit, nor too much for the loop's buffer.
     easy: usize,
 }
