@@ -216,7 +216,7 @@ impl Conn<'_> {
     }
 
     /// Ends a pause. [`on_data`](crate::Handler::on_data) follows in the next turn if input is
-    /// left.
+    /// left, and as much as it [expects](Conn::expect_input).
     pub fn resume_reading(&mut self) {
         let flags = &mut self.record_mut().flags;
         if flags.take(Flags::PAUSED) {
@@ -267,7 +267,8 @@ impl Conn<'_> {
     /// only if the handler [yields](Conn::yield_now); after the peer's FIN
     /// [`on_eof`](crate::Handler::on_eof) gets what has come. With `len` bytes there already, or 0, the
     /// next call comes with the next input as usual. It holds for one call of `on_data`, the latest
-    /// `len` if there are several, and may be asked for in any callback.
+    /// `len` if there are several, and may be asked for in any callback; in
+    /// [`on_active`](crate::Handler::on_active) it applies to the call after the one that follows.
     ///
     /// It does not say whether a request has begun. What is left in `input` belongs to one, and so does
     /// what arrives: [`Timeouts::request`](crate::Timeouts::request), or the
@@ -296,7 +297,9 @@ impl Conn<'_> {
     /// ```
     pub fn expect_input(&mut self, len: usize) {
         let max = self.cx.shared.bounds.input_max;
-        if len > max {
+        if !self.record().state().is_open() {
+            // There is no further call.
+        } else if len > max {
             debug!(id = %self.id, len, max, "expect_input asks for more than limits.input_max");
             self.record_mut().request_close(CloseReason::InputLimit);
         } else if len > 0 {
@@ -313,11 +316,14 @@ impl Conn<'_> {
     /// turn. If that is nothing yet `input` is empty: the moment to reply, or to return. Until then
     /// a request counts as arriving, whether the handler counts it before or after: the connection does
     /// not go idle, a shutdown waits for it, and [`Timeouts::request`](crate::Timeouts::request) or the
-    /// [rate](crate::Timeouts::request_rate) that prolongs it bounds it. No memory is held for skipped
+    /// [rate](crate::Timeouts::request_rate) that prolongs it bounds it. With its last skipped byte it is
+    /// whole, and counted if the handler does not count requests itself. No memory is held for skipped
     /// bytes.
-    /// Several calls add up; a length that is [expected](Conn::expect_input) begins after them.
+    ///
+    /// Several calls add up. A length that is [expected](Conn::expect_input) begins after the skipped
+    /// bytes. In [`on_active`](crate::Handler::on_active) it applies after the `on_data` that follows.
     pub fn skip(&mut self, len: u64) {
-        if len > 0 {
+        if len > 0 && self.record().state().is_open() {
             let record = self.record_mut();
             record.await_skipped(len);
             record.flags.insert(Flags::EXPECTS_MORE_INPUT.and(Flags::DATA_DUE));

@@ -36,6 +36,11 @@ fn swarm_echo() {
 }
 
 #[test]
+fn swarm_lengths() {
+    run("lengths", servers::lengths);
+}
+
+#[test]
 fn swarm_everything() {
     run("everything", servers::everything);
 }

@@ -69,8 +69,8 @@ pub trait Resolve: Send + Sync + 'static {
     /// Called on a thread of the backend, on several at once, and may block. IP addresses and
     /// `localhost` are not asked about. A connection that is dialled waits for the answer within its
     /// [`Timeouts::connect`](crate::Timeouts::connect). When that has passed the answer is dropped, but
-    /// the thread goes on, and there are at most 64 of them; so an implementation has a timeout of its
-    /// own.
+    /// the thread goes on, also when the reactor is gone. There are at most 64 threads for each [`Os`], so
+    /// an implementation has a timeout of its own.
     ///
     /// # Errors
     ///
@@ -99,15 +99,18 @@ impl Resolve for SystemResolver {
     }
 }
 
-/// Asks `resolver`, whatever comes of that.
+/// Asks `resolver`, whatever comes of that. Its error may be any type, and panic when it is dropped: it
+/// does not leave this thread.
 fn ask(resolver: &dyn Resolve, host: &str, port: u16) -> io::Result<Vec<Address>> {
-    match catch(|| resolver.resolve(host, port)) {
-        Ok(Ok(found)) => Ok(found.into_iter().map(Address::Ip).collect()),
-        // Most errors of a resolver are no errno and say nothing once they are copied.
-        Ok(Err(error)) if error.raw_os_error().is_some() => Err(error),
-        Ok(Err(error)) => Err(io::Error::new(io::ErrorKind::AddrNotAvailable, error)),
-        Err(_) => Err(io::Error::new(io::ErrorKind::AddrNotAvailable, "the resolver panicked")),
-    }
+    let unavailable = |why: String| io::Error::new(io::ErrorKind::AddrNotAvailable, why);
+    let asked = catch(|| match resolver.resolve(host, port) {
+        Ok(found) => Ok(found.into_iter().map(Address::Ip).collect()),
+        Err(error) => Err(match error.raw_os_error() {
+            Some(errno) => io::Error::from_raw_os_error(errno),
+            None => unavailable(error.to_string()),
+        }),
+    });
+    asked.unwrap_or_else(|_| Err(unavailable("the resolver panicked".into())))
 }
 
 /// What is known without a resolver, and must not wait for one that hangs: an IP address in place of a
@@ -261,7 +264,7 @@ mod tests {
     }
 
     impl Deaf {
-        fn resolve(&self, host: &str, port: u16) -> Vec<SocketAddr> {
+        fn resolve(&self, host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
             if host.starts_with("deaf") {
                 let mut state = self.state.lock().unwrap();
                 state.1 += 1;
@@ -269,7 +272,10 @@ mod tests {
                 drop(self.changed.wait_while(state, |(answers, _)| !*answers).unwrap());
             }
             assert!(!host.starts_with("bad"), "a resolver with a bug");
-            vec![SocketAddr::from(([127, 0, 0, 1], port))]
+            if host.starts_with("bomb") {
+                return Err(io::Error::other(Bomb));
+            }
+            Ok(vec![SocketAddr::from(([127, 0, 0, 1], port))])
         }
 
         /// How many threads it has kept, once they are that many.
@@ -282,6 +288,24 @@ mod tests {
         fn answer(&self) {
             self.state.lock().unwrap().0 = true;
             self.changed.notify_all();
+        }
+    }
+
+    /// An error that panics when it is dropped.
+    #[derive(Debug)]
+    struct Bomb;
+
+    impl fmt::Display for Bomb {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a bomb")
+        }
+    }
+
+    impl std::error::Error for Bomb {}
+
+    impl Drop for Bomb {
+        fn drop(&mut self) {
+            panic!("on purpose");
         }
     }
 
@@ -304,7 +328,7 @@ mod tests {
             let waker = Arc::new(Waker::new(poll.registry()).unwrap());
             let resolver = Arc::new(Deaf::default());
             let deaf = Arc::clone(&resolver);
-            let resolve = move |host: &str, port: u16| Ok(deaf.resolve(host, port));
+            let resolve = move |host: &str, port: u16| deaf.resolve(host, port);
             Self { poll, lookups: Lookups::new(waker, resolve), resolver, asked: 0 }
         }
 
@@ -378,6 +402,8 @@ mod tests {
     #[test]
     fn a_resolver_that_panics_answers_that_there_is_nothing() {
         let mut bench = Bench::new();
+        let token = bench.ask("bomb");
+        assert_eq!(bench.answer(token), (None, Vec::new()));
         for _ in 0..2 * WANTED_MAX {
             let token = bench.ask("bad");
             assert_eq!(bench.answer(token), (None, Vec::new()));

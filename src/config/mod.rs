@@ -104,8 +104,8 @@ impl Config {
     /// The most memory, in bytes, that a reactor with these settings uses, sessions and whatever
     /// else the handler keeps aside: its own buffers and wheel, a KiB for each connection there may
     /// be, [`Limits::buffered_max`], and beside that what one connection may hold before it is
-    /// checked (four times its input, as a buffer is up to two and a half times as large as what is in
-    /// it and is copied when it grows, and the output limit). One write of more than that counts on top, and so does memory that is shared with the handler by
+    /// checked (its input twice, as a buffer is copied when it grows, and the output limit). One write of
+    /// more than that counts on top, and so does memory that is shared with the handler by
     /// [`Conn::write_bytes`](crate::Conn::write_bytes) beyond the bytes written.
     ///
     /// Where [`Limits::max_connections`] is left to the system, 65,536 are reckoned with. Settings that
@@ -122,7 +122,7 @@ impl Config {
         let limits = &self.limits;
         let places = limits.max_connections.unwrap_or(65_536).saturating_add(16) as u64;
         let buffered = limits.buffered_max as u64;
-        let input = (limits.input_max as u64).saturating_mul(4);
+        let input = (limits.input_max as u64).saturating_mul(2);
         let one = input.saturating_add(limits.output_max as u64);
         LOOP.saturating_add(places.saturating_mul(CONNECTION))
             .saturating_add(buffered)

@@ -343,6 +343,11 @@ impl Record {
         }
     }
 
+    /// How many bytes of input `on_data` waits for, after those that are to be discarded.
+    pub(crate) fn awaited_len(&self) -> usize {
+        self.cold.as_ref().map_or(0, |cold| cold.awaited.len)
+    }
+
     /// How many bytes of input are to be discarded still.
     pub(crate) fn to_skip(&self) -> u64 {
         self.cold.as_ref().map_or(0, |cold| cold.awaited.skipped)

@@ -14,7 +14,7 @@ use crate::handler::Handler;
 use crate::id::ConnId;
 use crate::log::error;
 use crate::planted::{Bug, planted};
-use crate::state::LoopState;
+use crate::state::{LoopState, READ_BUDGET};
 use crate::unwind::{catch, discard};
 
 /// What a connection was like before its handler got input.
@@ -204,6 +204,11 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         self.shared.leave();
         self.shared.spilled = false;
         self.drop_output(id);
+        // It may have panicked over a buffer of its own that had taken the place of the loop's.
+        self.slots[id.index()].input = BytesMut::new();
+        if self.read_buffer.capacity() > 2 * READ_BUDGET {
+            self.read_buffer = BytesMut::new();
+        }
         let record = self.shared.table.at(id.index());
         record.set_requested(CloseReason::HandlerPanic);
         record.flags.insert(Flags::ACTION_DUE);

@@ -28,9 +28,9 @@ use crate::time::Instant;
 /// Bytes written for one connection in one turn, its callbacks' fresh output aside.
 const WRITE_BUDGET: usize = 256 * 1024;
 
-/// Bytes for which the handler waits use up a quarter of the budget that others do, as no callback
+/// So many times [`READ_BUDGET`] are read in one turn while the handler waits for input, as no callback
 /// comes with each: a value of a megabyte comes in a few turns.
-const AWAITED_SHARE: usize = 4;
+const AWAITED_READS: usize = 4;
 
 /// Pieces of output given to the kernel in one call.
 const SLICES: usize = 64;
@@ -146,13 +146,12 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             read_buffer.reserve(READ_BUDGET);
         } else {
             // What is kept is less than the limit: at the limit a connection is closed, or not read.
-            let most = if record.flags.has(Flags::INPUT_AWAITED) {
-                *budget * AWAITED_SHARE
-            } else {
-                *budget
-            };
+            let awaits = record.flags.has(Flags::INPUT_AWAITED);
+            let most = if awaits { *budget * AWAITED_READS } else { *budget };
             room = shared.bounds.input_max.saturating_sub(slot.input.len()).min(most).max(1);
-            own = make_room_after(read_buffer, &mut slot.input, room);
+            let whole = if awaits { record.awaited_len() } else { 0 };
+            let whole = if whole > slot.input.len() { whole } else { shared.bounds.input_max };
+            own = make_room_after(read_buffer, &mut slot.input, room, whole);
             room = room.min(read_buffer.capacity() - read_buffer.len());
         }
         let read = if planted(Bug::UnreadBeforeEofLost) && record.flags.has(Flags::HANGUP) {
@@ -176,11 +175,12 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
                 shared.counters.bytes_in.add(count as u64);
                 let given = read_buffer.len();
                 if record.flags.has(Flags::INPUT_AWAITED)
-                    && !take_awaited(record, read_buffer, shared.now)
+                    && !take_awaited(record, read_buffer, shared.now, &shared.counters)
                 {
                     keep_input(read_buffer, &mut slot.input, own, given);
-                    *budget = budget.saturating_sub(count.div_ceil(AWAITED_SHARE));
-                    return if drained || *budget == 0 { Read::Done } else { Read::More };
+                    *budget = budget.saturating_sub(count.div_ceil(READ_BUDGET));
+                    let used_up = *budget + AWAITED_READS <= READ_BUDGET;
+                    return if drained || used_up { Read::Done } else { Read::More };
                 }
                 *budget = budget.saturating_sub(count);
                 let begun = begin_delivery(record, log);
@@ -231,7 +231,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let input = &mut slot.input;
         let given = input.len();
         if record.flags.has(Flags::INPUT_AWAITED) {
-            if !take_awaited(record, input, shared.now) {
+            if !take_awaited(record, input, shared.now, &shared.counters) {
                 return shrink(input, given);
             }
         } else if given == 0 {
@@ -251,6 +251,11 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
 
     #[cold]
     fn deliver_eof(&mut self, handler: &mut H, id: ConnId) {
+        let record = self.shared.table.at(id.index());
+        if record.state() == State::Idle && record.flags.has(Flags::RECEIVING) {
+            // A part of the length that it expects came with the FIN.
+            self.wake_session(handler, id);
+        }
         self.call_with_input(id, "on_eof", |conn, session, input| {
             handler.on_eof(conn, session, input);
         });
@@ -375,16 +380,29 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
 
 /// Makes room for bytes after those that the handler left. A few of these are copied back into the
 /// loop's buffer, so that the next read gets all of its room. If they are many, the connection's own
-/// buffer takes the place of the loop's, with room for `max` more bytes or twice what it holds. Returns
-/// whether it did.
+/// buffer takes the place of the loop's, with room for `max` more bytes or twice what it holds, and for no
+/// more than the `whole` that may come to be in it. Returns whether it did.
 #[inline(never)]
-fn make_room_after(read_buffer: &mut BytesMut, kept: &mut BytesMut, max: usize) -> bool {
+fn make_room_after(
+    read_buffer: &mut BytesMut,
+    kept: &mut BytesMut,
+    max: usize,
+    whole: usize,
+) -> bool {
     if kept.len() > CARRY_MAX {
         // A buffer that grows doubles. It does so while a little room is left, as the last of it would
-        // take small reads; so it is at most two and a half times as large as what it holds.
+        // take small reads; so it is at most two and a half times as large as what it holds. It does
+        // not grow beyond the whole, in whose steps a vector would.
         if kept.capacity() - kept.len() < max.min(kept.len() / 4) {
-            kept.reserve(max.min(kept.len()));
+            if kept.capacity().saturating_mul(2) <= whole {
+                kept.reserve(kept.len());
+            } else {
+                let mut larger = BytesMut::with_capacity(whole.max(kept.len() + 1));
+                larger.extend_from_slice(kept);
+                *kept = larger;
+            }
         }
+        read_buffer.clear();
         std::mem::swap(read_buffer, kept);
         return true;
     }
@@ -445,12 +463,12 @@ fn deliver<H: Handler, B: Backend>(
         counters.requests.add(1);
     }
     if left > 0 {
-        if record.flags.has(Flags::INPUT_AWAITED) && record.skip_input(input) {
-            // All of it was to be skipped, and more is: there is nothing to call `on_data` with.
+        if record.flags.has(Flags::INPUT_AWAITED) && record.to_skip() > left as u64 {
+            // All of it is to be skipped, and more is: it need not be kept for that.
+            record.skip_input(input);
             record.flags.remove(Flags::DATA_DUE);
             return false;
         }
-        let left = input.len();
         // A handler that ends the connection may leave any input.
         let taken_up = record.is_reading_stopped() || record.flags.has(Flags::DATA_DUE);
         if left >= bounds.input_max && !taken_up && record.requested().is_none() {
@@ -466,13 +484,26 @@ fn deliver<H: Handler, B: Backend>(
 }
 
 /// Whether `on_data`, which waits for a length of input, is due with `input`. What is to be skipped is
-/// discarded. If it is not due, what has come is part of a request that arrives.
+/// discarded, and is the last of its request. If `on_data` is not due, what has come is part of a request
+/// that arrives.
 #[cold]
 #[inline(never)]
-fn take_awaited(record: &mut Record, input: &mut BytesMut, now: Instant) -> bool {
-    let arrives = !input.is_empty() || record.to_skip() > 0;
-    let due = !record.skip_input(input) && record.take_awaited(input.len());
-    if !due && arrives {
+fn take_awaited(
+    record: &mut Record,
+    input: &mut BytesMut,
+    now: Instant,
+    counters: &Counters,
+) -> bool {
+    let skips = record.to_skip() > 0;
+    if skips && !record.skip_input(input) && (!input.is_empty() || record.awaited_len() > 0) {
+        // If `on_data` is called without input, that call counts the request.
+        record.flags.remove(Flags::RECEIVING.and(Flags::EXPECTS_MORE_INPUT));
+        if count_whole(record) {
+            counters.requests.add(1);
+        }
+    }
+    let due = record.take_awaited(input.len());
+    if !due && (!input.is_empty() || record.to_skip() > 0) {
         count_part(record, false, now);
     }
     due

@@ -186,7 +186,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     }
 
     /// [`State::Idle`] → [`State::Connected`].
-    fn wake_session(&mut self, handler: &mut H, id: ConnId) {
+    pub(super) fn wake_session(&mut self, handler: &mut H, id: ConnId) {
         let record = self.shared.table.at(id.index());
         record.step(Step::Wake);
         log_state(record);

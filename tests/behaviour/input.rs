@@ -6,7 +6,7 @@ use std::rc::Rc;
 use bytes::Buf;
 use wheelhouse::{CloseReason, Config, State, Timeout};
 
-use crate::harness::{Fixture, RecordingHandler, What, World, assert_same, millis, pattern};
+use crate::harness::{Fixture, Got, RecordingHandler, What, World, assert_same, millis, pattern};
 
 behaviours! {
     everywhere {
@@ -36,6 +36,11 @@ behaviours! {
         skipped_input_must_be_over_in_time
         a_fin_ends_a_skip
         a_skip_of_nothing_changes_nothing
+        a_skipped_message_ends_its_request
+        each_skipped_message_counts_as_a_request
+        a_fin_after_a_part_of_an_expected_length_wakes_the_connection
+        a_message_that_is_expected_holds_no_more_than_its_length
+        a_last_reply_is_sent_whatever_length_is_expected_then
     }
 }
 
@@ -496,4 +501,90 @@ fn a_skip_of_nothing_changes_nothing<W: World>(world: &mut W) {
     assert_eq!(data_calls(&fixture), [3]);
     fixture.send(peer, b"a");
     fixture.expect(peer, b"a");
+}
+
+/// A peer sends six bytes a second, of which the last begins the next message, and is never late.
+fn a_skipped_message_ends_its_request<W: World>(world: &mut W) {
+    let mut config = Config::default();
+    config.timeouts.request = Some(millis(300));
+    let handler = RecordingHandler::echo().that_skips().when_data(|conn, _, input| {
+        if !input.is_empty() {
+            input.advance(1);
+            conn.skip(5);
+        }
+    });
+    let mut fixture = Fixture::new(world, config, handler);
+    let peer = fixture.connect();
+    fixture.send(peer, b"a");
+    for _ in 0..8 {
+        fixture.wait(millis(100));
+        fixture.send(peer, b"01234b");
+    }
+    fixture.expect_none_closed();
+    fixture.send(peer, b"01234");
+    fixture.saw(0, What::Idle);
+    assert_eq!(fixture.reactor.handle().stats().requests, 9);
+}
+
+fn each_skipped_message_counts_as_a_request<W: World>(world: &mut W) {
+    let mut config = Config::default();
+    config.limits.requests_max = Some(4);
+    let mut fixture = Fixture::new(world, config, skipper());
+    let peer = fixture.connect();
+    fixture.send(peer, b"S2\n01S2\n01S2\n01S2\n01");
+    // The last call has no input.
+    assert_eq!(fixture.read_to_end(peer), (b".".to_vec(), Got::Eof));
+    fixture.leave(peer);
+    fixture.expect_closed(CloseReason::MaxRequests);
+    assert_eq!(fixture.reactor.handle().stats().requests, 4);
+}
+
+fn a_fin_after_a_part_of_an_expected_length_wakes_the_connection<W: World>(world: &mut W) {
+    let handler = RecordingHandler::echo()
+        .when_data(|conn, _, input| {
+            conn.write(input);
+            input.clear();
+            conn.expect_input(10);
+        })
+        .when_eof(|conn, _, input| assert_eq!((conn.state(), input.len()), (State::Connected, 3)));
+    let mut fixture = Fixture::new(world, Config::default(), handler);
+    let peer = fixture.connect();
+    fixture.send(peer, b"a");
+    fixture.expect(peer, b"a");
+    fixture.saw(0, What::Idle);
+    fixture.send(peer, b"bcd");
+    fixture.half_close(peer);
+    fixture.expect_closed(CloseReason::PeerEof);
+    assert_eq!(fixture.handler.count(0, What::Active), 1);
+    assert_eq!(fixture.handler.count(0, What::Eof), 1);
+}
+
+fn a_message_that_is_expected_holds_no_more_than_its_length<W: World>(world: &mut W) {
+    for len in [70_000, 270_000, 1 << 20] {
+        let mut fixture = Fixture::new(world, config(2 << 20), messages());
+        let peer = fixture.connect();
+        // All but the last byte.
+        for (number, piece) in message(len)[..3 + len].chunks(16_000).enumerate() {
+            fixture.send(peer, piece);
+            until_read(&mut fixture, (number * 16_000 + piece.len()) as u64);
+        }
+        let buffered = fixture.reactor.handle().stats().buffered as usize;
+        assert!(buffered <= len + 4_096, "{buffered} for {len}");
+        fixture.send(peer, &message(len)[3 + len..]);
+        fixture.expect(peer, &reply(len));
+    }
+}
+
+fn a_last_reply_is_sent_whatever_length_is_expected_then<W: World>(world: &mut W) {
+    let handler = messages().when_closing(|conn, _, _| {
+        conn.write(b"bye");
+        conn.expect_input(usize::MAX);
+        conn.skip(u64::MAX);
+    });
+    let mut config = config(1 << 20);
+    config.timeouts.request = Some(millis(100));
+    let mut fixture = Fixture::new(world, config, handler);
+    let peer = fixture.connect();
+    fixture.send(peer, &message(100_000)[..10]);
+    assert_eq!(fixture.read_to_end(peer), (b"bye".to_vec(), Got::Eof));
 }

@@ -1,6 +1,7 @@
 //! What is run under many seeds, as it is and with planted bugs.
 
 mod large;
+mod lengths;
 
 use std::fmt::Debug;
 use std::panic::resume_unwind;
@@ -15,6 +16,7 @@ use wheelhouse::sim::{Call, Faults, Random, Server, Sim, errno};
 use wheelhouse::{Address, Config, Handle, Handler, ListenConfig, Target};
 
 use self::large::Large;
+pub(crate) use self::lengths::lengths;
 use crate::peers::{let_peers_loose, words};
 use crate::scenarios::{Echo, Keeper};
 use crate::scenarios::{millis, secs};
