@@ -142,8 +142,8 @@ reasons! {
     HandlerClose: "handler_close", Flush, None, "closed by the handler";
     /// A callback of this connection panicked.
     HandlerPanic: "handler_panic", Reset, Handler, "a callback panicked";
-    /// A shutdown reached its deadline or was asked for twice, or callbacks that panicked stopped the
-    /// reactor.
+    /// A shutdown reached its deadline or was asked for twice, or callbacks that panicked stopped
+    /// the reactor.
     HardStop: "hard_stop", Reset, None, "hard stop of a shutdown";
     /// The handler left [`Limits::input_max`](crate::Limits::input_max) bytes unread.
     InputLimit: "input_limit", Reset, Handler, "too much unread input";
@@ -155,8 +155,8 @@ reasons! {
     /// queued already.
     OutputLimit: "output_limit", Reset, Handler, "too much queued output";
     /// The loop was [overloaded](crate::Limits#overload), and
-    /// [`Conn::decide_keep_alive`](crate::Conn::decide_keep_alive) said so: the connection was served to the end of
-    /// its request.
+    /// [`Conn::decide_keep_alive`](crate::Conn::decide_keep_alive) said so: the connection was
+    /// served to the end of its request.
     Overload: "overload", Flush, Load, "not kept alive under overload";
     /// The peer closed, and got everything it was owed.
     PeerEof: "peer_eof", Flush, None, "closed by the peer";

@@ -193,9 +193,9 @@ impl Conn<'_> {
     }
 
     /// Whether more than the high watermark was queued, and since then never as little as the low
-    /// one. Inside a callback it counts what that callback wrote, before the kernel is offered any of it,
-    /// so a long reply goes out in pieces also to a fast reader. A congested connection is not read, unless it [feeds](Conn::throttle_on) another: then the
-    /// sink's congestion counts.
+    /// one. Inside a callback it counts what that callback wrote, before the kernel is offered any
+    /// of it, so a long reply goes out in pieces also to a fast reader. A congested connection is
+    /// not read, unless it [feeds](Conn::throttle_on) another: then the sink's congestion counts.
     pub fn is_congested(&self) -> bool {
         self.record().flags.has(Flags::CONGESTED)
     }
@@ -225,18 +225,19 @@ impl Conn<'_> {
     }
 
     /// Says that what [`on_data`](crate::Handler::on_data) consumed was only part of a request: the
-    /// connection does not go idle, and the request's deadline runs on from the request's first byte.
+    /// connection does not go idle, and the request's deadline runs on from the request's first
+    /// byte.
     ///
-    /// It holds for the call of `on_data` in which it is said, and cannot be taken back in that call;
-    /// [`end_request`](Conn::end_request) does not. So a handler that keeps a part of a message in its
-    /// session says it in every call that returns in the middle of one, also where it returns by
-    /// [`yield_now`](Conn::yield_now) or because the connection is congested. If it does not, and has
-    /// left no input, the connection goes idle: it has the idle time for the rest of the request, and
-    /// may be evicted.
+    /// It holds for the call of `on_data` in which it is said, and cannot be taken back in that
+    /// call; [`end_request`](Conn::end_request) does not. So a handler that keeps a part of a
+    /// message in its session says it in every call that returns in the middle of one, also where
+    /// it returns by [`yield_now`](Conn::yield_now) or because the connection is congested. If it
+    /// does not, and has left no input, the connection goes idle: it has the idle time for the rest
+    /// of the request, and may be evicted.
     ///
-    /// Without this call, consuming a part and leaving the rest means that one request was whole and
-    /// another begins: [`Timeouts::request`](crate::Timeouts::request) starts anew, and the one before
-    /// is counted.
+    /// Without this call, consuming a part and leaving the rest means that one request was whole
+    /// and another begins: [`Timeouts::request`](crate::Timeouts::request) starts anew, and the one
+    /// before is counted.
     pub fn expect_more_input(&mut self) {
         self.record_mut().flags.insert(Flags::EXPECTS_MORE_INPUT);
     }
@@ -258,23 +259,24 @@ impl Conn<'_> {
         }
     }
 
-    /// Asks for the next [`on_data`](crate::Handler::on_data) only when `len` bytes of input are there,
-    /// those included that this call of it leaves: the length of a message whose head says it.
+    /// Asks for the next [`on_data`](crate::Handler::on_data) only when `len` bytes of input are
+    /// there, those included that this call of it leaves: the length of a message whose head says
+    /// it.
     ///
     /// What arrives meanwhile is read into the connection's own buffer, up to 256 KiB in one turn,
-    /// without a call for each piece. The buffer grows by doubling, to at most two and a half times what
-    /// has arrived, so a peer that only announces much costs nothing. `on_data` may get more than `len` bytes. It may get fewer
-    /// only if the handler [yields](Conn::yield_now); after the peer's FIN
-    /// [`on_eof`](crate::Handler::on_eof) gets what has come. With `len` bytes there already, or 0, the
-    /// next call comes with the next input as usual. It holds for one call of `on_data`, the latest
-    /// `len` if there are several, and may be asked for in any callback; in
+    /// without a call for each piece. The buffer grows by doubling, to at most two and a half times
+    /// what has arrived, so a peer that only announces much costs nothing. `on_data` may get more
+    /// than `len` bytes. It may get fewer only if the handler [yields](Conn::yield_now); after the
+    /// peer's FIN [`on_eof`](crate::Handler::on_eof) gets what has come. With `len` bytes there
+    /// already, or 0, the next call comes with the next input as usual. It holds for one call of
+    /// `on_data`, the latest `len` if there are several, and may be asked for in any callback; in
     /// [`on_active`](crate::Handler::on_active) it applies to the call after the one that follows.
     ///
-    /// It does not say whether a request has begun. What is left in `input` belongs to one, and so does
-    /// what arrives: [`Timeouts::request`](crate::Timeouts::request), or the
-    /// [rate](crate::Timeouts::request_rate) that prolongs it, bounds the wait. If nothing is left the
-    /// connection goes idle until the next byte. A handler that took the head of a message out of
-    /// `input` therefore calls [`expect_more_input`](Conn::expect_more_input) as well.
+    /// It does not say whether a request has begun. What is left in `input` belongs to one, and so
+    /// does what arrives: [`Timeouts::request`](crate::Timeouts::request), or the
+    /// [rate](crate::Timeouts::request_rate) that prolongs it, bounds the wait. If nothing is left
+    /// the connection goes idle until the next byte. A handler that took the head of a message out
+    /// of `input` therefore calls [`expect_more_input`](Conn::expect_more_input) as well.
     ///
     /// More than [`Limits::input_max`](crate::Limits::input_max) bytes cannot be there at once: a
     /// larger `len` closes the connection with [`InputLimit`](CloseReason::InputLimit).
@@ -309,19 +311,20 @@ impl Conn<'_> {
         }
     }
 
-    /// Discards the next `len` bytes of the input: what is left of it, then what arrives. The rest of a
-    /// message that is too large, or of an upload that was refused.
+    /// Discards the next `len` bytes of the input: what is left of it, then what arrives. The rest
+    /// of a message that is too large, or of an upload that was refused.
     ///
-    /// When they are gone [`on_data`](crate::Handler::on_data) gets what came after them, in a later
-    /// turn. If that is nothing yet `input` is empty: the moment to reply, or to return. Until then
-    /// a request counts as arriving, whether the handler counts it before or after: the connection does
-    /// not go idle, a shutdown waits for it, and [`Timeouts::request`](crate::Timeouts::request) or the
-    /// [rate](crate::Timeouts::request_rate) that prolongs it bounds it. With its last skipped byte it is
-    /// whole, and counted if the handler does not count requests itself. No memory is held for skipped
-    /// bytes.
+    /// When they are gone [`on_data`](crate::Handler::on_data) gets what came after them, in a
+    /// later turn. If that is nothing yet `input` is empty: the moment to reply, or to return.
+    /// Until then a request counts as arriving, whether the handler counts it before or after: the
+    /// connection does not go idle, a shutdown waits for it, and
+    /// [`Timeouts::request`](crate::Timeouts::request) or the [rate](crate::Timeouts::request_rate)
+    /// that prolongs it bounds it. With its last skipped byte it is whole, and counted if the
+    /// handler does not count requests itself. No memory is held for skipped bytes.
     ///
-    /// Several calls add up. A length that is [expected](Conn::expect_input) begins after the skipped
-    /// bytes. In [`on_active`](crate::Handler::on_active) it applies after the `on_data` that follows.
+    /// Several calls add up. A length that is [expected](Conn::expect_input) begins after the
+    /// skipped bytes. In [`on_active`](crate::Handler::on_active) it applies after the `on_data`
+    /// that follows.
     pub fn skip(&mut self, len: u64) {
         if len > 0 && self.record().state().is_open() {
             let record = self.record_mut();
@@ -401,9 +404,9 @@ impl Conn<'_> {
     /// (`Connection: close`) asks before it writes that reply, once for each request that is whole.
     ///
     /// [`KeepAlive::Close`] is final, because a reply may announce it: the reactor closes the
-    /// connection after the current request, and serves nothing that came after it, even if the reason
-    /// has passed by then. A dialled connection is not bound by a shutdown, and neither is one of an
-    /// [exempt](crate::ListenConfig::exempt) listener.
+    /// connection after the current request, and serves nothing that came after it, even if the
+    /// reason has passed by then. A dialled connection is not bound by a shutdown, and neither is
+    /// one of an [exempt](crate::ListenConfig::exempt) listener.
     ///
     /// `unread` is how many bytes of input lie after the current request, for a protocol whose peers
     /// send requests without waiting for replies; 0 for others. A shutdown does not cut off what was
@@ -478,10 +481,10 @@ impl Conn<'_> {
     }
 
     /// Gives this connection timeouts of its own, from now on and counted from when each began.
-    /// [`SocketOptions::user_timeout`](crate::config::SocketOptions::user_timeout) stays as it was set: where
-    /// `write` is to be longer than that allows, set it on the listener. A
-    /// lifetime that is set already stays. Costs 136 bytes, and as much again for the box of what few
-    /// connections need if this one had none.
+    /// [`SocketOptions::user_timeout`](crate::config::SocketOptions::user_timeout) stays as it was
+    /// set: where `write` is to be longer than that allows, set it on the listener. A lifetime that
+    /// is set already stays. Costs 136 bytes, and as much again for the box of what few connections
+    /// need if this one had none.
     ///
     /// # Panics
     ///
@@ -553,9 +556,9 @@ impl Context<'_> {
         self.shared.now
     }
 
-    /// The wall clock, as the time since 1970-01-01 00:00 UTC: what dates and logs want. It moves with
-    /// [`now`](Context::now) and follows a change of the system's clock within a second, so it may go
-    /// back. Reading it makes no system call.
+    /// The wall clock, as the time since 1970-01-01 00:00 UTC: what dates and logs want. It moves
+    /// with [`now`](Context::now) and follows a change of the system's clock within a second, so it
+    /// may go back. Reading it makes no system call.
     ///
     /// ```
     /// use std::time::{Duration, UNIX_EPOCH};
@@ -603,8 +606,8 @@ impl Context<'_> {
         table.ids().filter(lives).collect()
     }
 
-    /// Dials `target`. [`Handler::on_open`](crate::Handler::on_open) follows later in this turn or in the
-    /// next one, for the connection of this id; then
+    /// Dials `target`. [`Handler::on_open`](crate::Handler::on_open) follows later in this turn or
+    /// in the next one, for the connection of this id; then
     /// [`on_connected`](crate::Handler::on_connected), or the end with
     /// [`ConnectFailed`](CloseReason::ConnectFailed).
     ///

@@ -114,8 +114,8 @@ impl error::Error for ConnectError {}
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[non_exhaustive]
 pub enum PostError {
-    /// The mailbox holds [`Limits::mailbox_max`](crate::Limits::mailbox_max) closures, and the poster
-    /// must not wait: it said so, or its thread runs a reactor.
+    /// The mailbox holds [`Limits::mailbox_max`](crate::Limits::mailbox_max) closures, and the
+    /// poster must not wait: it said so, or its thread runs a reactor.
     Full,
     /// The reactor is gone, or the system would not wake it.
     Stopped,

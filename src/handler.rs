@@ -33,15 +33,14 @@ use crate::id::{AlarmId, ListenerId};
 /// # Panics
 ///
 /// A panic in a callback of a connection discards what that callback queued and aborts the
-/// connection with [`HandlerPanic`](CloseReason::HandlerPanic): [`on_closing`](Handler::on_closing) and
-/// [`on_closed`](Handler::on_closed) come with the session as the panic left it, and the other
-/// connections go on. One in
-/// [`on_closed`](Handler::on_closed) is only counted, as nothing is left to abort. A panic in a
-/// callback of the whole loop ([`on_start`](Handler::on_start), an alarm, a posted closure,
-/// [`on_listener_failed`](Handler::on_listener_failed), [`on_shutdown`](Handler::on_shutdown)) stops
-/// the reactor: shared state may be half-changed. Panics of connections stop it only where
-/// [`Config::panic_limit`](crate::Config::panic_limit) is set. With `panic = "abort"` none of this can
-/// happen.
+/// connection with [`HandlerPanic`](CloseReason::HandlerPanic): [`on_closing`](Handler::on_closing)
+/// and [`on_closed`](Handler::on_closed) come with the session as the panic left it, and the other
+/// connections go on. One in [`on_closed`](Handler::on_closed) is only counted, as nothing is left
+/// to abort. A panic in a callback of the whole loop ([`on_start`](Handler::on_start), an alarm, a
+/// posted closure, [`on_listener_failed`](Handler::on_listener_failed),
+/// [`on_shutdown`](Handler::on_shutdown)) stops the reactor: shared state may be half-changed.
+/// Panics of connections stop it only where [`Config::panic_limit`](crate::Config::panic_limit) is
+/// set. With `panic = "abort"` none of this can happen.
 ///
 /// What the reactor drops for the handler may panic too: the payload of a panic, a closure that was
 /// posted and cannot run, a session where the reactor is dropped, the owner of shared bytes
@@ -79,11 +78,12 @@ pub trait Handler: Sized {
     /// What the application keeps per connection; an enum where connections have different roles.
     type Session;
 
-    /// The reactor begins its first turn: the moment to dial, or to set the first alarm. Called once,
-    /// before all other callbacks. Listeners are bound by then, and nothing has been accepted.
+    /// The reactor begins its first turn: the moment to dial, or to set the first alarm. Called
+    /// once, before all other callbacks. Listeners are bound by then, and nothing has been
+    /// accepted.
     fn on_start(&mut self, cx: &mut Context<'_>) {}
 
-    /// A connection begins: accepted or being dialled, as [`Conn::origin`] tells. Called once per
+    /// A connection begins: accepted or being dialled, as [`Conn::origin`] says. Called once per
     /// connection, before anything else; `None` refuses it, and no other callback follows. What was
     /// written to a connection that is refused is sent if the socket takes it at once.
     fn on_open(&mut self, conn: &mut Conn<'_>) -> Option<Self::Session>;
@@ -96,9 +96,9 @@ pub trait Handler: Sized {
     /// resumes, and after [`on_drained`](Handler::on_drained), if input is left. A handler that has
     /// many requests at hand should stop when [`Conn::is_congested`] and will be called again.
     /// Input left over begins a request whose deadline runs; a handler that took it all in and
-    /// waits for more of the same request says so by [`Conn::expect_more_input`]. One that knows how
-    /// long a message is waits for all of it by [`Conn::expect_input`], without a call for each piece.
-    /// `input` is empty only in the call that follows [`Conn::skip`].
+    /// waits for more of the same request says so by [`Conn::expect_more_input`]. One that knows
+    /// how long a message is waits for all of it by [`Conn::expect_input`], without a call for each
+    /// piece. `input` is empty only in the call that follows [`Conn::skip`].
     ///
     /// Bytes split off `input` share the loop's buffer: right for passing on, wrong for keeping,
     /// as ten bytes would keep 64 KiB alive. Copy what is kept.
@@ -132,8 +132,8 @@ pub trait Handler: Sized {
     fn on_closed(&mut self, cx: &mut Context<'_>, closed: Closed, session: Self::Session) {}
 
     /// The peer sent its FIN, and [`on_data`](Handler::on_data) has seen all there was before it;
-    /// `input` is what it left. It does not come while the handler has more to do with its input: after
-    /// [`Conn::yield_now`], and while the connection is congested, paused or throttled.
+    /// `input` is what it left. It does not come while the handler has more to do with its input:
+    /// after [`Conn::yield_now`], and while the connection is congested, paused or throttled.
     ///
     /// When it returns the reactor closes the connection with [`PeerEof`](CloseReason::PeerEof): an
     /// inbound one once nothing is owed ([`Conn::begin_request`]) and output is flushed, a dialled
@@ -166,7 +166,7 @@ pub trait Handler: Sized {
     }
 
     /// A shutdown began: what waited in the backlogs has been accepted, listeners other than exempt
-    /// ones are closed, and connections will be when they have been served. Tunnels are the handler's
-    /// to close. Called once.
+    /// ones are closed, and connections will be when they have been served. Tunnels are the
+    /// handler's to close. Called once.
     fn on_shutdown(&mut self, cx: &mut Context<'_>) {}
 }

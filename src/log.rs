@@ -59,8 +59,9 @@ pub(crate) fn lost() -> u64 {
     LOST.load(Ordering::Relaxed)
 }
 
-/// Whether a subscriber may listen to events of `level`. What happens with every message is not asked
-/// for each time, but once a turn: at each step of an echo it would be a twentieth of its cost.
+/// Whether a subscriber may listen to events of `level`. What happens with every message is not
+/// asked for each time, but once a turn: at each step of an echo it would be a twentieth of its
+/// cost.
 #[inline(always)]
 pub(crate) fn hears(level: Level) -> bool {
     level <= STATIC_MAX_LEVEL && level <= LevelFilter::current()

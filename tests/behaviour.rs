@@ -10,8 +10,8 @@
 mod harness;
 
 /// Runs behaviours in every world; in those that have windows, resets and names; in those of them
-/// that hint at a reset before it is read; and in those whose time passes by itself. A new world is one
-/// line here.
+/// that hint at a reset before it is read; and in those whose time passes by itself. A new world is
+/// one line here.
 macro_rules! behaviours {
     (
         $(everywhere { $($any:ident)* })?

@@ -184,7 +184,7 @@ fn a_full_table_is_warned_of_once_a_second() {
 #[test]
 fn a_rate_that_is_exceeded_is_warned_of_once_a_second() {
     let lines = rush(|config| config.limits.accept_rate = Some(Rate::new(10, millis(1_000))));
-    expect_thrice(&lines, "newcomers wait: more come than accept_rate lets in");
+    expect_thrice(&lines, "newcomers wait: more come than accept_rate allows");
 }
 
 #[test]

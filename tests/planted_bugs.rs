@@ -40,8 +40,8 @@ const SCENARIOS: [Scenario; 7] = [
     ("shutdown", shutdown),
 ];
 
-/// Held by scenarios with a subscriber, and by those that must have none: how much is logged is known
-/// for the process as a whole.
+/// Held by scenarios with a subscriber, and by those that must have none: how much is logged is
+/// known for the process as a whole.
 fn alone() -> MutexGuard<'static, ()> {
     static LOG: Mutex<()> = Mutex::new(());
     LOG.lock().unwrap_or_else(PoisonError::into_inner)
@@ -579,8 +579,8 @@ impl Handler for Stalling {
     }
 }
 
-/// A client at its limit closes its connection and dials another one, while the loop is busy in a turn
-/// in which it is going to accept.
+/// A client at its limit closes its connection and dials another one, while the loop is busy in a
+/// turn in which it is going to accept.
 fn dial_again(sim: &mut Sim) {
     sim.set_link(Link { latency: Duration::from_micros(100), ..Link::LOOPBACK });
     let server = serve_one_of_each(sim, millis(1));

@@ -5,6 +5,9 @@
 
 mod scenarios;
 
+#[path = "scenarios/lengths.rs"]
+mod lengths;
+
 #[path = "scenarios/peers.rs"]
 mod peers;
 
@@ -37,7 +40,7 @@ fn swarm_echo() {
 
 #[test]
 fn swarm_lengths() {
-    run("lengths", servers::lengths);
+    run("lengths", lengths::lengths);
 }
 
 #[test]

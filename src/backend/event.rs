@@ -120,7 +120,8 @@ pub struct Event {
     pub ready: Readiness,
 }
 
-/// Events that a reactor takes from the system in one wait; a full batch means that there may be more.
+/// Events that a reactor takes from the system in one wait; a full batch means that there may be
+/// more.
 pub(crate) const EVENTS_PER_WAIT: usize = 1_024;
 
 /// What happened during one wait: `capacity` things, or more if the system says more at once, as

@@ -16,10 +16,10 @@ use crate::unwind::catch;
 /// connection.
 const WANTED_MAX: usize = 8;
 
-/// Threads in all. getaddrinfo(3) cannot be interrupted, so a thread goes on when the connection that
-/// its look-up was for has gone, for up to half a minute behind a resolver that does not answer
-/// (resolv.conf(5): timeout, attempts). Such a thread is replaced, or the look-ups that come next
-/// would wait for it; but a resolver that hangs must not cost a thread per dial either.
+/// Threads in all. getaddrinfo(3) cannot be interrupted, so a thread goes on when the connection
+/// that its look-up was for has gone, for up to half a minute behind a resolver that does not
+/// answer (resolv.conf(5): timeout, attempts). Such a thread is replaced, or the look-ups that come
+/// next would wait for it; but a resolver that hangs must not cost a thread per dial either.
 const THREADS_MAX: usize = 64;
 
 /// Look-ups waiting for a thread.
@@ -67,10 +67,10 @@ pub trait Resolve: Send + Sync + 'static {
     /// The addresses of `host`, each with `port`, in the order in which they are to be tried.
     ///
     /// Called on a thread of the backend, on several at once, and may block. IP addresses and
-    /// `localhost` are not asked about. A connection that is dialled waits for the answer within its
-    /// [`Timeouts::connect`](crate::Timeouts::connect). When that has passed the answer is dropped, but
-    /// the thread goes on, also when the reactor is gone. There are at most 64 threads for each [`Os`], so
-    /// an implementation has a timeout of its own.
+    /// `localhost` are not asked about. A connection that is dialled waits for the answer within
+    /// its [`Timeouts::connect`](crate::Timeouts::connect). When that has passed the answer is
+    /// dropped, but the thread goes on, also when the reactor is gone. There are at most 64 threads
+    /// for each [`Os`], so an implementation has a timeout of its own.
     ///
     /// # Errors
     ///
@@ -99,8 +99,8 @@ impl Resolve for SystemResolver {
     }
 }
 
-/// Asks `resolver`, whatever comes of that. Its error may be any type, and panic when it is dropped: it
-/// does not leave this thread.
+/// Asks `resolver`, whatever comes of that. Its error may be any type, and panic when it is
+/// dropped: it does not leave this thread.
 fn ask(resolver: &dyn Resolve, host: &str, port: u16) -> io::Result<Vec<Address>> {
     let unavailable = |why: String| io::Error::new(io::ErrorKind::AddrNotAvailable, why);
     let asked = catch(|| match resolver.resolve(host, port) {
@@ -113,8 +113,8 @@ fn ask(resolver: &dyn Resolve, host: &str, port: u16) -> io::Result<Vec<Address>
     asked.unwrap_or_else(|_| Err(unavailable("the resolver panicked".into())))
 }
 
-/// What is known without a resolver, and must not wait for one that hangs: an IP address in place of a
-/// name, and the name for which RFC 6761, 6.3, asks to return the loopback addresses always.
+/// What is known without a resolver, and must not wait for one that hangs: an IP address in place
+/// of a name, and the name for which RFC 6761, 6.3, asks to return the loopback addresses always.
 fn known(host: &str) -> Option<impl Iterator<Item = IpAddr> + use<>> {
     let ips = match host.parse::<IpAddr>() {
         Ok(ip) => [Some(ip), None],

@@ -45,8 +45,8 @@ pub(crate) trait Sealed {}
 ///
 /// # Implementations
 ///
-/// [`Os`], and the hosts of the simulator. The trait is sealed, because it grows with the reactor: what
-/// a program may want to replace has a place of its own, such as [`Os::with_resolver`].
+/// [`Os`], and the hosts of the simulator. The trait is sealed, because it grows with the reactor:
+/// what a program may want to replace has a place of its own, such as [`Os::with_resolver`].
 #[expect(private_bounds, reason = "sealed")]
 pub trait Backend: Sealed {
     /// A socket that accepts.
@@ -215,8 +215,8 @@ pub trait Backend: Sealed {
         slices: &[IoSlice<'_>],
     ) -> io::Result<usize>;
 
-    /// How many written bytes have not been acknowledged by the peer yet, our FIN left out, where the
-    /// system can say: without it a byte counts as gone once it is written.
+    /// How many written bytes have not been acknowledged by the peer yet, our FIN left out, where
+    /// the system can say: without it a byte counts as gone once it is written.
     fn unsent(&mut self, stream: &Self::Stream) -> Option<u64>;
 
     /// Sends a FIN behind what is written; reading goes on.
@@ -250,8 +250,8 @@ pub trait Backend: Sealed {
     /// If it could not begin.
     fn resolve(&mut self, host: &str, port: u16, token: Token) -> io::Result<()>;
 
-    /// Forgets the look-up under `token`, if there is one that has not been announced: no other has to
-    /// wait for it, and no event comes for it.
+    /// Forgets the look-up under `token`, if there is one that has not been announced: no other has
+    /// to wait for it, and no event comes for it.
     fn cancel_resolve(&mut self, token: Token);
 
     /// The answer to the look-up under `token`, best address first, once and not after the next

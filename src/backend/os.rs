@@ -31,9 +31,9 @@ use crate::time::Instant;
 /// has acknowledged (Linux, Apple's systems, FreeBSD and DragonFly can), a byte counts as gone once
 /// the kernel took it. Where there is no coarse clock (all but Linux) the precise one serves.
 ///
-/// A reactor made over it raises the process's soft limit of descriptors (RLIMIT_NOFILE) to the hard
-/// one, as setrlimit(2) lets every process: the soft one is there for programs that call select(2). The
-/// reactors of a process share the limit: each claims its part when it is made.
+/// A reactor made over it raises the process's soft limit of descriptors (RLIMIT_NOFILE) to the
+/// hard one, as setrlimit(2) lets every process: the soft one is there for programs that call
+/// select(2). The reactors of a process share the limit: each claims its part when it is made.
 /// Children of the process inherit the raised limit.
 #[derive(Debug)]
 pub struct Os {
@@ -439,7 +439,7 @@ impl Backend for Os {
     }
 
     fn is_connected(&mut self, stream: &mut OsStream) -> io::Result<bool> {
-        // connect(2): SO_ERROR tells the outcome, but only once there is one; until then the peer
+        // connect(2): SO_ERROR has the outcome, but only once there is one; until then the peer
         // has no name.
         if let Some(error) = self.take_error(stream)? {
             return Err(error);
@@ -589,7 +589,7 @@ impl Os {
 /// have the same timeout, from their listener, and no use for it: no call on them waits.
 ///
 /// An adopted listener keeps its options: they are the socket's, and another process that waits in
-/// accept(2) on the same socket would be told EAGAIN, which it does not expect.
+/// accept(2) on the same socket would get EAGAIN, which it does not expect.
 fn limit_accept_wait(socket: &Socket) {
     #[cfg(target_os = "linux")]
     ignore(socket.set_read_timeout(Some(Duration::from_millis(1))), "SO_RCVTIMEO");
@@ -647,7 +647,7 @@ fn set_options(socket: &Socket, options: &SocketOptions) {
     }
 }
 
-/// Where send(2) cannot be told to raise no signal, the socket is.
+/// Where send(2) has no flag against the signal, the socket has an option.
 fn set_nosigpipe(socket: SockRef<'_>) {
     #[cfg(target_vendor = "apple")]
     ignore(socket.set_nosigpipe(true), "SO_NOSIGPIPE");
@@ -678,7 +678,7 @@ fn is_listener(socket: &Socket) -> io::Result<bool> {
     socket.is_listener()
 }
 
-/// Without SO_ACCEPTCONN to ask, accepting will tell.
+/// Without SO_ACCEPTCONN the first accept shows it.
 #[cfg(not(any(target_os = "android", target_os = "freebsd", target_os = "linux")))]
 fn is_listener(_socket: &Socket) -> io::Result<bool> {
     Ok(true)

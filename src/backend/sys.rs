@@ -25,8 +25,8 @@ use super::event::Entry;
 /// another one, has cleared O_NONBLOCK (fcntl(2)).
 const RECV_FLAGS: c_int = libc::MSG_DONTWAIT;
 
-/// As [`RECV_FLAGS`]; and no signal when the peer is gone, where send(2) can be told. Elsewhere the
-/// socket is (`SO_NOSIGPIPE`).
+/// As [`RECV_FLAGS`]; and no signal when the peer is gone, where send(2) has a flag for it.
+/// Elsewhere the socket is (`SO_NOSIGPIPE`).
 #[cfg(not(target_vendor = "apple"))]
 const SEND_FLAGS: c_int = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
 #[cfg(target_vendor = "apple")]
@@ -52,10 +52,11 @@ pub(super) fn stream_type() -> Type {
 
 /// Makes a system call, as syscall(2) does.
 ///
-/// The library's recv(2) and send(2) are cancellation points: in a process with a second thread they
-/// bracket the call with more instructions than all else that a message costs here. No thread of Rust's
-/// is ever cancelled, so on Linux the kernel is called directly, and where the convention of the
-/// processor is known without the library in between, which shuffles the arguments and stores `errno`.
+/// The library's recv(2) and send(2) are cancellation points: in a process with a second thread
+/// they bracket the call with more instructions than all else that a message costs here. No thread
+/// of Rust's is ever cancelled, so on Linux the kernel is called directly, and where the convention
+/// of the processor is known without the library in between, which shuffles the arguments and
+/// stores `errno`.
 ///
 /// # Safety
 ///
@@ -136,8 +137,8 @@ unsafe fn call_recv(fd: BorrowedFd<'_>, buffer: *mut c_void, len: usize) -> io::
     count(unsafe { libc::recv(fd.as_raw_fd(), buffer, len, RECV_FLAGS) })
 }
 
-/// accept4(2) on a TCP listener: the connection is not inherited by children and nothing on it waits.
-/// Called directly for the reason that [`system_call`] gives.
+/// accept4(2) on a TCP listener: the connection is not inherited by children and nothing on it
+/// waits. Called directly for the reason that [`system_call`] gives.
 #[cfg(all(target_os = "linux", not(mio_unsupported_force_poll_poll)))]
 #[inline]
 pub(super) fn accept(fd: BorrowedFd<'_>) -> io::Result<(OwnedFd, SocketAddr)> {
@@ -173,9 +174,9 @@ pub(super) fn accept(fd: BorrowedFd<'_>) -> io::Result<(OwnedFd, SocketAddr)> {
 #[cfg(all(target_os = "linux", not(mio_unsupported_force_poll_poll)))]
 const EVENTS_MAX: usize = 1 << 16;
 
-/// epoll_pwait(2) with the signals as they are, which is epoll_wait(2) where that still exists: waits
-/// for at most `millis` milliseconds, or for ever if that is negative, and replaces `events` by at most
-/// `most`. Called directly for the reason that [`system_call`] gives.
+/// epoll_pwait(2) with the signals as they are, which is epoll_wait(2) where that still exists:
+/// waits for at most `millis` milliseconds, or for ever if that is negative, and replaces `events`
+/// by at most `most`. Called directly for the reason that [`system_call`] gives.
 #[cfg(all(target_os = "linux", not(mio_unsupported_force_poll_poll)))]
 #[inline]
 pub(super) fn epoll_wait(
@@ -197,9 +198,9 @@ pub(super) fn epoll_wait(
     Ok(())
 }
 
-/// Registers a stream as mio does, for reading and writing and edge-triggered, and for urgent bytes, at
-/// which reading stops short (tcp(7)). Closing its last descriptor ends it. Called directly for the
-/// reason that [`system_call`] gives.
+/// Registers a stream as mio does, for reading and writing and edge-triggered, and for urgent
+/// bytes, at which reading stops short (tcp(7)). Closing its last descriptor ends it. Called
+/// directly for the reason that [`system_call`] gives.
 #[cfg(all(target_os = "linux", not(mio_unsupported_force_poll_poll)))]
 #[inline]
 pub(super) fn epoll_add(poll: BorrowedFd<'_>, fd: BorrowedFd<'_>, token: u64) -> io::Result<()> {
@@ -212,9 +213,9 @@ pub(super) fn epoll_add(poll: BorrowedFd<'_>, fd: BorrowedFd<'_>, token: u64) ->
     unsafe { system_call(libc::SYS_epoll_ctl, arguments) }.map(drop)
 }
 
-/// Resets a TCP connection: connect(2) to AF_UNSPEC discards what is queued and sends the RST at once.
-/// A close(2) with a linger of zero does the same, but only when no other descriptor of the socket
-/// is left.
+/// Resets a TCP connection: connect(2) to AF_UNSPEC discards what is queued and sends the RST at
+/// once. A close(2) with a linger of zero does the same, but only when no other descriptor of the
+/// socket is left.
 #[cfg(target_os = "linux")]
 pub(super) fn disconnect(fd: BorrowedFd<'_>) -> io::Result<()> {
     // SAFETY: all-zero is a valid `sockaddr`, and AF_UNSPEC is 0.
@@ -399,9 +400,9 @@ pub(super) fn raise_descriptor_limit() -> u64 {
     return limit.rlim_cur as u64;
 }
 
-/// Lets the process's table of descriptors have room for `count`, if it may: `any` is copied to the last
-/// place for a moment. In a process with several threads the kernel waits for a grace period of RCU
-/// each time it doubles the table, which would be 20 ms and more inside an accept4(2).
+/// Lets the process's table of descriptors have room for `count`, if it may: `any` is copied to the
+/// last place for a moment. In a process with several threads the kernel waits for a grace period
+/// of RCU each time it doubles the table, which would be 20 ms and more inside an accept4(2).
 #[cfg(all(target_os = "linux", not(mio_unsupported_force_poll_poll)))]
 pub(super) fn grow_descriptor_table(any: BorrowedFd<'_>, count: usize) {
     let last = c_int::try_from(count.saturating_sub(1)).unwrap_or(c_int::MAX);

@@ -19,19 +19,20 @@ use crate::time::nanos;
 ///
 /// The pressure on the loop is the greatest of three shares: connections of those there may be
 /// (where that are 64 or more), buffered bytes of `buffered_max`, and the average length of a turn
-/// of `lag_max`. From [`shrink_idle_from`](Limits::shrink_idle_from) on, 80 %, idle connections may stay
-/// for less long, linearly down to a second at 95 %; from 90 % on
-/// [`Conn::decide_keep_alive`](crate::Conn::decide_keep_alive) decides to close; from 95 % on those that
-/// have been idle longest are evicted, however short they have been idle, if `at_limit` is
-/// [`AtLimit::EvictIdle`]. The pressure is checked ten times a second. Exempt connections are left out
-/// of all of it.
+/// of `lag_max`. From [`shrink_idle_from`](Limits::shrink_idle_from) on, 80 %, idle connections may
+/// stay for less long, linearly down to a second at 95 %; from 90 % on
+/// [`Conn::decide_keep_alive`](crate::Conn::decide_keep_alive) decides to close; from 95 % on those
+/// that have been idle longest are evicted, however short they have been idle, if `at_limit` is
+/// [`AtLimit::EvictIdle`]. The pressure is checked ten times a second. Exempt connections are left
+/// out of all of it.
 #[derive(Clone, Debug)]
 pub struct Limits {
     /// Connections of all kinds at once, those of [exempt](crate::ListenConfig::exempt) listeners
     /// aside; [`at_limit`](Limits::at_limit) says what happens then. Default `None`: the process's
-    /// descriptor limit, raised to the hard one, less what other reactors of the process have claimed
-    /// and a reserve for files, at most 65,536. What is set here is cut down to what is left, with a
-    /// warning. A process with several reactors should set it for each, or the first may leave none.
+    /// descriptor limit, raised to the hard one, less what other reactors of the process have
+    /// claimed and a reserve for files, at most 65,536. What is set here is cut down to what is
+    /// left, with a warning. A process with several reactors should set it for each, or the first
+    /// may leave none.
     pub max_connections: Option<usize>,
     /// What happens to a newcomer when there are as many connections as there may be.
     /// Default [`AtLimit::EvictIdle`].
@@ -51,17 +52,17 @@ pub struct Limits {
     pub output_max: usize,
     /// Bytes of memory for unread input and queued output of all connections together, beyond which
     /// those are aborted with [`BufferLimit`](crate::CloseReason::BufferLimit) whose end frees the
-    /// most. Copies count with their memory, [`Conn::write_bytes`](crate::Conn::write_bytes) with its
-    /// length in each queue, and [`Conn::write_shared`](crate::Conn::write_shared) once for all of
-    /// them. What callbacks wrote is offered to the kernel first; until then the excess is bounded by
-    /// `output_max`. Default 256 MiB.
+    /// most. Copies count with their memory, [`Conn::write_bytes`](crate::Conn::write_bytes) with
+    /// its length in each queue, and [`Conn::write_shared`](crate::Conn::write_shared) once for all
+    /// of them. What callbacks wrote is offered to the kernel first; until then the excess is
+    /// bounded by `output_max`. Default 256 MiB.
     pub buffered_max: usize,
     /// The average length of a turn at which the loop counts as fully loaded; see
     /// [`Limits`](#overload). Default 250 ms: ten times what counts as a stall. `None` leaves lag
     /// out of account.
     pub lag_max: Option<Duration>,
-    /// From which [pressure](#overload) on, in percent, idle times shrink. Default 80; up to 94, as from
-    /// 95 on connections are evicted. `None`: they stay as they are.
+    /// From which [pressure](#overload) on, in percent, idle times shrink. Default 80; up to 94, as
+    /// from 95 on connections are evicted. `None`: they stay as they are.
     pub shrink_idle_from: Option<u8>,
     /// Requests a connection may make before it is closed. Default `None`, unlimited.
     pub requests_max: Option<u64>,
@@ -138,7 +139,7 @@ impl Limits {
     }
 }
 
-/// What a newcomer that cannot stay may be told: little enough for any socket buffer.
+/// The most that is sent to a newcomer that is rejected: little enough for any socket buffer.
 const REPLY_MAX: usize = 256;
 
 /// What happens to a newcomer when there are [`Limits::max_connections`].
@@ -149,10 +150,11 @@ pub enum AtLimit {
     /// [`Evicted`](crate::CloseReason::Evicted), at most 32 or an eighth of them at a time. Where
     /// none is idle the newcomer waits in the backlog until one is, or a connection is gone.
     EvictIdle,
-    /// The newcomer waits in the backlog until a connection is gone. A full table is a pressure, under
-    /// which idle connections stay for less long, unless [`Limits::shrink_idle_from`] is `None`.
+    /// The newcomer waits in the backlog until a connection is gone. A full table is a pressure,
+    /// under which idle connections stay for less long, unless [`Limits::shrink_idle_from`] is
+    /// `None`.
     Pause,
-    /// The newcomer is accepted, told these bytes (at most 256, in one write that does not wait),
+    /// The newcomer is accepted, sent these bytes (at most 256, in one write that does not wait),
     /// and closed. No callback hears of it.
     Reject(Bytes),
 }
@@ -177,12 +179,12 @@ pub enum AtLimit {
 /// ```
 #[derive(Clone, Debug)]
 pub struct ClientLimits {
-    /// Connections at once. Default `None`, unlimited. A connection counts from its accept until the
-    /// client's FIN has been read or it has been closed here. One that only waits for the client's
-    /// FIN, after the last reply and ours, is closed for the next connection of its client.
-    /// One beyond the limit is refused after 100 ms, if no other of the client ends meanwhile, because
-    /// a FIN may arrive later than the SYN that was sent after it; earlier where more than 4 of one
-    /// client or 16 of all wait so, or descriptors are short.
+    /// Connections at once. Default `None`, unlimited. A connection counts from its accept until
+    /// the client's FIN has been read or it has been closed here. One that only waits for the
+    /// client's FIN, after the last reply and ours, is closed for the next connection of its
+    /// client. One beyond the limit is refused after 100 ms, if no other of the client ends
+    /// meanwhile, because a FIN may arrive later than the SYN that was sent after it; earlier where
+    /// more than 4 of one client or 16 of all wait so, or descriptors are short.
     pub connections: Option<u32>,
     /// Connections within a time, refused ones included; at the change of two such times the
     /// earlier one counts in proportion. Default `None`, unlimited.
@@ -293,10 +295,11 @@ pub struct Network {
 }
 
 impl Network {
-    /// Whether `address` belongs to it. An IPv4 address mapped into IPv6 (`::ffff:0:0/96`) counts as
-    /// IPv4. One that NAT64 translated with the well-known prefix (`64:ff9b::/96`, RFC 6052) counts as
-    /// both: it belongs to the IPv4 networks of the address in its last 32 bits, and to the IPv6
-    /// networks that it is written in, so that `64:ff9b::/96` contains those addresses and no others.
+    /// Whether `address` belongs to it. An IPv4 address mapped into IPv6 (`::ffff:0:0/96`) counts
+    /// as IPv4. One that NAT64 translated with the well-known prefix (`64:ff9b::/96`, RFC 6052)
+    /// counts as both: it belongs to the IPv4 networks of the address in its last 32 bits, and to
+    /// the IPv6 networks that it is written in, so that `64:ff9b::/96` contains those addresses and
+    /// no others.
     pub fn contains(&self, address: IpAddr) -> bool {
         let address = address.to_canonical();
         self.covers(address) || self.covers(untranslated(address))

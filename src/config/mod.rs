@@ -15,7 +15,7 @@ pub use self::socket::{Keepalive, SocketOptions};
 pub use self::timeouts::Timeouts;
 pub use crate::error::ConfigError;
 
-/// Everything a [`Reactor`](crate::Reactor) can be told, with defaults that are safe on a hostile
+/// All settings of a [`Reactor`](crate::Reactor), with defaults that are safe on a hostile
 /// network.
 ///
 /// ```
@@ -51,17 +51,18 @@ pub struct Config {
     /// Options set on every socket.
     pub socket: SocketOptions,
     /// How long a callback may take before it is reported: named in a warning, at most one each
-    /// second, and counted in [`Stats::stalls`](crate::stats::Stats::stalls). It is measured to within a tick
-    /// of the system's coarse clock (4 ms on most kernels), at no cost where callbacks are short, and
-    /// only from 8 ms on; `on_idle` right after `on_data`, which ends nearly every message, is timed
-    /// together with that. Default 25 ms, which all other connections wait for;
+    /// second, and counted in [`Stats::stalls`](crate::stats::Stats::stalls). It is time by the
+    /// clock, which includes the time in which the thread did not run. It is measured to within a
+    /// tick of the system's coarse clock (4 ms on most kernels), at no cost where callbacks are
+    /// short, and only from 8 ms on; `on_idle` right after `on_data`, which ends nearly every
+    /// message, is timed together with that. Default 25 ms, which all other connections wait for;
     /// `None` reports none.
     pub stall_report: Option<Duration>,
     /// How many callbacks of connections may panic within a time before the reactor stops: one more
     /// stops it, as a panic in a callback of the whole loop always does. Default `None`: each costs
     /// its own connection, however many there are, because a peer that found what makes a callback
-    /// panic could otherwise end the server for all. A limit is for handlers whose shared state
-    /// a panic may leave half-changed, where a restart by a supervisor is better than going on. It is
+    /// panic could otherwise end the server for all. A limit is for handlers whose shared state a
+    /// panic may leave half-changed, where a restart by a supervisor is better than going on. It is
     /// exact up to a count of 1,024, and beyond that late by at most a thousandth.
     pub panic_limit: Option<Rate>,
     /// How long a shutdown may last before what is left is aborted. Default 30 s, the grace that
@@ -72,9 +73,9 @@ pub struct Config {
     /// reply, as a request may be on its way. Default 5 s; `None` closes all of them at once.
     pub shutdown_spread: Option<Duration>,
     /// How long a shutdown goes on serving a connection whose peer never pauses for a second. After
-    /// that it is closed after the request at hand. It counts no more than half of `shutdown_timeout`,
-    /// so that the last reply has time to leave. Default 15 s; `None` serves it until
-    /// `shutdown_timeout`.
+    /// that it is closed after the request at hand. It counts no more than half of
+    /// `shutdown_timeout`, so that the last reply has time to leave. Default 15 s; `None` serves it
+    /// until `shutdown_timeout`.
     pub shutdown_busy: Option<Duration>,
     #[doc(hidden)]
     pub _more: (),
@@ -104,12 +105,12 @@ impl Config {
     /// The most memory, in bytes, that a reactor with these settings uses, sessions and whatever
     /// else the handler keeps aside: its own buffers and wheel, a KiB for each connection there may
     /// be, [`Limits::buffered_max`], and beside that what one connection may hold before it is
-    /// checked (its input twice, as a buffer is copied when it grows, and the output limit). One write of
-    /// more than that counts on top, and so does memory that is shared with the handler by
+    /// checked (its input twice, as a buffer is copied when it grows, and the output limit). One
+    /// write of more than that counts on top, and so does memory that is shared with the handler by
     /// [`Conn::write_bytes`](crate::Conn::write_bytes) beyond the bytes written.
     ///
-    /// Where [`Limits::max_connections`] is left to the system, 65,536 are reckoned with. Settings that
-    /// bound nothing, such as `usize::MAX`, come to [`u64::MAX`].
+    /// Where [`Limits::max_connections`] is left to the system, 65,536 are reckoned with. Settings
+    /// that bound nothing, such as `usize::MAX`, come to [`u64::MAX`].
     ///
     /// ```
     /// use wheelhouse::Config;

@@ -19,8 +19,8 @@ pub struct SocketOptions {
     /// Default `None`: the reactor finds such a peer by [`Timeouts::write`], also where an idle
     /// connection or a tunnel has unacknowledged output. Set, it also ends peers that read slowly:
     /// the kernel counts from the first probe of a closed window until the window takes a whole
-    /// segment, which a reader of 1 kB/s with a small buffer can keep it from for minutes. What is set
-    /// is never shorter than [`Timeouts::write`] + 30 s, and nothing where that is off.
+    /// segment, which a reader of 1 kB/s with a small buffer can keep it from for minutes. What is
+    /// set is never shorter than [`Timeouts::write`] + 30 s, and nothing where that is off.
     pub user_timeout: Option<Duration>,
     /// TCP_NOTSENT_LOWAT in bytes: how much the kernel queues beyond what is in flight before it
     /// stops taking more, so that output waits where it can be counted. Default 128 KiB.

@@ -5,7 +5,8 @@ use std::time::Duration;
 use crate::error::ConfigError;
 
 /// The deadlines of a connection: no limit in time that a peer or the application could stretch is
-/// left open. `None` turns one off.
+/// left open. `None` turns one off. A literal ends with `..` and a default, because later versions
+/// will have more fields.
 ///
 /// None fires early; each fires at most one tick of the wheel (10 ms) plus the length of the turn
 /// at hand late. [`CloseReason::Timeout`](crate::CloseReason::Timeout) names the one that did.
@@ -23,19 +24,19 @@ pub struct Timeouts {
     /// on `read`.
     ///
     /// Where a request begins behind the end of another one, its time runs from the call of
-    /// [`on_data`](crate::Handler::on_data) that consumed that other one and left the beginning, not
-    /// from the read that brought it. A handler that consumes its requests piecemeal and leaves input
-    /// over says so by [`Conn::expect_more_input`](crate::Conn::expect_more_input); without that each piece counts
-    /// as a whole request, and the time starts anew with each.
+    /// [`on_data`](crate::Handler::on_data) that consumed that other one and left the beginning,
+    /// not from the read that brought it. A handler that consumes its requests piecemeal and leaves
+    /// input over says so by [`Conn::expect_more_input`](crate::Conn::expect_more_input); without
+    /// that each piece counts as a whole request, and the time starts anew with each.
     pub request: Option<Duration>,
     /// Makes `request` a grace instead of a limit: a request that is not whole by then must go on
     /// arriving at this rate, in bytes per second. For uploads of any length from clients of any
     /// non-zero speed. Default `None`: `request` is absolute.
     ///
-    /// What arrives within the grace is not measured. After it the rate is checked at the end of each
-    /// window of 5 s, or of `request` if that is shorter: the bytes read in the window must come to
-    /// the rate times its length, and a window that brought more does not make up for the next. The
-    /// next request has a grace of its own.
+    /// What arrives within the grace is not measured. After it the rate is checked at the end of
+    /// each window of 5 s, or of `request` if that is shorter: the bytes read in the window must
+    /// come to the rate times its length, and a window that brought more does not make up for the
+    /// next. The next request has a grace of its own.
     pub request_rate: Option<u64>,
     /// Between two bytes of a request, or of the reply to a request of ours. Default 30 s, which
     /// spans several retransmissions.
@@ -44,18 +45,19 @@ pub struct Timeouts {
     /// byte of output that the kernel takes begins it anew, and so does the end of one of several
     /// requests: it bounds the silence of the application, not the length of a reply. Default 60 s.
     pub response: Option<Duration>,
-    /// How long output may stand still: what is queued, and what the kernel holds while an idle or a
-    /// tunnel deadline waits for it. Progress is what the peer acknowledged, so a slow reader that
-    /// reads lives on. It is checked at the first tick and then from a hundred-and-twenty-eighth to a
-    /// sixteenth of the timeout apart; the deadline runs from the last progress seen. A peer's kernel
-    /// opens its window in steps: 64 KiB over loopback, 36 KiB over a Unix-domain socket, half of a
-    /// small receive buffer. So at 60 s a steady reader over loopback needs about 1.1 kB/s, and a
-    /// timeout of a second or two is too short for many. Default 60 s. `None` lets the kernel decide,
-    /// which gives up a peer that acknowledges nothing after some fifteen minutes.
+    /// How long output may stand still: what is queued, and what the kernel holds while an idle or
+    /// a tunnel deadline waits for it. Progress is what the peer acknowledged, so a slow reader
+    /// that reads lives on. It is checked at the first tick and then from a
+    /// hundred-and-twenty-eighth to a sixteenth of the timeout apart; the deadline runs from the
+    /// last progress seen. A peer's kernel opens its window in steps: 64 KiB over loopback, 36 KiB
+    /// over a Unix-domain socket, half of a small receive buffer. So at 60 s a steady reader over
+    /// loopback needs about 1.1 kB/s, and a timeout of a second or two is too short for many.
+    /// Default 60 s. `None` lets the kernel decide, which gives up a peer that acknowledges nothing
+    /// after some fifteen minutes.
     pub write: Option<Duration>,
     /// How long a connection may stay idle between requests. An end by it waits while the peer
-    /// acknowledges what the kernel still holds of the last reply, so that no reply is cut off. Default
-    /// 75 s.
+    /// acknowledges what the kernel still holds of the last reply, so that no reply is cut off.
+    /// Default 75 s.
     pub idle: Option<Duration>,
     /// How long a connection may stay idle before it is pinged, by
     /// [`Handler::on_health_check`](crate::Handler::on_health_check). An answer is activity, so a
@@ -70,8 +72,8 @@ pub struct Timeouts {
     /// The grace before the last output of a closing connection must have left at
     /// [`Limits::flush_rate`](crate::Limits::flush_rate) on average. Default 5 s.
     pub flush: Option<Duration>,
-    /// After our FIN, how long the peer may be silent before the socket is closed. It counts from the
-    /// moment when nothing is unacknowledged. Default 5 s.
+    /// After our FIN, how long the peer may be silent before the socket is closed. It counts from
+    /// the moment when nothing is unacknowledged. Default 5 s.
     pub linger_read: Option<Duration>,
     /// After our FIN, how long the peer's remaining bytes are read in all, from the same moment on.
     /// Default 30 s.
@@ -94,32 +96,33 @@ const fn minutes(minutes: u64) -> Option<Duration> {
 /// Timeouts that suit kinds of protocols. The default suits those of requests that arrive whole
 /// within 30 s.
 impl Timeouts {
-    /// For HTTP and other protocols whose requests may be uploads of any length: the head of a request
-    /// has the 30 s of [`request`](Self::request), and from then on the request must go on arriving at
-    /// 240 bytes per second. That is the rate below which Kestrel ends a request, and far below that of
-    /// any network in use; it bounds what a peer gains that dribbles on purpose (Slowloris).
+    /// For HTTP and other protocols whose requests may be uploads of any length: the head of a
+    /// request has the 30 s of [`request`](Self::request), and from then on the request must go on
+    /// arriving at 240 bytes per second. That is the rate below which Kestrel ends a request, and
+    /// far below that of any network in use; it bounds what a peer gains that dribbles on purpose
+    /// (Slowloris).
     pub fn for_http() -> Self {
         Self { request_rate: Some(240), ..Self::default() }
     }
 
     /// For servers whose clients keep connections in pools. A pool opens connections before it has
     /// requests for them, and leaves them unused for minutes; one that is closed under it costs the
-    /// client a failed request. So a connection may say nothing for 35 minutes, at first and between
-    /// requests: longer than the 30 minutes after which pools commonly retire a connection, so that it
-    /// is the pool that closes. A peer that vanished meanwhile is found by
+    /// client a failed request. So a connection may say nothing for 35 minutes, at first and
+    /// between requests: longer than the 30 minutes after which pools commonly retire a connection,
+    /// so that it is the pool that closes. A peer that vanished meanwhile is found by
     /// [`SocketOptions::keepalive`](crate::config::SocketOptions::keepalive), or by
     /// [`ping_after`](Self::ping_after) where the protocol has a question to ask.
     ///
-    /// A connection that has not said anything is not evicted at a limit, so strangers can hold places
-    /// for that long: such a server is for a network of known clients, or limits
-    /// [each client](crate::Limits::clients).
+    /// A connection that has not said anything is not evicted at a limit, so strangers can hold
+    /// places for that long: such a server is for a network of known clients, or limits [each
+    /// client](crate::Limits::clients).
     pub fn for_pooled_clients() -> Self {
         Self { first_byte: minutes(35), idle: minutes(35), ..Self::default() }
     }
 
-    /// For relays that pass bytes through ([`Conn::tunnel`](crate::Conn::tunnel)). After the FIN of one
-    /// side the other may have much to send, with pauses: it has 5 minutes for each instead of 10 s.
-    /// A tunnel that carries nothing at all still ends after an hour.
+    /// For relays that pass bytes through ([`Conn::tunnel`](crate::Conn::tunnel)). After the FIN of
+    /// one side the other may have much to send, with pauses: it has 5 minutes for each instead of
+    /// 10 s. A tunnel that carries nothing at all still ends after an hour.
     pub fn for_tunnels() -> Self {
         Self { half_closed: minutes(5), ..Self::default() }
     }

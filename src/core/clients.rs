@@ -166,11 +166,12 @@ impl Clients {
         }
     }
 
-    /// Makes room for one more client: of the [`CHECKED_PER_ARRIVAL`] that come next in a walk around
-    /// all clients, forgets those that have no connection and did not come lately, and if too many
-    /// are left, as many others without a connection, whose rates begin anew then. So memory is
-    /// bounded whatever comes: at most a quarter of those known are connected, and where many of these
-    /// stand in a row, as many more clients are known as arrive while the walk passes them.
+    /// Makes room for one more client: of the [`CHECKED_PER_ARRIVAL`] that come next in a walk
+    /// around all clients, forgets those that have no connection and did not come lately, and if
+    /// too many are left, as many others without a connection, whose rates begin anew then. So
+    /// memory is bounded whatever comes: at most a quarter of those known are connected, and where
+    /// many of these stand in a row, as many more clients are known as arrive while the walk passes
+    /// them.
     fn forget_some(&mut self, now: Instant) {
         let recent = self.rate.map_or(0, |rate| rate.per_nanos().saturating_mul(2));
         let from = self.forgotten_to.map_or(Bound::Unbounded, Bound::Excluded);

@@ -1,7 +1,7 @@
 //! Which deadlines run for a connection, and when the earliest is due.
 //!
 //! Traffic only stores when it happened; a deadline moves by itself, because it is computed from
-//! that when its wheel entry comes up. The wheel is told only of deadlines that begin to run.
+//! that when its wheel entry comes up. The wheel learns only of deadlines that begin to run.
 
 use crate::close::Timeout;
 use crate::config::Timeouts;
@@ -109,8 +109,8 @@ const PAUSE_LEAST: u64 = 1_000_000;
 
 /// The pause before the next check of what a peer has acknowledged, `elapsed` nanoseconds after the
 /// first, where it counts as stuck after `patience`: a sixty-fourth of the time elapsed, between a
-/// hundred-and-twenty-eighth and a sixteenth of the patience. So the checks of one slow reader cost a
-/// bounded share of the time whatever the timeout is, and progress that ends is dated to within a
+/// hundred-and-twenty-eighth and a sixteenth of the patience. So the checks of one slow reader cost
+/// a bounded share of the time whatever the timeout is, and progress that ends is dated to within a
 /// sixteenth of it.
 pub(crate) const fn check_pause(elapsed: u64, patience: u64) -> u64 {
     const LEAST_MAX: u64 = 1_000_000_000;
@@ -176,7 +176,7 @@ impl Set {
     }
 }
 
-/// All that the choice of deadlines depends on, in one word: comparing two tells whether anything
+/// All that the choice of deadlines depends on, in one word: comparing two shows whether anything
 /// changed. The low bits are those of a record's flags.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) struct DeadlineInputs(u16);
@@ -449,8 +449,8 @@ impl DeadlineClocks {
         self.change(before, self.running(), inputs.has(Flags::RECEIVING), now)
     }
 
-    /// Lets only `deadline` run, from here on: [`DeadlineClocks::update`] for inputs that call for it
-    /// [alone](DeadlineInputs::sole_deadline).
+    /// Lets only `deadline` run, from here on: [`DeadlineClocks::update`] for inputs that call for
+    /// it [alone](DeadlineInputs::sole_deadline).
     #[inline]
     pub(crate) fn run_only(&mut self, deadline: Deadline, inputs: DeadlineInputs, now: Instant) {
         self.inputs = inputs;
@@ -518,7 +518,8 @@ impl DeadlineClocks {
     }
 
     /// Since when `deadline` runs. Traffic only stores its time: a request that begins and ends
-    /// between two updates leaves no trace in the inputs, and the idle time begins anew all the same.
+    /// between two updates leaves no trace in the inputs, and the idle time begins anew all the
+    /// same.
     #[inline]
     pub(crate) fn since(&self, deadline: Deadline) -> Instant {
         let since = self.since[deadline.clock()];
@@ -585,8 +586,8 @@ impl DeadlineClocks {
     }
 
     /// The one that came due first by `now`, and when, those in `served` left out. If several came
-    /// due together the application's timer is the first, as it may do what the others wait for; then
-    /// their order decides.
+    /// due together the application's timer is the first, as it may do what the others wait for;
+    /// then their order decides.
     pub(crate) fn first_due(
         &self,
         durations: &Durations,

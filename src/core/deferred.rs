@@ -18,17 +18,17 @@ use crate::time::Instant;
 /// Newcomers that wait for a decision at once.
 const DEFERRED_MAX: usize = ACCEPTS_PER_TURN;
 
-/// How long a newcomer waits for its client to close another connection, if the queue has room. On a
-/// busy system the FIN, although it was sent before the SYN, arrives that much later: another core, or
-/// another queue of the network card, handles it.
+/// How long a newcomer waits for its client to close another connection, if the queue has room. On
+/// a busy system the FIN, although it was sent before the SYN, arrives that much later: another
+/// core, or another queue of the network card, handles it.
 const DEFERRED_FOR: Duration = Duration::from_millis(100);
 
-/// Newcomers of one client of which each waits for so long. Further ones are decided on soon, so that
-/// a client cannot use up the time of the others.
+/// Newcomers of one client of which each waits for so long. Further ones are decided on soon, so
+/// that a client cannot use up the time of the others.
 const DEFERRED_PER_CLIENT: usize = 4;
 
-/// Waits of the loop after which a newcomer is decided on, if the queue is full, even if full batches
-/// of events may hide its client's FIN.
+/// Waits of the loop after which a newcomer is decided on, if the queue is full, even if full
+/// batches of events may hide its client's FIN.
 const WAITS_MAX: i32 = 4;
 
 #[derive(Debug)]
@@ -124,8 +124,8 @@ impl Pass {
         self.known.iter().find(|(of, _)| *of == client).map(|(_, standing)| *standing)
     }
 
-    /// The standing of a client has been determined. One that is within its limit may be over it with
-    /// the next admission.
+    /// The standing of a client has been determined. One that is within its limit may be over it
+    /// with the next admission.
     pub(crate) fn note(&mut self, client: ClientKey, standing: Standing) {
         if standing != Standing::Within {
             self.known.push((client, standing));
@@ -164,8 +164,8 @@ impl<T> DeferredQueue<T> {
         self.queue.len()
     }
 
-    /// Defers a newcomer. `behind` says that events of the latest wait are left. Returns when its time
-    /// is over.
+    /// Defers a newcomer. `behind` says that events of the latest wait are left. Returns when its
+    /// time is over.
     pub(crate) fn push(
         &mut self,
         newcomer: T,
@@ -197,11 +197,12 @@ impl<T> DeferredQueue<T> {
         self.recheck && !self.queue.is_empty()
     }
 
-    /// Begins a pass if there is cause for one, which counts as a wait of the loop for each newcomer.
+    /// Begins a pass if there is cause for one, which counts as a wait of the loop for each
+    /// newcomer.
     ///
     /// If the queue is full while more connections wait, and the newcomers of one client exceed
-    /// [`DEFERRED_PER_CLIENT`], only these are decided on before their time: that makes room, and leaves
-    /// the others theirs.
+    /// [`DEFERRED_PER_CLIENT`], only these are decided on before their time: that makes room, and
+    /// leaves the others theirs.
     pub(crate) fn begin_pass(&mut self, inputs: PassInputs) -> Option<Pass> {
         let hurries = inputs.urgent || (self.is_full() && inputs.more_wait);
         if !hurries && !self.recheck {
@@ -320,8 +321,8 @@ mod tests {
         PassInputs { now: at(millis), ..PassInputs::default() }
     }
 
-    /// Makes a pass in which all clients have this standing. Returns the newcomers that are admitted,
-    /// those that are refused, and when the queue is checked next.
+    /// Makes a pass in which all clients have this standing. Returns the newcomers that are
+    /// admitted, those that are refused, and when the queue is checked next.
     fn pass(
         queue: &mut DeferredQueue<usize>,
         inputs: PassInputs,

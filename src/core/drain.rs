@@ -233,8 +233,8 @@ impl Drain {
         self.draining = false;
     }
 
-    /// The handler has been notified: a walk announces the stop to all connections. A hard stop announces
-    /// nothing.
+    /// The handler has been notified: a walk announces the stop to all connections. A hard stop
+    /// announces nothing.
     pub(crate) fn announce(&mut self) {
         if !self.hard {
             self.walk = Some(Walk::Announce(Cursor::default()));
@@ -275,9 +275,9 @@ impl Drain {
         first
     }
 
-    /// What becomes of a connection to which the stop is announced. One that is being dialled ends. Those
-    /// that are active end when they have served what they are at. A tunnel has no such time, and is the
-    /// handler's to close.
+    /// What becomes of a connection to which the stop is announced. One that is being dialled ends.
+    /// Those that are active end when they have served what they are at. A tunnel has no such time,
+    /// and is the handler's to close.
     pub(crate) fn announce_to(
         &self,
         record: &Record,
@@ -293,9 +293,9 @@ impl Drain {
         }
     }
 
-    /// What becomes of a connection that is checked again. An inbound one whose reading was stopped may
-    /// wait for its peer by now. Once none of those is left (`serves`) nothing is relayed any more, and
-    /// dialled connections that are at rest can end.
+    /// What becomes of a connection that is checked again. An inbound one whose reading was stopped
+    /// may wait for its peer by now. Once none of those is left (`serves`) nothing is relayed any
+    /// more, and dialled connections that are at rest can end.
     pub(crate) fn check(
         &self,
         record: &Record,
@@ -314,8 +314,8 @@ impl Drain {
         }
     }
 
-    /// Gives an inbound connection a time to end if it waits for its peer and has none: a random one,
-    /// so that clients do not all dial again at once.
+    /// Gives an inbound connection a time to end if it waits for its peer and has none: a random
+    /// one, so that clients do not all dial again at once.
     fn plan_end(&self, record: &Record, now: Instant, random: impl FnOnce() -> u64) -> Plan {
         if !record.waits() || !record.flags.has(Flags::INBOUND) {
             return Plan::Keep;
@@ -332,8 +332,9 @@ impl Drain {
     }
 
     /// Makes a step of the walk that checks connections again and again. Returns which places it
-    /// visits, none while another walk goes on, and when the next step follows: after a tick, or when a
-    /// walk has come to the end after [`CHECK_EVERY`]. `None` if there is nothing to check any more.
+    /// visits, none while another walk goes on, and when the next step follows: after a tick, or
+    /// when a walk has come to the end after [`CHECK_EVERY`]. `None` if there is nothing to check
+    /// any more.
     pub(crate) fn step_checks(
         &mut self,
         table: &Table,
@@ -355,9 +356,9 @@ impl Drain {
         Some((places, now + pause))
     }
 
-    /// What becomes of a connection whose time to end has come, after a final read: its peer may begin
-    /// in this moment, or was served within the last second. A connection that never pauses for that
-    /// long ends after a request once the stop is late.
+    /// What becomes of a connection whose time to end has come, after a final read: its peer may
+    /// begin in this moment, or was served within the last second. A connection that never pauses
+    /// for that long ends after a request once the stop is late.
     pub(crate) fn end_due(&self, record: &Record, now: Instant) -> Due {
         if record.reason.is_some() {
             return Due::Keep;

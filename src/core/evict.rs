@@ -125,8 +125,8 @@ impl Eviction {
         }
     }
 
-    /// Since when a connection has been idle, if it may be evicted. One that lingers has had all that
-    /// it gets, and counts as idle for longest.
+    /// Since when a connection has been idle, if it may be evicted. One that lingers has had all
+    /// that it gets, and counts as idle for longest.
     pub(crate) fn evictable_since(&self, record: &Record, now: Instant) -> Option<Instant> {
         if record.cold().is_some_and(|cold| cold.spared_until > now) {
             return None;
@@ -171,9 +171,9 @@ impl Eviction {
         self.search.is_some()
     }
 
-    /// Makes a step of the search, one in each turn; begins one if none is under way and it is time to.
-    /// Returns whether by this step the search has ended, or has found lingering connections, which
-    /// need not be compared with others.
+    /// Makes a step of the search, one in each turn; begins one if none is under way and it is time
+    /// to. Returns whether by this step the search has ended, or has found lingering connections,
+    /// which need not be compared with others.
     pub(crate) fn search(&mut self, table: &Table, inputs: SearchInputs) -> bool {
         let places = table.place_count();
         if self.search.is_none() && !self.may_search(places, inputs)
@@ -211,8 +211,8 @@ impl Eviction {
         rested && inputs.may_find
     }
 
-    /// None could be evicted for want of descriptors: they are as soon as the search has ended, if one
-    /// is under way.
+    /// None could be evicted for want of descriptors: they are as soon as the search has ended, if
+    /// one is under way.
     pub(crate) const fn evict_after_search(&mut self) {
         self.evicts_after_search = self.is_searching();
     }
@@ -232,16 +232,16 @@ impl Eviction {
         self.spared < UNDELIVERED_MAX
     }
 
-    /// A candidate's peer has yet to receive something, which a close would destroy. Returns until when
-    /// the connection is no candidate.
+    /// A candidate's peer has yet to receive something, which a close would destroy. Returns until
+    /// when the connection is no candidate.
     pub(crate) fn spare(&mut self, now: Instant) -> Instant {
         self.spared += 1;
         now + SPARED_FOR
     }
 
-    /// Makes a step of the walk that closes those that have been idle for longer than is allowed under
-    /// `pressure`, and returns them: each may have a time of its own, so that the oldest are not always
-    /// the first.
+    /// Makes a step of the walk that closes those that have been idle for longer than is allowed
+    /// under `pressure`, and returns them: each may have a time of its own, so that the oldest are
+    /// not always the first.
     pub(crate) fn step_walk(
         &mut self,
         table: &Table,
@@ -300,8 +300,8 @@ impl Eviction {
         self.walk = Cursor::default();
     }
 
-    /// Whether the pressure is so great that connections are evicted however short they have been idle,
-    /// and the latest such eviction is long enough ago.
+    /// Whether the pressure is so great that connections are evicted however short they have been
+    /// idle, and the latest such eviction is long enough ago.
     pub(crate) fn is_critical(&mut self, pressure: Permille, now: Instant) -> bool {
         let rested = self.evicted_at.is_none_or(|at| now >= at + CHECK_EVERY);
         let is_critical = pressure >= EVICTS_FROM && rested;
@@ -322,8 +322,8 @@ impl Eviction {
     }
 }
 
-/// How many connections are evicted at a time where so many are idle: an eighth of them, at least one
-/// and at most [`EVICTIONS_MAX`].
+/// How many connections are evicted at a time where so many are idle: an eighth of them, at least
+/// one and at most [`EVICTIONS_MAX`].
 pub(crate) fn evictions_at_once(idle: u64) -> u64 {
     (idle / 8).clamp(1, EVICTIONS_MAX)
 }
@@ -334,8 +334,8 @@ pub(crate) const fn shed_to(buffered_max: u64) -> u64 {
     buffered_max - buffered_max / 16
 }
 
-/// The connections that own memory, those with the most first. Exempt ones come last, but memory ends
-/// for them too.
+/// The connections that own memory, those with the most first. Exempt ones come last, but memory
+/// ends for them too.
 pub(crate) fn owners(table: &Table) -> Vec<(ConnId, u64)> {
     in_order_of_shedding(table, |record| {
         (record.buffered > 0).then_some(u64::from(record.buffered))

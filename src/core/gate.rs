@@ -18,8 +18,8 @@ use crate::time::{Instant, nanos};
 /// that are being served.
 pub(crate) const ACCEPTS_PER_TURN: usize = 16;
 
-/// Errors of accept(2) in one turn after which accepting pauses: an error that each connection causes
-/// anew must not keep the loop spinning.
+/// Errors of accept(2) in one turn after which accepting pauses: an error that each connection
+/// causes anew must not keep the loop spinning.
 pub(crate) const FAILURES_PER_TURN: usize = ACCEPTS_PER_TURN;
 
 /// Connections accepted from one listener after a shutdown began: as many as a backlog of the usual
@@ -33,8 +33,8 @@ const RETRY_EVERY: Duration = Duration::from_millis(100);
 const PAUSE_MIN: Duration = Duration::from_millis(100);
 const PAUSE_MAX: Duration = Duration::from_secs(1);
 
-/// Lingering connections of a client at its limit that are checked for one to evict before the client's
-/// newcomer is refused. Each check may cost a system call.
+/// Lingering connections of a client at its limit that are checked for one to evict before the
+/// client's newcomer is refused. Each check may cost a system call.
 const LINGERING_CHECKED: usize = 32;
 
 /// What the gate knows of one listener.
@@ -76,8 +76,8 @@ pub(crate) struct Occupancy {
 pub(crate) enum Place {
     /// One is free, or a connection has been evicted for it.
     Free,
-    /// None is free. The executor searches for a connection that can be evicted, and passes the result
-    /// to [`Gate::note_search`].
+    /// None is free. The executor searches for a connection that can be evicted, and passes the
+    /// result to [`Gate::note_search`].
     IfEvictable,
     /// None, until something changes.
     None,
@@ -129,7 +129,8 @@ pub(crate) enum AcceptFault {
     Drained,
     /// A signal came first: accept again.
     Interrupted,
-    /// This connection is lost, or the network failed for a moment: count it and accept the next one.
+    /// This connection is lost, or the network failed for a moment: count it and accept the next
+    /// one.
     Transient,
     /// The process or the system ran out of descriptors or memory: pause, and evict.
     Exhausted,
@@ -138,9 +139,9 @@ pub(crate) enum AcceptFault {
 }
 
 impl AcceptFault {
-    /// Classifies an error by its number, or by its kind if no system call caused it. accept(2) names
-    /// the network errors that Linux passes on from the new socket and asks to treat like EAGAIN by
-    /// retrying.
+    /// Classifies an error by its number, or by its kind if no system call caused it. accept(2)
+    /// names the network errors that Linux passes on from the new socket and asks to treat like
+    /// EAGAIN by retrying.
     #[inline]
     pub(crate) fn of(errno: Option<i32>, kind: impl FnOnce() -> ErrorKind) -> Self {
         match errno {
@@ -172,7 +173,8 @@ pub(crate) struct Gate {
     draining: bool,
     /// Places of evicted connections that no newcomer has taken yet.
     freed: u64,
-    /// How long the latest pause was to last, in nanoseconds; 0 once a connection was admitted after it.
+    /// How long the latest pause was to last, in nanoseconds; 0 once a connection was admitted
+    /// after it.
     pause_nanos: u64,
     /// The latest pause lasted to its end.
     pause_expired: bool,
@@ -253,8 +255,8 @@ impl Gate {
         connections >= self.crowded_from
     }
 
-    /// Whether the next connection needs no check: the table is not crowded, so it is not full either,
-    /// and nothing limits clients or the rate. This is the usual case and has to be cheap.
+    /// Whether the next connection needs no check: the table is not crowded, so it is not full
+    /// either, and nothing limits clients or the rate. This is the usual case and has to be cheap.
     #[inline]
     pub(crate) const fn needs_no_check(&self, backlog: &Backlog, connections: usize) -> bool {
         !self.is_crowded(connections) && !backlog.exempt && !self.restricts
@@ -287,9 +289,9 @@ impl Gate {
         }
     }
 
-    /// The table is full, and a search for an evictable connection found one or none. Returns when to
-    /// search again if the listeners are to wait: they accept without a place too where newcomers are
-    /// to be sent a reply.
+    /// The table is full, and a search for an evictable connection found one or none. Returns when
+    /// to search again if the listeners are to wait: they accept without a place too where
+    /// newcomers are to be sent a reply.
     pub(crate) fn note_search(&mut self, found: bool, now: Instant) -> Option<Instant> {
         if found || self.rejects {
             return None;
@@ -313,7 +315,8 @@ impl Gate {
         self.throttled = false;
     }
 
-    /// Whether the table is full, and no connection in it could be evicted when that was last checked.
+    /// Whether the table is full, and no connection in it could be evicted when that was last
+    /// checked.
     pub(crate) const fn is_full(&self) -> bool {
         self.full
     }
@@ -330,8 +333,9 @@ impl Gate {
         backlog.drained += self.draining as u32;
     }
 
-    /// Checks a newcomer against the rate of all clients, which it uses up, and against the limits of
-    /// its own. That comes before the limit of the table: a client over its limits takes no place.
+    /// Checks a newcomer against the rate of all clients, which it uses up, and against the limits
+    /// of its own. That comes before the limit of the table: a client over its limits takes no
+    /// place.
     pub(crate) fn arrive(&mut self, peer: &Address, now: Instant) -> Arrival {
         if let Some(bucket) = &mut self.bucket {
             bucket.take(now);
@@ -369,8 +373,8 @@ impl Gate {
         self.clients.as_ref().is_some_and(|clients| clients.is_at_limit(client))
     }
 
-    /// The connections of a client that may be evicted for its newcomer, those first that have lingered
-    /// longest.
+    /// The connections of a client that may be evicted for its newcomer, those first that have
+    /// lingered longest.
     pub(crate) fn lingering_of(&self, client: ClientKey) -> Vec<ConnId> {
         let clients = self.clients.iter();
         clients.flat_map(|clients| clients.lingering(client)).take(LINGERING_CHECKED).collect()
@@ -413,9 +417,9 @@ impl Gate {
         self.full || self.exempt_full
     }
 
-    /// What is occupied after a release. The listeners accept again at the first free place: they stay
-    /// registered while the table is full, a turn accepts one connection for the place, and the search
-    /// for an evictable one, if all are taken again, is limited by itself.
+    /// What is occupied after a release. The listeners accept again at the first free place: they
+    /// stay registered while the table is full, a turn accepts one connection for the place, and
+    /// the search for an evictable one, if all are taken again, is limited by itself.
     pub(crate) const fn note_places(&mut self, occupancy: Occupancy) {
         self.full &= occupancy.table_full;
         self.exempt_full &= occupancy.exempt_full;
@@ -429,9 +433,9 @@ impl Gate {
 
     /// The system ran out of descriptors or memory.
     ///
-    /// Connections are evicted once in a pause. If that does not help, others hold what is short, and
-    /// no more are evicted before the pause has expired. Deferred newcomers (`holds_deferred`) are
-    /// decided on first: they hold descriptors too, and most of them are about to be refused.
+    /// Connections are evicted once in a pause. If that does not help, others hold what is short,
+    /// and no more are evicted before the pause has expired. Deferred newcomers (`holds_deferred`)
+    /// are decided on first: they hold descriptors too, and most of them are about to be refused.
     pub(crate) fn note_shortage(&mut self, holds_deferred: bool) -> Shortage {
         let first = self.pause_nanos == 0 || self.pause_expired;
         self.pause_expired = holds_deferred && first;
@@ -471,9 +475,9 @@ impl Gate {
         self.draining
     }
 
-    /// Whether a shutdown can go on: the backlogs are empty, or no more is accepted from them, for want
-    /// of places or descriptors, or because as many have been accepted as a backlog of the usual length
-    /// holds.
+    /// Whether a shutdown can go on: the backlogs are empty, or no more is accepted from them, for
+    /// want of places or descriptors, or because as many have been accepted as a backlog of the
+    /// usual length holds.
     pub(crate) fn has_drained<'a>(
         &self,
         occupancy: Occupancy,

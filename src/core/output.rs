@@ -17,8 +17,8 @@ const SHARE_FROM: usize = 4 * 1024;
 const COPY_LEAST: usize = 64;
 const COPY_BUFFER: usize = 4 * 1024;
 
-/// The memory that an allocation of `size` bytes takes: malloc(3) of the GNU C library puts a word in
-/// front of it and rounds up to 16 bytes, at least 32.
+/// The memory that an allocation of `size` bytes takes: malloc(3) of the GNU C library puts a word
+/// in front of it and rounds up to 16 bytes, at least 32.
 pub(crate) const fn allocation(size: usize) -> usize {
     match size {
         0 => 0,

@@ -71,9 +71,9 @@ pub(crate) fn share(part: u64, whole: u64) -> Permille {
     u64::try_from(permille).unwrap_or(u64::MAX)
 }
 
-/// How long connections may be idle at this pressure: all of `idle` up to the pressure `from`, a second
-/// from [`EVICTS_FROM`] on, and linearly in between, as Envoy scales its timers. `None` if the
-/// pressure does not matter.
+/// How long connections may be idle at this pressure: all of `idle` up to the pressure `from`, a
+/// second from [`EVICTS_FROM`] on, and linearly in between, as Envoy scales its timers. `None` if
+/// the pressure does not matter.
 pub(crate) fn idle_allowed(pressure: Permille, from: Permille, idle: u64) -> Option<u64> {
     let over = pressure.checked_sub(from)?;
     let span = EVICTS_FROM - from;

@@ -57,9 +57,9 @@ pub(crate) struct ColdState {
     pub(crate) dropped: u64,
     /// The bytes read when a shutdown began, if some of them may have been with the handler still.
     pub(crate) read_before_stop: u64,
-    /// It was told that a request is its last.
+    /// It was announced to the handler that a request is the last.
     pub(crate) retirement: Option<Retirement>,
-    /// It was told that, and has reached its greatest age.
+    /// That was announced, and the connection has reached its greatest age.
     pub(crate) aged: bool,
     /// The latest check of a request that was given more time.
     pub(crate) request: Option<RequestCheck>,
@@ -139,7 +139,7 @@ pub(crate) struct Delivery {
     pub(crate) ends: bool,
 }
 
-/// A connection was told that a request is its last.
+/// The announcement to a handler that a request is the last of its connection.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Retirement {
     pub(crate) reason: CloseReason,
@@ -150,7 +150,7 @@ pub(crate) struct Retirement {
 /// A check of a request that takes long to arrive.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RequestCheck {
-    /// Since when the clock of the request runs by it, to tell that request.
+    /// Since when the clock of the request runs by it, to recognise that request.
     pub(crate) since: Instant,
     pub(crate) at: Instant,
     /// The bytes read by then.
@@ -496,8 +496,9 @@ impl Record {
         self.delivery_at(clock).map_or(clock, |delivery| delivery.since)
     }
 
-    /// Bytes of its last output left: each buys its time at the minimum rate. As a peer's kernel takes
-    /// them in steps they may buy more than `flush`, but no more than the write timeout from now.
+    /// Bytes of its last output left: each buys its time at the minimum rate. As a peer's kernel
+    /// takes them in steps they may buy more than `flush`, but no more than the write timeout from
+    /// now.
     pub(crate) fn credit_flush(
         &mut self,
         moved: u64,
@@ -565,7 +566,7 @@ impl Record {
         (self.state == State::Idle && self.bytes_in == before).then_some(until)
     }
 
-    /// The request at hand is its last, for `reason`, unless it was told so before.
+    /// The request at hand is its last, for `reason`, unless that was announced before.
     pub(crate) fn retire(&mut self, reason: CloseReason) {
         if self.retirement().is_some() {
             return;
@@ -605,10 +606,10 @@ impl Record {
             .then(|| retirement.map_or(age, |retirement| retirement.reason))
     }
 
-    /// Whether the request is served that it was told is its last.
+    /// Whether the request that was announced as its last is served.
     pub(crate) fn was_the_last(&self) -> bool {
         let retires = self.flags.has(Flags::RETIRING) && !self.flags.has(Flags::OWED);
-        retires && self.retirement().is_some_and(|told| self.requests > told.after)
+        retires && self.retirement().is_some_and(|last| self.requests > last.after)
     }
 
     /// Whether its peer is gone and it would not learn of that by reading: it is held, or has read

@@ -17,8 +17,8 @@ use crate::unwind::drop_caught;
 /// each of them. In the limit of one connection,
 /// [`Limits::output_max`](crate::Limits::output_max), it counts with all of its length.
 ///
-/// Cloning it copies no bytes. The bytes are freed with the last clone and the last queue. It belongs
-/// to the reactor that made it: to the connections of another one it is written as plain
+/// Cloning it copies no bytes. The bytes are freed with the last clone and the last queue. It
+/// belongs to the reactor that made it: to the connections of another one it is written as plain
 /// [`Bytes`] are.
 ///
 /// ```

@@ -257,9 +257,9 @@ impl Stats {
         Deadline::ALL.into_iter().map(|deadline| (deadline.label(), self.fired[deadline as usize]))
     }
 
-    /// The step that took most of [the longest turn](Stats::worst_turn): `events`, `ready`, `accept`,
-    /// `posts`, `deadlines`, `dials`, `reached`, `closes` or `shutdown`, as `docs/architecture.md`
-    /// lists them. `None` while no turn has been long.
+    /// The step that took most of [the longest turn](Stats::worst_turn): `events`, `ready`,
+    /// `accept`, `posts`, `deadlines`, `dials`, `reached`, `closes` or `shutdown`, as
+    /// `docs/architecture.md` lists them. `None` while no turn has been long.
     pub const fn worst_step(&self) -> Option<&'static str> {
         if self.worst_turn == 0 { None } else { Some(Step::of_index(self.worst_step).label()) }
     }

@@ -55,9 +55,9 @@ impl Cursor {
 /// The most address space that a column takes before there is something in it.
 const COLUMN_RESERVED_MAX: usize = 256 << 20;
 
-/// A column with room for a whole table, where the system grants as much address space. It never moves
-/// then: no turn takes the time to copy it, and no smaller copies of it are left in the heap. Memory
-/// becomes resident as places are filled for the first time.
+/// A column with room for a whole table, where the system grants as much address space. It never
+/// moves then: no turn takes the time to copy it, and no smaller copies of it are left in the heap.
+/// Memory becomes resident as places are filled for the first time.
 pub(crate) fn column<T>(capacity: usize) -> Vec<T> {
     let mut column = Vec::new();
     let places = (capacity + EXEMPT_MAX).min(COLUMN_RESERVED_MAX / size_of::<T>().max(1));

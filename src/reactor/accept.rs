@@ -38,8 +38,8 @@ pub(super) struct Listener<L> {
 /// The state that all listeners share.
 #[derive(Debug)]
 pub(super) struct Accepting {
-    /// The next turn has something to do here: a listener may accept, deferred newcomers may be decided
-    /// on, or a search for idle connections goes on.
+    /// The next turn has something to do here: a listener may accept, deferred newcomers may be
+    /// decided on, or a search for idle connections goes on.
     due: bool,
     pub(super) gate: Gate,
     /// What ends a pause.
@@ -133,8 +133,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             || listeners.iter().any(|it| accepting.gate.may_accept(&it.backlog));
     }
 
-    /// The accept step of a turn. A search for idle connections goes first, as it may find one to evict;
-    /// deferred newcomers come before those in the backlogs, as they arrived earlier.
+    /// The accept step of a turn. A search for idle connections goes first, as it may find one to
+    /// evict; deferred newcomers come before those in the backlogs, as they arrived earlier.
     #[inline(never)]
     fn accept_ready(&mut self, handler: &mut H) {
         let mut budget = self.begin_step(Step::Accept);
@@ -157,8 +157,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     }
 
     /// An event says that a backlog holds connections. They are accepted in the accept step of the
-    /// turn. If they have to wait, the operator is warned: an event comes with each new connection, so
-    /// the count says how many wait.
+    /// turn. If they have to wait, the operator is warned: an event comes with each new connection,
+    /// so the count says how many wait.
     pub(super) fn note_listener_event(&mut self, id: ListenerId) {
         let listener = self.listeners.get_mut(id.0 as usize);
         let Some(listener) = listener.filter(|listener| listener.socket.is_some()) else { return };
@@ -175,7 +175,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     #[cold]
     fn warn_of_rate(&mut self) {
         if let Some(times) = self.accepting.throttles.times(self.shared.now) {
-            warn!(times, "newcomers wait: more come than accept_rate lets in");
+            warn!(times, "newcomers wait: more come than accept_rate allows");
         }
     }
 
@@ -196,7 +196,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         }
     }
 
-    /// Accepts from one listener until its backlog is empty, the gate closes, or a budget is used up.
+    /// Accepts from one listener until its backlog is empty, the gate closes, or a budget is used
+    /// up.
     fn accept_from(&mut self, handler: &mut H, index: usize, budget: &mut Budget) {
         let mut failures = 0;
         for _ in 0..ACCEPTS_PER_TURN {
@@ -309,7 +310,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         }
     }
 
-    /// Closes the listeners that a shutdown closes first, or `all`, and rejects the deferred newcomers.
+    /// Closes the listeners that a shutdown closes first, or `all`, and rejects the deferred
+    /// newcomers.
     pub(super) fn close_listeners(&mut self, all: bool) {
         for index in 0..self.listeners.len() {
             if all || !self.listeners[index].backlog.exempt {
@@ -338,15 +340,17 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         self.update_due();
     }
 
-    /// Whether the backlogs hold no more connections that are to be accepted before a shutdown goes on.
+    /// Whether the backlogs hold no more connections that are to be accepted before a shutdown goes
+    /// on.
     pub(super) fn has_drained(&self) -> bool {
         let backlogs = self.listeners.iter().map(|listener| &listener.backlog);
         self.accepting.gate.has_drained(self.occupancy(), !self.deferred.is_empty(), backlogs)
     }
 }
 
-/// Readies the socket of a connection that is closed without lingering. What the peer sent already is
-/// read, because closing over unread bytes would reset the connection and could destroy the reply.
+/// Readies the socket of a connection that is closed without lingering. What the peer sent already
+/// is read, because closing over unread bytes would reset the connection and could destroy the
+/// reply.
 pub(super) fn send_fin_and_drain<B: Backend>(
     backend: &mut B,
     stream: &mut B::Stream,

@@ -290,8 +290,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         self.timeout() == Some(Duration::ZERO)
     }
 
-    /// How much was done so far that makes no call: closures and entries of the wheel taken, deadlines
-    /// and alarms served.
+    /// How much was done so far that makes no call: closures and entries of the wheel taken,
+    /// deadlines and alarms served.
     pub(crate) fn done_without_calls(&self) -> u64 {
         let (own, others) = self.mailbox.waiting();
         let taken = self.mailbox.posted() - (own + others + self.tasks.len()) as u64;

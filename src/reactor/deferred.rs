@@ -69,8 +69,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         }
     }
 
-    /// Decides on the deferred newcomers, once the events that came before them have been served: the
-    /// FIN of a connection that their client closed before may be among these.
+    /// Decides on the deferred newcomers, once the events that came before them have been served:
+    /// the FIN of a connection that their client closed before may be among these.
     #[cold]
     pub(super) fn decide_deferred(&mut self, handler: &mut H) {
         if self.has_unserved_events() {

@@ -186,9 +186,9 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         self.shared.table.at(id.index()).delivery_due().is_some_and(|due| due <= now)
     }
 
-    /// The time to wait for the peer's FIN is over. Puts the end off while the peer acknowledges what
-    /// the kernel holds for it at [`Limits::flush_rate`](crate::Limits::flush_rate), resets the
-    /// connection if it does not, and lets the time begin anew once nothing is unacknowledged.
+    /// The time to wait for the peer's FIN is over. Puts the end off while the peer acknowledges
+    /// what the kernel holds for it at [`Limits::flush_rate`](crate::Limits::flush_rate), resets
+    /// the connection if it does not, and lets the time begin anew once nothing is unacknowledged.
     /// Returns whether the end was put off or has come.
     pub(super) fn lingers_on(&mut self, id: ConnId) -> bool {
         let unsent = self.undelivered(id);

@@ -23,10 +23,10 @@ use crate::state::Purpose;
 const RETRY_MIN: Duration = Duration::from_millis(10);
 const RETRY_MAX: Duration = Duration::from_millis(500);
 
-/// Whether the listener's backlog was full. connect(2): a Unix-domain socket that does not block gets
-/// EAGAIN then, and no event when there is room. Of TCP EAGAIN says that the system lacks something
-/// for this address, and a full backlog is a SYN that is sent again; there the attempt has failed and
-/// the next address is tried.
+/// Whether the listener's backlog was full. connect(2): a Unix-domain socket that does not block
+/// gets EAGAIN then, and no event when there is room. Of TCP EAGAIN says that the system lacks
+/// something for this address, and a full backlog is a SYN that is sent again; there the attempt
+/// has failed and the next address is tried.
 fn is_backlog_full(address: &Address, error: &io::Error) -> bool {
     address.path().is_some()
         && error.kind() == ErrorKind::WouldBlock

@@ -22,8 +22,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         evicted
     }
 
-    /// Evicts an idle connection, unless a request of it waits in the socket, or one that lingers. Returns
-    /// whether it did.
+    /// Evicts an idle connection, unless a request of it waits in the socket, or one that lingers.
+    /// Returns whether it did.
     pub(super) fn evict_candidate(&mut self, handler: &mut H, candidate: Candidate) -> bool {
         let (_, id) = candidate;
         if self.shared.table.at(id.index()).lingers() {
@@ -95,8 +95,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         }
     }
 
-    /// Continues a search that an earlier turn began. When it has ended, evicts if a shortage waits for
-    /// that.
+    /// Continues a search that an earlier turn began. When it has ended, evicts if a shortage waits
+    /// for that.
     #[cold]
     pub(super) fn continue_search(&mut self, handler: &mut H) {
         if self.search() && self.overload.eviction.take_evict_after_search() {
@@ -104,9 +104,9 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         }
     }
 
-    /// Whether closing a connection destroys nothing that its peer has yet to receive. One for which it
-    /// would is no candidate for a while. `None` if this turn has asked about enough of these: then it is
-    /// known in a later turn only.
+    /// Whether closing a connection destroys nothing that its peer has yet to receive. One for
+    /// which it would is no candidate for a while. `None` if this turn has asked about enough of
+    /// these: then it is known in a later turn only.
     pub(super) fn may_be_closed(&mut self, id: ConnId) -> Option<bool> {
         let turn = self.shared.counters.turns.get();
         if !self.overload.eviction.may_ask(turn) {
@@ -120,8 +120,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         Some(delivered)
     }
 
-    /// Makes a step of the search for those idle longest, and lets the next turn make another while it
-    /// goes on. Returns whether there may be candidates.
+    /// Makes a step of the search for those idle longest, and lets the next turn make another while
+    /// it goes on. Returns whether there may be candidates.
     fn search(&mut self) -> bool {
         let states = &self.shared.counters.states;
         let inputs = SearchInputs {

@@ -28,8 +28,8 @@ use crate::time::Instant;
 /// Bytes written for one connection in one turn, its callbacks' fresh output aside.
 const WRITE_BUDGET: usize = 256 * 1024;
 
-/// So many times [`READ_BUDGET`] are read in one turn while the handler waits for input, as no callback
-/// comes with each: a value of a megabyte comes in a few turns.
+/// So many times [`READ_BUDGET`] are read in one turn while the handler waits for input, as no
+/// callback comes with each: a value of a megabyte comes in a few turns.
 const AWAITED_READS: usize = 4;
 
 /// Pieces of output given to the kernel in one call.
@@ -114,8 +114,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     }
 
     /// [`Reactor::receive`] for a connection that is to be read. If it went idle, the caller runs
-    /// `on_idle`. Single reads and writes are logged only if `log` says so: whether a subscriber listens
-    /// to them is asked once a turn, not once a message.
+    /// `on_idle`. Single reads and writes are logged only if `log` says so: whether a subscriber
+    /// listens to them is asked once a turn, not once a message.
     #[inline(always)]
     pub(super) fn read_loop(&mut self, handler: &mut H, id: ConnId, log: bool) -> Read {
         let mut budget = READ_BUDGET;
@@ -220,9 +220,9 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         }
     }
 
-    /// Calls `on_data` with what the handler left, without a read: after `yield_now`, and when reading
-    /// resumes. If nothing was left there is no call, except after skipped input; and none comes while
-    /// the handler waits for more.
+    /// Calls `on_data` with what the handler left, without a read: after `yield_now`, and when
+    /// reading resumes. If nothing was left there is no call, except after skipped input; and none
+    /// comes while the handler waits for more.
     pub(super) fn deliver_kept(&mut self, handler: &mut H, id: ConnId) {
         let Self { backend, slots, shared, .. } = self;
         let slot = &mut slots[id.index()];
@@ -345,9 +345,9 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         read_buffer.clear();
     }
 
-    /// Handles the event that both directions of a Unix-domain socket are shut down: its peer is gone,
-    /// unless we sent our FIN, when it may only have sent its own. There is no reset on these sockets
-    /// (unix(7)), so no other event follows.
+    /// Handles the event that both directions of a Unix-domain socket are shut down: its peer is
+    /// gone, unless we sent our FIN, when it may only have sent its own. There is no reset on these
+    /// sockets (unix(7)), so no other event follows.
     #[cold]
     pub(super) fn lose_peer(&mut self, handler: &mut H, id: ConnId) {
         let record = self.shared.table.at(id.index());
@@ -379,9 +379,9 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
 }
 
 /// Makes room for bytes after those that the handler left. A few of these are copied back into the
-/// loop's buffer, so that the next read gets all of its room. If they are many, the connection's own
-/// buffer takes the place of the loop's, with room for `max` more bytes or twice what it holds, and for no
-/// more than the `whole` that may come to be in it. Returns whether it did.
+/// loop's buffer, so that the next read gets all of its room. If they are many, the connection's
+/// own buffer takes the place of the loop's, with room for `max` more bytes or twice what it holds,
+/// and for no more than the `whole` that may come to be in it. Returns whether it did.
 #[inline(never)]
 fn make_room_after(
     read_buffer: &mut BytesMut,
@@ -412,9 +412,9 @@ fn make_room_after(
     false
 }
 
-/// Moves what the handler left of `given` bytes to the connection: out of the loop's buffer, or back
-/// from its place if the connection's `own` buffer took it. If nothing is left the connection owns no
-/// memory.
+/// Moves what the handler left of `given` bytes to the connection: out of the loop's buffer, or
+/// back from its place if the connection's `own` buffer took it. If nothing is left the connection
+/// owns no memory.
 #[inline(never)]
 fn keep_input(read_buffer: &mut BytesMut, kept: &mut BytesMut, own: bool, given: usize) {
     if own {
@@ -483,9 +483,9 @@ fn deliver<H: Handler, B: Backend>(
     rested
 }
 
-/// Whether `on_data`, which waits for a length of input, is due with `input`. What is to be skipped is
-/// discarded, and is the last of its request. If `on_data` is not due, what has come is part of a request
-/// that arrives.
+/// Whether `on_data`, which waits for a length of input, is due with `input`. What is to be skipped
+/// is discarded, and is the last of its request. If `on_data` is not due, what has come is part of
+/// a request that arrives.
 #[cold]
 #[inline(never)]
 fn take_awaited(

@@ -27,8 +27,8 @@ fn client_of(clients: &Clients, record: &Record) -> Option<ClientKey> {
 
 impl<H: Handler, B: Backend> Reactor<H, B> {
     /// Whether the next connection of a listener may be accepted. If not, an alarm or the next free
-    /// place leads to another check. This comes before accept(2), so that what has to wait does so in
-    /// the backlog, where it costs nothing.
+    /// place leads to another check. This comes before accept(2), so that what has to wait does so
+    /// in the backlog, where it costs nothing.
     #[inline(never)]
     pub(super) fn may_accept_next(&mut self, handler: &mut H, index: usize) -> bool {
         let occupancy = self.occupancy();
@@ -95,15 +95,15 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         self.update_due();
     }
 
-    /// The table was full with no connection to evict: checks whether it still is. Returns when to check
-    /// again if so.
+    /// The table was full with no connection to evict: checks whether it still is. Returns when to
+    /// check again if so.
     pub(super) fn check_full(&mut self, handler: &mut H) -> Option<Instant> {
         let full = self.shared.table.is_full() && !self.finds_evictee(handler);
         self.accepting.gate.set_full(full, self.shared.now)
     }
 
-    /// Checks a newcomer against the limits of its client, and of the table. A client at its limit may
-    /// have it at the cost of one that lingers.
+    /// Checks a newcomer against the limits of its client, and of the table. A client at its limit
+    /// may have it at the cost of one that lingers.
     #[inline(never)]
     pub(super) fn check_limits(
         &mut self,
@@ -128,8 +128,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         self.check_table(handler, stream, client)
     }
 
-    /// Checks a newcomer, which counts as its client's connection, against the limit of the table. One
-    /// without a place is sent the reply that is configured for that case.
+    /// Checks a newcomer, which counts as its client's connection, against the limit of the table.
+    /// One without a place is sent the reply that is configured for that case.
     pub(super) fn check_table(
         &mut self,
         handler: &mut H,
@@ -152,8 +152,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         Verdict::Close
     }
 
-    /// Whether a newcomer takes the place of an evicted connection. Some are evicted if none of those
-    /// evicted before is left.
+    /// Whether a newcomer takes the place of an evicted connection. Some are evicted if none of
+    /// those evicted before is left.
     fn replaces_evicted(&mut self, handler: &mut H) -> bool {
         if !self.accepting.gate.has_freed() {
             let evicted = self.evict(handler);

@@ -60,7 +60,7 @@ struct Queues<H: Handler> {
     closed: bool,
 }
 
-/// A task with its number, which tells which of two was posted first.
+/// A task with its number: of two, the one with the lower number was posted first.
 type Numbered<H> = (u64, Task<H>);
 
 impl<H: Handler> Queues<H> {
@@ -242,7 +242,7 @@ impl<H: Handler> Mailbox<H> {
         let first = !self.pending.swap(true, Ordering::AcqRel);
         // Under the lock, so that no other post relies on a wake-up that has yet to fail.
         if first && !planted(Bug::LostWake) && self.waker.wake().is_err() {
-            // It must not run after its sender was told that it does not.
+            // It must not run after its sender has learnt that it does not.
             let unsent = queues.others.pop_back();
             self.pending.store(!queues.is_empty(), Ordering::Release);
             drop(queues);

@@ -58,7 +58,8 @@ use crate::planted::{Bug, planted};
 use crate::state::{LoopState, READ_BUDGET};
 use crate::time::Instant;
 
-/// How often the wall clock is read: a change of it is to be seen soon, and no turn is to pay for it.
+/// How often the wall clock is read: a change of it is to be seen soon, and no turn is to pay for
+/// it.
 const WALL_EVERY: Duration = Duration::from_secs(1);
 
 /// How long the events of one turn are served, checked each [`EVENTS_PER_CHECK`] events.
@@ -164,7 +165,8 @@ impl<H: Handler, B: Backend> fmt::Debug for Reactor<H, B> {
 }
 
 impl<H: Handler> Reactor<H> {
-    /// A reactor over the operating system's sockets.
+    /// A reactor over the operating system's sockets. Where [`run`](Reactor::run) is not in sight
+    /// the compiler must be given the handler's type: `Reactor::<Echo>::new(config)`.
     ///
     /// # Errors
     ///
@@ -368,7 +370,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         self.add_listener(adopted, &listen, || "the inherited descriptor".into())
     }
 
-    /// Where a listener listens; tells the port where port 0 was asked for.
+    /// Where a listener listens, with the port that the system chose where port 0 was asked for.
     ///
     /// # Panics
     ///

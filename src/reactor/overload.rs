@@ -72,9 +72,9 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         }
     }
 
-    /// Sheds some connections if all together hold too much. What callbacks wrote to other connections is sent
-    /// first ([`Reactor::settle_dirty`] comes here again), as most of it is gone then; meanwhile the
-    /// excess is no more than one connection may queue.
+    /// Sheds some connections if all together hold too much. What callbacks wrote to other
+    /// connections is sent first ([`Reactor::settle_dirty`] comes here again), as most of it is
+    /// gone then; meanwhile the excess is no more than one connection may queue.
     #[inline]
     pub(super) fn bound_buffers(&mut self) {
         let buffered = self.shared.buffered();
@@ -93,9 +93,9 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         }
     }
 
-    /// Aborts those that hold the most, until a sixteenth of what all may hold is free. What counts is
-    /// the memory that an abort frees; only if that is not enough those are aborted that queue the
-    /// largest shared pieces, which are freed with their last queue.
+    /// Aborts those that hold the most, until a sixteenth of what all may hold is free. What counts
+    /// is the memory that an abort frees; only if that is not enough those are aborted that queue
+    /// the largest shared pieces, which are freed with their last queue.
     fn shed(&mut self) {
         self.shed_some(owners(&self.shared.table));
         if self.shared.buffered() > self.shared.bounds.buffered_max {
@@ -105,9 +105,9 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         self.warn_of_pressure("buffers", times);
     }
 
-    /// Frees the buffers of connections, in this order, until all together hold little enough, and asks
-    /// these connections to end. The buffers are freed here and now: memory is bounded at every moment,
-    /// not only between turns.
+    /// Frees the buffers of connections, in this order, until all together hold little enough, and
+    /// asks these connections to end. The buffers are freed here and now: memory is bounded at
+    /// every moment, not only between turns.
     fn shed_some(&mut self, holders: Vec<(ConnId, u64)>) {
         let enough = shed_to(self.shared.bounds.buffered_max);
         for (id, held) in holders {

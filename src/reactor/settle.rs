@@ -126,8 +126,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         }
     }
 
-    /// [`Reactor::arm_and_queue`] for a quiet connection that only waits for its peer, so that a single
-    /// deadline runs. Returns whether it is one; otherwise nothing has changed.
+    /// [`Reactor::arm_and_queue`] for a quiet connection that only waits for its peer, so that a
+    /// single deadline runs. Returns whether it is one; otherwise nothing has changed.
     #[inline(always)]
     fn arm_sole_deadline(&mut self, id: ConnId, inputs: DeadlineInputs) -> bool {
         let Some(deadline) = inputs.sole_deadline() else { return false };
@@ -146,8 +146,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         true
     }
 
-    /// Lets the deadlines run that state and flags call for, and queues the connection if there is more
-    /// to do.
+    /// Lets the deadlines run that state and flags call for, and queues the connection if there is
+    /// more to do.
     fn arm_and_queue(&mut self, handler: &mut H, id: ConnId) {
         let mut record = self.shared.table.at(id.index());
         if record.flags.has(Flags::REAPED) {
@@ -265,7 +265,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         }
     }
 
-    /// Schedules the wheel for the deadlines that began to run, or for all if one was `rearm`ed by hand.
+    /// Schedules the wheel for the deadlines that began to run, or for all if one was `rearm`ed by
+    /// hand.
     #[inline]
     fn arm_deadlines(&mut self, id: ConnId, began: Set, rearm: bool) {
         if began.contains(Deadline::Write) || began.contains(Deadline::Flush) {
@@ -349,9 +350,9 @@ mod tests {
     use crate::sim::Sim;
     use crate::time::Instant;
 
-    /// What settling decides: the deadlines and when the first of them is due, the marks, the state in
-    /// which the connection is counted, and whether it is in a queue. The wheel may come up before the
-    /// first deadline, and never after it.
+    /// What settling decides: the deadlines and when the first of them is due, the marks, the state
+    /// in which the connection is counted, and whether it is in a queue. The wheel may come up
+    /// before the first deadline, and never after it.
     type Settled = (DeadlineInputs, Option<Instant>, Flags, State, bool, usize);
 
     fn settled(reactor: &Tested, id: ConnId) -> Settled {

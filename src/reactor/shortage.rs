@@ -62,7 +62,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         self.relieve_shortage(handler, error);
     }
 
-    /// The system is short of descriptors or memory: pauses, and evicts connections if the gate says so.
+    /// The system is short of descriptors or memory: pauses, and evicts connections if the gate
+    /// says so.
     fn relieve_shortage(&mut self, handler: &mut H, error: &io::Error) {
         let shortage = self.accepting.gate.note_shortage(!self.deferred.is_empty());
         self.deferred.request_check();
@@ -72,8 +73,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         }
     }
 
-    /// Stops accepting until there may be descriptors again: for a while, longer each time, or until one
-    /// of ours is closed.
+    /// Stops accepting until there may be descriptors again: for a while, longer each time, or
+    /// until one of ours is closed.
     pub(super) fn pause_accepting(&mut self, error: &io::Error) {
         let pause = self.accepting.gate.pause();
         self.begin_pause(pause, error);
@@ -97,7 +98,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         self.resume_accepting();
     }
 
-    /// Accepts again if accepting is paused: a descriptor of ours was closed, or the pause has expired.
+    /// Accepts again if accepting is paused: a descriptor of ours was closed, or the pause has
+    /// expired.
     #[inline]
     pub(super) fn resume_accepting(&mut self) {
         if self.accepting.gate.is_paused() {
@@ -105,8 +107,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         }
     }
 
-    /// Ends a pause, and registers the listeners anew: an edge-triggered listener whose accept failed
-    /// reports nothing more, not even when the shortage is over.
+    /// Ends a pause, and registers the listeners anew: an edge-triggered listener whose accept
+    /// failed reports nothing more, not even when the shortage is over.
     #[cold]
     fn end_pause(&mut self) {
         self.accepting.gate.end_pause();

@@ -72,8 +72,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         }
     }
 
-    /// Accepts what waits in the backlogs, in as many turns as that takes, unless the reactor has failed,
-    /// and sets the alarm that makes the stop hard.
+    /// Accepts what waits in the backlogs, in as many turns as that takes, unless the reactor has
+    /// failed, and sets the alarm that makes the stop hard.
     fn begin_shutdown(&mut self, handler: &mut H) {
         self.shared.shutdown_begun = true;
         if !self.drain.has_failed() {
@@ -84,8 +84,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         }
     }
 
-    /// The backlogs are empty: closes the listeners, notifies the handler, and begins to announce the
-    /// shutdown to the connections.
+    /// The backlogs are empty: closes the listeners, notifies the handler, and begins to announce
+    /// the shutdown to the connections.
     fn stop_accepting(&mut self, handler: &mut H) {
         self.drain.end_draining();
         self.accepting.gate.end_draining();
@@ -130,8 +130,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         self.carry_out(id, plan);
     }
 
-    /// Checks some of the connections that the shutdown waits for, and sets the alarm that checks the
-    /// next ones.
+    /// Checks some of the connections that the shutdown waits for, and sets the alarm that checks
+    /// the next ones.
     pub(super) fn check_shutdown(&mut self) {
         let (table, now) = (&self.shared.table, self.shared.now);
         let Some((places, again)) = self.drain.step_checks(table, now) else { return };
@@ -158,8 +158,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         }
     }
 
-    /// The time to end has come for a connection that waited for its peer. It is read once more: the peer
-    /// may begin in this moment.
+    /// The time to end has come for a connection that waited for its peer. It is read once more:
+    /// the peer may begin in this moment.
     pub(super) fn end_waiting(&mut self, handler: &mut H, id: ConnId) {
         self.final_read(handler, id);
         let record = self.shared.table.at(id.index());

@@ -13,8 +13,8 @@ use crate::time::Instant;
 /// Lines that are printed in any case: what fits on a screen. Older ones are for [`TRACE`].
 const SHOWN: usize = 40;
 
-/// Lines that are kept. Of those that are too old to be [`SHOWN`], the ones about a fault are printed
-/// all the same, because what a fault breaks often shows long after it.
+/// Lines that are kept. Of those that are too old to be [`SHOWN`], the ones about a fault are
+/// printed all the same, because what a fault breaks often shows long after it.
 const KEPT: usize = 200;
 
 /// The variable that asks for everything as it happens.

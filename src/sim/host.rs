@@ -26,8 +26,8 @@ const LOOKUP: Duration = Duration::from_millis(1);
 
 /// A simulated machine with one process on it: the [`Backend`] of one reactor.
 ///
-/// Waiting neither blocks nor lets time pass: [`Sim`](super::Sim) does that, or the test that turns the
-/// reactor, by [`Sim::pass`](super::Sim::pass).
+/// Waiting neither blocks nor lets time pass: [`Sim`](super::Sim) does that, or the test that turns
+/// the reactor, by [`Sim::pass`](super::Sim::pass).
 #[derive(Debug)]
 pub struct Host {
     net: Rc<RefCell<Net>>,

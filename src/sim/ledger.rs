@@ -34,7 +34,8 @@ impl Account {
         Token::of_conn(self.id)
     }
 
-    /// `on_data` has input, and comes when all is skipped that was to be. After that it may have none.
+    /// `on_data` has input, and comes when all is skipped that was to be. After that it may have
+    /// none.
     pub(super) fn check_data(self, net: &mut Net, input: &BytesMut) {
         let Some(ledger) = net.ledger(self.machine, self.token()) else { return };
         let early = ledger.to_skip > ledger.unused.len() as u64;
@@ -47,8 +48,8 @@ impl Account {
         self.check_input(net, input);
     }
 
-    /// What a handler is given is what its socket gave and the handler has neither used nor skipped, all
-    /// of it.
+    /// What a handler is given is what its socket gave and the handler has neither used nor
+    /// skipped, all of it.
     pub(super) fn check_input(self, net: &mut Net, input: &BytesMut) {
         let Some(ledger) = net.ledger(self.machine, self.token()) else { return };
         let skipped = ledger.unused.len().min(ledger.to_skip as usize);

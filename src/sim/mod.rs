@@ -314,8 +314,8 @@ impl Sim {
         PeerListener::new(&self.net, address, backlog)
     }
 
-    /// The address of peers, 192.0.2.1: a dial to it where no [`PeerListener`] listens is refused. A dial to an
-    /// address that no machine has gets no answer.
+    /// The address of peers, 192.0.2.1: a dial to it where no [`PeerListener`] listens is refused.
+    /// A dial to an address that no machine has gets no answer.
     pub fn peers_ip(&self) -> IpAddr {
         self.net.borrow().peers_ip
     }
@@ -445,8 +445,8 @@ impl Sim {
     }
 
     /// Lets each call of a reactor take about the time that it takes on Linux, so that turns take
-    /// time in this world too; [`Server::take_longest_turn`] says how long they were. Off at first: a
-    /// call takes no time.
+    /// time in this world too; [`Server::take_longest_turn`] says how long they were. Off at first:
+    /// a call takes no time.
     pub fn charge_calls(&mut self, charges: bool) {
         self.net.borrow_mut().charges = charges;
     }
@@ -687,9 +687,9 @@ impl Sim {
         }
     }
 
-    /// Checks that `server` serves `request` alike however it is split: for each byte at which it can
-    /// be split, a new peer sends the two parts apart, and one peer sends it byte by byte. Each must
-    /// read `reply`, no connection may be [`Idle`](State::Idle) while a part of the request is
+    /// Checks that `server` serves `request` alike however it is split: for each byte at which it
+    /// can be split, a new peer sends the two parts apart, and one peer sends it byte by byte. Each
+    /// must read `reply`, no connection may be [`Idle`](State::Idle) while a part of the request is
     /// missing, and each must count for as many requests as the whole one does.
     ///
     /// A handler that keeps a part of a request in its session and leaves none in its input has to
@@ -754,8 +754,8 @@ impl Sim {
         check(self, &request.chunks(1).collect::<Vec<_>>(), "sent byte by byte");
     }
 
-    /// Lets a new peer send a request in `parts` that arrive apart, and checks what it reads and that
-    /// its connection is not idle between them. Returns for how many requests it counted.
+    /// Lets a new peer send a request in `parts` that arrive apart, and checks what it reads and
+    /// that its connection is not idle between them. Returns for how many requests it counted.
     #[track_caller]
     fn requests_of_parts<H: Handler>(
         &mut self,

@@ -288,9 +288,9 @@ impl Peer {
         self.with(|net, socket| net.end_of(socket))
     }
 
-    /// Whether the connection was made, and has been ended neither from there nor by this peer. Time has
-    /// to pass for it to be made: right after [`Sim::connect`](crate::sim::Sim::connect) it is not open
-    /// yet. To wait for its end, wait for [`closed`](Peer::closed).
+    /// Whether the connection was made, and has been ended neither from there nor by this peer.
+    /// Time has to pass for it to be made: right after [`Sim::connect`](crate::sim::Sim::connect)
+    /// it is not open yet. To wait for its end, wait for [`closed`](Peer::closed).
     pub fn is_open(&self) -> bool {
         self.with(|net, socket| net.is_established(socket)) && self.closed().is_none()
     }

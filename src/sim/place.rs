@@ -20,8 +20,8 @@ pub trait ToAddress {
 
 /// What names a machine: `"10.0.0.1"`, an [`IpAddr`], or a server or peer on it.
 ///
-/// All peers that were made without an address of their own are on one machine, so a test that cuts one
-/// of them off cuts off all.
+/// All peers that were made without an address of their own are on one machine, so a test that cuts
+/// one of them off cuts off all.
 pub trait ToIp {
     /// The machine's IP address.
     ///

@@ -210,9 +210,9 @@ impl<H: Handler> Server<H> {
         self.net.borrow_mut().machines[self.machine].fds_max = most;
     }
 
-    /// Lets another process hold a duplicate of every descriptor that its reactor closes from now on,
-    /// as after a fork(2) without exec: a close sends no FIN then. A FIN, a shutdown or a reset sent
-    /// before it is seen by the peer as always.
+    /// Lets another process hold a duplicate of every descriptor that its reactor closes from now
+    /// on, as after a fork(2) without exec: a close sends no FIN then. A FIN, a shutdown or a reset
+    /// sent before it is seen by the peer as always.
     pub fn duplicate_descriptors(&self) {
         self.net.borrow_mut().machines[self.machine].duplicated = true;
     }

@@ -124,7 +124,7 @@ pub(crate) struct LoopState {
     pub(crate) shutdown_begun: bool,
     /// A shutdown began, and the listeners are closed.
     pub(crate) stopping: bool,
-    /// How far the walk has come that tells connections of the shutdown.
+    /// How far the walk has come that announces the shutdown to connections.
     pub(crate) announced: Cursor,
     /// What the callback that runs has written to its own connection.
     pub(crate) scratch: Vec<u8>,

@@ -13,8 +13,8 @@ use crate::time::{Instant, nanos};
 const LONG_TURN: u64 = 8_000_000;
 
 impl LoopState {
-    /// A callback returned, and the time has moved on while it and others before it ran: reports
-    /// it if it was long itself. The coarse clock, which moves in steps of `step`, was read after the
+    /// A callback returned, and the time has moved on while it and others before it ran: reports it
+    /// if it was long itself. The coarse clock, which moves in steps of `step`, was read after the
     /// callback before, so that is known to within a step.
     pub(crate) fn note_long(
         &mut self,

@@ -44,7 +44,8 @@ behaviours! {
     }
 }
 
-/// A message is its length in four bytes, and as many bytes. The reply is its length and its last byte.
+/// A message is its length in four bytes, and as many bytes. The reply is its length and its last
+/// byte.
 fn messages() -> RecordingHandler {
     RecordingHandler::echo().when_data(|conn, _, input| {
         while let Some(head) = input.first_chunk() {
@@ -316,8 +317,8 @@ fn resuming_does_not_end_the_wait_for_a_length<W: World>(world: &mut W) {
     fixture.expect(peer, b"abcde");
 }
 
-/// A message is `S`, a count of bytes to skip and a line feed, and those bytes; anything else is sent
-/// back. A call without input is answered by a full stop.
+/// A message is `S`, a count of bytes to skip and a line feed, and those bytes; anything else is
+/// sent back. A call without input is answered by a full stop.
 fn skipper() -> RecordingHandler {
     RecordingHandler::echo().that_skips().when_data(|conn, _, input| {
         if input.is_empty() {

@@ -109,7 +109,8 @@ fn messages(random: &mut Random, count: u64) -> (Vec<u8>, Vec<u8>) {
     (sent, replies)
 }
 
-/// Each message that is awaited comes whole, each that is skipped does not come, and what follows it does.
+/// Each message that is awaited comes whole, each that is skipped does not come, and what follows
+/// it does.
 pub(crate) fn lengths(sim: &mut Sim) {
     let mut random = sim.random();
     let mut config = Config::default();

@@ -1,7 +1,6 @@
 //! What is run under many seeds, as it is and with planted bugs.
 
 mod large;
-mod lengths;
 
 use std::fmt::Debug;
 use std::panic::resume_unwind;
@@ -16,13 +15,12 @@ use wheelhouse::sim::{Call, Faults, Random, Server, Sim, errno};
 use wheelhouse::{Address, Config, Handle, Handler, ListenConfig, Target};
 
 use self::large::Large;
-pub(crate) use self::lengths::lengths;
 use crate::peers::{let_peers_loose, words};
 use crate::scenarios::{Echo, Keeper};
 use crate::scenarios::{millis, secs};
 
-/// Whatever went wrong before: now that nothing does, a new connection is served to the last byte, and
-/// to a good end.
+/// Whatever went wrong before: now that nothing does, a new connection is served to the last byte,
+/// and to a good end.
 fn expect_service<H: Handler>(sim: &mut Sim, server: &Server<H>, count: usize) {
     sim.set_faults(Faults::NONE);
     // The alarms that are left write to all.

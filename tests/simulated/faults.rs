@@ -136,8 +136,8 @@ fn a_process_without_descriptors_does_not_spin_and_comes_back() {
     peers.iter().for_each(|peer| peer.expect(b"x"));
 }
 
-/// Linux takes the descriptor before it looks for a connection to accept, so the one that got the last
-/// descriptor costs a pause each second although none waits.
+/// Linux takes the descriptor before it looks for a connection to accept, so the one that got the
+/// last descriptor costs a pause each second although none waits.
 #[test]
 fn the_last_descriptor_costs_pauses_and_nothing_else() {
     let mut sim = Sim::new(1);

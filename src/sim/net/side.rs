@@ -44,7 +44,8 @@ pub(super) struct Segment {
 }
 
 impl Segment {
-    /// Whether the other end says that it has come, so that it is sent again if that does not arrive.
+    /// Whether the other end says that it has come, so that it is sent again if that does not
+    /// arrive.
     pub(super) fn is_acknowledged(&self) -> bool {
         !self.bytes.is_empty() || self.fin
     }

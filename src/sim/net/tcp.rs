@@ -487,7 +487,8 @@ impl Net {
         }
     }
 
-    /// After a read: announces the window to the other end, if it has grown enough (RFC 1122, 4.2.3.3).
+    /// After a read: announces the window to the other end, if it has grown enough (RFC 1122,
+    /// 4.2.3.3).
     pub(super) fn tell_room(&mut self, socket: Socket) {
         let Some(side) = self.side(socket) else { return };
         let step = (side.input_max / 2).clamp(1, 4_096) as u64;

@@ -355,7 +355,8 @@ fn redials_of_a_client_that_reads_slowly_do_not_make_the_loop_spin() {
     assert!(server.stats().turns - turns < 40, "{}", server.stats().turns - turns);
 }
 
-/// A client at its limit of one closes, by a way that takes so much longer than that of its next dial.
+/// A client at its limit of one closes, by a way that takes so much longer than that of its next
+/// dial.
 fn redial_that_overtakes(sim: &mut Sim, late: Duration) -> (Server<Busy>, Peer) {
     let mut config = Config::default();
     config.limits.clients.connections = Some(1);
