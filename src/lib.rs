@@ -82,7 +82,7 @@
 //! They are on by default. [`Timeouts`] bounds everything that takes time and [`Limits`] everything
 //! that takes room; `None` turns a timeout off and zero is refused. With the defaults every
 //! connection has a finite deadline at every moment. A connection ends for one [`CloseReason`],
-//! which [`Handler::on_closed`] gets and [`Stats`](stats::Stats) counts.
+//! which [`Handler::on_closed`] gets and [`Stats`] counts.
 //!
 //! Some deadlines depend on what the handler says about requests: [`Conn::expect_more_input`] that it
 //! waits for more of one, [`Conn::begin_request`] and [`Conn::end_request`] that it owes a reply

@@ -70,7 +70,7 @@ pub trait Resolve: Send + Sync + 'static {
     /// `localhost` are not asked about. A connection that is dialled waits for the answer within
     /// its [`Timeouts::connect`](crate::Timeouts::connect). When that has passed the answer is
     /// dropped, but the thread goes on, also when the reactor is gone. There are at most 64 threads
-    /// for each [`Os`], so an implementation has a timeout of its own.
+    /// for each [`Os`](super::Os), so an implementation has a timeout of its own.
     ///
     /// # Errors
     ///
