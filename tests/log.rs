@@ -7,6 +7,7 @@ use std::io;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use bytes::BytesMut;
 use tracing::Level;
 use wheelhouse::config::{AtLimit, Rate};
 use wheelhouse::sim::{Call, Sim, errno};
@@ -108,6 +109,62 @@ fn single_reads_and_writes_are_traced() {
     assert!(lines.iter().any(|line| line.starts_with("waited timeout=")), "{lines:?}");
 }
 
+/// Has the body skipped that follows the first byte, or awaits it.
+struct Body {
+    skips: bool,
+}
+
+const BODY: usize = 2_000_000;
+
+impl Handler for Body {
+    /// The first byte has come.
+    type Session = bool;
+
+    fn on_open(&mut self, _: &mut Conn<'_>) -> Option<bool> {
+        Some(false)
+    }
+
+    fn on_data(&mut self, conn: &mut Conn<'_>, begun: &mut bool, input: &mut BytesMut) {
+        if std::mem::replace(begun, true) {
+            conn.write(b".");
+        } else if self.skips {
+            conn.skip(BODY as u64);
+        } else {
+            conn.expect_more_input();
+            conn.expect_input(BODY);
+        }
+        input.clear();
+    }
+}
+
+#[test]
+fn a_body_is_skipped_or_awaited_in_large_reads() {
+    for skips in [true, false] {
+        let lines = logged(Level::TRACE, Level::TRACE, || {
+            let mut sim = Sim::new(1);
+            sim.set_buffers(2 * BODY, 2 * BODY);
+            let mut config = Config::default();
+            config.limits.input_max = BODY;
+            sim.serve(SERVER, config, Body { skips });
+            let peer = sim.connect(SERVER);
+            peer.send(b"b");
+            sim.settle();
+            peer.send(&vec![0; BODY]);
+            sim.settle();
+            peer.expect(b".");
+        });
+        let read = |line: &&String| line.starts_with("read id=0.1 bytes=");
+        let sizes: Vec<usize> = lines
+            .iter()
+            .filter(read)
+            .map(|line| line.rsplit('=').next().unwrap().parse().unwrap())
+            .collect();
+        assert_eq!(sizes.iter().sum::<usize>(), 1 + BODY);
+        assert!(sizes.len() <= 2 * BODY / (64 * 1024), "{sizes:?}");
+        assert!(sizes.iter().all(|size| *size <= 256 * 1024), "{sizes:?}");
+    }
+}
+
 #[test]
 fn a_connection_without_errors_logs_nothing_at_info() {
     assert_eq!(logged(Level::INFO, Level::INFO, visit), [""; 0]);
@@ -124,7 +181,7 @@ impl Handler for Closed {
         None
     }
 
-    fn on_data(&mut self, _: &mut Conn<'_>, _: &mut (), _: &mut bytes::BytesMut) {}
+    fn on_data(&mut self, _: &mut Conn<'_>, _: &mut (), _: &mut BytesMut) {}
 }
 
 #[test]
@@ -216,7 +273,7 @@ impl<F: Fn(Duration) + 'static> Handler for Sluggard<F> {
         Some(0)
     }
 
-    fn on_data(&mut self, conn: &mut Conn<'_>, word: &mut u8, input: &mut bytes::BytesMut) {
+    fn on_data(&mut self, conn: &mut Conn<'_>, word: &mut u8, input: &mut BytesMut) {
         *word = input[0];
         input.clear();
         match *word {

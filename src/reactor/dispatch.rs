@@ -220,3 +220,48 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         self.drain.count_panic(self.shared.now);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::config::Config;
+    use crate::sim::Sim;
+
+    const LEN: usize = 8 << 20;
+
+    /// Waits for much, and panics over it.
+    struct Panics;
+
+    impl Handler for Panics {
+        type Session = ();
+
+        fn on_open(&mut self, conn: &mut Conn<'_>) -> Option<()> {
+            conn.expect_input(LEN);
+            Some(())
+        }
+
+        fn on_data(&mut self, _: &mut Conn<'_>, _: &mut (), _: &mut BytesMut) {
+            panic!("on purpose");
+        }
+    }
+
+    #[test]
+    fn a_panic_over_much_input_leaves_the_loop_no_large_buffer() {
+        let mut sim = Sim::new(1);
+        sim.set_buffers(2 * LEN, 2 * LEN);
+        let mut config = Config::default();
+        config.limits.input_max = LEN;
+        let mut reactor = Reactor::with_backend(config, sim.host("10.0.0.1")).unwrap();
+        reactor.listen("10.0.0.1:7").unwrap();
+        let peer = sim.connect("10.0.0.1:7");
+        peer.send(&vec![0; LEN]);
+        while reactor.shared.counters.panics.get() == 0 {
+            sim.pass(Duration::from_millis(1));
+            reactor.turn(&mut Panics, Some(Duration::from_millis(1))).unwrap();
+        }
+        assert!(reactor.read_buffer.capacity() <= 2 * READ_BUDGET);
+        assert_eq!(reactor.slots[0].input.capacity(), 0);
+    }
+}

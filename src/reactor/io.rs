@@ -147,7 +147,12 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         } else {
             // What is kept is less than the limit: at the limit a connection is closed, or not read.
             let awaits = record.flags.has(Flags::INPUT_AWAITED);
-            let most = if awaits { *budget * AWAITED_READS } else { *budget };
+            // Of what is awaited the rest of the turn's reads may come in one.
+            let most = if awaits {
+                (*budget + AWAITED_READS).saturating_sub(READ_BUDGET).max(1) * READ_BUDGET
+            } else {
+                *budget
+            };
             room = shared.bounds.input_max.saturating_sub(slot.input.len()).min(most).max(1);
             let whole = if awaits { record.awaited_len() } else { 0 };
             let whole = if whole > slot.input.len() { whole } else { shared.bounds.input_max };
