@@ -21,15 +21,12 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     pub(super) fn begin_closing(&mut self, handler: &mut H, id: ConnId, reason: CloseReason) {
         let record = self.shared.table.at(id.index());
         debug_assert!(record.reason.is_none(), "{id} ends once");
-        let ending = reason.mode();
-        // The peer's last bytes are worth waiting for only if they could turn our close into a
-        // reset that destroys a reply: nginx's rule for lingering_close.
-        let unborn = record.state() == State::Connecting;
-        let quiet_stop = reason == CloseReason::Shutdown && record.state() == State::Idle;
+        let mode = reason.mode();
+        let before = record.state();
         record.reason = Some(reason);
         record.take_requested();
         record.flags.remove(Flags::ACTION_DUE.and(Flags::HAS_TIMER).and(Flags::PAUSED));
-        record.cold_flags.set(ColdFlags::FINAL_REPLY, ending == CloseMode::Flush);
+        record.cold_flags.set(ColdFlags::FINAL_REPLY, mode == CloseMode::Flush);
         record.step(Step::Close);
         log_state(record);
         if let Some(cold) = record.cold_if_any() {
@@ -37,20 +34,29 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         }
         self.shared.end_feeding(id);
         self.call(id, "on_closing", |conn, session| handler.on_closing(conn, session, &reason));
-
-        // Nothing is sent any more: the usual end of a peer that is gone.
-        if matches!(ending, CloseMode::Drop | CloseMode::Reset) {
-            return self.drop_output_and_release(id, ending == CloseMode::Reset);
+        match mode {
+            // Nothing is sent any more: the usual end of a peer that is gone.
+            CloseMode::Drop => self.drop_output_and_release(id, false),
+            CloseMode::Reset => self.drop_output_and_release(id, true),
+            CloseMode::Close | CloseMode::Flush => self.begin_last_flush(id, reason, before),
         }
+    }
+
+    /// Ends a connection whose peer is to get all that was written to it. `before` is the state that
+    /// it left.
+    fn begin_last_flush(&mut self, id: ConnId, reason: CloseReason, before: State) {
         let record = self.shared.table.at(id.index());
         record.cold_flags.remove(ColdFlags::FINAL_REPLY);
         let eof = record.flags.has(Flags::EOF);
+        // The peer's last bytes are worth waiting for only if they could turn our close into a
+        // reset that destroys a reply: nginx's rule for lingering_close.
+        let quiet_stop = reason == CloseReason::Shutdown && before == State::Idle;
         // A peer that has had our FIN for that long is not waited for again.
         let waited = reason == CloseReason::Timeout(Timeout::HalfClosed);
-        let quick = ending == CloseMode::Close || quiet_stop || waited;
+        let quick = reason.mode() == CloseMode::Close || quiet_stop || waited;
         let lingers = record.flags.has(Flags::WROTE) && !eof && !quick;
         record.cold_flags.set(ColdFlags::LINGERING, lingers);
-        let mut flushes = ending == CloseMode::Flush;
+        let mut flushes = reason.mode() == CloseMode::Flush;
         if quick && !eof {
             // What the peer has not received yet, the next byte from it would destroy.
             let unsent = self.undelivered(id);
@@ -61,7 +67,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             }
         }
         // There is nothing to send it to before a connection stands.
-        if flushes && !unborn {
+        if flushes && before != State::Connecting {
             // What `on_closing` may have asked for is done first.
             self.progress_closing(id);
         } else {

@@ -621,14 +621,13 @@ fn handle_read_error(record: &mut Record, error: &io::Error) -> Read {
     match Failure::of(error) {
         Failure::WouldBlock if planted(Bug::EndlessReading) && record.state() != State::Closing => {
         }
-        Failure::WouldBlock => {
-            record.flags.remove(Flags::MAY_READ);
-        }
+        Failure::WouldBlock => record.flags.remove(Flags::MAY_READ),
         Failure::Interrupted => return Read::More,
-        _ if planted(Bug::SwallowedReset) => record.flags.remove(Flags::READ_READY),
         failure => {
             record.flags.remove(Flags::READ_READY);
-            record.request_close(failure.reason(error));
+            if !planted(Bug::SwallowedReset) {
+                record.request_close(failure.reason(error));
+            }
         }
     }
     Read::Done

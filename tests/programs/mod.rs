@@ -57,8 +57,12 @@ impl Program {
             .stderr(Stdio::piped())
             .spawn()
             .expect("the program starts");
-        let stdout = Lines::of(child.stdout.take().expect("a pipe"));
-        let stderr = Lines::of(child.stderr.take().expect("a pipe"));
+        let stdout = Lines::of(child.stdout.take().expect("a pipe"), |_| true);
+        // Where more runs than there are processors, a server may lose its own within a callback,
+        // which it reports.
+        let stderr = Lines::of(child.stderr.take().expect("a pipe"), |line| {
+            !line.contains("a callback kept the loop waiting")
+        });
         Self { child, stdout, stderr }
     }
 
@@ -134,10 +138,12 @@ impl Drop for Program {
 pub(crate) struct Lines(pub(crate) Receiver<String>);
 
 impl Lines {
-    pub(crate) fn of(pipe: impl Read + Send + 'static) -> Self {
+    /// Those lines of `pipe` for which `keeps` returns `true`.
+    pub(crate) fn of(pipe: impl Read + Send + 'static, keeps: fn(&str) -> bool) -> Self {
         let (sender, receiver) = mpsc::channel();
         thread::spawn(move || {
-            for line in BufReader::new(pipe).lines().map_while(Result::ok) {
+            let lines = BufReader::new(pipe).lines().map_while(Result::ok);
+            for line in lines.filter(|line| keeps(line)) {
                 if sender.send(line).is_err() {
                     return;
                 }
