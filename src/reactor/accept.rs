@@ -9,6 +9,7 @@ use std::io;
 use bytes::BytesMut;
 
 use super::Reactor;
+use super::read_buffer::rewind;
 use crate::address::Address;
 use crate::backend::{Backend, Token};
 use crate::config::{Config, ListenConfig, SocketOptions};
@@ -357,8 +358,7 @@ pub(super) fn send_fin_and_drain<B: Backend>(
     read_buffer: &mut BytesMut,
 ) {
     if backend.shutdown_write(stream).is_ok() {
-        read_buffer.clear();
-        read_buffer.reserve(READ_BUDGET);
+        rewind(read_buffer);
         // Whether there was anything does not matter.
         let _ = backend.read(stream, read_buffer, READ_BUDGET);
         read_buffer.clear();

@@ -11,6 +11,7 @@ use bytes::BytesMut;
 use tracing::Level;
 
 use super::dispatch::{BeforeData, call_data};
+use super::read_buffer::{rewind, rewind_with};
 use super::{READ_BUDGET, Reactor, refresh_now_if_stale};
 use crate::backend::Backend;
 use crate::close::{CloseReason, OsError};
@@ -140,10 +141,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let mut room = shared.bounds.read_max.min(*budget);
         let mut own = false;
         if slot.input.is_empty() {
-            read_buffer.clear();
-            // The buffer is used again from its front, which is in the cache, unless the handler
-            // keeps a part of it.
-            read_buffer.reserve(READ_BUDGET);
+            rewind(read_buffer);
         } else {
             // What is kept is less than the limit: at the limit a connection is closed, or not read.
             let awaits = record.flags.has(Flags::INPUT_AWAITED);
@@ -328,8 +326,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let record = shared.table.at(index);
         let Some(stream) = slots[index].stream.as_mut() else { return };
         while budget > 0 && record.flags.has(Flags::READ_READY) && !record.flags.has(Flags::EOF) {
-            read_buffer.clear();
-            read_buffer.reserve(READ_BUDGET);
+            rewind(read_buffer);
             match backend.read(stream, read_buffer, READ_BUDGET) {
                 Ok(0) => record.flags.insert(Flags::EOF),
                 Ok(count) => {
@@ -411,9 +408,7 @@ fn make_room_after(
         std::mem::swap(read_buffer, kept);
         return true;
     }
-    read_buffer.clear();
-    read_buffer.reserve(kept.len() + READ_BUDGET);
-    read_buffer.extend_from_slice(kept);
+    rewind_with(read_buffer, kept);
     false
 }
 

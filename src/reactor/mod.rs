@@ -15,6 +15,7 @@ mod io;
 mod limits;
 mod mailbox;
 mod overload;
+mod read_buffer;
 mod settle;
 mod shortage;
 mod shutdown;
