@@ -158,12 +158,22 @@ reasons! {
     /// [`Conn::decide_keep_alive`](crate::Conn::decide_keep_alive) said so: the connection was
     /// served to the end of its request.
     Overload: "overload", Flush, Load, "not kept alive under overload";
+    /// The connection that had leased it from its pool ended before it was given back.
+    OwnerGone: "owner_gone", Reset, None, "leased by a connection that has ended";
     /// The peer closed, and got everything it was owed.
     PeerEof: "peer_eof", Flush, None, "closed by the peer";
     /// The peer reset the connection.
     PeerReset: "peer_reset", Drop, Peer, "reset by the peer";
+    /// Its pool had enough idle connections.
+    PoolSurplus: "pool_surplus", Close, None, "one idle connection too many";
+    /// It was given back to its pool in the middle of an exchange, or was not brought to the end of
+    /// one in time.
+    PoolUnclean: "pool_unclean", Reset, Handler, "given back in the middle of an exchange";
     /// The reactor is shutting down.
     Shutdown: "shutdown", Flush, None, "shutting down";
+    /// The peer sent something over a connection that was idle in its pool, which would have been
+    /// taken for the reply to the next request.
+    UnsolicitedData: "unsolicited_data", Close, Peer, "data that was not asked for";
 }
 
 /// Defines every deadline once that can end a connection: what its passing means; its label; how it
@@ -174,7 +184,8 @@ macro_rules! timeouts {
         $name:ident: $label:literal, $mode:ident, $fault:ident, $text:literal;
     )*) => {
         /// Which deadline passed; each has its setting of the same name in
-        /// [`Timeouts`](crate::Timeouts), which says when it runs.
+        /// [`Timeouts`](crate::Timeouts), which says when it runs, or in
+        /// [`PoolConfig`](crate::pool::PoolConfig).
         #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
         #[non_exhaustive]
         #[repr(u8)]
@@ -234,6 +245,8 @@ timeouts! {
     Ping: "ping_timeout", Close, Peer, "no answer to a ping";
     /// One side was shut and the other did not follow.
     HalfClosed: "half_closed_timeout", Flush, Peer, "half-closed for too long";
+    /// The handshake of a connection of a pool was not over in time.
+    Handshake: "handshake_timeout", Reset, Peer, "no handshake in time";
     /// A tunnel carried nothing in either direction.
     Tunnel: "tunnel_timeout", Close, None, "tunnel idle for too long";
     /// The connection reached its greatest age.
@@ -343,9 +356,9 @@ mod tests {
     fn every_reason_has_a_mode() {
         let count = |mode| all().filter(|reason| reason.mode() == mode).count();
         assert_eq!(count(CloseMode::Flush), 11);
-        assert_eq!(count(CloseMode::Close), 4);
+        assert_eq!(count(CloseMode::Close), 6);
         assert_eq!(count(CloseMode::Drop), 4);
-        assert_eq!(count(CloseMode::Reset), 7);
+        assert_eq!(count(CloseMode::Reset), 10);
     }
 
     #[test]

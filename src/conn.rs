@@ -7,16 +7,17 @@ use bytes::Bytes;
 
 use crate::address::{Address, ToTarget};
 use crate::close::{CloseReason, Timeout};
-use crate::config::Timeouts;
+use crate::config::{AcquireOptions, PoolConfig, Timeouts};
 use crate::core::deadlines::{Deadline, Durations};
 use crate::core::flags::Flags;
 use crate::core::lifecycle::State;
+use crate::core::pool::PoolStats;
 use crate::core::pressure::NO_KEEP_ALIVE;
 use crate::core::record::Record;
 use crate::core::share::Shared;
 use crate::core::stats::Stats;
-use crate::error::ConnectError;
-use crate::id::{AlarmId, ConnId, Origin};
+use crate::error::{AcquireError, ConfigError, ConnectError};
+use crate::id::{AlarmId, ConnId, Origin, PoolGroupId, PoolId, WaitId};
 use crate::log::debug;
 use crate::state::{LoopState, Purpose, stats};
 use crate::time::Instant;
@@ -89,7 +90,7 @@ impl<'a> Conn<'a> {
         self.record().origin()
     }
 
-    /// The connection that dialled it by [`Conn::connect`].
+    /// The connection that dialled it by [`Conn::connect`], or has leased it from its pool.
     pub fn owner(&self) -> Option<ConnId> {
         self.record().cold()?.owner
     }
@@ -119,7 +120,7 @@ impl<'a> Conn<'a> {
             (None, Origin::Accepted(listener)) => {
                 self.cx.shared.listening_on.get(listener.0 as usize)
             }
-            (None, Origin::Connect) => None,
+            (None, Origin::Connect | Origin::Pool(_)) => None,
         }
     }
 
@@ -138,7 +139,8 @@ impl<'a> Conn<'a> {
         &mut self.cx
     }
 
-    /// Another connection, unless it is gone.
+    /// Another connection, unless it is gone, or is a [pool](Context::add_pool)'s and not leased to
+    /// this one.
     pub fn other(&mut self, id: ConnId) -> Option<Conn<'_>> {
         self.cx.conn(id)
     }
@@ -537,6 +539,68 @@ impl Conn<'_> {
     }
 }
 
+/// Pools.
+impl Conn<'_> {
+    /// Asks `pool` for a connection, which then is leased to this one.
+    ///
+    /// The answer is one call of [`Handler::on_acquired`](crate::Handler::on_acquired) for this
+    /// connection, later in this turn or in another one. What asked first is answered first. If
+    /// this connection ends, the wait is cancelled and no answer comes; what it has leased is closed
+    /// with [`OwnerGone`](CloseReason::OwnerGone). It costs 40 bytes while it waits, and 4 bytes for
+    /// each place in the table from the first time on.
+    ///
+    /// # Errors
+    ///
+    /// If too many wait already, the pool is closed, or this connection is closing. Then no call
+    /// follows.
+    ///
+    /// # Panics
+    ///
+    /// If `pool` is another reactor's.
+    pub fn acquire(
+        &mut self,
+        pool: PoolId,
+        options: AcquireOptions,
+    ) -> Result<WaitId, AcquireError> {
+        self.cx.shared.acquire(Some(self.id), pool, options)
+    }
+
+    /// Takes back an [`acquire`](Conn::acquire) that has not been answered: no answer comes. Returns
+    /// whether it had not been.
+    pub fn cancel_acquire(&mut self, wait: WaitId) -> bool {
+        self.cx.shared.cancel_wait(wait)
+    }
+
+    /// Gives `lease` back to its pool at the end of an exchange: every request has been answered, and
+    /// nothing is queued. From here on it cannot be reached from this connection.
+    ///
+    /// It is called for what has leased the connection, or for the leased connection itself. The pool
+    /// checks it when the callback has returned. Where a request is still owed, output queued, or
+    /// input left, the connection is closed with [`PoolUnclean`](CloseReason::PoolUnclean): the next
+    /// to lease it would get what is not meant for it. A lease that has ended already is ignored.
+    pub fn release(&mut self, lease: ConnId) {
+        self.cx.shared.give_back(Some(self.id), lease, false);
+    }
+
+    /// Gives `lease` back in the middle of an exchange that its handler is going to end: it takes the
+    /// rest of a reply, or has written a reset command, and then calls [`ready`](Conn::ready).
+    ///
+    /// As [`release`](Conn::release); but the connection keeps its place, leased to none, for at most
+    /// [`PoolConfig::cleaning`](crate::pool::PoolConfig::cleaning), and is closed with
+    /// [`PoolUnclean`](CloseReason::PoolUnclean) then.
+    pub fn clean(&mut self, lease: ConnId) {
+        self.cx.shared.give_back(Some(self.id), lease, true);
+    }
+
+    /// Says that this connection of a pool may be leased: its
+    /// [handshake](crate::pool::PoolConfig::handshake) is over, it is [clean](Conn::clean), or it
+    /// has answered a [ping](crate::pool::PoolConfig::ping_after). At other times, and for other
+    /// connections, it does nothing.
+    pub fn ready(&mut self) {
+        self.cx.shared.note_ready(self.id);
+    }
+}
+
 /// The whole loop, from inside a callback or before the first turn.
 ///
 /// Like [`Conn`] it only records what is wanted; the reactor acts afterwards.
@@ -587,13 +651,17 @@ impl Context<'_> {
         stats(&self.shared.counters)
     }
 
-    /// The connection of `id`, unless it is gone.
+    /// The connection of `id`, unless it is gone, or is a [pool](Context::add_pool)'s and not leased
+    /// to the connection whose callback runs, or to the loop.
     ///
     /// Another connection than the one whose callback runs is reached for I/O, never for its
     /// session; what is asked of it happens at the end of the turn.
     pub fn conn(&mut self, id: ConnId) -> Option<Conn<'_>> {
         let id = self.shared.resolve(id);
         self.shared.table.get(id).filter(|record| record.state() != State::Closed)?;
+        if !self.shared.may_reach(id) {
+            return None;
+        }
         self.shared.touch(id);
         Some(Conn::new(self.shared, id))
     }
@@ -617,6 +685,83 @@ impl Context<'_> {
     /// [`Target`](crate::Target).
     pub fn connect(&mut self, target: impl ToTarget) -> Result<ConnId, ConnectError> {
         self.shared.dial(target.to_target()?, None)
+    }
+
+    /// Adds a pool of connections to `target`, which lives as long as the reactor. It dials nothing
+    /// before it is asked, except where [`PoolConfig::idle_min`] says so.
+    ///
+    /// [`Handler::on_open`](crate::Handler::on_open) comes for each of its connections, whose
+    /// [origin](Conn::origin) is [`Origin::Pool`]. A pool costs 1 KiB, and 300 bytes for each of its
+    /// connections beside what any other costs.
+    ///
+    /// # Errors
+    ///
+    /// If `target` is text and no [`Target`](crate::Target), or a setting is out of its range.
+    pub fn add_pool(
+        &mut self,
+        target: impl ToTarget,
+        config: &PoolConfig,
+    ) -> Result<PoolId, ConfigError> {
+        let target = target.to_target().map_err(|_| {
+            ConfigError::new("the target of a pool", "an address or a name and a port")
+        })?;
+        self.shared.add_pool(target, config)
+    }
+
+    /// Adds a group of pools that together have at most `max` connections. Where a pool needs one
+    /// more than that, the connection is closed that has been idle longest in another pool of the
+    /// group.
+    pub fn add_pool_group(&mut self, max: usize) -> PoolGroupId {
+        self.shared.add_pool_group(max)
+    }
+
+    /// Closes a pool: what waits is answered with an error, idle connections are closed, and leased
+    /// ones when they are given back.
+    ///
+    /// # Panics
+    ///
+    /// If `pool` is another reactor's.
+    pub fn close_pool(&mut self, pool: PoolId) {
+        self.shared.close_pool(pool);
+    }
+
+    /// The numbers of a pool.
+    ///
+    /// # Panics
+    ///
+    /// If `pool` is another reactor's.
+    pub fn pool_stats(&self, pool: PoolId) -> PoolStats {
+        self.shared.pool_stats(pool)
+    }
+
+    /// Asks `pool` for a connection that is leased to the loop, for work that belongs to no
+    /// connection. The answer is one call of
+    /// [`Handler::on_loop_acquired`](crate::Handler::on_loop_acquired).
+    ///
+    /// # Errors
+    ///
+    /// If too many wait already, or the pool is closed. Then no call follows.
+    ///
+    /// # Panics
+    ///
+    /// If `pool` is another reactor's.
+    pub fn acquire(
+        &mut self,
+        pool: PoolId,
+        options: AcquireOptions,
+    ) -> Result<WaitId, AcquireError> {
+        self.shared.acquire(None, pool, options)
+    }
+
+    /// Takes back an `acquire` of any connection, or of the loop, that has not been answered. As
+    /// [`Conn::cancel_acquire`].
+    pub fn cancel_acquire(&mut self, wait: WaitId) -> bool {
+        self.shared.cancel_wait(wait)
+    }
+
+    /// Gives back what was leased to the loop. As [`Conn::release`].
+    pub fn release(&mut self, lease: ConnId) {
+        self.shared.give_back(None, lease, false);
     }
 
     /// Asks for [`Handler::on_alarm`](crate::Handler::on_alarm) at `at`: never early, at most one

@@ -3,6 +3,7 @@
 use std::{error, fmt, io};
 
 use crate::address::AddressError;
+use crate::close::CloseReason;
 
 /// A setting out of its range, found when a [`Reactor`](crate::Reactor) is made or a listener is
 /// added: which one, and what is allowed.
@@ -109,6 +110,74 @@ impl From<AddressError> for ConnectError {
 }
 
 impl error::Error for ConnectError {}
+
+/// Why a pool did not lease a connection.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[non_exhaustive]
+pub enum AcquireFailure {
+    /// [`PoolConfig::waiters_max`](crate::pool::PoolConfig::waiters_max) others wait already.
+    TooManyWaiters,
+    /// None was free in time.
+    Timeout,
+    /// None could be dialled, and the pool does not wait for the next try
+    /// ([`PoolConfig::fail_fast`](crate::pool::PoolConfig::fail_fast)).
+    Unreachable,
+    /// The pool was closed, or the reactor is shutting down.
+    Closed,
+    /// The connection that asks is closing.
+    Closing,
+}
+
+impl fmt::Display for AcquireFailure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::TooManyWaiters => "too many wait for a connection of the pool",
+            Self::Timeout => "no connection of the pool was free in time",
+            Self::Unreachable => "no connection could be dialled",
+            Self::Closed => "the pool is closed",
+            Self::Closing => "the connection that asks is closing",
+        })
+    }
+}
+
+/// A pool did not lease a connection: why, and what the pool was like then.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[non_exhaustive]
+pub struct AcquireError {
+    /// Why.
+    pub failure: AcquireFailure,
+    /// How the latest dial ended, if it failed and none has succeeded since.
+    pub last_dial: Option<CloseReason>,
+    /// The most connections of the pool.
+    pub size: usize,
+    /// Connections that had a place: dialled, idle, leased or closing.
+    pub open: usize,
+    /// Those of them that were idle.
+    pub idle: usize,
+    /// Those of them that were leased.
+    pub leased: usize,
+    /// Those of them that were dialled, or had yet to end their handshake.
+    pub coming: usize,
+    /// How many waited.
+    pub waiting: usize,
+}
+
+impl fmt::Display for AcquireError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { failure, last_dial, size, open, idle, leased, coming, waiting } = self;
+        write!(
+            f,
+            "{failure} (size={size} open={open} idle={idle} leased={leased} coming={coming} \
+             waiting={waiting}"
+        )?;
+        match last_dial {
+            Some(reason) => write!(f, "; the latest dial: {reason})"),
+            None => f.write_str(")"),
+        }
+    }
+}
+
+impl error::Error for AcquireError {}
 
 /// Why a closure was not posted; the closure was dropped, not run.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

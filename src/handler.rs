@@ -6,7 +6,8 @@ use bytes::BytesMut;
 
 use crate::close::{CloseReason, Closed};
 use crate::conn::{Conn, Context};
-use crate::id::{AlarmId, ListenerId};
+use crate::error::AcquireError;
+use crate::id::{AlarmId, ConnId, ListenerId, WaitId};
 
 /// A protocol: its callbacks are the transitions of a connection's life.
 ///
@@ -150,7 +151,45 @@ pub trait Handler: Sized {
     /// The connection has been idle for [`Timeouts::ping_after`](crate::Timeouts::ping_after): the
     /// moment to send what its peer must answer. If nothing at all arrives within
     /// [`Timeouts::ping`](crate::Timeouts::ping) it is closed.
+    ///
+    /// For a connection that is idle in its pool it comes after
+    /// [`PoolConfig::ping_after`](crate::pool::PoolConfig::ping_after), and
+    /// [`Conn::ready`] ends the check.
     fn on_health_check(&mut self, conn: &mut Conn<'_>, session: &mut Self::Session) {}
+
+    /// The answer to [`Conn::acquire`]: a connection of the pool, leased to this one until it is
+    /// [released](Conn::release), or why there is none. Called once for each `wait` that was not
+    /// cancelled.
+    ///
+    /// [`conn.other(lease)`](Conn::other) reaches the leased connection, and no other connection
+    /// does. Its session is in the hands of its own callbacks, where [`Conn::owner`] names this one.
+    /// If it ends while it is leased, its [`on_closing`](Handler::on_closing) comes as always, and
+    /// still knows its owner.
+    fn on_acquired(
+        &mut self,
+        conn: &mut Conn<'_>,
+        session: &mut Self::Session,
+        wait: WaitId,
+        lease: Result<ConnId, AcquireError>,
+    ) {
+        // A handler that asks for a connection has to use it.
+        if let Ok(lease) = lease {
+            conn.release(lease);
+        }
+    }
+
+    /// The answer to [`Context::acquire`]. As [`on_acquired`](Handler::on_acquired), for a lease of
+    /// the loop.
+    fn on_loop_acquired(
+        &mut self,
+        cx: &mut Context<'_>,
+        wait: WaitId,
+        lease: Result<ConnId, AcquireError>,
+    ) {
+        if let Ok(lease) = lease {
+            cx.release(lease);
+        }
+    }
 
     /// The time of [`Context::set_alarm`] has come.
     fn on_alarm(&mut self, cx: &mut Context<'_>, alarm: AlarmId) {}

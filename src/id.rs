@@ -1,4 +1,4 @@
-//! The names of connections, listeners and alarms, which outlive what they name.
+//! The names of connections, listeners, alarms and pools, which outlive what they name.
 
 use std::fmt;
 use std::num::NonZeroU64;
@@ -86,6 +86,28 @@ pub struct AlarmId {
     pub(crate) serial: u64,
 }
 
+/// The name of a pool, for as long as its reactor lives.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct PoolId(pub(crate) u32);
+
+/// The name of a group of pools, for as long as its reactor lives.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct PoolGroupId(pub(crate) u32);
+
+/// The name of a wait for a connection of a pool, never reused.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct WaitId {
+    pub(crate) serial: u64,
+    pub(crate) pool: PoolId,
+}
+
+impl WaitId {
+    /// The pool that was asked.
+    pub const fn pool(self) -> PoolId {
+        self.pool
+    }
+}
+
 /// How a connection came about.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 #[non_exhaustive]
@@ -95,6 +117,8 @@ pub enum Origin {
     /// [`Conn::connect`](crate::Conn::connect) or [`Context::connect`](crate::Context::connect)
     /// dialled the peer.
     Connect,
+    /// This pool dialled the peer.
+    Pool(PoolId),
 }
 
 impl Origin {

@@ -158,6 +158,17 @@ pub mod stats {
     pub use crate::core::stats::Stats;
 }
 
+/// Pools of connections to other servers, which are leased, used and given back.
+///
+/// [`Context::add_pool`] adds one; [`Conn::acquire`] and [`Conn::release`] take a connection and give
+/// it back.
+pub mod pool {
+    pub use crate::config::{AcquireOptions, PoolConfig, PoolOrder};
+    pub use crate::core::pool::PoolStats;
+    pub use crate::error::{AcquireError, AcquireFailure};
+    pub use crate::id::{PoolGroupId, PoolId, WaitId};
+}
+
 /// The crate of [`Bytes`](bytes::Bytes) and [`BytesMut`](bytes::BytesMut), in the version that the
 /// callbacks use.
 pub use bytes;

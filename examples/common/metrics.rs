@@ -3,9 +3,10 @@
 use std::io;
 
 use bytes::BytesMut;
+use wheelhouse::pool::{AcquireError, WaitId};
 use wheelhouse::{
-    AlarmId, CloseReason, Closed, Config, Conn, Context, Error, Handler, ListenerId, Origin,
-    Timeouts,
+    AlarmId, CloseReason, Closed, Config, Conn, ConnId, Context, Error, Handler, ListenerId,
+    Origin, Timeouts,
 };
 
 use crate::common::{ServerArgs, run};
@@ -102,6 +103,10 @@ impl<H: Handler> Handler for Metered<H> {
         self.inner.on_open(conn).map(Session::Served)
     }
 
+    fn on_start(&mut self, cx: &mut Context<'_>) {
+        self.inner.on_start(cx);
+    }
+
     fn on_data(&mut self, conn: &mut Conn<'_>, session: &mut Self::Session, input: &mut BytesMut) {
         match session {
             Session::Served(session) => self.inner.on_data(conn, session, input),
@@ -150,6 +155,25 @@ impl<H: Handler> Handler for Metered<H> {
 
     fn on_health_check(&mut self, conn: &mut Conn<'_>, session: &mut Self::Session) {
         pass_on!(self, on_health_check, conn, session);
+    }
+
+    fn on_acquired(
+        &mut self,
+        conn: &mut Conn<'_>,
+        session: &mut Self::Session,
+        wait: WaitId,
+        lease: Result<ConnId, AcquireError>,
+    ) {
+        pass_on!(self, on_acquired, conn, session, wait, lease);
+    }
+
+    fn on_loop_acquired(
+        &mut self,
+        cx: &mut Context<'_>,
+        wait: WaitId,
+        lease: Result<ConnId, AcquireError>,
+    ) {
+        self.inner.on_loop_acquired(cx, wait, lease);
     }
 
     fn on_alarm(&mut self, cx: &mut Context<'_>, alarm: AlarmId) {

@@ -4,6 +4,7 @@
 //! [`Reactor`](crate::Reactor) is made, and `None` is how "off" is spelled.
 
 mod limits;
+mod pool;
 mod socket;
 mod timeouts;
 
@@ -11,6 +12,7 @@ use std::time::Duration;
 
 pub use self::limits::{AtLimit, ClientLimits, Limits, Network, NetworkError, Rate, Refusal};
 pub(crate) use self::limits::{masked, untranslated};
+pub use self::pool::{AcquireOptions, PoolConfig, PoolOrder};
 pub use self::socket::{Keepalive, SocketOptions};
 pub use self::timeouts::Timeouts;
 pub use crate::error::ConfigError;

@@ -28,6 +28,8 @@ pub(crate) enum Step {
     Posts,
     /// Deadlines and alarms.
     Deadlines,
+    /// Connections of pools, and what waits for them.
+    Pools,
     /// Dials that callbacks asked for.
     Dials,
     /// Connections that callbacks of others reached.
@@ -39,12 +41,13 @@ pub(crate) enum Step {
 }
 
 impl Step {
-    pub(crate) const ALL: [Self; 9] = [
+    pub(crate) const ALL: [Self; 10] = [
         Self::Events,
         Self::Ready,
         Self::Accept,
         Self::Posts,
         Self::Deadlines,
+        Self::Pools,
         Self::Dials,
         Self::Reached,
         Self::Closes,
@@ -59,6 +62,7 @@ impl Step {
             Self::Accept => "accept",
             Self::Posts => "posts",
             Self::Deadlines => "deadlines",
+            Self::Pools => "pools",
             Self::Dials => "dials",
             Self::Reached => "reached",
             Self::Closes => "closes",

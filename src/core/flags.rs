@@ -124,8 +124,8 @@ flags! {
         RETIRING = 26;
         /// The connection is in the list of those whose record is to be released.
         REAPED = 27;
-        /// A write failed; what the peer had sent before is still to be read.
-        BROKEN = 28;
+        /// The connection is idle in its pool: what arrives for it was not asked for.
+        POOLED_IDLE = 28;
         /// More than the high watermark was queued, and since then never as little as the low one.
         CONGESTED = 29;
         /// An end was asked for and has not begun.
@@ -148,6 +148,10 @@ flags! {
         FINAL_REPLY = 3;
         /// The limits on connections leave it out.
         EXEMPT = 4;
+        /// A write failed; what the peer had sent before is still to be read.
+        BROKEN = 5;
+        /// The connection is a pool's.
+        POOLED = 6;
     }
 }
 
@@ -165,14 +169,12 @@ impl Flags {
         .and(Self::EOF)
         .and(Self::DATA_DUE)
         .and(Self::DRAINED)
+        .and(Self::POOLED_IDLE)
         .and(Self::ACTION_DUE);
 
     /// Something is to be done or ended for the connection at the end of its callback.
-    pub(crate) const TO_ACT_ON: Self = Self::ACTION_DUE
-        .and(Self::BROKEN)
-        .and(Self::EOF)
-        .and(Self::SHUTDOWN_WRITE)
-        .and(Self::RETIRING);
+    pub(crate) const TO_ACT_ON: Self =
+        Self::ACTION_DUE.and(Self::EOF).and(Self::SHUTDOWN_WRITE).and(Self::RETIRING);
 
     /// The connection is not quiet: something is asked of it, queued, owed, or left to do.
     pub(crate) const BUSY: Self = Self::TO_ACT_ON

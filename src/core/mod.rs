@@ -1,6 +1,7 @@
 //! Decisions: plain data and functions, without system calls, clocks, randomness or I/O errors.
 //!
-//! Those about all connections together are plans ([`gate`], [`deferred`], [`evict`], [`drain`]): they take
+//! Those about all connections together are plans ([`gate`], [`deferred`], [`evict`], [`drain`],
+//! [`pool`]): they take
 //! facts and return what to do, and the reactor carries that out.
 
 pub(crate) mod budget;
@@ -14,6 +15,7 @@ pub(crate) mod flags;
 pub(crate) mod gate;
 pub(crate) mod lifecycle;
 pub(crate) mod output;
+pub(crate) mod pool;
 pub(crate) mod pressure;
 pub(crate) mod ready;
 pub(crate) mod record;

@@ -12,8 +12,9 @@ use crate::core::deadlines::{Deadline, DeadlineClocks, DeadlineInputs, Durations
 use crate::core::flags::{ColdFlags, Flags};
 use crate::core::lifecycle::{State, Step};
 use crate::core::output::Output;
+use crate::core::pool::Place;
 use crate::core::stats::States;
-use crate::id::{ConnId, ListenerId, Origin};
+use crate::id::{ConnId, ListenerId, Origin, PoolId};
 use crate::time::Instant;
 
 /// How far dialling has come.
@@ -41,6 +42,8 @@ pub(crate) struct ColdState {
     /// What this connection feeds.
     pub(crate) sink: Option<ConnId>,
     pub(crate) dial: Option<DialState>,
+    /// Its pool, and its place there.
+    pub(crate) pooled: Option<(PoolId, Place)>,
     /// What is queued.
     output: Output,
     /// What `on_data` waits for.
@@ -88,6 +91,7 @@ impl ColdState {
                     owner: None,
                     sink: None,
                     dial: None,
+                    pooled: None,
                     output: _,
                     awaited: AwaitedInput { skipped: 0, len: 0 },
                     acked: _,
@@ -231,7 +235,7 @@ impl Record {
         let NewConn { origin, peer, owner, exempt, now, .. } = new_conn;
         (self.profile, self.flags) = match origin {
             Origin::Accepted(listener) => (listener.0 + 1, Flags::INBOUND),
-            Origin::Connect => (0, Flags::default()),
+            Origin::Connect | Origin::Pool(_) => (0, Flags::default()),
         };
         self.cold_flags = ColdFlags::default();
         self.cold_flags.set(ColdFlags::EXEMPT, exempt);
@@ -268,11 +272,17 @@ impl Record {
     }
 
     /// How it came about.
-    pub(crate) const fn origin(&self) -> Origin {
-        match self.profile {
-            0 => Origin::Connect,
-            profile => Origin::Accepted(ListenerId(profile - 1)),
+    pub(crate) fn origin(&self) -> Origin {
+        match (self.profile, self.pooled()) {
+            (0, None) => Origin::Connect,
+            (0, Some((pool, _))) => Origin::Pool(pool),
+            (profile, _) => Origin::Accepted(ListenerId(profile - 1)),
         }
+    }
+
+    /// Its pool, and its place there.
+    pub(crate) fn pooled(&self) -> Option<(PoolId, Place)> {
+        if self.cold_flags.has(ColdFlags::POOLED) { self.cold.as_ref()?.pooled } else { None }
     }
 
     /// Whether the limits on connections leave it out.

@@ -218,8 +218,16 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     }
 
     fn begin_attempt(&mut self, id: ConnId, address: &Address) -> io::Result<B::Stream> {
-        let options = self.config.socket.beside(&self.config.timeouts);
-        let mut stream = self.backend.connect(address, &options)?;
+        let mut stream = match self.shared.table.at(id.index()).pooled() {
+            Some((pool, _)) => {
+                let options = &self.shared.pools.get(pool).socket;
+                self.backend.connect(address, options)?
+            }
+            None => {
+                let options = self.config.socket.beside(&self.config.timeouts);
+                self.backend.connect(address, &options)?
+            }
+        };
         match self.backend.register(&mut stream, Token::of_conn(id)) {
             Ok(()) => Ok(stream),
             Err(error) => {

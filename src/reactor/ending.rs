@@ -34,6 +34,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         }
         self.shared.end_feeding(id);
         self.call(id, "on_closing", |conn, session| handler.on_closing(conn, session, &reason));
+        self.leave_pools(id, reason);
         match mode {
             // Nothing is sent any more: the usual end of a peer that is gone.
             CloseMode::Drop => self.drop_output_and_release(id, false),
@@ -53,11 +54,13 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let quiet_stop = reason == CloseReason::Shutdown && before == State::Idle;
         // A peer that has had our FIN for that long is not waited for again.
         let waited = reason == CloseReason::Timeout(Timeout::HalfClosed);
-        let quick = reason.mode() == CloseMode::Close || quiet_stop || waited;
+        // What a pool's connection has sent and its peer not acknowledged, no reply will be read for.
+        let pooled = record.cold_flags.has(ColdFlags::POOLED);
+        let quick = reason.mode() == CloseMode::Close || quiet_stop || waited || pooled;
         let lingers = record.flags.has(Flags::WROTE) && !eof && !quick;
         record.cold_flags.set(ColdFlags::LINGERING, lingers);
         let mut flushes = reason.mode() == CloseMode::Flush;
-        if quick && !eof {
+        if quick && !eof && !pooled {
             // What the peer has not received yet, the next byte from it would destroy.
             let unsent = self.undelivered(id);
             if unsent > 0 {
@@ -161,6 +164,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             }
         }
         self.shared.counters.refused.add(1);
+        self.leave_pools(id, CloseReason::HandlerClose);
         self.release(id);
     }
 
@@ -189,6 +193,9 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         for id in &reaped[..done] {
             if planted(Bug::LeakedSlot) {
                 continue;
+            }
+            if self.shared.table.at(id.index()).cold_flags.has(ColdFlags::POOLED) {
+                self.free_pool_place(*id);
             }
             self.shared.remove(*id);
         }

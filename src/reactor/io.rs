@@ -674,7 +674,8 @@ fn handle_write_error(record: &mut Record, error: &io::Error) {
         Failure::WouldBlock => record.flags.remove(Flags::WRITE_READY),
         failure => {
             record.flags.remove(Flags::WRITE_READY);
-            record.flags.insert(Flags::BROKEN.and(Flags::ACTION_DUE));
+            record.flags.insert(Flags::ACTION_DUE);
+            record.cold_flags.insert(ColdFlags::BROKEN);
             record.cold_mut().broken = Some(failure.reason(error));
         }
     }

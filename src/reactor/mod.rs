@@ -15,6 +15,7 @@ mod io;
 mod limits;
 mod mailbox;
 mod overload;
+mod pools;
 mod read_buffer;
 mod settle;
 mod shortage;
@@ -262,6 +263,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         self.accept(handler);
         self.run_tasks(handler);
         self.expire_deadlines(handler);
+        self.serve_pools(handler);
         self.begin_dials(handler);
         self.settle_dirty(handler);
         self.reap(handler);
@@ -414,6 +416,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let queued = shared.dirty.len()
             | shared.pending_dials.len()
             | shared.reaped.len()
+            | shared.pools.due()
             | shared.due_alarms()
             | self.tasks.len()
             | self.put_off as usize

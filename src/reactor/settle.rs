@@ -18,7 +18,7 @@ use crate::backend::Backend;
 use crate::close::CloseMode;
 use crate::close::CloseReason;
 use crate::core::deadlines::{Deadline, DeadlineInputs, Set};
-use crate::core::flags::Flags;
+use crate::core::flags::{ColdFlags, Flags};
 use crate::core::lifecycle::{State, Step};
 use crate::core::record::Record;
 use crate::handler::Handler;
@@ -31,6 +31,9 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     ///
     /// Called for an event, and for a connection that has its turn in the ready queue.
     pub(super) fn serve(&mut self, handler: &mut H, id: ConnId) {
+        if self.shared.table.at(id.index()).flags.has(Flags::POOLED_IDLE) {
+            self.check_pooled(handler, id);
+        }
         let record = self.shared.table.at(id.index());
         if matches!(record.state(), State::Connected | State::Idle) {
             // Output first: what is queued may keep the connection from being read.
@@ -197,6 +200,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     pub(super) fn establish(&mut self, handler: &mut H, id: ConnId) {
         let Self { backend, shared, .. } = self;
         shared.establish(id, || backend.entropy());
+        self.note_pooled_connected(id);
         self.call(id, "on_connected", |conn, session| handler.on_connected(conn, session));
     }
 
@@ -204,7 +208,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     #[inline(always)]
     fn act_on_requests(&mut self, handler: &mut H, id: ConnId) {
         let mut record = self.shared.table.at(id.index());
-        if record.flags.has(Flags::BROKEN.and(Flags::SHUTDOWN_WRITE)) {
+        let broken = record.cold_flags.has(ColdFlags::BROKEN);
+        if broken || record.flags.has(Flags::SHUTDOWN_WRITE) {
             self.read_before_broken(handler, id);
             self.send_fin(id);
             record = self.shared.table.at(id.index());
@@ -225,7 +230,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// After a failed write the socket may still hold what the peer sent before it went.
     fn read_before_broken(&mut self, handler: &mut H, id: ConnId) {
         let record = self.shared.table.at(id.index());
-        if !record.flags.take(Flags::BROKEN) {
+        if !record.cold_flags.take(ColdFlags::BROKEN) {
             return;
         }
         if !record.state().is_open() || record.requested().is_some() {

@@ -155,6 +155,10 @@ pub(super) fn check_timeout(
     let CloseReason::Timeout(timeout) = reason else { return Ok(()) };
     let shared = &*cx.shared;
     let Some(record) = shared.table.get(id) else { return Ok(()) };
+    // A pool ends its connections by times of its own.
+    if record.pooled().is_some() && timeout != Timeout::Connect {
+        return Ok(());
+    }
     let durations = record.durations(&shared.profiles);
     let now = shared.now;
     // The clocks of these two begin anew where they end a connection.

@@ -2,7 +2,7 @@
 
 use std::any::Any;
 use std::cell::RefCell;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::ops::{Deref, DerefMut};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -20,8 +20,9 @@ use crate::close::CloseMode;
 use crate::close::{CloseReason, Closed, Timeout};
 use crate::config::{Config, Rate, Timeouts};
 use crate::conn::{Conn, Context};
+use crate::error::AcquireError;
 use crate::handler::Handler;
-use crate::id::{AlarmId, ConnId, ListenerId};
+use crate::id::{AlarmId, ConnId, ListenerId, WaitId};
 use crate::time::{Instant, nanos};
 
 /// How much longer than the world's clock a host's may take over a limit's time: its clock may
@@ -46,6 +47,7 @@ enum What {
     Drained,
     Timer,
     HealthCheck,
+    Acquired,
     Closing,
     Closed,
 }
@@ -63,6 +65,7 @@ impl What {
             Self::Drained => "on_drained",
             Self::Timer => "on_timer",
             Self::HealthCheck => "on_health_check",
+            Self::Acquired => "on_acquired",
             Self::Closing => "on_closing",
             Self::Closed => "on_closed",
         }
@@ -101,7 +104,7 @@ impl Life {
             What::Eof => serving && !self.eof,
             What::Drained => serving,
             What::HealthCheck => serving && self.idle,
-            What::Timer | What::Closing => !self.closing,
+            What::Timer | What::Acquired | What::Closing => !self.closing,
             What::Closed => self.closing,
         }
     }
@@ -118,6 +121,7 @@ impl Life {
             | What::Drained
             | What::Timer
             | What::HealthCheck
+            | What::Acquired
             | What::Closed => {}
         }
     }
@@ -138,6 +142,8 @@ pub struct Watched<H: Handler> {
     pub(super) blamed: Option<(Closed, u64)>,
     /// How many connections are gone for which the flush deadline had passed, and the linger one.
     pub(super) impatient: (u64, u64),
+    /// Waits for a connection of a pool that have been answered.
+    answered: BTreeSet<WaitId>,
 }
 
 impl<H: Handler> Deref for Watched<H> {
@@ -166,6 +172,7 @@ impl<H: Handler> Watched<H> {
             closed: VecDeque::new(),
             blamed: None,
             impatient: (0, 0),
+            answered: BTreeSet::new(),
         }
     }
 
@@ -200,6 +207,13 @@ impl<H: Handler> Watched<H> {
     fn check(&self, result: Result<(), String>) {
         if let Err(what) = result {
             self.net.borrow_mut().fail_check(what);
+        }
+    }
+
+    /// A wait is answered once.
+    fn check_wait(&mut self, wait: WaitId) {
+        if !self.answered.insert(wait) {
+            self.net.borrow_mut().fail_check(format!("{wait:?} was answered twice"));
         }
     }
 
@@ -457,6 +471,40 @@ impl<H: Handler> Handler for Watched<H> {
         self.enter(What::HealthCheck, id, conn.now(), None);
         self.run(What::HealthCheck, id, |handler| handler.on_health_check(conn, session));
         self.note_left(conn);
+    }
+
+    fn on_acquired(
+        &mut self,
+        conn: &mut Conn<'_>,
+        session: &mut H::Session,
+        wait: WaitId,
+        lease: Result<ConnId, AcquireError>,
+    ) {
+        let id = conn.id();
+        self.enter(What::Acquired, id, conn.now(), None);
+        self.check_wait(wait);
+        if let Ok(lease) = lease {
+            let owner = conn.other(lease).and_then(|leased| leased.owner());
+            self.check(if owner == Some(id) {
+                Ok(())
+            } else {
+                Err(format!("{lease} is leased to {id}, and owned by {owner:?}"))
+            });
+        }
+        self.run(What::Acquired, id, |handler| handler.on_acquired(conn, session, wait, lease));
+        self.note_left(conn);
+    }
+
+    fn on_loop_acquired(
+        &mut self,
+        cx: &mut Context<'_>,
+        wait: WaitId,
+        lease: Result<ConnId, AcquireError>,
+    ) {
+        self.check_wait(wait);
+        self.net_under("on_loop_acquired", None, |handler| {
+            handler.on_loop_acquired(cx, wait, lease);
+        });
     }
 
     fn on_alarm(&mut self, cx: &mut Context<'_>, alarm: AlarmId) {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::LoopState;
 use crate::core::wheel::{Key, TICK};
-use crate::id::{AlarmId, ConnId};
+use crate::id::{AlarmId, ConnId, PoolId};
 use crate::planted::{Bug, planted};
 use crate::time::Instant;
 
@@ -37,6 +37,8 @@ pub(crate) enum Purpose {
     HardStop,
     /// A dial found the backlog full and is to be tried again.
     RetryDial(ConnId),
+    /// A pool has something to do.
+    ServePool(PoolId),
 }
 
 impl LoopState {

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::LoopState;
 use crate::core::flags::Flags;
-use crate::id::ConnId;
+use crate::id::{ConnId, WaitId};
 use crate::planted::{Bug, planted};
 
 /// Entries of the journal for which its memory is kept from one callback to the next.
@@ -17,6 +17,8 @@ pub(super) enum Entry {
     Reached { id: ConnId, queued: usize, congested: bool },
     /// It dialled.
     Dialled(ConnId),
+    /// It asked a pool for a connection.
+    Waits(WaitId),
 }
 
 impl LoopState {
@@ -56,7 +58,7 @@ impl LoopState {
         let mut reached = BTreeSet::new();
         self.journal.retain(|entry| match entry {
             Entry::Reached { id, .. } => reached.insert(*id),
-            Entry::Dialled(_) => true,
+            Entry::Dialled(_) | Entry::Waits(_) => true,
         });
         self.journal_full = JOURNAL_KEPT.max(2 * self.journal.len());
     }
@@ -91,6 +93,7 @@ impl LoopState {
                     }
                     self.remove(id);
                 }
+                Entry::Waits(wait) => _ = self.cancel_wait(wait),
             }
         }
     }

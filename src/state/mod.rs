@@ -5,6 +5,7 @@
 
 mod alarms;
 mod journal;
+mod pools;
 mod throttle;
 mod transitions;
 mod turn;
@@ -20,10 +21,11 @@ use slab::Slab;
 use self::alarms::Alarm;
 pub(crate) use self::alarms::Purpose;
 use self::journal::{Entry, JOURNAL_KEPT};
+use self::pools::Pools;
 pub(crate) use self::transitions::log_state;
 use self::writing::SCRATCH_MAX;
 use crate::address::{Address, Target};
-use crate::config::{Config, Watermarks};
+use crate::config::{Config, SocketOptions, Timeouts, Watermarks};
 use crate::core::budget::Step;
 use crate::core::deadlines::{Deadline, Durations};
 use crate::core::flags::Flags;
@@ -99,6 +101,10 @@ pub(crate) struct LoopState {
     pub(crate) bounds: Bounds,
     /// The timeouts of dialled connections first, then those of each listener.
     pub(crate) profiles: Vec<Durations>,
+    /// The timeouts and the options of dialled connections.
+    pub(crate) dial_timeouts: Timeouts,
+    pub(crate) dial_options: SocketOptions,
+    pub(crate) pools: Pools,
     /// Where each listener listens.
     pub(crate) listening_on: Vec<Address>,
     /// Memory of what is unread and queued, of all connections together, shared pieces aside.
@@ -174,6 +180,9 @@ impl LoopState {
                 easy: config.watermarks.high().min(config.limits.output_max).min(SCRATCH_MAX),
             },
             profiles: vec![Durations::new(&config.timeouts)],
+            dial_timeouts: config.timeouts.clone(),
+            dial_options: config.socket.clone(),
+            pools: Pools::default(),
             listening_on: Vec::new(),
             owned: 0,
             shared_bytes: Arc::default(),
@@ -313,6 +322,17 @@ impl LoopState {
         if self.stopping || self.shutdowns_asked > 0 {
             return Err(ConnectError::ShuttingDown);
         }
+        let id = self.add_dialled(target, owner)?;
+        self.journal.push(Entry::Dialled(id));
+        Ok(id)
+    }
+
+    /// Adds a connection that is to be dialled.
+    pub(crate) fn add_dialled(
+        &mut self,
+        target: Target,
+        owner: Option<ConnId>,
+    ) -> Result<ConnId, ConnectError> {
         let peer = match &target {
             Target::Address(address) => address.clone(),
             Target::Name { .. } => Address::Unnamed,
@@ -331,7 +351,6 @@ impl LoopState {
             Some(DialState { target, addresses: Vec::new(), failure: None, retry: None });
         let id = record.id;
         self.pending_dials.push(id);
-        self.journal.push(Entry::Dialled(id));
         self.counters.dialled.add(1);
         self.count_connections();
         Ok(id)

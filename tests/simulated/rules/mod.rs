@@ -9,6 +9,7 @@ mod dialling;
 mod listeners;
 mod overload;
 mod panics;
+mod pools;
 mod requests;
 mod settings;
 mod shutdown;

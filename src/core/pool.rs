@@ -1,0 +1,688 @@
+//! The policy of a pool: which connection is leased to whom, when to dial, and when to close.
+//!
+//! It knows connections by their ids and reads no clock. [`Pool::next`] says what to do; the executor,
+//! `reactor/pools.rs`, does it and notes how it went.
+//!
+//! A connection keeps its place from its dial until its socket is closed: so there are never more
+//! than [`PoolConfig::size`] at the server either.
+
+use std::collections::VecDeque;
+
+use slab::Slab;
+
+use crate::close::{CloseReason, Timeout};
+use crate::config::{PoolConfig, PoolOrder};
+use crate::id::{ConnId, WaitId};
+use crate::time::{Instant, nanos, share_of};
+
+/// The place of a connection in its pool.
+pub(crate) type Place = u32;
+
+/// After a shortage of our own, such as of ports, the next dial waits so long.
+const SHORTAGE_PAUSE: u64 = 100_000_000;
+
+/// The numbers of a pool: how many connections it has, and what has become of what was asked.
+///
+/// The first six are of this moment, the others count since the pool was made.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[non_exhaustive]
+pub struct PoolStats {
+    /// The most connections it may have.
+    pub size: usize,
+    /// Connections that have a place: dialled, idle, leased, checked, or closing and not yet closed.
+    pub open: usize,
+    /// Those of them that are idle.
+    pub idle: usize,
+    /// Those of them that are leased.
+    pub leased: usize,
+    /// Those of them that are dialled, or have yet to end their handshake.
+    pub coming: usize,
+    /// How many wait.
+    pub waiting: usize,
+    /// How often a connection was asked for and could be waited for.
+    pub asked: u64,
+    /// Leases.
+    pub leases: u64,
+    /// Those of them of a connection that had been leased before.
+    pub reused: u64,
+    /// Refused at once, as too many waited.
+    pub refused: u64,
+    /// Waits that ended because their time was over.
+    pub timed_out: u64,
+    /// Waits that ended because a dial failed.
+    pub failed: u64,
+    /// Waits that were cancelled, or whose connection ended.
+    pub cancelled: u64,
+    /// Connections dialled.
+    pub dialled: u64,
+    /// Dials and handshakes that failed.
+    pub dials_failed: u64,
+    /// Connections closed because they were idle for too long.
+    pub idle_closed: u64,
+    /// Connections closed because there were enough idle ones when they were given back.
+    pub surplus: u64,
+    /// Connections replaced because of their age.
+    pub replaced: u64,
+    /// Connections that ended while they were idle, or were found to have: the server closed them,
+    /// or sent what was not asked for.
+    pub lost_idle: u64,
+    /// Connections closed because they were given back in the middle of an exchange.
+    pub unclean: u64,
+    /// Connections closed because what had leased them ended.
+    pub owner_gone: u64,
+    /// Connections that were pinged.
+    pub pinged: u64,
+    /// How the latest dial ended, if it failed and none has succeeded since.
+    pub last_dial: Option<CloseReason>,
+}
+
+/// Where a connection of the pool is in its life.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Phase {
+    /// It is dialled, or its handshake is under way.
+    Coming,
+    /// It may be leased.
+    Idle,
+    /// It is the owner's, or the loop's.
+    Leased(Option<ConnId>),
+    /// It was given back, and is to be judged.
+    Returned,
+    /// It is brought back to a state in which it may be leased, until then.
+    Cleaning,
+    /// It has to answer a ping.
+    Checked,
+    /// Its end has begun.
+    Ending,
+}
+
+#[derive(Debug)]
+struct Member {
+    conn: ConnId,
+    phase: Phase,
+    /// Since when it is in that phase.
+    since: Instant,
+    /// When the phase is over by itself.
+    until: Instant,
+    /// When it is to be replaced.
+    expires: Instant,
+    /// Leases so far.
+    leases: u64,
+    reported: bool,
+}
+
+/// What waits for a connection.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct Waiter {
+    pub(crate) id: WaitId,
+    /// The connection that asked; the loop where there is none.
+    pub(crate) owner: Option<ConnId>,
+    pub(crate) until: Instant,
+}
+
+/// What is to be done next.
+#[derive(Debug, Eq, PartialEq)]
+pub(crate) enum Work {
+    /// Answer this one, which has been taken out, with an error: its time is over.
+    Expire(Waiter),
+    /// Answer this one, which has been taken out, with an error: the last dial failed, or the pool
+    /// is closed.
+    Fail(Waiter),
+    /// Judge what was given back or has become ready, then [keep](Pool::keep) it or close it.
+    Judge(Place, ConnId),
+    /// Check the socket; then [lease](Pool::lease) it or close it.
+    Offer(Place, ConnId),
+    /// Ping it.
+    Ping(Place, ConnId),
+    /// Close it.
+    Close(ConnId, CloseReason),
+    /// Report that it is leased for long.
+    Report(ConnId, Option<ConnId>),
+    /// Dial, then [add](Pool::add) it, or note that it [could not](Pool::note_shortage) be.
+    Dial,
+}
+
+/// Whose doing it was that a dial failed, or the handshake after it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Fault {
+    /// The endpoint's, or the network's between.
+    Theirs,
+    /// We had no port, descriptor, or place left.
+    Ours,
+}
+
+/// The policy of one pool.
+#[derive(Debug)]
+pub(crate) struct Pool {
+    rules: Rules,
+    members: Slab<Member>,
+    /// Idle ones, the longest idle first.
+    idle: VecDeque<Place>,
+    /// Those that were given back and are to be judged.
+    returned: VecDeque<Place>,
+    /// In the order in which they asked, which is that of their ids.
+    waiters: VecDeque<Waiter>,
+    /// No waiter's time is over before that.
+    waiters_due: Instant,
+    /// Nothing of a member is due before that.
+    members_due: Instant,
+    coming: usize,
+    leased: usize,
+    /// Dials that failed since the last that succeeded.
+    failures: u32,
+    /// Before that nothing is dialled.
+    dial_at: Instant,
+    /// How many may be coming at once.
+    ramp: usize,
+    /// When the last one was replaced because of its age.
+    replaced_at: Option<Instant>,
+    /// Waiters are to be answered with an error.
+    fails: bool,
+    /// Nothing is done for later.
+    drains: bool,
+    closed: bool,
+    stats: PoolStats,
+}
+
+/// The settings, in nanoseconds.
+#[derive(Debug)]
+struct Rules {
+    size: usize,
+    idle_max: usize,
+    idle_min: usize,
+    waiters_max: usize,
+    lifo: bool,
+    idle: u64,
+    lifetime: u64,
+    leases_max: u64,
+    handshakes: bool,
+    handshake: u64,
+    cleaning: u64,
+    ping_after: u64,
+    ping: u64,
+    backoff: u64,
+    backoff_max: u64,
+    backoff_waiting: u64,
+    fail_fast: bool,
+    report: u64,
+}
+
+impl Rules {
+    fn new(config: &PoolConfig) -> Self {
+        let off = |duration: Option<_>| duration.map_or(u64::MAX, nanos);
+        Self {
+            size: config.size,
+            idle_max: config.idle_max,
+            idle_min: config.idle_min,
+            waiters_max: config.waiters_max,
+            lifo: config.order == PoolOrder::Lifo,
+            idle: off(config.idle),
+            lifetime: off(config.lifetime),
+            leases_max: config.leases_max.unwrap_or(u64::MAX),
+            handshakes: config.handshake.is_some(),
+            handshake: off(config.handshake),
+            cleaning: nanos(config.cleaning),
+            ping_after: off(config.ping_after),
+            ping: nanos(config.ping),
+            backoff: nanos(config.backoff),
+            backoff_max: nanos(config.backoff_max),
+            backoff_waiting: nanos(config.backoff_waiting),
+            fail_fast: config.fail_fast,
+            report: off(config.lease_report),
+        }
+    }
+}
+
+/// Waiting.
+impl Pool {
+    pub(crate) fn new(config: &PoolConfig) -> Self {
+        Self {
+            rules: Rules::new(config),
+            members: Slab::new(),
+            idle: VecDeque::new(),
+            returned: VecDeque::new(),
+            waiters: VecDeque::new(),
+            waiters_due: Instant::FAR_FUTURE,
+            members_due: Instant::FAR_FUTURE,
+            coming: 0,
+            leased: 0,
+            failures: 0,
+            dial_at: Instant::EPOCH,
+            ramp: config.size,
+            replaced_at: None,
+            fails: false,
+            drains: false,
+            closed: false,
+            stats: PoolStats::default(),
+        }
+    }
+
+    /// The numbers so far.
+    pub(crate) fn stats(&self) -> PoolStats {
+        PoolStats {
+            size: self.rules.size,
+            open: self.members.len(),
+            idle: self.idle.len(),
+            leased: self.leased,
+            coming: self.coming,
+            waiting: self.waiters.len(),
+            ..self.stats
+        }
+    }
+
+    /// Something that asked was refused, as too many wait.
+    pub(crate) fn note_refused(&mut self) {
+        self.stats.refused += 1;
+    }
+
+    /// How many connections there are.
+    pub(crate) fn len(&self) -> usize {
+        self.members.len()
+    }
+
+    pub(crate) const fn is_closed(&self) -> bool {
+        self.closed
+    }
+
+    pub(crate) fn has_waiters(&self) -> bool {
+        !self.waiters.is_empty()
+    }
+
+    /// Whether another may wait.
+    pub(crate) fn takes_waiters(&self) -> bool {
+        self.waiters.len() < self.rules.waiters_max
+    }
+
+    /// Lets `waiter` wait behind all others. Its id is greater than theirs.
+    pub(crate) fn wait(&mut self, waiter: Waiter) {
+        debug_assert!(self.waiters.back().is_none_or(|last| last.id.serial < waiter.id.serial));
+        self.waiters_due = self.waiters_due.min(waiter.until);
+        self.waiters.push_back(waiter);
+        self.stats.asked += 1;
+    }
+
+    /// Takes out what waits under `id`, if it still does.
+    pub(crate) fn cancel(&mut self, id: WaitId) -> Option<Waiter> {
+        let at = self.waiters.binary_search_by_key(&id.serial, |waiter| waiter.id.serial).ok()?;
+        self.stats.cancelled += 1;
+        self.waiters.remove(at)
+    }
+
+    /// Takes out the first that waits for `owner`.
+    pub(crate) fn cancel_of(&mut self, owner: ConnId) -> Option<Waiter> {
+        let waiter = self.waiters.iter().find(|waiter| waiter.owner == Some(owner))?;
+        self.cancel(waiter.id)
+    }
+
+    /// The pool is not used any more: what waits is answered with an error, and what is idle closed.
+    pub(crate) fn close(&mut self) {
+        self.closed = true;
+        self.fails = true;
+        self.members_due = Instant::EPOCH;
+    }
+}
+
+/// What to do.
+impl Pool {
+    /// What is to be done next, at `now`; `None` if that is nothing before [`Pool::due`].
+    pub(crate) fn next(&mut self, now: Instant) -> Option<Work> {
+        if let Some(place) = self.returned.pop_front() {
+            return Some(Work::Judge(place, self.members[place as usize].conn));
+        }
+        if now >= self.waiters_due
+            && let Some(waiter) = self.take_expired(now)
+        {
+            return Some(Work::Expire(waiter));
+        }
+        if self.fails {
+            if let Some(waiter) = self.waiters.pop_front() {
+                self.stats.failed += 1;
+                return Some(Work::Fail(waiter));
+            }
+            self.fails = false;
+        }
+        if now >= self.members_due
+            && let Some(work) = self.take_due(now)
+        {
+            return Some(work);
+        }
+        if !self.waiters.is_empty()
+            && let Some(place) = self.candidate()
+        {
+            return Some(Work::Offer(place, self.members[place as usize].conn));
+        }
+        self.may_dial(now).then_some(Work::Dial)
+    }
+
+    /// When [`Pool::next`] has something to do again, if nothing is noted until then; never after
+    /// the time at which that is so.
+    pub(crate) fn due(&self) -> Instant {
+        let dials = if self.wants_dial() { self.dial_at } else { Instant::FAR_FUTURE };
+        self.waiters_due.min(self.members_due).min(dials)
+    }
+
+    fn take_expired(&mut self, now: Instant) -> Option<Waiter> {
+        if let Some(at) = self.waiters.iter().position(|waiter| waiter.until <= now) {
+            self.stats.timed_out += 1;
+            return self.waiters.remove(at);
+        }
+        let next = self.waiters.iter().map(|waiter| waiter.until).min();
+        self.waiters_due = next.unwrap_or(Instant::FAR_FUTURE);
+        None
+    }
+
+    /// The idle connection that is leased next.
+    fn candidate(&self) -> Option<Place> {
+        let end = if self.rules.lifo { self.idle.back() } else { self.idle.front() };
+        end.copied()
+    }
+
+    /// What is due of members, one after the other; when nothing more is, when the next is due.
+    fn take_due(&mut self, now: Instant) -> Option<Work> {
+        let mut next = Instant::FAR_FUTURE;
+        // Those idle longest come first. One that is kept beyond its time is looked at again when
+        // one more is idle.
+        if self.idle.len() > self.rules.idle_min
+            && let Some(place) = self.idle.front()
+        {
+            let longest = &self.members[*place as usize];
+            let over = longest.since.after(self.rules.idle);
+            if over <= now {
+                self.stats.idle_closed += 1;
+                return Some(self.end(*place, CloseReason::Timeout(Timeout::Idle), now));
+            }
+            next = over;
+        }
+        for at in 0..self.members.capacity() {
+            let Some(member) = self.members.get(at) else { continue };
+            let (conn, since, phase) = (member.conn, member.since, member.phase);
+            match phase {
+                Phase::Ending | Phase::Returned => {}
+                Phase::Leased(owner) => {
+                    let report = since.after(self.rules.report);
+                    if !member.reported && report <= now {
+                        self.members[at].reported = true;
+                        return Some(Work::Report(conn, owner));
+                    }
+                    next = next.min(if member.reported { Instant::FAR_FUTURE } else { report });
+                }
+                Phase::Coming | Phase::Cleaning | Phase::Checked => {
+                    if member.until <= now {
+                        self.members[at].until = Instant::FAR_FUTURE;
+                        let reason = match phase {
+                            Phase::Checked => CloseReason::Timeout(Timeout::Ping),
+                            Phase::Cleaning => CloseReason::PoolUnclean,
+                            _ => CloseReason::Timeout(Timeout::Handshake),
+                        };
+                        return Some(Work::Close(conn, reason));
+                    }
+                    next = next.min(member.until);
+                }
+                Phase::Idle => {
+                    if self.closed {
+                        return Some(self.end(at as Place, CloseReason::Shutdown, now));
+                    }
+                    let replaced = self.replacement_due(member);
+                    if replaced <= now {
+                        self.replaced_at = Some(now);
+                        self.stats.replaced += 1;
+                        let reason = CloseReason::Timeout(Timeout::Lifetime);
+                        return Some(self.end(at as Place, reason, now));
+                    }
+                    if member.until <= now && !self.drains {
+                        self.stats.pinged += 1;
+                        self.enter(at as Place, Phase::Checked, now, self.rules.ping);
+                        return Some(Work::Ping(at as Place, conn));
+                    }
+                    let ping = if self.drains { Instant::FAR_FUTURE } else { member.until };
+                    next = next.min(replaced).min(ping);
+                }
+            }
+        }
+        self.members_due = next;
+        None
+    }
+
+    /// Ends an idle connection, or what was given back.
+    fn end(&mut self, place: Place, reason: CloseReason, now: Instant) -> Work {
+        self.enter(place, Phase::Ending, now, u64::MAX);
+        Work::Close(self.members[place as usize].conn, reason)
+    }
+
+    /// When a member is to be replaced because of its age: not soon after another.
+    fn replacement_due(&self, member: &Member) -> Instant {
+        let spacing = self.rules.lifetime / self.rules.size as u64;
+        let spaced = self.replaced_at.map_or(Instant::EPOCH, |at| at.after(spacing));
+        member.expires.max(spaced)
+    }
+
+    /// Whether another connection is wanted, whenever it may be dialled.
+    fn wants_dial(&self) -> bool {
+        let needed = self.waiters.len().saturating_sub(self.coming);
+        let spare = self.coming == 0 && self.idle.len() < self.rules.idle_min && !self.drains;
+        !self.closed
+            && self.members.len() < self.rules.size
+            && self.coming < self.ramp
+            && ((needed > 0 && self.idle.is_empty()) || spare)
+    }
+
+    fn may_dial(&self, now: Instant) -> bool {
+        self.wants_dial() && now >= self.dial_at
+    }
+}
+
+/// What happened.
+impl Pool {
+    /// A connection is dialled.
+    pub(crate) fn add(&mut self, conn: ConnId, now: Instant) -> Place {
+        self.stats.dialled += 1;
+        self.coming += 1;
+        let member = Member {
+            conn,
+            phase: Phase::Coming,
+            since: now,
+            until: Instant::FAR_FUTURE,
+            expires: Instant::FAR_FUTURE,
+            leases: 0,
+            reported: false,
+        };
+        self.members.insert(member) as Place
+    }
+
+    /// None could be dialled, as we have no place left.
+    pub(crate) fn note_shortage(&mut self, now: Instant) {
+        self.dial_at = now.after(SHORTAGE_PAUSE);
+    }
+
+    /// There may be a place again.
+    pub(crate) fn end_shortage(&mut self) {
+        if self.failures == 0 {
+            self.dial_at = Instant::EPOCH;
+        }
+    }
+
+    /// A dialled connection stands.
+    pub(crate) fn note_connected(&mut self, place: Place, now: Instant, random: u64) {
+        let lifetime = self.rules.lifetime;
+        let expires = match lifetime {
+            u64::MAX => Instant::FAR_FUTURE,
+            _ => now.after(lifetime - share_of(lifetime / 4, random)),
+        };
+        self.members[place as usize].expires = expires;
+        if self.rules.handshakes {
+            self.enter(place, Phase::Coming, now, self.rules.handshake);
+        } else {
+            self.note_ready(place, now);
+        }
+    }
+
+    /// It stands, its handshake or its cleaning has ended, or it has answered a ping: it is to be
+    /// judged. Returns whether that was to be said.
+    pub(crate) fn note_ready(&mut self, place: Place, now: Instant) -> bool {
+        match self.members[place as usize].phase {
+            Phase::Coming => {
+                self.coming -= 1;
+                self.failures = 0;
+                self.dial_at = Instant::EPOCH;
+                self.ramp = self.ramp.saturating_mul(2).min(self.rules.size);
+                self.stats.last_dial = None;
+            }
+            Phase::Cleaning | Phase::Checked => {}
+            _ => return false,
+        }
+        self.give_back(place, now);
+        true
+    }
+
+    /// It becomes idle.
+    fn rest(&mut self, place: Place, now: Instant, random: u64) {
+        let after = self.rules.ping_after;
+        let ping = match after {
+            u64::MAX => u64::MAX,
+            _ => after - share_of(after / 5, random),
+        };
+        self.enter(place, Phase::Idle, now, ping);
+        self.members_due = self.members_due.min(now.after(self.rules.idle));
+        let replaced = self.replacement_due(&self.members[place as usize]);
+        self.members_due = self.members_due.min(replaced);
+    }
+
+    /// Leases an idle connection to what has waited longest, which is taken out.
+    pub(crate) fn lease(&mut self, place: Place, now: Instant) -> Option<Waiter> {
+        let waiter = self.waiters.pop_front()?;
+        self.enter(place, Phase::Leased(waiter.owner), now, u64::MAX);
+        self.members_due = self.members_due.min(now.after(self.rules.report));
+        let member = &mut self.members[place as usize];
+        member.leases += 1;
+        member.reported = false;
+        self.stats.leases += 1;
+        self.stats.reused += u64::from(member.leases > 1);
+        Some(waiter)
+    }
+
+    pub(crate) fn phase(&self, place: Place) -> Phase {
+        self.members[place as usize].phase
+    }
+
+    /// A lease is given back, and is to be judged in this turn or the next.
+    pub(crate) fn give_back(&mut self, place: Place, now: Instant) {
+        self.enter(place, Phase::Returned, now, u64::MAX);
+        self.returned.push_back(place);
+    }
+
+    /// A lease is given back in the middle of an exchange, which its handler brings to an end.
+    pub(crate) fn clean(&mut self, place: Place, now: Instant) {
+        self.enter(place, Phase::Cleaning, now, self.rules.cleaning);
+    }
+
+    /// What was given back is at the end of an exchange. Keeps it, or says why it is to be closed.
+    pub(crate) fn keep(&mut self, place: Place, now: Instant, random: u64) -> Option<CloseReason> {
+        let member = &self.members[place as usize];
+        let reason = if self.closed {
+            CloseReason::Shutdown
+        } else if member.leases >= self.rules.leases_max {
+            CloseReason::MaxRequests
+        } else if self.replacement_due(member) <= now {
+            self.replaced_at = Some(now);
+            self.stats.replaced += 1;
+            CloseReason::Timeout(Timeout::Lifetime)
+        } else if self.waiters.is_empty() && self.idle.len() >= self.rules.idle_max {
+            self.stats.surplus += 1;
+            CloseReason::PoolSurplus
+        } else {
+            self.rest(place, now, random);
+            return None;
+        };
+        Some(reason)
+    }
+
+    /// The end of a connection begins. If it never could be leased, that is a failed dial.
+    pub(crate) fn note_ending(
+        &mut self,
+        place: Place,
+        reason: CloseReason,
+        fault: Fault,
+        now: Instant,
+        random: u64,
+    ) {
+        let phase = self.members[place as usize].phase;
+        if phase == Phase::Ending {
+            return;
+        }
+        self.enter(place, Phase::Ending, now, u64::MAX);
+        match phase {
+            Phase::Coming => {
+                self.coming -= 1;
+                self.stats.last_dial = Some(reason);
+                self.note_failed_dial(fault, now, random);
+            }
+            Phase::Idle => self.stats.lost_idle += 1,
+            Phase::Leased(_) if reason == CloseReason::OwnerGone => self.stats.owner_gone += 1,
+            Phase::Cleaning if reason == CloseReason::PoolUnclean => self.stats.unclean += 1,
+            _ => {}
+        }
+    }
+
+    fn note_failed_dial(&mut self, fault: Fault, now: Instant, random: u64) {
+        self.stats.dials_failed += 1;
+        if fault == Fault::Ours {
+            return self.note_shortage(now);
+        }
+        self.failures = self.failures.saturating_add(1);
+        self.ramp = 1;
+        let rules = &self.rules;
+        let doubled = rules.backoff.saturating_mul(1 << (self.failures - 1).min(32));
+        let most = if self.waiters.is_empty() { rules.backoff_max } else { rules.backoff_waiting };
+        self.dial_at = now.after(share_of(doubled.min(most), random));
+        // Others may still come, or be given back.
+        self.fails = rules.fail_fast && self.coming == 0 && self.leased == 0;
+    }
+
+    /// What was given back is in the middle of an exchange.
+    pub(crate) fn note_unclean(&mut self) {
+        self.stats.unclean += 1;
+    }
+
+    /// From here on only what waits is served: nothing is dialled or pinged for later.
+    pub(crate) fn drain(&mut self) {
+        self.drains = true;
+    }
+
+    /// The socket of a connection is closed: its place is free.
+    pub(crate) fn remove(&mut self, place: Place) {
+        debug_assert_eq!(self.members[place as usize].phase, Phase::Ending);
+        self.members.remove(place as usize);
+    }
+
+    /// The first that is leased to `owner`.
+    pub(crate) fn lease_of(&self, owner: ConnId) -> Option<ConnId> {
+        let mut members = self.members.iter().map(|(_, member)| member);
+        members.find(|member| member.phase == Phase::Leased(Some(owner))).map(|it| it.conn)
+    }
+
+    /// The one that has been idle longest, and since when.
+    pub(crate) fn longest_idle(&self) -> Option<(Instant, ConnId)> {
+        let member = &self.members[*self.idle.front()? as usize];
+        Some((member.since, member.conn))
+    }
+
+    fn enter(&mut self, place: Place, phase: Phase, now: Instant, most: u64) {
+        let member = &mut self.members[place as usize];
+        match member.phase {
+            // Mostly it is at the end from which it is leased.
+            Phase::Idle if self.idle.back() == Some(&place) => _ = self.idle.pop_back(),
+            Phase::Idle => self.idle.retain(|idle| *idle != place),
+            Phase::Leased(_) => self.leased -= 1,
+            Phase::Returned => self.returned.retain(|returned| *returned != place),
+            _ => {}
+        }
+        match phase {
+            Phase::Idle => self.idle.push_back(place),
+            Phase::Leased(_) => self.leased += 1,
+            _ => {}
+        }
+        member.phase = phase;
+        member.since = now;
+        member.until = now.after(most);
+        self.members_due = self.members_due.min(member.until);
+    }
+}

@@ -1,0 +1,292 @@
+//! Pools: does what [`core::pool`](crate::core::pool) decides. It checks sockets, dials, closes, and
+//! answers what has asked.
+
+use std::io::ErrorKind;
+
+use super::Reactor;
+use super::io::reason_of;
+use super::read_buffer::rewind;
+use crate::backend::Backend;
+use crate::close::CloseReason;
+use crate::core::budget::Step;
+use crate::core::flags::{ColdFlags, Flags};
+use crate::core::pool::{Fault, Place, Waiter, Work};
+use crate::error::{AcquireError, AcquireFailure};
+use crate::handler::Handler;
+use crate::id::{ConnId, PoolId};
+use crate::log::warn;
+use crate::state::READ_BUDGET;
+
+impl<H: Handler, B: Backend> Reactor<H, B> {
+    /// Serves the pools that have something to do.
+    #[inline]
+    pub(super) fn serve_pools(&mut self, handler: &mut H) {
+        if self.shared.pools.due() > 0 {
+            self.serve_some_pools(handler);
+        }
+    }
+
+    #[inline(never)]
+    fn serve_some_pools(&mut self, handler: &mut H) {
+        let mut budget = self.begin_step(Step::Pools);
+        for _ in 0..self.shared.pools.due() {
+            let Some(pool) = self.shared.pools.take_due() else { break };
+            // A callback may ask again for what it gives back at once: the budget bounds that.
+            loop {
+                if !budget.allows(|| self.backend.now()) {
+                    self.shared.pools.wake(pool);
+                    return self.end_step(&budget);
+                }
+                let now = self.shared.now;
+                let Some(work) = self.shared.pools.get(pool).policy.next(now) else { break };
+                self.do_work(handler, pool, work);
+            }
+            self.shared.arm_pool(pool);
+        }
+        self.end_step(&budget);
+    }
+
+    fn do_work(&mut self, handler: &mut H, pool: PoolId, work: Work) {
+        match work {
+            Work::Expire(waiter) => self.refuse(handler, waiter, AcquireFailure::Timeout),
+            Work::Fail(waiter) => {
+                let closed = self.shared.pools.get(pool).policy.is_closed();
+                let failure =
+                    if closed { AcquireFailure::Closed } else { AcquireFailure::Unreachable };
+                self.refuse(handler, waiter, failure);
+            }
+            Work::Judge(place, id) => self.judge(handler, pool, place, id),
+            Work::Offer(place, id) => match self.check_socket(id) {
+                Some(reason) => self.end_pooled(handler, id, reason),
+                None => self.lease(handler, pool, place, id),
+            },
+            Work::Ping(place, id) => self.ping(handler, pool, place, id),
+            Work::Close(id, reason) => self.end_pooled(handler, id, reason),
+            Work::Report(lease, owner) => {
+                let stats = self.shared.pool_stats(pool);
+                warn!(%lease, ?owner, ?pool, leased = stats.leased, "a lease lasts long");
+            }
+            Work::Dial => self.dial_for(handler, pool),
+        }
+    }
+
+    /// Leases a connection whose socket has been checked.
+    fn lease(&mut self, handler: &mut H, pool: PoolId, place: Place, id: ConnId) {
+        let now = self.shared.now;
+        let Some(waiter) = self.shared.pools.get(pool).policy.lease(place, now) else { return };
+        self.shared.set_pooled_idle(id, false);
+        // The wait becomes the lease: both are held by the owner.
+        self.shared.table.at(id.index()).cold_mut().owner = waiter.owner;
+        self.answer(handler, waiter, Ok(id));
+    }
+
+    fn refuse(&mut self, handler: &mut H, waiter: Waiter, failure: AcquireFailure) {
+        self.shared.pools.unhold(waiter.owner);
+        let error = self.shared.acquire_error(waiter.id.pool(), failure);
+        self.answer(handler, waiter, Err(error));
+    }
+
+    fn answer(&mut self, handler: &mut H, waiter: Waiter, lease: Result<ConnId, AcquireError>) {
+        match waiter.owner {
+            Some(owner) => {
+                self.call(owner, "on_acquired", |conn, session| {
+                    handler.on_acquired(conn, session, waiter.id, lease);
+                });
+                self.shared.mark_dirty(owner);
+            }
+            None => {
+                self.call_loop("on_loop_acquired", |cx| {
+                    handler.on_loop_acquired(cx, waiter.id, lease);
+                });
+            }
+        }
+    }
+
+    /// Keeps what was given back or has become ready, if it is at the end of an exchange.
+    fn judge(&mut self, handler: &mut H, pool: PoolId, place: Place, id: ConnId) {
+        let record = self.shared.table.at(id.index());
+        let whole = record.deadline_inputs().at_rest() && self.slots[id.index()].input.is_empty();
+        let ends = !record.state().is_open() || record.requested().is_some();
+        let reason = if ends {
+            // What has asked for its end is served when the connection is.
+            return;
+        } else if !whole {
+            self.shared.pools.get(pool).policy.note_unclean();
+            Some(CloseReason::PoolUnclean)
+        } else {
+            self.check_socket(id).or_else(|| {
+                let (now, random) = (self.shared.now, self.backend.entropy());
+                self.shared.pools.get(pool).policy.keep(place, now, random)
+            })
+        };
+        match reason {
+            Some(reason) => self.end_pooled(handler, id, reason),
+            None => self.shared.set_pooled_idle(id, true),
+        }
+    }
+
+    /// Why the socket of a connection between two exchanges cannot be used any more, if it cannot:
+    /// its peer closed it, or sent what would be taken for the next reply.
+    fn check_socket(&mut self, id: ConnId) -> Option<CloseReason> {
+        let Self { backend, slots, shared, read_buffer, .. } = self;
+        let stream = slots[id.index()].stream.as_mut()?;
+        let record = shared.table.at(id.index());
+        rewind(read_buffer);
+        let read = backend.read(stream, read_buffer, READ_BUDGET);
+        read_buffer.clear();
+        match read {
+            Ok(0) => {
+                record.flags.insert(Flags::EOF);
+                Some(CloseReason::PeerEof)
+            }
+            Ok(_) => Some(CloseReason::UnsolicitedData),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                record.flags.remove(Flags::MAY_READ);
+                None
+            }
+            Err(error) if error.kind() == ErrorKind::Interrupted => None,
+            Err(error) => Some(reason_of(error)),
+        }
+    }
+
+    /// Something happened to a connection that is idle in its pool.
+    #[cold]
+    pub(super) fn check_pooled(&mut self, handler: &mut H, id: ConnId) {
+        if let Some(reason) = self.check_socket(id) {
+            self.begin_closing(handler, id, reason);
+        }
+    }
+
+    fn ping(&mut self, handler: &mut H, pool: PoolId, place: Place, id: ConnId) {
+        if let Some(reason) = self.check_socket(id) {
+            return self.end_pooled(handler, id, reason);
+        }
+        self.shared.set_pooled_idle(id, false);
+        self.shared.counters.health_checks.add(1);
+        let sent = self.shared.table.at(id.index()).bytes_out;
+        self.call(id, "on_health_check", |conn, session| handler.on_health_check(conn, session));
+        let record = self.shared.table.at(id.index());
+        if record.bytes_out == sent && record.deadline_inputs().at_rest() {
+            let now = self.shared.now;
+            self.shared.pools.get(pool).policy.note_ready(place, now);
+        }
+        self.shared.mark_dirty(id);
+    }
+
+    fn end_pooled(&mut self, handler: &mut H, id: ConnId, reason: CloseReason) {
+        self.guard(handler, |reactor, handler| {
+            let record = reactor.shared.table.at(id.index());
+            if record.state().is_open() {
+                reactor.begin_closing(handler, id, reason);
+            }
+            reactor.settle(handler, id);
+        });
+    }
+
+    fn dial_for(&mut self, handler: &mut H, pool: PoolId) {
+        let now = self.shared.now;
+        if let Some(idle) = self.shared.pools.full_group(pool) {
+            let waits = self.shared.pools.get(pool).policy.has_waiters();
+            // Its place is free when its socket is closed.
+            if let Some(id) = idle.filter(|_| waits) {
+                self.end_pooled(handler, id, CloseReason::PoolSurplus);
+            }
+            return self.shared.pools.get(pool).policy.note_shortage(now);
+        }
+        let target = self.shared.pools.get(pool).target.clone();
+        let Ok(id) = self.shared.add_dialled(target, None) else {
+            return self.shared.pools.get(pool).policy.note_shortage(now);
+        };
+        let state = self.shared.pools.get(pool);
+        let place = state.policy.add(id, now);
+        let durations = Box::new(state.durations.clone());
+        let record = self.shared.table.at(id.index());
+        record.cold_flags.insert(ColdFlags::POOLED);
+        let cold = record.cold_mut();
+        cold.pooled = Some((pool, place));
+        cold.durations = Some(durations);
+    }
+
+    /// A dialled connection stands: if it is a pool's, that knows it.
+    pub(super) fn note_pooled_connected(&mut self, id: ConnId) {
+        let Some((pool, place)) = self.shared.table.at(id.index()).pooled() else { return };
+        let (now, random) = (self.shared.now, self.backend.entropy());
+        self.shared.pools.get(pool).policy.note_connected(place, now, random);
+        self.shared.pools.wake(pool);
+    }
+
+    /// The end of a connection has begun: what it waits for is cancelled, what it has leased is
+    /// closed, and its pool, if it is one's, leases it no more.
+    #[inline]
+    pub(super) fn leave_pools(&mut self, id: ConnId, reason: CloseReason) {
+        if self.shared.pools.is_held_by(id) {
+            self.end_holds(id);
+        }
+        if self.shared.table.at(id.index()).cold_flags.has(ColdFlags::POOLED) {
+            self.leave_pool(id, reason);
+        }
+    }
+
+    #[cold]
+    fn end_holds(&mut self, owner: ConnId) {
+        for pool in self.shared.pools.ids() {
+            while let Some(waiter) = self.shared.pools.get(pool).policy.cancel_of(owner) {
+                self.shared.pools.unhold(waiter.owner);
+            }
+            while let Some(lease) = self.shared.pools.get(pool).policy.lease_of(owner) {
+                self.leave_pool(lease, CloseReason::OwnerGone);
+                let record = self.shared.table.at(lease.index());
+                record.request_close(CloseReason::OwnerGone);
+                self.shared.mark_dirty(lease);
+            }
+            self.shared.pools.wake(pool);
+        }
+    }
+
+    #[cold]
+    fn leave_pool(&mut self, id: ConnId, reason: CloseReason) {
+        let Some((pool, place)) = self.shared.table.at(id.index()).pooled() else { return };
+        let (now, random) = (self.shared.now, self.backend.entropy());
+        let fault = fault_of(reason);
+        self.shared.set_pooled_idle(id, false);
+        self.shared.pools.get(pool).policy.note_ending(place, reason, fault, now, random);
+        self.shared.end_lease(id);
+        self.shared.pools.wake(pool);
+    }
+
+    /// The socket of a pool's connection is closed, and its record is about to be released.
+    #[cold]
+    pub(super) fn free_pool_place(&mut self, id: ConnId) {
+        let Some((pool, place)) = self.shared.table.at(id.index()).pooled() else { return };
+        self.shared.pools.get(pool).policy.remove(place);
+        self.shared.pools.wake(pool);
+        self.shared.pools.wake_group(pool);
+    }
+
+    /// A shutdown has begun: pools serve what waits, and nothing for later.
+    pub(super) fn drain_pools(&mut self) {
+        for pool in self.shared.pools.ids() {
+            self.shared.pools.get(pool).policy.drain();
+        }
+    }
+}
+
+/// Whose doing it was that a dial failed.
+fn fault_of(reason: CloseReason) -> Fault {
+    let errno = match reason {
+        CloseReason::ConnectFailed(error) | CloseReason::Io(error) => error.raw_os_error(),
+        CloseReason::HardStop | CloseReason::Shutdown => return Fault::Ours,
+        _ => None,
+    };
+    match errno {
+        Some(
+            libc::EMFILE
+            | libc::ENFILE
+            | libc::ENOBUFS
+            | libc::ENOMEM
+            | libc::EADDRNOTAVAIL
+            | libc::EAGAIN,
+        ) => Fault::Ours,
+        _ => Fault::Theirs,
+    }
+}

@@ -1,0 +1,307 @@
+//! The pools, as callbacks see them: what asks, waits, leases and gives back.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use super::LoopState;
+use super::alarms::Purpose;
+use super::journal::Entry;
+use crate::address::Target;
+use crate::config::{AcquireOptions, PoolConfig, SocketOptions, Timeouts};
+use crate::core::deadlines::Durations;
+use crate::core::flags::{ColdFlags, Flags};
+use crate::core::pool::{Phase, Place, Pool, PoolStats, Waiter};
+use crate::error::{AcquireError, AcquireFailure, ConfigError};
+use crate::id::{AlarmId, ConnId, PoolGroupId, PoolId, WaitId};
+use crate::time::Instant;
+
+/// A pool, and what its connections are made from.
+#[derive(Debug)]
+pub(crate) struct PoolState {
+    pub(crate) policy: Pool,
+    pub(crate) target: Target,
+    pub(crate) durations: Durations,
+    pub(crate) socket: SocketOptions,
+    /// Some of its connections count against what all pools of a group may have.
+    group: Option<PoolGroupId>,
+    acquire: Duration,
+    /// It is in the queue of those that have something to do.
+    queued: bool,
+    /// When the alarm comes that looks after it.
+    alarm: Option<(AlarmId, Instant)>,
+}
+
+/// All pools of a reactor.
+#[derive(Debug, Default)]
+pub(crate) struct Pools {
+    list: Vec<PoolState>,
+    /// Those that have something to do.
+    queue: VecDeque<PoolId>,
+    /// The most connections that the pools of each group may have together.
+    groups: Vec<usize>,
+    /// Waits and leases of each connection, by its place in the table.
+    holds: Vec<u32>,
+    waits: u64,
+}
+
+impl Pools {
+    /// Pools that have something to do.
+    #[inline]
+    pub(crate) fn due(&self) -> usize {
+        self.queue.len()
+    }
+
+    pub(crate) fn get(&mut self, pool: PoolId) -> &mut PoolState {
+        &mut self.list[pool.0 as usize]
+    }
+
+    pub(crate) fn take_due(&mut self) -> Option<PoolId> {
+        let pool = self.queue.pop_front()?;
+        self.get(pool).queued = false;
+        Some(pool)
+    }
+
+    /// Lets the pool be served in the next step for pools.
+    pub(crate) fn wake(&mut self, pool: PoolId) {
+        let state = &mut self.list[pool.0 as usize];
+        if !state.queued {
+            state.queued = true;
+            self.queue.push_back(pool);
+        }
+    }
+
+    pub(crate) fn ids(&self) -> impl Iterator<Item = PoolId> + use<> {
+        (0..self.list.len() as u32).map(PoolId)
+    }
+
+    /// Whether a connection waits or has leased.
+    #[inline]
+    pub(crate) fn is_held_by(&self, owner: ConnId) -> bool {
+        self.holds.get(owner.index()).is_some_and(|holds| *holds > 0)
+    }
+
+    fn hold(&mut self, owner: Option<ConnId>) {
+        let Some(owner) = owner else { return };
+        if self.holds.len() <= owner.index() {
+            self.holds.resize(owner.index() + 1, 0);
+        }
+        self.holds[owner.index()] += 1;
+    }
+
+    pub(crate) fn unhold(&mut self, owner: Option<ConnId>) {
+        if let Some(owner) = owner {
+            self.holds[owner.index()] -= 1;
+        }
+    }
+
+    /// Whether the pools of the group of `pool` have as many connections as they may. If so: of the
+    /// other pools' idle connections the one that has been idle longest.
+    pub(crate) fn full_group(&self, pool: PoolId) -> Option<Option<ConnId>> {
+        let group = self.list[pool.0 as usize].group?;
+        let members = || self.list.iter().filter(move |state| state.group == Some(group));
+        let open: usize = members().map(|state| state.policy.len()).sum();
+        if open < self.groups[group.0 as usize] {
+            return None;
+        }
+        Some(members().filter_map(|state| state.policy.longest_idle()).min().map(|(_, id)| id))
+    }
+
+    /// A place became free: the other pools of the group may dial now.
+    pub(crate) fn wake_group(&mut self, pool: PoolId) {
+        let Some(group) = self.list[pool.0 as usize].group else { return };
+        for other in self.ids() {
+            if self.list[other.0 as usize].group == Some(group) {
+                self.get(other).policy.end_shortage();
+                self.wake(other);
+            }
+        }
+    }
+}
+
+/// What callbacks ask.
+impl LoopState {
+    pub(crate) fn add_pool(
+        &mut self,
+        target: Target,
+        config: &PoolConfig,
+    ) -> Result<PoolId, ConfigError> {
+        config.refuse_out_of_range()?;
+        if config.group.is_some_and(|group| group.0 as usize >= self.pools.groups.len()) {
+            return Err(ConfigError::new("pool.group", "a group of this reactor"));
+        }
+        let timeouts = config.timeouts.as_ref().unwrap_or(&self.dial_timeouts);
+        // How long it may be idle or live, and when it is pinged, is the pool's.
+        let timeouts =
+            Timeouts { idle: None, ping_after: None, lifetime: None, ..timeouts.clone() };
+        let socket = config.socket.as_ref().unwrap_or(&self.dial_options);
+        let pool = PoolId(self.pools.list.len() as u32);
+        self.pools.list.push(PoolState {
+            policy: Pool::new(config),
+            target,
+            durations: Durations::new(&timeouts),
+            socket: socket.beside(&timeouts),
+            group: config.group,
+            acquire: config.acquire,
+            queued: false,
+            alarm: None,
+        });
+        self.pools.wake(pool);
+        Ok(pool)
+    }
+
+    pub(crate) fn add_pool_group(&mut self, max: usize) -> PoolGroupId {
+        self.pools.groups.push(max);
+        PoolGroupId(self.pools.groups.len() as u32 - 1)
+    }
+
+    /// Lets the pool serve nothing any more.
+    pub(crate) fn close_pool(&mut self, pool: PoolId) {
+        self.pools.get(pool).policy.close();
+        self.pools.wake(pool);
+    }
+
+    pub(crate) fn pool_stats(&self, pool: PoolId) -> PoolStats {
+        self.pools.list[pool.0 as usize].policy.stats()
+    }
+
+    /// What an answer says that is no lease.
+    pub(crate) fn acquire_error(&self, pool: PoolId, failure: AcquireFailure) -> AcquireError {
+        let stats = self.pool_stats(pool);
+        AcquireError {
+            failure,
+            last_dial: stats.last_dial,
+            size: stats.size,
+            open: stats.open,
+            idle: stats.idle,
+            leased: stats.leased,
+            coming: stats.coming,
+            waiting: stats.waiting,
+        }
+    }
+
+    pub(crate) fn acquire(
+        &mut self,
+        owner: Option<ConnId>,
+        pool: PoolId,
+        options: AcquireOptions,
+    ) -> Result<WaitId, AcquireError> {
+        let closing = owner.is_some_and(|owner| {
+            let record = self.table.at(owner.index());
+            !record.state().is_open() || record.requested().is_some()
+        });
+        let state = self.pools.get(pool);
+        let failure = if closing {
+            AcquireFailure::Closing
+        } else if state.policy.is_closed() {
+            AcquireFailure::Closed
+        } else if !state.policy.takes_waiters() {
+            state.policy.note_refused();
+            AcquireFailure::TooManyWaiters
+        } else {
+            let until = self.now + options.timeout.unwrap_or(state.acquire);
+            self.pools.waits += 1;
+            let id = WaitId { serial: self.pools.waits, pool };
+            self.pools.get(pool).policy.wait(Waiter { id, owner, until });
+            self.pools.hold(owner);
+            self.pools.wake(pool);
+            self.journal.push(Entry::Waits(id));
+            return Ok(id);
+        };
+        Err(self.acquire_error(pool, failure))
+    }
+
+    /// Takes back what [`LoopState::acquire`] asked for, if it has not been answered. Returns
+    /// whether it has not.
+    pub(crate) fn cancel_wait(&mut self, wait: WaitId) -> bool {
+        let Some(waiter) = self.pools.get(wait.pool).policy.cancel(wait) else { return false };
+        self.pools.unhold(waiter.owner);
+        self.pools.wake(wait.pool);
+        true
+    }
+
+    /// The place in its pool of what `by`, or the loop, has leased.
+    fn lease(&mut self, by: Option<ConnId>, lease: ConnId) -> Option<(PoolId, Place)> {
+        let (pool, place) = self.table.get(lease)?.pooled()?;
+        let leased = match self.pools.get(pool).policy.phase(place) {
+            Phase::Leased(owner) => owner == by || by == Some(lease),
+            _ => false,
+        };
+        leased.then_some((pool, place))
+    }
+
+    /// Gives back what `by`, or the loop, has leased, at the end of an exchange; or to be brought
+    /// there, if it `is_unclean`.
+    pub(crate) fn give_back(&mut self, by: Option<ConnId>, lease: ConnId, is_unclean: bool) {
+        let Some((pool, place)) = self.lease(by, lease) else { return };
+        let now = self.now;
+        let policy = &mut self.pools.get(pool).policy;
+        if is_unclean {
+            policy.clean(place, now);
+        } else {
+            policy.give_back(place, now);
+        }
+        self.end_lease(lease);
+        self.pools.wake(pool);
+    }
+
+    /// The owner of a lease is its owner no more.
+    pub(crate) fn end_lease(&mut self, lease: ConnId) {
+        let owner = self.table.at(lease.index()).cold_mut().owner.take();
+        self.pools.unhold(owner);
+    }
+
+    /// A connection of a pool is at the end of its handshake, its cleaning, or its ping.
+    pub(crate) fn note_ready(&mut self, id: ConnId) {
+        let Some((pool, place)) = self.table.at(id.index()).pooled() else { return };
+        let now = self.now;
+        if self.pools.get(pool).policy.note_ready(place, now) {
+            self.pools.wake(pool);
+        }
+    }
+
+    /// Whether the callback that runs may reach this connection: one of a pool is only its owner's.
+    #[inline]
+    pub(crate) fn may_reach(&mut self, id: ConnId) -> bool {
+        let record = self.table.at(id.index());
+        !record.cold_flags.has(ColdFlags::POOLED) || self.may_reach_pooled(id)
+    }
+
+    #[cold]
+    fn may_reach_pooled(&mut self, id: ConnId) -> bool {
+        let Some((pool, place)) = self.table.at(id.index()).pooled() else { return true };
+        match self.pools.get(pool).policy.phase(place) {
+            Phase::Leased(None) => true,
+            Phase::Leased(owner) => self.in_hand == owner || self.in_hand == Some(id),
+            _ => self.in_hand == Some(id),
+        }
+    }
+}
+
+/// What the reactor does.
+impl LoopState {
+    /// Lets the alarm of a pool come when its policy is due. It mostly comes by then.
+    pub(crate) fn arm_pool(&mut self, pool: PoolId) {
+        let state = self.pools.get(pool);
+        let due = state.policy.due();
+        if state.alarm.is_some_and(|(_, at)| at <= due) || due == Instant::FAR_FUTURE {
+            return;
+        }
+        let before = state.alarm.take();
+        if let Some((alarm, _)) = before {
+            self.cancel_alarm(alarm);
+        }
+        let alarm = self.set_alarm(due, Purpose::ServePool(pool));
+        self.pools.get(pool).alarm = Some((alarm, due));
+    }
+
+    /// The alarm of a pool has come.
+    pub(crate) fn wake_pool(&mut self, pool: PoolId) {
+        self.pools.get(pool).alarm = None;
+        self.pools.wake(pool);
+    }
+
+    /// What was idle in its pool, or is to be, can be used for exchanges, or not.
+    pub(crate) fn set_pooled_idle(&mut self, id: ConnId, idle: bool) {
+        self.table.at(id.index()).flags.set(Flags::POOLED_IDLE, idle);
+    }
+}

@@ -1,0 +1,795 @@
+//! Pools: what asks gets a connection that works, once, in its turn, and no place is ever lost.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use wheelhouse::pool::{
+    AcquireError, AcquireFailure, AcquireOptions, PoolConfig, PoolId, PoolOrder, PoolStats, WaitId,
+};
+
+use super::*;
+
+const UPSTREAM: &str = "10.0.0.2:9";
+
+/// On the host of the upstream, which without it would not refuse a dial, but not be there.
+const OTHER_PORT: &str = "10.0.0.2:10";
+
+/// What a client of the proxy under test does with the line that it reads.
+#[derive(Default)]
+struct Client {
+    /// Its request, while it waits or is served.
+    line: Vec<u8>,
+    wait: Option<WaitId>,
+    lease: Option<ConnId>,
+}
+
+enum Session {
+    Client(Client),
+    Upstream,
+}
+
+/// Passes each line of a client on over a leased connection, and the line that comes back.
+struct Proxy {
+    config: PoolConfig,
+    pool: Option<PoolId>,
+    /// What answered waits were told.
+    errors: Vec<AcquireError>,
+    /// The upstream connection over which each line went, in order.
+    used: Vec<ConnId>,
+    /// It says hello to a new upstream connection, and waits for the reply.
+    greets: bool,
+    /// It pings.
+    pings: bool,
+    /// What takes long when a client has sent a line.
+    stall: Option<Box<dyn Fn()>>,
+    /// What the loop has leased.
+    loop_leases: Rc<RefCell<Vec<Result<ConnId, AcquireError>>>>,
+}
+
+impl Proxy {
+    fn new(config: PoolConfig) -> Self {
+        Self {
+            config,
+            pool: None,
+            errors: Vec::new(),
+            used: Vec::new(),
+            greets: false,
+            pings: false,
+            stall: None,
+            loop_leases: Rc::default(),
+        }
+    }
+}
+
+impl Handler for Proxy {
+    type Session = Session;
+
+    fn on_start(&mut self, cx: &mut Context<'_>) {
+        self.pool = Some(cx.add_pool(UPSTREAM, &self.config).unwrap());
+    }
+
+    fn on_open(&mut self, conn: &mut Conn<'_>) -> Option<Session> {
+        Some(match conn.origin() {
+            Origin::Pool(pool) => {
+                assert_eq!(Some(pool), self.pool);
+                Session::Upstream
+            }
+            _ => Session::Client(Client::default()),
+        })
+    }
+
+    fn on_connected(&mut self, conn: &mut Conn<'_>, session: &mut Session) {
+        if matches!(session, Session::Upstream) && self.greets {
+            conn.begin_request();
+            conn.write(b"hello\n");
+        }
+    }
+
+    fn on_data(&mut self, conn: &mut Conn<'_>, session: &mut Session, input: &mut BytesMut) {
+        let Some(end) = input.iter().position(|byte| *byte == b'\n') else { return };
+        match session {
+            Session::Client(client) => {
+                client.line = input.split_to(end + 1).to_vec();
+                if let Some(stall) = &self.stall {
+                    stall();
+                }
+                match conn.acquire(self.pool.unwrap(), AcquireOptions::default()) {
+                    Ok(wait) => {
+                        client.wait = Some(wait);
+                        conn.begin_request();
+                    }
+                    Err(error) => {
+                        self.errors.push(error);
+                        conn.write(b"refused\n");
+                    }
+                }
+            }
+            Session::Upstream => {
+                let line = input.split_to(end + 1);
+                conn.end_request();
+                let id = conn.id();
+                match conn.owner() {
+                    Some(owner) => {
+                        let mut client = conn.other(owner).unwrap();
+                        client.write(&line);
+                        client.end_request();
+                        client.release(id);
+                    }
+                    None => conn.ready(),
+                }
+            }
+        }
+    }
+
+    fn on_acquired(
+        &mut self,
+        conn: &mut Conn<'_>,
+        session: &mut Session,
+        wait: WaitId,
+        lease: Result<ConnId, AcquireError>,
+    ) {
+        let Session::Client(client) = session else { panic!("a client asked") };
+        assert_eq!(client.wait.take(), Some(wait));
+        match lease {
+            Ok(lease) => {
+                self.used.push(lease);
+                client.lease = Some(lease);
+                let line = std::mem::take(&mut client.line);
+                let mut upstream = conn.other(lease).unwrap();
+                upstream.begin_request();
+                upstream.write(&line);
+            }
+            Err(error) => {
+                self.errors.push(error);
+                conn.write(b"sorry\n");
+                conn.end_request();
+            }
+        }
+    }
+
+    fn on_loop_acquired(
+        &mut self,
+        _: &mut Context<'_>,
+        _: WaitId,
+        lease: Result<ConnId, AcquireError>,
+    ) {
+        self.loop_leases.borrow_mut().push(lease);
+    }
+
+    fn on_health_check(&mut self, conn: &mut Conn<'_>, _: &mut Session) {
+        if self.pings {
+            conn.begin_request();
+            conn.write(b"ping\n");
+        }
+    }
+
+    fn on_closing(&mut self, conn: &mut Conn<'_>, session: &mut Session, _: &CloseReason) {
+        if matches!(session, Session::Upstream)
+            && let Some(owner) = conn.owner()
+        {
+            let mut client = conn.other(owner).unwrap();
+            client.write(b"lost\n");
+            client.end_request();
+        }
+    }
+}
+
+/// Answers each line with itself.
+struct Lines;
+
+impl Handler for Lines {
+    type Session = ();
+
+    fn on_open(&mut self, _: &mut Conn<'_>) -> Option<()> {
+        Some(())
+    }
+
+    fn on_data(&mut self, conn: &mut Conn<'_>, _: &mut (), input: &mut BytesMut) {
+        while let Some(end) = input.iter().position(|byte| *byte == b'\n') {
+            let line = input.split_to(end + 1);
+            conn.write(&line);
+        }
+    }
+}
+
+/// A proxy with a pool, and the upstream that it dials, which answers lines.
+struct Setup {
+    sim: Sim,
+    proxy: Server<Proxy>,
+    upstream: Server<Lines>,
+}
+
+impl Setup {
+    fn new(config: PoolConfig) -> Self {
+        Self::with(config, |_| {})
+    }
+
+    fn with(config: PoolConfig, change: impl FnOnce(&mut Proxy)) -> Self {
+        let mut sim = world(1);
+        let upstream = sim.serve(UPSTREAM, quiet(), Lines);
+        let mut proxy = Proxy::new(config);
+        change(&mut proxy);
+        let proxy = sim.serve(SERVER, quiet(), proxy);
+        sim.settle();
+        Self { sim, proxy, upstream }
+    }
+
+    fn client(&mut self) -> Peer {
+        self.sim.connect(SERVER)
+    }
+
+    /// A client whose line is answered.
+    fn exchange(&mut self) {
+        let peer = self.client();
+        peer.send(b"line\n");
+        self.sim.advance(millis(100));
+        peer.expect(b"line\n");
+        peer.close();
+        self.sim.advance(millis(100));
+    }
+
+    fn stats(&self) -> PoolStats {
+        pool_stats(&self.proxy)
+    }
+}
+
+fn pool_stats(proxy: &Server<Proxy>) -> PoolStats {
+    proxy.with(|proxy, cx| cx.pool_stats(proxy.pool.unwrap()))
+}
+
+/// Nothing ends by itself in a test of a pool.
+fn quiet() -> Config {
+    let mut config = Config::default();
+    config.timeouts.idle = Some(secs(100_000));
+    config.timeouts.read = Some(secs(100_000));
+    config.timeouts.response = Some(secs(100_000));
+    config.timeouts.first_byte = Some(secs(100_000));
+    config
+}
+
+fn small(size: usize) -> PoolConfig {
+    PoolConfig { size, ..PoolConfig::default() }
+}
+
+#[test]
+fn a_lease_serves_and_is_used_again() {
+    let mut setup = Setup::new(small(4));
+    assert_eq!(setup.stats().open, 0, "nothing is dialled before it is asked for");
+    for _ in 0..10 {
+        setup.exchange();
+    }
+    let stats = setup.stats();
+    assert_eq!((stats.dialled, stats.leases, stats.reused), (1, 10, 9));
+    assert_eq!((stats.open, stats.idle, stats.leased, stats.waiting), (1, 1, 0, 0));
+    assert_eq!(setup.upstream.stats().accepted, 1);
+}
+
+#[test]
+fn waiters_are_served_in_their_turn_by_as_many_connections_as_there_may_be() {
+    let mut setup = Setup::new(small(2));
+    let peers: Vec<_> = (0..20).map(|_| setup.client()).collect();
+    setup.sim.settle();
+    for (number, peer) in peers.iter().enumerate() {
+        peer.send(format!("{number}\n").as_bytes());
+    }
+    setup.sim.advance(secs(1));
+    for (number, peer) in peers.iter().enumerate() {
+        peer.expect(format!("{number}\n").as_bytes());
+    }
+    let stats = setup.stats();
+    assert_eq!((stats.dialled, stats.leases, stats.idle), (2, 20, 2));
+    assert_eq!(setup.upstream.stats().accepted, 2);
+}
+
+#[test]
+fn the_connection_used_last_is_leased_first() {
+    for (order, distinct) in [(PoolOrder::Lifo, 1), (PoolOrder::Fifo, 4)] {
+        let mut setup = Setup::new(PoolConfig { order, ..small(4) });
+        let peers: Vec<_> = (0..4).map(|_| setup.client()).collect();
+        for peer in &peers {
+            peer.send(b"at once\n");
+        }
+        setup.sim.advance(millis(100));
+        assert_eq!(setup.stats().idle, 4);
+        setup.proxy.with(|proxy, _| proxy.used.clear());
+        for _ in 0..8 {
+            setup.exchange();
+        }
+        let mut used = setup.proxy.with(|proxy, _| proxy.used.clone());
+        used.sort_unstable();
+        used.dedup();
+        assert_eq!(used.len(), distinct, "{order:?}");
+    }
+}
+
+#[test]
+fn a_wait_ends_at_its_deadline_with_what_the_last_dial_said() {
+    let mut sim = world(1);
+    sim.serve(OTHER_PORT, quiet(), Lines);
+    let proxy = sim.serve(SERVER, quiet(), Proxy::new(small(4)));
+    let peer = sim.connect(SERVER);
+    peer.send(b"line\n");
+    sim.advance(millis(4_900));
+    peer.expect(b"");
+    sim.advance(millis(200));
+    peer.expect(b"sorry\n");
+    let errors = proxy.with(|proxy, _| proxy.errors.clone());
+    let [error] = errors[..] else { panic!("{errors:?}") };
+    assert_eq!(error.failure, AcquireFailure::Timeout);
+    assert!(matches!(error.last_dial, Some(CloseReason::ConnectFailed(_))), "{error}");
+    let stats = pool_stats(&proxy);
+    assert_eq!((stats.timed_out, stats.waiting), (1, 0));
+    // One dial at a time, with pauses of up to half a second.
+    assert!((8..40).contains(&stats.dials_failed), "{stats:?}");
+}
+
+#[test]
+fn who_waits_outlives_a_short_outage() {
+    let mut sim = world(1);
+    sim.serve(OTHER_PORT, quiet(), Lines);
+    let proxy = sim.serve(SERVER, quiet(), Proxy::new(small(4)));
+    let peers: Vec<_> = (0..100).map(|_| sim.connect(SERVER)).collect();
+    for peer in &peers {
+        peer.send(b"line\n");
+    }
+    sim.advance(secs(3));
+    let _upstream = sim.serve(UPSTREAM, quiet(), Lines);
+    sim.advance(secs(1));
+    for peer in &peers {
+        peer.expect(b"line\n");
+    }
+    let stats = pool_stats(&proxy);
+    assert!(stats.open <= 4 && stats.dials_failed < 40, "{stats:?}");
+}
+
+#[test]
+fn too_many_waiters_are_refused_at_once() {
+    let mut setup = Setup::new(PoolConfig { waiters_max: 3, ..small(1) });
+    setup.proxy.with(|proxy, cx| {
+        cx.acquire(proxy.pool.unwrap(), AcquireOptions::default()).unwrap();
+    });
+    setup.sim.advance(millis(10));
+    let peers: Vec<_> = (0..4).map(|_| setup.client()).collect();
+    for peer in &peers {
+        peer.send(b"line\n");
+        setup.sim.settle();
+    }
+    peers[3].expect(b"refused\n");
+    assert_eq!(setup.stats().refused, 1);
+    let errors = setup.proxy.with(|proxy, _| proxy.errors.clone());
+    assert_eq!(errors[0].failure, AcquireFailure::TooManyWaiters);
+    assert_eq!((errors[0].waiting, errors[0].leased), (3, 1));
+    // What the loop has leased goes on when it gives it back.
+    let leases = setup.proxy.with(|proxy, _| proxy.loop_leases.borrow().clone());
+    let lease = leases[0].unwrap();
+    setup.proxy.with(|_, cx| cx.release(lease));
+    setup.sim.advance(millis(100));
+    for peer in &peers[..3] {
+        peer.expect(b"line\n");
+    }
+}
+
+/// Places and wake-ups must not go to what is gone: the owner ends at each moment between the
+/// question and the answer.
+#[test]
+fn an_owner_that_goes_away_costs_no_place() {
+    let mut setup = Setup::new(small(1));
+    setup.sim.set_link(Link { latency: millis(100), ..Link::default() });
+    for round in 0..60 {
+        let peers: Vec<_> = (0..5).map(|_| setup.client()).collect();
+        setup.sim.advance(millis(300));
+        for peer in &peers {
+            peer.send(b"line\n");
+        }
+        setup.sim.advance(millis(10 * round));
+        for peer in &peers {
+            peer.reset();
+        }
+        setup.sim.advance(millis(500));
+        let stats = setup.stats();
+        assert_eq!((stats.leased, stats.waiting), (0, 0), "round {round}: {stats:?}");
+    }
+    setup.sim.set_link(Link::default());
+    setup.sim.advance(secs(10));
+    setup.exchange();
+    let stats = setup.stats();
+    assert!(stats.owner_gone > 0 && stats.cancelled > 0, "{stats:?}");
+}
+
+#[test]
+fn what_an_idle_connection_is_sent_evicts_it() {
+    let mut setup = Setup::new(small(4));
+    setup.exchange();
+    setup.upstream.with(|_, cx| {
+        for id in cx.ids() {
+            cx.conn(id).unwrap().write(b"stray\n");
+        }
+    });
+    setup.sim.advance(millis(100));
+    let stats = setup.stats();
+    assert_eq!((stats.open, stats.idle, stats.lost_idle), (0, 0, 1));
+    assert_eq!(setup.proxy.stats().closed(CloseReason::UnsolicitedData), 1);
+    setup.exchange();
+}
+
+#[test]
+fn an_idle_connection_that_its_peer_ends_is_evicted() {
+    for abort in [false, true] {
+        let mut setup = Setup::new(small(4));
+        setup.exchange();
+        setup.upstream.with(|_, cx| {
+            for id in cx.ids() {
+                let mut conn = cx.conn(id).unwrap();
+                if abort { conn.abort() } else { conn.close() }
+            }
+        });
+        setup.sim.advance(millis(100));
+        assert_eq!((setup.stats().open, setup.stats().lost_idle), (0, 1), "abort: {abort}");
+        setup.exchange();
+        assert_eq!(setup.stats().dialled, 2);
+    }
+}
+
+/// A stray reply, a FIN or a reset has come while the callback runs that asks, so that no event has
+/// said so.
+#[test]
+fn what_came_in_the_moment_of_the_lease_is_found() {
+    let ends: [fn(&Peer); 3] = [
+        |peer| peer.send_after(millis(5), *b"stray\n"),
+        |peer| peer.half_close(),
+        |peer| peer.reset(),
+    ];
+    for end in ends {
+        let mut sim = world(1);
+        let listener = sim.listen(UPSTREAM, 8);
+        let proxy = sim.serve(SERVER, quiet(), Proxy::new(small(1)));
+        let clients = [(); 2].map(|()| sim.connect(SERVER));
+        clients[0].send(b"first\n");
+        sim.settle();
+        let upstream = listener.accept().unwrap();
+        sim.advance(millis(10));
+        upstream.expect(b"first\n");
+        upstream.send(b"first\n");
+        sim.advance(millis(10));
+        clients[0].expect(b"first\n");
+        let stall = sim.stall();
+        proxy.with(|proxy, _| proxy.stall = Some(Box::new(move || stall(millis(10)))));
+        // The event of the client comes first.
+        clients[1].send(b"mine\n");
+        sim.pass(Duration::ZERO);
+        end(&upstream);
+        sim.advance(millis(100));
+        let next = listener.accept().expect("a connection that works");
+        next.expect(b"mine\n");
+        next.send(b"mine\n");
+        sim.advance(millis(100));
+        clients[1].expect(b"mine\n");
+        assert_eq!(pool_stats(&proxy).lost_idle, 1);
+    }
+}
+
+#[test]
+fn a_lease_given_back_in_the_middle_of_an_exchange_is_closed() {
+    let mut setup = Setup::new(small(1));
+    setup.proxy.with(|proxy, cx| {
+        cx.acquire(proxy.pool.unwrap(), AcquireOptions::default()).unwrap();
+    });
+    setup.sim.advance(millis(100));
+    let lease = setup.proxy.with(|proxy, cx| {
+        let lease = proxy.loop_leases.borrow()[0].unwrap();
+        let mut conn = cx.conn(lease).unwrap();
+        conn.begin_request();
+        conn.write(b"line\n");
+        cx.release(lease);
+        lease
+    });
+    setup.sim.advance(millis(100));
+    assert_eq!(setup.proxy.stats().closed(CloseReason::PoolUnclean), 1);
+    assert_eq!((setup.stats().open, setup.stats().unclean), (0, 1));
+    assert!(setup.proxy.with(|_, cx| cx.conn(lease).is_none()));
+    setup.exchange();
+}
+
+#[test]
+fn cleaning_ends_by_its_deadline() {
+    // The upstream is deaf while it has four leases to clean.
+    let mut setup = Setup::new(PoolConfig { cleaning: millis(500), ..small(4) });
+    for _ in 0..4 {
+        setup.proxy.with(|proxy, cx| {
+            cx.acquire(proxy.pool.unwrap(), AcquireOptions::default()).unwrap();
+        });
+    }
+    setup.sim.advance(millis(100));
+    setup.sim.partition("10.0.0.1", "10.0.0.2");
+    setup.proxy.with(|proxy, cx| {
+        for lease in proxy.loop_leases.borrow().iter() {
+            let mut conn = cx.conn(lease.unwrap()).unwrap();
+            conn.begin_request();
+            conn.write(b"line\n");
+            let id = conn.id();
+            conn.clean(id);
+        }
+    });
+    setup.sim.advance(millis(400));
+    assert_eq!((setup.stats().open, setup.stats().leased), (4, 0));
+    setup.sim.advance(millis(200));
+    assert_eq!((setup.stats().open, setup.stats().unclean), (0, 4));
+    setup.sim.repair("10.0.0.1", "10.0.0.2");
+    setup.exchange();
+}
+
+#[test]
+fn what_is_cleaned_in_time_is_leased_again() {
+    let mut setup = Setup::new(small(1));
+    setup.proxy.with(|proxy, cx| {
+        cx.acquire(proxy.pool.unwrap(), AcquireOptions::default()).unwrap();
+    });
+    setup.sim.advance(millis(100));
+    setup.proxy.with(|proxy, cx| {
+        let lease = proxy.loop_leases.borrow()[0].unwrap();
+        let mut conn = cx.conn(lease).unwrap();
+        conn.begin_request();
+        conn.write(b"reset\n");
+        conn.clean(lease);
+    });
+    setup.exchange();
+    let stats = setup.stats();
+    assert_eq!((stats.dialled, stats.leases, stats.unclean), (1, 2, 0));
+}
+
+#[test]
+fn a_handshake_comes_before_the_first_lease() {
+    let mut setup = Setup::with(PoolConfig { handshake: Some(secs(1)), ..small(2) }, |proxy| {
+        proxy.greets = true;
+    });
+    setup.exchange();
+    setup.exchange();
+    let stats = setup.stats();
+    assert_eq!((stats.dialled, stats.leases, stats.coming), (1, 2, 0));
+}
+
+#[test]
+fn a_handshake_that_does_not_end_is_a_failed_dial() {
+    let mut setup = Setup::new(PoolConfig { handshake: Some(millis(300)), ..small(1) });
+    let peer = setup.client();
+    peer.send(b"line\n");
+    setup.sim.advance(millis(350));
+    assert_eq!(setup.proxy.stats().closed(CloseReason::Timeout(Timeout::Handshake)), 1);
+    setup.sim.advance(secs(6));
+    peer.expect(b"sorry\n");
+    let error = setup.proxy.with(|proxy, _| proxy.errors[0]);
+    assert_eq!(error.last_dial, Some(CloseReason::Timeout(Timeout::Handshake)));
+    assert_eq!(setup.stats().leased, 0);
+}
+
+#[test]
+fn connections_beyond_the_idle_maximum_end_with_a_fin() {
+    let mut setup = Setup::new(PoolConfig { idle_max: 2, ..small(8) });
+    let peers: Vec<_> = (0..8).map(|_| setup.client()).collect();
+    for peer in &peers {
+        peer.send(b"line\n");
+    }
+    setup.sim.advance(millis(500));
+    let stats = setup.stats();
+    assert_eq!((stats.idle, stats.open), (2, 2), "{stats:?}");
+    assert_eq!(setup.proxy.stats().closed(CloseReason::PoolSurplus), stats.surplus);
+    assert_eq!(setup.upstream.stats().closed(CloseReason::PeerEof), stats.surplus);
+    assert_eq!(setup.upstream.stats().closed(CloseReason::PeerReset), 0);
+}
+
+#[test]
+fn an_idle_connection_ends_in_its_time() {
+    let mut setup = Setup::new(PoolConfig { idle: Some(secs(20)), ..small(4) });
+    setup.exchange();
+    setup.sim.advance(secs(19));
+    assert_eq!(setup.stats().idle, 1);
+    setup.sim.advance(secs(2));
+    assert_eq!((setup.stats().open, setup.stats().idle_closed), (0, 1));
+    assert_eq!(setup.upstream.stats().closed(CloseReason::PeerEof), 1);
+}
+
+#[test]
+fn as_many_as_are_to_be_idle_are_dialled_once() {
+    let mut setup =
+        Setup::new(PoolConfig { idle_min: 4, idle: Some(secs(1)), ..PoolConfig::default() });
+    setup.sim.advance(secs(60));
+    let stats = setup.stats();
+    assert_eq!((stats.dialled, stats.idle, stats.idle_closed), (4, 4, 0));
+    assert_eq!(setup.upstream.stats().accepted, 4);
+}
+
+#[test]
+fn a_busy_connection_is_replaced_at_its_age() {
+    let mut setup = Setup::new(PoolConfig { lifetime: Some(secs(2)), ..small(1) });
+    for _ in 0..50 {
+        setup.exchange();
+    }
+    // Ten seconds, in which each lives for a second and a half to two.
+    let stats = setup.stats();
+    assert!((4..=7).contains(&stats.replaced), "{stats:?}");
+    assert_eq!(stats.dialled, stats.replaced + 1);
+}
+
+#[test]
+fn idle_connections_are_replaced_one_after_the_other() {
+    let mut setup =
+        Setup::new(PoolConfig { lifetime: Some(secs(40)), idle: None, idle_min: 4, ..small(4) });
+    setup.sim.advance(secs(29));
+    assert_eq!(setup.stats().replaced, 0);
+    let mut replaced = Vec::new();
+    for _ in 0..60 {
+        setup.sim.advance(secs(1));
+        replaced.push(setup.stats().replaced);
+    }
+    assert!(replaced.windows(10).all(|of| of[9] - of[0] <= 1), "{replaced:?}");
+    assert!(*replaced.last().unwrap() >= 5);
+    assert_eq!(setup.stats().idle, 4);
+}
+
+#[test]
+fn a_connection_is_leased_as_often_as_it_may_be() {
+    let mut setup = Setup::new(PoolConfig { leases_max: Some(3), ..small(1) });
+    for _ in 0..9 {
+        setup.exchange();
+    }
+    assert_eq!(setup.stats().dialled, 3);
+}
+
+#[test]
+fn an_idle_connection_is_pinged_and_goes_on() {
+    let config = PoolConfig { idle: None, ping_after: Some(secs(30)), ..small(1) };
+    let mut setup = Setup::with(config, |proxy| proxy.pings = true);
+    setup.exchange();
+    setup.sim.advance(secs(100));
+    let stats = setup.stats();
+    assert!((3..=4).contains(&stats.pinged), "{stats:?}");
+    assert_eq!((stats.dialled, stats.idle), (1, 1));
+    setup.exchange();
+}
+
+#[test]
+fn a_connection_that_does_not_answer_a_ping_is_closed() {
+    let config = PoolConfig { idle: None, ping_after: Some(secs(30)), ..small(1) };
+    let mut setup = Setup::with(config, |proxy| proxy.pings = true);
+    setup.exchange();
+    setup.sim.partition("10.0.0.1", "10.0.0.2");
+    setup.sim.advance(secs(32));
+    assert_eq!(setup.proxy.stats().closed(CloseReason::Timeout(Timeout::Ping)), 1);
+    assert_eq!(setup.stats().open, 0);
+}
+
+#[test]
+fn a_ping_that_sends_nothing_leaves_the_connection_idle() {
+    let config = PoolConfig { idle: None, ping_after: Some(secs(30)), ..small(1) };
+    let mut setup = Setup::new(config);
+    setup.exchange();
+    setup.sim.advance(secs(100));
+    assert!(setup.stats().pinged >= 3);
+    assert_eq!((setup.stats().dialled, setup.stats().idle), (1, 1));
+}
+
+#[test]
+fn a_wait_that_is_cancelled_is_not_answered() {
+    let mut setup = Setup::new(small(1));
+    let wait = setup
+        .proxy
+        .with(|proxy, cx| cx.acquire(proxy.pool.unwrap(), AcquireOptions::default()).unwrap());
+    assert!(setup.proxy.with(|_, cx| cx.cancel_acquire(wait)));
+    assert!(!setup.proxy.with(|_, cx| cx.cancel_acquire(wait)));
+    setup.sim.advance(secs(10));
+    assert!(setup.proxy.with(|proxy, _| proxy.loop_leases.borrow().is_empty()));
+    assert_eq!((setup.stats().waiting, setup.stats().cancelled), (0, 1));
+    setup.exchange();
+}
+
+#[test]
+fn a_pool_that_fails_fast_says_why() {
+    let mut sim = world(1);
+    sim.serve(OTHER_PORT, quiet(), Lines);
+    let proxy = Proxy::new(PoolConfig { fail_fast: true, ..small(4) });
+    let proxy = sim.serve(SERVER, quiet(), proxy);
+    let peer = sim.connect(SERVER);
+    peer.send(b"line\n");
+    sim.advance(millis(100));
+    peer.expect(b"sorry\n");
+    let error = proxy.with(|proxy, _| proxy.errors[0]);
+    assert_eq!(error.failure, AcquireFailure::Unreachable);
+    assert!(matches!(error.last_dial, Some(CloseReason::ConnectFailed(_))));
+    assert!(error.to_string().contains("the latest dial"), "{error}");
+}
+
+/// A leased connection is its owner's alone.
+#[test]
+fn another_connection_does_not_reach_a_lease() {
+    let mut setup = Setup::new(small(1));
+    setup.exchange();
+    let id = setup.proxy.with(|proxy, _| proxy.used[0]);
+    assert!(setup.proxy.with(|_, cx| cx.conn(id).is_none()), "an idle one is nobody's");
+    setup.proxy.with(|proxy, cx| {
+        cx.acquire(proxy.pool.unwrap(), AcquireOptions::default()).unwrap();
+    });
+    setup.sim.advance(millis(10));
+    assert!(setup.proxy.with(|_, cx| cx.conn(id).is_some()));
+}
+
+#[test]
+fn a_group_closes_what_is_idle_elsewhere_to_make_room() {
+    let mut sim = world(1);
+    let hosts = ["10.0.0.2:9", "10.0.0.3:9"];
+    let _upstreams = hosts.map(|host| sim.serve(host, quiet(), Lines));
+    let proxy = sim.serve(SERVER, quiet(), Proxy::new(small(4)));
+    sim.settle();
+    let pools = proxy.with(|_, cx| {
+        let group = Some(cx.add_pool_group(2));
+        hosts.map(|host| cx.add_pool(host, &PoolConfig { group, ..small(4) }).unwrap())
+    });
+    let lease = |sim: &mut Sim, pool: PoolId| {
+        proxy.with(|_, cx| cx.acquire(pool, AcquireOptions::default()).unwrap());
+        sim.advance(millis(500));
+        let leases = proxy.with(|proxy, _| std::mem::take(&mut *proxy.loop_leases.borrow_mut()));
+        leases.into_iter().next()
+    };
+    proxy.with(|proxy, _| proxy.pool = Some(pools[0]));
+    let first = lease(&mut sim, pools[0]).unwrap().unwrap();
+    let second = lease(&mut sim, pools[0]).unwrap().unwrap();
+    assert!(lease(&mut sim, pools[1]).is_none(), "both are leased");
+    proxy.with(|_, cx| cx.release(first));
+    proxy.with(|proxy, _| proxy.pool = Some(pools[1]));
+    sim.advance(secs(1));
+    let third = proxy.with(|proxy, _| proxy.loop_leases.borrow_mut().pop());
+    assert!(third.is_some_and(|lease| lease.is_ok()), "{third:?}");
+    let open = pools.map(|pool| proxy.with(|_, cx| cx.pool_stats(pool).open));
+    assert_eq!(open, [1, 1]);
+    proxy.with(|_, cx| cx.release(second));
+}
+
+#[test]
+fn a_closed_pool_answers_what_waits_and_closes_what_is_idle() {
+    let mut setup = Setup::new(small(2));
+    setup.exchange();
+    setup.proxy.with(|proxy, cx| cx.close_pool(proxy.pool.unwrap()));
+    setup.sim.advance(millis(100));
+    assert_eq!(setup.stats().open, 0);
+    let peer = setup.client();
+    peer.send(b"line\n");
+    setup.sim.advance(millis(100));
+    peer.expect(b"refused\n");
+    assert_eq!(setup.proxy.with(|proxy, _| proxy.errors[0].failure), AcquireFailure::Closed);
+}
+
+#[test]
+fn a_shutdown_serves_what_waits() {
+    let mut setup = Setup::new(small(1));
+    let peers: Vec<_> = (0..5).map(|_| setup.client()).collect();
+    for peer in &peers {
+        peer.send(b"line\n");
+    }
+    setup.sim.step();
+    setup.proxy.shutdown();
+    setup.sim.advance(secs(40));
+    for peer in &peers {
+        peer.expect(b"line\n");
+    }
+    assert!(setup.proxy.is_finished());
+}
+
+#[test]
+fn our_own_shortage_is_no_failure_of_the_endpoint() {
+    let mut setup = Setup::new(small(2));
+    setup.proxy.fail(Call::Connect, 0, errno::EADDRNOTAVAIL);
+    setup.exchange_late();
+    let stats = setup.stats();
+    assert_eq!((stats.dials_failed, stats.dialled), (1, 2), "{stats:?}");
+}
+
+impl Setup {
+    /// A client that has to wait for a second dial.
+    fn exchange_late(&mut self) {
+        let peer = self.client();
+        peer.send(b"line\n");
+        self.sim.advance(millis(300));
+        peer.expect(b"line\n");
+        peer.close();
+        self.sim.settle();
+    }
+}
