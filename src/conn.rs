@@ -571,6 +571,27 @@ impl Conn<'_> {
         self.cx.shared.cancel_wait(wait)
     }
 
+    /// Begins a request on `lease` and writes it, and has it sent again if the lease is lost in the
+    /// moment of the request: a server may close an idle connection while a request is on its way
+    /// to it. Returns whether that may be.
+    ///
+    /// It is sent again once, over a newly dialled connection, if all of this holds: the connection
+    /// was not new when it was leased, it is closed or reset by its peer or fails, no byte has come back, and
+    /// the request is at most 64 KiB long, which are kept for it until the lease ends. Then
+    /// [`Handler::on_lease_replaced`](crate::Handler::on_lease_replaced) follows.
+    ///
+    /// The server may have executed the request all the same: by this call the handler asserts that
+    /// it may be executed twice ([RFC 9110 §9.2.2](https://www.rfc-editor.org/rfc/rfc9110#section-9.2.2)).
+    pub fn send_replayable(&mut self, lease: ConnId, request: impl Into<Bytes>) -> bool {
+        let request = request.into();
+        let again = self.cx.shared.keep_replay(self.id, lease, &request);
+        if let Some(mut conn) = self.other(lease) {
+            conn.begin_request();
+            conn.write_bytes(request);
+        }
+        again
+    }
+
     /// Gives `lease` back to its pool at the end of an exchange: every request has been answered, and
     /// nothing is queued. From here on it cannot be reached from this connection.
     ///

@@ -178,6 +178,21 @@ pub trait Handler: Sized {
         }
     }
 
+    /// The connection `lost` that was leased to this one has ended, and the request that was
+    /// [sent](Conn::send_replayable) over it has been sent again: over `lease`, which is leased to
+    /// this one in its place. Or there is none, and the request has failed.
+    ///
+    /// It comes once for each lease that is lost so. The callbacks of the lost connection's end have
+    /// come before, without an [owner](Conn::owner).
+    fn on_lease_replaced(
+        &mut self,
+        conn: &mut Conn<'_>,
+        session: &mut Self::Session,
+        lost: ConnId,
+        lease: Result<ConnId, AcquireError>,
+    ) {
+    }
+
     /// The answer to [`Context::acquire`]. As [`on_acquired`](Handler::on_acquired), for a lease of
     /// the loop.
     fn on_loop_acquired(

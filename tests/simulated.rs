@@ -22,6 +22,9 @@ mod large;
 mod line;
 #[path = "../examples/ping/server.rs"]
 mod ping;
+#[path = "scenarios/pooled.rs"]
+#[allow(dead_code, reason = "what only the swarm runs")]
+mod pooled;
 mod scenarios;
 #[path = "simulated/weakest.rs"]
 mod weakest;

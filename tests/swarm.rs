@@ -11,6 +11,10 @@ mod lengths;
 #[path = "scenarios/peers.rs"]
 mod peers;
 
+#[path = "scenarios/pooled.rs"]
+#[allow(dead_code, reason = "what only the rules look at")]
+mod pooled;
+
 #[path = "scenarios/servers.rs"]
 mod servers;
 
@@ -46,6 +50,11 @@ fn swarm_echo() {
 #[test]
 fn swarm_lengths() {
     run("lengths", lengths::lengths);
+}
+
+#[test]
+fn swarm_pooled() {
+    run("pooled", pooled::pooled);
 }
 
 #[test]

@@ -167,6 +167,16 @@ impl<H: Handler> Handler for Metered<H> {
         pass_on!(self, on_acquired, conn, session, wait, lease);
     }
 
+    fn on_lease_replaced(
+        &mut self,
+        conn: &mut Conn<'_>,
+        session: &mut Self::Session,
+        lost: ConnId,
+        lease: Result<ConnId, AcquireError>,
+    ) {
+        pass_on!(self, on_lease_replaced, conn, session, lost, lease);
+    }
+
     fn on_loop_acquired(
         &mut self,
         cx: &mut Context<'_>,

@@ -75,7 +75,8 @@ pub struct PoolConfig {
     /// The pause after a dial that failed. It doubles with each further failure up to
     /// [`backoff_max`](PoolConfig::backoff_max), and is shortened at random by up to all of it, so
     /// that many pools do not dial in step ("full jitter", Brooker 2015). After a failure one
-    /// connection is dialled at a time, and with each success twice as many. Default 100 ms.
+    /// connection is dialled at a time, and with each success one more, as in TCP's slow start.
+    /// Default 100 ms.
     pub backoff: Duration,
     /// The longest pause after a dial that failed, while nothing waits. Default 5 s.
     pub backoff_max: Duration,

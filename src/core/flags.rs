@@ -152,6 +152,8 @@ flags! {
         BROKEN = 5;
         /// The connection is a pool's.
         POOLED = 6;
+        /// The connection has asked a pool for another.
+        USES_POOLS = 7;
     }
 }
 

@@ -8,6 +8,7 @@
 
 use std::collections::VecDeque;
 
+use bytes::Bytes;
 use slab::Slab;
 
 use crate::close::{CloseReason, Timeout};
@@ -72,9 +73,15 @@ pub struct PoolStats {
     pub owner_gone: u64,
     /// Connections that were pinged.
     pub pinged: u64,
+    /// Requests sent again because the lease ended before a byte of the reply had come.
+    pub replayed: u64,
     /// How the latest dial ended, if it failed and none has succeeded since.
     pub last_dial: Option<CloseReason>,
 }
+
+/// How long a dialled connection that was never leased counts as new: its peer cannot have closed it
+/// as idle yet.
+const NEW_FOR: u64 = 100_000_000;
 
 /// Where a connection of the pool is in its life.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -107,16 +114,34 @@ struct Member {
     expires: Instant,
     /// Leases so far.
     leases: u64,
+    /// It was not new at its latest lease: its peer may have closed it meanwhile.
+    used: bool,
     reported: bool,
 }
 
+impl Member {
+    fn is_new(&self, now: Instant) -> bool {
+        self.leases == 0 && now.nanos_since(self.since) < NEW_FOR
+    }
+}
+
 /// What waits for a connection.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct Waiter {
     pub(crate) id: WaitId,
     /// The connection that asked; the loop where there is none.
     pub(crate) owner: Option<ConnId>,
     pub(crate) until: Instant,
+    /// What is to be sent again, over a connection that was never leased.
+    pub(crate) replay: Option<Box<Replay>>,
+}
+
+/// A request over a lease that ended before a byte of the reply had come.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct Replay {
+    /// The connection over which it was sent.
+    pub(crate) lost: ConnId,
+    pub(crate) request: Bytes,
 }
 
 /// What is to be done next.
@@ -161,6 +186,8 @@ pub(crate) struct Pool {
     returned: VecDeque<Place>,
     /// In the order in which they asked, which is that of their ids.
     waiters: VecDeque<Waiter>,
+    /// Those with something to send again. They come before the others, which they came before.
+    replays: VecDeque<Waiter>,
     /// No waiter's time is over before that.
     waiters_due: Instant,
     /// Nothing of a member is due before that.
@@ -241,6 +268,7 @@ impl Pool {
             idle: VecDeque::new(),
             returned: VecDeque::new(),
             waiters: VecDeque::new(),
+            replays: VecDeque::new(),
             waiters_due: Instant::FAR_FUTURE,
             members_due: Instant::FAR_FUTURE,
             coming: 0,
@@ -264,7 +292,7 @@ impl Pool {
             idle: self.idle.len(),
             leased: self.leased,
             coming: self.coming,
-            waiting: self.waiters.len(),
+            waiting: self.waiters.len() + self.replays.len(),
             ..self.stats
         }
     }
@@ -284,12 +312,20 @@ impl Pool {
     }
 
     pub(crate) fn has_waiters(&self) -> bool {
-        !self.waiters.is_empty()
+        !self.waiters.is_empty() || !self.replays.is_empty()
     }
 
-    /// Whether another may wait.
+    /// Whether another may wait. What is sent again waited before.
     pub(crate) fn takes_waiters(&self) -> bool {
         self.waiters.len() < self.rules.waiters_max
+    }
+
+    /// Lets `waiter`, with something to send again, wait before all that have nothing. Its id is
+    /// greater than theirs.
+    pub(crate) fn wait_again(&mut self, waiter: Waiter) {
+        self.waiters_due = self.waiters_due.min(waiter.until);
+        self.replays.push_back(waiter);
+        self.stats.replayed += 1;
     }
 
     /// Lets `waiter` wait behind all others. Its id is greater than theirs.
@@ -302,15 +338,20 @@ impl Pool {
 
     /// Takes out what waits under `id`, if it still does.
     pub(crate) fn cancel(&mut self, id: WaitId) -> Option<Waiter> {
-        let at = self.waiters.binary_search_by_key(&id.serial, |waiter| waiter.id.serial).ok()?;
-        self.stats.cancelled += 1;
-        self.waiters.remove(at)
+        for list in [&mut self.waiters, &mut self.replays] {
+            if let Ok(at) = list.binary_search_by_key(&id.serial, |waiter| waiter.id.serial) {
+                self.stats.cancelled += 1;
+                return list.remove(at);
+            }
+        }
+        None
     }
 
     /// Takes out the first that waits for `owner`.
     pub(crate) fn cancel_of(&mut self, owner: ConnId) -> Option<Waiter> {
-        let waiter = self.waiters.iter().find(|waiter| waiter.owner == Some(owner))?;
-        self.cancel(waiter.id)
+        let mut all = self.waiters.iter().chain(&self.replays);
+        let id = all.find(|waiter| waiter.owner == Some(owner))?.id;
+        self.cancel(id)
     }
 
     /// The pool is not used any more: what waits is answered with an error, and what is idle closed.
@@ -334,7 +375,7 @@ impl Pool {
             return Some(Work::Expire(waiter));
         }
         if self.fails {
-            if let Some(waiter) = self.waiters.pop_front() {
+            if let Some(waiter) = self.replays.pop_front().or_else(|| self.waiters.pop_front()) {
                 self.stats.failed += 1;
                 return Some(Work::Fail(waiter));
             }
@@ -345,27 +386,39 @@ impl Pool {
         {
             return Some(work);
         }
-        if !self.waiters.is_empty()
-            && let Some(place) = self.candidate()
+        let fresh = if self.replays.is_empty() { None } else { self.fresh(now) };
+        if !self.replays.is_empty()
+            && fresh.is_none()
+            && self.coming == 0
+            && self.members.len() >= self.rules.size
+            && let Some(place) = self.idle.front()
         {
+            // It makes room for a new one.
+            self.stats.surplus += 1;
+            return Some(self.end(*place, CloseReason::PoolSurplus, now));
+        }
+        let any = || if self.waiters.is_empty() { None } else { self.candidate() };
+        if let Some(place) = fresh.or_else(any) {
             return Some(Work::Offer(place, self.members[place as usize].conn));
         }
-        self.may_dial(now).then_some(Work::Dial)
+        (self.wants_dial(now) && now >= self.dial_at).then_some(Work::Dial)
     }
 
     /// When [`Pool::next`] has something to do again, if nothing is noted until then; never after
     /// the time at which that is so.
-    pub(crate) fn due(&self) -> Instant {
-        let dials = if self.wants_dial() { self.dial_at } else { Instant::FAR_FUTURE };
+    pub(crate) fn due(&self, now: Instant) -> Instant {
+        let dials = if self.wants_dial(now) { self.dial_at } else { Instant::FAR_FUTURE };
         self.waiters_due.min(self.members_due).min(dials)
     }
 
     fn take_expired(&mut self, now: Instant) -> Option<Waiter> {
-        if let Some(at) = self.waiters.iter().position(|waiter| waiter.until <= now) {
-            self.stats.timed_out += 1;
-            return self.waiters.remove(at);
+        for list in [&mut self.replays, &mut self.waiters] {
+            if let Some(at) = list.iter().position(|waiter| waiter.until <= now) {
+                self.stats.timed_out += 1;
+                return list.remove(at);
+            }
         }
-        let next = self.waiters.iter().map(|waiter| waiter.until).min();
+        let next = self.waiters.iter().chain(&self.replays).map(|waiter| waiter.until).min();
         self.waiters_due = next.unwrap_or(Instant::FAR_FUTURE);
         None
     }
@@ -374,6 +427,12 @@ impl Pool {
     fn candidate(&self) -> Option<Place> {
         let end = if self.rules.lifo { self.idle.back() } else { self.idle.front() };
         end.copied()
+    }
+
+    /// An idle connection that is new.
+    fn fresh(&self, now: Instant) -> Option<Place> {
+        let mut idle = self.idle.iter().copied();
+        idle.find(|place| self.members[*place as usize].is_new(now))
     }
 
     /// What is due of members, one after the other; when nothing more is, when the next is due.
@@ -448,25 +507,27 @@ impl Pool {
         Work::Close(self.members[place as usize].conn, reason)
     }
 
-    /// When a member is to be replaced because of its age: not soon after another.
+    /// When a member is to be replaced because of its age: not soon after another, and not before
+    /// its first lease, if something waits for that.
     fn replacement_due(&self, member: &Member) -> Instant {
+        if member.leases == 0 && self.has_waiters() {
+            return Instant::FAR_FUTURE;
+        }
         let spacing = self.rules.lifetime / self.rules.size as u64;
         let spaced = self.replaced_at.map_or(Instant::EPOCH, |at| at.after(spacing));
         member.expires.max(spaced)
     }
 
     /// Whether another connection is wanted, whenever it may be dialled.
-    fn wants_dial(&self) -> bool {
-        let needed = self.waiters.len().saturating_sub(self.coming);
+    fn wants_dial(&self, now: Instant) -> bool {
+        let needed = (self.waiters.len() + self.replays.len()).saturating_sub(self.coming);
+        // What is sent again wants a new one.
+        let idle = self.idle.is_empty() || (!self.replays.is_empty() && self.fresh(now).is_none());
         let spare = self.coming == 0 && self.idle.len() < self.rules.idle_min && !self.drains;
         !self.closed
             && self.members.len() < self.rules.size
             && self.coming < self.ramp
-            && ((needed > 0 && self.idle.is_empty()) || spare)
-    }
-
-    fn may_dial(&self, now: Instant) -> bool {
-        self.wants_dial() && now >= self.dial_at
+            && ((needed > 0 && idle) || spare)
     }
 }
 
@@ -483,6 +544,7 @@ impl Pool {
             until: Instant::FAR_FUTURE,
             expires: Instant::FAR_FUTURE,
             leases: 0,
+            used: false,
             reported: false,
         };
         self.members.insert(member) as Place
@@ -523,7 +585,8 @@ impl Pool {
                 self.coming -= 1;
                 self.failures = 0;
                 self.dial_at = Instant::EPOCH;
-                self.ramp = self.ramp.saturating_mul(2).min(self.rules.size);
+                // As TCP's slow start: twice as many for each round of dials.
+                self.ramp = (self.ramp + 1).min(self.rules.size);
                 self.stats.last_dial = None;
             }
             Phase::Cleaning | Phase::Checked => {}
@@ -548,15 +611,23 @@ impl Pool {
 
     /// Leases an idle connection to what has waited longest, which is taken out.
     pub(crate) fn lease(&mut self, place: Place, now: Instant) -> Option<Waiter> {
-        let waiter = self.waiters.pop_front()?;
+        let is_new = self.members[place as usize].is_new(now);
+        let replay = if is_new { self.replays.pop_front() } else { None };
+        let waiter = replay.or_else(|| self.waiters.pop_front())?;
         self.enter(place, Phase::Leased(waiter.owner), now, u64::MAX);
         self.members_due = self.members_due.min(now.after(self.rules.report));
         let member = &mut self.members[place as usize];
         member.leases += 1;
+        member.used = !is_new;
         member.reported = false;
         self.stats.leases += 1;
         self.stats.reused += u64::from(member.leases > 1);
         Some(waiter)
+    }
+
+    /// Whether it was not new when it was leased.
+    pub(crate) fn is_used(&self, place: Place) -> bool {
+        self.members[place as usize].used
     }
 
     pub(crate) fn phase(&self, place: Place) -> Phase {
@@ -585,7 +656,7 @@ impl Pool {
             self.replaced_at = Some(now);
             self.stats.replaced += 1;
             CloseReason::Timeout(Timeout::Lifetime)
-        } else if self.waiters.is_empty() && self.idle.len() >= self.rules.idle_max {
+        } else if !self.has_waiters() && self.idle.len() >= self.rules.idle_max {
             self.stats.surplus += 1;
             CloseReason::PoolSurplus
         } else {
@@ -631,7 +702,7 @@ impl Pool {
         self.ramp = 1;
         let rules = &self.rules;
         let doubled = rules.backoff.saturating_mul(1 << (self.failures - 1).min(32));
-        let most = if self.waiters.is_empty() { rules.backoff_max } else { rules.backoff_waiting };
+        let most = if self.has_waiters() { rules.backoff_waiting } else { rules.backoff_max };
         self.dial_at = now.after(share_of(doubled.min(most), random));
         // Others may still come, or be given back.
         self.fails = rules.fail_fast && self.coming == 0 && self.leased == 0;
@@ -684,5 +755,408 @@ impl Pool {
         member.since = now;
         member.until = now.after(most);
         self.members_due = self.members_due.min(member.until);
+    }
+}
+
+/// What must hold between two turns.
+#[cfg(feature = "sim")]
+impl Pool {
+    /// The connections, their places and phases.
+    pub(crate) fn members(&self) -> impl Iterator<Item = (Place, ConnId, Phase)> {
+        self.members.iter().map(|(at, member)| (at as Place, member.conn, member.phase))
+    }
+
+    pub(crate) fn waiters(&self) -> impl Iterator<Item = &Waiter> {
+        self.waiters.iter().chain(&self.replays)
+    }
+
+    /// The lists and sums are those of the members.
+    pub(crate) fn audit(&self) -> Result<(), String> {
+        let count = |is: fn(Phase) -> bool| self.members().filter(|(.., phase)| is(*phase)).count();
+        let sums = [
+            ("coming", self.coming, count(|phase| phase == Phase::Coming)),
+            ("leased", self.leased, count(|phase| matches!(phase, Phase::Leased(_)))),
+            ("idle", self.idle.len(), count(|phase| phase == Phase::Idle)),
+            ("returned", self.returned.len(), count(|phase| phase == Phase::Returned)),
+        ];
+        for (name, known, there) in sums {
+            if known != there {
+                return Err(format!("{known} {name} are known, and {there} are there"));
+            }
+        }
+        if self.members.len() > self.rules.size {
+            return Err(format!(
+                "{} connections, and {} may be",
+                self.members.len(),
+                self.rules.size
+            ));
+        }
+        if self.waiters.len() > self.rules.waiters_max {
+            return Err(format!("{} wait, and {} may", self.waiters.len(), self.rules.waiters_max));
+        }
+        let is_idle = |place: &Place| self.members[*place as usize].phase == Phase::Idle;
+        if !self.idle.iter().all(is_idle) {
+            return Err("a connection is in the list of idle ones and is not idle".into());
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::time::Duration;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::id::PoolId;
+
+    const POOL: PoolId = PoolId(0);
+
+    const fn secs(secs: u64) -> Instant {
+        Instant::from_nanos(secs * 1_000_000_000)
+    }
+
+    fn waiter(serial: u64, owner: u32, until: Instant) -> Waiter {
+        let owner = Some(ConnId::new(owner, 1));
+        Waiter { id: WaitId { serial, pool: POOL }, owner, until, replay: None }
+    }
+
+    fn conn(number: u64) -> ConnId {
+        ConnId::new(1_000 + number as u32, 1)
+    }
+
+    /// A pool whose dials succeed at once and whose sockets are sound.
+    struct Model {
+        pool: Pool,
+        now: Instant,
+        conns: u64,
+        asked: u64,
+        /// Waits that have not been answered.
+        waiting: BTreeSet<u64>,
+        /// Those of them with something to send again.
+        again: BTreeSet<u64>,
+        /// Connections that are leased.
+        leases: Vec<Place>,
+        /// Connections that are dialled.
+        coming: Vec<Place>,
+        /// Connections whose end has begun.
+        ending: Vec<Place>,
+        most_open: usize,
+        random: u64,
+    }
+
+    #[derive(Clone, Copy, Debug)]
+    enum Op {
+        Ask { owner: u32, secs: u64 },
+        Cancel { serial: u64 },
+        EndOwner { owner: u32 },
+        DialSucceeds(usize),
+        DialFails(usize, bool),
+        GiveBack(usize),
+        Clean(usize),
+        LoseLease(usize),
+        Replay(usize),
+        LoseIdle,
+        CloseSocket(usize),
+        Pass { millis: u64 },
+    }
+
+    fn ops() -> impl Strategy<Value = Vec<Op>> {
+        let op = prop_oneof![
+            6 => (0..6_u32, 1..8_u64).prop_map(|(owner, secs)| Op::Ask { owner, secs }),
+            1 => (0..200_u64).prop_map(|serial| Op::Cancel { serial }),
+            1 => (0..6_u32).prop_map(|owner| Op::EndOwner { owner }),
+            4 => any::<usize>().prop_map(Op::DialSucceeds),
+            2 => (any::<usize>(), any::<bool>()).prop_map(|(at, ours)| Op::DialFails(at, ours)),
+            6 => any::<usize>().prop_map(Op::GiveBack),
+            1 => any::<usize>().prop_map(Op::Clean),
+            1 => any::<usize>().prop_map(Op::LoseLease),
+            1 => any::<usize>().prop_map(Op::Replay),
+            1 => Just(Op::LoseIdle),
+            4 => any::<usize>().prop_map(Op::CloseSocket),
+            4 => (0..4_000_u64).prop_map(|millis| Op::Pass { millis }),
+        ];
+        prop::collection::vec(op, 1..200)
+    }
+
+    impl Model {
+        fn new(config: &PoolConfig) -> Self {
+            Self {
+                pool: Pool::new(config),
+                now: secs(1),
+                conns: 0,
+                asked: 0,
+                waiting: BTreeSet::new(),
+                again: BTreeSet::new(),
+                leases: Vec::new(),
+                coming: Vec::new(),
+                ending: Vec::new(),
+                most_open: 0,
+                random: 7,
+            }
+        }
+
+        fn random(&mut self) -> u64 {
+            self.random = self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            self.random
+        }
+
+        fn answered(&mut self, waiter: Waiter) {
+            assert!(self.waiting.remove(&waiter.id.serial), "{waiter:?} is answered once");
+            self.again.remove(&waiter.id.serial);
+        }
+
+        fn end(&mut self, place: Place, reason: CloseReason, fault: Fault) {
+            let random = self.random();
+            self.pool.note_ending(place, reason, fault, self.now, random);
+            self.coming.retain(|coming| *coming != place);
+            self.leases.retain(|lease| *lease != place);
+            self.ending.push(place);
+        }
+
+        fn place_of(&self, id: ConnId) -> Place {
+            self.pool.members().find(|(_, conn, _)| *conn == id).expect("a member").0
+        }
+
+        /// Does all that the policy says.
+        fn work(&mut self) {
+            let mut steps = 0;
+            while let Some(work) = self.pool.next(self.now) {
+                steps += 1;
+                assert!(steps < 10_000, "the policy has no end: {work:?}");
+                match work {
+                    Work::Expire(waiter) => {
+                        assert!(waiter.until <= self.now);
+                        self.answered(waiter);
+                    }
+                    Work::Fail(waiter) => self.answered(waiter),
+                    Work::Judge(place, _) => {
+                        let random = self.random();
+                        if let Some(reason) = self.pool.keep(place, self.now, random) {
+                            self.end(place, reason, Fault::Theirs);
+                        }
+                    }
+                    Work::Offer(place, _) => {
+                        let first = self.waiting.difference(&self.again).next().copied();
+                        let waiter = self.pool.lease(place, self.now).expect("one waits");
+                        match waiter.replay {
+                            Some(_) => assert!(!self.pool.is_used(place), "a new one"),
+                            None => assert_eq!(Some(waiter.id.serial), first, "in their turn"),
+                        }
+                        self.answered(waiter);
+                        self.leases.push(place);
+                    }
+                    Work::Ping(place, _) => assert!(self.pool.note_ready(place, self.now)),
+                    Work::Close(id, reason) => {
+                        let place = self.place_of(id);
+                        self.end(place, reason, Fault::Theirs);
+                    }
+                    Work::Report(..) => {}
+                    Work::Dial => {
+                        let spare = self.pool.coming == 0;
+                        assert!(self.coming.len() < self.waiting.len() || spare, "needless dial");
+                        self.conns += 1;
+                        let place = self.pool.add(conn(self.conns), self.now);
+                        self.coming.push(place);
+                    }
+                }
+                self.most_open = self.most_open.max(self.pool.len());
+            }
+            assert!(self.pool.due(self.now) > self.now, "what is due is done");
+            self.pool.audit().unwrap();
+        }
+
+        fn pick(list: &[Place], at: usize) -> Option<Place> {
+            if list.is_empty() { None } else { Some(list[at % list.len()]) }
+        }
+
+        fn apply(&mut self, op: Op) {
+            match op {
+                Op::Ask { owner, secs } if self.pool.takes_waiters() => {
+                    self.asked += 1;
+                    let until = self.now + Duration::from_secs(secs);
+                    self.pool.wait(waiter(self.asked, owner, until));
+                    self.waiting.insert(self.asked);
+                }
+                Op::Ask { .. } => {}
+                Op::Cancel { serial } => {
+                    let id = WaitId { serial, pool: POOL };
+                    assert_eq!(self.pool.cancel(id).is_some(), self.waiting.remove(&serial));
+                    self.again.remove(&serial);
+                }
+                Op::EndOwner { owner } => {
+                    let owner = ConnId::new(owner, 1);
+                    while let Some(waiter) = self.pool.cancel_of(owner) {
+                        self.answered(waiter);
+                    }
+                    while let Some(id) = self.pool.lease_of(owner) {
+                        let place = self.place_of(id);
+                        self.end(place, CloseReason::OwnerGone, Fault::Theirs);
+                    }
+                }
+                Op::DialSucceeds(at) => {
+                    if let Some(place) = Self::pick(&self.coming, at) {
+                        self.coming.retain(|coming| *coming != place);
+                        let random = self.random();
+                        self.pool.note_connected(place, self.now, random);
+                    }
+                }
+                Op::DialFails(at, ours) => {
+                    if let Some(place) = Self::pick(&self.coming, at) {
+                        let fault = if ours { Fault::Ours } else { Fault::Theirs };
+                        self.end(place, CloseReason::Timeout(Timeout::Connect), fault);
+                    }
+                }
+                Op::GiveBack(at) => {
+                    if let Some(place) = Self::pick(&self.leases, at) {
+                        self.leases.retain(|lease| *lease != place);
+                        self.pool.give_back(place, self.now);
+                    }
+                }
+                Op::Clean(at) => {
+                    if let Some(place) = Self::pick(&self.leases, at) {
+                        self.leases.retain(|lease| *lease != place);
+                        self.pool.clean(place, self.now);
+                    }
+                }
+                Op::LoseLease(at) => {
+                    if let Some(place) = Self::pick(&self.leases, at) {
+                        self.end(place, CloseReason::PeerEof, Fault::Theirs);
+                    }
+                }
+                Op::Replay(at) => {
+                    if let Some(place) = Self::pick(&self.leases, at)
+                        && self.pool.is_used(place)
+                    {
+                        self.end(place, CloseReason::PeerEof, Fault::Theirs);
+                        self.asked += 1;
+                        let until = self.now + Duration::from_secs(5);
+                        let replay = Replay { lost: conn(0), request: Bytes::new() };
+                        let again = waiter(self.asked, 1, until);
+                        self.pool.wait_again(Waiter { replay: Some(Box::new(replay)), ..again });
+                        self.waiting.insert(self.asked);
+                        self.again.insert(self.asked);
+                    }
+                }
+                Op::LoseIdle => {
+                    if let Some(place) = self.pool.candidate() {
+                        self.end(place, CloseReason::PeerReset, Fault::Theirs);
+                    }
+                }
+                Op::CloseSocket(at) => {
+                    if let Some(place) = Self::pick(&self.ending, at) {
+                        self.ending.retain(|ending| *ending != place);
+                        self.pool.remove(place);
+                    }
+                }
+                Op::Pass { millis } => self.now += Duration::from_millis(millis),
+            }
+            self.work();
+        }
+
+        /// All dials succeed and all leases are given back, until nothing waits.
+        fn calm_down(&mut self) {
+            for _ in 0..2_000 {
+                if self.waiting.is_empty() && self.leases.is_empty() {
+                    break;
+                }
+                for at in 0..8 {
+                    self.apply(Op::CloseSocket(at));
+                    self.apply(Op::DialSucceeds(at));
+                    self.apply(Op::GiveBack(at));
+                }
+                self.apply(Op::Pass { millis: 100 });
+            }
+            assert!(self.waiting.is_empty() && self.leases.is_empty(), "{:?}", self.pool);
+        }
+    }
+
+    fn configs() -> [PoolConfig; 4] {
+        let second = Some(Duration::from_secs(1));
+        let small = PoolConfig { size: 3, idle_max: 2, waiters_max: 8, ..PoolConfig::default() };
+        [
+            PoolConfig::default(),
+            small.clone(),
+            PoolConfig {
+                idle: second,
+                idle_min: 1,
+                lifetime: Some(Duration::from_secs(3)),
+                leases_max: Some(2),
+                order: PoolOrder::Fifo,
+                ..small.clone()
+            },
+            PoolConfig { ping_after: second, fail_fast: true, lease_report: None, ..small },
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn every_wait_is_answered_once_and_no_place_is_lost(ops in ops(), which in 0..4_usize) {
+            let config = &configs()[which];
+            let mut model = Model::new(config);
+            for op in ops {
+                model.apply(op);
+            }
+            model.calm_down();
+            prop_assert!(model.most_open <= config.size);
+        }
+    }
+
+    #[test]
+    fn the_pause_after_a_failed_dial_doubles_to_its_greatest() {
+        let config = PoolConfig { idle_min: 1, ..PoolConfig::default() };
+        let mut pool = Pool::new(&config);
+        let mut now = secs(1);
+        let mut pauses = Vec::new();
+        for number in 0..9 {
+            assert_eq!(pool.next(now), Some(Work::Dial));
+            let place = pool.add(conn(number), now);
+            assert_eq!(pool.next(now), None, "one at a time");
+            pool.note_ending(place, CloseReason::PeerReset, Fault::Theirs, now, u64::MAX);
+            pool.remove(place);
+            assert_eq!(pool.next(now), None);
+            pauses.push((pool.due(now) - now).as_millis() + 1);
+            now = pool.due(now);
+        }
+        assert_eq!(pauses, [100, 200, 400, 800, 1_600, 3_200, 5_000, 5_000, 5_000]);
+    }
+
+    #[test]
+    fn after_an_outage_dials_double() {
+        let mut pool = Pool::new(&PoolConfig::default());
+        for serial in 1..100 {
+            pool.wait(waiter(serial, 1, secs(60)));
+        }
+        let dials = |pool: &mut Pool, now| {
+            let mut places = Vec::new();
+            while let Some(work) = pool.next(now) {
+                match work {
+                    Work::Dial => places.push(pool.add(conn(pool.len() as u64), now)),
+                    Work::Judge(place, _) => assert_eq!(pool.keep(place, now, 0), None),
+                    Work::Offer(place, _) => _ = pool.lease(place, now),
+                    work => panic!("{work:?}"),
+                }
+            }
+            places
+        };
+        let mut now = secs(1);
+        let first = dials(&mut pool, now);
+        assert_eq!(first.len(), 64, "as many as there may be");
+        for place in first {
+            pool.note_ending(place, CloseReason::PeerReset, Fault::Theirs, now, u64::MAX);
+            pool.remove(place);
+        }
+        let mut counts = Vec::new();
+        for _ in 0..5 {
+            now = now.max(pool.due(now));
+            let places = dials(&mut pool, now);
+            counts.push(places.len());
+            for place in places {
+                pool.note_connected(place, now, 0);
+            }
+        }
+        assert_eq!(counts, [1, 2, 4, 8, 16]);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use bytes::{Buf, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 
 use crate::address::{Address, Target};
 use crate::close::CloseMode;
@@ -44,6 +44,8 @@ pub(crate) struct ColdState {
     pub(crate) dial: Option<DialState>,
     /// Its pool, and its place there.
     pub(crate) pooled: Option<(PoolId, Place)>,
+    /// The request that may be sent again, and the bytes read before it.
+    pub(crate) replay: Option<(Bytes, u64)>,
     /// What is queued.
     output: Output,
     /// What `on_data` waits for.
@@ -92,6 +94,7 @@ impl ColdState {
                     sink: None,
                     dial: None,
                     pooled: None,
+                    replay: None,
                     output: _,
                     awaited: AwaitedInput { skipped: 0, len: 0 },
                     acked: _,

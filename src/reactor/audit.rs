@@ -72,6 +72,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         timers: impl Fn(ConnId) -> u64,
     ) -> Result<(), String> {
         self.audit_sums()?;
+        self.shared.audit_pools()?;
         self.audit_mailbox(memory)?;
         let mut filled = vec![false; self.slots.len()];
         let lists = self.audit_lists()?;

@@ -32,6 +32,9 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         if let Some(cold) = record.cold_if_any() {
             cold.delivery = None;
         }
+        if record.cold_flags.has(ColdFlags::POOLED) {
+            self.shared.replay(id, reason);
+        }
         self.shared.end_feeding(id);
         self.call(id, "on_closing", |conn, session| handler.on_closing(conn, session, &reason));
         self.leave_pools(id, reason);

@@ -8,6 +8,7 @@ use super::io::reason_of;
 use super::read_buffer::rewind;
 use crate::backend::Backend;
 use crate::close::CloseReason;
+use crate::conn::Conn;
 use crate::core::budget::Step;
 use crate::core::flags::{ColdFlags, Flags};
 use crate::core::pool::{Fault, Place, Waiter, Work};
@@ -77,6 +78,12 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         self.shared.set_pooled_idle(id, false);
         // The wait becomes the lease: both are held by the owner.
         self.shared.table.at(id.index()).cold_mut().owner = waiter.owner;
+        if let Some(replay) = &waiter.replay {
+            self.shared.touch(id);
+            let mut conn = Conn::new(&mut self.shared, id);
+            conn.begin_request();
+            conn.write_bytes(replay.request.clone());
+        }
         self.answer(handler, waiter, Ok(id));
     }
 
@@ -89,9 +96,14 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     fn answer(&mut self, handler: &mut H, waiter: Waiter, lease: Result<ConnId, AcquireError>) {
         match waiter.owner {
             Some(owner) => {
-                self.call(owner, "on_acquired", |conn, session| {
-                    handler.on_acquired(conn, session, waiter.id, lease);
-                });
+                match waiter.replay {
+                    Some(replay) => self.call(owner, "on_lease_replaced", |conn, session| {
+                        handler.on_lease_replaced(conn, session, replay.lost, lease);
+                    }),
+                    None => self.call(owner, "on_acquired", |conn, session| {
+                        handler.on_acquired(conn, session, waiter.id, lease);
+                    }),
+                }
                 self.shared.mark_dirty(owner);
             }
             None => {
@@ -219,15 +231,20 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// closed, and its pool, if it is one's, leases it no more.
     #[inline]
     pub(super) fn leave_pools(&mut self, id: ConnId, reason: CloseReason) {
-        if self.shared.pools.is_held_by(id) {
-            self.end_holds(id);
-        }
-        if self.shared.table.at(id.index()).cold_flags.has(ColdFlags::POOLED) {
-            self.leave_pool(id, reason);
+        let flags = self.shared.table.at(id.index()).cold_flags;
+        if flags.has(ColdFlags::POOLED.and(ColdFlags::USES_POOLS)) {
+            self.leave_some_pools(id, reason);
         }
     }
 
     #[cold]
+    fn leave_some_pools(&mut self, id: ConnId, reason: CloseReason) {
+        if self.shared.pools.is_held_by(id) {
+            self.end_holds(id);
+        }
+        self.leave_pool(id, reason);
+    }
+
     fn end_holds(&mut self, owner: ConnId) {
         for pool in self.shared.pools.ids() {
             while let Some(waiter) = self.shared.pools.get(pool).policy.cancel_of(owner) {
@@ -243,7 +260,6 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         }
     }
 
-    #[cold]
     fn leave_pool(&mut self, id: ConnId, reason: CloseReason) {
         let Some((pool, place)) = self.shared.table.at(id.index()).pooled() else { return };
         let (now, random) = (self.shared.now, self.backend.entropy());

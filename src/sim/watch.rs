@@ -48,6 +48,7 @@ enum What {
     Timer,
     HealthCheck,
     Acquired,
+    LeaseReplaced,
     Closing,
     Closed,
 }
@@ -66,6 +67,7 @@ impl What {
             Self::Timer => "on_timer",
             Self::HealthCheck => "on_health_check",
             Self::Acquired => "on_acquired",
+            Self::LeaseReplaced => "on_lease_replaced",
             Self::Closing => "on_closing",
             Self::Closed => "on_closed",
         }
@@ -104,7 +106,7 @@ impl Life {
             What::Eof => serving && !self.eof,
             What::Drained => serving,
             What::HealthCheck => serving && self.idle,
-            What::Timer | What::Acquired | What::Closing => !self.closing,
+            What::Timer | What::Acquired | What::LeaseReplaced | What::Closing => !self.closing,
             What::Closed => self.closing,
         }
     }
@@ -122,6 +124,7 @@ impl Life {
             | What::Timer
             | What::HealthCheck
             | What::Acquired
+            | What::LeaseReplaced
             | What::Closed => {}
         }
     }
@@ -492,6 +495,20 @@ impl<H: Handler> Handler for Watched<H> {
             });
         }
         self.run(What::Acquired, id, |handler| handler.on_acquired(conn, session, wait, lease));
+        self.note_left(conn);
+    }
+
+    fn on_lease_replaced(
+        &mut self,
+        conn: &mut Conn<'_>,
+        session: &mut H::Session,
+        lost: ConnId,
+        lease: Result<ConnId, AcquireError>,
+    ) {
+        let id = conn.id();
+        self.enter(What::LeaseReplaced, id, conn.now(), None);
+        let what = What::LeaseReplaced;
+        self.run(what, id, |handler| handler.on_lease_replaced(conn, session, lost, lease));
         self.note_left(conn);
     }
 

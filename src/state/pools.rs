@@ -3,17 +3,23 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use bytes::Bytes;
+
 use super::LoopState;
 use super::alarms::Purpose;
 use super::journal::Entry;
 use crate::address::Target;
+use crate::close::CloseReason;
 use crate::config::{AcquireOptions, PoolConfig, SocketOptions, Timeouts};
 use crate::core::deadlines::Durations;
 use crate::core::flags::{ColdFlags, Flags};
-use crate::core::pool::{Phase, Place, Pool, PoolStats, Waiter};
+use crate::core::pool::{Phase, Place, Pool, PoolStats, Replay, Waiter};
 use crate::error::{AcquireError, AcquireFailure, ConfigError};
 use crate::id::{AlarmId, ConnId, PoolGroupId, PoolId, WaitId};
 use crate::time::Instant;
+
+/// The longest request that is kept to be sent again.
+const REPLAY_MAX: usize = 64 * 1024;
 
 /// A pool, and what its connections are made from.
 #[derive(Debug)]
@@ -75,17 +81,13 @@ impl Pools {
     }
 
     /// Whether a connection waits or has leased.
-    #[inline]
     pub(crate) fn is_held_by(&self, owner: ConnId) -> bool {
         self.holds.get(owner.index()).is_some_and(|holds| *holds > 0)
     }
 
-    fn hold(&mut self, owner: Option<ConnId>) {
-        let Some(owner) = owner else { return };
-        if self.holds.len() <= owner.index() {
-            self.holds.resize(owner.index() + 1, 0);
-        }
-        self.holds[owner.index()] += 1;
+    fn next_wait(&mut self, pool: PoolId) -> WaitId {
+        self.waits += 1;
+        WaitId { serial: self.waits, pool }
     }
 
     pub(crate) fn unhold(&mut self, owner: Option<ConnId>) {
@@ -199,15 +201,24 @@ impl LoopState {
             AcquireFailure::TooManyWaiters
         } else {
             let until = self.now + options.timeout.unwrap_or(state.acquire);
-            self.pools.waits += 1;
-            let id = WaitId { serial: self.pools.waits, pool };
-            self.pools.get(pool).policy.wait(Waiter { id, owner, until });
-            self.pools.hold(owner);
+            let id = self.pools.next_wait(pool);
+            self.pools.get(pool).policy.wait(Waiter { id, owner, until, replay: None });
+            self.hold(owner);
             self.pools.wake(pool);
             self.journal.push(Entry::Waits(id));
             return Ok(id);
         };
         Err(self.acquire_error(pool, failure))
+    }
+
+    fn hold(&mut self, owner: Option<ConnId>) {
+        let Some(owner) = owner else { return };
+        self.table.at(owner.index()).cold_flags.insert(ColdFlags::USES_POOLS);
+        let holds = &mut self.pools.holds;
+        if holds.len() <= owner.index() {
+            holds.resize(owner.index() + 1, 0);
+        }
+        holds[owner.index()] += 1;
     }
 
     /// Takes back what [`LoopState::acquire`] asked for, if it has not been answered. Returns
@@ -246,8 +257,52 @@ impl LoopState {
 
     /// The owner of a lease is its owner no more.
     pub(crate) fn end_lease(&mut self, lease: ConnId) {
-        let owner = self.table.at(lease.index()).cold_mut().owner.take();
+        let cold = self.table.at(lease.index()).cold_mut();
+        cold.replay = None;
+        let owner = cold.owner.take();
         self.pools.unhold(owner);
+    }
+
+    /// Keeps a request that is sent over what `by` has leased, if it may be sent again: where the
+    /// connection was not new when it was leased, and the request is not long.
+    pub(crate) fn keep_replay(&mut self, by: ConnId, lease: ConnId, request: &Bytes) -> bool {
+        let Some((pool, place)) = self.lease(Some(by), lease) else { return false };
+        let again = by != lease
+            && request.len() <= REPLAY_MAX
+            && self.pools.get(pool).policy.is_used(place);
+        let record = self.table.at(lease.index());
+        let read = record.bytes_in;
+        record.cold_mut().replay = again.then(|| (request.clone(), read));
+        again
+    }
+
+    /// A leased connection ends for `reason`. If its request may be sent again the lease is over, and
+    /// its owner waits for another one.
+    pub(crate) fn replay(&mut self, id: ConnId, reason: CloseReason) {
+        let record = self.table.at(id.index());
+        let read = record.bytes_in;
+        let Some((pool, _)) = record.pooled() else { return };
+        let Some(cold) = record.cold_if_any() else { return };
+        let lost =
+            matches!(reason, CloseReason::PeerEof | CloseReason::PeerReset | CloseReason::Io(_));
+        let Some((request, before)) = cold.replay.take().filter(|_| lost) else { return };
+        let owner = cold.owner;
+        let open = |owner: ConnId| self.table.get(owner).is_some_and(|it| it.state().is_open());
+        if before != read || !owner.is_some_and(open) {
+            return;
+        }
+        if self.pools.get(pool).policy.is_closed() {
+            return;
+        }
+        self.end_lease(id);
+        let state = self.pools.get(pool);
+        let until = self.now + state.acquire;
+        let wait = self.pools.next_wait(pool);
+        let replay = Some(Box::new(Replay { lost: id, request }));
+        let waiter = Waiter { id: wait, owner, until, replay };
+        self.pools.get(pool).policy.wait_again(waiter);
+        self.hold(owner);
+        self.pools.wake(pool);
     }
 
     /// A connection of a pool is at the end of its handshake, its cleaning, or its ping.
@@ -281,8 +336,9 @@ impl LoopState {
 impl LoopState {
     /// Lets the alarm of a pool come when its policy is due. It mostly comes by then.
     pub(crate) fn arm_pool(&mut self, pool: PoolId) {
+        let now = self.now;
         let state = self.pools.get(pool);
-        let due = state.policy.due();
+        let due = state.policy.due(now);
         if state.alarm.is_some_and(|(_, at)| at <= due) || due == Instant::FAR_FUTURE {
             return;
         }
@@ -303,5 +359,54 @@ impl LoopState {
     /// What was idle in its pool, or is to be, can be used for exchanges, or not.
     pub(crate) fn set_pooled_idle(&mut self, id: ConnId, idle: bool) {
         self.table.at(id.index()).flags.set(Flags::POOLED_IDLE, idle);
+    }
+}
+
+/// What must hold between two turns.
+#[cfg(feature = "sim")]
+impl LoopState {
+    /// Each pool and its connections agree, and what waits or leases is open: I8.
+    pub(crate) fn audit_pools(&self) -> Result<(), String> {
+        let mut holds = vec![0; self.pools.holds.len()];
+        let mut members = 0;
+        for pool in self.pools.ids() {
+            let state = &self.pools.list[pool.0 as usize];
+            state.policy.audit().map_err(|error| format!("{pool:?}: {error}"))?;
+            let due = state.policy.due(self.now);
+            let comes = state.alarm.is_some_and(|(_, at)| at <= due);
+            if !state.queued && !comes && due < Instant::FAR_FUTURE {
+                return Err(format!("nothing serves {pool:?} at {due:?}"));
+            }
+            let leases = state.policy.members().map(|(place, id, phase)| {
+                let record = self.table.get(id);
+                let known = record.is_some_and(|it| it.pooled() == Some((pool, place)));
+                let idle = record.is_some_and(|it| it.flags.has(Flags::POOLED_IDLE));
+                if !known || idle != (phase == Phase::Idle) {
+                    return Err(format!("{pool:?} has {id} as {phase:?}: {record:?}"));
+                }
+                members += 1;
+                Ok(if let Phase::Leased(owner) = phase { owner } else { None })
+            });
+            let leases = leases.collect::<Result<Vec<_>, _>>()?;
+            let waits = state.policy.waiters().map(|waiter| waiter.owner);
+            for owner in leases.into_iter().chain(waits).flatten() {
+                if self.table.get(owner).is_none_or(|record| !record.state().is_open()) {
+                    return Err(format!("{pool:?} keeps something for {owner}, which has ended"));
+                }
+                holds[owner.index()] += 1;
+            }
+        }
+        let pooled = self
+            .table
+            .ids()
+            .filter(|id| self.table.get(*id).is_some_and(|it| it.pooled().is_some()));
+        let pooled = pooled.count();
+        if pooled != members {
+            return Err(format!("{pooled} connections are pools', which know {members}"));
+        }
+        if holds != self.pools.holds {
+            return Err(format!("holds are {holds:?}, and {:?} are known", self.pools.holds));
+        }
+        Ok(())
     }
 }

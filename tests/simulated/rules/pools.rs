@@ -1,196 +1,12 @@
 //! Pools: what asks gets a connection that works, once, in its turn, and no place is ever lost.
 
-use std::cell::RefCell;
-use std::rc::Rc;
-
-use wheelhouse::pool::{
-    AcquireError, AcquireFailure, AcquireOptions, PoolConfig, PoolId, PoolOrder, PoolStats, WaitId,
-};
+use wheelhouse::pool::{AcquireFailure, AcquireOptions, PoolConfig, PoolId, PoolOrder, PoolStats};
 
 use super::*;
-
-const UPSTREAM: &str = "10.0.0.2:9";
+use crate::pooled::{Lines, Proxy, UPSTREAM};
 
 /// On the host of the upstream, which without it would not refuse a dial, but not be there.
 const OTHER_PORT: &str = "10.0.0.2:10";
-
-/// What a client of the proxy under test does with the line that it reads.
-#[derive(Default)]
-struct Client {
-    /// Its request, while it waits or is served.
-    line: Vec<u8>,
-    wait: Option<WaitId>,
-    lease: Option<ConnId>,
-}
-
-enum Session {
-    Client(Client),
-    Upstream,
-}
-
-/// Passes each line of a client on over a leased connection, and the line that comes back.
-struct Proxy {
-    config: PoolConfig,
-    pool: Option<PoolId>,
-    /// What answered waits were told.
-    errors: Vec<AcquireError>,
-    /// The upstream connection over which each line went, in order.
-    used: Vec<ConnId>,
-    /// It says hello to a new upstream connection, and waits for the reply.
-    greets: bool,
-    /// It pings.
-    pings: bool,
-    /// What takes long when a client has sent a line.
-    stall: Option<Box<dyn Fn()>>,
-    /// What the loop has leased.
-    loop_leases: Rc<RefCell<Vec<Result<ConnId, AcquireError>>>>,
-}
-
-impl Proxy {
-    fn new(config: PoolConfig) -> Self {
-        Self {
-            config,
-            pool: None,
-            errors: Vec::new(),
-            used: Vec::new(),
-            greets: false,
-            pings: false,
-            stall: None,
-            loop_leases: Rc::default(),
-        }
-    }
-}
-
-impl Handler for Proxy {
-    type Session = Session;
-
-    fn on_start(&mut self, cx: &mut Context<'_>) {
-        self.pool = Some(cx.add_pool(UPSTREAM, &self.config).unwrap());
-    }
-
-    fn on_open(&mut self, conn: &mut Conn<'_>) -> Option<Session> {
-        Some(match conn.origin() {
-            Origin::Pool(pool) => {
-                assert_eq!(Some(pool), self.pool);
-                Session::Upstream
-            }
-            _ => Session::Client(Client::default()),
-        })
-    }
-
-    fn on_connected(&mut self, conn: &mut Conn<'_>, session: &mut Session) {
-        if matches!(session, Session::Upstream) && self.greets {
-            conn.begin_request();
-            conn.write(b"hello\n");
-        }
-    }
-
-    fn on_data(&mut self, conn: &mut Conn<'_>, session: &mut Session, input: &mut BytesMut) {
-        let Some(end) = input.iter().position(|byte| *byte == b'\n') else { return };
-        match session {
-            Session::Client(client) => {
-                client.line = input.split_to(end + 1).to_vec();
-                if let Some(stall) = &self.stall {
-                    stall();
-                }
-                match conn.acquire(self.pool.unwrap(), AcquireOptions::default()) {
-                    Ok(wait) => {
-                        client.wait = Some(wait);
-                        conn.begin_request();
-                    }
-                    Err(error) => {
-                        self.errors.push(error);
-                        conn.write(b"refused\n");
-                    }
-                }
-            }
-            Session::Upstream => {
-                let line = input.split_to(end + 1);
-                conn.end_request();
-                let id = conn.id();
-                match conn.owner() {
-                    Some(owner) => {
-                        let mut client = conn.other(owner).unwrap();
-                        client.write(&line);
-                        client.end_request();
-                        client.release(id);
-                    }
-                    None => conn.ready(),
-                }
-            }
-        }
-    }
-
-    fn on_acquired(
-        &mut self,
-        conn: &mut Conn<'_>,
-        session: &mut Session,
-        wait: WaitId,
-        lease: Result<ConnId, AcquireError>,
-    ) {
-        let Session::Client(client) = session else { panic!("a client asked") };
-        assert_eq!(client.wait.take(), Some(wait));
-        match lease {
-            Ok(lease) => {
-                self.used.push(lease);
-                client.lease = Some(lease);
-                let line = std::mem::take(&mut client.line);
-                let mut upstream = conn.other(lease).unwrap();
-                upstream.begin_request();
-                upstream.write(&line);
-            }
-            Err(error) => {
-                self.errors.push(error);
-                conn.write(b"sorry\n");
-                conn.end_request();
-            }
-        }
-    }
-
-    fn on_loop_acquired(
-        &mut self,
-        _: &mut Context<'_>,
-        _: WaitId,
-        lease: Result<ConnId, AcquireError>,
-    ) {
-        self.loop_leases.borrow_mut().push(lease);
-    }
-
-    fn on_health_check(&mut self, conn: &mut Conn<'_>, _: &mut Session) {
-        if self.pings {
-            conn.begin_request();
-            conn.write(b"ping\n");
-        }
-    }
-
-    fn on_closing(&mut self, conn: &mut Conn<'_>, session: &mut Session, _: &CloseReason) {
-        if matches!(session, Session::Upstream)
-            && let Some(owner) = conn.owner()
-        {
-            let mut client = conn.other(owner).unwrap();
-            client.write(b"lost\n");
-            client.end_request();
-        }
-    }
-}
-
-/// Answers each line with itself.
-struct Lines;
-
-impl Handler for Lines {
-    type Session = ();
-
-    fn on_open(&mut self, _: &mut Conn<'_>) -> Option<()> {
-        Some(())
-    }
-
-    fn on_data(&mut self, conn: &mut Conn<'_>, _: &mut (), input: &mut BytesMut) {
-        while let Some(end) = input.iter().position(|byte| *byte == b'\n') {
-            let line = input.split_to(end + 1);
-            conn.write(&line);
-        }
-    }
-}
 
 /// A proxy with a pool, and the upstream that it dials, which answers lines.
 struct Setup {
@@ -206,7 +22,7 @@ impl Setup {
 
     fn with(config: PoolConfig, change: impl FnOnce(&mut Proxy)) -> Self {
         let mut sim = world(1);
-        let upstream = sim.serve(UPSTREAM, quiet(), Lines);
+        let upstream = sim.serve(UPSTREAM, quiet(), Lines::default());
         let mut proxy = Proxy::new(config);
         change(&mut proxy);
         let proxy = sim.serve(SERVER, quiet(), proxy);
@@ -305,7 +121,7 @@ fn the_connection_used_last_is_leased_first() {
 #[test]
 fn a_wait_ends_at_its_deadline_with_what_the_last_dial_said() {
     let mut sim = world(1);
-    sim.serve(OTHER_PORT, quiet(), Lines);
+    sim.serve(OTHER_PORT, quiet(), Lines::default());
     let proxy = sim.serve(SERVER, quiet(), Proxy::new(small(4)));
     let peer = sim.connect(SERVER);
     peer.send(b"line\n");
@@ -326,14 +142,14 @@ fn a_wait_ends_at_its_deadline_with_what_the_last_dial_said() {
 #[test]
 fn who_waits_outlives_a_short_outage() {
     let mut sim = world(1);
-    sim.serve(OTHER_PORT, quiet(), Lines);
+    sim.serve(OTHER_PORT, quiet(), Lines::default());
     let proxy = sim.serve(SERVER, quiet(), Proxy::new(small(4)));
     let peers: Vec<_> = (0..100).map(|_| sim.connect(SERVER)).collect();
     for peer in &peers {
         peer.send(b"line\n");
     }
     sim.advance(secs(3));
-    let _upstream = sim.serve(UPSTREAM, quiet(), Lines);
+    let _upstream = sim.serve(UPSTREAM, quiet(), Lines::default());
     sim.advance(secs(1));
     for peer in &peers {
         peer.expect(b"line\n");
@@ -466,6 +282,77 @@ fn what_came_in_the_moment_of_the_lease_is_found() {
         clients[1].expect(b"mine\n");
         assert_eq!(pool_stats(&proxy).lost_idle, 1);
     }
+}
+
+/// The upstream reads the line over a connection that was idle and closes; it must get the line once
+/// more, over a new connection, and never twice more.
+#[test]
+fn a_line_that_is_lost_is_sent_again_once() {
+    // Whether the first connection is used before, and over how many the line is lost.
+    for (used, losses, replayed) in [(true, 1, 1), (true, 2, 1), (false, 1, 0)] {
+        let mut sim = world(1);
+        let listener = sim.listen(UPSTREAM, 8);
+        let mut proxy = Proxy::new(small(4));
+        proxy.replays = true;
+        let proxy = sim.serve(SERVER, quiet(), proxy);
+        let client = sim.connect(SERVER);
+        let mut upstreams = Vec::new();
+        if used {
+            client.send(b"first\n");
+            sim.advance(millis(10));
+            upstreams.push(listener.accept().unwrap());
+            upstreams[0].expect(b"first\n");
+            upstreams[0].send(b"first\n");
+            sim.advance(millis(200));
+            client.expect(b"first\n");
+        }
+        client.send(b"line\n");
+        for _ in 0..losses {
+            sim.advance(millis(10));
+            upstreams.extend(listener.accept());
+            let upstream = upstreams.pop().unwrap();
+            upstream.expect(b"line\n");
+            upstream.close();
+        }
+        sim.advance(millis(10));
+        upstreams.extend(listener.accept());
+        if replayed == losses {
+            let upstream = upstreams.pop().unwrap();
+            upstream.expect(b"line\n");
+            upstream.send(b"line\n");
+            sim.advance(millis(10));
+            client.expect(b"line\n");
+        } else {
+            assert!(upstreams.is_empty(), "it is not sent again");
+            client.expect(b"lost\n");
+        }
+        let stats = pool_stats(&proxy);
+        assert_eq!((stats.replayed, stats.leased), (replayed, 0), "{used} {losses}");
+    }
+}
+
+#[test]
+fn a_line_is_not_sent_again_after_a_byte_of_the_reply() {
+    let mut sim = world(1);
+    let listener = sim.listen(UPSTREAM, 8);
+    let mut proxy = Proxy::new(small(4));
+    proxy.replays = true;
+    let proxy = sim.serve(SERVER, quiet(), proxy);
+    let client = sim.connect(SERVER);
+    client.send(b"first\n");
+    sim.advance(millis(10));
+    let upstream = listener.accept().unwrap();
+    upstream.send(b"first\n");
+    sim.advance(millis(200));
+    client.expect(b"first\n");
+    client.send(b"later\n");
+    sim.advance(millis(10));
+    upstream.send(b"l");
+    upstream.close();
+    sim.advance(millis(10));
+    client.expect(b"lost\n");
+    assert!(listener.accept().is_none());
+    assert_eq!(pool_stats(&proxy).replayed, 0);
 }
 
 #[test]
@@ -685,7 +572,7 @@ fn a_wait_that_is_cancelled_is_not_answered() {
 #[test]
 fn a_pool_that_fails_fast_says_why() {
     let mut sim = world(1);
-    sim.serve(OTHER_PORT, quiet(), Lines);
+    sim.serve(OTHER_PORT, quiet(), Lines::default());
     let proxy = Proxy::new(PoolConfig { fail_fast: true, ..small(4) });
     let proxy = sim.serve(SERVER, quiet(), proxy);
     let peer = sim.connect(SERVER);
@@ -716,7 +603,7 @@ fn another_connection_does_not_reach_a_lease() {
 fn a_group_closes_what_is_idle_elsewhere_to_make_room() {
     let mut sim = world(1);
     let hosts = ["10.0.0.2:9", "10.0.0.3:9"];
-    let _upstreams = hosts.map(|host| sim.serve(host, quiet(), Lines));
+    let _upstreams = hosts.map(|host| sim.serve(host, quiet(), Lines::default()));
     let proxy = sim.serve(SERVER, quiet(), Proxy::new(small(4)));
     sim.settle();
     let pools = proxy.with(|_, cx| {
