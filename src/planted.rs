@@ -85,6 +85,18 @@ pub enum Bug {
     UnboundedOwnPosts,
     /// Closures that are left for the next turn are left to a wake-up that never comes.
     LeftTasks,
+    /// The socket of an idle connection is not checked when it is leased.
+    LeaseNotChecked,
+    /// What waits in a pool goes on waiting when its connection has ended.
+    WaitOfGoneOwner,
+    /// What a connection has leased is its lease still when it has ended.
+    LeaseOfGoneOwner,
+    /// A connection is kept that was given back in the middle of an exchange.
+    UncleanKept,
+    /// What an idle connection is sent is left for the next to lease it.
+    StrayInputKept,
+    /// A request is sent again although a part of its reply has come.
+    ReplayedAfterReply,
 }
 
 #[cfg(feature = "planted-bugs")]

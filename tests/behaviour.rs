@@ -58,6 +58,7 @@ mod behaviour {
     mod listeners;
     mod overload;
     mod panics;
+    mod pools;
     mod reactor_end;
     mod requests;
     mod settings;

@@ -7,6 +7,10 @@ mod scenarios;
 #[path = "scenarios/peers.rs"]
 mod peers;
 
+#[path = "scenarios/pooled.rs"]
+#[allow(dead_code, reason = "what only the rules and the swarm need")]
+mod pooled;
+
 #[path = "scenarios/servers.rs"]
 #[allow(dead_code, reason = "what only the swarm runs")]
 mod servers;
@@ -20,9 +24,11 @@ use bytes::{Buf, Bytes, BytesMut};
 use tracing::level_filters::LevelFilter;
 use wheelhouse::config::AtLimit;
 use wheelhouse::planted::{Bug, plant};
-use wheelhouse::sim::{self, Link, Server, Sim};
+use wheelhouse::pool::PoolConfig;
+use wheelhouse::sim::{self, Link, Peer, PeerListener, Server, Sim};
 use wheelhouse::{CloseReason, Config, Conn, ConnId, Handler};
 
+use crate::pooled::{Proxy, UPSTREAM};
 use crate::scenarios::{millis, secs};
 use crate::servers::{circle, echo, everything, failing, flaky_log, log_flakily, posts, shutdown};
 
@@ -380,6 +386,100 @@ fn a_short_callback_that_is_blamed_for_many_is_noticed() {
         peers.iter().for_each(|peer| peer.send(b"w"));
         sim.advance(secs(1));
         assert_eq!(server.stats().stalls, 0, "none of them was long");
+    });
+}
+
+/// A proxy over a pool of one connection to an upstream that a test plays, which has been used.
+fn used_pool(sim: &mut Sim) -> (Server<Proxy>, PeerListener, Peer, Peer) {
+    let listener = sim.listen(UPSTREAM, 8);
+    let pool = PoolConfig { size: 1, idle: Some(secs(60)), ..PoolConfig::default() };
+    let mut proxy = Proxy::new(pool);
+    proxy.replays = true;
+    let server = sim.serve("10.0.0.1:7", Config::default(), proxy);
+    let client = sim.connect(&server);
+    client.send(b"first\n");
+    sim.advance(millis(10));
+    let upstream = listener.accept().expect("a dial");
+    upstream.send(b"first\n");
+    sim.advance(millis(200));
+    client.expect(b"first\n");
+    upstream.take();
+    (server, listener, upstream, client)
+}
+
+#[test]
+fn a_lease_that_is_not_checked_is_noticed() {
+    must_catch(Bug::LeaseNotChecked, "the reply of another", |sim| {
+        let (server, _listener, upstream, client) = used_pool(sim);
+        let stall = sim.stall();
+        server.with(|proxy, _| proxy.stall = Some(Box::new(move || stall(millis(10)))));
+        client.send(b"mine\n");
+        upstream.send_after(millis(5), *b"stray\n");
+        sim.advance(millis(100));
+        assert!(client.take() != b"stray\n", "the reply of another");
+    });
+}
+
+#[test]
+fn input_of_an_idle_connection_that_is_kept_is_noticed() {
+    must_catch(Bug::StrayInputKept, "spins", |sim| {
+        let (server, _listener, upstream, _client) = used_pool(sim);
+        upstream.send(b"stray\n");
+        sim.advance(millis(10));
+        let open = server.with(|proxy, cx| cx.pool_stats(proxy.pool.unwrap()).open);
+        assert!(open == 0, "it stays open");
+    });
+}
+
+#[test]
+fn a_wait_of_a_connection_that_has_ended_is_noticed() {
+    must_catch(Bug::WaitOfGoneOwner, "which has ended", |sim| {
+        let (server, _listener, _upstream, client) = used_pool(sim);
+        client.send(b"second\n");
+        sim.advance(millis(10));
+        let other = sim.connect(&server);
+        other.send(b"third\n");
+        sim.advance(millis(10));
+        other.reset();
+        sim.advance(secs(1));
+    });
+}
+
+#[test]
+fn a_lease_of_a_connection_that_has_ended_is_noticed() {
+    must_catch(Bug::LeaseOfGoneOwner, "which has ended", |sim| {
+        let (_server, _listener, _upstream, client) = used_pool(sim);
+        client.send(b"second\n");
+        sim.advance(millis(10));
+        client.reset();
+        sim.advance(secs(1));
+    });
+}
+
+#[test]
+fn a_lease_that_is_kept_in_the_middle_of_an_exchange_is_noticed() {
+    must_catch(Bug::UncleanKept, "it stays open", |sim| {
+        let (server, _listener, _upstream, client) = used_pool(sim);
+        server.with(|proxy, _| proxy.gives_back_at_once = true);
+        client.send(b"second\n");
+        sim.advance(millis(10));
+        let open = server.with(|proxy, cx| cx.pool_stats(proxy.pool.unwrap()).open);
+        assert!(open == 0, "it stays open");
+    });
+}
+
+#[test]
+fn a_request_sent_again_after_a_part_of_its_reply_is_noticed() {
+    must_catch(Bug::ReplayedAfterReply, "it is sent again", |sim| {
+        let (_server, listener, upstream, client) = used_pool(sim);
+        client.send(b"second\n");
+        sim.advance(millis(10));
+        upstream.send(b"s");
+        upstream.close();
+        sim.advance(millis(10));
+        assert!(listener.accept().is_none(), "it is sent again");
+        sim.advance(millis(10));
+        client.expect(b"lost\n");
     });
 }
 

@@ -6,12 +6,18 @@
 
 mod scenarios;
 
+#[path = "scenarios/pooled.rs"]
+#[allow(dead_code, reason = "what only the rules and the swarm need")]
+mod pooled;
+
 use std::env;
 
 use wheelhouse::config::{AtLimit, Rate, Refusal};
+use wheelhouse::pool::PoolConfig;
 use wheelhouse::sim::{self, Link, Peer, Personality, Server, Sim};
 use wheelhouse::{Address, CloseReason, Config, Handler, ListenConfig, Timeout};
 
+use crate::pooled::{Lines, Proxy, UPSTREAM};
 use crate::scenarios::{Echo, Keeper, SERVER, millis, secs, serve_echo};
 
 #[expect(clippy::print_stdout, reason = "figures for the reader of the output")]
@@ -390,6 +396,46 @@ fn a_shutdown_that_spreads(sim: &mut Sim) {
     assert!(server.is_finished());
 }
 
+/// Clients share the one connection that a pool may have; one leaves while it waits, one while it is
+/// served, and the upstream ends what is idle.
+fn a_pool(sim: &mut Sim) {
+    let upstream = sim.serve(UPSTREAM, Config::default(), Lines::default());
+    let pool = PoolConfig { size: 1, ..PoolConfig::default() };
+    let mut proxy = Proxy::new(pool);
+    proxy.replays = true;
+    let server = sim.serve(SERVER, Config::default(), proxy);
+    let peers = [(); 4].map(|()| sim.connect(SERVER));
+    sim.settle();
+    for peer in &peers {
+        peer.send(b"line\n");
+    }
+    peers[2].reset();
+    sim.step();
+    peers[0].reset();
+    sim.advance(secs(1));
+    upstream.with(|_, cx| {
+        for id in cx.ids() {
+            if let Some(mut conn) = cx.conn(id) {
+                conn.close();
+            }
+        }
+    });
+    peers[1].send(b"line\n");
+    sim.advance(secs(8));
+    let pool = |proxy: &mut Proxy| proxy.pool.expect("it has started");
+    let stats = server.with(|proxy, cx| cx.pool_stats(pool(proxy)));
+    assert_eq!((stats.leased, stats.waiting), (0, 0), "{stats:?}");
+    assert!(server.failure().is_none(), "{:?}", server.failure());
+    let served = (0..2).any(|_| {
+        let peer = sim.connect(SERVER);
+        peer.send(b"line\n");
+        sim.advance(secs(6));
+        peer.take() == b"line\n"
+    });
+    assert!(served, "no client is served");
+    server.with(|proxy, cx| cx.close_pool(pool(proxy)));
+}
+
 macro_rules! scenarios {
     ($($scenario:ident)*) => {
         world! { epoll Epoll $($scenario)* }
@@ -433,4 +479,5 @@ scenarios! {
     an_upload
     too_much_buffered
     a_shutdown_that_spreads
+    a_pool
 }

@@ -16,6 +16,7 @@ use crate::error::{AcquireError, AcquireFailure};
 use crate::handler::Handler;
 use crate::id::{ConnId, PoolId};
 use crate::log::warn;
+use crate::planted::{Bug, planted};
 use crate::state::READ_BUDGET;
 
 impl<H: Handler, B: Backend> Reactor<H, B> {
@@ -57,7 +58,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
                 self.refuse(handler, waiter, failure);
             }
             Work::Judge(place, id) => self.judge(handler, pool, place, id),
-            Work::Offer(place, id) => match self.check_socket(id) {
+            Work::Offer(place, id) => match self.check_before_lease(id) {
                 Some(reason) => self.end_pooled(handler, id, reason),
                 None => self.lease(handler, pool, place, id),
             },
@@ -69,6 +70,11 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             }
             Work::Dial => self.dial_for(handler, pool),
         }
+    }
+
+    /// An idle connection is watched; but what has come in this turn may not have been announced.
+    fn check_before_lease(&mut self, id: ConnId) -> Option<CloseReason> {
+        if planted(Bug::LeaseNotChecked) { None } else { self.check_socket(id) }
     }
 
     /// Leases a connection whose socket has been checked.
@@ -118,11 +124,11 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     fn judge(&mut self, handler: &mut H, pool: PoolId, place: Place, id: ConnId) {
         let record = self.shared.table.at(id.index());
         let whole = record.deadline_inputs().at_rest() && self.slots[id.index()].input.is_empty();
-        let ends = !record.state().is_open() || record.requested().is_some();
-        let reason = if ends {
-            // What has asked for its end is served when the connection is.
-            return;
-        } else if !whole {
+        if let Some(reason) = record.requested() {
+            // Its end is about to begin.
+            return self.leave_pool(id, reason);
+        }
+        let reason = if !whole && !planted(Bug::UncleanKept) {
             self.shared.pools.get(pool).policy.note_unclean();
             Some(CloseReason::PoolUnclean)
         } else {
@@ -164,7 +170,9 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// Something happened to a connection that is idle in its pool.
     #[cold]
     pub(super) fn check_pooled(&mut self, handler: &mut H, id: ConnId) {
-        if let Some(reason) = self.check_socket(id) {
+        if !planted(Bug::StrayInputKept)
+            && let Some(reason) = self.check_socket(id)
+        {
             self.begin_closing(handler, id, reason);
         }
     }
@@ -247,10 +255,14 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
 
     fn end_holds(&mut self, owner: ConnId) {
         for pool in self.shared.pools.ids() {
-            while let Some(waiter) = self.shared.pools.get(pool).policy.cancel_of(owner) {
+            while !planted(Bug::WaitOfGoneOwner)
+                && let Some(waiter) = self.shared.pools.get(pool).policy.cancel_of(owner)
+            {
                 self.shared.pools.unhold(waiter.owner);
             }
-            while let Some(lease) = self.shared.pools.get(pool).policy.lease_of(owner) {
+            while !planted(Bug::LeaseOfGoneOwner)
+                && let Some(lease) = self.shared.pools.get(pool).policy.lease_of(owner)
+            {
                 self.leave_pool(lease, CloseReason::OwnerGone);
                 let record = self.shared.table.at(lease.index());
                 record.request_close(CloseReason::OwnerGone);

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use bytes::BytesMut;
+use wheelhouse::pool::{AcquireError, WaitId};
 use wheelhouse::{AlarmId, CloseReason, Closed, Conn, ConnId, Context, Handler, Instant};
 
 /// The request of a visitor, and the reply that every handler gives to it.
@@ -49,6 +50,7 @@ type InputHook = Box<dyn FnMut(&mut Conn<'_>, &mut Session, &mut BytesMut)>;
 type ClosingHook = Box<dyn FnMut(&mut Conn<'_>, &mut Session, &CloseReason)>;
 type ClosedHook = Box<dyn FnMut(&mut Context<'_>, &Closed)>;
 type AlarmHook = Box<dyn FnMut(&mut Context<'_>, AlarmId)>;
+type AcquiredHook = Box<dyn FnMut(&mut Conn<'_>, Result<ConnId, AcquireError>)>;
 type LoopHook = Box<dyn FnMut(&mut Context<'_>)>;
 
 /// What the handler does in each callback, after recording it.
@@ -62,6 +64,7 @@ struct Hooks {
     drained: Hook,
     timer: Hook,
     health_check: Hook,
+    acquired: AcquiredHook,
     closing: ClosingHook,
     closed: ClosedHook,
     alarm: AlarmHook,
@@ -114,6 +117,7 @@ impl RecordingHandler {
                 drained: Box::new(|_, _| {}),
                 timer: Box::new(|_, _| {}),
                 health_check: Box::new(|_, _| {}),
+                acquired: Box::new(|_, _| {}),
                 closing: Box::new(|_, _, _| {}),
                 closed: Box::new(|_, _| {}),
                 alarm: Box::new(|_, _| {}),
@@ -233,6 +237,14 @@ impl RecordingHandler {
         hook: impl FnMut(&mut Conn<'_>, &mut Session) + 'static,
     ) -> Self {
         self.hooks.health_check = Box::new(hook);
+        self
+    }
+
+    pub(crate) fn when_acquired(
+        mut self,
+        hook: impl FnMut(&mut Conn<'_>, Result<ConnId, AcquireError>) + 'static,
+    ) -> Self {
+        self.hooks.acquired = Box::new(hook);
         self
     }
 
@@ -420,6 +432,16 @@ impl Handler for RecordingHandler {
 
     fn on_health_check(&mut self, conn: &mut Conn<'_>, session: &mut Session) {
         (self.hooks.health_check)(conn, session);
+    }
+
+    fn on_acquired(
+        &mut self,
+        conn: &mut Conn<'_>,
+        _: &mut Session,
+        _: WaitId,
+        lease: Result<ConnId, AcquireError>,
+    ) {
+        (self.hooks.acquired)(conn, lease);
     }
 
     fn on_alarm(&mut self, cx: &mut Context<'_>, alarm: AlarmId) {

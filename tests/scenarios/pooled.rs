@@ -42,6 +42,8 @@ pub(crate) struct Proxy {
     pub(crate) pings: bool,
     /// It has lines sent again that are lost.
     pub(crate) replays: bool,
+    /// It gives a lease back before its reply has come.
+    pub(crate) gives_back_at_once: bool,
     /// What takes long when a client has sent a line.
     pub(crate) stall: Option<Box<dyn Fn()>>,
     /// What the loop has leased.
@@ -58,6 +60,7 @@ impl Proxy {
             greets: false,
             pings: false,
             replays: false,
+            gives_back_at_once: false,
             stall: None,
             loop_leases: Rc::default(),
         }
@@ -144,6 +147,10 @@ impl Handler for Proxy {
                     let mut upstream = conn.other(lease).unwrap();
                     upstream.begin_request();
                     upstream.write(&line);
+                }
+                if self.gives_back_at_once {
+                    conn.release(lease);
+                    conn.end_request();
                 }
             }
             Err(error) => {
