@@ -363,6 +363,7 @@ fn what_is_named_of_a_type_is_there() {
             "fn NAME<",
             "pub NAME: ",
             "const NAME: ",
+            "\n    NAME,",
             "\n    NAME: counter;",
             "\n    NAME: gauge;",
         ];
