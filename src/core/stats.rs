@@ -103,6 +103,20 @@ numbers! {
     buffered: gauge;
     /// Idle connections that were pinged.
     health_checks: counter;
+    /// Connections of all pools at this moment.
+    /// Dialled, idle, leased or closing.
+    pool_connections: gauge;
+    /// Connections of pools that are leased at this moment.
+    pool_leased: gauge;
+    /// How many wait for a connection of a pool at this moment.
+    pool_waiting: gauge;
+    /// Leases of connections of pools.
+    pool_leases: counter;
+    /// Connections of pools that were asked for and not leased.
+    /// Too many waited, none was free in time, or none could be dialled.
+    pool_failures: counter;
+    /// Dials and handshakes of pools that failed.
+    pool_dials_failed: counter;
     /// Events for connections that were gone.
     stale_events: counter;
     /// Closing connections reset because their last output left too slowly.

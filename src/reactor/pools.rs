@@ -37,6 +37,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             loop {
                 if !budget.allows(|| self.backend.now()) {
                     self.shared.pools.wake(pool);
+                    self.shared.count_pools();
                     return self.end_step(&budget);
                 }
                 let now = self.shared.now;
@@ -45,6 +46,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             }
             self.shared.arm_pool(pool);
         }
+        self.shared.count_pools();
         self.end_step(&budget);
     }
 

@@ -358,6 +358,37 @@ impl LoopState {
         self.pools.wake(pool);
     }
 
+    /// Counts what the pools have done. To be called after each step that served some.
+    pub(crate) fn count_pools(&self) {
+        let mut sums = [0; 6];
+        for state in &self.pools.list {
+            let stats = state.policy.stats();
+            let numbers = [
+                stats.open as u64,
+                stats.leased as u64,
+                stats.waiting as u64,
+                stats.leases,
+                stats.refused + stats.timed_out + stats.failed,
+                stats.dials_failed,
+            ];
+            for (sum, number) in sums.iter_mut().zip(numbers) {
+                *sum += number;
+            }
+        }
+        let counters = &self.counters;
+        let counted = [
+            &counters.pool_connections,
+            &counters.pool_leased,
+            &counters.pool_waiting,
+            &counters.pool_leases,
+            &counters.pool_failures,
+            &counters.pool_dials_failed,
+        ];
+        for (counter, sum) in counted.into_iter().zip(sums) {
+            counter.set(sum);
+        }
+    }
+
     /// What was idle in its pool, or is to be, can be used for exchanges, or not.
     pub(crate) fn set_pooled_idle(&mut self, id: ConnId, idle: bool) {
         self.table.at(id.index()).flags.set(Flags::POOLED_IDLE, idle);

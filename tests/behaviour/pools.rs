@@ -108,6 +108,10 @@ fn a_lease_serves_and_is_used_again<W: World>(world: &mut W) {
     }
     let stats = pooled.stats();
     assert_eq!((stats.dialled, stats.leases, stats.reused), (1, 4, 3));
+    let text = pooled.fixture.reactor.handle().stats().prometheus().to_string();
+    for line in ["connections 1", "leased 0", "waiting 0", "leases_total 4", "failures_total 0"] {
+        assert!(text.contains(&format!("\nwheelhouse_pool_{line}\n")), "{text}");
+    }
 }
 
 fn an_idle_connection_ends_with_its_peer<W: World>(world: &mut W) {
