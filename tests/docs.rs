@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use wheelhouse::config::{AtLimit, Keepalive, Refusal};
+use wheelhouse::pool::PoolConfig;
 use wheelhouse::stats::Stats;
 use wheelhouse::{Config, Conn, Handler, ListenConfig, Reactor};
 
@@ -16,11 +17,14 @@ const ARCHITECTURE: &str = include_str!("../docs/architecture.md");
 const GUIDE: &str = include_str!("../docs/guide.md");
 const OPERATIONS: &str = include_str!("../docs/operations.md");
 
-const PAGES: [(&str, &str); 4] = [
+const STANDARD: &str = include_str!("../docs/standard.md");
+
+const PAGES: [(&str, &str); 5] = [
     ("README.md", README),
     ("docs/architecture.md", ARCHITECTURE),
     ("docs/guide.md", GUIDE),
     ("docs/operations.md", OPERATIONS),
+    ("docs/standard.md", STANDARD),
 ];
 
 fn root() -> &'static Path {
@@ -341,6 +345,41 @@ fn the_budgets_of_a_turn_are_the_constants() {
             _ => number(value),
         };
         assert_eq!(cells[1], quoted, "{name}");
+    }
+}
+
+#[test]
+fn the_tests_of_the_requirements_are_there() {
+    let tests: String = ["tests", "src"].into_iter().flat_map(sources).map(read).collect();
+    let rows = STANDARD.lines().filter(|line| line.starts_with("| ") && line.contains(".rs`"));
+    let mut named = 0;
+    for row in rows {
+        let last = row.trim_end_matches('|').rsplit('|').next().unwrap_or_default();
+        let test = quoted(last).next().unwrap_or_else(|| panic!("no test: {row}"));
+        assert!(tests.contains(&format!("fn {test}")), "{test}");
+        named += 1;
+    }
+    assert!(named > 25, "{named}");
+}
+
+#[test]
+fn the_defaults_of_pools_are_those_of_the_documents() {
+    let config = PoolConfig::default();
+    let seconds = |time: Duration| format!("{} s", time.as_secs());
+    let values = [
+        ("acquire", seconds(config.acquire)),
+        ("size", config.size.to_string()),
+        ("waiters_max", number(config.waiters_max)),
+        ("idle", seconds(config.idle.unwrap())),
+        ("lifetime", format!("{} min", config.lifetime.unwrap().as_secs() / 60)),
+        ("backoff", format!("{} ms", config.backoff.as_millis())),
+        ("backoff_max", seconds(config.backoff_max)),
+        ("ping_after", seconds(config.ping_after.unwrap())),
+        ("ping", seconds(config.ping)),
+    ];
+    for (name, value) in values {
+        let stated = format!("`PoolConfig::{name}` {value}");
+        assert!(STANDARD.contains(&stated), "{stated}");
     }
 }
 
