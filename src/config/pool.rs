@@ -43,7 +43,7 @@ pub struct PoolConfig {
     /// Default 1,024. Each costs 40 bytes.
     pub waiters_max: usize,
     /// How long what asks may wait, unless it says otherwise. Default 5 s, the usual connect timeout
-    /// of a proxy: who waits longer has mostly gone.
+    /// of a proxy: a client that waits longer has mostly gone.
     pub acquire: Duration,
     /// Which idle connection is leased next. Default [`PoolOrder::Lifo`].
     pub order: PoolOrder,
@@ -83,6 +83,11 @@ pub struct PoolConfig {
     /// The longest pause after a dial that failed, while something waits: so what waits outlives a
     /// short outage. Default 500 ms.
     pub backoff_waiting: Duration,
+    /// After how many failed dials in a row the server counts as down: a warning says so, and
+    /// [`PoolStats::is_down`](crate::pool::PoolStats::is_down). The next dial that succeeds ends that.
+    /// A dial that fails for want of a port or a descriptor of ours does not count. Default 3, as
+    /// HAProxy's `fall`.
+    pub fall: u32,
     /// Whether what waits is answered with an error as soon as a dial fails and no connection is
     /// left. Default `false`: it waits until its own time is over.
     pub fail_fast: bool,
@@ -119,6 +124,7 @@ impl Default for PoolConfig {
             backoff: Duration::from_millis(100),
             backoff_max: Duration::from_secs(5),
             backoff_waiting: Duration::from_millis(500),
+            fall: 3,
             fail_fast: false,
             group: None,
             lease_report: None,
@@ -143,6 +149,9 @@ impl PoolConfig {
         }
         if self.idle_max < self.idle_min {
             return Err(ConfigError::new("pool.idle_max", "at least pool.idle_min"));
+        }
+        if self.fall == 0 {
+            return Err(ConfigError::new("pool.fall", "at least 1"));
         }
         if self.leases_max == Some(0) {
             return Err(ConfigError::new("pool.leases_max", "at least 1, or None"));

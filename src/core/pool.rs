@@ -24,7 +24,7 @@ const SHORTAGE_PAUSE: u64 = 100_000_000;
 
 /// The numbers of a pool: how many connections it has, and what has become of what was asked.
 ///
-/// The first six are of this moment, the others count since the pool was made.
+/// The first seven are of this moment, the others count since the pool was made.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 #[non_exhaustive]
 pub struct PoolStats {
@@ -40,6 +40,8 @@ pub struct PoolStats {
     pub coming: usize,
     /// How many wait.
     pub waiting: usize,
+    /// [`PoolConfig::fall`] dials in a row have failed, and none has succeeded since.
+    pub is_down: bool,
     /// How often a connection was asked for and could be waited for.
     pub asked: u64,
     /// Leases.
@@ -229,6 +231,7 @@ struct Rules {
     backoff: u64,
     backoff_max: u64,
     backoff_waiting: u64,
+    fall: u32,
     fail_fast: bool,
     report: u64,
 }
@@ -253,6 +256,7 @@ impl Rules {
             backoff: nanos(config.backoff),
             backoff_max: nanos(config.backoff_max),
             backoff_waiting: nanos(config.backoff_waiting),
+            fall: config.fall,
             fail_fast: config.fail_fast,
             report: off(config.lease_report),
         }
@@ -293,6 +297,7 @@ impl Pool {
             leased: self.leased,
             coming: self.coming,
             waiting: self.waiters.len() + self.replays.len(),
+            is_down: self.is_down(),
             ..self.stats
         }
     }
@@ -305,6 +310,10 @@ impl Pool {
     /// How many connections there are.
     pub(crate) fn len(&self) -> usize {
         self.members.len()
+    }
+
+    pub(crate) const fn is_down(&self) -> bool {
+        self.failures >= self.rules.fall
     }
 
     pub(crate) const fn is_closed(&self) -> bool {

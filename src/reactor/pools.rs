@@ -15,7 +15,7 @@ use crate::core::pool::{Fault, Place, Waiter, Work};
 use crate::error::{AcquireError, AcquireFailure};
 use crate::handler::Handler;
 use crate::id::{ConnId, PoolId};
-use crate::log::warn;
+use crate::log::{info, warn};
 use crate::planted::{Bug, planted};
 use crate::state::READ_BUDGET;
 
@@ -45,9 +45,26 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
                 self.do_work(handler, pool, work);
             }
             self.shared.arm_pool(pool);
+            self.say_health(pool);
         }
         self.shared.count_pools();
         self.end_step(&budget);
+    }
+
+    /// Logs that the server of a pool is down, or is back.
+    fn say_health(&mut self, pool: PoolId) {
+        let state = self.shared.pools.get(pool);
+        let is_down = state.policy.is_down();
+        if is_down != state.said_down {
+            state.said_down = is_down;
+            let (target, stats) = (state.target.to_string(), state.policy.stats());
+            if is_down {
+                let reason = stats.last_dial.map(|reason| reason.to_string());
+                warn!(target, reason, waiting = stats.waiting, "a pool's server is down");
+            } else {
+                info!(target, "a pool's server is back");
+            }
+        }
     }
 
     fn do_work(&mut self, handler: &mut H, pool: PoolId, work: Work) {

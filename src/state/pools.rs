@@ -32,6 +32,8 @@ pub(crate) struct PoolState {
     /// Some of its connections count against what all pools of a group may have.
     group: Option<PoolGroupId>,
     acquire: Duration,
+    /// It was said that its server is down.
+    pub(crate) said_down: bool,
     /// It is in the queue of those that have something to do.
     queued: bool,
     /// When the alarm comes that looks after it.
@@ -145,6 +147,7 @@ impl LoopState {
             socket: socket.beside(&timeouts),
             group: config.group,
             acquire: config.acquire,
+            said_down: false,
             queued: false,
             alarm: None,
         });

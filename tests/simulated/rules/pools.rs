@@ -140,7 +140,7 @@ fn a_wait_ends_at_its_deadline_with_what_the_last_dial_said() {
 }
 
 #[test]
-fn who_waits_outlives_a_short_outage() {
+fn what_waits_outlives_a_short_outage() {
     let mut sim = world(1);
     sim.serve(OTHER_PORT, quiet(), Lines::default());
     let proxy = sim.serve(SERVER, quiet(), Proxy::new(small(4)));
@@ -156,6 +156,26 @@ fn who_waits_outlives_a_short_outage() {
     }
     let stats = pool_stats(&proxy);
     assert!(stats.open <= 4 && stats.dials_failed < 40, "{stats:?}");
+}
+
+#[test]
+fn a_server_that_is_down_is_reported_and_comes_back() {
+    let mut sim = world(1);
+    sim.serve(OTHER_PORT, quiet(), Lines::default());
+    let proxy = sim.serve(SERVER, quiet(), Proxy::new(PoolConfig { fall: 4, ..small(4) }));
+    let peer = sim.connect(SERVER);
+    peer.send(b"line\n");
+    sim.settle();
+    let mut failed = Vec::new();
+    while !pool_stats(&proxy).is_down {
+        failed.push(pool_stats(&proxy).dials_failed);
+        sim.advance(millis(10));
+    }
+    assert_eq!((failed.last(), pool_stats(&proxy).dials_failed), (Some(&3), 4));
+    let _upstream = sim.serve(UPSTREAM, quiet(), Lines::default());
+    sim.advance(secs(1));
+    peer.expect(b"line\n");
+    assert!(!pool_stats(&proxy).is_down);
 }
 
 #[test]
@@ -591,7 +611,7 @@ fn another_connection_does_not_reach_a_lease() {
     let mut setup = Setup::new(small(1));
     setup.exchange();
     let id = setup.proxy.with(|proxy, _| proxy.used[0]);
-    assert!(setup.proxy.with(|_, cx| cx.conn(id).is_none()), "an idle one is nobody's");
+    assert!(setup.proxy.with(|_, cx| cx.conn(id).is_none()), "an idle one is no connection's");
     setup.proxy.with(|proxy, cx| {
         cx.acquire(proxy.pool.unwrap(), AcquireOptions::default()).unwrap();
     });
