@@ -283,6 +283,12 @@ impl Record {
         }
     }
 
+    /// Whether it is a pool's, or has asked one for a connection.
+    #[inline]
+    pub(crate) const fn is_in_pools(&self) -> bool {
+        self.cold_flags.has(ColdFlags::POOLED.and(ColdFlags::USES_POOLS))
+    }
+
     /// Its pool, and its place there.
     pub(crate) fn pooled(&self) -> Option<(PoolId, Place)> {
         if self.cold_flags.has(ColdFlags::POOLED) { self.cold.as_ref()?.pooled } else { None }

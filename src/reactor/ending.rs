@@ -32,12 +32,15 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         if let Some(cold) = record.cold_if_any() {
             cold.delivery = None;
         }
-        if record.cold_flags.has(ColdFlags::POOLED) {
+        let in_pools = record.is_in_pools();
+        if in_pools {
             self.shared.replay(id, reason);
         }
         self.shared.end_feeding(id);
         self.call(id, "on_closing", |conn, session| handler.on_closing(conn, session, &reason));
-        self.leave_pools(id, reason);
+        if in_pools {
+            self.leave_pools(id, reason);
+        }
         match mode {
             // Nothing is sent any more: the usual end of a peer that is gone.
             CloseMode::Drop => self.drop_output_and_release(id, false),
@@ -167,7 +170,9 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             }
         }
         self.shared.counters.refused.add(1);
-        self.leave_pools(id, CloseReason::HandlerClose);
+        if self.shared.table.at(id.index()).is_in_pools() {
+            self.leave_pools(id, CloseReason::HandlerClose);
+        }
         self.release(id);
     }
 
@@ -196,9 +201,6 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         for id in &reaped[..done] {
             if planted(Bug::LeakedSlot) {
                 continue;
-            }
-            if self.shared.table.at(id.index()).cold_flags.has(ColdFlags::POOLED) {
-                self.free_pool_place(*id);
             }
             self.shared.remove(*id);
         }

@@ -256,16 +256,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
 
     /// The end of a connection has begun: what it waits for is cancelled, what it has leased is
     /// closed, and its pool, if it is one's, leases it no more.
-    #[inline]
-    pub(super) fn leave_pools(&mut self, id: ConnId, reason: CloseReason) {
-        let flags = self.shared.table.at(id.index()).cold_flags;
-        if flags.has(ColdFlags::POOLED.and(ColdFlags::USES_POOLS)) {
-            self.leave_some_pools(id, reason);
-        }
-    }
-
     #[cold]
-    fn leave_some_pools(&mut self, id: ConnId, reason: CloseReason) {
+    pub(super) fn leave_pools(&mut self, id: ConnId, reason: CloseReason) {
         if self.shared.pools.is_held_by(id) {
             self.end_holds(id);
         }
@@ -299,15 +291,6 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         self.shared.pools.get(pool).policy.note_ending(place, reason, fault, now, random);
         self.shared.end_lease(id);
         self.shared.pools.wake(pool);
-    }
-
-    /// The socket of a pool's connection is closed, and its record is about to be released.
-    #[cold]
-    pub(super) fn free_pool_place(&mut self, id: ConnId) {
-        let Some((pool, place)) = self.shared.table.at(id.index()).pooled() else { return };
-        self.shared.pools.get(pool).policy.remove(place);
-        self.shared.pools.wake(pool);
-        self.shared.pools.wake_group(pool);
     }
 
     /// A shutdown has begun: pools serve what waits, and nothing for later.

@@ -28,7 +28,7 @@ use crate::address::{Address, Target};
 use crate::config::{Config, SocketOptions, Timeouts, Watermarks};
 use crate::core::budget::Step;
 use crate::core::deadlines::{Deadline, Durations};
-use crate::core::flags::Flags;
+use crate::core::flags::{ColdFlags, Flags};
 use crate::core::lifecycle::{self, State};
 use crate::core::pressure::{self, Lag, Permille};
 use crate::core::ready::Ready;
@@ -265,9 +265,13 @@ impl LoopState {
         let record = self.table.at(id.index());
         let feeds = record.may_feed();
         let holds = record.buffered > 0 || record.has_output();
+        let pooled = record.cold_flags.has(ColdFlags::POOLED);
         if record.counted != State::Closed {
             self.counters.states.change(record.counted, State::Closed);
             record.counted = State::Closed;
+        }
+        if pooled {
+            self.free_pool_place(id);
         }
         if feeds {
             self.end_feeding(id);

@@ -361,6 +361,15 @@ impl LoopState {
         self.pools.wake(pool);
     }
 
+    /// The socket of a pool's connection is closed, and its record is about to be released.
+    #[cold]
+    pub(super) fn free_pool_place(&mut self, id: ConnId) {
+        let Some((pool, place)) = self.table.at(id.index()).pooled() else { return };
+        self.pools.get(pool).policy.remove(place);
+        self.pools.wake(pool);
+        self.pools.wake_group(pool);
+    }
+
     /// Counts what the pools have done. To be called after each step that served some.
     pub(crate) fn count_pools(&self) {
         let mut sums = [0; 6];
