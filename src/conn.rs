@@ -9,7 +9,7 @@ use crate::address::{Address, ToTarget};
 use crate::close::{CloseReason, Timeout};
 use crate::config::{AcquireOptions, PoolConfig, Timeouts};
 use crate::core::deadlines::{Deadline, Durations};
-use crate::core::flags::Flags;
+use crate::core::flags::{ColdFlags, Flags};
 use crate::core::lifecycle::State;
 use crate::core::pool::PoolStats;
 use crate::core::pressure::NO_KEEP_ALIVE;
@@ -498,6 +498,7 @@ impl Conn<'_> {
         let record = self.record_mut();
         record.cold_mut().durations = Some(Box::new(Durations::new(timeouts)));
         record.flags.insert(Flags::REARM);
+        record.cold_flags.insert(ColdFlags::RETIMED);
     }
 
     /// Makes this a tunnel: bytes pass through, there are no requests, and
@@ -576,8 +577,9 @@ impl Conn<'_> {
     /// to it. Returns whether that may be.
     ///
     /// It is sent again once, over a newly dialled connection, if all of this holds: the connection
-    /// was not new when it was leased, it is closed or reset by its peer or fails, no byte has come back, and
-    /// the request is at most 64 KiB long, which are kept for it until the lease ends. Then
+    /// was not new when it was leased, it is closed or reset by its peer or fails, and no byte has
+    /// come back. The request is the only one on its way, and nothing was written before it that has
+    /// not left, or behind it. It is at most 64 KiB long; it is kept until the lease ends. Then
     /// [`Handler::on_lease_replaced`](crate::Handler::on_lease_replaced) follows.
     ///
     /// The server may have executed the request all the same: by this call the handler asserts that
@@ -597,8 +599,15 @@ impl Conn<'_> {
     ///
     /// It is called for what has leased the connection, or for the leased connection itself. The pool
     /// checks it when the callback has returned. Where a request is still owed, output queued, or
-    /// input left, the connection is closed with [`PoolUnclean`](CloseReason::PoolUnclean): the next
-    /// to lease it would get what is not meant for it. A lease that has ended already is ignored.
+    /// input left, [`shutdown_write`](Conn::shutdown_write) called, or input
+    /// [waited for](Conn::expect_input), the connection is closed with
+    /// [`PoolUnclean`](CloseReason::PoolUnclean): the next to lease it would get what is not meant for
+    /// it. A pause, a timer, [`throttle_on`](Conn::throttle_on) and timeouts of its own end with the
+    /// lease. A lease that has ended already is ignored.
+    ///
+    /// # Panics
+    ///
+    /// In debug builds, if the connection is leased to another one.
     pub fn release(&mut self, lease: ConnId) {
         self.cx.shared.give_back(Some(self.id), lease, false);
     }

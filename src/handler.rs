@@ -191,6 +191,10 @@ pub trait Handler: Sized {
         lost: ConnId,
         lease: Result<ConnId, AcquireError>,
     ) {
+        // A handler that has requests sent again has to know of those that are lost.
+        if lease.is_err() {
+            conn.close();
+        }
     }
 
     /// The answer to [`Context::acquire`]. As [`on_acquired`](Handler::on_acquired), for a lease of

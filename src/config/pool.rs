@@ -136,13 +136,13 @@ impl Default for PoolConfig {
 }
 
 /// The most connections of one pool: each acquire and release may look for one of them.
-const SIZE_MAX: usize = 65_536;
+const SIZE_MAX: usize = 4_096;
 
 impl PoolConfig {
     /// The first setting that is out of its range, if one is.
     pub(crate) fn refuse_out_of_range(&self) -> Result<(), ConfigError> {
         if !(1..=SIZE_MAX).contains(&self.size) {
-            return Err(ConfigError::new("pool.size", "from 1 to 65,536"));
+            return Err(ConfigError::new("pool.size", "from 1 to 4,096"));
         }
         if self.idle_min > self.size {
             return Err(ConfigError::new("pool.idle_min", "at most pool.size"));

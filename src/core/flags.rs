@@ -154,6 +154,8 @@ flags! {
         POOLED = 6;
         /// The connection has asked a pool for another.
         USES_POOLS = 7;
+        /// Its timeouts were set by hand.
+        RETIMED = 8;
     }
 }
 
@@ -198,6 +200,14 @@ impl Flags {
 
     /// No more is written after what is queued.
     pub(crate) const FINISHED: Self = Self::SHUTDOWN_WRITE.and(Self::FIN);
+
+    /// A connection that is given back to its pool cannot be used again: no more is written, input is
+    /// waited for, or its end is announced.
+    pub(crate) const NOT_REUSABLE: Self = Self::SHUTDOWN_WRITE
+        .and(Self::FIN)
+        .and(Self::EOF)
+        .and(Self::INPUT_AWAITED)
+        .and(Self::RETIRING);
 
     /// Requests are not counted by what the handler consumes.
     pub(crate) const NOT_COUNTED: Self = Self::COUNTS_REQUESTS.and(Self::TUNNEL);

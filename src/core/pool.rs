@@ -19,6 +19,9 @@ use crate::time::{Instant, nanos, share_of};
 /// The place of a connection in its pool.
 pub(crate) type Place = u32;
 
+/// However short a pause turns out, a dial that fails at once is not repeated at once.
+const PAUSE_LEAST: u64 = 1_000_000;
+
 /// After a shortage of our own, such as of ports, the next dial waits so long.
 const SHORTAGE_PAUSE: u64 = 100_000_000;
 
@@ -85,11 +88,17 @@ pub struct PoolStats {
 /// as idle yet.
 const NEW_FOR: u64 = 100_000_000;
 
+/// A server that ends a connection within this time, before an exchange has come to its end over it,
+/// does not serve: that is a failed dial.
+const UNSERVED_FOR: u64 = 1_000_000_000;
+
 /// Where a connection of the pool is in its life.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Phase {
-    /// It is dialled, or its handshake is under way.
-    Coming,
+    /// It is dialled.
+    Dialling,
+    /// It stands, and its handshake is under way.
+    Handshake,
     /// It may be leased.
     Idle,
     /// It is the owner's, or the loop's.
@@ -112,6 +121,14 @@ struct Member {
     since: Instant,
     /// When the phase is over by itself.
     until: Instant,
+    /// When it stood.
+    stood_at: Instant,
+    /// Since when it has been used for nothing but pings.
+    unused_since: Instant,
+    /// It has answered a ping, or none was sent: it is as unused as before.
+    pinged: bool,
+    /// An exchange over it has come to its end: it is not only the socket that works.
+    proven: bool,
     /// When it is to be replaced.
     expires: Instant,
     /// Leases so far.
@@ -123,7 +140,7 @@ struct Member {
 
 impl Member {
     fn is_new(&self, now: Instant) -> bool {
-        self.leases == 0 && now.nanos_since(self.since) < NEW_FOR
+        self.leases == 0 && now.nanos_since(self.stood_at) < NEW_FOR
     }
 }
 
@@ -196,10 +213,14 @@ pub(crate) struct Pool {
     members_due: Instant,
     coming: usize,
     leased: usize,
-    /// Dials that failed since the last that succeeded.
+    ending: usize,
+    /// Rounds of dials that failed since an exchange last came to its end.
     failures: u32,
-    /// Before that nothing is dialled.
-    dial_at: Instant,
+    /// When the latest dial failed, and the share of the pause after it.
+    failed_at: Instant,
+    jitter: u64,
+    /// Before that nothing is dialled, as we lack something.
+    shortage_until: Instant,
     /// How many may be coming at once.
     ramp: usize,
     /// When the last one was replaced because of its age.
@@ -277,8 +298,11 @@ impl Pool {
             members_due: Instant::FAR_FUTURE,
             coming: 0,
             leased: 0,
+            ending: 0,
             failures: 0,
-            dial_at: Instant::EPOCH,
+            failed_at: Instant::EPOCH,
+            jitter: 0,
+            shortage_until: Instant::EPOCH,
             ramp: config.size,
             replaced_at: None,
             fails: false,
@@ -318,6 +342,12 @@ impl Pool {
 
     pub(crate) const fn is_closed(&self) -> bool {
         self.closed
+    }
+
+    /// The wait that has lasted longest.
+    pub(crate) fn oldest_wait(&self) -> Option<WaitId> {
+        let firsts = self.waiters.front().into_iter().chain(self.replays.front());
+        firsts.map(|waiter| waiter.id).min()
     }
 
     pub(crate) fn has_waiters(&self) -> bool {
@@ -375,13 +405,11 @@ impl Pool {
 impl Pool {
     /// What is to be done next, at `now`; `None` if that is nothing before [`Pool::due`].
     pub(crate) fn next(&mut self, now: Instant) -> Option<Work> {
-        if let Some(place) = self.returned.pop_front() {
-            return Some(Work::Judge(place, self.members[place as usize].conn));
-        }
-        if now >= self.waiters_due
-            && let Some(waiter) = self.take_expired(now)
-        {
-            return Some(Work::Expire(waiter));
+        while let Some(place) = self.returned.pop_front() {
+            let member = self.members.get(place as usize);
+            if let Some(member) = member.filter(|member| member.phase == Phase::Returned) {
+                return Some(Work::Judge(place, member.conn));
+            }
         }
         if self.fails {
             if let Some(waiter) = self.replays.pop_front().or_else(|| self.waiters.pop_front()) {
@@ -396,9 +424,18 @@ impl Pool {
             return Some(work);
         }
         let fresh = if self.replays.is_empty() { None } else { self.fresh(now) };
+        let any = || if self.waiters.is_empty() { None } else { self.candidate() };
+        if let Some(place) = fresh.or_else(any) {
+            return Some(Work::Offer(place, self.members[place as usize].conn));
+        }
+        // What can be served is not late.
+        if now >= self.waiters_due
+            && let Some(waiter) = self.take_expired(now)
+        {
+            return Some(Work::Expire(waiter));
+        }
         if !self.replays.is_empty()
-            && fresh.is_none()
-            && self.coming == 0
+            && self.coming + self.ending == 0
             && self.members.len() >= self.rules.size
             && let Some(place) = self.idle.front()
         {
@@ -406,17 +443,13 @@ impl Pool {
             self.stats.surplus += 1;
             return Some(self.end(*place, CloseReason::PoolSurplus, now));
         }
-        let any = || if self.waiters.is_empty() { None } else { self.candidate() };
-        if let Some(place) = fresh.or_else(any) {
-            return Some(Work::Offer(place, self.members[place as usize].conn));
-        }
-        (self.wants_dial(now) && now >= self.dial_at).then_some(Work::Dial)
+        (self.wants_dial(now) && now >= self.dial_at()).then_some(Work::Dial)
     }
 
     /// When [`Pool::next`] has something to do again, if nothing is noted until then; never after
     /// the time at which that is so.
     pub(crate) fn due(&self, now: Instant) -> Instant {
-        let dials = if self.wants_dial(now) { self.dial_at } else { Instant::FAR_FUTURE };
+        let dials = if self.wants_dial(now) { self.dial_at() } else { Instant::FAR_FUTURE };
         self.waiters_due.min(self.members_due).min(dials)
     }
 
@@ -453,7 +486,7 @@ impl Pool {
             && let Some(place) = self.idle.front()
         {
             let longest = &self.members[*place as usize];
-            let over = longest.since.after(self.rules.idle);
+            let over = longest.unused_since.after(self.rules.idle);
             if over <= now {
                 self.stats.idle_closed += 1;
                 return Some(self.end(*place, CloseReason::Timeout(Timeout::Idle), now));
@@ -464,7 +497,7 @@ impl Pool {
             let Some(member) = self.members.get(at) else { continue };
             let (conn, since, phase) = (member.conn, member.since, member.phase);
             match phase {
-                Phase::Ending | Phase::Returned => {}
+                Phase::Dialling | Phase::Ending | Phase::Returned => {}
                 Phase::Leased(owner) => {
                     let report = since.after(self.rules.report);
                     if !member.reported && report <= now {
@@ -473,7 +506,7 @@ impl Pool {
                     }
                     next = next.min(if member.reported { Instant::FAR_FUTURE } else { report });
                 }
-                Phase::Coming | Phase::Cleaning | Phase::Checked => {
+                Phase::Handshake | Phase::Cleaning | Phase::Checked => {
                     if member.until <= now {
                         self.members[at].until = Instant::FAR_FUTURE;
                         let reason = match phase {
@@ -498,6 +531,7 @@ impl Pool {
                     }
                     if member.until <= now && !self.drains {
                         self.stats.pinged += 1;
+                        self.members[at].pinged = true;
                         self.enter(at as Place, Phase::Checked, now, self.rules.ping);
                         return Some(Work::Ping(at as Place, conn));
                     }
@@ -527,6 +561,19 @@ impl Pool {
         member.expires.max(spaced)
     }
 
+    /// Before that nothing is dialled: after a failure, or while we lack something. The pause is the
+    /// shorter the sooner something waits.
+    fn dial_at(&self) -> Instant {
+        if self.failures == 0 {
+            return self.shortage_until;
+        }
+        let rules = &self.rules;
+        let doubled = rules.backoff.saturating_mul(1 << (self.failures - 1).min(32));
+        let most = if self.has_waiters() { rules.backoff_waiting } else { rules.backoff_max };
+        let pause = share_of(doubled.min(most), self.jitter).max(PAUSE_LEAST);
+        self.failed_at.after(pause).max(self.shortage_until)
+    }
+
     /// Whether another connection is wanted, whenever it may be dialled.
     fn wants_dial(&self, now: Instant) -> bool {
         let needed = (self.waiters.len() + self.replays.len()).saturating_sub(self.coming);
@@ -548,9 +595,13 @@ impl Pool {
         self.coming += 1;
         let member = Member {
             conn,
-            phase: Phase::Coming,
+            phase: Phase::Dialling,
             since: now,
             until: Instant::FAR_FUTURE,
+            stood_at: Instant::FAR_FUTURE,
+            unused_since: now,
+            pinged: false,
+            proven: false,
             expires: Instant::FAR_FUTURE,
             leases: 0,
             used: false,
@@ -561,48 +612,52 @@ impl Pool {
 
     /// None could be dialled, as we have no place left.
     pub(crate) fn note_shortage(&mut self, now: Instant) {
-        self.dial_at = now.after(SHORTAGE_PAUSE);
+        self.shortage_until = now.after(SHORTAGE_PAUSE);
     }
 
     /// There may be a place again.
     pub(crate) fn end_shortage(&mut self) {
-        if self.failures == 0 {
-            self.dial_at = Instant::EPOCH;
-        }
+        self.shortage_until = Instant::EPOCH;
     }
 
     /// A dialled connection stands.
     pub(crate) fn note_connected(&mut self, place: Place, now: Instant, random: u64) {
+        let member = &mut self.members[place as usize];
+        if member.phase != Phase::Dialling {
+            return;
+        }
         let lifetime = self.rules.lifetime;
-        let expires = match lifetime {
+        member.expires = match lifetime {
             u64::MAX => Instant::FAR_FUTURE,
             _ => now.after(lifetime - share_of(lifetime / 4, random)),
         };
-        self.members[place as usize].expires = expires;
+        member.stood_at = now;
+        // As TCP's slow start: twice as many for each round of dials.
+        self.ramp = (self.ramp + 1).min(self.rules.size);
         if self.rules.handshakes {
-            self.enter(place, Phase::Coming, now, self.rules.handshake);
+            self.enter(place, Phase::Handshake, now, self.rules.handshake);
         } else {
-            self.note_ready(place, now);
+            self.give_back(place, now);
         }
     }
 
-    /// It stands, its handshake or its cleaning has ended, or it has answered a ping: it is to be
-    /// judged. Returns whether that was to be said.
+    /// Its handshake or its cleaning has ended, or it has answered a ping: it is to be judged.
+    /// Returns whether that was to be said.
     pub(crate) fn note_ready(&mut self, place: Place, now: Instant) -> bool {
-        match self.members[place as usize].phase {
-            Phase::Coming => {
-                self.coming -= 1;
-                self.failures = 0;
-                self.dial_at = Instant::EPOCH;
-                // As TCP's slow start: twice as many for each round of dials.
-                self.ramp = (self.ramp + 1).min(self.rules.size);
-                self.stats.last_dial = None;
-            }
-            Phase::Cleaning | Phase::Checked => {}
-            _ => return false,
+        let member = &mut self.members[place as usize];
+        let ready = matches!(member.phase, Phase::Handshake | Phase::Cleaning | Phase::Checked);
+        if ready {
+            member.proven = true;
+            self.give_back(place, now);
         }
-        self.give_back(place, now);
-        true
+        ready
+    }
+
+    /// A ping sent nothing: the connection is as idle as before.
+    pub(crate) fn note_unpinged(&mut self, place: Place, now: Instant) {
+        if self.phase(place) == Phase::Checked {
+            self.give_back(place, now);
+        }
     }
 
     /// It becomes idle.
@@ -612,8 +667,13 @@ impl Pool {
             u64::MAX => u64::MAX,
             _ => after - share_of(after / 5, random),
         };
+        let member = &mut self.members[place as usize];
+        if !std::mem::take(&mut member.pinged) {
+            member.unused_since = now;
+        }
+        let unused_since = member.unused_since;
         self.enter(place, Phase::Idle, now, ping);
-        self.members_due = self.members_due.min(now.after(self.rules.idle));
+        self.members_due = self.members_due.min(unused_since.after(self.rules.idle));
         let replaced = self.replacement_due(&self.members[place as usize]);
         self.members_due = self.members_due.min(replaced);
     }
@@ -628,6 +688,7 @@ impl Pool {
         let member = &mut self.members[place as usize];
         member.leases += 1;
         member.used = !is_new;
+        member.pinged = false;
         member.reported = false;
         self.stats.leases += 1;
         self.stats.reused += u64::from(member.leases > 1);
@@ -645,6 +706,8 @@ impl Pool {
 
     /// A lease is given back, and is to be judged in this turn or the next.
     pub(crate) fn give_back(&mut self, place: Place, now: Instant) {
+        let member = &mut self.members[place as usize];
+        member.proven |= matches!(member.phase, Phase::Leased(_));
         self.enter(place, Phase::Returned, now, u64::MAX);
         self.returned.push_back(place);
     }
@@ -657,6 +720,10 @@ impl Pool {
     /// What was given back is at the end of an exchange. Keeps it, or says why it is to be closed.
     pub(crate) fn keep(&mut self, place: Place, now: Instant, random: u64) -> Option<CloseReason> {
         let member = &self.members[place as usize];
+        if member.proven {
+            self.failures = 0;
+            self.stats.last_dial = None;
+        }
         let reason = if self.closed {
             CloseReason::Shutdown
         } else if member.leases >= self.rules.leases_max {
@@ -684,37 +751,50 @@ impl Pool {
         now: Instant,
         random: u64,
     ) {
-        let phase = self.members[place as usize].phase;
+        let member = &self.members[place as usize];
+        let phase = member.phase;
         if phase == Phase::Ending {
             return;
         }
+        let lost = matches!(
+            reason,
+            CloseReason::PeerEof
+                | CloseReason::PeerReset
+                | CloseReason::Io(_)
+                | CloseReason::UnsolicitedData
+        );
+        // One that its peer ends at once was accepted and not served.
+        let came = !matches!(phase, Phase::Dialling | Phase::Handshake);
+        let unserved = lost && !member.proven && now.nanos_since(member.stood_at) < UNSERVED_FOR;
+        if !came || unserved {
+            let begun_at = member.since;
+            self.stats.last_dial = Some(reason);
+            self.note_failed_dial(fault, begun_at, now, random);
+        }
         self.enter(place, Phase::Ending, now, u64::MAX);
         match phase {
-            Phase::Coming => {
-                self.coming -= 1;
-                self.stats.last_dial = Some(reason);
-                self.note_failed_dial(fault, now, random);
-            }
-            Phase::Idle => self.stats.lost_idle += 1,
+            Phase::Idle | Phase::Returned | Phase::Checked if lost => self.stats.lost_idle += 1,
+            Phase::Idle if reason == CloseReason::PoolSurplus => self.stats.surplus += 1,
             Phase::Leased(_) if reason == CloseReason::OwnerGone => self.stats.owner_gone += 1,
             Phase::Cleaning if reason == CloseReason::PoolUnclean => self.stats.unclean += 1,
             _ => {}
         }
+        // Others may still come, or be given back.
+        self.fails |= !came && self.rules.fail_fast && self.coming == 0 && self.leased == 0;
     }
 
-    fn note_failed_dial(&mut self, fault: Fault, now: Instant, random: u64) {
+    fn note_failed_dial(&mut self, fault: Fault, begun_at: Instant, now: Instant, random: u64) {
         self.stats.dials_failed += 1;
         if fault == Fault::Ours {
             return self.note_shortage(now);
         }
-        self.failures = self.failures.saturating_add(1);
+        // What was dialled before the latest failure belongs to its round.
+        if self.failures == 0 || begun_at > self.failed_at {
+            self.failures = self.failures.saturating_add(1);
+            self.jitter = random;
+        }
+        self.failed_at = now;
         self.ramp = 1;
-        let rules = &self.rules;
-        let doubled = rules.backoff.saturating_mul(1 << (self.failures - 1).min(32));
-        let most = if self.has_waiters() { rules.backoff_waiting } else { rules.backoff_max };
-        self.dial_at = now.after(share_of(doubled.min(most), random));
-        // Others may still come, or be given back.
-        self.fails = rules.fail_fast && self.coming == 0 && self.leased == 0;
     }
 
     /// What was given back is in the middle of an exchange.
@@ -731,6 +811,7 @@ impl Pool {
     pub(crate) fn remove(&mut self, place: Place) {
         debug_assert_eq!(self.members[place as usize].phase, Phase::Ending);
         self.members.remove(place as usize);
+        self.ending -= 1;
     }
 
     /// The first that is leased to `owner`.
@@ -742,24 +823,41 @@ impl Pool {
     /// The one that has been idle longest, and since when.
     pub(crate) fn longest_idle(&self) -> Option<(Instant, ConnId)> {
         let member = &self.members[*self.idle.front()? as usize];
-        Some((member.since, member.conn))
+        Some((member.unused_since, member.conn))
     }
 
     fn enter(&mut self, place: Place, phase: Phase, now: Instant, most: u64) {
-        let member = &mut self.members[place as usize];
-        match member.phase {
-            // Mostly it is at the end from which it is leased.
+        let before = self.members[place as usize].phase;
+        match before {
+            // Mostly it is at one of the ends.
             Phase::Idle if self.idle.back() == Some(&place) => _ = self.idle.pop_back(),
+            Phase::Idle if self.idle.front() == Some(&place) => _ = self.idle.pop_front(),
             Phase::Idle => self.idle.retain(|idle| *idle != place),
             Phase::Leased(_) => self.leased -= 1,
-            Phase::Returned => self.returned.retain(|returned| *returned != place),
+            Phase::Ending => self.ending -= 1,
             _ => {}
+        }
+        let comes = |phase| matches!(phase, Phase::Dialling | Phase::Handshake);
+        if comes(before) && !comes(phase) {
+            self.coming -= 1;
         }
         match phase {
-            Phase::Idle => self.idle.push_back(place),
+            Phase::Idle => {
+                // One that was only pinged is as unused as before.
+                let unused_since = self.members[place as usize].unused_since;
+                let is_later =
+                    |other: &Place| self.members[*other as usize].unused_since <= unused_since;
+                let at = match self.idle.back() {
+                    Some(last) if !is_later(last) => self.idle.partition_point(is_later),
+                    _ => self.idle.len(),
+                };
+                self.idle.insert(at, place);
+            }
             Phase::Leased(_) => self.leased += 1,
+            Phase::Ending => self.ending += 1,
             _ => {}
         }
+        let member = &mut self.members[place as usize];
         member.phase = phase;
         member.since = now;
         member.until = now.after(most);
@@ -783,10 +881,14 @@ impl Pool {
     pub(crate) fn audit(&self) -> Result<(), String> {
         let count = |is: fn(Phase) -> bool| self.members().filter(|(.., phase)| is(*phase)).count();
         let sums = [
-            ("coming", self.coming, count(|phase| phase == Phase::Coming)),
+            (
+                "coming",
+                self.coming,
+                count(|phase| matches!(phase, Phase::Dialling | Phase::Handshake)),
+            ),
+            ("ending", self.ending, count(|phase| phase == Phase::Ending)),
             ("leased", self.leased, count(|phase| matches!(phase, Phase::Leased(_)))),
             ("idle", self.idle.len(), count(|phase| phase == Phase::Idle)),
-            ("returned", self.returned.len(), count(|phase| phase == Phase::Returned)),
         ];
         for (name, known, there) in sums {
             if known != there {
@@ -1167,5 +1269,22 @@ mod tests {
             }
         }
         assert_eq!(counts, [1, 2, 4, 8, 16]);
+    }
+
+    #[test]
+    fn a_connection_that_is_dialled_is_not_ready() {
+        let config =
+            PoolConfig { handshake: Some(Duration::from_secs(1)), ..PoolConfig::default() };
+        let mut pool = Pool::new(&config);
+        let now = secs(1);
+        pool.wait(waiter(1, 1, secs(9)));
+        assert_eq!(pool.next(now), Some(Work::Dial));
+        let place = pool.add(conn(0), now);
+        assert!(!pool.note_ready(place, now));
+        assert_eq!(pool.next(now), None);
+        pool.note_connected(place, now, 0);
+        assert!(pool.note_ready(place, now));
+        assert_eq!(pool.next(now), Some(Work::Judge(place, conn(0))));
+        pool.audit().unwrap();
     }
 }

@@ -44,8 +44,7 @@ pub(crate) struct ColdState {
     pub(crate) dial: Option<DialState>,
     /// Its pool, and its place there.
     pub(crate) pooled: Option<(PoolId, Place)>,
-    /// The request that may be sent again, and the bytes read before it.
-    pub(crate) replay: Option<(Bytes, u64)>,
+    pub(crate) replay: Option<Replayable>,
     /// What is queued.
     output: Output,
     /// What `on_data` waits for.
@@ -114,6 +113,15 @@ impl ColdState {
                 }
             )
     }
+}
+
+/// A request over a leased connection that may be sent again.
+#[derive(Debug)]
+pub(crate) struct Replayable {
+    pub(crate) request: Bytes,
+    /// The bytes read before it, and those written with it.
+    pub(crate) read: u64,
+    pub(crate) written: u64,
 }
 
 /// What `on_data` waits for.

@@ -77,10 +77,13 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
                 self.refuse(handler, waiter, failure);
             }
             Work::Judge(place, id) => self.judge(handler, pool, place, id),
-            Work::Offer(place, id) => match self.check_before_lease(id) {
-                Some(reason) => self.end_pooled(handler, id, reason),
-                None => self.lease(handler, pool, place, id),
-            },
+            Work::Offer(place, id) => {
+                let requested = self.shared.table.at(id.index()).requested();
+                match requested.or_else(|| self.check_before_lease(id)) {
+                    Some(reason) => self.end_pooled(handler, id, reason),
+                    None => self.lease(handler, pool, place, id),
+                }
+            }
             Work::Ping(place, id) => self.ping(handler, pool, place, id),
             Work::Close(id, reason) => self.end_pooled(handler, id, reason),
             Work::Report(lease, owner) => {
@@ -142,7 +145,9 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// Keeps what was given back or has become ready, if it is at the end of an exchange.
     fn judge(&mut self, handler: &mut H, pool: PoolId, place: Place, id: ConnId) {
         let record = self.shared.table.at(id.index());
-        let whole = record.deadline_inputs().at_rest() && self.slots[id.index()].input.is_empty();
+        let whole = record.deadline_inputs().at_rest()
+            && !record.flags.has(Flags::NOT_REUSABLE)
+            && self.slots[id.index()].input.is_empty();
         if let Some(reason) = record.requested() {
             // Its end is about to begin.
             return self.leave_pool(id, reason);
@@ -150,6 +155,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let reason = if !whole && !planted(Bug::UncleanKept) {
             self.shared.pools.get(pool).policy.note_unclean();
             Some(CloseReason::PoolUnclean)
+        } else if self.shared.pools.is_needed_elsewhere(pool) {
+            Some(CloseReason::PoolSurplus)
         } else {
             self.check_socket(id).or_else(|| {
                 let (now, random) = (self.shared.now, self.backend.entropy());
@@ -158,7 +165,10 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         };
         match reason {
             Some(reason) => self.end_pooled(handler, id, reason),
-            None => self.shared.set_pooled_idle(id, true),
+            None => {
+                self.shared.take_back(pool, id);
+                self.shared.set_pooled_idle(id, true);
+            }
         }
     }
 
@@ -168,21 +178,23 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let Self { backend, slots, shared, read_buffer, .. } = self;
         let stream = slots[id.index()].stream.as_mut()?;
         let record = shared.table.at(id.index());
-        rewind(read_buffer);
-        let read = backend.read(stream, read_buffer, READ_BUDGET);
-        read_buffer.clear();
-        match read {
-            Ok(0) => {
-                record.flags.insert(Flags::EOF);
-                Some(CloseReason::PeerEof)
-            }
-            Ok(_) => Some(CloseReason::UnsolicitedData),
-            Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                record.flags.remove(Flags::MAY_READ);
-                None
-            }
-            Err(error) if error.kind() == ErrorKind::Interrupted => None,
-            Err(error) => Some(reason_of(error)),
+        loop {
+            rewind(read_buffer);
+            let read = backend.read(stream, read_buffer, READ_BUDGET);
+            read_buffer.clear();
+            return match read {
+                Ok(0) => {
+                    record.flags.insert(Flags::EOF);
+                    Some(CloseReason::PeerEof)
+                }
+                Ok(_) => Some(CloseReason::UnsolicitedData),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    record.flags.remove(Flags::MAY_READ);
+                    None
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                Err(error) => Some(reason_of(error)),
+            };
         }
     }
 
@@ -207,7 +219,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let record = self.shared.table.at(id.index());
         if record.bytes_out == sent && record.deadline_inputs().at_rest() {
             let now = self.shared.now;
-            self.shared.pools.get(pool).policy.note_ready(place, now);
+            self.shared.pools.get(pool).policy.note_unpinged(place, now);
+            self.shared.set_pooled_idle(id, true);
         }
         self.shared.mark_dirty(id);
     }
@@ -224,8 +237,14 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
 
     fn dial_for(&mut self, handler: &mut H, pool: PoolId) {
         let now = self.shared.now;
+        let waits = self.shared.pools.get(pool).policy.has_waiters();
+        let pools = &self.shared.pools;
+        if (!waits && pools.others_wait(pool)) || pools.last_place_is_due_elsewhere(pool) {
+            // What is dialled for later does not compete with what waits, and what has waited longest
+            // comes first.
+            return self.shared.pools.get(pool).policy.note_shortage(now);
+        }
         if let Some(idle) = self.shared.pools.full_group(pool) {
-            let waits = self.shared.pools.get(pool).policy.has_waiters();
             // Its place is free when its socket is closed.
             if let Some(id) = idle.filter(|_| waits) {
                 self.end_pooled(handler, id, CloseReason::PoolSurplus);
@@ -291,6 +310,14 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         self.shared.pools.get(pool).policy.note_ending(place, reason, fault, now, random);
         self.shared.end_lease(id);
         self.shared.pools.wake(pool);
+    }
+
+    /// The last connection has ended, or all are to: what the loop waits for is answered.
+    pub(super) fn close_pools(&mut self, handler: &mut H) {
+        for pool in self.shared.pools.ids() {
+            self.shared.close_pool(pool);
+        }
+        self.serve_pools(handler);
     }
 
     /// A shutdown has begun: pools serve what waits, and nothing for later.

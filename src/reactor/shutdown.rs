@@ -69,6 +69,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let table = &self.shared.table;
         if self.drain.note_left(table.counted(), table.len()) {
             self.close_listeners(true);
+            self.close_pools(handler);
         }
     }
 

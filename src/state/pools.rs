@@ -14,6 +14,7 @@ use crate::config::{AcquireOptions, PoolConfig, SocketOptions, Timeouts};
 use crate::core::deadlines::Durations;
 use crate::core::flags::{ColdFlags, Flags};
 use crate::core::pool::{Phase, Place, Pool, PoolStats, Replay, Waiter};
+use crate::core::record::Replayable;
 use crate::error::{AcquireError, AcquireFailure, ConfigError};
 use crate::id::{AlarmId, ConnId, PoolGroupId, PoolId, WaitId};
 use crate::planted::{Bug, planted};
@@ -102,24 +103,63 @@ impl Pools {
     /// Whether the pools of the group of `pool` have as many connections as they may. If so: of the
     /// other pools' idle connections the one that has been idle longest.
     pub(crate) fn full_group(&self, pool: PoolId) -> Option<Option<ConnId>> {
-        let group = self.list[pool.0 as usize].group?;
-        let members = || self.list.iter().filter(move |state| state.group == Some(group));
-        let open: usize = members().map(|state| state.policy.len()).sum();
-        if open < self.groups[group.0 as usize] {
-            return None;
-        }
-        Some(members().filter_map(|state| state.policy.longest_idle()).min().map(|(_, id)| id))
+        let group = self.list[pool.0 as usize].group;
+        let members = self.list.iter().filter(|state| state.group == group);
+        let longest = || members.filter_map(|state| state.policy.longest_idle()).min();
+        (self.group_room(pool) == Some(0)).then(|| longest().map(|(_, id)| id))
     }
 
-    /// A place became free: the other pools of the group may dial now.
+    /// A place became free: what has waited longest, in whatever pool of the group, comes first.
     pub(crate) fn wake_group(&mut self, pool: PoolId) {
-        let Some(group) = self.list[pool.0 as usize].group else { return };
-        for other in self.ids() {
-            if self.list[other.0 as usize].group == Some(group) {
-                self.get(other).policy.end_shortage();
-                self.wake(other);
-            }
+        let Some(group) = self.list[pool.0 as usize].group else { return self.wake(pool) };
+        let mut others: Vec<_> =
+            self.ids().filter(|it| self.list[it.0 as usize].group == Some(group)).collect();
+        others.sort_by_key(|it| {
+            let wait = self.list[it.0 as usize].policy.oldest_wait();
+            (wait.is_none(), wait)
+        });
+        for other in others {
+            self.get(other).policy.end_shortage();
+            self.wake(other);
         }
+    }
+
+    /// Whether the pools of the group of `pool` have as many connections as they may, and in another
+    /// of them something has waited for longer than all that wait in this one.
+    pub(crate) fn is_needed_elsewhere(&self, pool: PoolId) -> bool {
+        self.group_room(pool) == Some(0) && self.waits_longer_elsewhere(pool)
+    }
+
+    /// Whether the last place of the group of `pool` is for another of its pools, in which something
+    /// has waited for longer.
+    pub(crate) fn last_place_is_due_elsewhere(&self, pool: PoolId) -> bool {
+        self.group_room(pool) == Some(1) && self.waits_longer_elsewhere(pool)
+    }
+
+    /// How many more connections the group of `pool` may have, if it has one.
+    fn group_room(&self, pool: PoolId) -> Option<usize> {
+        let group = self.list[pool.0 as usize].group?;
+        let members = self.list.iter().filter(|state| state.group == Some(group));
+        let open: usize = members.map(|state| state.policy.len()).sum();
+        Some(self.groups[group.0 as usize].saturating_sub(open))
+    }
+
+    fn waits_longer_elsewhere(&self, pool: PoolId) -> bool {
+        let state = &self.list[pool.0 as usize];
+        let own = state.policy.oldest_wait();
+        self.list.iter().filter(|other| other.group == state.group && !other.policy.is_down()).any(
+            |other| {
+                let wait = other.policy.oldest_wait();
+                wait.is_some_and(|wait| own.is_none_or(|own| wait.serial < own.serial))
+            },
+        )
+    }
+
+    /// Whether something waits in another pool of the group of `pool`.
+    pub(crate) fn others_wait(&self, pool: PoolId) -> bool {
+        let group = self.list[pool.0 as usize].group;
+        let mut others = self.list.iter().filter(|other| group.is_some() && other.group == group);
+        others.any(|other| other.policy.has_waiters())
     }
 }
 
@@ -237,11 +277,10 @@ impl LoopState {
     /// The place in its pool of what `by`, or the loop, has leased.
     fn lease(&mut self, by: Option<ConnId>, lease: ConnId) -> Option<(PoolId, Place)> {
         let (pool, place) = self.table.get(lease)?.pooled()?;
-        let leased = match self.pools.get(pool).policy.phase(place) {
-            Phase::Leased(owner) => owner == by || by == Some(lease),
-            _ => false,
-        };
-        leased.then_some((pool, place))
+        let Phase::Leased(owner) = self.pools.get(pool).policy.phase(place) else { return None };
+        let is_its = owner == by || by == Some(lease);
+        debug_assert!(is_its, "{lease} is leased to {owner:?}, and given back by {by:?}");
+        is_its.then_some((pool, place))
     }
 
     /// Gives back what `by`, or the loop, has leased, at the end of an exchange; or to be brought
@@ -254,9 +293,27 @@ impl LoopState {
             policy.clean(place, now);
         } else {
             policy.give_back(place, now);
+            self.set_pooled_idle(lease, true);
         }
         self.end_lease(lease);
+        self.take_back(pool, lease);
+        self.mark_dirty(lease);
         self.pools.wake(pool);
+    }
+
+    /// Takes back what a lease may leave behind and the next one must not find: a pause, a timer,
+    /// what it feeds or is fed by, and timeouts of its own. What cannot be taken back is found when
+    /// the connection is judged.
+    pub(crate) fn take_back(&mut self, pool: PoolId, id: ConnId) {
+        self.end_feeding(id);
+        let durations = &self.pools.get(pool).durations;
+        let record = self.table.at(id.index());
+        let flags = &mut record.flags;
+        flags.remove(Flags::PAUSED.and(Flags::HAS_TIMER).and(Flags::DATA_DUE).and(Flags::DRAINED));
+        if record.cold_flags.take(ColdFlags::RETIMED) {
+            record.flags.insert(Flags::REARM);
+            record.cold_mut().durations = Some(Box::new(durations.clone()));
+        }
     }
 
     /// The owner of a lease is its owner no more.
@@ -275,8 +332,11 @@ impl LoopState {
             && request.len() <= REPLAY_MAX
             && self.pools.get(pool).policy.is_used(place);
         let record = self.table.at(lease.index());
-        let read = record.bytes_in;
-        record.cold_mut().replay = again.then(|| (request.clone(), read));
+        // Of several requests one would be sent again, and get the reply to another.
+        let again = again && record.owed() == 0 && !record.has_output();
+        let (read, written) = (record.bytes_in, record.bytes_out + request.len() as u64);
+        let request = again.then(|| request.clone());
+        record.cold_mut().replay = request.map(|request| Replayable { request, read, written });
         again
     }
 
@@ -284,16 +344,19 @@ impl LoopState {
     /// its owner waits for another one.
     pub(crate) fn replay(&mut self, id: ConnId, reason: CloseReason) {
         let record = self.table.at(id.index());
-        let read = record.bytes_in;
+        let (read, owed) = (record.bytes_in, record.owed());
+        let written = record.bytes_out + record.queued() as u64;
         let Some((pool, _)) = record.pooled() else { return };
         let Some(cold) = record.cold_if_any() else { return };
         let lost =
             matches!(reason, CloseReason::PeerEof | CloseReason::PeerReset | CloseReason::Io(_));
-        let Some((request, before)) = cold.replay.take().filter(|_| lost) else { return };
+        let Some(replay) = cold.replay.take().filter(|_| lost) else { return };
         let owner = cold.owner;
         let open = |owner: ConnId| self.table.get(owner).is_some_and(|it| it.state().is_open());
-        let silent = before == read || planted(Bug::ReplayedAfterReply);
-        if !silent || !owner.is_some_and(open) {
+        let silent = replay.read == read || planted(Bug::ReplayedAfterReply);
+        // Neither another request nor anything else was written behind it.
+        let alone = owed == 1 && replay.written == written;
+        if !silent || !alone || !owner.is_some_and(open) {
             return;
         }
         if self.pools.get(pool).policy.is_closed() {
@@ -303,7 +366,7 @@ impl LoopState {
         let state = self.pools.get(pool);
         let until = self.now + state.acquire;
         let wait = self.pools.next_wait(pool);
-        let replay = Some(Box::new(Replay { lost: id, request }));
+        let replay = Some(Box::new(Replay { lost: id, request: replay.request }));
         let waiter = Waiter { id: wait, owner, until, replay };
         self.pools.get(pool).policy.wait_again(waiter);
         self.hold(owner);
@@ -315,6 +378,7 @@ impl LoopState {
         let Some((pool, place)) = self.table.at(id.index()).pooled() else { return };
         let now = self.now;
         if self.pools.get(pool).policy.note_ready(place, now) {
+            self.set_pooled_idle(id, true);
             self.pools.wake(pool);
         }
     }
@@ -366,7 +430,6 @@ impl LoopState {
     pub(super) fn free_pool_place(&mut self, id: ConnId) {
         let Some((pool, place)) = self.table.at(id.index()).pooled() else { return };
         self.pools.get(pool).policy.remove(place);
-        self.pools.wake(pool);
         self.pools.wake_group(pool);
     }
 
@@ -426,7 +489,8 @@ impl LoopState {
                 let record = self.table.get(id);
                 let known = record.is_some_and(|it| it.pooled() == Some((pool, place)));
                 let idle = record.is_some_and(|it| it.flags.has(Flags::POOLED_IDLE));
-                if !known || idle != (phase == Phase::Idle) {
+                let marked = matches!(phase, Phase::Idle | Phase::Returned);
+                if !known || idle != marked {
                     return Err(format!("{pool:?} has {id} as {phase:?}: {record:?}"));
                 }
                 members += 1;

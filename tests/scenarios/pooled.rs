@@ -46,6 +46,12 @@ pub(crate) struct Proxy {
     pub(crate) gives_back_at_once: bool,
     /// What takes long when a client has sent a line.
     pub(crate) stall: Option<Box<dyn Fn()>>,
+    /// It sends two requests over a lease.
+    pub(crate) twice: bool,
+    /// It says too early that a connection is ready.
+    pub(crate) ready_in_open: bool,
+    /// The connections whose timers came.
+    pub(crate) rang: Vec<ConnId>,
     /// What the loop has leased.
     pub(crate) loop_leases: Rc<RefCell<Vec<Result<ConnId, AcquireError>>>>,
 }
@@ -62,6 +68,9 @@ impl Proxy {
             replays: false,
             gives_back_at_once: false,
             stall: None,
+            twice: false,
+            ready_in_open: false,
+            rang: Vec::new(),
             loop_leases: Rc::default(),
         }
     }
@@ -76,8 +85,10 @@ impl Handler for Proxy {
 
     fn on_open(&mut self, conn: &mut Conn<'_>) -> Option<Session> {
         Some(match conn.origin() {
-            Origin::Pool(pool) => {
-                assert_eq!(Some(pool), self.pool);
+            Origin::Pool(_) => {
+                if self.ready_in_open {
+                    conn.ready();
+                }
                 Session::Upstream
             }
             _ => Session::Client(Client::default()),
@@ -142,6 +153,9 @@ impl Handler for Proxy {
                 client.lease = Some(lease);
                 let line = std::mem::take(&mut client.line);
                 if self.replays {
+                    if self.twice {
+                        conn.send_replayable(lease, [b"A".as_slice(), &line].concat());
+                    }
                     conn.send_replayable(lease, line);
                 } else {
                     let mut upstream = conn.other(lease).unwrap();
@@ -181,6 +195,10 @@ impl Handler for Proxy {
                 conn.end_request();
             }
         }
+    }
+
+    fn on_timer(&mut self, conn: &mut Conn<'_>, _: &mut Session) {
+        self.rang.push(conn.id());
     }
 
     fn on_loop_acquired(

@@ -700,3 +700,407 @@ impl Setup {
         self.sim.settle();
     }
 }
+
+/// Default settings: idle 50 s, ping_after 30 s, a health check that does nothing.
+#[test]
+fn a_connection_that_is_only_checked_ends_in_its_idle_time() {
+    let mut setup = Setup::new(PoolConfig::default());
+    setup.exchange();
+    setup.sim.advance(secs(300));
+    let stats = setup.stats();
+    assert_eq!((stats.open, stats.idle_closed), (0, 1), "{stats:?}");
+}
+
+/// The server accepts and closes at once; one connection is to be idle.
+#[test]
+fn a_server_that_accepts_and_closes_is_not_dialled_without_pauses() {
+    let mut sim = world(1);
+    let listener = sim.listen(UPSTREAM, 64);
+    let proxy = sim.serve(SERVER, quiet(), Proxy::new(PoolConfig { idle_min: 1, ..small(4) }));
+    for _ in 0..1_000 {
+        sim.advance(millis(1));
+        while let Some(peer) = listener.accept() {
+            peer.close();
+        }
+    }
+    let stats = pool_stats(&proxy);
+    assert!(stats.dialled < 50, "{stats:?}");
+}
+
+/// The server greets; the pool was not told of a handshake. One client waits.
+#[test]
+fn a_server_that_greets_is_not_dialled_without_pauses() {
+    let mut sim = world(1);
+    let listener = sim.listen(UPSTREAM, 64);
+    let proxy = sim.serve(SERVER, quiet(), Proxy::new(small(4)));
+    let client = sim.connect(SERVER);
+    client.send(b"line\n");
+    let mut all = Vec::new();
+    for _ in 0..5_200 {
+        sim.advance(millis(1));
+        while let Some(peer) = listener.accept() {
+            peer.send(b"220 hello\r\n");
+            all.push(peer);
+        }
+    }
+    let stats = pool_stats(&proxy);
+    let errors = proxy.with(|proxy, _| proxy.errors.clone());
+    assert!(stats.dialled < 50, "{stats:?} {errors:?} {:?}", client.received());
+}
+
+#[test]
+fn a_spare_connection_does_not_compete_with_what_waits() {
+    let mut sim = world(1);
+    let hosts = ["10.0.0.2:9", "10.0.0.3:9"];
+    let _upstreams = hosts.map(|host| sim.serve(host, quiet(), Lines::default()));
+    let proxy = sim.serve(SERVER, quiet(), Proxy::new(small(4)));
+    sim.settle();
+    let pools = proxy.with(|proxy, cx| {
+        let group = Some(cx.add_pool_group(1));
+        let warm = PoolConfig { group, idle_min: 1, ..small(4) };
+        let first = cx.add_pool(hosts[0], &warm).unwrap();
+        let second = cx.add_pool(hosts[1], &PoolConfig { group, ..small(4) }).unwrap();
+        proxy.pool = Some(first);
+        [first, second]
+    });
+    sim.advance(millis(50));
+    proxy.with(|_, cx| {
+        cx.acquire(pools[1], AcquireOptions::default()).unwrap();
+    });
+    sim.advance(secs(6));
+    let got = proxy.with(|proxy, _| proxy.loop_leases.borrow().clone());
+    let stats = pools.map(|pool| proxy.with(|_, cx| cx.pool_stats(pool)));
+    assert!(got[0].is_ok(), "{got:?} {stats:#?}");
+}
+
+/// Nothing waits while dials fail; then something does, and the server is back.
+#[test]
+fn what_comes_during_a_pause_shortens_it() {
+    let mut worst = Duration::ZERO;
+    for seed in 0..20 {
+        let mut sim = world(seed);
+        sim.serve(OTHER_PORT, quiet(), Lines::default());
+        let proxy = sim.serve(SERVER, quiet(), Proxy::new(PoolConfig { idle_min: 1, ..small(4) }));
+        sim.advance(secs(40) + millis(137 * seed));
+        let _upstream = sim.serve(UPSTREAM, quiet(), Lines::default());
+        let client = sim.connect(SERVER);
+        client.send(b"line\n");
+        let mut waited = Duration::ZERO;
+        while client.received().is_empty() {
+            sim.advance(millis(10));
+            waited += millis(10);
+        }
+        worst = worst.max(waited);
+        drop(proxy);
+    }
+    assert!(worst < millis(600), "{worst:?}");
+}
+
+fn loop_lease(setup: &mut Setup) -> ConnId {
+    setup.proxy.with(|proxy, cx| {
+        cx.acquire(proxy.pool.unwrap(), AcquireOptions::default()).unwrap();
+    });
+    setup.sim.advance(millis(100));
+    setup.proxy.with(|proxy, _| proxy.loop_leases.borrow_mut().pop().unwrap().unwrap())
+}
+
+fn left_behind(what: fn(&mut Conn<'_>)) {
+    let mut setup = Setup::new(small(1));
+    let lease = loop_lease(&mut setup);
+    setup.proxy.with(|_, cx| {
+        what(&mut cx.conn(lease).unwrap());
+        cx.release(lease);
+    });
+    setup.sim.advance(secs(1));
+    let peer = setup.client();
+    peer.send(b"line\n");
+    setup.sim.advance(secs(20));
+    assert_eq!(String::from_utf8_lossy(&peer.received()), "line\n", "{:?}", setup.stats());
+}
+
+#[test]
+fn a_pause_ends_with_its_lease() {
+    left_behind(|conn| conn.pause_reading());
+}
+
+#[test]
+fn a_connection_that_waits_for_input_is_not_leased_again() {
+    left_behind(|conn| conn.expect_input(1_000));
+}
+
+#[test]
+fn a_connection_that_skips_input_is_not_leased_again() {
+    left_behind(|conn| conn.skip(5));
+}
+
+#[test]
+fn a_connection_after_its_fin_is_not_leased_again() {
+    left_behind(|conn| conn.shutdown_write());
+}
+
+/// Released with a FIN asked for, while another waits.
+#[test]
+fn a_connection_after_its_fin_is_not_handed_over() {
+    let mut setup = Setup::new(small(1));
+    let lease = loop_lease(&mut setup);
+    let peer = setup.client();
+    peer.send(b"line\n");
+    setup.sim.advance(millis(100));
+    setup.proxy.with(|_, cx| {
+        cx.conn(lease).unwrap().shutdown_write();
+        cx.release(lease);
+    });
+    setup.sim.advance(secs(20));
+    assert_eq!(String::from_utf8_lossy(&peer.received()), "line\n", "{:?}", setup.stats());
+}
+
+#[test]
+fn a_connection_that_skips_input_is_not_handed_over() {
+    let mut setup = Setup::new(small(1));
+    let lease = loop_lease(&mut setup);
+    let peer = setup.client();
+    peer.send(b"line\n");
+    setup.sim.advance(millis(100));
+    setup.proxy.with(|_, cx| {
+        cx.conn(lease).unwrap().skip(5);
+        cx.release(lease);
+    });
+    setup.sim.advance(secs(20));
+    assert_eq!(String::from_utf8_lossy(&peer.received()), "line\n", "{:?}", setup.stats());
+}
+
+/// A timer that was set for one owner comes while another has the connection.
+#[test]
+fn a_timer_ends_with_its_lease() {
+    let mut setup = Setup::new(small(1));
+    let lease = loop_lease(&mut setup);
+    setup.proxy.with(|_, cx| {
+        let mut conn = cx.conn(lease).unwrap();
+        let at = conn.now() + secs(2);
+        conn.set_timer(at);
+        cx.release(lease);
+    });
+    setup.sim.advance(secs(1));
+    let lease = loop_lease(&mut setup);
+    setup.sim.advance(secs(3));
+    let rang = setup.proxy.with(|proxy, _| proxy.rang.clone());
+    assert!(rang.is_empty(), "{rang:?} while {lease} is another's");
+}
+
+/// Two replayable requests over one lease, which is lost before a byte of a reply.
+#[test]
+fn of_two_requests_none_is_sent_again() {
+    let mut sim = world(1);
+    let listener = sim.listen(UPSTREAM, 8);
+    let mut proxy = Proxy::new(small(4));
+    proxy.replays = true;
+    let proxy = sim.serve(SERVER, quiet(), proxy);
+    let client = sim.connect(SERVER);
+    client.send(b"first\n");
+    sim.advance(millis(10));
+    let upstream = listener.accept().unwrap();
+    upstream.expect(b"first\n");
+    upstream.send(b"first\n");
+    sim.advance(millis(200));
+    client.expect(b"first\n");
+    proxy.with(|proxy, _| proxy.twice = true);
+    client.send(b"line\n");
+    sim.advance(millis(10));
+    upstream.expect(b"Aline\nline\n");
+    upstream.close();
+    sim.advance(millis(10));
+    assert!(listener.accept().is_none(), "one would get the reply to the other");
+    client.expect(b"lost\n");
+}
+
+/// A connection of a pool with a handshake that calls `ready` too early.
+#[test]
+fn a_connection_is_not_ready_before_it_stands() {
+    let mut setup = Setup::with(PoolConfig { handshake: Some(secs(1)), ..small(2) }, |proxy| {
+        proxy.greets = true;
+        proxy.ready_in_open = true;
+    });
+    setup.sim.set_link(Link { latency: millis(100), ..Link::default() });
+    let peer = setup.client();
+    setup.sim.advance(millis(300));
+    peer.send(b"line\n");
+    setup.sim.advance(secs(5));
+    peer.expect(b"line\n");
+    let stats = setup.stats();
+    assert_eq!((stats.coming, stats.leased), (0, 0), "{stats:?}");
+}
+
+/// One of four connections is lost with a request; the three idle ones are sound.
+#[test]
+fn a_request_sent_again_spares_idle_connections() {
+    let mut sim = world(1);
+    let listener = sim.listen(UPSTREAM, 8);
+    let mut proxy = Proxy::new(small(4));
+    proxy.replays = true;
+    let proxy = sim.serve(SERVER, quiet(), proxy);
+    let clients: Vec<_> = (0..4).map(|_| sim.connect(SERVER)).collect();
+    for client in &clients {
+        client.send(b"first\n");
+    }
+    sim.advance(millis(10));
+    let mut upstreams: Vec<_> = std::iter::from_fn(|| listener.accept()).collect();
+    for upstream in &upstreams {
+        upstream.expect(b"first\n");
+        upstream.send(b"first\n");
+    }
+    sim.advance(millis(200));
+    assert_eq!(pool_stats(&proxy).idle, 4);
+    clients[0].take();
+    clients[0].send(b"line\n");
+    sim.advance(millis(10));
+    let at = upstreams.iter().position(|upstream| upstream.received() == b"line\n").unwrap();
+    upstreams.remove(at).close();
+    sim.advance(millis(10));
+    let stats = pool_stats(&proxy);
+    assert_eq!((stats.replayed, stats.surplus, stats.idle), (1, 0, 3), "{stats:?}");
+}
+
+/// A reply that was not asked for comes right behind the one that was.
+#[test]
+fn what_waits_longest_in_a_group_comes_first() {
+    let mut sim = world(1);
+    let hosts = ["10.0.0.2:9", "10.0.0.3:9"];
+    let _upstreams = hosts.map(|host| sim.serve(host, quiet(), Lines::default()));
+    let proxy = sim.serve(SERVER, quiet(), Proxy::new(small(4)));
+    sim.settle();
+    let pools = proxy.with(|proxy, cx| {
+        let group = Some(cx.add_pool_group(2));
+        let config = PoolConfig { group, leases_max: Some(20), ..small(4) };
+        let pools = hosts.map(|host| cx.add_pool(host, &config).unwrap());
+        proxy.pool = Some(pools[0]);
+        pools
+    });
+    // Eight clients keep the first busy.
+    sim.set_link(Link { latency: millis(1), ..Link::default() });
+    let clients: Vec<_> = (0..8).map(|_| sim.connect(SERVER)).collect();
+    for client in &clients {
+        client.send(b"line\n");
+    }
+    let mut served = 0;
+    for at in 0..6_000 {
+        if at == 500 {
+            proxy.with(|_, cx| {
+                cx.acquire(pools[1], AcquireOptions::default()).unwrap();
+            });
+        }
+        sim.advance(millis(1));
+        for client in &clients {
+            if client.received() == b"line\n" {
+                client.take();
+                served += 1;
+                client.send(b"line\n");
+            }
+        }
+    }
+    let got = proxy.with(|proxy, _| proxy.loop_leases.borrow().clone());
+    let stats = pools.map(|pool| proxy.with(|_, cx| cx.pool_stats(pool)));
+    assert!(got[0].is_ok(), "{served} {got:?} {:?}", (stats[0].dialled, stats[1].dialled));
+}
+
+/// Idle connections that make room for another pool of the group.
+#[test]
+fn what_is_closed_for_its_group_counts_as_surplus() {
+    let mut sim = world(1);
+    let hosts = ["10.0.0.2:9", "10.0.0.3:9"];
+    let _upstreams = hosts.map(|host| sim.serve(host, quiet(), Lines::default()));
+    let proxy = sim.serve(SERVER, quiet(), Proxy::new(small(4)));
+    sim.settle();
+    let pools = proxy.with(|_, cx| {
+        let group = Some(cx.add_pool_group(1));
+        hosts.map(|host| cx.add_pool(host, &PoolConfig { group, ..small(4) }).unwrap())
+    });
+    for pool in pools {
+        proxy.with(|_, cx| {
+            cx.acquire(pool, AcquireOptions::default()).unwrap();
+        });
+        sim.advance(secs(1));
+        proxy.with(|proxy, cx| {
+            let lease = proxy.loop_leases.borrow_mut().pop().unwrap().unwrap();
+            cx.release(lease);
+        });
+        sim.advance(millis(10));
+    }
+    let stats = proxy.with(|_, cx| cx.pool_stats(pools[0]));
+    assert_eq!((stats.lost_idle, stats.surplus), (0, 1), "{stats:?}");
+}
+
+/// A lease throttled by a slow client, given back, serves the next.
+#[test]
+fn a_throttle_ends_with_its_lease() {
+    let mut setup = Setup::new(small(1));
+    let slow = setup.client();
+    setup.sim.settle();
+    slow.send(b"line\n");
+    setup.sim.advance(millis(100));
+    slow.expect(b"line\n");
+    let lease = loop_lease(&mut setup);
+    slow.stop_reading();
+    setup.proxy.with(|proxy, cx| {
+        let ids = cx.ids();
+        let slow = ids.into_iter().find(|id| *id != lease).unwrap();
+        cx.conn(slow).unwrap().write(&vec![b'x'; 3_000_000]);
+        assert!(cx.conn(slow).unwrap().is_congested());
+        cx.conn(lease).unwrap().throttle_on(slow);
+        cx.release(lease);
+        let _ = proxy;
+    });
+    let peer = setup.client();
+    peer.send(b"mine\n");
+    setup.sim.advance(secs(5));
+    assert_eq!(String::from_utf8_lossy(&peer.received()), "mine\n", "{:?}", setup.stats());
+}
+
+/// The first owner gives the lease a read timeout of its own: the pool's rules no longer hold.
+#[test]
+fn timeouts_end_with_their_lease() {
+    let config = PoolConfig { idle: None, ping_after: None, lifetime: None, ..small(1) };
+    let mut setup = Setup::new(config);
+    let lease = loop_lease(&mut setup);
+    setup.proxy.with(|_, cx| {
+        let timeouts = wheelhouse::Timeouts { read: Some(secs(3)), ..Default::default() };
+        cx.conn(lease).unwrap().set_timeouts(&timeouts);
+        cx.release(lease);
+    });
+    setup.sim.advance(secs(300));
+    assert_eq!((setup.stats().idle, setup.stats().lost_idle), (1, 0), "the pool has no idle time");
+}
+
+/// The loop waits for a server that is down, and the reactor is shut down: is the wait answered?
+#[test]
+fn a_wait_of_the_loop_is_answered_at_the_end() {
+    let mut sim = world(1);
+    sim.serve(OTHER_PORT, quiet(), Lines::default());
+    let proxy = Proxy::new(small(4));
+    let leases = proxy.loop_leases.clone();
+    let proxy = sim.serve(SERVER, quiet(), proxy);
+    sim.settle();
+    proxy.with(|proxy, cx| {
+        cx.acquire(proxy.pool.unwrap(), AcquireOptions::default()).unwrap();
+    });
+    sim.advance(millis(300));
+    proxy.shutdown();
+    sim.advance(secs(60));
+    assert!(proxy.is_finished());
+    assert_eq!(leases.borrow().len(), 1, "the wait was never answered");
+}
+
+/// A byte that was not asked for, after the reply and in the turn of the release, is consumed by
+/// the handler, and the connection kept.
+#[test]
+fn an_idle_connection_is_leased_at_once() {
+    let mut setup = Setup::new(small(1));
+    setup.exchange();
+    assert_eq!(setup.stats().idle, 1);
+    setup.proxy.with(|proxy, cx| {
+        let options = AcquireOptions { timeout: Some(Duration::ZERO), ..Default::default() };
+        cx.acquire(proxy.pool.unwrap(), options).unwrap();
+    });
+    setup.sim.advance(millis(100));
+    let got = setup.proxy.with(|proxy, _| proxy.loop_leases.borrow().clone());
+    assert!(got[0].is_ok(), "{got:?}");
+}
