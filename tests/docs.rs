@@ -193,6 +193,7 @@ fn defaults() -> BTreeMap<String, String> {
         ("socket.keepalive", keepalive),
         ("socket.user_timeout", time(socket.user_timeout)),
         ("socket.notsent_lowat", size(socket.notsent_lowat.unwrap() as usize)),
+        ("socket.local", if socket.local.is_some() { "set" } else { "any" }.into()),
         ("stall_report", millis(stall_report)),
         ("panic_limit", "unlimited".into()),
         ("shutdown_timeout", time(shutdown_timeout)),

@@ -3,7 +3,7 @@
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
 use std::io::{self, IoSlice};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -410,6 +410,9 @@ impl Backend for Os {
                     Some(Protocol::TCP),
                 )?;
                 set_options(&socket, options);
+                if let Some(local) = options.local {
+                    bind_local(&socket, local)?;
+                }
                 begin_connect(&socket, &SockAddr::from(*addr))?;
                 let stream = mio::net::TcpStream::from_std(OwnedFd::from(socket).into());
                 Ok(OsStream(Stream::Tcp(stream)))
@@ -559,6 +562,14 @@ fn reset_stream(stream: &OsStream) {
     }
 }
 
+/// Binds a socket that is to be dialled from `local`. Without the option bind(2) would choose a port
+/// that no other socket of that address has, whatever they dial, and so use the ports up (ip(7)).
+fn bind_local(socket: &Socket, local: IpAddr) -> io::Result<()> {
+    #[cfg(target_os = "linux")]
+    ignore(sys::bind_without_port(socket.as_fd()), "IP_BIND_ADDRESS_NO_PORT");
+    socket.bind(&SockAddr::from(SocketAddr::new(local, 0)))
+}
+
 fn begin_connect(socket: &Socket, addr: &SockAddr) -> io::Result<()> {
     #[cfg(target_vendor = "apple")]
     {
@@ -687,4 +698,46 @@ fn is_listener(_socket: &Socket) -> io::Result<bool> {
 fn unix_address(addr: io::Result<std::os::unix::net::SocketAddr>) -> io::Result<Address> {
     let addr = addr?;
     Ok(addr.as_pathname().map_or(Address::Unnamed, |path| Address::Unix(path.into())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_local_address_takes_up_no_port() {
+        for local in ["127.0.0.1", "::1"] {
+            let local: IpAddr = local.parse().unwrap();
+            let domain = Domain::for_address((local, 0).into());
+            let socket = Socket::new(domain, sys::stream_type(), Some(Protocol::TCP)).unwrap();
+            match bind_local(&socket, local) {
+                Ok(()) => {
+                    let bound = socket.local_addr().unwrap().as_socket().unwrap();
+                    assert_eq!(bound, SocketAddr::new(local, 0));
+                }
+                // A host without IPv6.
+                Err(error) => assert_eq!(error.kind(), io::ErrorKind::AddrNotAvailable),
+            }
+        }
+    }
+
+    #[test]
+    fn a_socket_that_met_itself_is_refused_and_leaves_its_port() {
+        let socket = || {
+            Socket::new(Domain::IPV4, sys::stream_type(), Some(Protocol::TCP)).expect("a socket")
+        };
+        let dialled = socket();
+        dialled.bind(&SockAddr::from(SocketAddr::from(([127, 0, 0, 1], 0)))).unwrap();
+        let own = dialled.local_addr().unwrap();
+        begin_connect(&dialled, &own).unwrap();
+        let mut os = Os::new().unwrap();
+        let stream = mio::net::TcpStream::from_std(OwnedFd::from(dialled).into());
+        let mut stream = OsStream(Stream::Tcp(stream));
+        let refused = os.is_connected(&mut stream).unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
+        os.close(stream, true);
+        // Without SO_REUSEADDR that fails where anything is left of the connection.
+        socket().bind(&own).unwrap();
+    }
 }

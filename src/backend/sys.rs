@@ -225,6 +225,16 @@ pub(super) fn disconnect(fd: BorrowedFd<'_>) -> io::Result<()> {
     done(unsafe { libc::connect(fd.as_raw_fd(), &raw const nowhere, len) })
 }
 
+/// Lets bind(2) with port 0 leave the choice of a port to connect(2), which knows the peer.
+#[cfg(target_os = "linux")]
+pub(super) fn bind_without_port(fd: BorrowedFd<'_>) -> io::Result<()> {
+    let on: c_int = 1;
+    let (level, option) = (libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT);
+    let len = size_of::<c_int>() as libc::socklen_t;
+    // SAFETY: `on` is readable for `len` bytes.
+    done(unsafe { libc::setsockopt(fd.as_raw_fd(), level, option, (&raw const on).cast(), len) })
+}
+
 /// close(2), called directly for the same reason as recv(2). Its error says nothing that could be
 /// acted on: the descriptor is gone.
 #[cfg(all(target_os = "linux", not(mio_unsupported_force_poll_poll)))]

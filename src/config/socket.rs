@@ -1,5 +1,6 @@
 //! Options of sockets.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use super::Timeouts;
@@ -25,6 +26,12 @@ pub struct SocketOptions {
     /// TCP_NOTSENT_LOWAT in bytes: how much the kernel queues beyond what is in flight before it
     /// stops taking more, so that output waits where it can be counted. Default 128 KiB.
     pub notsent_lowat: Option<u32>,
+    /// The address that connections are dialled from; it means nothing for those that are accepted.
+    /// For hosts with several addresses, of which a peer expects one. The port is chosen when the
+    /// peer is known (IP_BIND_ADDRESS_NO_PORT on Linux), so that each peer can be dialled from all
+    /// ephemeral ports. Of a name only addresses of the same family are dialled. Default `None`: the
+    /// system chooses by its routes.
+    pub local: Option<IpAddr>,
     #[doc(hidden)]
     pub _more: (),
 }
@@ -36,6 +43,7 @@ impl Default for SocketOptions {
             keepalive: Some(Keepalive::default()),
             user_timeout: None,
             notsent_lowat: Some(128 * 1024),
+            local: None,
             _more: (),
         }
     }

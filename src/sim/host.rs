@@ -473,6 +473,12 @@ impl Backend for Host {
             return self.fail(&mut net, Call::Connect, libc::EAGAIN);
         }
         let holder = Holder::Host(self.machine);
+        let here = net.machines[self.machine].ip;
+        let local = options.local.filter(|_| address.ip().is_some());
+        if local.is_some_and(|local| !(local.is_unspecified() || local == here)) {
+            net.free_fd(self.machine, fd);
+            return self.fail(&mut net, Call::Connect, libc::EADDRNOTAVAIL);
+        }
         let from = net.port_of(holder);
         let socket = net.dial(holder, from, address);
         net.record_call(self.machine, Call::Connect, Some(socket), Outcome::Done);
