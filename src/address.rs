@@ -244,9 +244,10 @@ impl std::error::Error for AddressError {}
 
 /// What a connection dials: an [`Address`], or the name of a host and a port.
 ///
-/// A name is looked up off the loop's thread; its addresses are tried in the order the resolver
-/// gives, each within [`Timeouts::connect_attempt`](crate::Timeouts::connect_attempt) and all of
-/// it, the look-up included, within [`Timeouts::connect`](crate::Timeouts::connect).
+/// A name is looked up off the loop's thread; its addresses are tried side by side, as
+/// [`Timeouts::connect_stagger`](crate::Timeouts::connect_stagger) says, each within
+/// [`Timeouts::connect_attempt`](crate::Timeouts::connect_attempt) and all of it, the look-up
+/// included, within [`Timeouts::connect`](crate::Timeouts::connect).
 ///
 /// ```
 /// use wheelhouse::Target;

@@ -282,6 +282,11 @@ impl From<io::Error> for OsError {
 }
 
 impl OsError {
+    /// One that no system call gave.
+    pub(crate) const fn of_kind(kind: io::ErrorKind) -> Self {
+        Self { kind, errno: 0 }
+    }
+
     pub(crate) fn of(error: &io::Error) -> Self {
         let errno = error.raw_os_error().and_then(|errno| u16::try_from(errno).ok());
         Self { kind: error.kind(), errno: errno.unwrap_or(0) }

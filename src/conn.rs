@@ -107,7 +107,8 @@ impl<'a> Conn<'a> {
     }
 
     /// The remote end. For a name that is being looked up it is
-    /// [`Unnamed`](Address::Unnamed) still.
+    /// [`Unnamed`](Address::Unnamed) still, and while its addresses are dialled the one that was
+    /// begun with last.
     pub fn peer_addr(&self) -> &Address {
         &self.record().peer
     }
@@ -485,7 +486,7 @@ impl Conn<'_> {
     /// Gives this connection timeouts of its own, from now on and counted from when each began.
     /// [`SocketOptions::user_timeout`](crate::config::SocketOptions::user_timeout) stays as it was
     /// set: where `write` is to be longer than that allows, set it on the listener. A lifetime that
-    /// is set already stays. Costs 136 bytes, and as much again for the box of what few connections
+    /// is set already stays. Costs 176 bytes, and as much again for the box of what few connections
     /// need if this one had none.
     ///
     /// # Panics

@@ -81,6 +81,8 @@ pub enum Bug {
     LookupNotCancelled,
     /// A Unix-domain dial that finds the backlog full has failed.
     DialNotRetried,
+    /// The socket of an attempt to dial is not closed when another one has succeeded.
+    AttemptKept,
     /// Whatever waits, a callback may post more to its own reactor.
     UnboundedOwnPosts,
     /// Closures that are left for the next turn are left to a wake-up that never comes.

@@ -156,6 +156,7 @@ fn defaults() -> BTreeMap<String, String> {
     let defaults = [
         ("timeouts.connect", time(timeouts.connect)),
         ("timeouts.connect_attempt", time(timeouts.connect_attempt)),
+        ("timeouts.connect_stagger", millis(timeouts.connect_stagger.unwrap())),
         ("timeouts.first_byte", time(timeouts.first_byte)),
         ("timeouts.request", time(timeouts.request)),
         ("timeouts.read", time(timeouts.read)),

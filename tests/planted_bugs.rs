@@ -538,6 +538,18 @@ fn a_place_that_leaks_is_noticed() {
 }
 
 #[test]
+fn an_attempt_that_is_not_closed_is_noticed() {
+    must_catch(Bug::AttemptKept, "2 sockets and 1 streams", |sim| {
+        let server = serve(sim);
+        let listener = sim.listen("203.0.113.1:80", 16);
+        sim.set_name("name", ["203.0.113.9:80", "203.0.113.1:80"], millis(1));
+        server.with(|_, cx| cx.connect("name:80").unwrap());
+        sim.advance(millis(300));
+        assert!(listener.accept().is_some());
+    });
+}
+
+#[test]
 fn a_socket_that_is_forgotten_is_noticed() {
     must_catch(Bug::LeakedDescriptor, "1 sockets and 0 streams", |sim| {
         let server = serve(sim);

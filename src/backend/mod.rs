@@ -146,7 +146,8 @@ pub trait Backend: Sealed {
     /// which decides what the reactor does next.
     fn accept(&mut self, listener: &mut Self::Listener) -> io::Result<(Self::Stream, Address)>;
 
-    /// Begins to dial. The stream becomes writable when it is decided.
+    /// Begins to dial. The stream becomes writable when it is decided. Several streams may be
+    /// registered under one token until then.
     ///
     /// # Errors
     ///
@@ -164,7 +165,9 @@ pub trait Backend: Sealed {
     ///
     /// # Errors
     ///
-    /// Why it never will be.
+    /// Why it never will be. [`ConnectionRefused`](io::ErrorKind::ConnectionRefused) if it has met
+    /// itself: a dial to a port in the range of ephemeral ones, on which nothing listens, may be
+    /// given that same port (RFC 9293, 3.5, simultaneous open).
     fn is_connected(&mut self, stream: &mut Self::Stream) -> io::Result<bool>;
 
     /// The local end of a stream.

@@ -296,6 +296,7 @@ mod tests {
             let fields = [
                 &mut timeouts.connect,
                 &mut timeouts.connect_attempt,
+                &mut timeouts.connect_stagger,
                 &mut timeouts.first_byte,
                 &mut timeouts.request,
                 &mut timeouts.read,
@@ -316,7 +317,10 @@ mod tests {
             assert_eq!(error.setting(), Timeouts::default().named()[index].0);
         }
         type Spoil = fn(&mut Config);
-        let spoil: [(&str, Spoil); 12] = [
+        let spoil: [(&str, Spoil); 13] = [
+            ("timeouts.connect_stagger", |c| {
+                c.timeouts.connect_stagger = Some(Duration::from_millis(9));
+            }),
             ("limits.max_connections", |c| c.limits.max_connections = Some(0)),
             ("limits.input_max", |c| c.limits.input_max = 0),
             ("limits.output_max", |c| c.limits.output_max = 0),

@@ -317,6 +317,8 @@ pub(crate) struct Durations {
     request_rate: u64,
     /// How long an idle connection has to answer a ping; zero if it is not pinged.
     ping: u64,
+    /// How long an attempt of a dial has no other beside it.
+    connect_stagger: u64,
 }
 
 impl Durations {
@@ -352,6 +354,7 @@ impl Durations {
             lifetime: period(timeouts.lifetime),
             request_rate: timeouts.request_rate.unwrap_or(0),
             ping: if pings { period(timeouts.ping) } else { 0 },
+            connect_stagger: period(timeouts.connect_stagger),
         }
     }
 
@@ -384,6 +387,11 @@ impl Durations {
     /// How long an idle connection has to answer a ping, if it is pinged.
     pub(crate) const fn ping(&self) -> Option<u64> {
         if self.ping == 0 { None } else { Some(self.ping) }
+    }
+
+    /// How long an attempt of a dial has no other beside it; `u64::MAX` is until it has failed.
+    pub(crate) const fn connect_stagger(&self) -> u64 {
+        self.connect_stagger
     }
 
     /// The greatest age, shortened by up to a quarter: how much of it `random` says. `None` if it

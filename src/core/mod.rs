@@ -9,6 +9,7 @@ pub(crate) mod burst;
 pub(crate) mod clients;
 pub(crate) mod deadlines;
 pub(crate) mod deferred;
+pub(crate) mod dial;
 pub(crate) mod drain;
 pub(crate) mod evict;
 pub(crate) mod flags;

@@ -1,14 +1,13 @@
 //! What is known of one connection: the hot line that each message touches, and what is cold.
 
-use std::time::Duration;
-
 use bytes::{Buf, Bytes, BytesMut};
 
-use crate::address::{Address, Target};
+use crate::address::Address;
 use crate::close::CloseMode;
-use crate::close::{CloseReason, OsError, Timeout};
+use crate::close::{CloseReason, Timeout};
 use crate::core::clients::LingerNumber;
 use crate::core::deadlines::{Deadline, DeadlineClocks, DeadlineInputs, Durations};
+use crate::core::dial::DialState;
 use crate::core::flags::{ColdFlags, Flags};
 use crate::core::lifecycle::{State, Step};
 use crate::core::output::Output;
@@ -16,19 +15,6 @@ use crate::core::pool::Place;
 use crate::core::stats::States;
 use crate::id::{ConnId, ListenerId, Origin, PoolId};
 use crate::time::Instant;
-
-/// How far dialling has come.
-#[derive(Debug)]
-pub(crate) struct DialState {
-    pub(crate) target: Target,
-    /// Addresses yet to be tried, the next one last.
-    pub(crate) addresses: Vec<Address>,
-    /// Why the latest attempt failed.
-    pub(crate) failure: Option<OsError>,
-    /// The attempt that is to be repeated, because the backlog of the Unix-domain listener was full,
-    /// and the pause before that.
-    pub(crate) retry: Option<(Address, Duration)>,
-}
 
 /// What few connections need, apart from their record so that the others do not pay for it.
 #[derive(Debug, Default)]
@@ -41,7 +27,8 @@ pub(crate) struct ColdState {
     pub(crate) owner: Option<ConnId>,
     /// What this connection feeds.
     pub(crate) sink: Option<ConnId>,
-    pub(crate) dial: Option<DialState>,
+    /// How far dialling it has come, until it stands or ends.
+    pub(crate) dial: Option<Box<DialState>>,
     /// Its pool, and its place there.
     pub(crate) pooled: Option<(PoolId, Place)>,
     pub(crate) replay: Option<Replayable>,
@@ -678,7 +665,12 @@ impl Record {
     }
 
     pub(crate) fn dial(&mut self) -> Option<&mut DialState> {
-        self.cold.as_mut()?.dial.as_mut()
+        self.cold.as_mut()?.dial.as_deref_mut()
+    }
+
+    /// Its dial is over.
+    pub(crate) fn take_dial(&mut self) -> Option<Box<DialState>> {
+        self.cold.as_mut()?.dial.take()
     }
 
     /// The timeouts that apply: its own, or those of its listener among all `profiles`.

@@ -100,7 +100,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             (_, Purpose::Relieve) => self.relieve(handler),
             (_, Purpose::CheckShutdown) => self.check_shutdown(),
             (_, Purpose::HardStop) => self.hard_stop(),
-            (_, Purpose::RetryDial(id)) => self.retry_dial(handler, id),
+            (_, Purpose::AdvanceDial(id)) => self.resume_dial(handler, id),
             (_, Purpose::ServePool(pool)) => self.shared.wake_pool(pool),
         }
     }

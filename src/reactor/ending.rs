@@ -246,9 +246,12 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
                 let _ = self.backend.shut_down(&mut stream);
             }
             self.backend.close(stream, reset);
-        } else if !planted(Bug::LookupNotCancelled) {
-            // Its name may still be looked up.
-            self.backend.cancel_resolve(Token::of_conn(id));
+        } else {
+            self.end_attempts(id);
+            if !planted(Bug::LookupNotCancelled) {
+                // Its name may still be looked up.
+                self.backend.cancel_resolve(Token::of_conn(id));
+            }
         }
     }
 }

@@ -31,6 +31,7 @@ use std::time::Duration;
 use std::{cmp, fmt};
 
 use bytes::BytesMut;
+use slab::Slab;
 use tracing::Level;
 
 use self::accept::Listener;
@@ -118,6 +119,8 @@ pub struct Reactor<H: Handler, B: Backend = Os> {
     /// Accepted connections of clients that seem to be at their limit.
     deferred: DeferredQueue<Newcomer<B::Stream>>,
     overload: overload::Overload,
+    /// The sockets of attempts to dial that are not decided; each connection has a few.
+    attempts: Slab<B::Stream>,
     /// What a connection has beside its record, by its place in the table.
     slots: Vec<Slot<H::Session, B::Stream>>,
     shared: LoopState,
@@ -216,6 +219,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             woken: false,
             listeners: Vec::new(),
             deferred: DeferredQueue::default(),
+            attempts: Slab::new(),
             slots: table::column(capacity),
             shared,
             read_buffer: BytesMut::new(),

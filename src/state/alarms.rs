@@ -35,8 +35,8 @@ pub(crate) enum Purpose {
     CheckShutdown,
     /// A shutdown has lasted long enough.
     HardStop,
-    /// A dial found the backlog full and is to be tried again.
-    RetryDial(ConnId),
+    /// The next attempt of a dial is to begin, or one that found the backlog full to be repeated.
+    AdvanceDial(ConnId),
     /// A pool has something to do.
     ServePool(PoolId),
 }

@@ -28,11 +28,12 @@ use crate::address::{Address, Target};
 use crate::config::{Config, SocketOptions, Timeouts, Watermarks};
 use crate::core::budget::Step;
 use crate::core::deadlines::{Deadline, Durations};
+use crate::core::dial::DialState;
 use crate::core::flags::{ColdFlags, Flags};
 use crate::core::lifecycle::{self, State};
 use crate::core::pressure::{self, Lag, Permille};
 use crate::core::ready::Ready;
-use crate::core::record::{DialState, NewConn};
+use crate::core::record::NewConn;
 use crate::core::share::SharedGauge;
 use crate::core::stats::{Counters, Stats};
 use crate::core::table::{Cursor, Table};
@@ -351,8 +352,7 @@ impl LoopState {
         };
         let record = self.table.insert(new_conn).map_err(|_| ConnectError::Full)?;
         log_state(record);
-        record.cold_mut().dial =
-            Some(DialState { target, addresses: Vec::new(), failure: None, retry: None });
+        record.cold_mut().dial = Some(Box::new(DialState::new(target)));
         let id = record.id;
         self.pending_dials.push(id);
         self.counters.dialled.add(1);

@@ -38,6 +38,7 @@ behaviours! {
     over_tcp {
         a_dialled_connection_may_be_reset
         a_name_is_looked_up
+        a_name_may_be_dialled_several_times_at_once
         a_name_that_does_not_exist_is_a_failure
         the_connect_deadline_ends_a_dial_without_an_answer
         the_connect_attempt_deadline_ends_an_attempt_without_an_answer
@@ -487,6 +488,28 @@ fn a_name_is_looked_up<W: World>(world: &mut W) {
     fixture.leave(peer);
     let closed = fixture.expect_closed(CloseReason::PeerEof);
     assert_eq!(closed.peer, address);
+}
+
+fn a_name_may_be_dialled_several_times_at_once<W: World>(world: &mut W) {
+    let mut listeners = [(); 2].map(|()| world.listen_as_peer());
+    let handler = RecordingHandler::echo().when_open(|conn, number| {
+        if number == 2 {
+            conn.close();
+        }
+        true
+    });
+    let mut fixture = Fixture::new(world, Config::default(), handler);
+    for at in [0, 1, 0] {
+        dial(&mut fixture, format!("localhost:{}", port(&listeners[at].1)));
+    }
+    // The end of one leaves the others their look-up.
+    fixture.expect_closed(CloseReason::HandlerClose);
+    for (listener, _) in &mut listeners {
+        let peer = fixture.answer(listener);
+        fixture.send(peer, b"hello");
+        fixture.expect(peer, b"hello");
+    }
+    fixture.expect_service();
 }
 
 fn a_name_that_does_not_exist_is_a_failure<W: World>(world: &mut W) {

@@ -13,7 +13,7 @@ use std::thread;
 use std::time::Duration;
 
 use bytes::BytesMut;
-use socket2::SockRef;
+use socket2::{Domain, SockRef, Socket, Type};
 use wheelhouse::backend::Backend;
 use wheelhouse::backend::Os;
 use wheelhouse::{
@@ -334,4 +334,97 @@ fn a_resolver_of_the_application_is_asked_for_names() {
         let failed = matches!(dialler.closed, Some(CloseReason::ConnectFailed(_)));
         assert_eq!(failed, !connects, "{name}: {:?}", dialler.closed);
     }
+}
+
+/// Keeps what became of the connections that it dialled: the peer's address and the local one.
+#[derive(Default)]
+struct Dials {
+    connected: Vec<(Address, Option<Address>)>,
+    closed: Vec<CloseReason>,
+}
+
+impl Handler for Dials {
+    type Session = ();
+
+    fn on_open(&mut self, _: &mut Conn<'_>) -> Option<()> {
+        Some(())
+    }
+
+    fn on_connected(&mut self, conn: &mut Conn<'_>, (): &mut ()) {
+        self.connected.push((conn.peer_addr().clone(), conn.local_addr().cloned()));
+    }
+
+    fn on_data(&mut self, _: &mut Conn<'_>, (): &mut (), _: &mut BytesMut) {}
+
+    fn on_closed(&mut self, _: &mut Context<'_>, closed: Closed, (): ()) {
+        self.closed.push(closed.reason);
+    }
+}
+
+/// A listener whose full backlog lets the kernel drop further dials, and what fills it.
+fn deaf() -> (Vec<Socket>, SocketAddr) {
+    let socket = || Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    let listener = socket();
+    listener.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+    listener.listen(1).unwrap();
+    let address = listener.local_addr().unwrap();
+    let mut held = vec![listener];
+    for _ in 0..4 {
+        let filler = socket();
+        filler.set_nonblocking(true).unwrap();
+        let _ = filler.connect(&address);
+        held.push(filler);
+    }
+    (held, address.as_socket().unwrap())
+}
+
+#[test]
+fn a_dial_passes_an_address_by_that_does_not_answer() {
+    let (_held, deaf) = deaf();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let good = listener.local_addr().unwrap();
+    let os = Os::with_resolver(move |_: &str, _: u16| {
+        thread::sleep(millis(50));
+        Ok(vec![deaf, good])
+    });
+    let mut config = Config::default();
+    config.limits.max_connections = Some(64);
+    let mut reactor = Reactor::with_backend(config, os.unwrap()).unwrap();
+    let mut dials = Dials::default();
+    for _ in 0..2 {
+        reactor.context().connect("name:80").unwrap();
+    }
+    let start = reactor.context().now();
+    while dials.connected.len() + dials.closed.len() < 2 {
+        reactor.turn(&mut dials, Some(millis(10))).unwrap();
+        assert!(reactor.context().now() - start < secs(10));
+    }
+    let took = reactor.context().now() - start;
+    assert!(took >= millis(300), "{took:?}");
+    let peers: Vec<_> = dials.connected.iter().map(|(peer, _)| peer.clone()).collect();
+    assert_eq!(peers, [Address::Ip(good), Address::Ip(good)], "{:?}", dials.closed);
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_dial_leaves_from_the_address_that_is_set() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut config = Config::default();
+    config.limits.max_connections = Some(64);
+    // Linux takes all of 127.0.0.0/8 for addresses of the machine.
+    config.socket.local = Some([127, 0, 0, 2].into());
+    let mut reactor = Reactor::new(config).unwrap();
+    let mut dials = Dials::default();
+    reactor.context().connect(listener.local_addr().unwrap()).unwrap();
+    reactor.context().connect("[::1]:1").unwrap();
+    let start = reactor.context().now();
+    while dials.connected.is_empty() || dials.closed.is_empty() {
+        reactor.turn(&mut dials, Some(millis(10))).unwrap();
+        assert!(reactor.context().now() - start < secs(10));
+    }
+    let (_, peer) = listener.accept().unwrap();
+    assert_eq!(peer.ip().to_string(), "127.0.0.2");
+    assert_eq!(dials.connected[0].1, Some(Address::Ip(peer)));
+    let CloseReason::ConnectFailed(error) = dials.closed[0] else { panic!() };
+    assert_eq!(error.kind(), std::io::ErrorKind::AddrNotAvailable);
 }

@@ -189,8 +189,8 @@ pub(super) struct Machine {
     /// Answers to look-ups not yet announced, and announced.
     pub(super) answers: VecDeque<(Token, io::Result<Vec<Address>>)>,
     pub(super) announced: Vec<(Token, io::Result<Vec<Address>>)>,
-    /// Sockets by the tokens they are registered under.
-    tokens: BTreeMap<Token, Socket>,
+    /// Sockets after the tokens they are registered under: the attempts of a dial share one.
+    tokens: BTreeSet<(Token, Socket)>,
     /// What its handler gets and writes is compared with what its sockets do.
     pub(super) watched: bool,
     /// Tokens of sockets that were closed lately, the latest last.
@@ -209,6 +209,14 @@ pub(super) struct Machine {
 }
 
 impl Machine {
+    /// The socket that is registered under a token; the oldest, while several dial for one
+    /// connection.
+    fn socket_of(&self, token: Token) -> Option<Socket> {
+        let first = Socket { index: 0, serial: 0, side: 0 };
+        let (of, socket) = self.tokens.range((token, first)..).next()?;
+        (*of == token).then_some(*socket)
+    }
+
     /// What its clock shows at `now`, if it goes.
     fn clock_at(&self, now: Instant) -> Instant {
         let shown = (now + self.ahead).as_nanos();
@@ -634,7 +642,7 @@ impl Net {
             lookups: VecDeque::new(),
             answers: VecDeque::new(),
             announced: Vec::new(),
-            tokens: BTreeMap::new(),
+            tokens: BTreeSet::new(),
             watched: false,
             stale: VecDeque::new(),
             faults: Faults::NONE,
@@ -921,14 +929,14 @@ impl Net {
 
     /// How many bytes a process read from the socket of this token, and wrote to it.
     pub(super) fn moved(&self, machine: usize, token: Token) -> Option<(u64, u64)> {
-        let side = self.side(*self.machines[machine].tokens.get(&token)?)?;
+        let side = self.side(self.machines[machine].socket_of(token)?)?;
         Some((side.read, side.written))
     }
 
     /// What is known of the bytes of the socket of this token.
     pub(super) fn ledger(&mut self, machine: usize, token: Token) -> Option<&mut Ledger> {
         let machine = &self.machines[machine];
-        let socket = *machine.tokens.get(&token).filter(|_| machine.watched)?;
+        let socket = machine.socket_of(token).filter(|_| machine.watched)?;
         Some(&mut self.side_mut(socket)?.ledger)
     }
 
@@ -961,7 +969,7 @@ impl Net {
     /// The script that plays the far end of a connection, if one does, and whether it still holds
     /// that end open.
     pub(super) fn far_peer(&self, machine: usize, token: Token) -> Option<(Address, bool)> {
-        let far = self.side(self.machines[machine].tokens.get(&token)?.far())?;
+        let far = self.side(self.machines[machine].socket_of(token)?.far())?;
         (far.holder == Holder::Peer).then(|| (far.address.clone(), !far.closed && !far.dead))
     }
 

@@ -13,7 +13,7 @@ impl Net {
         side.fd = Some(fd);
         let (level, holder) = (side.level(), side.holder);
         if let Holder::Host(machine) = holder {
-            self.machines[machine].tokens.insert(token, socket);
+            self.machines[machine].tokens.insert((token, socket));
         }
         if level.has(BOTH) {
             self.notify(socket, level);
@@ -115,7 +115,7 @@ impl Net {
     /// The tokens of all sockets on this machine, and of some that were closed lately.
     pub(in crate::sim) fn tokens(&self, machine: usize) -> Vec<Token> {
         let stale = self.machines[machine].stale.iter().copied();
-        let live = self.machines[machine].tokens.keys().copied();
+        let live = self.machines[machine].tokens.iter().map(|(token, _)| *token);
         live.chain(stale).collect()
     }
 }

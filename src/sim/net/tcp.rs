@@ -207,6 +207,9 @@ impl Net {
         let latency = connection.paths[0].link.latency;
         let listener = self.find_listener(&to);
         let lost = self.is_cut(from);
+        if !lost && listener.is_none() && connection.ends[0].address == to {
+            return self.connect_to_itself(from);
+        }
         if !lost && listener.is_none() && self.is_up(&to) {
             self.schedule(self.now + latency, Event::Refuse(from, attempt));
             return;
@@ -234,6 +237,17 @@ impl Net {
         self.note(0x11, from.mark());
         self.notify_listener(index);
         self.schedule(now + latency, Event::Established(from, 0));
+    }
+
+    /// A socket that dialled the port it got meets its own SYN (RFC 9293, 3.5, simultaneous open).
+    fn connect_to_itself(&mut self, socket: Socket) {
+        let Some(connection) = self.connection_mut(socket) else { return };
+        connection.open = true;
+        // There is no other end.
+        connection.ends[1].closed = true;
+        connection.ends[1].established = true;
+        connection.ends[0].established = true;
+        self.notify(socket, Readiness::WRITABLE);
     }
 
     /// The answer to its SYN reaches the dialler, unless it is lost: then it comes again.
@@ -666,7 +680,7 @@ impl Net {
         let machine = &mut self.machines[machine];
         machine.notices.retain(|notice| !matches!(notice, Notice::Socket(it) if *it == socket));
         if let Some(token) = token {
-            machine.tokens.remove(&token);
+            machine.tokens.remove(&(token, socket));
             if machine.stale.len() == STALE_MAX {
                 machine.stale.pop_front();
             }
@@ -692,8 +706,15 @@ impl Net {
     pub(in crate::sim) fn is_connected(&mut self, socket: Socket) -> Result<bool, i32> {
         match self.take_error(socket) {
             Some(errno) => Err(errno),
-            None => Ok(self.side(socket).is_some_and(|side| side.established)),
+            None if !self.side(socket).is_some_and(|side| side.established) => Ok(false),
+            None if self.met_itself(socket) => Err(libc::ECONNREFUSED),
+            None => Ok(true),
         }
+    }
+
+    fn met_itself(&self, socket: Socket) -> bool {
+        let ends = self.connection(socket).map(|connection| &connection.ends);
+        ends.is_some_and(|[near, far]| near.address.ip().is_some() && near.address == far.address)
     }
 
     /// The stack gives a connection up, as it does after some errors.

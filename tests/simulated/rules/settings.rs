@@ -34,6 +34,7 @@ fn extreme(number: u64, duration: Duration) -> Config {
     ] {
         *timeout = Some(duration);
     }
+    config.timeouts.connect_stagger = Some(duration.max(millis(10)));
     config.timeouts.request_rate = Some(number);
     let limits = &mut config.limits;
     for limit in [&mut limits.output_max, &mut limits.buffered_max, &mut limits.mailbox_max] {
