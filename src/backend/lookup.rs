@@ -26,15 +26,22 @@ const THREADS_MAX: usize = 64;
 const WAITING_MAX: usize = 1_024;
 
 /// Look-ups under way, waiting for a thread, and answered.
+///
+/// There is one look-up of a name at a time: dials of that name while it goes on share its answer,
+/// whatever their ports. It is looked up anew for the next dial; to keep answers is the resolver's
+/// affair, which knows how long they hold.
 pub(super) struct Lookups {
     waker: Arc<Waker>,
     resolver: Arc<dyn Resolve>,
-    answers: Arc<Mutex<VecDeque<Answer>>>,
-    /// Those under way that connections wait for.
-    wanted: Vec<Token>,
-    /// How many more are under way. Their answers are dropped.
-    cancelled: usize,
-    waiting: VecDeque<Question>,
+    /// What threads have found, by the numbers of their look-ups.
+    found: Arc<Mutex<VecDeque<(u64, Found)>>>,
+    /// Those that have a thread.
+    running: Vec<Lookup>,
+    waiting: VecDeque<Lookup>,
+    /// Look-ups begun.
+    begun: u64,
+    /// Answers that are to be announced.
+    answers: VecDeque<Answer>,
     /// The answers announced by the latest wait. Those that are not taken by the next one belong to
     /// connections that are gone.
     announced: Vec<Answer>,
@@ -43,28 +50,69 @@ pub(super) struct Lookups {
 impl fmt::Debug for Lookups {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Lookups")
-            .field("wanted", &self.wanted)
-            .field("cancelled", &self.cancelled)
+            .field("running", &self.running)
             .field("waiting", &self.waiting)
             .finish_non_exhaustive()
     }
 }
 
+/// The look-up of a name.
 #[derive(Debug)]
-struct Question {
+struct Lookup {
+    number: u64,
     host: String,
+    /// The port that the resolver is asked with.
     port: u16,
-    token: Token,
+    /// The connections that wait for it, and their ports. Without any its answer is dropped.
+    askers: Vec<(Token, u16)>,
+    /// All that waited for it have gone once: it is taken to be stuck, also if others wait by now.
+    given_up: bool,
 }
 
-type Answer = (Token, io::Result<Vec<Address>>);
+impl Lookup {
+    /// What each of those that wait gets.
+    fn answers(self, found: Found) -> impl Iterator<Item = Answer> {
+        let asked = self.port;
+        self.askers.into_iter().map(move |(token, port)| {
+            let mut found = copy(&found);
+            for address in found.iter_mut().flatten() {
+                // A resolver may know of another port; then that is it for all.
+                match address {
+                    Address::Ip(addr) if addr.port() == asked => addr.set_port(port),
+                    _ => {}
+                }
+            }
+            (token, found)
+        })
+    }
+}
+
+type Found = io::Result<Vec<Address>>;
+
+type Answer = (Token, Found);
+
+/// [`io::Error`] has no copy. Those of [`ask`] are a number, or a kind with a text.
+fn copy(found: &Found) -> Found {
+    match found {
+        Ok(addresses) => Ok(addresses.clone()),
+        Err(error) => Err(match error.raw_os_error() {
+            Some(errno) => io::Error::from_raw_os_error(errno),
+            None => io::Error::new(error.kind(), error.to_string()),
+        }),
+    }
+}
 
 /// Looks names up for [`Os::with_resolver`](super::Os::with_resolver): in a file, in a service
 /// registry, by DNS with a cache of its own.
 ///
 /// A closure of the same signature is one, too.
 pub trait Resolve: Send + Sync + 'static {
-    /// The addresses of `host`, each with `port`, in the order in which they are to be tried.
+    /// The addresses of `host`, each with `port`, the best first. Dials try them in this order, but
+    /// let the families alternate where
+    /// [`Timeouts::connect_stagger`](crate::Timeouts::connect_stagger) is set.
+    ///
+    /// Dials of one host at the same time ask once, with the port of the first, and each puts its
+    /// own port in the place of that.
     ///
     /// Called on a thread of the backend, on several at once, and may block. IP addresses and
     /// `localhost` are not asked about. A connection that is dialled waits for the answer within
@@ -132,114 +180,128 @@ impl Lookups {
         Self {
             waker,
             resolver: Arc::new(resolver),
-            answers: Arc::default(),
-            wanted: Vec::new(),
-            cancelled: 0,
+            found: Arc::default(),
+            running: Vec::new(),
             waiting: VecDeque::new(),
+            begun: 0,
+            answers: VecDeque::new(),
             announced: Vec::new(),
         }
     }
 
-    pub(super) fn begin(&mut self, host: String, port: u16, token: Token) -> io::Result<()> {
-        if let Some(known) = known(&host) {
-            self.answer(token, Ok(known.map(|ip| Address::Ip((ip, port).into())).collect()));
+    pub(super) fn begin(&mut self, host: &str, port: u16, token: Token) -> io::Result<()> {
+        if let Some(known) = known(host) {
+            // The next wait announces it, like any other answer.
+            let addresses = known.map(|ip| Address::Ip((ip, port).into())).collect();
+            self.answers.push_back((token, Ok(addresses)));
+            let _ = self.waker.wake();
             return Ok(());
         }
-        let question = Question { host, port, token };
+        // One that none waits for any more is not begun twice either: it is the next to have an
+        // answer, and another would cost a thread.
+        let mut lookups = self.running.iter_mut().chain(&mut self.waiting);
+        if let Some(lookup) = lookups.find(|lookup| lookup.host == host) {
+            lookup.askers.push((token, port));
+            return Ok(());
+        }
+        self.begun += 1;
+        let askers = vec![(token, port)];
+        let (number, host) = (self.begun, host.to_owned());
+        let lookup = Lookup { number, host, port, askers, given_up: false };
         if self.may_start() {
-            return self.start(question);
+            return self.start(lookup).map_err(|(_, error)| error);
         }
         if self.waiting.len() >= WAITING_MAX {
             return Err(io::Error::new(io::ErrorKind::QuotaExceeded, "too many look-ups wait"));
         }
-        self.waiting.push_back(question);
+        self.waiting.push_back(lookup);
         Ok(())
     }
 
-    /// Forgets a look-up whose connection has gone. Those that wait start with the next wait: many
-    /// connections that go in one turn must not start each other's look-ups.
+    /// Lets a connection that has gone wait no more. Look-ups that wait start with the next wait:
+    /// many connections that go in one turn must not start each other's look-ups.
     pub(super) fn cancel(&mut self, token: Token) {
-        if let Some(index) = self.wanted.iter().position(|wanted| *wanted == token) {
-            self.wanted.swap_remove(index);
-            self.cancelled += 1;
-            if !self.waiting.is_empty() {
-                let _ = self.waker.wake();
+        self.answers.retain(|(answered, _)| *answered != token);
+        for lookup in self.running.iter_mut().chain(&mut self.waiting) {
+            let before = lookup.askers.len();
+            lookup.askers.retain(|(asker, _)| *asker != token);
+            if lookup.askers.len() < before {
+                lookup.given_up |= lookup.askers.is_empty();
+                self.waiting.retain(|lookup| !lookup.askers.is_empty());
+                if !self.waiting.is_empty() {
+                    let _ = self.waker.wake();
+                }
+                return;
             }
-        } else {
-            self.waiting.retain(|question| question.token != token);
         }
     }
 
     fn may_start(&self) -> bool {
-        let wanted = self.wanted.len();
-        wanted < WANTED_MAX && wanted + self.cancelled < THREADS_MAX
+        let wanted = self.running.iter().filter(|lookup| !lookup.given_up).count();
+        wanted < WANTED_MAX && self.running.len() < THREADS_MAX
     }
 
-    fn start(&mut self, question: Question) -> io::Result<()> {
-        let (answers, waker) = (Arc::clone(&self.answers), Arc::clone(&self.waker));
+    fn start(&mut self, lookup: Lookup) -> Result<(), (Lookup, io::Error)> {
+        let (all_found, waker) = (Arc::clone(&self.found), Arc::clone(&self.waker));
         let resolver = Arc::clone(&self.resolver);
-        let token = question.token;
-        thread::Builder::new().name("lookup".into()).spawn(move || {
-            let found = ask(&*resolver, &question.host, question.port);
-            answers.lock().unwrap_or_else(PoisonError::into_inner).push_back((token, found));
+        let (number, host, port) = (lookup.number, lookup.host.clone(), lookup.port);
+        let spawned = thread::Builder::new().name("lookup".into()).spawn(move || {
+            let found = ask(&*resolver, &host, port);
+            all_found.lock().unwrap_or_else(PoisonError::into_inner).push_back((number, found));
             // It fails only if the reactor is gone, and then nothing waits.
             let _ = waker.wake();
-        })?;
-        self.wanted.push(token);
-        Ok(())
+        });
+        match spawned {
+            Ok(_) => {
+                self.running.push(lookup);
+                Ok(())
+            }
+            Err(error) => Err((lookup, error)),
+        }
     }
 
     fn start_waiting(&mut self) {
         while self.may_start()
-            && let Some(question) = self.waiting.pop_front()
+            && let Some(lookup) = self.waiting.pop_front()
         {
-            let token = question.token;
-            if let Err(error) = self.start(question) {
-                self.answer(token, Err(error));
+            if let Err((lookup, error)) = self.start(lookup) {
+                self.answers.extend(lookup.answers(Err(error)));
+                let _ = self.waker.wake();
             }
         }
-    }
-
-    /// Answers without a thread. The next wait announces it, like any other answer.
-    fn answer(&mut self, token: Token, answer: io::Result<Vec<Address>>) {
-        self.wanted.push(token);
-        let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
-        answers.push_back((token, answer));
-        let _ = self.waker.wake();
     }
 
     /// Announces the answers that came in, as many as there is room for.
     #[inline]
     pub(super) fn announce(&mut self, events: &mut Events) {
-        if !self.wanted.is_empty() || self.cancelled > 0 || !self.announced.is_empty() {
+        if !self.running.is_empty() || !self.answers.is_empty() || !self.announced.is_empty() {
             self.collect(events);
         }
     }
 
     fn collect(&mut self, events: &mut Events) {
         self.announced.clear();
+        let found = std::mem::take(&mut *self.found.lock().unwrap_or_else(PoisonError::into_inner));
+        for (number, found) in found {
+            let index = self.running.iter().position(|lookup| lookup.number == number);
+            if let Some(index) = index {
+                let lookup = self.running.swap_remove(index);
+                self.answers.extend(lookup.answers(found));
+            }
+        }
+        while !events.is_full()
+            && let Some(answer) = self.answers.pop_front()
         {
-            let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
-            while !events.is_full()
-                && let Some(answer) = answers.pop_front()
-            {
-                match self.wanted.iter().position(|wanted| *wanted == answer.0) {
-                    Some(index) => {
-                        self.wanted.swap_remove(index);
-                        events.push(Event { token: answer.0, ready: Readiness::default() });
-                        self.announced.push(answer);
-                    }
-                    None => self.cancelled -= 1,
-                }
-            }
-            if !answers.is_empty() {
-                let _ = self.waker.wake();
-            }
+            events.push(Event { token: answer.0, ready: Readiness::default() });
+            self.announced.push(answer);
+        }
+        if !self.answers.is_empty() {
+            let _ = self.waker.wake();
         }
         self.start_waiting();
     }
 
-    pub(super) fn take(&mut self, token: Token) -> Option<io::Result<Vec<Address>>> {
+    pub(super) fn take(&mut self, token: Token) -> Option<Found> {
         let index = self.announced.iter().position(|(announced, _)| *announced == token)?;
         Some(self.announced.swap_remove(index).1)
     }
@@ -335,8 +397,13 @@ mod tests {
         fn ask(&mut self, host: &str) -> Token {
             self.asked += 1;
             let token = Token::of_conn(ConnId::new(self.asked, 1));
-            self.lookups.begin(host.into(), 80, token).unwrap();
+            self.lookups.begin(host, 80, token).unwrap();
             token
+        }
+
+        /// Look-ups that have a thread and were given up.
+        fn abandoned(&self) -> usize {
+            self.lookups.running.iter().filter(|lookup| lookup.given_up).count()
         }
 
         /// The answer, if it comes, and what else is announced in front of it.
@@ -372,21 +439,21 @@ mod tests {
         }
         let token = bench.ask("near");
         assert_eq!(bench.answer(token), (Some(here()), Vec::new()));
-        assert_eq!(bench.lookups.cancelled, WANTED_MAX);
+        assert_eq!(bench.abandoned(), WANTED_MAX);
         assert_eq!(bench.resolver.wait_for(WANTED_MAX), WANTED_MAX);
     }
 
     #[test]
     fn a_resolver_that_hangs_costs_a_bounded_number_of_threads() {
         let mut bench = Bench::new();
-        for _ in 0..2 * THREADS_MAX {
-            let token = bench.ask("deaf");
+        for number in 0..2 * THREADS_MAX {
+            let token = bench.ask(&format!("deaf{number}"));
             bench.lookups.announce(&mut Events::with_capacity(8));
             bench.lookups.cancel(token);
         }
         assert_eq!(bench.resolver.wait_for(THREADS_MAX), THREADS_MAX);
         let token = bench.ask("near");
-        assert_eq!((bench.lookups.waiting.len(), bench.lookups.cancelled), (1, THREADS_MAX));
+        assert_eq!((bench.lookups.waiting.len(), bench.abandoned()), (1, THREADS_MAX));
         // These need no thread.
         let literal = bench.ask("127.0.0.1");
         assert_eq!(bench.answer(literal).0, Some(here()));
@@ -408,7 +475,7 @@ mod tests {
             let token = bench.ask("bad");
             assert_eq!(bench.answer(token), (None, Vec::new()));
         }
-        assert!(bench.lookups.wanted.is_empty(), "{:?}", bench.lookups);
+        assert!(bench.lookups.running.is_empty(), "{:?}", bench.lookups);
         let token = bench.ask("near");
         assert_eq!(bench.answer(token), (Some(here()), Vec::new()));
     }
@@ -416,11 +483,65 @@ mod tests {
     #[test]
     fn few_are_looked_up_at_once() {
         let mut bench = Bench::new();
-        let last = (0..20).map(|_| bench.ask("deaf")).last().unwrap();
+        let last = (0..20).map(|number| bench.ask(&format!("deaf{number}"))).last().unwrap();
         assert_eq!(bench.resolver.wait_for(WANTED_MAX), WANTED_MAX);
         assert_eq!(bench.lookups.waiting.len(), 20 - WANTED_MAX);
         bench.resolver.answer();
         assert_eq!(bench.answer(last).0, Some(here()));
         assert!(bench.lookups.waiting.is_empty());
+    }
+
+    #[test]
+    fn dials_of_one_name_share_a_look_up() {
+        let mut bench = Bench::new();
+        let first = bench.ask("deaf");
+        let second = bench.ask("deaf");
+        let third = Token::of_conn(ConnId::new(100, 1));
+        bench.lookups.begin("deaf", 443, third).unwrap();
+        assert_eq!(bench.resolver.wait_for(1), 1);
+        // The one that began it goes; the others get the answer, each with its port.
+        bench.lookups.cancel(first);
+        bench.resolver.answer();
+        let (found, others) = bench.answer(second);
+        assert_eq!((found, others), (Some(here()), vec![third]));
+        let here = Some(vec![Address::from(SocketAddr::from(([127, 0, 0, 1], 443)))]);
+        assert_eq!(bench.lookups.take(third).map(Result::ok), Some(here));
+        assert_eq!(bench.resolver.wait_for(0), 1);
+        // It is looked up anew for the next dial.
+        let token = bench.ask("deaf");
+        assert!(bench.answer(token).0.is_some());
+        assert_eq!(bench.resolver.wait_for(0), 2);
+    }
+
+    #[test]
+    fn an_abandoned_look_up_serves_the_next_dial_of_its_name() {
+        let mut bench = Bench::new();
+        for _ in 0..10 {
+            let token = bench.ask("deaf");
+            bench.lookups.cancel(token);
+        }
+        let token = bench.ask("deaf");
+        assert_eq!(bench.resolver.wait_for(1), 1);
+        bench.resolver.answer();
+        assert_eq!(bench.answer(token), (Some(here()), Vec::new()));
+        assert_eq!(bench.resolver.wait_for(0), 1);
+    }
+
+    #[test]
+    fn dials_of_one_name_share_a_failure() {
+        let mut bench = Bench::new();
+        // All threads are taken.
+        for number in 0..WANTED_MAX {
+            bench.ask(&format!("deaf{number}"));
+        }
+        let [first, second, gone] = ["bad"; 3].map(|host| bench.ask(host));
+        assert_eq!(bench.lookups.waiting.len(), 1);
+        bench.lookups.cancel(gone);
+        bench.resolver.answer();
+        assert_eq!(bench.answer(first).0, None);
+        // It may not have had room in the same batch.
+        let found = bench.lookups.take(second).map_or_else(|| bench.answer(second).0, Result::ok);
+        assert_eq!(found, None);
+        assert!(bench.lookups.take(gone).is_none());
     }
 }

@@ -523,7 +523,7 @@ impl Backend for Os {
     }
 
     fn resolve(&mut self, host: &str, port: u16, token: Token) -> io::Result<()> {
-        self.lookups.begin(host.to_owned(), port, token)
+        self.lookups.begin(host, port, token)
     }
 
     fn cancel_resolve(&mut self, token: Token) {

@@ -9,6 +9,8 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -383,7 +385,10 @@ fn a_dial_passes_an_address_by_that_does_not_answer() {
     let (_held, deaf) = deaf();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let good = listener.local_addr().unwrap();
+    let asked = Arc::new(AtomicU32::new(0));
+    let count = Arc::clone(&asked);
     let os = Os::with_resolver(move |_: &str, _: u16| {
+        count.fetch_add(1, Ordering::Relaxed);
         thread::sleep(millis(50));
         Ok(vec![deaf, good])
     });
@@ -391,6 +396,7 @@ fn a_dial_passes_an_address_by_that_does_not_answer() {
     config.limits.max_connections = Some(64);
     let mut reactor = Reactor::with_backend(config, os.unwrap()).unwrap();
     let mut dials = Dials::default();
+    // Both ask at once, so the resolver is asked once.
     for _ in 0..2 {
         reactor.context().connect("name:80").unwrap();
     }
@@ -403,6 +409,7 @@ fn a_dial_passes_an_address_by_that_does_not_answer() {
     assert!(took >= millis(300), "{took:?}");
     let peers: Vec<_> = dials.connected.iter().map(|(peer, _)| peer.clone()).collect();
     assert_eq!(peers, [Address::Ip(good), Address::Ip(good)], "{:?}", dials.closed);
+    assert_eq!(asked.load(Ordering::Relaxed), 1);
 }
 
 #[cfg(target_os = "linux")]
