@@ -89,6 +89,11 @@ fn swarm_circle() {
 }
 
 #[test]
+fn swarm_dials() {
+    run("dials", servers::dials);
+}
+
+#[test]
 fn swarm_failing() {
     run("failing", servers::failing);
 }

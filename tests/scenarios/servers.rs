@@ -11,7 +11,7 @@ use tracing::level_filters::LevelFilter;
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Metadata, Subscriber};
 use wheelhouse::config::{AtLimit, Rate, Refusal};
-use wheelhouse::sim::{Call, Faults, Random, Server, Sim, errno};
+use wheelhouse::sim::{Call, Faults, Link, Random, Server, Sim, errno};
 use wheelhouse::{Address, Config, Handle, Handler, ListenConfig, Target};
 
 use self::large::Large;
@@ -243,6 +243,56 @@ pub(crate) fn circle(sim: &mut Sim) {
     for server in &servers {
         expect_service(sim, server, 2_000);
     }
+}
+
+/// A server that dials names with several addresses, of which some refuse, some do not answer and
+/// some answer late, and that ends some dials itself.
+pub(crate) fn dials(sim: &mut Sim) {
+    let mut random = sim.random();
+    let listening = ["203.0.113.7:80", "203.0.113.8:80", "[2001:db8::7]:80"];
+    let listeners: Vec<_> = listening.iter().map(|at| sim.listen(*at, 16)).collect();
+    for listener in &listeners {
+        let link = Link { latency: millis(random.below(400)), ..Link::LOOPBACK };
+        sim.set_link_between("10.0.0.1", listener, link);
+    }
+    let refusing = Address::from(std::net::SocketAddr::new(sim.peers_ip(), 9)).to_string();
+    let deaf = ["203.0.113.1:80", "203.0.113.2:80", "[2001:db8::1]:80", "[2001:db8::2]:80"];
+    let addresses = [&listening[..], &deaf, &[&refusing, "unix:/run/none"]].concat();
+    let mut config = Config::default();
+    config.timeouts.connect_stagger = (random.below(4) > 0).then(|| millis(10 + random.below(600)));
+    config.timeouts.connect_attempt =
+        (random.below(4) > 0).then(|| millis(1 + random.below(2_000)));
+    config.limits.max_connections = Some(1 + random.below(40) as usize);
+    let server = sim.spawn("10.0.0.1", config, Echo, |_| {});
+    let (mut ids, mut peers) = (Vec::new(), Vec::new());
+    for _ in 0..60 {
+        let name = format!("name{}", random.below(5));
+        if random.below(3) == 0 {
+            let count = random.below(9);
+            let found: Vec<_> = (0..count).map(|_| (*random.pick(&addresses)).to_owned()).collect();
+            sim.set_name(&name, found, millis(random.below(300)));
+        }
+        ids.extend(server.with(|_, cx| cx.connect(format!("{name}:80"))));
+        if !ids.is_empty() && random.below(4) == 0 {
+            let id = *random.pick(&ids);
+            let abort = random.below(2) == 0;
+            server.with(|_, cx| {
+                if let Some(mut conn) = cx.conn(id) {
+                    if abort { conn.abort() } else { conn.close() }
+                }
+            });
+        }
+        sim.advance(millis(random.below(300)));
+        peers.extend(random.pick(&listeners).accept());
+        if peers.len() > 4 {
+            drop(peers.swap_remove(random.below(5) as usize));
+        }
+    }
+    if random.below(4) == 0 {
+        server.shutdown();
+    }
+    sim.converge();
+    assert_eq!(server.descriptors(), 0);
 }
 
 /// A server that is shut down while it is busy, once or twice, is gone by its deadline.
