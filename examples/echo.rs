@@ -8,7 +8,7 @@ use std::process::ExitCode;
 
 use bytes::BytesMut;
 use clap::Parser;
-use wheelhouse::{Conn, Handler};
+use wheelhouse::{Config, Conn, Handler};
 
 /// An echo server
 #[derive(Parser)]
@@ -35,5 +35,5 @@ impl Handler for Echo {
 }
 
 fn main() -> ExitCode {
-    common::main(|args: Args| metrics::serve(&args.server, Echo))
+    common::main(|args: Args| metrics::serve(&args.server, Config::default(), Echo))
 }

@@ -11,9 +11,14 @@ use wheelhouse::{
 
 use crate::common::{ServerArgs, run};
 
-/// Serves until a signal, with metrics beside it if they are wanted.
-pub(crate) fn serve<H: Handler + 'static>(args: &ServerArgs, handler: H) -> Result<u8, Error> {
-    let config = args.config(Config::default());
+/// Serves until a signal, with metrics beside it if they are wanted. The settings are `defaults` with
+/// what was given put in.
+pub(crate) fn serve<H: Handler + 'static>(
+    args: &ServerArgs,
+    defaults: Config,
+    handler: H,
+) -> Result<u8, Error> {
+    let config = args.config(defaults);
     if args.metrics.is_none() {
         return run(args, config, |_| handler);
     }

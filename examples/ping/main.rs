@@ -18,7 +18,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
-use wheelhouse::Target;
+use wheelhouse::{Config, Target};
 
 use self::client::Client;
 use self::server::Server;
@@ -51,6 +51,6 @@ fn target(text: &str) -> Result<Target, &'static str> {
 fn main() -> ExitCode {
     common::main(|args: Args| match args.connect {
         Some(target) => client::run(Client::new(target, args.count, args.interval)),
-        None => metrics::serve(&args.server, Server),
+        None => metrics::serve(&args.server, Config::default(), Server),
     })
 }
