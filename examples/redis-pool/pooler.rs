@@ -65,7 +65,7 @@ impl Settings {
             // are gone.
             idle: None,
             ping_after: Some(self.check),
-            timeouts: Some(self.timeouts.clone()),
+            timeouts: Some(self.timeouts(true)),
             ..PoolConfig::default()
         }
     }
@@ -74,7 +74,8 @@ impl Settings {
     fn timeouts(&self, is_pooled: bool) -> Timeouts {
         let timeouts = self.timeouts.clone();
         if is_pooled {
-            Timeouts { idle: None, ping_after: None, lifetime: None, ..timeouts }
+            // What is read no faster than a client reads ends with the client, by its `write`.
+            Timeouts { response: None, idle: None, ping_after: None, lifetime: None, ..timeouts }
         } else {
             timeouts
         }
@@ -357,6 +358,10 @@ impl Pooler {
             .or_insert_with(|| Exchange::new(conn.id(), &mut batch, held));
         if !batch.expected.is_empty() {
             exchange.begin(&mut batch);
+        }
+        if held && (exchange.blocks || exchange.pins.subscribed) {
+            // Its end has to be seen while it waits.
+            conn.resume_reading();
         }
         if exchange.pins.subscribed {
             if exchange.subscription_owed {

@@ -1,0 +1,148 @@
+//! Connections that belong to one client for a while.
+
+use super::world::{commands, secs, text, world};
+
+#[test]
+fn a_transaction_over_several_batches_is_one() {
+    let mut world = world(2);
+    let (first, second) = (world.client(), world.client());
+    world.expect(&first, "MULTI", "+OK|");
+    world.expect(&first, "INCR a", "+QUEUED|");
+    world.expect(&second, "GET a", "$-1|");
+    world.expect(&first, "INCR a\nEXEC\nGET a", "+QUEUED|*2|:1|:2|$1|2|");
+    world.expect(&second, "GET a", "$1|2|");
+    world.end();
+}
+
+#[test]
+fn a_refused_command_fails_its_transaction() {
+    let mut world = world(1);
+    let client = world.client();
+    let refusal = "-ERR SELECT of another database than 0 is not possible: connections are shared|";
+    let aborted = "-EXECABORT discarded|";
+    world.expect(
+        &client,
+        "MULTI\nINCR a\nSELECT 1\nINCR a\nEXEC\nGET a",
+        &format!("+OK|+QUEUED|{refusal}+QUEUED|{aborted}$-1|"),
+    );
+    world.expect(&client, "MULTI", "+OK|");
+    world.expect(&client, "SELECT 1", refusal);
+    world.expect(&client, "EXEC", aborted);
+    world.end();
+}
+
+#[test]
+fn at_most_half_are_pinned() {
+    let mut world = world(4);
+    let clients: Vec<_> = (0..5).map(|_| world.client()).collect();
+    world.expect(&clients[0], "MULTI", "+OK|");
+    world.expect(&clients[1], "WATCH a", "+OK|");
+    let refusal = |name: &str| {
+        format!("-ERR {name} needs a connection for its client alone, and 2 of 4 are in such use|")
+    };
+    world.expect(&clients[2], "watch a", &refusal("WATCH"));
+    world.expect(&clients[2], "BLPOP l 0", &refusal("BLPOP"));
+    world.expect(
+        &clients[2],
+        "SET a 1\nSUBSCRIBE c\nGET a",
+        &format!("+OK|{}$1|1|", refusal("SUBSCRIBE")),
+    );
+    // All of it at once needs none for itself alone.
+    world.expect(&clients[3], "MULTI\nINCR a\nEXEC\nGET a", "+OK|+QUEUED|*1|:2|$1|2|");
+    // What follows a refused MULTI is not executed outside of a transaction.
+    let of_multi = "-ERR MULTI was refused: EXEC or DISCARD ends the transaction|";
+    world.expect(&clients[4], "MULTI\nINCR a", &format!("{}{of_multi}", refusal("MULTI")));
+    world.expect(
+        &clients[4],
+        "INCR a\nEXEC\nGET a",
+        &format!("{of_multi}-EXECABORT Transaction discarded: MULTI was refused|$1|2|"),
+    );
+    world.expect(&clients[0], "DISCARD", "+OK|");
+    world.expect(&clients[2], "MULTI", "+OK|");
+    clients[1].reset();
+    world.sim.settle();
+    world.expect(&clients[4], "WATCH a\nUNWATCH\nWATCH b", "+OK|+OK|+OK|");
+    world.expect(&clients[4], "UNWATCH", "+OK|");
+    world.expect(&clients[2], "EXEC", "*0|");
+    let pinned = world.pooler.with(|pooler, _| format!("{pooler:?}"));
+    assert!(pinned.contains("pinned: 0"), "{pinned}");
+    world.end();
+}
+
+#[test]
+fn a_blocking_command_may_take_any_time() {
+    let mut world = world(2);
+    let (blocked, other) = (world.client(), world.client());
+    blocked.send(&commands("GET a\nBLPOP l 0"));
+    world.advance(secs(600));
+    assert_eq!(text(&blocked.take()), "$-1|");
+    world.expect(&other, "SET b 1", "+OK|");
+    // Something is pushed.
+    world.redis.with(|_, cx| {
+        for id in cx.ids() {
+            if let Some(mut conn) = cx.conn(id) {
+                conn.write(b"*2\r\n$1\r\nl\r\n$1\r\nx\r\n");
+            }
+        }
+    });
+    world.sim.settle();
+    assert_eq!(text(&blocked.take()), "*2|$1|l|$1|x|");
+    let pinned = world.pooler.with(|pooler, _| format!("{pooler:?}"));
+    assert!(pinned.contains("pinned: 0"), "{pinned}");
+    world.end();
+}
+
+#[test]
+fn a_client_that_ends_while_it_is_blocked_frees_its_connection() {
+    for sent in ["BLPOP l 0", "BLPOP l 0\nGET a", "SUBSCRIBE c", "SUBSCRIBE c\nPING"] {
+        let mut world = world(2);
+        let client = world.client();
+        client.send(&commands(sent));
+        world.advance(secs(100));
+        assert_eq!(world.upstreams(), 1);
+        client.half_close();
+        world.sim.settle();
+        assert_eq!(world.upstreams(), 0, "{sent}");
+        client.close();
+        world.end();
+    }
+}
+
+#[test]
+fn subscriptions_last_until_there_are_none() {
+    let mut world = world(2);
+    let (reader, writer) = (world.client(), world.client());
+    world.expect(&reader, "SUBSCRIBE a b", "*3|$9|subscribe|$1|a|:1|*3|$9|subscribe|$1|b|:2|");
+    world.expect(&writer, "PUBLISH a hello", ":1|");
+    assert_eq!(world.settle(&reader), "*3|$7|message|$1|a|$5|hello|");
+    world.advance(secs(1_000));
+    world.expect(&writer, "PUBLISH b there", ":1|");
+    assert_eq!(world.settle(&reader), "*3|$7|message|$1|b|$5|there|");
+    world.expect(&reader, "PING", "*2|$4|pong|$0||");
+    world.expect(
+        &reader,
+        "GET a\nUNSUBSCRIBE a",
+        "-ERR only (P|S)SUBSCRIBE, (P|S)UNSUBSCRIBE, PING and QUIT are allowed while subscribed|\
+         *3|$11|unsubscribe|$1|a|:1|",
+    );
+    world.expect(&reader, "UNSUBSCRIBE\nGET a", "*3|$11|unsubscribe|$1|b|:0|$-1|");
+    world.expect(&writer, "PUBLISH a hello\nPUBLISH b there", ":0|:0|");
+    world.expect(&reader, "UNSUBSCRIBE x", "*3|$11|unsubscribe|$1|x|:0|");
+    world.expect(&reader, "ECHO x", "+0 false 0|");
+    let pinned = world.pooler.with(|pooler, _| format!("{pooler:?}"));
+    assert!(pinned.contains("pinned: 0"), "{pinned}");
+    world.end();
+}
+
+#[test]
+fn a_shutdown_does_not_wait_for_what_may_never_come() {
+    let mut world = world(4);
+    let clients: Vec<_> = (0..2).map(|_| world.client()).collect();
+    clients[0].send(&commands("BLPOP l 0"));
+    clients[1].send(&commands("SUBSCRIBE c"));
+    world.advance(secs(1));
+    world.pooler.shutdown();
+    world.advance(secs(8));
+    assert!(clients.iter().all(|client| !client.is_open()));
+    world.end();
+}
