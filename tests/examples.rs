@@ -19,7 +19,7 @@ mod start {
 
     #[test]
     fn the_first_line_says_where_it_listens() {
-        for name in ["echo", "http", "ping"] {
+        for name in ["echo", "http", "ping", "redis-pool"] {
             let server = Server::start(name, &[]);
             let port = server.addr.strip_prefix("127.0.0.1:").expect("the address asked for");
             assert_ne!(port.parse::<u16>().expect("a port"), 0, "{name}");
@@ -38,7 +38,7 @@ mod start {
         }
         wrong.extend(["0", "few", "-1", ""].map(|value| ("--max-connections", value)));
         wrong.extend(["", "7000", "unix:", "127.0.0.1:70000"].map(|value| ("--listen", value)));
-        for name in ["echo", "http", "ping"] {
+        for name in ["echo", "http", "ping", "redis-pool"] {
             for (option, value) in &wrong {
                 let line = refusal(name, &[&format!("{option}={value}")]);
                 assert!(line.contains(option), "{line}");
@@ -50,6 +50,16 @@ mod start {
         for value in ["0", "all", "-1", ""] {
             let line = refusal("http", &[&format!("--max-requests={value}")]);
             assert!(line.contains("--max-requests") && line.contains("needed"), "{line}");
+        }
+        for (option, value) in [
+            ("--upstream", "nowhere"),
+            ("--pool-size", "0"),
+            ("--pool-size", "65537"),
+            ("--acquire-timeout", "0"),
+            ("--check-interval", "off"),
+        ] {
+            let line = refusal("redis-pool", &[&format!("{option}={value}")]);
+            assert!(line.contains(option) && line.contains("needed"), "{line}");
         }
     }
 

@@ -27,5 +27,6 @@ mod redis_pool {
     mod replies;
     mod requests;
     mod streams;
+    mod swarm;
     mod world;
 }

@@ -4,7 +4,7 @@
 //! is expected back is kept by the id of the leased connection, because both ends of the exchange
 //! need it: the client's callbacks to send, the upstream connection's to pass the replies on.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
@@ -93,7 +93,7 @@ pub(crate) struct Pooler {
     settings: Settings,
     pool: Option<PoolId>,
     /// By the leased connection.
-    exchanges: HashMap<ConnId, Exchange>,
+    exchanges: BTreeMap<ConnId, Exchange>,
     /// Connections that are pinned, or about to be.
     pinned: usize,
     /// Clients so far.
@@ -244,7 +244,7 @@ impl Handler for Pooler {
 /// Clients.
 impl Pooler {
     pub(crate) fn new(settings: Settings) -> Self {
-        Self { settings, pool: None, exchanges: HashMap::new(), pinned: 0, clients: 0 }
+        Self { settings, pool: None, exchanges: BTreeMap::new(), pinned: 0, clients: 0 }
     }
 
     /// How many connections may be pinned.
