@@ -1,6 +1,11 @@
 //! Replies come in the order of the commands, whatever made them.
 
-use super::world::{commands, millis, text, world};
+use wheelhouse::Config;
+use wheelhouse::sim::Sim;
+
+use super::fake::Fake;
+use super::world::{UPSTREAM, commands, millis, settings, text, world};
+use crate::pooler::{Pooler, defaults};
 
 const SELECT: &str =
     "-ERR SELECT of another database than 0 is not possible: connections are shared|";
@@ -27,11 +32,42 @@ fn a_batch_goes_over_one_lease() {
     let reply = world.ask(&client, &commands("INCR a\n").repeat(count));
     let want: String = (1..=count).map(|number| format!(":{number}|")).collect();
     assert_eq!(reply, want);
-    // At most 1,024 commands go together.
-    let upstream = world.redis.stats().requests;
     assert_eq!(world.log().len(), count);
-    assert!(upstream as usize >= 1, "{upstream}");
+    // At most 1,024 commands go together, and what one read brings.
+    let leases = world.pooler.stats().pool_leases;
+    assert!((3..=6).contains(&leases), "{leases}");
     world.end();
+}
+
+#[test]
+fn a_client_that_has_sent_its_fin_gets_all_replies() {
+    let mut world = world(1);
+    let client = world.client();
+    client.send(&commands("INCR a\n").repeat(3_000));
+    client.send(&commands("SELECT 0"));
+    client.half_close();
+    let want: String = (1..=3_000).map(|number| format!(":{number}|")).collect();
+    assert_eq!(world.settle(&client), want + "+OK|");
+    assert!(!client.is_open());
+    world.end();
+}
+
+#[test]
+fn a_limit_of_requests_ends_a_client_between_two_commands() {
+    let mut sim = Sim::new(1);
+    sim.serve(UPSTREAM, Config::default(), Fake::default());
+    let mut config = defaults();
+    config.limits.requests_max = Some(3);
+    let pooler = sim.serve("10.0.0.1:7000", config, Pooler::new(settings(1)));
+    let client = sim.connect(&pooler);
+    for _ in 0..2 {
+        client.send(&commands("SELECT 0\nINCR a"));
+        sim.settle();
+    }
+    let reply = text(&client.take());
+    assert_eq!(reply, "+OK|:1|+OK|");
+    assert!(!client.is_open());
+    pooler.assert_blameless();
 }
 
 #[test]
