@@ -587,7 +587,7 @@ impl Pooler {
                 conn.write(OK);
                 conn.close();
             }
-            // As Redis does: the next lines may be commands that someone else chose.
+            // As Redis does: the next lines may be commands that an attacker chose.
             Class::Http => conn.close(),
             _ if client.refused => {
                 client.refused = !matches!(class, Class::Exec | Class::Discard);

@@ -136,7 +136,7 @@ fn every_split_is_served_alike() {
 }
 
 #[test]
-fn a_reply_that_a_client_does_not_wait_for_is_nobodys() {
+fn a_reply_that_its_client_does_not_wait_for_goes_to_no_other() {
     let mut world = world(1);
     for at in 0..6 {
         let (first, second) = (world.client(), world.client());

@@ -41,7 +41,7 @@ fn lose(asked: &str, replied: &[u8]) -> (String, bool) {
     client.send(&commands(asked));
     sim.settle();
     let upstream = listener.accept().expect("a connection");
-    assert_eq!(text(&upstream.take()).is_empty(), asked.is_empty());
+    assert!(!upstream.take().is_empty());
     upstream.send(replied);
     sim.settle();
     upstream.reset();
@@ -51,15 +51,12 @@ fn lose(asked: &str, replied: &[u8]) -> (String, bool) {
     outcome
 }
 
-const LOST: &str = "-ERR the upstream connection was lost: reset by the peer|";
-
 #[test]
 fn each_command_without_a_reply_gets_an_error() {
     let (reply, open) = lose("INCR a\nINCR b\nINCR c", b":1\r\n");
     let error = reply.strip_prefix(":1|").expect(&reply);
     assert_eq!(error.matches("-ERR the upstream connection was lost: ").count(), 2, "{reply}");
     assert!(open && error.matches('|').count() == 2, "{reply}");
-    assert!(LOST.starts_with("-ERR the upstream connection was lost: "));
     // It ended with the batch.
     let (reply, open) = lose("MULTI\nINCR a\nEXEC", b"+OK\r\n+QUEUED\r\n");
     assert!(open && reply.starts_with("+OK|+QUEUED|-ERR the upstream"), "{reply}");

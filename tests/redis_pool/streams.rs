@@ -5,25 +5,25 @@ use super::world::{commands, millis, secs, world};
 #[test]
 fn a_huge_reply_is_passed_on_as_it_is_read() {
     const LEN: usize = 20_000_000;
-    let mut sim_world = world(2);
-    let (slow, other) = (sim_world.client(), sim_world.client());
+    let mut world = world(2);
+    let (slow, other) = (world.client(), world.client());
     slow.read_at(1_000_000);
     let asked = format!("GETRANGE a 0 {LEN}\nSET b 1\nGET b");
     // The fake Redis writes all of it at once.
     slow.send(&commands(&asked));
     let mut most = 0;
     for _ in 0..250 {
-        sim_world.advance(millis(100));
-        let buffered = sim_world.pooler.stats().buffered;
+        world.advance(millis(100));
+        let buffered = world.pooler.stats().buffered;
         most = most.max(buffered);
     }
     assert!(most < 1_000_000, "{most} bytes are kept");
-    sim_world.expect(&other, "GET b", "$1|1|");
+    world.expect(&other, "GET b", "$1|1|");
     let got = slow.take();
     let head = format!("${LEN}\r\n");
     assert_eq!(got.len(), head.len() + LEN + 2 + b"+OK\r\n$1\r\n1\r\n".len());
     assert!(got.starts_with(head.as_bytes()) && got.ends_with(b"x\r\n+OK\r\n$1\r\n1\r\n"));
-    sim_world.end();
+    world.end();
 }
 
 #[test]

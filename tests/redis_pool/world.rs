@@ -76,7 +76,7 @@ impl World {
     }
 
     pub(crate) fn log(&self) -> Vec<String> {
-        std::mem::take(&mut self.redis.with(|fake, _| std::mem::take(&mut fake.log)))
+        self.redis.with(|fake, _| std::mem::take(&mut fake.log))
     }
 
     /// The connections to Redis now.
