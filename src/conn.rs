@@ -573,14 +573,14 @@ impl Conn<'_> {
         self.cx.shared.cancel_wait(wait)
     }
 
-    /// Begins a request on `lease` and writes it, and has it sent again if the lease is lost in the
-    /// moment of the request: a server may close an idle connection while a request is on its way
-    /// to it. Returns whether that may be.
+    /// Begins a request on `lease` and writes it, and has it sent again if the lease is lost before
+    /// the reply: a server may close an idle connection while a request is on its way to it. Returns
+    /// whether it may be sent again.
     ///
     /// It is sent again once, over a newly dialled connection, if all of this holds: the connection
-    /// was not new when it was leased, it is closed or reset by its peer or fails, and no byte has
-    /// come back. The request is the only one on its way, and nothing was written before it that has
-    /// not left, or behind it. It is at most 64 KiB long; it is kept until the lease ends. Then
+    /// was not new when it was leased; its peer closes or resets it, or it fails; and no byte has come
+    /// back. The request must be the only one on its way, with nothing written behind it, and at most
+    /// 64 KiB long, which are kept until the lease ends. Then
     /// [`Handler::on_lease_replaced`](crate::Handler::on_lease_replaced) follows.
     ///
     /// The server may have executed the request all the same: by this call the handler asserts that

@@ -40,16 +40,17 @@ pub struct PoolConfig {
     /// and stay beyond [`idle`](PoolConfig::idle). Default 0.
     pub idle_min: usize,
     /// The most that wait for a connection at once; what asks beyond them is refused at once.
-    /// Default 1,024. Each costs 40 bytes.
+    /// Default 1,024. Each costs 48 bytes.
     pub waiters_max: usize,
     /// How long what asks may wait, unless it says otherwise. Default 5 s, the usual connect timeout
     /// of a proxy: a client that waits longer has mostly gone.
     pub acquire: Duration,
     /// Which idle connection is leased next. Default [`PoolOrder::Lifo`].
     pub order: PoolOrder,
-    /// How long a connection may be idle before it is closed. It should be less than what the
-    /// server allows, as otherwise the server closes it at the moment of a request. Default 50 s,
-    /// below the 60 s and 75 s that servers commonly allow.
+    /// How long a connection may go unused before it is closed; a ping is no use of it. It should be
+    /// less than what the server allows: a server that closes idle connections would at some time
+    /// close one just as a request arrives. Default 50 s, below the 60 s and 75 s that servers
+    /// commonly allow.
     pub idle: Option<Duration>,
     /// The age at which a connection is replaced, shortened at random by up to a quarter; one that
     /// is leased then is closed when it is given back. Two are at least `lifetime / size` apart, so

@@ -13,8 +13,9 @@ pub(super) const JOURNAL_KEPT: usize = 1_024;
 /// What a callback that panics has to take back.
 #[derive(Debug)]
 pub(super) enum Entry {
-    /// It reached another connection, which had this much queued then, and was congested or not.
-    Reached { id: ConnId, queued: usize, congested: bool },
+    /// It reached another connection, which had this much queued then, was congested or not, owed so
+    /// many replies, and had served so many requests.
+    Reached { id: ConnId, queued: usize, congested: bool, owed: u32, requests: u64 },
     /// It dialled.
     Dialled(ConnId),
     /// It asked a pool for a connection.
@@ -34,7 +35,8 @@ impl LoopState {
         }
         let record = self.table.at(id.index());
         let (queued, congested) = (record.queued(), record.flags.has(Flags::CONGESTED));
-        self.journal.push(Entry::Reached { id, queued, congested });
+        let (owed, requests) = (record.owed(), record.requests);
+        self.journal.push(Entry::Reached { id, queued, congested, owed, requests });
     }
 
     /// From here on a callback runs that may have to be rolled back.
@@ -63,8 +65,8 @@ impl LoopState {
         self.journal_full = JOURNAL_KEPT.max(2 * self.journal.len());
     }
 
-    /// Takes back what the callback that ran wrote, to its own connection and to others, and what
-    /// it dialled.
+    /// Takes back what the callback that ran wrote, to its own connection and to others, which
+    /// requests of others it began and ended, what it dialled and what it waits for.
     pub(crate) fn roll_back(&mut self) {
         let scratch = self.scratch.len();
         self.scratch.clear();
@@ -73,8 +75,13 @@ impl LoopState {
         }
         while let Some(entry) = self.journal.pop() {
             match entry {
-                Entry::Reached { id, queued, congested } => {
+                Entry::Reached { id, queued, congested, owed, requests } => {
                     let Some(record) = self.table.get_mut(id) else { continue };
+                    // Without its reply a request has not ended.
+                    record.set_owed(owed);
+                    let ended = record.requests.saturating_sub(requests);
+                    record.requests = requests;
+                    self.counters.requests.sub(ended);
                     let lost = record.queued().saturating_sub(queued);
                     if lost > 0 {
                         self.change_output(id, |output| output.truncate(queued));

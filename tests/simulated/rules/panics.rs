@@ -73,6 +73,52 @@ fn a_panic_in_on_health_check_costs_one_connection() {
     expect_echo(&mut sim);
 }
 
+/// Replies to the request of one connection in a callback of another, and panics there.
+#[derive(Default)]
+struct Clerk {
+    asks: Option<ConnId>,
+    panics: bool,
+}
+
+impl Handler for Clerk {
+    type Session = ();
+
+    fn on_open(&mut self, _: &mut Conn<'_>) -> Option<()> {
+        Some(())
+    }
+
+    fn on_data(&mut self, conn: &mut Conn<'_>, _: &mut (), input: &mut BytesMut) {
+        input.clear();
+        let Some(asks) = self.asks else {
+            self.asks = Some(conn.id());
+            return conn.begin_request();
+        };
+        let mut other = conn.other(asks).unwrap();
+        other.write(b"reply");
+        other.end_request();
+        assert!(!std::mem::take(&mut self.panics), "on purpose");
+    }
+}
+
+#[test]
+fn a_request_is_owed_still_whose_reply_a_panic_takes_back() {
+    let mut sim = world(1);
+    sim.allow_panics();
+    let server = sim.serve(SERVER, Config::default(), Clerk { panics: true, ..Clerk::default() });
+    let peers = [(); 3].map(|()| sim.connect(SERVER));
+    for peer in &peers[..2] {
+        peer.send(b"x");
+        sim.settle();
+    }
+    let asks = server.handler().asks.unwrap();
+    let owed = || server.with(|_, cx| cx.conn(asks).unwrap().in_flight());
+    assert_eq!((owed(), server.stats().requests), (1, 0));
+    peers[2].send(b"x");
+    sim.settle();
+    peers[0].expect(b"reply");
+    assert_eq!((owed(), server.stats().requests), (0, 2));
+}
+
 #[test]
 fn a_session_that_panics_when_it_is_dropped_costs_no_other() {
     let mut sim = world(1);
