@@ -722,8 +722,9 @@ impl Context<'_> {
     /// before it is asked, except where [`PoolConfig::idle_min`] says so.
     ///
     /// [`Handler::on_open`](crate::Handler::on_open) comes for each of its connections, whose
-    /// [origin](Conn::origin) is [`Origin::Pool`]. A pool costs 1 KiB, and 300 bytes for each of its
-    /// connections beside what any other costs.
+    /// [origin](Conn::origin) is [`Origin::Pool`]. Each of its
+    /// connections has timeouts of its own, and costs what [`Conn::set_timeouts`] says beside what
+    /// any other does.
     ///
     /// # Errors
     ///

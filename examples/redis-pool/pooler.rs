@@ -43,7 +43,7 @@ pub(crate) fn defaults() -> Config {
     config
 }
 
-/// What the pooler is told.
+/// The settings of the pooler.
 #[derive(Debug)]
 pub(crate) struct Settings {
     pub(crate) upstream: Target,
@@ -61,7 +61,7 @@ impl Settings {
             idle_max: self.size,
             waiters_max: WAITERS_MAX,
             acquire: self.acquire,
-            // Redis closes no idle connection unless it is told to, and the check finds those that
+            // Redis closes no idle connection unless it is set to, and the check finds those that
             // are gone.
             idle: None,
             ping_after: Some(self.check),

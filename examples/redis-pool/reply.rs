@@ -4,7 +4,7 @@
 use crate::request::{BadLine, line};
 
 /// The greatest length of a string or an array that a server may announce. Redis allows strings of
-/// 512 MB unless it is told otherwise.
+/// 512 MB unless it is set otherwise.
 const LENGTH_MAX: i64 = u32::MAX as i64;
 
 /// Bytes that are no reply.

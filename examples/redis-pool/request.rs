@@ -21,7 +21,7 @@ pub(crate) const INLINE_MAX: usize = 64 * 1_024;
 /// Bytes of a line that holds a length: its type, a sign, 19 digits, and its end.
 const LENGTH_LINE_MAX: usize = 1 + 1 + 19 + 2;
 
-/// Arguments whose places are kept: what commands are told apart by.
+/// Arguments whose places are kept: what commands are distinguished by.
 const KEPT: usize = 3;
 
 /// Why bytes are no request.

@@ -40,7 +40,7 @@ pub struct PoolConfig {
     /// and stay beyond [`idle`](PoolConfig::idle). Default 0.
     pub idle_min: usize,
     /// The most that wait for a connection at once; what asks beyond them is refused at once.
-    /// Default 1,024. Each costs 48 bytes.
+    /// Default 1,024. Each costs 40 bytes.
     pub waiters_max: usize,
     /// How long what asks may wait, unless it says otherwise. Default 5 s, the usual connect timeout
     /// of a proxy: a client that waits longer has mostly gone.

@@ -1,4 +1,4 @@
-//! The policy of a pool: which connection is leased to whom, when to dial, and when to close.
+//! The policy of a pool: which connection is leased to which wait, when to dial, and when to close.
 //!
 //! It knows connections by their ids and reads no clock. [`Pool::next`] says what to do; the executor,
 //! `reactor/pools.rs`, does it and notes how it went.
@@ -154,6 +154,8 @@ pub(crate) struct Waiter {
     /// What is to be sent again, over a connection that was never leased.
     pub(crate) replay: Option<Box<Replay>>,
 }
+
+const _: () = assert!(size_of::<Waiter>() == 40, "the documents say what a wait costs");
 
 /// A request over a lease that ended before a byte of the reply had come.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -440,7 +442,6 @@ impl Pool {
             && let Some(place) = self.idle.front()
         {
             // It makes room for a new one.
-            self.stats.surplus += 1;
             return Some(self.end(*place, CloseReason::PoolSurplus, now));
         }
         (self.wants_dial(now) && now >= self.dial_at()).then_some(Work::Dial)
@@ -488,7 +489,6 @@ impl Pool {
             let longest = &self.members[*place as usize];
             let over = longest.unused_since.after(self.rules.idle);
             if over <= now {
-                self.stats.idle_closed += 1;
                 return Some(self.end(*place, CloseReason::Timeout(Timeout::Idle), now));
             }
             next = over;
@@ -524,8 +524,6 @@ impl Pool {
                     }
                     let replaced = self.replacement_due(member);
                     if replaced <= now {
-                        self.replaced_at = Some(now);
-                        self.stats.replaced += 1;
                         let reason = CloseReason::Timeout(Timeout::Lifetime);
                         return Some(self.end(at as Place, reason, now));
                     }
@@ -544,9 +542,9 @@ impl Pool {
         None
     }
 
-    /// Ends an idle connection, or what was given back.
+    /// Ends an idle connection.
     fn end(&mut self, place: Place, reason: CloseReason, now: Instant) -> Work {
-        self.enter(place, Phase::Ending, now, u64::MAX);
+        self.enter_ending(place, reason, now);
         Work::Close(self.members[place as usize].conn, reason)
     }
 
@@ -729,11 +727,8 @@ impl Pool {
         } else if member.leases >= self.rules.leases_max {
             CloseReason::MaxRequests
         } else if self.replacement_due(member) <= now {
-            self.replaced_at = Some(now);
-            self.stats.replaced += 1;
             CloseReason::Timeout(Timeout::Lifetime)
         } else if !self.has_waiters() && self.idle.len() >= self.rules.idle_max {
-            self.stats.surplus += 1;
             CloseReason::PoolSurplus
         } else {
             self.rest(place, now, random);
@@ -756,31 +751,37 @@ impl Pool {
         if phase == Phase::Ending {
             return;
         }
-        let lost = matches!(
-            reason,
-            CloseReason::PeerEof
-                | CloseReason::PeerReset
-                | CloseReason::Io(_)
-                | CloseReason::UnsolicitedData
-        );
         // One that its peer ends at once was accepted and not served.
         let came = !matches!(phase, Phase::Dialling | Phase::Handshake);
-        let unserved = lost && !member.proven && now.nanos_since(member.stood_at) < UNSERVED_FOR;
+        let unserved =
+            is_loss(reason) && !member.proven && now.nanos_since(member.stood_at) < UNSERVED_FOR;
         if !came || unserved {
             let begun_at = member.since;
             self.stats.last_dial = Some(reason);
             self.note_failed_dial(fault, begun_at, now, random);
         }
-        self.enter(place, Phase::Ending, now, u64::MAX);
-        match phase {
-            Phase::Idle | Phase::Returned | Phase::Checked if lost => self.stats.lost_idle += 1,
-            Phase::Idle if reason == CloseReason::PoolSurplus => self.stats.surplus += 1,
-            Phase::Leased(_) if reason == CloseReason::OwnerGone => self.stats.owner_gone += 1,
-            Phase::Cleaning if reason == CloseReason::PoolUnclean => self.stats.unclean += 1,
-            _ => {}
-        }
+        self.enter_ending(place, reason, now);
         // Others may still come, or be given back.
         self.fails |= !came && self.rules.fail_fast && self.coming == 0 && self.leased == 0;
+    }
+
+    /// The end of a connection begins: the only place that counts why.
+    fn enter_ending(&mut self, place: Place, reason: CloseReason, now: Instant) {
+        let phase = self.phase(place);
+        self.enter(place, Phase::Ending, now, u64::MAX);
+        let unused = matches!(phase, Phase::Idle | Phase::Returned | Phase::Checked);
+        match reason {
+            CloseReason::Timeout(Timeout::Idle) => self.stats.idle_closed += 1,
+            CloseReason::Timeout(Timeout::Lifetime) => {
+                self.replaced_at = Some(now);
+                self.stats.replaced += 1;
+            }
+            CloseReason::PoolSurplus => self.stats.surplus += 1,
+            CloseReason::PoolUnclean => self.stats.unclean += 1,
+            CloseReason::OwnerGone => self.stats.owner_gone += 1,
+            lost if unused && is_loss(lost) => self.stats.lost_idle += 1,
+            _ => {}
+        }
     }
 
     fn note_failed_dial(&mut self, fault: Fault, begun_at: Instant, now: Instant, random: u64) {
@@ -795,11 +796,6 @@ impl Pool {
         }
         self.failed_at = now;
         self.ramp = 1;
-    }
-
-    /// What was given back is in the middle of an exchange.
-    pub(crate) fn note_unclean(&mut self) {
-        self.stats.unclean += 1;
     }
 
     /// From here on only what waits is served: nothing is dialled or pinged for later.
@@ -863,6 +859,17 @@ impl Pool {
         member.until = now.after(most);
         self.members_due = self.members_due.min(member.until);
     }
+}
+
+/// Whether an end with this reason is the doing of the peer, or of the network between.
+const fn is_loss(reason: CloseReason) -> bool {
+    matches!(
+        reason,
+        CloseReason::PeerEof
+            | CloseReason::PeerReset
+            | CloseReason::Io(_)
+            | CloseReason::UnsolicitedData
+    )
 }
 
 /// What must hold between two turns.

@@ -35,11 +35,8 @@ fn is_backlog_full(address: &Address, error: &io::Error) -> bool {
 }
 
 /// Whether the system lacks what any other attempt would need as well.
-fn is_shortage(error: &io::Error) -> bool {
-    matches!(
-        error.raw_os_error(),
-        Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM | libc::ENOSPC)
-    )
+pub(super) fn is_shortage(errno: Option<i32>) -> bool {
+    matches!(errno, Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM | libc::ENOSPC))
 }
 
 impl<H: Handler, B: Backend> Reactor<H, B> {
@@ -167,7 +164,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         self.serve(handler, id);
     }
 
-    /// A dial is over, however it ended, if there was one: closes the sockets of all attempts that are not decided.
+    /// A dial is over, however it ended, if there was one: closes the sockets of all attempts that
+    /// are not decided.
     #[cold]
     #[inline(never)]
     pub(super) fn end_attempts(&mut self, id: ConnId) {
@@ -297,7 +295,9 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             Err(error) if is_backlog_full(&start.address, &error) => {
                 dial.note_backlog_full(start, now, stagger);
             }
-            Err(error) if is_extra && is_shortage(&error) => dial.put_back(start, now, stagger),
+            Err(error) if is_extra && is_shortage(error.raw_os_error()) => {
+                dial.put_back(start, now, stagger)
+            }
             Err(error) => {
                 debug!(%id, peer = %start.address, %error, "an attempt to connect failed");
                 dial.fail_start(start, error.into());

@@ -68,6 +68,9 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             self.make_slot(*id);
             if self.has_session(*id) && self.shared.table.at(id.index()).reason.is_none() {
                 self.begin_closing(handler, *id, CloseReason::HardStop);
+            } else {
+                // One that was never opened may be a pool's.
+                self.leave_pools(*id, CloseReason::HardStop);
             }
         }
         for id in &ids {
@@ -80,6 +83,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         while !self.shared.reaped.is_empty() {
             self.reap(handler);
         }
+        self.close_pools(handler);
     }
 
     /// Refuses closures from here on, and drops those that were posted.

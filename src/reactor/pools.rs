@@ -4,6 +4,7 @@
 use std::io::ErrorKind;
 
 use super::Reactor;
+use super::dial::is_shortage;
 use super::io::reason_of;
 use super::read_buffer::rewind;
 use crate::backend::Backend;
@@ -153,7 +154,6 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             return self.leave_pool(id, reason);
         }
         let reason = if !whole && !planted(Bug::UncleanKept) {
-            self.shared.pools.get(pool).policy.note_unclean();
             Some(CloseReason::PoolUnclean)
         } else if self.shared.pools.is_needed_elsewhere(pool) {
             Some(CloseReason::PoolSurplus)
@@ -312,12 +312,17 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         self.shared.pools.wake(pool);
     }
 
-    /// The last connection has ended, or all are to: what the loop waits for is answered.
+    /// The last connection has ended: what the loop waits for is answered. There is no other turn, so
+    /// all of it is; a closed pool takes no more.
     pub(super) fn close_pools(&mut self, handler: &mut H) {
         for pool in self.shared.pools.ids() {
             self.shared.close_pool(pool);
+            let now = self.shared.now;
+            while let Some(work) = self.shared.pools.get(pool).policy.next(now) {
+                self.do_work(handler, pool, work);
+            }
         }
-        self.serve_pools(handler);
+        self.shared.count_pools();
     }
 
     /// A shutdown has begun: pools serve what waits, and nothing for later.
@@ -335,15 +340,7 @@ fn fault_of(reason: CloseReason) -> Fault {
         CloseReason::HardStop | CloseReason::Shutdown => return Fault::Ours,
         _ => None,
     };
-    match errno {
-        Some(
-            libc::EMFILE
-            | libc::ENFILE
-            | libc::ENOBUFS
-            | libc::ENOMEM
-            | libc::EADDRNOTAVAIL
-            | libc::EAGAIN,
-        ) => Fault::Ours,
-        _ => Fault::Theirs,
-    }
+    // connect(2): the last two say that there is no free port.
+    let is_ours = is_shortage(errno) || matches!(errno, Some(libc::EADDRNOTAVAIL | libc::EAGAIN));
+    if is_ours { Fault::Ours } else { Fault::Theirs }
 }

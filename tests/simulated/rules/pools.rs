@@ -1,6 +1,8 @@
 //! Pools: what asks gets a connection that works, once, in its turn, and no place is ever lost.
 
-use wheelhouse::pool::{AcquireFailure, AcquireOptions, PoolConfig, PoolId, PoolOrder, PoolStats};
+use wheelhouse::pool::{
+    AcquireError, AcquireFailure, AcquireOptions, PoolConfig, PoolId, PoolOrder, PoolStats,
+};
 
 use super::*;
 use crate::pooled::{Lines, Proxy, UPSTREAM};
@@ -1089,8 +1091,51 @@ fn a_wait_of_the_loop_is_answered_at_the_end() {
     assert_eq!(leases.borrow().len(), 1, "the wait was never answered");
 }
 
-/// A byte that was not asked for, after the reply and in the turn of the release, is consumed by
-/// the handler, and the connection kept.
+/// However many they are, as no other turn comes.
+#[test]
+fn all_waits_of_the_loop_are_answered_at_the_end() {
+    const COUNT: usize = 3_000;
+    let mut sim = world(1);
+    sim.serve(OTHER_PORT, quiet(), Lines::default());
+    let proxy = Proxy::new(PoolConfig { waiters_max: COUNT, acquire: secs(100), ..small(4) });
+    let leases = proxy.loop_leases.clone();
+    let proxy = sim.serve(SERVER, quiet(), proxy);
+    sim.settle();
+    proxy.with(|proxy, cx| {
+        for _ in 0..COUNT {
+            cx.acquire(proxy.pool.unwrap(), AcquireOptions::default()).unwrap();
+        }
+    });
+    proxy.shutdown();
+    sim.advance(secs(60));
+    assert!(proxy.is_finished());
+    let closed = |lease: &Result<ConnId, AcquireError>| {
+        lease.is_err_and(|error| error.failure == AcquireFailure::Closed)
+    };
+    assert_eq!(leases.borrow().iter().filter(|lease| closed(lease)).count(), COUNT);
+}
+
+/// A reactor ends before its turn has come to open what a pool dials.
+#[test]
+fn a_reactor_that_ends_closes_its_pools() {
+    let mut sim = world(1);
+    let mut proxy = Proxy::new(small(4));
+    let mut reactor = Reactor::with_backend(quiet(), sim.host("10.0.0.1")).unwrap();
+    reactor.turn(&mut proxy, Some(Duration::ZERO)).unwrap();
+    let (pool, unreachable) = (proxy.pool.unwrap(), "10.0.0.9:9");
+    // More than one turn begins.
+    for _ in 0..1_100 {
+        reactor.context().connect(unreachable).unwrap();
+    }
+    reactor.context().acquire(pool, AcquireOptions::default()).unwrap();
+    reactor.turn(&mut proxy, Some(Duration::ZERO)).unwrap();
+    let stats = reactor.context().pool_stats(pool);
+    assert_eq!((stats.open, stats.coming, stats.waiting), (1, 1, 1));
+    reactor.end(&mut proxy);
+    let leases = proxy.loop_leases.borrow();
+    assert!(leases[0].is_err_and(|error| error.failure == AcquireFailure::Closed), "{leases:?}");
+}
+
 #[test]
 fn an_idle_connection_is_leased_at_once() {
     let mut setup = Setup::new(small(1));
