@@ -381,7 +381,7 @@ impl Backend for Os {
         listener.source().reregister(self.poll.registry(), token.to_mio(), Interest::READABLE)
     }
 
-    #[inline]
+    #[inline(always)]
     fn accept(&mut self, listener: &mut OsListener) -> io::Result<(OsStream, Address)> {
         if self.seen.nanos_since(listener.checked_at) >= CHECK_EVERY_NANOS {
             listener.check(self.seen);

@@ -245,6 +245,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     }
 
     /// Adds an accepted connection to the table and opens it. Its place has been checked.
+    #[inline(always)]
     pub(super) fn admit(
         &mut self,
         handler: &mut H,

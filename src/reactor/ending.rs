@@ -32,11 +32,13 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         if let Some(cold) = record.cold_if_any() {
             cold.delivery = None;
         }
-        let in_pools = record.is_in_pools();
+        let (in_pools, may_feed) = (record.is_in_pools(), record.may_feed());
         if in_pools {
             self.shared.replay(id, reason);
         }
-        self.shared.end_feeding(id);
+        if may_feed {
+            self.shared.end_feeding(id);
+        }
         self.call(id, "on_closing", |conn, session| handler.on_closing(conn, session, &reason));
         if in_pools {
             self.leave_pools(id, reason);
@@ -130,7 +132,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             self.drop_output(id);
             self.release(id);
         } else if record.release() {
-            self.note_released(id);
+            let holds = record.buffered > 0;
+            self.note_released(id, holds);
         }
     }
 
@@ -143,16 +146,18 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// the connection does not count against what its client may have.
     #[inline(always)]
     pub(super) fn release(&mut self, id: ConnId) {
-        if self.shared.table.at(id.index()).release() {
-            self.note_released(id);
+        let record = self.shared.table.at(id.index());
+        if record.release() {
+            let holds = record.buffered > 0;
+            self.note_released(id, holds);
         }
     }
 
     #[inline(always)]
-    fn note_released(&mut self, id: ConnId) {
+    fn note_released(&mut self, id: ConnId, holds: bool) {
         self.shared.reaped.push(id);
         // It may be reaped some turns later, and what it held is gone now.
-        if self.shared.table.at(id.index()).buffered > 0 {
+        if holds {
             self.account(id);
         }
         self.depart(id);

@@ -111,11 +111,8 @@ impl LoopState {
     }
 
     /// The connection ends: it feeds no other any more, and none feeds it.
-    #[inline]
     pub(crate) fn end_feeding(&mut self, id: ConnId) {
-        if self.table.at(id.index()).may_feed() {
-            self.stop_feeding(id);
-            self.dismiss_feeders(id);
-        }
+        self.stop_feeding(id);
+        self.dismiss_feeders(id);
     }
 }
