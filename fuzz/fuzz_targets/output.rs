@@ -8,7 +8,7 @@ use arbitrary::Arbitrary;
 use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
 
-use crate::core::output::Output;
+use crate::core::output::{Output, SpareBuffers};
 
 // The queue is private to the crate. It leans on the modules below, which lean on no others, so
 // they can be built into this program under the same names.
@@ -83,6 +83,7 @@ impl Size {
 #[derive(Default)]
 struct Beside {
     output: Output,
+    spares: SpareBuffers,
     /// All that was queued and not forgotten from the back.
     model: Vec<u8>,
     /// So much of it the kernel took.
@@ -95,7 +96,7 @@ impl Beside {
         match *op {
             Op::Copy(size) => {
                 if let Some(bytes) = self.make(size) {
-                    self.output.push_copy(&bytes);
+                    self.output.push_copy(&bytes, &mut self.spares);
                     self.model.extend(bytes);
                 }
             }
@@ -130,7 +131,7 @@ impl Beside {
     }
 
     fn share(&mut self, bytes: Bytes) {
-        self.output.push(bytes.clone());
+        self.output.push(bytes.clone(), &mut self.spares);
         let mut slices = [IoSlice::new(&[]); SLICES];
         let filled = self.output.front(&mut slices);
         // Only then is the last slice the end of the queue.
@@ -144,7 +145,7 @@ impl Beside {
     /// values make a difference.
     fn write(&mut self, slices: usize, taken: usize) {
         let taken = taken % (self.offer(slices) + 1);
-        self.output.consume(taken);
+        self.output.consume(taken, &mut self.spares);
         self.gone += taken;
     }
 
@@ -185,7 +186,7 @@ impl Beside {
             let taken = write.clone().count();
             assert!(taken > 0, "{} bytes not offered", self.left().len());
             assert!(write.eq(&self.left()[..taken]), "other bytes after {}", self.gone);
-            self.output.consume(taken);
+            self.output.consume(taken, &mut self.spares);
             self.gone += taken;
         }
         self.check();

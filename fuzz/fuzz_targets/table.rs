@@ -45,7 +45,7 @@ use crate::close::CloseReason;
 use crate::core::deadlines::DeadlineInputs;
 use crate::core::flags::{ColdFlags, Flags};
 use crate::core::lifecycle::{State, Step};
-use crate::core::record::{NewConn, Record};
+use crate::core::record::{NewConn, Record, Spares};
 use crate::core::table::Table;
 use crate::id::{ConnId, ListenerId, Origin};
 use crate::time::Instant;
@@ -219,7 +219,9 @@ fn soil(record: &mut Record, mark: u64) {
     record.step(Step::Establish);
     record.clocks.update(record.deadline_inputs(), Instant::from_nanos(mark));
     record.set_owed(1);
-    record.change_output(|output| output.push_copy(&mark.to_ne_bytes()));
+    record.change_output(&mut Spares::default(), |output, buffers| {
+        output.push_copy(&mark.to_ne_bytes(), buffers);
+    });
     record.cold_mut().sink = Some(record.id);
     record.bytes_in = mark;
     record.bytes_out = mark;

@@ -423,6 +423,8 @@ pub(crate) struct DeadlineClocks {
     inputs: DeadlineInputs,
     /// The request deadline stands still: its clock holds the nanoseconds it had run.
     request_stopped: bool,
+    /// The deadlines that run.
+    running: Set,
 }
 
 impl DeadlineClocks {
@@ -432,6 +434,7 @@ impl DeadlineClocks {
     /// Lets nothing run, as for a new connection.
     pub(crate) fn reset(&mut self) {
         self.inputs = DeadlineInputs::default();
+        self.running = Set::EMPTY;
         self.request_stopped = false;
     }
 
@@ -443,7 +446,7 @@ impl DeadlineClocks {
 
     /// The deadlines that run.
     const fn running(&self) -> Set {
-        self.inputs.running()
+        self.running
     }
 
     /// Lets exactly the deadlines that `inputs` call for run from here on, and returns those that
@@ -454,6 +457,7 @@ impl DeadlineClocks {
         }
         let before = self.running();
         self.inputs = inputs;
+        self.running = inputs.running();
         self.change(before, self.running(), inputs.has(Flags::RECEIVING), now)
     }
 
@@ -462,6 +466,7 @@ impl DeadlineClocks {
     #[inline]
     pub(crate) fn run_only(&mut self, deadline: Deadline, inputs: DeadlineInputs, now: Instant) {
         self.inputs = inputs;
+        self.running = Set::of(deadline);
         self.request_stopped = false;
         self.set(deadline, now);
     }

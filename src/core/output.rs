@@ -27,12 +27,40 @@ pub(crate) const fn allocation(size: usize) -> usize {
     }
 }
 
+/// How many buffers are kept for the next copies.
+const SPARES_MAX: usize = 32;
+
+/// Buffers of queues that were sent, for those that come next: what one connection writes to another
+/// is mostly sent at the end of the turn. They take at most 128 KiB.
+#[derive(Debug, Default)]
+pub(crate) struct SpareBuffers(Vec<BytesMut>);
+
+impl SpareBuffers {
+    /// A buffer for `len` bytes and, mostly, more.
+    fn take(&mut self, len: usize) -> BytesMut {
+        match self.0.pop() {
+            Some(buffer) if buffer.capacity() >= len => buffer,
+            _ => BytesMut::with_capacity(len.max(COPY_LEAST)),
+        }
+    }
+
+    fn give(&mut self, mut buffer: BytesMut) {
+        if buffer.capacity() <= COPY_BUFFER && self.0.len() < SPARES_MAX {
+            buffer.clear();
+            self.0.push(buffer);
+        }
+    }
+}
+
 /// A queue of bytes, in pieces that are copied together or shared with the application.
 ///
 /// Empty, it owns no memory.
 #[derive(Debug, Default)]
 pub(crate) struct Output {
-    pieces: VecDeque<Piece>,
+    /// One piece is the usual case.
+    first: Option<Piece>,
+    /// What comes behind it.
+    rest: VecDeque<Piece>,
     len: usize,
     /// The memory of the pieces, what has been consumed of the first one included.
     held: usize,
@@ -101,26 +129,31 @@ impl Output {
         self.held
     }
 
+    fn pieces(&self) -> impl Iterator<Item = &Piece> {
+        self.first.iter().chain(&self.rest)
+    }
+
     /// Queues a copy of `bytes`.
-    pub(crate) fn push_copy(&mut self, bytes: &[u8]) {
+    pub(crate) fn push_copy(&mut self, bytes: &[u8], spares: &mut SpareBuffers) {
         if bytes.is_empty() {
             return;
         }
         self.len += bytes.len();
-        if let Some(grown) = self.pieces.back_mut().and_then(|last| last.append(bytes)) {
+        let last = self.rest.back_mut().or(self.first.as_mut());
+        if let Some(grown) = last.and_then(|last| last.append(bytes)) {
             self.held += grown;
             return;
         }
-        let mut copy = BytesMut::with_capacity(bytes.len().max(COPY_LEAST));
+        let mut copy = spares.take(bytes.len());
         copy.extend_from_slice(bytes);
         let cost = allocation(copy.capacity());
         self.push_piece(Piece::new(Content::Copied(copy), cost));
     }
 
     /// Queues `bytes` without copying them, unless they are so few that copying is cheaper.
-    pub(crate) fn push(&mut self, bytes: Bytes) {
+    pub(crate) fn push(&mut self, bytes: Bytes, spares: &mut SpareBuffers) {
         if bytes.len() < SHARE_FROM {
-            return self.push_copy(&bytes);
+            return self.push_copy(&bytes, spares);
         }
         self.len += bytes.len();
         let cost = allocation(bytes.len());
@@ -129,9 +162,9 @@ impl Output {
 
     /// Queues `shared`, which is counted in its own gauge, unless it is so little that copying is
     /// cheaper.
-    pub(crate) fn push_shared(&mut self, shared: &Shared) {
+    pub(crate) fn push_shared(&mut self, shared: &Shared, spares: &mut SpareBuffers) {
         if shared.len() < SHARE_FROM {
-            return self.push_copy(shared.bytes());
+            return self.push_copy(shared.bytes(), spares);
         }
         self.len += shared.len();
         let queued = shared.enqueue();
@@ -139,18 +172,23 @@ impl Output {
     }
 
     fn push_piece(&mut self, piece: Piece) {
-        let before = self.pieces.capacity();
-        if before == self.pieces.len() {
-            // One piece is the usual case, and the list doubles from there.
-            self.pieces.reserve_exact(before.max(1));
+        self.held += piece.cost;
+        if self.first.is_none() {
+            self.first = Some(piece);
+            return;
         }
-        self.held += piece.cost + list_cost(self.pieces.capacity()) - list_cost(before);
-        self.pieces.push_back(piece);
+        let before = self.rest.capacity();
+        if before == self.rest.len() {
+            // From one the list doubles.
+            self.rest.reserve_exact(before.max(1));
+        }
+        self.held += list_cost(self.rest.capacity()) - list_cost(before);
+        self.rest.push_back(piece);
     }
 
     /// The shared pieces in the queue: what tells one from another, and its length.
     pub(crate) fn shares(&self) -> impl Iterator<Item = (usize, u64)> {
-        self.pieces.iter().filter_map(|piece| match &piece.bytes {
+        self.pieces().filter_map(|piece| match &piece.bytes {
             Content::Shared(_, queued) => Some(queued.identity()),
             Content::Copied(_) | Content::Given(_) => None,
         })
@@ -161,10 +199,16 @@ impl Output {
         len >= SHARE_FROM
     }
 
+    /// All that is queued, if it is one piece.
+    #[inline]
+    pub(crate) fn sole(&self) -> Option<&[u8]> {
+        if self.rest.is_empty() { self.first.as_ref().map(Piece::as_slice) } else { None }
+    }
+
     /// Fills `slices` with the front of the queue and returns how many it filled.
     pub(crate) fn front<'a>(&'a self, slices: &mut [IoSlice<'a>]) -> usize {
         let mut filled = 0;
-        for (slice, piece) in slices.iter_mut().zip(&self.pieces) {
+        for (slice, piece) in slices.iter_mut().zip(self.pieces()) {
             *slice = IoSlice::new(piece.as_slice());
             filled += 1;
         }
@@ -176,10 +220,10 @@ impl Output {
     /// # Panics
     ///
     /// If there are fewer.
-    pub(crate) fn consume(&mut self, mut count: usize) {
+    pub(crate) fn consume(&mut self, mut count: usize, spares: &mut SpareBuffers) {
         assert!(count <= self.len, "consumed more than was queued");
         self.len -= count;
-        while let Some(piece) = self.pieces.front_mut() {
+        while let Some(piece) = &mut self.first {
             let len = piece.as_slice().len();
             if count < len {
                 match &mut piece.bytes {
@@ -191,20 +235,25 @@ impl Output {
             }
             count -= len;
             self.held -= piece.cost;
-            self.pieces.pop_front();
+            let gone = mem::replace(&mut self.first, self.rest.pop_front());
+            if let Some(Piece { bytes: Content::Copied(copy), is_cut: false, .. }) = gone {
+                spares.give(copy);
+            }
         }
         self.forget_list();
     }
 
     fn forget_list(&mut self) {
-        self.pieces = VecDeque::new();
+        if self.rest.capacity() > 0 {
+            self.rest = VecDeque::new();
+        }
         self.held = 0;
     }
 
     /// Forgets all but the first `len` bytes: what a callback that panicked had queued.
     pub(crate) fn truncate(&mut self, len: usize) {
         while self.len > len {
-            let Some(mut piece) = self.pieces.pop_back() else {
+            let Some(mut piece) = self.rest.pop_back().or_else(|| self.first.take()) else {
                 return;
             };
             let size = piece.as_slice().len();
@@ -254,13 +303,13 @@ mod tests {
 
     /// What the pieces and their list take, from what they are.
     fn memory(output: &Output) -> usize {
-        let pieces = output.pieces.iter().map(|piece| match &piece.bytes {
+        let pieces = output.pieces().map(|piece| match &piece.bytes {
             // What has been taken off the front of a copy is still allocated.
             Content::Copied(copy) if !piece.is_cut => allocation(copy.capacity()),
             Content::Copied(_) | Content::Given(_) => piece.cost,
             Content::Shared(..) => 0,
         });
-        pieces.sum::<usize>() + list_cost(output.pieces.capacity())
+        pieces.sum::<usize>() + list_cost(output.rest.capacity())
     }
 
     fn contents(output: &Output) -> Vec<u8> {
@@ -274,11 +323,11 @@ mod tests {
         let (small, large) = (vec![1_u8; 100], vec![2_u8; SHARE_FROM + 7]);
         let whole = [small.clone(), large.clone(), small.clone()].concat();
         for taken in 0..=whole.len() {
-            let mut output = Output::default();
-            output.push_copy(&small);
-            output.push(Bytes::from(large.clone()));
-            output.push_copy(&small);
-            output.consume(taken);
+            let (mut output, mut spares) = (Output::default(), SpareBuffers::default());
+            output.push_copy(&small, &mut spares);
+            output.push(Bytes::from(large.clone()), &mut spares);
+            output.push_copy(&small, &mut spares);
+            output.consume(taken, &mut spares);
             assert_eq!(output.len(), whole.len() - taken);
             assert_eq!(contents(&output), whole[taken..], "after {taken}");
         }
@@ -286,36 +335,36 @@ mod tests {
 
     #[test]
     fn large_pieces_are_shared_and_small_ones_gathered() {
-        let mut output = Output::default();
+        let (mut output, mut spares) = (Output::default(), SpareBuffers::default());
         let large = Bytes::from(vec![0; SHARE_FROM]);
-        output.push(large.clone());
-        output.push_copy(b"a");
-        output.push(Bytes::from_static(b"b"));
-        assert_eq!(output.pieces.len(), 2);
-        assert_eq!(output.pieces[0].as_slice().as_ptr(), large.as_ptr());
+        output.push(large.clone(), &mut spares);
+        output.push_copy(b"a", &mut spares);
+        output.push(Bytes::from_static(b"b"), &mut spares);
+        assert_eq!(output.pieces().count(), 2);
+        assert_eq!(output.first.as_ref().unwrap().as_slice().as_ptr(), large.as_ptr());
     }
 
     #[test]
     fn drained_it_owns_nothing() {
-        let mut output = Output::default();
-        output.push_copy(&[0; 100_000]);
-        output.consume(100_000);
-        assert_eq!(output.pieces.capacity(), 0);
-        output.push_copy(&[0; 100_000]);
+        let (mut output, mut spares) = (Output::default(), SpareBuffers::default());
+        output.push_copy(&[0; 100_000], &mut spares);
+        output.consume(100_000, &mut spares);
+        assert_eq!(output.rest.capacity(), 0);
+        output.push_copy(&[0; 100_000], &mut spares);
         output.truncate(0);
-        assert_eq!(output.pieces.capacity(), 0);
+        assert_eq!(output.rest.capacity(), 0);
         assert_eq!(output.held(), 0);
     }
 
     #[test]
     fn a_few_bytes_take_little_and_many_small_writes_gather() {
-        let mut output = Output::default();
-        output.push_copy(b"hello");
+        let (mut output, mut spares) = (Output::default(), SpareBuffers::default());
+        output.push_copy(b"hello", &mut spares);
         assert!(output.held() <= 160, "{}", output.held());
         for _ in 0..800 {
-            output.push_copy(b"hello");
+            output.push_copy(b"hello", &mut spares);
         }
-        assert_eq!(output.pieces.len(), 1);
+        assert_eq!(output.pieces().count(), 1);
         assert!(output.held() < 2 * 4_005, "{}", output.held());
     }
 
@@ -346,24 +395,25 @@ mod tests {
         #[test]
         fn agrees_with_a_byte_vector(ops in proptest::collection::vec(op(), 0..60)) {
             let (mut output, mut model) = (Output::default(), Vec::new());
+            let mut spares = SpareBuffers::default();
             let gauge = Arc::<SharedGauge>::default();
             for op in ops {
                 match op {
                     Op::Copy(bytes) => {
-                        output.push_copy(&bytes);
+                        output.push_copy(&bytes, &mut spares);
                         model.extend(bytes);
                     }
                     Op::Give(bytes) => {
-                        output.push(Bytes::from(bytes.clone()));
+                        output.push(Bytes::from(bytes.clone()), &mut spares);
                         model.extend(bytes);
                     }
                     Op::Share(bytes) => {
-                        output.push_shared(&Shared::new(Bytes::from(bytes.clone()), &gauge));
+                        output.push_shared(&Shared::new(Bytes::from(bytes.clone()), &gauge), &mut spares);
                         model.extend(bytes);
                     }
                     Op::Consume(count) => {
                         let count = count % (model.len() + 1);
-                        output.consume(count);
+                        output.consume(count, &mut spares);
                         model.drain(..count);
                     }
                     Op::Truncate(len) => {

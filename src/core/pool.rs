@@ -131,6 +131,8 @@ struct Member {
     proven: bool,
     /// When it is to be replaced.
     expires: Instant,
+    /// How long it is idle before it is pinged.
+    ping_after: u64,
     /// Leases so far.
     leases: u64,
     /// It was not new at its latest lease: its peer may have closed it meanwhile.
@@ -601,6 +603,7 @@ impl Pool {
             pinged: false,
             proven: false,
             expires: Instant::FAR_FUTURE,
+            ping_after: u64::MAX,
             leases: 0,
             used: false,
             reported: false,
@@ -624,10 +627,14 @@ impl Pool {
         if member.phase != Phase::Dialling {
             return;
         }
-        let lifetime = self.rules.lifetime;
+        let (lifetime, ping_after) = (self.rules.lifetime, self.rules.ping_after);
         member.expires = match lifetime {
             u64::MAX => Instant::FAR_FUTURE,
             _ => now.after(lifetime - share_of(lifetime / 4, random)),
+        };
+        member.ping_after = match ping_after {
+            u64::MAX => u64::MAX,
+            _ => ping_after - share_of(ping_after / 5, random.rotate_left(32)),
         };
         member.stood_at = now;
         // As TCP's slow start: twice as many for each round of dials.
@@ -659,21 +666,16 @@ impl Pool {
     }
 
     /// It becomes idle.
-    fn rest(&mut self, place: Place, now: Instant, random: u64) {
-        let after = self.rules.ping_after;
-        let ping = match after {
-            u64::MAX => u64::MAX,
-            _ => after - share_of(after / 5, random),
-        };
+    fn rest(&mut self, place: Place, now: Instant) {
         let member = &mut self.members[place as usize];
         if !std::mem::take(&mut member.pinged) {
             member.unused_since = now;
         }
-        let unused_since = member.unused_since;
-        self.enter(place, Phase::Idle, now, ping);
-        self.members_due = self.members_due.min(unused_since.after(self.rules.idle));
+        let (unused_since, ping_after) = (member.unused_since, member.ping_after);
         let replaced = self.replacement_due(&self.members[place as usize]);
-        self.members_due = self.members_due.min(replaced);
+        let due = unused_since.after(self.rules.idle).min(replaced);
+        self.members_due = self.members_due.min(due);
+        self.enter(place, Phase::Idle, now, ping_after);
     }
 
     /// Leases an idle connection to what has waited longest, which is taken out.
@@ -716,7 +718,7 @@ impl Pool {
     }
 
     /// What was given back is at the end of an exchange. Keeps it, or says why it is to be closed.
-    pub(crate) fn keep(&mut self, place: Place, now: Instant, random: u64) -> Option<CloseReason> {
+    pub(crate) fn keep(&mut self, place: Place, now: Instant) -> Option<CloseReason> {
         let member = &self.members[place as usize];
         if member.proven {
             self.failures = 0;
@@ -731,7 +733,7 @@ impl Pool {
         } else if !self.has_waiters() && self.idle.len() >= self.rules.idle_max {
             CloseReason::PoolSurplus
         } else {
-            self.rest(place, now, random);
+            self.rest(place, now);
             return None;
         };
         Some(reason)
@@ -823,7 +825,12 @@ impl Pool {
     }
 
     fn enter(&mut self, place: Place, phase: Phase, now: Instant, most: u64) {
-        let before = self.members[place as usize].phase;
+        let member = &mut self.members[place as usize];
+        let before = std::mem::replace(&mut member.phase, phase);
+        member.since = now;
+        member.until = now.after(most);
+        self.members_due = self.members_due.min(member.until);
+        let unused_since = member.unused_since;
         match before {
             // Mostly it is at one of the ends.
             Phase::Idle if self.idle.back() == Some(&place) => _ = self.idle.pop_back(),
@@ -840,7 +847,6 @@ impl Pool {
         match phase {
             Phase::Idle => {
                 // One that was only pinged is as unused as before.
-                let unused_since = self.members[place as usize].unused_since;
                 let is_later =
                     |other: &Place| self.members[*other as usize].unused_since <= unused_since;
                 let at = match self.idle.back() {
@@ -853,11 +859,6 @@ impl Pool {
             Phase::Ending => self.ending += 1,
             _ => {}
         }
-        let member = &mut self.members[place as usize];
-        member.phase = phase;
-        member.since = now;
-        member.until = now.after(most);
-        self.members_due = self.members_due.min(member.until);
     }
 }
 
@@ -1051,8 +1052,7 @@ mod tests {
                     }
                     Work::Fail(waiter) => self.answered(waiter),
                     Work::Judge(place, _) => {
-                        let random = self.random();
-                        if let Some(reason) = self.pool.keep(place, self.now, random) {
+                        if let Some(reason) = self.pool.keep(place, self.now) {
                             self.end(place, reason, Fault::Theirs);
                         }
                     }
@@ -1252,7 +1252,7 @@ mod tests {
             while let Some(work) = pool.next(now) {
                 match work {
                     Work::Dial => places.push(pool.add(conn(pool.len() as u64), now)),
-                    Work::Judge(place, _) => assert_eq!(pool.keep(place, now, 0), None),
+                    Work::Judge(place, _) => assert_eq!(pool.keep(place, now), None),
                     Work::Offer(place, _) => _ = pool.lease(place, now),
                     work => panic!("{work:?}"),
                 }

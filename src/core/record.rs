@@ -10,7 +10,7 @@ use crate::core::deadlines::{Deadline, DeadlineClocks, DeadlineInputs, Durations
 use crate::core::dial::DialState;
 use crate::core::flags::{ColdFlags, Flags};
 use crate::core::lifecycle::{State, Step};
-use crate::core::output::Output;
+use crate::core::output::{Output, SpareBuffers};
 use crate::core::pool::Place;
 use crate::core::stats::States;
 use crate::id::{ConnId, ListenerId, Origin, PoolId};
@@ -157,6 +157,29 @@ pub(crate) struct RequestCheck {
     pub(crate) at: Instant,
     /// The bytes read by then.
     pub(crate) read: u64,
+}
+
+/// How many cold states are kept for the next connections that need one.
+const COLD_SPARES_MAX: usize = 32;
+
+/// What queues need and give back with each message from one connection to another.
+#[derive(Debug, Default)]
+pub(crate) struct Spares {
+    buffers: SpareBuffers,
+    /// As new.
+    #[expect(clippy::vec_box, reason = "records own boxes")]
+    cold: Vec<Box<ColdState>>,
+}
+
+impl Spares {
+    fn keep_cold(&mut self, cold: Option<Box<ColdState>>) {
+        if let Some(mut cold) = cold
+            && self.cold.len() < COLD_SPARES_MAX
+        {
+            *cold = ColdState::default();
+            self.cold.push(cold);
+        }
+    }
 }
 
 /// What the reactor knows of one connection, its socket, session and unread input aside.
@@ -418,13 +441,17 @@ impl Record {
     }
 
     /// Changes what is queued.
-    pub(crate) fn change_output<T>(&mut self, change: impl FnOnce(&mut Output) -> T) -> T {
-        let output = &mut self.cold_mut().output;
-        let outcome = change(output);
-        let queued = !output.is_empty();
+    pub(crate) fn change_output<T>(
+        &mut self,
+        spares: &mut Spares,
+        change: impl FnOnce(&mut Output, &mut SpareBuffers) -> T,
+    ) -> T {
+        let cold = self.cold.get_or_insert_with(|| spares.cold.pop().unwrap_or_default());
+        let outcome = change(&mut cold.output, &mut spares.buffers);
+        let queued = !cold.output.is_empty();
         self.flags.set(Flags::QUEUED, queued);
-        if !queued && self.cold.as_ref().is_some_and(|cold| cold.is_vacant()) {
-            self.cold = None;
+        if !queued && cold.is_vacant() {
+            spares.keep_cold(self.cold.take());
         }
         outcome
     }
@@ -473,6 +500,13 @@ impl Record {
     #[inline]
     pub(crate) const fn is_quiet(&self) -> bool {
         !self.flags.has(Flags::BUSY)
+    }
+
+    /// Whether its deadlines are those of the state it is in, and nothing is left to do.
+    #[inline]
+    pub(crate) fn is_settled(&self) -> bool {
+        const ASKED: Flags = Flags::TO_ACT_ON.and(Flags::REARM);
+        self.deadline_inputs() == self.clocks.inputs() && !self.flags.has(ASKED) && !self.has_work()
     }
 
     /// [`State::Connected`] → [`State::Idle`], if it is quiet and no request is active, and it need
@@ -649,9 +683,11 @@ impl Record {
         self.cold.get_or_insert_default()
     }
 
-    /// Whether it may feed another connection, or be fed.
-    pub(crate) const fn may_feed(&self) -> bool {
-        self.cold.is_some() || self.cold_flags.has(ColdFlags::IS_SINK)
+    /// Whether it feeds another connection, or is fed.
+    #[inline]
+    pub(crate) fn feeds(&self) -> bool {
+        let sink = self.cold.as_ref().is_some_and(|cold| cold.sink.is_some());
+        sink || self.cold_flags.has(ColdFlags::IS_SINK)
     }
 
     /// Takes what a failed write said of the peer, if one did.

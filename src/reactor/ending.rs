@@ -32,11 +32,11 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         if let Some(cold) = record.cold_if_any() {
             cold.delivery = None;
         }
-        let (in_pools, may_feed) = (record.is_in_pools(), record.may_feed());
+        let (in_pools, feeds) = (record.is_in_pools(), record.feeds());
         if in_pools {
             self.shared.replay(id, reason);
         }
-        if may_feed {
+        if feeds {
             self.shared.end_feeding(id);
         }
         self.call(id, "on_closing", |conn, session| handler.on_closing(conn, session, &reason));

@@ -17,7 +17,8 @@ use crate::backend::Backend;
 use crate::close::{CloseReason, OsError};
 use crate::core::flags::{ColdFlags, Flags};
 use crate::core::lifecycle::{State, Step};
-use crate::core::record::Record;
+use crate::core::output::Output;
+use crate::core::record::{Record, Spares};
 use crate::core::stats::Counters;
 use crate::handler::Handler;
 use crate::id::ConnId;
@@ -273,10 +274,10 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// Sends what the callback that has just run wrote to its own connection.
     pub(super) fn flush_scratch(&mut self, id: ConnId) {
         let Self { backend, slots, shared, .. } = self;
-        let LoopState { table, scratch, now, counters, .. } = shared;
+        let LoopState { table, scratch, spares, now, counters, .. } = shared;
         let record = table.at(id.index());
         let stream = slots[id.index()].stream.as_mut();
-        send_scratch(backend, stream, record, scratch, *now, counters, true);
+        send_scratch(backend, stream, record, scratch, spares, *now, counters, true);
     }
 
     /// Writes queued output until it is gone, the socket is full or the budget is used.
@@ -284,17 +285,17 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let index = id.index();
         let mut budget = WRITE_BUDGET;
         let Self { backend, slots, shared, .. } = self;
-        let LoopState { table, now, counters, .. } = shared;
+        let LoopState { table, now, counters, spares, .. } = shared;
         let record = table.at(index);
         let Some(stream) = slots[index].stream.as_mut() else { return };
         while record.has_output() && record.flags.has(Flags::WRITE_READY) && budget > 0 {
             let Some(output) = record.output() else { return };
-            let mut slices = [IoSlice::new(&[]); SLICES];
-            let filled = output.front(&mut slices);
-            let asked = slices[..filled].iter().map(|slice| slice.len()).sum();
-            let result = backend.write_vectored(stream, &slices[..filled]);
+            let (asked, result) = match output.sole() {
+                Some(piece) => (piece.len(), backend.write(stream, piece)),
+                None => write_pieces(backend, stream, output),
+            };
             let taken = note_write(backend, record, asked, result, *now, counters, true);
-            record.change_output(|output| output.consume(taken));
+            record.change_output(spares, |output, buffers| output.consume(taken, buffers));
             budget = budget.saturating_sub(taken.max(1));
         }
         self.note_drained(id);
@@ -454,10 +455,10 @@ fn deliver<H: Handler, B: Backend>(
     let before = input.len();
     call_data(handler, shared, id, session, input, begun);
     let left = input.len();
-    let LoopState { table, scratch, bounds, counters, now, .. } = shared;
+    let LoopState { table, scratch, spares, bounds, counters, now, .. } = shared;
     let record = table.at(id.index());
     if !scratch.is_empty() {
-        send_scratch(backend, Some(stream), record, scratch, *now, counters, begun.log);
+        send_scratch(backend, Some(stream), record, scratch, spares, *now, counters, begun.log);
     }
     if count_request(record, left < before, left, *now) {
         counters.requests.add(1);
@@ -539,11 +540,13 @@ fn begin_delivery(record: &mut Record, log: bool) -> BeforeData {
 
 /// Sends what a callback wrote, by one call, and queues what the kernel does not take.
 #[inline(always)]
+#[allow(clippy::too_many_arguments, reason = "the parts of a reactor and of one slot, lent apart")]
 fn send_scratch<B: Backend>(
     backend: &mut B,
     stream: Option<&mut B::Stream>,
     record: &mut Record,
     scratch: &mut Vec<u8>,
+    spares: &mut Spares,
     now: Instant,
     counters: &Counters,
     log: bool,
@@ -557,7 +560,9 @@ fn send_scratch<B: Backend>(
     }
     if taken < scratch.len() {
         let again = usize::from(planted(Bug::ShortWriteDoubled) && taken > 0);
-        record.change_output(|output| output.push_copy(&scratch[taken - again..]));
+        record.change_output(spares, |output, buffers| {
+            output.push_copy(&scratch[taken - again..], buffers);
+        });
     }
     scratch.clear();
 }
@@ -632,6 +637,19 @@ fn handle_read_error(record: &mut Record, error: &io::Error) -> Read {
 #[inline(never)]
 fn say_read_error(id: ConnId, error: &io::Error) {
     trace!(%id, %error, "read fails");
+}
+
+/// Offers the front of a queue to the kernel. Returns how much it was, and how much was taken.
+#[inline(never)]
+fn write_pieces<B: Backend>(
+    backend: &mut B,
+    stream: &mut B::Stream,
+    output: &Output,
+) -> (usize, io::Result<usize>) {
+    let mut slices = [IoSlice::new(&[]); SLICES];
+    let filled = output.front(&mut slices);
+    let asked = slices[..filled].iter().map(|slice| slice.len()).sum();
+    (asked, backend.write_vectored(stream, &slices[..filled]))
 }
 
 /// Accounts for one write of `asked` bytes and returns how many the kernel took.

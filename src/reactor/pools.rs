@@ -133,7 +133,9 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
                         handler.on_acquired(conn, session, waiter.id, lease);
                     }),
                 }
-                self.shared.mark_dirty(owner);
+                if !self.is_settled(owner) {
+                    self.shared.mark_dirty(owner);
+                }
             }
             None => {
                 self.call_loop("on_loop_acquired", |cx| {
@@ -141,6 +143,13 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
                 });
             }
         }
+    }
+
+    /// Whether nothing follows from the callback of a connection that has just run.
+    fn is_settled(&mut self, id: ConnId) -> bool {
+        let requests_max = self.shared.bounds.requests_max;
+        let record = self.shared.table.at(id.index());
+        record.is_settled() && record.requests < requests_max
     }
 
     /// Keeps what was given back or has become ready, if it is at the end of an exchange.
@@ -158,10 +167,11 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         } else if self.shared.pools.is_needed_elsewhere(pool) {
             Some(CloseReason::PoolSurplus)
         } else {
-            self.check_socket(id).or_else(|| {
-                let (now, random) = (self.shared.now, self.backend.entropy());
-                self.shared.pools.get(pool).policy.keep(place, now, random)
-            })
+            // Where it was read until nothing was left, an event says what has come since.
+            let may_read = record.flags.has(Flags::MAY_READ);
+            let unusable = if may_read { self.check_socket(id) } else { None };
+            let now = self.shared.now;
+            unusable.or_else(|| self.shared.pools.get(pool).policy.keep(place, now))
         };
         match reason {
             Some(reason) => self.end_pooled(handler, id, reason),

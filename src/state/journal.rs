@@ -84,7 +84,7 @@ impl LoopState {
                     self.counters.requests.sub(ended);
                     let lost = record.queued().saturating_sub(queued);
                     if lost > 0 {
-                        self.change_output(id, |output| output.truncate(queued));
+                        self.change_output(id, |output, _| output.truncate(queued));
                         self.count_dropped(id, lost);
                     }
                     if !congested && !planted(Bug::CongestedForEver) {

@@ -33,7 +33,7 @@ use crate::core::flags::{ColdFlags, Flags};
 use crate::core::lifecycle::{self, State};
 use crate::core::pressure::{self, Lag, Permille};
 use crate::core::ready::Ready;
-use crate::core::record::NewConn;
+use crate::core::record::{NewConn, Spares};
 use crate::core::share::SharedGauge;
 use crate::core::stats::{Counters, Stats};
 use crate::core::table::{Cursor, Table};
@@ -133,6 +133,7 @@ pub(crate) struct LoopState {
     pub(crate) stopping: bool,
     /// How far the walk has come that announces the shutdown to connections.
     pub(crate) announced: Cursor,
+    pub(crate) spares: Spares,
     /// What the callback that runs has written to its own connection.
     pub(crate) scratch: Vec<u8>,
     /// The connection whose writes go to `scratch`: the one in hand, unless it has output queued.
@@ -199,6 +200,7 @@ impl LoopState {
             shutdown_begun: false,
             stopping: false,
             announced: Cursor::default(),
+            spares: Spares::default(),
             scratch: Vec::new(),
             scratch_owner: None,
             spilled: false,
@@ -264,7 +266,7 @@ impl LoopState {
     pub(crate) fn remove(&mut self, id: ConnId) {
         self.wheel.cancel_far(Key::Conn(id.index() as u32));
         let record = self.table.at(id.index());
-        let feeds = record.may_feed();
+        let feeds = record.feeds();
         let holds = record.buffered > 0 || record.has_output();
         let pooled = record.cold_flags.has(ColdFlags::POOLED);
         if record.counted != State::Closed {

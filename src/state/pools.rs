@@ -297,7 +297,10 @@ impl LoopState {
         }
         self.end_lease(lease);
         self.take_back(pool, lease);
-        self.mark_dirty(lease);
+        // The callback of a connection is followed by what it has changed there.
+        if self.in_hand != Some(lease) {
+            self.mark_dirty(lease);
+        }
         self.pools.wake(pool);
     }
 
@@ -305,7 +308,9 @@ impl LoopState {
     /// what it feeds or is fed by, and timeouts of its own. What cannot be taken back is found when
     /// the connection is judged.
     pub(crate) fn take_back(&mut self, pool: PoolId, id: ConnId) {
-        self.end_feeding(id);
+        if self.table.at(id.index()).feeds() {
+            self.end_feeding(id);
+        }
         let durations = &self.pools.get(pool).durations;
         let record = self.table.at(id.index());
         let flags = &mut record.flags;

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use super::LoopState;
 use crate::close::CloseReason;
 use crate::core::flags::{ColdFlags, Flags};
-use crate::core::output::Output;
+use crate::core::output::{Output, SpareBuffers};
 use crate::core::record::Record;
 use crate::core::share::Shared;
 use crate::id::ConnId;
@@ -61,7 +61,7 @@ impl LoopState {
     #[inline(never)]
     fn write_queued(&mut self, id: ConnId, bytes: &[u8]) {
         if self.may_write(id, bytes.len()) {
-            self.queue(id, |output| output.push_copy(bytes));
+            self.queue(id, |output, spares| output.push_copy(bytes, spares));
         }
     }
 
@@ -69,7 +69,7 @@ impl LoopState {
         if !Output::takes_whole(bytes.len()) {
             self.write(id, &bytes);
         } else if self.may_write(id, bytes.len()) {
-            self.queue(id, |output| output.push(bytes));
+            self.queue(id, |output, spares| output.push(bytes, spares));
         }
     }
 
@@ -77,7 +77,7 @@ impl LoopState {
         if !shared.is_counted_by(&self.shared_bytes) || !Output::takes_whole(shared.len()) {
             self.write_bytes(id, shared.bytes().clone());
         } else if self.may_write(id, shared.len()) {
-            self.queue(id, |output| output.push_shared(shared));
+            self.queue(id, |output, spares| output.push_shared(shared, spares));
         }
     }
 
@@ -119,10 +119,10 @@ impl LoopState {
     /// Queues what `push` pushes behind what the connection wrote so far. It is accounted for at
     /// once, because one callback may write to many connections.
     #[inline(never)]
-    fn queue(&mut self, id: ConnId, push: impl FnOnce(&mut Output)) {
+    fn queue(&mut self, id: ConnId, push: impl FnOnce(&mut Output, &mut SpareBuffers)) {
         if self.scratch_owner == Some(id) {
             let mut scratch = std::mem::take(&mut self.scratch);
-            self.change_output(id, |output| output.push_copy(&scratch));
+            self.change_output(id, |output, spares| output.push_copy(&scratch, spares));
             scratch.clear();
             self.scratch = scratch;
             self.scratch_owner = None;
@@ -132,10 +132,14 @@ impl LoopState {
     }
 
     /// Changes what is queued for a connection, and accounts for it at once.
-    pub(super) fn change_output(&mut self, id: ConnId, change: impl FnOnce(&mut Output)) {
+    pub(super) fn change_output(
+        &mut self,
+        id: ConnId,
+        change: impl FnOnce(&mut Output, &mut SpareBuffers),
+    ) {
         let record = self.table.at(id.index());
         let before = record.output_held();
-        record.change_output(change);
+        record.change_output(&mut self.spares, change);
         let after = record.output_held();
         let buffered = (record.buffered as usize).saturating_add(after).saturating_sub(before);
         self.set_owned(id, buffered);
@@ -145,7 +149,7 @@ impl LoopState {
     #[inline(never)]
     pub(super) fn give_up_buffers(&mut self, id: ConnId) {
         if self.table.at(id.index()).has_output() {
-            self.change_output(id, |output| _ = output.clear());
+            self.change_output(id, |output, _| _ = output.clear());
         }
         self.set_owned(id, 0);
     }
@@ -162,7 +166,7 @@ impl LoopState {
     #[inline(never)]
     fn clear_some_output(&mut self, id: ConnId) {
         let mut dropped = 0;
-        self.change_output(id, |output| dropped = output.clear());
+        self.change_output(id, |output, _| dropped = output.clear());
         self.count_dropped(id, dropped);
     }
 
