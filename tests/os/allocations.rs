@@ -1,22 +1,23 @@
-//! What goes on for ever allocates nothing: leases of a pool, once it has warmed up.
+//! What goes on for ever allocates nothing: exchanges over leases of a pool, once it has warmed up.
 //!
 //! The allocator counts for the whole process, which is why this is a process of its own.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::thread;
 use std::time::Duration;
 
 use bytes::BytesMut;
 use dhat::{HeapStats, Profiler};
 use wheelhouse::pool::{AcquireError, AcquireOptions, PoolConfig, PoolId, WaitId};
-use wheelhouse::{Config, Conn, ConnId, Handler, Reactor};
+use wheelhouse::{Config, Conn, ConnId, Handler, Origin, Reactor};
 
 #[global_allocator]
 static COUNTING: dhat::Alloc = dhat::Alloc;
 
 const LEN: usize = 16;
 
-/// Leases a connection for each message, and gives it back with the reply.
+/// Leases a connection for each message, sends it on, and gives the connection back with the reply.
 struct Front {
     pool: PoolId,
 }
@@ -29,11 +30,21 @@ impl Handler for Front {
     }
 
     fn on_data(&mut self, conn: &mut Conn<'_>, (): &mut (), input: &mut BytesMut) {
-        if input.len() >= LEN {
-            input.clear();
+        if input.len() < LEN {
+            return;
+        }
+        if let Origin::Pool(_) = conn.origin() {
+            let (lease, owner) = (conn.id(), conn.owner().unwrap());
+            conn.end_request();
+            let mut client = conn.other(owner).unwrap();
+            client.write(input);
+            client.end_request();
+            client.release(lease);
+        } else {
             conn.begin_request();
             conn.acquire(self.pool, AcquireOptions::default()).unwrap();
         }
+        input.clear();
     }
 
     fn on_acquired(
@@ -43,16 +54,26 @@ impl Handler for Front {
         _: WaitId,
         lease: Result<ConnId, AcquireError>,
     ) {
-        conn.write(&[b'y'; LEN]);
-        conn.end_request();
-        conn.release(lease.unwrap());
+        let mut upstream = conn.other(lease.unwrap()).unwrap();
+        upstream.begin_request();
+        upstream.write(&[b'y'; LEN]);
+    }
+}
+
+/// Returns what one connection sends, until it ends.
+fn serve(listener: &TcpListener) {
+    let (mut stream, _) = listener.accept().unwrap();
+    let mut message = [0; LEN];
+    while stream.read_exact(&mut message).is_ok() {
+        stream.write_all(&message).unwrap();
     }
 }
 
 #[test]
-fn leases_allocate_nothing() {
+fn exchanges_over_a_pool_allocate_nothing() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let target = listener.local_addr().unwrap();
+    let server = thread::spawn(move || serve(&listener));
     let mut reactor = Reactor::new(Config::default()).unwrap();
     let id = reactor.listen("127.0.0.1:0").unwrap();
     let pool = reactor.context().add_pool(target, &PoolConfig::default()).unwrap();
@@ -71,6 +92,7 @@ fn leases_allocate_nothing() {
                     Err(error) => assert_eq!(error.kind(), ErrorKind::WouldBlock),
                 }
             }
+            assert_eq!(reply, [b'y'; LEN]);
         }
         reactor.context().pool_stats(pool).leases
     };
@@ -80,5 +102,6 @@ fn leases_allocate_nothing() {
     let leases = exchanges(1_000);
     let blocks = HeapStats::get().total_blocks - before;
     assert_eq!((leases, blocks), (1_100, 0));
-    drop(listener);
+    drop(reactor);
+    server.join().unwrap();
 }
