@@ -2,7 +2,6 @@
 //! readiness. The other files run once, because readiness does not matter to them: memory
 //! (`accounting`), the length of turns (`budgets`), the last reply (`delivery`) and single failures
 //! (`faults`).
-#![allow(clippy::duplicate_mod, reason = "each personality has the rules for itself")]
 
 #[path = "simulated/accounting.rs"]
 mod accounting;
@@ -10,12 +9,8 @@ mod accounting;
 mod budgets;
 #[path = "simulated/delivery.rs"]
 mod delivery;
-#[path = "simulated/epoll.rs"]
-mod epoll;
 #[path = "simulated/faults.rs"]
 mod faults;
-#[path = "simulated/kqueue.rs"]
-mod kqueue;
 #[path = "scenarios/large.rs"]
 mod large;
 #[path = "../examples/ping/line.rs"]
@@ -25,6 +20,6 @@ mod ping;
 #[path = "scenarios/pooled.rs"]
 #[allow(dead_code, reason = "what only the swarm runs")]
 mod pooled;
+#[path = "simulated/rules/mod.rs"]
+mod rules;
 mod scenarios;
-#[path = "simulated/weakest.rs"]
-mod weakest;

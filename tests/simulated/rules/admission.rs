@@ -2,7 +2,42 @@
 
 use super::*;
 
-#[test]
+with_each_personality! {
+    a_shortage_of_epoll_evicts_an_eighth_once,
+    a_shortage_of_epoll_that_lasts_pauses_longer_each_time,
+    idle_connections_are_evicted_at_once_when_descriptors_run_out,
+    at_most_thirty_two_are_evicted_at_a_time,
+    pauses_double_up_to_a_second_and_begin_anew_after_a_success,
+    an_exempt_connection_is_never_evicted,
+    peers_without_an_address_are_not_limited_as_clients,
+    a_client_of_a_full_server_gets_the_reply_and_a_fin_though_it_spoke_first,
+    a_client_may_be_a_network,
+    clients_behind_nat64_are_limited_one_by_one,
+    a_client_that_closes_and_dials_again_while_the_loop_is_busy_is_within_its_limit,
+    a_client_whose_connection_lingers_while_the_loop_is_busy_is_within_its_limit,
+    a_client_that_reads_slowly_costs_no_other_client_a_connection,
+    redials_of_a_client_that_reads_slowly_do_not_make_the_loop_spin,
+    a_fin_that_is_overtaken_by_the_next_dial_is_awaited,
+    a_fin_that_comes_too_late_is_not_awaited,
+    connections_that_await_a_decision_delay_no_other_client,
+    a_waiting_connection_is_accepted_as_soon_as_a_place_is_free,
+    a_storm_at_a_full_table_costs_few_turns,
+    arrivals_one_by_one_use_all_of_their_rate,
+    a_client_over_its_limit_evicts_no_other,
+    a_lasting_shortage_of_files_evicts_at_most_an_eighth_in_each_pause,
+    aborted_accepts_evict_no_connection,
+    a_paused_connection_is_not_evicted,
+    a_client_at_its_limit_is_refused_at_a_full_table_too,
+    a_client_at_its_limit_takes_no_descriptors_from_others,
+    a_greedy_client_takes_no_time_from_a_client_that_dials_again,
+    a_lingering_connection_is_evicted_for_a_new_one,
+    a_connection_that_begins_to_linger_is_evicted_for_waiting_ones,
+    a_client_that_is_refused_with_a_reply_gets_a_fin_though_it_spoke_first,
+    a_client_that_is_refused_gets_a_fin_though_it_spoke_first,
+    a_client_of_a_full_server_reads_the_reply_though_it_speaks_later,
+    a_descriptor_that_is_freed_ends_a_pause_of_accepting,
+}
+
 fn a_shortage_of_epoll_evicts_an_eighth_once() {
     let mut sim = world(1);
     let server = serve_echo(&mut sim);
@@ -15,7 +50,6 @@ fn a_shortage_of_epoll_evicts_an_eighth_once() {
     assert_eq!(evicted(&server), 25, "an eighth, once");
 }
 
-#[test]
 fn a_shortage_of_epoll_that_lasts_pauses_longer_each_time() {
     let mut config = Config::default();
     config.limits.at_limit = AtLimit::Pause;
@@ -32,7 +66,6 @@ fn a_shortage_of_epoll_that_lasts_pauses_longer_each_time() {
     assert!((6..=10).contains(&pauses), "{pauses}");
 }
 
-#[test]
 fn idle_connections_are_evicted_at_once_when_descriptors_run_out() {
     let mut sim = world(1);
     let server = serve_echo(&mut sim);
@@ -45,7 +78,6 @@ fn idle_connections_are_evicted_at_once_when_descriptors_run_out() {
     assert_eq!(evicted(&server), 2, "an eighth");
 }
 
-#[test]
 fn at_most_thirty_two_are_evicted_at_a_time() {
     let mut sim = world(1);
     let server = serve_echo(&mut sim);
@@ -58,7 +90,6 @@ fn at_most_thirty_two_are_evicted_at_a_time() {
     assert_eq!(evicted(&server), 32);
 }
 
-#[test]
 fn pauses_double_up_to_a_second_and_begin_anew_after_a_success() {
     let mut config = Config::default();
     config.limits.at_limit = AtLimit::Pause;
@@ -91,7 +122,6 @@ fn pauses_double_up_to_a_second_and_begin_anew_after_a_success() {
     }
 }
 
-#[test]
 fn an_exempt_connection_is_never_evicted() {
     let mut sim = world(1);
     let server = sim.spawn("10.0.0.1", with_places(2), Echo, |reactor| {
@@ -126,7 +156,6 @@ fn an_exempt_connection_is_never_evicted() {
     assert!(exempt_peer.is_open());
 }
 
-#[test]
 fn peers_without_an_address_are_not_limited_as_clients() {
     let mut config = Config::default();
     config.limits.clients.connections = Some(1);
@@ -142,7 +171,6 @@ fn peers_without_an_address_are_not_limited_as_clients() {
     assert_eq!(server.stats().refused_client, 0);
 }
 
-#[test]
 fn a_client_of_a_full_server_gets_the_reply_and_a_fin_though_it_spoke_first() {
     let mut config = with_places(1);
     config.limits.at_limit = AtLimit::Reject("full\n".into());
@@ -157,7 +185,6 @@ fn a_client_of_a_full_server_gets_the_reply_and_a_fin_though_it_spoke_first() {
     assert_eq!(second.closed(), Some(End::Fin));
 }
 
-#[test]
 fn a_client_may_be_a_network() {
     let mut config = Config::default();
     config.limits.clients.connections = Some(1);
@@ -180,7 +207,6 @@ fn a_client_may_be_a_network() {
     }
 }
 
-#[test]
 fn clients_behind_nat64_are_limited_one_by_one() {
     let mut config = Config::default();
     config.limits.clients.connections = Some(1);
@@ -255,7 +281,6 @@ fn refused_redials(
     server.stats().refused_client
 }
 
-#[test]
 fn a_client_that_closes_and_dials_again_while_the_loop_is_busy_is_within_its_limit() {
     for seed in 1..=4 {
         let refused = refused_redials(seed, 1, 1, 500, |_, peer| peer.close());
@@ -265,7 +290,6 @@ fn a_client_that_closes_and_dials_again_while_the_loop_is_busy_is_within_its_lim
     }
 }
 
-#[test]
 fn a_client_whose_connection_lingers_while_the_loop_is_busy_is_within_its_limit() {
     let end = |sim: &mut Sim, peer: &Peer| {
         peer.send(b"e");
@@ -300,7 +324,6 @@ impl Handler for Farewell {
     }
 }
 
-#[test]
 fn a_client_that_reads_slowly_costs_no_other_client_a_connection() {
     const PER_CLIENT: u32 = 40;
     let mut config = Config::default();
@@ -331,7 +354,6 @@ fn a_client_that_reads_slowly_costs_no_other_client_a_connection() {
     served.expect(&[b'f'; 1_000]);
 }
 
-#[test]
 fn redials_of_a_client_that_reads_slowly_do_not_make_the_loop_spin() {
     let mut config = Config::default();
     config.limits.clients.connections = Some(40);
@@ -372,7 +394,6 @@ fn redial_that_overtakes(sim: &mut Sim, late: Duration) -> (Server<Busy>, Peer) 
     (server, second)
 }
 
-#[test]
 fn a_fin_that_is_overtaken_by_the_next_dial_is_awaited() {
     let mut sim = world(1);
     let (server, second) = redial_that_overtakes(&mut sim, millis(80));
@@ -385,7 +406,6 @@ fn a_fin_that_is_overtaken_by_the_next_dial_is_awaited() {
     assert_eq!((server.stats().accepted, server.stats().refused_client), (2, 0));
 }
 
-#[test]
 fn a_fin_that_comes_too_late_is_not_awaited() {
     let mut sim = world(1);
     let (server, second) = redial_that_overtakes(&mut sim, millis(300));
@@ -397,7 +417,6 @@ fn a_fin_that_comes_too_late_is_not_awaited() {
 }
 
 /// A client at its limit that dials without end does not delay the others.
-#[test]
 fn connections_that_await_a_decision_delay_no_other_client() {
     let mut config = Config::default();
     config.limits.clients.connections = Some(1);
@@ -422,7 +441,6 @@ fn active(sim: &mut Sim, count: usize) -> Vec<Peer> {
     peers
 }
 
-#[test]
 fn a_waiting_connection_is_accepted_as_soon_as_a_place_is_free() {
     for at_limit in [AtLimit::EvictIdle, AtLimit::Pause] {
         let mut config = with_places(256);
@@ -443,7 +461,6 @@ fn a_waiting_connection_is_accepted_as_soon_as_a_place_is_free() {
     }
 }
 
-#[test]
 fn a_storm_at_a_full_table_costs_few_turns() {
     let mut sim = world(1);
     let server = sim.serve(SERVER, with_places(256), Slow(secs(60)));
@@ -466,7 +483,6 @@ fn a_storm_at_a_full_table_costs_few_turns() {
     assert!(turns < 2 * (200 + 40 + 40 + 20), "{turns}");
 }
 
-#[test]
 fn arrivals_one_by_one_use_all_of_their_rate() {
     let mut config = Config::default();
     config.limits.accept_rate = Some(Rate::new(4, secs(10)));
@@ -482,7 +498,6 @@ fn arrivals_one_by_one_use_all_of_their_rate() {
     assert_eq!(server.stats().accepted, 4);
 }
 
-#[test]
 fn a_client_over_its_limit_evicts_no_other() {
     let mut config = with_places(9);
     config.limits.clients.connections = Some(1);
@@ -496,7 +511,6 @@ fn a_client_over_its_limit_evicts_no_other() {
     assert_eq!(greedy.iter().filter(|peer| peer.is_open()).count(), 1);
 }
 
-#[test]
 fn a_lasting_shortage_of_files_evicts_at_most_an_eighth_in_each_pause() {
     let mut sim = world(1);
     let server = serve_echo(&mut sim);
@@ -512,7 +526,6 @@ fn a_lasting_shortage_of_files_evicts_at_most_an_eighth_in_each_pause() {
     assert!(evicted(&server) < 200, "at most an eighth in each pause");
 }
 
-#[test]
 fn aborted_accepts_evict_no_connection() {
     let mut sim = world(1);
     let server = serve_echo(&mut sim);
@@ -546,7 +559,6 @@ impl Handler for Holder {
     }
 }
 
-#[test]
 fn a_paused_connection_is_not_evicted() {
     let mut sim = world(1);
     let server = sim.serve(SERVER, with_places(1), Holder);
@@ -560,7 +572,6 @@ fn a_paused_connection_is_not_evicted() {
     assert!(peer.is_open());
 }
 
-#[test]
 fn a_client_at_its_limit_is_refused_at_a_full_table_too() {
     let mut config = with_places(3);
     config.limits.at_limit = AtLimit::Pause;
@@ -585,7 +596,6 @@ fn a_client_at_its_limit_is_refused_at_a_full_table_too() {
     assert!(server.stats().turns - turns < 30, "{}", server.stats().turns - turns);
 }
 
-#[test]
 fn a_client_at_its_limit_takes_no_descriptors_from_others() {
     let mut config = Config::default();
     config.limits.clients.connections = Some(1);
@@ -608,7 +618,6 @@ fn a_client_at_its_limit_takes_no_descriptors_from_others() {
     assert!(server.stats().refused_client > 390, "{}", server.stats().refused_client);
 }
 
-#[test]
 fn a_greedy_client_takes_no_time_from_a_client_that_dials_again() {
     for flood in [0, 3, 17, 60] {
         let mut config = Config::default();
@@ -633,7 +642,6 @@ fn a_greedy_client_takes_no_time_from_a_client_that_dials_again() {
     }
 }
 
-#[test]
 fn a_lingering_connection_is_evicted_for_a_new_one() {
     for at_limit in [AtLimit::EvictIdle, AtLimit::Pause, AtLimit::Reject("full".into())] {
         let mut config = with_places(8);
@@ -657,7 +665,6 @@ fn a_lingering_connection_is_evicted_for_a_new_one() {
     }
 }
 
-#[test]
 fn a_connection_that_begins_to_linger_is_evicted_for_waiting_ones() {
     let mut config = with_places(2);
     config.limits.at_limit = AtLimit::Pause;
@@ -689,7 +696,6 @@ impl Handler for Refusing {
     fn on_data(&mut self, _: &mut Conn<'_>, _: &mut (), _: &mut BytesMut) {}
 }
 
-#[test]
 fn a_client_that_is_refused_with_a_reply_gets_a_fin_though_it_spoke_first() {
     let mut sim = world(1);
     let server = sim.serve(SERVER, Config::default(), Refusing);
@@ -702,7 +708,6 @@ fn a_client_that_is_refused_with_a_reply_gets_a_fin_though_it_spoke_first() {
     assert_eq!(server.stats().refused, 1);
 }
 
-#[test]
 fn a_client_that_is_refused_gets_a_fin_though_it_spoke_first() {
     let mut config = Config::default();
     config.limits.clients.connections = Some(1);
@@ -717,7 +722,6 @@ fn a_client_that_is_refused_gets_a_fin_though_it_spoke_first() {
     assert_eq!(second.closed(), Some(End::Fin));
 }
 
-#[test]
 fn a_client_of_a_full_server_reads_the_reply_though_it_speaks_later() {
     let mut config = with_places(1);
     config.limits.at_limit = AtLimit::Reject("full\n".into());
@@ -735,7 +739,6 @@ fn a_client_of_a_full_server_reads_the_reply_though_it_speaks_later() {
     assert_eq!(second.closed(), Some(End::Fin));
 }
 
-#[test]
 fn a_descriptor_that_is_freed_ends_a_pause_of_accepting() {
     let mut sim = world(1);
     let mut config = Config::default();

@@ -2,8 +2,11 @@
 
 use super::*;
 
+with_each_personality! {
+    a_pause_outlasts_congestion,
+}
+
 /// Pauses and is congested at once.
-#[test]
 fn a_pause_outlasts_congestion() {
     struct Both {
         data: u32,

@@ -2,7 +2,16 @@
 
 use super::*;
 
-#[test]
+with_each_personality! {
+    a_flood_after_our_fin_is_read_a_part_at_a_time,
+    no_fin_follows_what_was_dropped,
+    a_peer_sees_an_idle_end_although_the_descriptor_is_duplicated,
+    a_peer_sees_its_eviction_although_the_descriptor_is_duplicated,
+    an_idle_peer_sees_a_shutdown_although_the_descriptor_is_duplicated,
+    a_peer_that_ends_first_costs_no_shutdown,
+    an_event_of_a_connection_that_is_gone_is_counted,
+}
+
 fn a_flood_after_our_fin_is_read_a_part_at_a_time() {
     let mut sim = world(1);
     sim.set_buffers(1 << 20, 1 << 20);
@@ -37,7 +46,6 @@ impl Handler for Flooding {
     }
 }
 
-#[test]
 fn no_fin_follows_what_was_dropped() {
     let mut config = Config::default();
     config.limits.buffered_max = 1 << 20;
@@ -53,7 +61,6 @@ fn no_fin_follows_what_was_dropped() {
     assert_eq!(peer.closed(), Some(End::Reset));
 }
 
-#[test]
 fn a_peer_sees_an_idle_end_although_the_descriptor_is_duplicated() {
     let mut sim = world(1);
     let server = sim.serve(SERVER, hasty(), Echo);
@@ -64,7 +71,6 @@ fn a_peer_sees_an_idle_end_although_the_descriptor_is_duplicated() {
     assert_eq!(peers[0].closed(), Some(End::Fin));
 }
 
-#[test]
 fn a_peer_sees_its_eviction_although_the_descriptor_is_duplicated() {
     let mut sim = world(1);
     let server = sim.serve(SERVER, with_places(4), Echo);
@@ -76,7 +82,6 @@ fn a_peer_sees_its_eviction_although_the_descriptor_is_duplicated() {
     assert_eq!(peers[0].closed(), Some(End::Fin));
 }
 
-#[test]
 fn an_idle_peer_sees_a_shutdown_although_the_descriptor_is_duplicated() {
     let mut sim = world(1);
     let config = Config { shutdown_spread: None, ..Config::default() };
@@ -90,7 +95,6 @@ fn an_idle_peer_sees_a_shutdown_although_the_descriptor_is_duplicated() {
 }
 
 /// Whether an idle end costs no call but the close where the peer has ended the connection.
-#[test]
 fn a_peer_that_ends_first_costs_no_shutdown() {
     let mut sim = world(1);
     let server = serve_echo(&mut sim);
@@ -104,7 +108,6 @@ fn a_peer_that_ends_first_costs_no_shutdown() {
     assert_eq!(sim.failures_left(), 1);
 }
 
-#[test]
 fn an_event_of_a_connection_that_is_gone_is_counted() {
     let mut sim = world(1);
     let mut faults = Faults::NONE;

@@ -8,7 +8,32 @@ use wheelhouse::pool::PoolConfig;
 
 use super::*;
 
-#[test]
+with_each_personality! {
+    abandoned_look_ups_delay_no_other,
+    a_unix_dial_waits_for_room_in_the_backlog,
+    a_unix_dial_that_finds_no_room_is_given_up_on_time,
+    a_tcp_dial_that_the_system_refuses_fails_at_once,
+    attempts_begin_a_stagger_apart_and_the_families_alternate,
+    the_first_that_stands_wins_and_the_others_are_closed,
+    a_loser_that_the_peer_has_accepted_is_reset,
+    the_first_attempt_wins_if_it_stands_before_the_second,
+    a_failure_lets_the_next_attempt_begin_at_once,
+    without_a_stagger_one_address_follows_another,
+    the_last_failure_is_the_reason,
+    the_connect_deadline_bounds_all_attempts,
+    each_attempt_has_its_own_deadline,
+    an_attempt_that_stands_too_late_has_no_effect,
+    no_end_of_a_dial_leaves_an_attempt,
+    a_panic_during_a_dial_leaves_no_attempt,
+    the_end_of_a_reactor_leaves_no_attempt,
+    an_attempt_that_lacks_a_descriptor_waits_and_loses_no_address,
+    one_place_suffices_for_attempts_side_by_side,
+    attempts_beyond_the_places_are_few,
+    a_dial_that_meets_itself_is_refused,
+    a_dial_leaves_from_the_local_address_and_to_its_family_only,
+    a_pool_dials_as_its_own_settings_say,
+}
+
 fn abandoned_look_ups_delay_no_other() {
     let mut sim = world(1);
     let listener = sim.listen(SocketAddr::from((sim.peers_ip(), 80)), 16);
@@ -29,7 +54,6 @@ fn abandoned_look_ups_delay_no_other() {
     assert!(listener.accept().is_some());
 }
 
-#[test]
 fn a_unix_dial_waits_for_room_in_the_backlog() {
     let mut sim = world(1);
     let listener = sim.listen("unix:/run/peer", 1);
@@ -48,7 +72,6 @@ fn a_unix_dial_waits_for_room_in_the_backlog() {
     assert!(listener.accept().is_some());
 }
 
-#[test]
 fn a_unix_dial_that_finds_no_room_is_given_up_on_time() {
     let mut sim = world(1);
     let listener = sim.listen("unix:/run/peer", 1);
@@ -65,7 +88,6 @@ fn a_unix_dial_that_finds_no_room_is_given_up_on_time() {
     assert_eq!(closed.id, second);
 }
 
-#[test]
 fn a_tcp_dial_that_the_system_refuses_fails_at_once() {
     let mut sim = world(1);
     let listener = sim.listen(SocketAddr::from((sim.peers_ip(), 80)), 1);
@@ -120,7 +142,6 @@ fn patient() -> Config {
     config
 }
 
-#[test]
 fn attempts_begin_a_stagger_apart_and_the_families_alternate() {
     let mut sim = world(1);
     let (server, id) = dial_name(&mut sim, patient(), &DEAF);
@@ -142,7 +163,6 @@ fn attempts_begin_a_stagger_apart_and_the_families_alternate() {
     sim.assert_clean();
 }
 
-#[test]
 fn the_first_that_stands_wins_and_the_others_are_closed() {
     let mut sim = world(1);
     let listener = sim.listen("203.0.113.1:80", 16);
@@ -162,7 +182,6 @@ fn the_first_that_stands_wins_and_the_others_are_closed() {
     sim.assert_clean();
 }
 
-#[test]
 fn a_loser_that_the_peer_has_accepted_is_reset() {
     let mut sim = world(1);
     let slow = sim.listen(DEAF[0], 16);
@@ -180,7 +199,6 @@ fn a_loser_that_the_peer_has_accepted_is_reset() {
     winner.expect(b"x");
 }
 
-#[test]
 fn the_first_attempt_wins_if_it_stands_before_the_second() {
     let mut sim = world(1);
     let slow = sim.listen(DEAF[0], 16);
@@ -198,7 +216,6 @@ fn the_first_attempt_wins_if_it_stands_before_the_second() {
     assert_eq!(dialled(&sim).len(), 2);
 }
 
-#[test]
 fn a_failure_lets_the_next_attempt_begin_at_once() {
     let mut sim = world(1);
     let listener = sim.listen("203.0.113.7:80", 16);
@@ -220,7 +237,6 @@ fn a_failure_lets_the_next_attempt_begin_at_once() {
     assert!(is_open(&server, id, "203.0.113.7:80"));
 }
 
-#[test]
 fn without_a_stagger_one_address_follows_another() {
     let mut sim = world(1);
     let mut config = Config::default();
@@ -233,7 +249,6 @@ fn without_a_stagger_one_address_follows_another() {
     assert_eq!(server.descriptors(), 1);
 }
 
-#[test]
 fn the_last_failure_is_the_reason() {
     let mut sim = world(1);
     let refusing = format!("{}:80", sim.peers_ip());
@@ -254,7 +269,6 @@ fn the_last_failure_is_the_reason() {
     assert_eq!(closed.peer, DEAF[0].parse().unwrap());
 }
 
-#[test]
 fn the_connect_deadline_bounds_all_attempts() {
     let mut sim = world(1);
     let mut config = Config::default();
@@ -269,7 +283,6 @@ fn the_connect_deadline_bounds_all_attempts() {
     sim.assert_clean();
 }
 
-#[test]
 fn each_attempt_has_its_own_deadline() {
     let mut sim = world(1);
     let mut config = Config::default();
@@ -288,7 +301,6 @@ fn each_attempt_has_its_own_deadline() {
     assert!(closed.age >= millis(1_101) && closed.age < millis(1_160), "{closed:?}");
 }
 
-#[test]
 fn an_attempt_that_stands_too_late_has_no_effect() {
     let mut sim = world(1);
     let listener = sim.listen(DEAF[0], 16);
@@ -307,7 +319,6 @@ fn an_attempt_that_stands_too_late_has_no_effect() {
 }
 
 /// However a dial ends, its attempts end with it.
-#[test]
 fn no_end_of_a_dial_leaves_an_attempt() {
     type EndDial = fn(&Server<Echo>, ConnId);
     type IsReason = fn(CloseReason) -> bool;
@@ -362,7 +373,6 @@ impl Handler for Trap {
     }
 }
 
-#[test]
 fn a_panic_during_a_dial_leaves_no_attempt() {
     let mut sim = world(1);
     sim.allow_panics();
@@ -377,7 +387,6 @@ fn a_panic_during_a_dial_leaves_no_attempt() {
     sim.assert_clean();
 }
 
-#[test]
 fn the_end_of_a_reactor_leaves_no_attempt() {
     for drops in [false, true] {
         let mut sim = world(1);
@@ -399,7 +408,6 @@ fn the_end_of_a_reactor_leaves_no_attempt() {
     }
 }
 
-#[test]
 fn an_attempt_that_lacks_a_descriptor_waits_and_loses_no_address() {
     let mut sim = world(1);
     let listener = sim.listen(DEAF[3], 16);
@@ -414,7 +422,6 @@ fn an_attempt_that_lacks_a_descriptor_waits_and_loses_no_address() {
     assert!(listener.accept().is_some());
 }
 
-#[test]
 fn one_place_suffices_for_attempts_side_by_side() {
     let mut sim = world(1);
     let listener = sim.listen(DEAF[3], 16);
@@ -424,7 +431,6 @@ fn one_place_suffices_for_attempts_side_by_side() {
     assert!(listener.accept().is_some());
 }
 
-#[test]
 fn attempts_beyond_the_places_are_few() {
     const DIALS: usize = 40;
     let mut sim = world(1);
@@ -442,7 +448,6 @@ fn attempts_beyond_the_places_are_few() {
     sim.assert_clean();
 }
 
-#[test]
 fn a_dial_that_meets_itself_is_refused() {
     let mut sim = world(1);
     let server = sim.spawn("10.0.0.1", Config::default(), Echo, |_| {});
@@ -457,7 +462,6 @@ fn a_dial_that_meets_itself_is_refused() {
     sim.assert_clean();
 }
 
-#[test]
 fn a_dial_leaves_from_the_local_address_and_to_its_family_only() {
     let mut sim = world(1);
     let listener = sim.listen(DEAF[3], 16);
@@ -483,7 +487,6 @@ fn a_dial_leaves_from_the_local_address_and_to_its_family_only() {
     assert_eq!(error.raw_os_error(), Some(errno::EADDRNOTAVAIL));
 }
 
-#[test]
 fn a_pool_dials_as_its_own_settings_say() {
     let mut sim = world(1);
     let listener = sim.listen(DEAF[3], 16);

@@ -2,7 +2,14 @@
 
 use super::*;
 
-#[test]
+with_each_personality! {
+    on_listener_failed_names_the_listener,
+    a_listener_that_cannot_be_registered_again_is_tried_again,
+    listeners_take_turns,
+    a_listener_that_blocks_for_a_moment_delays_and_does_not_stop_the_loop,
+    a_connection_that_comes_as_an_accept_stops_waiting_is_accepted,
+}
+
 fn on_listener_failed_names_the_listener() {
     struct Deaf(Vec<(ListenerId, Option<i32>)>);
     impl Handler for Deaf {
@@ -33,7 +40,6 @@ fn on_listener_failed_names_the_listener() {
     assert_eq!(server.handler().0, [(second.unwrap(), Some(errno::EINVAL))]);
 }
 
-#[test]
 fn a_listener_that_cannot_be_registered_again_is_tried_again() {
     let mut sim = world(1);
     let server = serve_echo(&mut sim);
@@ -48,7 +54,6 @@ fn a_listener_that_cannot_be_registered_again_is_tried_again() {
     peer.expect(b"x");
 }
 
-#[test]
 fn listeners_take_turns() {
     let mut config = Config::default();
     config.limits.accept_rate = Some(Rate::new(1, millis(100)));
@@ -69,7 +74,6 @@ fn listeners_take_turns() {
     }
 }
 
-#[test]
 fn a_listener_that_blocks_for_a_moment_delays_and_does_not_stop_the_loop() {
     let mut sim = world(1);
     let server = sim.serve(SERVER, hasty(), Echo);
@@ -86,7 +90,6 @@ fn a_listener_that_blocks_for_a_moment_delays_and_does_not_stop_the_loop() {
 
 /// An accept waits for a whole number of milliseconds, and the second of each pair comes one after
 /// the first.
-#[test]
 fn a_connection_that_comes_as_an_accept_stops_waiting_is_accepted() {
     let mut sim = world(1);
     let _server = serve_echo(&mut sim);

@@ -2,6 +2,28 @@
 //! personalities of readiness. There is a file for each topic; what can be seen from outside on every
 //! transport is in the file of that name in `tests/behaviour/`.
 
+/// Makes each of these rules a test with each of the three personalities. The rules are compiled once.
+macro_rules! with_each_personality {
+    ($($rule:ident,)*) => {
+        with_each_personality!(epoll: Epoll, $($rule,)*);
+        with_each_personality!(kqueue: Kqueue, $($rule,)*);
+        with_each_personality!(weakest: Weakest, $($rule,)*);
+    };
+    ($name:ident: $personality:ident, $($rule:ident,)*) => {
+        mod $name {
+            $(
+                #[test]
+                fn $rule() {
+                    use wheelhouse::sim::Personality;
+
+                    super::PERSONALITY.set(Some(Personality::$personality));
+                    super::$rule();
+                }
+            )*
+        }
+    };
+}
+
 mod admission;
 mod backpressure;
 mod closing;
@@ -17,23 +39,28 @@ mod start;
 mod threads;
 mod timeouts;
 
+use std::cell::Cell;
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use wheelhouse::config::{AtLimit, Rate, Refusal, Watermarks};
-use wheelhouse::sim::{Call, End, Faults, Link, Peer, Server, Sim, errno};
+use wheelhouse::sim::{Call, End, Faults, Link, Peer, Personality, Server, Sim, errno};
 use wheelhouse::{
     Address, CloseReason, Closed, Config, Conn, ConnId, Context, Handler, ListenConfig, ListenerId,
     Origin, Reactor, State, Target, Timeout,
 };
 
-use super::PERSONALITY;
 use crate::scenarios::{Echo, SERVER, millis, reasons, secs, serve_echo, with_places};
+
+thread_local! {
+    /// The personality under test.
+    static PERSONALITY: Cell<Option<Personality>> = const { Cell::new(None) };
+}
 
 /// A world with the personality under test.
 fn world(seed: u64) -> Sim {
     let mut sim = Sim::new(seed);
-    sim.set_personality(PERSONALITY);
+    sim.set_personality(PERSONALITY.get().expect("a rule runs with a personality"));
     sim
 }
 

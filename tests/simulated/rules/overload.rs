@@ -2,6 +2,19 @@
 
 use super::*;
 
+with_each_personality! {
+    output_is_counted_when_it_is_queued,
+    full_buffers_count_as_pressure,
+    a_setting_says_from_which_pressure_on_idle_times_shrink,
+    a_loop_that_lags_keeps_no_connection_alive,
+    idle_connections_are_evicted_before_the_table_is_full,
+    a_connection_without_an_idle_deadline_protects_no_other,
+    no_connection_is_evicted_if_new_ones_wait_and_idle_times_do_not_shrink,
+    a_broadcast_is_bounded_by_buffered_max,
+    exempt_connections_are_kept_alive_in_a_crowd,
+    output_of_on_closed_and_on_shutdown_is_bounded_by_buffered_max,
+}
+
 /// Decides about keep-alive for a `k`; a `b` makes it hold much output.
 #[derive(Default)]
 struct Asked {
@@ -36,7 +49,6 @@ impl Handler for Asked {
     }
 }
 
-#[test]
 fn output_is_counted_when_it_is_queued() {
     let mut sim = world(1);
     sim.set_buffers(4_096, 4_096);
@@ -53,7 +65,6 @@ fn output_is_counted_when_it_is_queued() {
     assert!(server.stats().buffered >= queued as u64, "{} of {queued}", server.stats().buffered);
 }
 
-#[test]
 fn full_buffers_count_as_pressure() {
     let mut config = Config::default();
     config.limits.buffered_max = 1_000_000;
@@ -79,7 +90,6 @@ fn full_buffers_count_as_pressure() {
     assert_eq!(server.handler().answers, [true, false]);
 }
 
-#[test]
 fn a_setting_says_from_which_pressure_on_idle_times_shrink() {
     // At 91 % of what may be buffered.
     for (from, at_limit, stays) in [
@@ -108,7 +118,6 @@ fn a_setting_says_from_which_pressure_on_idle_times_shrink() {
     }
 }
 
-#[test]
 fn a_loop_that_lags_keeps_no_connection_alive() {
     let mut config = Config::default();
     config.limits.lag_max = Some(millis(20));
@@ -142,7 +151,6 @@ fn a_loop_that_lags_keeps_no_connection_alive() {
     assert_eq!(server.handler().answers, [true, false, true]);
 }
 
-#[test]
 fn idle_connections_are_evicted_before_the_table_is_full() {
     let mut sim = world(1);
     let server = sim.serve(SERVER, with_places(100), Echo);
@@ -158,7 +166,6 @@ fn idle_connections_are_evicted_before_the_table_is_full() {
     assert!(server.connections() < 95);
 }
 
-#[test]
 fn a_connection_without_an_idle_deadline_protects_no_other() {
     let mut sim = world(1);
     let server = sim.spawn("10.0.0.1", with_places(100), Echo, |reactor| {
@@ -182,7 +189,6 @@ fn a_connection_without_an_idle_deadline_protects_no_other() {
     assert!(patient.is_open());
 }
 
-#[test]
 fn no_connection_is_evicted_if_new_ones_wait_and_idle_times_do_not_shrink() {
     let mut config = with_places(100);
     config.limits.at_limit = AtLimit::Pause;
@@ -214,7 +220,6 @@ impl Handler for Crier {
     }
 }
 
-#[test]
 fn a_broadcast_is_bounded_by_buffered_max() {
     let mut config = with_places(50);
     config.limits.buffered_max = 4 << 20;
@@ -233,7 +238,6 @@ fn a_broadcast_is_bounded_by_buffered_max() {
     assert!(stats.buffered <= 4 << 20);
 }
 
-#[test]
 fn exempt_connections_are_kept_alive_in_a_crowd() {
     struct Asked(Vec<bool>);
     impl Handler for Asked {
@@ -293,7 +297,6 @@ impl Handler for Parting {
     }
 }
 
-#[test]
 fn output_of_on_closed_and_on_shutdown_is_bounded_by_buffered_max() {
     for stops in [false, true] {
         let mut config = Config::default();

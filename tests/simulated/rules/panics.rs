@@ -5,6 +5,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::*;
 
+with_each_personality! {
+    a_panic_in_on_health_check_costs_one_connection,
+    a_request_is_owed_still_whose_reply_a_panic_takes_back,
+    a_session_that_panics_when_it_is_dropped_costs_no_other,
+    a_turn_that_a_panic_cuts_short_leaves_nothing_undone,
+    panics_in_a_row_do_not_starve_other_steps,
+    panics_in_one_batch_of_events_stop_the_reactor_at_the_limit,
+    output_that_a_panic_takes_back_sheds_no_connection,
+}
+
 /// Panics in the callbacks that are chosen.
 #[derive(Default)]
 struct Bombs {
@@ -57,7 +67,6 @@ fn expect_echo(sim: &mut Sim) {
     peer.expect(b"x");
 }
 
-#[test]
 fn a_panic_in_on_health_check_costs_one_connection() {
     let mut config = Config::default();
     config.timeouts.ping_after = Some(secs(10));
@@ -100,7 +109,6 @@ impl Handler for Clerk {
     }
 }
 
-#[test]
 fn a_request_is_owed_still_whose_reply_a_panic_takes_back() {
     let mut sim = world(1);
     sim.allow_panics();
@@ -119,7 +127,6 @@ fn a_request_is_owed_still_whose_reply_a_panic_takes_back() {
     assert_eq!((owed(), server.stats().requests), (0, 2));
 }
 
-#[test]
 fn a_session_that_panics_when_it_is_dropped_costs_no_other() {
     let mut sim = world(1);
     sim.allow_panics();
@@ -160,7 +167,6 @@ impl Handler for Fragile {
     }
 }
 
-#[test]
 fn a_turn_that_a_panic_cuts_short_leaves_nothing_undone() {
     for panicking in [0, 1, 20, 39] {
         let mut sim = world(1);
@@ -234,7 +240,6 @@ fn storm(sim: &mut Sim, panic_limit: Option<Rate>) -> (Server<Fuse>, Vec<Peer>) 
     (server, peers)
 }
 
-#[test]
 fn panics_in_a_row_do_not_starve_other_steps() {
     let mut sim = world(1);
     let (server, peers) = storm(&mut sim, None);
@@ -246,7 +251,6 @@ fn panics_in_a_row_do_not_starve_other_steps() {
     assert!(peers.iter().all(|peer| peer.closed() == Some(End::Reset)));
 }
 
-#[test]
 fn panics_in_one_batch_of_events_stop_the_reactor_at_the_limit() {
     let mut sim = world(1);
     let (server, _peers) = storm(&mut sim, Some(Rate::new(10, secs(60))));
@@ -282,7 +286,6 @@ impl Handler for Panics {
     }
 }
 
-#[test]
 fn output_that_a_panic_takes_back_sheds_no_connection() {
     let mut config = Config::default();
     config.limits.buffered_max = 350_000;

@@ -7,6 +7,66 @@ use wheelhouse::pool::{
 use super::*;
 use crate::pooled::{Lines, Proxy, UPSTREAM};
 
+with_each_personality! {
+    a_lease_serves_and_is_used_again,
+    waiters_are_served_in_their_turn_by_as_many_connections_as_there_may_be,
+    the_connection_used_last_is_leased_first,
+    a_wait_ends_at_its_deadline_with_what_the_last_dial_said,
+    what_waits_outlives_a_short_outage,
+    a_server_that_is_down_is_reported_and_comes_back,
+    too_many_waiters_are_refused_at_once,
+    an_owner_that_goes_away_costs_no_place,
+    what_an_idle_connection_is_sent_evicts_it,
+    an_idle_connection_that_its_peer_ends_is_evicted,
+    what_came_in_the_moment_of_the_lease_is_found,
+    a_line_that_is_lost_is_sent_again_once,
+    a_line_is_not_sent_again_after_a_byte_of_the_reply,
+    a_lease_given_back_in_the_middle_of_an_exchange_is_closed,
+    cleaning_ends_by_its_deadline,
+    what_is_cleaned_in_time_is_leased_again,
+    a_handshake_comes_before_the_first_lease,
+    a_handshake_that_does_not_end_is_a_failed_dial,
+    connections_beyond_the_idle_maximum_end_with_a_fin,
+    an_idle_connection_ends_in_its_time,
+    as_many_as_are_to_be_idle_are_dialled_once,
+    a_busy_connection_is_replaced_at_its_age,
+    idle_connections_are_replaced_one_after_the_other,
+    a_connection_is_leased_as_often_as_it_may_be,
+    an_idle_connection_is_pinged_and_goes_on,
+    a_connection_that_does_not_answer_a_ping_is_closed,
+    a_ping_that_sends_nothing_leaves_the_connection_idle,
+    a_wait_that_is_cancelled_is_not_answered,
+    a_pool_that_fails_fast_says_why,
+    another_connection_does_not_reach_a_lease,
+    a_group_closes_what_is_idle_elsewhere_to_make_room,
+    a_closed_pool_answers_what_waits_and_closes_what_is_idle,
+    a_shutdown_serves_what_waits,
+    our_own_shortage_is_no_failure_of_the_endpoint,
+    a_connection_that_is_only_checked_ends_in_its_idle_time,
+    a_server_that_accepts_and_closes_is_not_dialled_without_pauses,
+    a_server_that_greets_is_not_dialled_without_pauses,
+    a_spare_connection_does_not_compete_with_what_waits,
+    what_comes_during_a_pause_shortens_it,
+    a_pause_ends_with_its_lease,
+    a_connection_that_waits_for_input_is_not_leased_again,
+    a_connection_that_skips_input_is_not_leased_again,
+    a_connection_after_its_fin_is_not_leased_again,
+    a_connection_after_its_fin_is_not_handed_over,
+    a_connection_that_skips_input_is_not_handed_over,
+    a_timer_ends_with_its_lease,
+    of_two_requests_none_is_sent_again,
+    a_connection_is_not_ready_before_it_stands,
+    a_request_sent_again_spares_idle_connections,
+    what_waits_longest_in_a_group_comes_first,
+    what_is_closed_for_its_group_counts_as_surplus,
+    a_throttle_ends_with_its_lease,
+    timeouts_end_with_their_lease,
+    a_wait_of_the_loop_is_answered_at_the_end,
+    all_waits_of_the_loop_are_answered_at_the_end,
+    a_reactor_that_ends_closes_its_pools,
+    an_idle_connection_is_leased_at_once,
+}
+
 /// On the host of the upstream, which without it would not refuse a dial, but not be there.
 const OTHER_PORT: &str = "10.0.0.2:10";
 
@@ -69,7 +129,6 @@ fn small(size: usize) -> PoolConfig {
     PoolConfig { size, ..PoolConfig::default() }
 }
 
-#[test]
 fn a_lease_serves_and_is_used_again() {
     let mut setup = Setup::new(small(4));
     assert_eq!(setup.stats().open, 0, "nothing is dialled before it is asked for");
@@ -82,7 +141,6 @@ fn a_lease_serves_and_is_used_again() {
     assert_eq!(setup.upstream.stats().accepted, 1);
 }
 
-#[test]
 fn waiters_are_served_in_their_turn_by_as_many_connections_as_there_may_be() {
     let mut setup = Setup::new(small(2));
     let peers: Vec<_> = (0..20).map(|_| setup.client()).collect();
@@ -99,7 +157,6 @@ fn waiters_are_served_in_their_turn_by_as_many_connections_as_there_may_be() {
     assert_eq!(setup.upstream.stats().accepted, 2);
 }
 
-#[test]
 fn the_connection_used_last_is_leased_first() {
     for (order, distinct) in [(PoolOrder::Lifo, 1), (PoolOrder::Fifo, 4)] {
         let mut setup = Setup::new(PoolConfig { order, ..small(4) });
@@ -120,7 +177,6 @@ fn the_connection_used_last_is_leased_first() {
     }
 }
 
-#[test]
 fn a_wait_ends_at_its_deadline_with_what_the_last_dial_said() {
     let mut sim = world(1);
     sim.serve(OTHER_PORT, quiet(), Lines::default());
@@ -141,7 +197,6 @@ fn a_wait_ends_at_its_deadline_with_what_the_last_dial_said() {
     assert!((8..40).contains(&stats.dials_failed), "{stats:?}");
 }
 
-#[test]
 fn what_waits_outlives_a_short_outage() {
     let mut sim = world(1);
     sim.serve(OTHER_PORT, quiet(), Lines::default());
@@ -160,7 +215,6 @@ fn what_waits_outlives_a_short_outage() {
     assert!(stats.open <= 4 && stats.dials_failed < 40, "{stats:?}");
 }
 
-#[test]
 fn a_server_that_is_down_is_reported_and_comes_back() {
     let mut sim = world(1);
     sim.serve(OTHER_PORT, quiet(), Lines::default());
@@ -180,7 +234,6 @@ fn a_server_that_is_down_is_reported_and_comes_back() {
     assert!(!pool_stats(&proxy).is_down);
 }
 
-#[test]
 fn too_many_waiters_are_refused_at_once() {
     let mut setup = Setup::new(PoolConfig { waiters_max: 3, ..small(1) });
     setup.proxy.with(|proxy, cx| {
@@ -209,7 +262,6 @@ fn too_many_waiters_are_refused_at_once() {
 
 /// Places and wake-ups must not go to what is gone: the owner ends at each moment between the
 /// question and the answer.
-#[test]
 fn an_owner_that_goes_away_costs_no_place() {
     let mut setup = Setup::new(small(1));
     setup.sim.set_link(Link { latency: millis(100), ..Link::default() });
@@ -234,7 +286,6 @@ fn an_owner_that_goes_away_costs_no_place() {
     assert!(stats.owner_gone > 0 && stats.cancelled > 0, "{stats:?}");
 }
 
-#[test]
 fn what_an_idle_connection_is_sent_evicts_it() {
     let mut setup = Setup::new(small(4));
     setup.exchange();
@@ -250,7 +301,6 @@ fn what_an_idle_connection_is_sent_evicts_it() {
     setup.exchange();
 }
 
-#[test]
 fn an_idle_connection_that_its_peer_ends_is_evicted() {
     for abort in [false, true] {
         let mut setup = Setup::new(small(4));
@@ -270,7 +320,6 @@ fn an_idle_connection_that_its_peer_ends_is_evicted() {
 
 /// A stray reply, a FIN or a reset has come while the callback runs that asks, so that no event has
 /// said so.
-#[test]
 fn what_came_in_the_moment_of_the_lease_is_found() {
     let ends: [fn(&Peer); 3] = [
         |peer| peer.send_after(millis(5), *b"stray\n"),
@@ -308,7 +357,6 @@ fn what_came_in_the_moment_of_the_lease_is_found() {
 
 /// The upstream reads the line over a connection that was idle and closes; it must get the line once
 /// more, over a new connection, and never twice more.
-#[test]
 fn a_line_that_is_lost_is_sent_again_once() {
     // Whether the first connection is used before, and over how many the line is lost.
     for (used, losses, replayed) in [(true, 1, 1), (true, 2, 1), (false, 1, 0)] {
@@ -353,7 +401,6 @@ fn a_line_that_is_lost_is_sent_again_once() {
     }
 }
 
-#[test]
 fn a_line_is_not_sent_again_after_a_byte_of_the_reply() {
     let mut sim = world(1);
     let listener = sim.listen(UPSTREAM, 8);
@@ -377,7 +424,6 @@ fn a_line_is_not_sent_again_after_a_byte_of_the_reply() {
     assert_eq!(pool_stats(&proxy).replayed, 0);
 }
 
-#[test]
 fn a_lease_given_back_in_the_middle_of_an_exchange_is_closed() {
     let mut setup = Setup::new(small(1));
     setup.proxy.with(|proxy, cx| {
@@ -399,7 +445,6 @@ fn a_lease_given_back_in_the_middle_of_an_exchange_is_closed() {
     setup.exchange();
 }
 
-#[test]
 fn cleaning_ends_by_its_deadline() {
     // The upstream is deaf while it has four leases to clean.
     let mut setup = Setup::new(PoolConfig { cleaning: millis(500), ..small(4) });
@@ -427,7 +472,6 @@ fn cleaning_ends_by_its_deadline() {
     setup.exchange();
 }
 
-#[test]
 fn what_is_cleaned_in_time_is_leased_again() {
     let mut setup = Setup::new(small(1));
     setup.proxy.with(|proxy, cx| {
@@ -446,7 +490,6 @@ fn what_is_cleaned_in_time_is_leased_again() {
     assert_eq!((stats.dialled, stats.leases, stats.unclean), (1, 2, 0));
 }
 
-#[test]
 fn a_handshake_comes_before_the_first_lease() {
     let mut setup = Setup::with(PoolConfig { handshake: Some(secs(1)), ..small(2) }, |proxy| {
         proxy.greets = true;
@@ -457,7 +500,6 @@ fn a_handshake_comes_before_the_first_lease() {
     assert_eq!((stats.dialled, stats.leases, stats.coming), (1, 2, 0));
 }
 
-#[test]
 fn a_handshake_that_does_not_end_is_a_failed_dial() {
     let mut setup = Setup::new(PoolConfig { handshake: Some(millis(300)), ..small(1) });
     let peer = setup.client();
@@ -471,7 +513,6 @@ fn a_handshake_that_does_not_end_is_a_failed_dial() {
     assert_eq!(setup.stats().leased, 0);
 }
 
-#[test]
 fn connections_beyond_the_idle_maximum_end_with_a_fin() {
     let mut setup = Setup::new(PoolConfig { idle_max: 2, ..small(8) });
     let peers: Vec<_> = (0..8).map(|_| setup.client()).collect();
@@ -486,7 +527,6 @@ fn connections_beyond_the_idle_maximum_end_with_a_fin() {
     assert_eq!(setup.upstream.stats().closed(CloseReason::PeerReset), 0);
 }
 
-#[test]
 fn an_idle_connection_ends_in_its_time() {
     let mut setup = Setup::new(PoolConfig { idle: Some(secs(20)), ..small(4) });
     setup.exchange();
@@ -497,7 +537,6 @@ fn an_idle_connection_ends_in_its_time() {
     assert_eq!(setup.upstream.stats().closed(CloseReason::PeerEof), 1);
 }
 
-#[test]
 fn as_many_as_are_to_be_idle_are_dialled_once() {
     let mut setup =
         Setup::new(PoolConfig { idle_min: 4, idle: Some(secs(1)), ..PoolConfig::default() });
@@ -507,7 +546,6 @@ fn as_many_as_are_to_be_idle_are_dialled_once() {
     assert_eq!(setup.upstream.stats().accepted, 4);
 }
 
-#[test]
 fn a_busy_connection_is_replaced_at_its_age() {
     let mut setup = Setup::new(PoolConfig { lifetime: Some(secs(2)), ..small(1) });
     for _ in 0..50 {
@@ -519,7 +557,6 @@ fn a_busy_connection_is_replaced_at_its_age() {
     assert_eq!(stats.dialled, stats.replaced + 1);
 }
 
-#[test]
 fn idle_connections_are_replaced_one_after_the_other() {
     let mut setup =
         Setup::new(PoolConfig { lifetime: Some(secs(40)), idle: None, idle_min: 4, ..small(4) });
@@ -535,7 +572,6 @@ fn idle_connections_are_replaced_one_after_the_other() {
     assert_eq!(setup.stats().idle, 4);
 }
 
-#[test]
 fn a_connection_is_leased_as_often_as_it_may_be() {
     let mut setup = Setup::new(PoolConfig { leases_max: Some(3), ..small(1) });
     for _ in 0..9 {
@@ -544,7 +580,6 @@ fn a_connection_is_leased_as_often_as_it_may_be() {
     assert_eq!(setup.stats().dialled, 3);
 }
 
-#[test]
 fn an_idle_connection_is_pinged_and_goes_on() {
     let config = PoolConfig { idle: None, ping_after: Some(secs(30)), ..small(1) };
     let mut setup = Setup::with(config, |proxy| proxy.pings = true);
@@ -556,7 +591,6 @@ fn an_idle_connection_is_pinged_and_goes_on() {
     setup.exchange();
 }
 
-#[test]
 fn a_connection_that_does_not_answer_a_ping_is_closed() {
     let config = PoolConfig { idle: None, ping_after: Some(secs(30)), ..small(1) };
     let mut setup = Setup::with(config, |proxy| proxy.pings = true);
@@ -567,7 +601,6 @@ fn a_connection_that_does_not_answer_a_ping_is_closed() {
     assert_eq!(setup.stats().open, 0);
 }
 
-#[test]
 fn a_ping_that_sends_nothing_leaves_the_connection_idle() {
     let config = PoolConfig { idle: None, ping_after: Some(secs(30)), ..small(1) };
     let mut setup = Setup::new(config);
@@ -577,7 +610,6 @@ fn a_ping_that_sends_nothing_leaves_the_connection_idle() {
     assert_eq!((setup.stats().dialled, setup.stats().idle), (1, 1));
 }
 
-#[test]
 fn a_wait_that_is_cancelled_is_not_answered() {
     let mut setup = Setup::new(small(1));
     let wait = setup
@@ -591,7 +623,6 @@ fn a_wait_that_is_cancelled_is_not_answered() {
     setup.exchange();
 }
 
-#[test]
 fn a_pool_that_fails_fast_says_why() {
     let mut sim = world(1);
     sim.serve(OTHER_PORT, quiet(), Lines::default());
@@ -608,7 +639,6 @@ fn a_pool_that_fails_fast_says_why() {
 }
 
 /// A leased connection is its owner's alone.
-#[test]
 fn another_connection_does_not_reach_a_lease() {
     let mut setup = Setup::new(small(1));
     setup.exchange();
@@ -621,7 +651,6 @@ fn another_connection_does_not_reach_a_lease() {
     assert!(setup.proxy.with(|_, cx| cx.conn(id).is_some()));
 }
 
-#[test]
 fn a_group_closes_what_is_idle_elsewhere_to_make_room() {
     let mut sim = world(1);
     let hosts = ["10.0.0.2:9", "10.0.0.3:9"];
@@ -652,7 +681,6 @@ fn a_group_closes_what_is_idle_elsewhere_to_make_room() {
     proxy.with(|_, cx| cx.release(second));
 }
 
-#[test]
 fn a_closed_pool_answers_what_waits_and_closes_what_is_idle() {
     let mut setup = Setup::new(small(2));
     setup.exchange();
@@ -666,7 +694,6 @@ fn a_closed_pool_answers_what_waits_and_closes_what_is_idle() {
     assert_eq!(setup.proxy.with(|proxy, _| proxy.errors[0].failure), AcquireFailure::Closed);
 }
 
-#[test]
 fn a_shutdown_serves_what_waits() {
     let mut setup = Setup::new(small(1));
     let peers: Vec<_> = (0..5).map(|_| setup.client()).collect();
@@ -682,7 +709,6 @@ fn a_shutdown_serves_what_waits() {
     assert!(setup.proxy.is_finished());
 }
 
-#[test]
 fn our_own_shortage_is_no_failure_of_the_endpoint() {
     let mut setup = Setup::new(small(2));
     setup.proxy.fail(Call::Connect, 0, errno::EADDRNOTAVAIL);
@@ -704,7 +730,6 @@ impl Setup {
 }
 
 /// Default settings: idle 50 s, ping_after 30 s, a health check that does nothing.
-#[test]
 fn a_connection_that_is_only_checked_ends_in_its_idle_time() {
     let mut setup = Setup::new(PoolConfig::default());
     setup.exchange();
@@ -714,7 +739,6 @@ fn a_connection_that_is_only_checked_ends_in_its_idle_time() {
 }
 
 /// The server accepts and closes at once; one connection is to be idle.
-#[test]
 fn a_server_that_accepts_and_closes_is_not_dialled_without_pauses() {
     let mut sim = world(1);
     let listener = sim.listen(UPSTREAM, 64);
@@ -730,7 +754,6 @@ fn a_server_that_accepts_and_closes_is_not_dialled_without_pauses() {
 }
 
 /// The server greets; the pool was not told of a handshake. One client waits.
-#[test]
 fn a_server_that_greets_is_not_dialled_without_pauses() {
     let mut sim = world(1);
     let listener = sim.listen(UPSTREAM, 64);
@@ -750,7 +773,6 @@ fn a_server_that_greets_is_not_dialled_without_pauses() {
     assert!(stats.dialled < 50, "{stats:?} {errors:?} {:?}", client.received());
 }
 
-#[test]
 fn a_spare_connection_does_not_compete_with_what_waits() {
     let mut sim = world(1);
     let hosts = ["10.0.0.2:9", "10.0.0.3:9"];
@@ -776,7 +798,6 @@ fn a_spare_connection_does_not_compete_with_what_waits() {
 }
 
 /// Nothing waits while dials fail; then something does, and the server is back.
-#[test]
 fn what_comes_during_a_pause_shortens_it() {
     let mut worst = Duration::ZERO;
     for seed in 0..20 {
@@ -820,28 +841,23 @@ fn left_behind(what: fn(&mut Conn<'_>)) {
     assert_eq!(String::from_utf8_lossy(&peer.received()), "line\n", "{:?}", setup.stats());
 }
 
-#[test]
 fn a_pause_ends_with_its_lease() {
     left_behind(|conn| conn.pause_reading());
 }
 
-#[test]
 fn a_connection_that_waits_for_input_is_not_leased_again() {
     left_behind(|conn| conn.expect_input(1_000));
 }
 
-#[test]
 fn a_connection_that_skips_input_is_not_leased_again() {
     left_behind(|conn| conn.skip(5));
 }
 
-#[test]
 fn a_connection_after_its_fin_is_not_leased_again() {
     left_behind(|conn| conn.shutdown_write());
 }
 
 /// Released with a FIN asked for, while another waits.
-#[test]
 fn a_connection_after_its_fin_is_not_handed_over() {
     let mut setup = Setup::new(small(1));
     let lease = loop_lease(&mut setup);
@@ -856,7 +872,6 @@ fn a_connection_after_its_fin_is_not_handed_over() {
     assert_eq!(String::from_utf8_lossy(&peer.received()), "line\n", "{:?}", setup.stats());
 }
 
-#[test]
 fn a_connection_that_skips_input_is_not_handed_over() {
     let mut setup = Setup::new(small(1));
     let lease = loop_lease(&mut setup);
@@ -872,7 +887,6 @@ fn a_connection_that_skips_input_is_not_handed_over() {
 }
 
 /// A timer that was set for one owner comes while another has the connection.
-#[test]
 fn a_timer_ends_with_its_lease() {
     let mut setup = Setup::new(small(1));
     let lease = loop_lease(&mut setup);
@@ -890,7 +904,6 @@ fn a_timer_ends_with_its_lease() {
 }
 
 /// Two replayable requests over one lease, which is lost before a byte of a reply.
-#[test]
 fn of_two_requests_none_is_sent_again() {
     let mut sim = world(1);
     let listener = sim.listen(UPSTREAM, 8);
@@ -916,7 +929,6 @@ fn of_two_requests_none_is_sent_again() {
 }
 
 /// A connection of a pool with a handshake that calls `ready` too early.
-#[test]
 fn a_connection_is_not_ready_before_it_stands() {
     let mut setup = Setup::with(PoolConfig { handshake: Some(secs(1)), ..small(2) }, |proxy| {
         proxy.greets = true;
@@ -933,7 +945,6 @@ fn a_connection_is_not_ready_before_it_stands() {
 }
 
 /// One of four connections is lost with a request; the three idle ones are sound.
-#[test]
 fn a_request_sent_again_spares_idle_connections() {
     let mut sim = world(1);
     let listener = sim.listen(UPSTREAM, 8);
@@ -963,7 +974,6 @@ fn a_request_sent_again_spares_idle_connections() {
 }
 
 /// A reply that was not asked for comes right behind the one that was.
-#[test]
 fn what_waits_longest_in_a_group_comes_first() {
     let mut sim = world(1);
     let hosts = ["10.0.0.2:9", "10.0.0.3:9"];
@@ -1005,7 +1015,6 @@ fn what_waits_longest_in_a_group_comes_first() {
 }
 
 /// Idle connections that make room for another pool of the group.
-#[test]
 fn what_is_closed_for_its_group_counts_as_surplus() {
     let mut sim = world(1);
     let hosts = ["10.0.0.2:9", "10.0.0.3:9"];
@@ -1032,7 +1041,6 @@ fn what_is_closed_for_its_group_counts_as_surplus() {
 }
 
 /// A lease throttled by a slow client, given back, serves the next.
-#[test]
 fn a_throttle_ends_with_its_lease() {
     let mut setup = Setup::new(small(1));
     let slow = setup.client();
@@ -1058,7 +1066,6 @@ fn a_throttle_ends_with_its_lease() {
 }
 
 /// The first owner gives the lease a read timeout of its own: the pool's rules no longer hold.
-#[test]
 fn timeouts_end_with_their_lease() {
     let config = PoolConfig { idle: None, ping_after: None, lifetime: None, ..small(1) };
     let mut setup = Setup::new(config);
@@ -1073,7 +1080,6 @@ fn timeouts_end_with_their_lease() {
 }
 
 /// The loop waits for a server that is down, and the reactor is shut down: is the wait answered?
-#[test]
 fn a_wait_of_the_loop_is_answered_at_the_end() {
     let mut sim = world(1);
     sim.serve(OTHER_PORT, quiet(), Lines::default());
@@ -1092,7 +1098,6 @@ fn a_wait_of_the_loop_is_answered_at_the_end() {
 }
 
 /// However many they are, as no other turn comes.
-#[test]
 fn all_waits_of_the_loop_are_answered_at_the_end() {
     const COUNT: usize = 3_000;
     let mut sim = world(1);
@@ -1116,7 +1121,6 @@ fn all_waits_of_the_loop_are_answered_at_the_end() {
 }
 
 /// A reactor ends before its turn has come to open what a pool dials.
-#[test]
 fn a_reactor_that_ends_closes_its_pools() {
     let mut sim = world(1);
     let mut proxy = Proxy::new(small(4));
@@ -1136,7 +1140,6 @@ fn a_reactor_that_ends_closes_its_pools() {
     assert!(leases[0].is_err_and(|error| error.failure == AcquireFailure::Closed), "{leases:?}");
 }
 
-#[test]
 fn an_idle_connection_is_leased_at_once() {
     let mut setup = Setup::new(small(1));
     setup.exchange();

@@ -2,6 +2,13 @@
 
 use super::*;
 
+with_each_personality! {
+    nothing_is_served_after_the_last_request,
+    the_reason_is_that_of_the_retirement,
+    a_retirement_is_final_even_between_requests,
+    a_retired_connection_ends_though_it_asked_for_more,
+}
+
 /// Answers each line with "ok", the last with "bye", and much before either.
 struct Lines;
 
@@ -48,7 +55,6 @@ fn last_and(more: &[u8]) -> (String, Option<End>) {
     (got, peer.closed())
 }
 
-#[test]
 fn nothing_is_served_after_the_last_request() {
     for more in [&b""[..], b"b\n", b"b"] {
         let (got, end) = last_and(more);
@@ -82,7 +88,6 @@ impl Handler for Teller {
     }
 }
 
-#[test]
 fn the_reason_is_that_of_the_retirement() {
     let mut config = Config::default();
     config.timeouts.lifetime = Some(secs(10));
@@ -129,7 +134,6 @@ impl Handler for Asker {
     }
 }
 
-#[test]
 fn a_retirement_is_final_even_between_requests() {
     let mut config = Config::default();
     config.limits.requests_max = Some(2);
@@ -171,7 +175,6 @@ impl Handler for Polite {
     }
 }
 
-#[test]
 fn a_retired_connection_ends_though_it_asked_for_more() {
     let mut sim = world(1);
     let server = sim.serve(SERVER, with_places(100), Polite);

@@ -2,6 +2,11 @@
 
 use super::*;
 
+with_each_personality! {
+    the_greatest_settings_overflow_nothing,
+    the_least_settings_end_connections_and_nothing_else,
+}
+
 /// Settings of which each is this great.
 fn extreme(number: u64, duration: Duration) -> Config {
     let size = usize::try_from(number).unwrap_or(usize::MAX);
@@ -74,7 +79,6 @@ fn spend_a_day(sim: &mut Sim, server: &Server<Busy>) {
     }
 }
 
-#[test]
 fn the_greatest_settings_overflow_nothing() {
     let config = extreme(u64::MAX, Duration::MAX);
     assert_eq!(config.worst_case_memory(), u64::MAX);
@@ -93,7 +97,6 @@ fn the_greatest_settings_overflow_nothing() {
     assert!(server.is_finished());
 }
 
-#[test]
 fn the_least_settings_end_connections_and_nothing_else() {
     let config = extreme(1, Duration::from_nanos(1));
     assert!(config.worst_case_memory() > 1 << 20);

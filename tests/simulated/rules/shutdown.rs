@@ -5,7 +5,21 @@ use wheelhouse::sim::Host;
 use super::*;
 use crate::ping;
 
-#[test]
+with_each_personality! {
+    a_backlog_is_emptied_over_some_turns_before_a_shutdown_closes_it,
+    a_shutdown_accepts_the_backlog_whatever_the_accept_rate,
+    an_upstream_that_an_active_request_needs_outlives_the_shutdown_call,
+    a_request_that_arrives_during_a_shutdown_has_its_own_deadline,
+    replies_have_no_gap_before_the_end_of_a_shutdown,
+    an_unannounced_client_gets_one_second_after_its_last_reply,
+    the_times_at_which_a_shutdown_ends_connections_count_as_no_lifetime,
+    a_peer_that_never_pauses_does_not_delay_the_end_of_a_shutdown,
+    a_setting_says_how_long_a_peer_that_never_pauses_is_served,
+    a_connection_that_is_paused_when_its_time_is_over_keeps_its_request,
+    requests_read_before_a_shutdown_are_served,
+    a_peer_may_vanish_while_a_shutdown_waits_for_it,
+}
+
 fn a_backlog_is_emptied_over_some_turns_before_a_shutdown_closes_it() {
     /// Notes how many connections had been accepted at `on_shutdown`.
     #[derive(Default)]
@@ -46,7 +60,6 @@ fn a_backlog_is_emptied_over_some_turns_before_a_shutdown_closes_it() {
     assert_eq!(late.closed(), Some(End::Refused));
 }
 
-#[test]
 fn a_shutdown_accepts_the_backlog_whatever_the_accept_rate() {
     let mut config = Config::default();
     config.limits.accept_rate = Some(Rate::per_second(2));
@@ -89,7 +102,6 @@ impl Handler for Relay {
     }
 }
 
-#[test]
 fn an_upstream_that_an_active_request_needs_outlives_the_shutdown_call() {
     let mut sim = world(1);
     let listener = sim.listen("10.0.0.2:80", 8);
@@ -105,7 +117,6 @@ fn an_upstream_that_an_active_request_needs_outlives_the_shutdown_call() {
     assert_eq!(upstream.closed(), None);
 }
 
-#[test]
 fn a_request_that_arrives_during_a_shutdown_has_its_own_deadline() {
     let config = Config { shutdown_timeout: Some(secs(120)), ..Config::default() };
     let mut sim = world(1);
@@ -124,7 +135,6 @@ fn a_request_that_arrives_during_a_shutdown_has_its_own_deadline() {
     assert!(server.is_finished());
 }
 
-#[test]
 fn replies_have_no_gap_before_the_end_of_a_shutdown() {
     let mut sim = world(1);
     sim.set_buffers(8_192, 4_096);
@@ -171,7 +181,6 @@ fn visit<H: Handler + 'static>(handler: H, asks: Option<Duration>) -> (Duration,
     (sim.now() - began, sim.now() - replied)
 }
 
-#[test]
 fn an_unannounced_client_gets_one_second_after_its_last_reply() {
     let (time, _) = visit(Echo, None);
     // It is idle again, or being served, when its time is over.
@@ -181,7 +190,6 @@ fn an_unannounced_client_gets_one_second_after_its_last_reply() {
     assert!(after >= millis(990), "{after:?}");
 }
 
-#[test]
 fn the_times_at_which_a_shutdown_ends_connections_count_as_no_lifetime() {
     for lifetime in [None, Some(secs(2))] {
         let mut config = Config::default();
@@ -205,7 +213,6 @@ fn the_times_at_which_a_shutdown_ends_connections_count_as_no_lifetime() {
     }
 }
 
-#[test]
 fn a_peer_that_never_pauses_does_not_delay_the_end_of_a_shutdown() {
     let mut sim = world(1);
     let server = serve_echo(&mut sim);
@@ -222,7 +229,6 @@ fn a_peer_that_never_pauses_does_not_delay_the_end_of_a_shutdown() {
     assert!(server.is_finished(), "half of its time has gone");
 }
 
-#[test]
 fn a_setting_says_how_long_a_peer_that_never_pauses_is_served() {
     for (busy, timeout, served) in [
         (Some(secs(15)), Some(secs(30)), secs(15)),
@@ -254,7 +260,6 @@ fn a_setting_says_how_long_a_peer_that_never_pauses_is_served() {
     }
 }
 
-#[test]
 fn a_connection_that_is_paused_when_its_time_is_over_keeps_its_request() {
     for lifetime in [None, Some(secs(10))] {
         let mut config = Config::default();
@@ -320,7 +325,6 @@ fn two_doors<H: Handler>(reactor: &mut Reactor<H, Host>) {
     reactor.listen_with("10.0.0.1:9090", listen).unwrap();
 }
 
-#[test]
 fn requests_read_before_a_shutdown_are_served() {
     for listener in [SERVER, "10.0.0.1:9090"] {
         for first in [b'a', b'p'] {
@@ -349,7 +353,6 @@ fn requests_read_before_a_shutdown_are_served() {
     }
 }
 
-#[test]
 fn a_peer_may_vanish_while_a_shutdown_waits_for_it() {
     for way in 0..3 {
         let mut sim = world(1);

@@ -4,6 +4,14 @@ use wheelhouse::{AlarmId, Reactor};
 
 use super::*;
 
+with_each_personality! {
+    a_handler_starts_once_before_all_else,
+    a_handler_starts_although_nothing_happens,
+    a_handler_that_starts_late_is_not_blamed_for_the_time_before,
+    the_wall_clock_is_there_before_the_first_turn,
+    the_wall_clock_moves_with_time_and_is_followed_within_a_second,
+}
+
 /// Notes the order of its callbacks, and what the wall clock says in them.
 #[derive(Default)]
 struct Diary(Vec<(&'static str, Duration)>);
@@ -35,7 +43,6 @@ impl Handler for Diary {
 /// Midnight of 2020-01-01, UTC.
 const NEW_YEAR: Duration = secs(1_577_836_800);
 
-#[test]
 fn a_handler_starts_once_before_all_else() {
     let mut sim = world(1);
     let server = sim.serve(SERVER, Config::default(), Diary::default());
@@ -46,7 +53,6 @@ fn a_handler_starts_once_before_all_else() {
     assert_eq!(order, ["start", "open", "data", "alarm"]);
 }
 
-#[test]
 fn a_handler_starts_although_nothing_happens() {
     let mut sim = world(1);
     let server = sim.serve(SERVER, Config::default(), Diary::default());
@@ -55,7 +61,6 @@ fn a_handler_starts_although_nothing_happens() {
 }
 
 /// What passed since the reactor was made is not the callback's.
-#[test]
 fn a_handler_that_starts_late_is_not_blamed_for_the_time_before() {
     struct Slow(Box<dyn Fn(Duration)>);
 
@@ -81,7 +86,6 @@ fn a_handler_that_starts_late_is_not_blamed_for_the_time_before() {
     assert_eq!(reactor.handle().stats().stalls, 0);
 }
 
-#[test]
 fn the_wall_clock_is_there_before_the_first_turn() {
     let mut sim = world(1);
     let mut reactor =
@@ -89,7 +93,6 @@ fn the_wall_clock_is_there_before_the_first_turn() {
     assert_eq!(reactor.context().now_unix(), NEW_YEAR);
 }
 
-#[test]
 fn the_wall_clock_moves_with_time_and_is_followed_within_a_second() {
     let mut sim = world(1);
     let server = sim.serve(SERVER, Config::default(), Diary::default());

@@ -9,7 +9,15 @@ use wheelhouse::{Handle, PostError};
 
 use super::*;
 
-#[test]
+with_each_personality! {
+    a_wake_up_that_fails_is_an_error_of_the_post,
+    closures_that_are_left_run_though_no_wake_up_succeeds,
+    a_callback_posts_to_its_reactor_though_no_wake_up_succeeds,
+    a_shutdown_whose_wake_up_fails_begins_with_the_next_turn,
+    reactors_that_post_to_each_other_are_bounded_by_their_mailboxes,
+    closures_that_multiply_leave_half_of_each_turn_to_others,
+}
+
 fn a_wake_up_that_fails_is_an_error_of_the_post() {
     let mut sim = world(1);
     let server = serve_echo(&mut sim);
@@ -61,7 +69,6 @@ fn counter(sim: &mut Sim, ip: &str, mailbox_max: usize) -> Server<Counter> {
     sim.serve((ip.to_owned() + ":7").as_str(), config, Counter::default())
 }
 
-#[test]
 fn closures_that_are_left_run_though_no_wake_up_succeeds() {
     let mut sim = world(1);
     let server = counter(&mut sim, "10.0.0.1", 5_000);
@@ -75,7 +82,6 @@ fn closures_that_are_left_run_though_no_wake_up_succeeds() {
     sim.assert_clean();
 }
 
-#[test]
 fn a_callback_posts_to_its_reactor_though_no_wake_up_succeeds() {
     let mut sim = world(1);
     let server = counter(&mut sim, "10.0.0.1", 10);
@@ -86,7 +92,6 @@ fn a_callback_posts_to_its_reactor_though_no_wake_up_succeeds() {
     assert_eq!(server.handler().own, 1);
 }
 
-#[test]
 fn a_shutdown_whose_wake_up_fails_begins_with_the_next_turn() {
     let mut sim = world(1);
     let server = counter(&mut sim, "10.0.0.1", 10);
@@ -119,7 +124,6 @@ fn spread(from: &CounterHandle, to: &CounterHandle, depth: u32, full: &Arc<Atomi
     }
 }
 
-#[test]
 fn reactors_that_post_to_each_other_are_bounded_by_their_mailboxes() {
     let mut sim = world(1);
     let [a, b] = ["10.0.0.1", "10.0.0.2"].map(|ip| counter(&mut sim, ip, 16));
@@ -147,7 +151,6 @@ fn multiply(counter: &mut Counter, handle: CounterHandle, most: u64) {
     counter.refused += u64::from(outcome.is_err());
 }
 
-#[test]
 fn closures_that_multiply_leave_half_of_each_turn_to_others() {
     const OTHERS: u64 = 2_000;
     let mut sim = world(1);

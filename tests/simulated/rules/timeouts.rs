@@ -2,7 +2,18 @@
 
 use super::*;
 
-#[test]
+with_each_personality! {
+    output_of_ours_is_no_answer_to_a_ping,
+    slow_callbacks_do_not_put_off_the_response_deadline,
+    the_loop_comes_up_once_for_what_a_connection_left_in_the_wheel,
+    a_place_that_is_filled_anew_ends_its_connection_no_earlier,
+    a_place_that_is_filled_anew_ends_its_connection_no_later,
+    the_loop_comes_up_once_for_a_connection_that_times_out,
+    an_entry_that_is_far_ahead_does_not_stay_with_its_place,
+    a_clock_that_jumps_expires_what_is_due_once,
+    a_clock_that_is_set_back_ends_nothing_early_and_nothing_never,
+}
+
 fn output_of_ours_is_no_answer_to_a_ping() {
     struct Asker;
     impl Handler for Asker {
@@ -55,7 +66,6 @@ impl<F: Fn(Duration) + 'static> Handler for Owing<F> {
     }
 }
 
-#[test]
 fn slow_callbacks_do_not_put_off_the_response_deadline() {
     let mut sim = world(1);
     let stall = sim.stall();
@@ -71,7 +81,6 @@ fn slow_callbacks_do_not_put_off_the_response_deadline() {
     server.expect_closed(CloseReason::Timeout(Timeout::Response));
 }
 
-#[test]
 fn the_loop_comes_up_once_for_what_a_connection_left_in_the_wheel() {
     let mut sim = world(1);
     let server = serve_echo(&mut sim);
@@ -92,7 +101,6 @@ fn is_in_first_place(closed: &Closed) -> bool {
     closed.id.to_string().starts_with("0.")
 }
 
-#[test]
 fn a_place_that_is_filled_anew_ends_its_connection_no_earlier() {
     let mut sim = world(1);
     let mut config = Config::default();
@@ -112,7 +120,6 @@ fn a_place_that_is_filled_anew_ends_its_connection_no_earlier() {
     assert!(server.take_closed().iter().all(is_in_first_place));
 }
 
-#[test]
 fn a_place_that_is_filled_anew_ends_its_connection_no_later() {
     let mut sim = world(1);
     let mut config = Config::default();
@@ -135,7 +142,6 @@ fn a_place_that_is_filled_anew_ends_its_connection_no_later() {
     assert_eq!(closed[1].reason, CloseReason::Timeout(Timeout::FirstByte));
 }
 
-#[test]
 fn the_loop_comes_up_once_for_a_connection_that_times_out() {
     let mut sim = world(1);
     let server = serve_echo(&mut sim);
@@ -150,7 +156,6 @@ fn the_loop_comes_up_once_for_a_connection_that_times_out() {
     assert_eq!(server.stats().turns - turns, 50);
 }
 
-#[test]
 fn an_entry_that_is_far_ahead_does_not_stay_with_its_place() {
     let mut config = Config::default();
     config.timeouts.first_byte = Some(secs(86_400));
@@ -166,7 +171,6 @@ fn an_entry_that_is_far_ahead_does_not_stay_with_its_place() {
     assert_eq!(server.stats().turns, turns, "the loop sleeps");
 }
 
-#[test]
 fn a_clock_that_jumps_expires_what_is_due_once() {
     let mut sim = world(1);
     let server = serve_echo(&mut sim);
@@ -179,7 +183,6 @@ fn a_clock_that_jumps_expires_what_is_due_once() {
     sim.assert_clean();
 }
 
-#[test]
 fn a_clock_that_is_set_back_ends_nothing_early_and_nothing_never() {
     let mut sim = world(1);
     let server = serve_echo(&mut sim);
