@@ -120,6 +120,18 @@ fn the_defaults_are_quoted() {
 }
 
 #[test]
+fn the_deadlines_are_those_of_the_code() {
+    let source = read("src/core/deadlines.rs");
+    let list = between(&source, "\ndeadlines! {", "\n}");
+    let code: Vec<_> = list.split('"').skip(1).step_by(2).collect();
+    let table = between(ARCHITECTURE, "\n### Deadlines\n", "*Open*");
+    let rows = table.lines().filter(|line| line.starts_with("| ")).skip(2);
+    let documented: Vec<_> = rows.map(|row| row.split('|').nth(1).unwrap().trim()).collect();
+    assert!(code.len() > 10, "{code:?}");
+    assert_eq!(documented, code);
+}
+
+#[test]
 fn settings_in_prose_are_there() {
     let settings = defaults();
     for (name, text) in PAGES {

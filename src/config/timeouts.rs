@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use crate::error::ConfigError;
 
-/// The deadlines of a connection: no limit in time that a peer or the application could stretch is
-/// left open. `None` turns one off. A literal ends with `..` and a default, because later versions
+/// The deadlines of a connection. With the defaults neither a peer nor the application can keep a
+/// connection for ever in a state in which nothing happens. `None` turns one off. A literal ends with `..` and a default, because later versions
 /// will have more fields.
 ///
 /// None fires early; each fires at most one tick of the wheel (10 ms) plus the length of the turn

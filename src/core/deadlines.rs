@@ -84,6 +84,22 @@ deadlines! {
     ProgressCheck: "progress_check", None, false, clock 6, None;
 }
 
+/// The deadlines of which one runs in every state.
+#[cfg(feature = "sim")]
+pub(crate) const BOUNDING: [Deadline; 11] = [
+    Deadline::Connect,
+    Deadline::FirstByte,
+    Deadline::Request,
+    Deadline::Read,
+    Deadline::Response,
+    Deadline::Write,
+    Deadline::Idle,
+    Deadline::HalfClosed,
+    Deadline::Flush,
+    Deadline::Linger,
+    Deadline::Tunnel,
+];
+
 /// Bytes that start a deadline anew.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Traffic {
@@ -168,7 +184,7 @@ impl Set {
     fn iter(self) -> impl Iterator<Item = Deadline> {
         let mut bits = self.0;
         std::iter::from_fn(move || {
-            // Of no bits the lowest is the thirty-second, which there is not.
+            // 32 if no bit is left, and there is no such deadline.
             let lowest = bits.trailing_zeros() as usize;
             bits &= bits.wrapping_sub(1);
             Deadline::ALL.get(lowest).copied()
@@ -189,7 +205,7 @@ impl Default for DeadlineInputs {
 }
 
 impl DeadlineInputs {
-    const STATE_SHIFT: u32 = 13;
+    const STATE_SHIFT: u32 = Flags::DEADLINE_BITS;
 
     #[inline]
     pub(crate) const fn new(state: State, flags: Flags) -> Self {
@@ -623,7 +639,8 @@ mod tests {
     /// Every combination of inputs.
     fn all_inputs() -> impl Iterator<Item = DeadlineInputs> {
         STATES.into_iter().flat_map(|state| {
-            (0..1_u32 << 13).map(move |bits| DeadlineInputs::new(state, Flags::from_bits(bits)))
+            (0..1_u32 << Flags::DEADLINE_BITS)
+                .map(move |bits| DeadlineInputs::new(state, Flags::from_bits(bits)))
         })
     }
 

@@ -122,7 +122,7 @@ flags! {
         /// The next request boundary ends the connection: it has reached its greatest age, or its
         /// handler was answered that this request is the last.
         RETIRING = 26;
-        /// The connection is in the list of those whose record is to be released.
+        /// The connection is in the list of those that are released and whose record is to be removed.
         REAPED = 27;
         /// The connection is idle in its pool: what arrives for it was not asked for.
         POOLED_IDLE = 28;
@@ -161,7 +161,10 @@ flags! {
 
 impl Flags {
     /// What the choice of deadlines depends on.
-    pub(crate) const DEADLINE_INPUTS: Self = Self((1 << 13) - 1);
+    pub(crate) const DEADLINE_INPUTS: Self = Self((1 << Self::DEADLINE_BITS) - 1);
+
+    /// How many they are.
+    pub(crate) const DEADLINE_BITS: u32 = 13;
 
     /// Input is left in the socket on purpose.
     pub(crate) const READING_STOPPED: Self =
@@ -216,7 +219,7 @@ impl Flags {
     /// bit 1 for writing, bit 2 for a hang-up.
     #[inline]
     pub(crate) const fn of_event(ready: u8) -> Self {
-        Self(((ready & 7) as u32) << 13)
+        Self((ready & 7) as u32 * Self::READ_READY.0)
     }
 
     #[cfg(test)]

@@ -23,7 +23,7 @@ pub(crate) struct ColdState {
     pub(crate) durations: Option<Box<Durations>>,
     /// The local address, where it is not the listener's.
     pub(crate) local: Option<Address>,
-    /// The connection that dialled this one.
+    /// The connection that dialled this one; of a leased one, the connection that leased it.
     pub(crate) owner: Option<ConnId>,
     /// What this connection feeds.
     pub(crate) sink: Option<ConnId>,

@@ -7,7 +7,7 @@ use super::Reactor;
 use super::io::wants_reading;
 use crate::backend::{Backend, Source, Token};
 use crate::core::clients::Clients;
-use crate::core::deadlines::{Deadline, Set};
+use crate::core::deadlines::{BOUNDING, Deadline, Set};
 use crate::core::flags::Flags;
 use crate::core::lifecycle::State;
 use crate::core::output::{Output, allocation};
@@ -421,21 +421,6 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         })
     }
 }
-
-/// The deadlines of which one runs in every state.
-const BOUNDING: [Deadline; 11] = [
-    Deadline::Connect,
-    Deadline::FirstByte,
-    Deadline::Request,
-    Deadline::Read,
-    Deadline::Response,
-    Deadline::Write,
-    Deadline::Idle,
-    Deadline::HalfClosed,
-    Deadline::Flush,
-    Deadline::Linger,
-    Deadline::Tunnel,
-];
 
 /// What an audit of a reactor remembers from one time to the next.
 #[derive(Debug, Default)]

@@ -241,7 +241,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         }
     }
 
-    /// The last output of a closing connection does not leave: what it ends for has been said.
+    /// The last output of a closing connection does not leave. Its reason is final, so the end is only
+    /// counted.
     pub(super) fn lose_patience(&mut self, id: ConnId) {
         self.shared.counters.flush_expired.add(1);
         self.drop_output_and_release(id, true);

@@ -106,7 +106,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
 
     /// Whether closing a connection destroys nothing that its peer has yet to receive. One for
     /// which it would is no candidate for a while. `None` if this turn has asked about enough of
-    /// these: then it is known in a later turn only.
+    /// these; a later turn asks again.
     pub(super) fn may_be_closed(&mut self, id: ConnId) -> Option<bool> {
         let turn = self.shared.counters.turns.get();
         if !self.overload.eviction.may_ask(turn) {

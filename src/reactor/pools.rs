@@ -275,7 +275,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         cold.durations = Some(durations);
     }
 
-    /// A dialled connection stands: if it is a pool's, that knows it.
+    /// A dialled connection is established: notifies its pool, if it is one's.
     pub(super) fn note_pooled_connected(&mut self, id: ConnId) {
         let Some((pool, place)) = self.shared.table.at(id.index()).pooled() else { return };
         let (now, random) = (self.shared.now, self.backend.entropy());

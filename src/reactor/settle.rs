@@ -379,7 +379,7 @@ mod tests {
         let states = [State::Connecting, State::Connected, State::Idle];
         // What they were like before, and what they are like now, in all that deadlines depend on.
         let all = || {
-            let bits = || (0..1 << 13).map(Flags::from_bits);
+            let bits = || (0..1 << Flags::DEADLINE_BITS).map(Flags::from_bits);
             states.into_iter().flat_map(move |state| bits().map(move |flags| (state, flags)))
         };
         for (state, flags) in all() {

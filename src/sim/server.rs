@@ -16,6 +16,7 @@ use crate::backend::Token;
 use crate::close::{CloseReason, Closed};
 use crate::config::Timeouts;
 use crate::conn::Context;
+use crate::core::deadlines::{BOUNDING, Deadline, Durations};
 use crate::core::lifecycle::State;
 use crate::core::stats::Stats;
 use crate::handler::Handler;
@@ -496,21 +497,8 @@ impl<H: Handler> Turns for Node<H> {
 }
 
 /// Which of the timeouts that leave no state without a deadline are off; none by default.
-fn timeouts_off(it: &Timeouts) -> impl Iterator<Item = &'static str> + use<> {
-    [
-        ("connect", it.connect),
-        ("first_byte", it.first_byte),
-        ("request", it.request),
-        ("read", it.read),
-        ("response", it.response),
-        ("write", it.write),
-        ("idle", it.idle),
-        ("half_closed", it.half_closed),
-        ("flush", it.flush),
-        ("linger", it.linger),
-        ("tunnel", it.tunnel),
-    ]
-    .into_iter()
-    .filter(|(_, timeout)| timeout.is_none())
-    .map(|(name, _)| name)
+fn timeouts_off(timeouts: &Timeouts) -> impl Iterator<Item = &'static str> {
+    let durations = Durations::new(timeouts);
+    let off = BOUNDING.into_iter().filter(move |deadline| durations.of(*deadline) == u64::MAX);
+    off.map(Deadline::label)
 }

@@ -96,7 +96,7 @@ pub(crate) struct LoopState {
     pub(crate) dirty: VecDeque<ConnId>,
     /// Connections to be dialled.
     pub(crate) pending_dials: Vec<ConnId>,
-    /// Connections whose records are to be released at the end of the turn.
+    /// Connections that are released, whose records are to be removed at the end of the turn.
     pub(crate) reaped: Vec<ConnId>,
     pub(crate) counters: Arc<Counters>,
     pub(crate) bounds: Bounds,
