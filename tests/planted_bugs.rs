@@ -7,6 +7,9 @@ mod scenarios;
 #[path = "scenarios/peers.rs"]
 mod peers;
 
+#[path = "scenarios/endpoints.rs"]
+#[allow(dead_code, reason = "what only the rules and the swarm need")]
+mod endpoints;
 #[path = "scenarios/pooled.rs"]
 #[allow(dead_code, reason = "what only the rules and the swarm need")]
 mod pooled;
