@@ -348,13 +348,14 @@ impl Endpoint {
     }
 
     fn interval(&self, now: Instant) -> u64 {
-        let wanted = !self.is_available() && now < self.wanted_until;
-        match self.state {
-            _ if wanted => self.rules.fast_interval,
+        let interval = match self.state {
             EndpointState::GoingDown | EndpointState::GoingUp => self.rules.fast_interval,
             EndpointState::Up => self.rules.interval,
             EndpointState::Down => self.rules.down_interval,
-        }
+        };
+        // It must not become less when nothing waits any more.
+        let wanted = !self.is_available() && now < self.wanted_until;
+        if wanted { interval.min(self.rules.fast_interval) } else { interval }
     }
 
     /// Something waits for it until then, or has been refused as it is not available: what brings it
@@ -485,5 +486,414 @@ impl Endpoint {
         self.ejected_until = None;
         self.ejected_at = Some(now);
         self.recovered_at = Some(now);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::time::Duration;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::close::OsError;
+    use crate::config::HealthCheck;
+    use crate::core::dial::fault_of;
+
+    const SECOND: u64 = 1_000_000_000;
+
+    fn conn(number: u64) -> ConnId {
+        ConnId::new(number as u32 & 0xffff, 1)
+    }
+
+    fn failed() -> CloseReason {
+        CloseReason::ConnectFailed(io::Error::from_raw_os_error(libc::ECONNREFUSED).into())
+    }
+
+    #[derive(Clone, Copy, Debug)]
+    enum Op {
+        /// The check of an endpoint ends so, if one is under way.
+        End(usize, Option<bool>),
+        Success(usize),
+        Failure(usize),
+        Want(usize),
+        Add,
+        Remove(usize),
+        Pass {
+            millis: u64,
+        },
+    }
+
+    fn ops() -> impl Strategy<Value = Vec<Op>> {
+        let at = || 0..4_usize;
+        let op = prop_oneof![
+            8 => (at(), prop::option::weighted(0.9, any::<bool>())).prop_map(|(at, how)| Op::End(at, how)),
+            1 => at().prop_map(Op::Success),
+            6 => at().prop_map(Op::Failure),
+            1 => at().prop_map(Op::Want),
+            1 => Just(Op::Add),
+            1 => at().prop_map(Op::Remove),
+            8 => (1..3_000_u64).prop_map(|millis| Op::Pass { millis }),
+        ];
+        prop::collection::vec(op, 1..300)
+    }
+
+    /// One endpoint and all that has ever happened to it.
+    struct Known {
+        endpoint: Endpoint,
+        /// How its checks ended, those left out that say nothing.
+        ends: Vec<bool>,
+        /// When the latest check ended.
+        ended_at: Option<Instant>,
+        check: Option<(ConnId, Instant)>,
+        wanted_until: Instant,
+        /// Failures since the latest success, pass, ejection or fall.
+        failures: u32,
+        ejected_until: Option<Instant>,
+        /// When ejections ended, and how long they were to last.
+        ejections: Vec<(Instant, u64)>,
+        prevented: u64,
+    }
+
+    struct Model {
+        config: EndpointConfig,
+        now: Instant,
+        all: Vec<Known>,
+        conns: u64,
+        random: u64,
+    }
+
+    /// The state that follows from the ends of all checks, as the documents put it.
+    fn state_after(ends: &[bool], rise: u32, fall: u32) -> EndpointState {
+        if ends.is_empty() {
+            return EndpointState::GoingUp;
+        }
+        let Some(first) = ends.iter().position(|passed| *passed) else {
+            return EndpointState::Down;
+        };
+        let mut up = true;
+        let (mut passed, mut lost) = (0, 0);
+        for end in &ends[first..] {
+            (passed, lost) = if *end { (passed + 1, 0) } else { (0, lost + 1) };
+            up = if up { lost < fall } else { passed >= rise };
+        }
+        match up {
+            true if lost == 0 => EndpointState::Up,
+            true => EndpointState::GoingDown,
+            false if passed == 0 => EndpointState::Down,
+            false => EndpointState::GoingUp,
+        }
+    }
+
+    impl Model {
+        fn new(config: EndpointConfig) -> Self {
+            let now = Instant::from_nanos(SECOND);
+            let mut model = Self { config, now, all: Vec::new(), conns: 0, random: 9 };
+            for _ in 0..3 {
+                model.apply(Op::Add);
+            }
+            model
+        }
+
+        fn random(&mut self) -> u64 {
+            self.random = self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            self.random
+        }
+
+        fn state(&self, known: &Known) -> EndpointState {
+            match self.config.check {
+                HealthCheck::None => EndpointState::Up,
+                _ => state_after(&known.ends, self.config.rise, self.config.fall),
+            }
+        }
+
+        fn is_available(&self, known: &Known) -> bool {
+            let up = matches!(self.state(known), EndpointState::Up | EndpointState::GoingDown);
+            up && known.ejected_until.is_none()
+        }
+
+        fn end_ejection(known: &mut Known, now: Instant) {
+            if known.ejected_until.take().is_some()
+                && let Some((ended_at, _)) = known.ejections.last_mut()
+            {
+                *ended_at = now;
+            }
+        }
+
+        /// What is ejected is at most half of all.
+        fn may_eject(&self) -> bool {
+            let away = self.all.iter().filter(|it| !self.is_available(it)).count();
+            2 * (away + 1) <= self.all.len()
+        }
+
+        fn work(&mut self) {
+            let now = self.now;
+            for at in 0..self.all.len() {
+                let state = self.state(&self.all[at]);
+                let available = self.is_available(&self.all[at]);
+                let random = self.random();
+                let config = self.config.clone();
+                let known = &mut self.all[at];
+                if known.ejected_until.is_some_and(|until| until <= now) {
+                    Self::end_ejection(known, now);
+                }
+                while let Some(work) = known.endpoint.next(now) {
+                    match work {
+                        Work::Check => {
+                            assert_eq!(known.check, None, "one at a time");
+                            let wanted = !available && now < known.wanted_until;
+                            let pause = match state {
+                                _ if wanted => config.fast_interval,
+                                EndpointState::Up => config.interval,
+                                EndpointState::Down => config.down_interval,
+                                _ => config.fast_interval,
+                            };
+                            if let Some(ended_at) = known.ended_at {
+                                assert!(now - ended_at >= pause * 4 / 5, "{state:?} {wanted}");
+                            }
+                            self.conns += 1;
+                            known.endpoint.begin_check(conn(self.conns), now, random);
+                            known.check = Some((conn(self.conns), now + config.timeout));
+                        }
+                        Work::GiveUp(id) => {
+                            let (check, until) = known.check.take().expect("a check");
+                            assert!(check == id && until <= now, "not before its time is over");
+                            let outcome = Outcome::Failed(CloseReason::Timeout(Timeout::Check));
+                            assert!(known.endpoint.end_check(id, outcome, now));
+                            known.note_end(Some(false), now);
+                        }
+                    }
+                }
+                assert!(known.endpoint.due(now) > now, "what is due is done");
+            }
+            self.check();
+        }
+
+        fn check(&self) {
+            for known in &self.all {
+                let stats = known.endpoint.stats(self.now, 0);
+                assert_eq!(stats.state, self.state(known), "{:?}", known.ends);
+                assert_eq!(stats.is_available, self.is_available(known));
+                assert_eq!(stats.is_ejected, known.ejected_until.is_some());
+                assert_eq!(stats.weight > 0, stats.is_available);
+                assert_eq!(stats.checks, known.ends.len() as u64);
+                assert_eq!(stats.ejections, known.ejections.len() as u64);
+                assert_eq!(stats.ejections_prevented, known.prevented);
+                // The next check comes in its time, whatever happens.
+                let latest = match known.check {
+                    _ if self.config.check == HealthCheck::None => Instant::FAR_FUTURE,
+                    Some((_, until)) => until,
+                    None => self.now + self.config.down_interval,
+                };
+                assert!(known.endpoint.due(self.now) <= latest);
+            }
+            let ejected = self.all.iter().filter(|it| it.ejected_until.is_some()).count();
+            assert!(2 * ejected <= self.all.len(), "{ejected} of {}", self.all.len());
+        }
+
+        fn fail(&mut self, at: usize) {
+            let (available, room) = (self.is_available(&self.all[at]), self.may_eject());
+            let most = self.config.eject_after.unwrap_or(u32::MAX);
+            let (first, longest) = (nanos(self.config.ejection), nanos(self.config.ejection_max));
+            let now = self.now;
+            let policy_room = may_eject(self.all.iter().map(|it| &it.endpoint), 50);
+            assert_eq!(policy_room, room);
+            let known = &mut self.all[at];
+            known.failures += u32::from(available);
+            let due = known.endpoint.note_failure(Some(failed()));
+            assert_eq!(due, available && known.failures >= most);
+            if !due {
+                return;
+            }
+            known.failures = 0;
+            if !room {
+                known.endpoint.spare();
+                known.prevented += 1;
+                return;
+            }
+            known.endpoint.eject(now);
+            let long = match known.ejections.last() {
+                Some((ended_at, before)) if now.nanos_since(*ended_at) < longest => {
+                    (before + first).min(longest)
+                }
+                _ => first,
+            };
+            known.ejections.push((Instant::FAR_FUTURE, long));
+            known.ejected_until = Some(now.after(long));
+            assert_eq!(known.endpoint.ejected_until(), known.ejected_until);
+        }
+
+        fn apply(&mut self, op: Op) {
+            let now = self.now;
+            let count = self.all.len();
+            match op {
+                Op::Pass { millis } => self.now += Duration::from_millis(millis),
+                Op::Add if count < 6 => self.all.push(Known {
+                    endpoint: Endpoint::new(&self.config),
+                    ends: Vec::new(),
+                    ended_at: None,
+                    check: None,
+                    wanted_until: Instant::EPOCH,
+                    failures: 0,
+                    ejected_until: None,
+                    ejections: Vec::new(),
+                    prevented: 0,
+                }),
+                Op::Add => {}
+                _ if count == 0 => {}
+                Op::Remove(at) => {
+                    self.all.remove(at % count);
+                    // As `state/health.rs` does.
+                    loop {
+                        let ejected = self.all.iter().filter(|it| it.ejected_until.is_some());
+                        if is_within(ejected.clone().count(), self.all.len(), 50) {
+                            break;
+                        }
+                        let soonest = ejected.map(|it| it.ejected_until).min().flatten();
+                        let surplus = self.all.iter_mut().find(|it| it.ejected_until == soonest);
+                        let surplus = surplus.expect("one is ejected");
+                        surplus.endpoint.end_ejection(now);
+                        Self::end_ejection(surplus, now);
+                    }
+                }
+                Op::Success(at) => {
+                    let known = &mut self.all[at % count];
+                    known.endpoint.note_success();
+                    known.failures = 0;
+                }
+                Op::Failure(at) => self.fail(at % count),
+                Op::Want(at) => {
+                    let least = now + self.config.down_interval;
+                    let known = &mut self.all[at % count];
+                    known.endpoint.want(now + Duration::from_secs(2), now);
+                    let until = least.max(now + Duration::from_secs(2));
+                    known.wanted_until = known.wanted_until.max(until);
+                }
+                Op::End(at, how) => {
+                    let known = &mut self.all[at % count];
+                    let Some((check, _)) = known.check.take() else { return };
+                    let outcome = match how {
+                        Some(true) => Outcome::Passed,
+                        Some(false) => Outcome::of_end(failed(), fault_of(failed())),
+                        None => Outcome::Void,
+                    };
+                    assert!(known.endpoint.end_check(check, outcome, now));
+                    assert!(!known.endpoint.end_check(check, outcome, now), "it ends once");
+                    known.note_end(how, now);
+                    let down = matches!(
+                        state_after(&known.ends, self.config.rise, self.config.fall),
+                        EndpointState::Down
+                    );
+                    if how == Some(true) || (how == Some(false) && down) {
+                        known.failures = 0;
+                    }
+                    if how == Some(true) {
+                        Self::end_ejection(known, now);
+                    }
+                }
+            }
+            self.work();
+        }
+    }
+
+    impl Known {
+        fn note_end(&mut self, how: Option<bool>, now: Instant) {
+            self.ends.extend(how);
+            self.ended_at = Some(now);
+        }
+    }
+
+    fn configs() -> [EndpointConfig; 4] {
+        let base = EndpointConfig::default;
+        [
+            base(),
+            EndpointConfig { check: HealthCheck::None, eject_after: Some(2), ..base() },
+            EndpointConfig { rise: 1, fall: 1, eject_after: Some(1), ..base() },
+            EndpointConfig {
+                rise: 4,
+                fall: 2,
+                eject_after: Some(1),
+                ejection: Duration::from_secs(2),
+                ejection_max: Duration::from_secs(7),
+                ..base()
+            },
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn endpoints_are_what_all_their_checks_and_failures_say(ops in ops(), which in 0..4_usize) {
+            let mut model = Model::new(configs()[which].clone());
+            for op in ops {
+                model.apply(op);
+            }
+        }
+    }
+
+    #[test]
+    fn the_weight_grows_evenly_and_only_after_a_recovery() {
+        let config = EndpointConfig { fall: 1, rise: 1, ..EndpointConfig::default() };
+        let mut endpoint = Endpoint::new(&config);
+        let at = |millis: u64| Instant::from_nanos(millis * 1_000_000);
+        let end = |endpoint: &mut Endpoint, outcome, now| {
+            endpoint.begin_check(conn(1), now, 0);
+            endpoint.end_check(conn(1), outcome, now);
+        };
+        assert_eq!(endpoint.weight(at(0)), 0);
+        end(&mut endpoint, Outcome::Passed, at(0));
+        assert_eq!(endpoint.weight(at(0)), 100, "never at the start");
+        end(&mut endpoint, Outcome::Failed(failed()), at(1_000));
+        assert_eq!(endpoint.weight(at(1_000)), 0);
+        end(&mut endpoint, Outcome::Passed, at(2_000));
+        let weights = [0, 1_000, 2_500, 5_000, 9_990, 10_000, 90_000];
+        assert_eq!(
+            weights.map(|millis| endpoint.weight(at(2_000 + millis))),
+            [1, 10, 25, 50, 99, 100, 100]
+        );
+        // What was ejected is as cold.
+        endpoint.eject(at(100_000));
+        assert_eq!(endpoint.weight(at(100_000)), 0);
+        assert_eq!(endpoint.next(at(130_000)), Some(Work::Check));
+        assert_eq!(endpoint.weight(at(135_000)), 50);
+    }
+
+    /// What an end says of the endpoint, before and after a byte has come.
+    #[test]
+    fn ends_say_what_the_documents_say() {
+        let all = (0..CloseReason::COUNT).map(CloseReason::of_index);
+        let mut says = [0; 3];
+        for reason in all {
+            let [silent, answered] = [false, true].map(|it| judge(reason, fault_of(reason), it));
+            let lost = matches!(reason, CloseReason::PeerReset | CloseReason::Io(_));
+            let late = matches!(
+                reason,
+                CloseReason::ConnectFailed(_)
+                    | CloseReason::Timeout(
+                        Timeout::Connect
+                            | Timeout::Read
+                            | Timeout::Write
+                            | Timeout::Ping
+                            | Timeout::Handshake
+                            | Timeout::Check
+                    )
+            );
+            let ours = fault_of(reason) == Fault::Ours;
+            let expected = match () {
+                () if ours => [None, None],
+                () if late => [Some(Err(reason)); 2],
+                () if lost => [Some(Err(reason)), Some(Ok(()))],
+                () => [None, Some(Ok(()))],
+            };
+            assert_eq!([silent, answered], expected, "{reason:?}");
+            says[usize::from(late || lost) + usize::from(ours) * 2] += 1;
+        }
+        assert!(says.iter().all(|count| *count > 3), "{says:?}");
+        for errno in [libc::EADDRNOTAVAIL, libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::EAGAIN]
+        {
+            let error = OsError::from(io::Error::from_raw_os_error(errno));
+            let reason = CloseReason::ConnectFailed(error);
+            assert_eq!(judge(reason, fault_of(reason), false), None, "{errno}");
+        }
     }
 }

@@ -458,7 +458,7 @@ impl LoopState {
             let due = state.policy.due(self.now);
             let comes = state.alarm.is_some_and(|(_, at)| at <= due);
             if !state.queued && !comes && due < Instant::FAR_FUTURE {
-                return Err(format!("nothing serves {id:?} at {due:?}"));
+                return Err(format!("nothing serves {id:?} at {due:?}: {state:?}"));
             }
             let its: Vec<_> = checks.iter().filter(|(of, _)| *of == id).map(|it| it.1).collect();
             // What is to end is no check any more, and its end may not have begun.

@@ -242,6 +242,14 @@ impl RecordingHandler {
         self
     }
 
+    pub(crate) fn when_test_request(
+        mut self,
+        hook: impl FnMut(&mut Conn<'_>, &mut Session) + 'static,
+    ) -> Self {
+        self.hooks.test_request = Box::new(hook);
+        self
+    }
+
     pub(crate) fn when_acquired(
         mut self,
         hook: impl FnMut(&mut Conn<'_>, Result<ConnId, AcquireError>) + 'static,

@@ -210,7 +210,7 @@ fn config(random: &mut Random) -> EndpointConfig {
     config.fall = 1 + random.below(3) as u32;
     config.interval = millis(100 + random.below(3_000));
     config.down_interval = millis(100 + random.below(6_000));
-    config.timeout = millis(100 + random.below(1_500));
+    config.timeout = millis(1_200 + random.below(2_000));
     config.eject_after = (random.below(4) > 0).then(|| 1 + random.below(5) as u32);
     config.ejection = millis(500 + random.below(20_000));
     config
@@ -231,6 +231,7 @@ pub(crate) fn endpoints(sim: &mut Sim) {
     if random.below(4) == 0 {
         front.set_descriptors(8 + random.below(10) as usize);
     }
+    sim.settle();
     let mut peers = Vec::new();
     for _ in 0..40 {
         for _ in 0..random.below(4) {
@@ -267,6 +268,7 @@ pub(crate) fn endpoints(sim: &mut Sim) {
     for server in &servers {
         server.with(|weak, _| weak.percent = 0);
     }
+    front.set_descriptors(1_000);
     sim.set_faults(Faults::NONE);
     sim.advance(secs(320));
     let stats = front.with(|balancer, cx| balancer.stats(cx));
@@ -276,7 +278,7 @@ pub(crate) fn endpoints(sim: &mut Sim) {
     }
     let peer = sim.connect(&front);
     peer.send(b"line\n");
-    sim.advance(secs(1));
+    sim.advance(secs(5));
     peer.expect(b"line\n");
     // There are as many checks as there may be, or none: the world would not come to rest.
     front.with(|balancer, cx| {
