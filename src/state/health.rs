@@ -440,7 +440,7 @@ fn blame(reason: CloseReason) -> Fault {
 #[cfg(feature = "sim")]
 impl LoopState {
     /// Each endpoint and its connections agree, one check at most is under way, no more are ejected
-    /// than may be, and what is due is served.
+    /// than may be, and what is due is served: I12.
     pub(crate) fn audit_endpoints(&self) -> Result<(), String> {
         let (mut checks, mut connections) = (Vec::new(), std::collections::BTreeMap::new());
         for record in self.table.ids().filter_map(|id| self.table.get(id)) {
