@@ -821,7 +821,8 @@ impl Context<'_> {
     ///
     /// [`Handler::on_open`](crate::Handler::on_open) comes for each of its test connections, whose
     /// [origin](Conn::origin) is [`Origin::Check`]. One that is refused there is a failed check. An
-    /// endpoint costs some 400 bytes, and at most one connection at a time for its checks.
+    /// endpoint costs some 400 bytes, and at most one connection at a time for its checks. A name is
+    /// looked up anew for each check.
     ///
     /// ```
     /// use wheelhouse::Context;

@@ -112,7 +112,7 @@ impl WaitId {
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct EndpointId {
     pub(crate) index: u32,
-    pub(crate) serial: u32,
+    pub(crate) serial: u64,
 }
 
 /// The name of a group of endpoints, for as long as its reactor lives.

@@ -45,9 +45,10 @@ pub struct EndpointConfig {
     /// two that follow are shortened at random by up to a fifth, so that the checks of many reactors
     /// do not come in step. Default 2 s, as HAProxy's `inter`.
     pub interval: Duration,
-    /// The pause while the endpoint is going up or down, and while it is not available and something
-    /// waits for it: what has asked a [pool](crate::pool::PoolConfig::endpoint) of it, or was refused
-    /// within the last [`down_interval`](EndpointConfig::down_interval). Default 500 ms.
+    /// The pause while the endpoint is going up or down, and while it is not available and is wanted:
+    /// something has asked a [pool](crate::pool::PoolConfig::endpoint) of it and its time to wait is
+    /// not over, or asked or was refused within the last
+    /// [`down_interval`](EndpointConfig::down_interval). Default 500 ms.
     pub fast_interval: Duration,
     /// The pause while the endpoint is down. Default 5 s.
     pub down_interval: Duration,

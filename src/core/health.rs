@@ -161,7 +161,7 @@ pub(crate) struct Endpoint {
     /// When the latest check ended, and the share of the pause after it.
     checked_at: Option<Instant>,
     jitter: u64,
-    /// Until then something waits for it to come back.
+    /// Until then something may wait for it to come back.
     wanted_until: Instant,
     /// Since when it has been available again.
     recovered_at: Option<Instant>,
@@ -358,8 +358,8 @@ impl Endpoint {
         if wanted { interval.min(self.rules.fast_interval) } else { interval }
     }
 
-    /// Something waits for it until then, or has been refused as it is not available: what brings it
-    /// back is to be known soon.
+    /// Something may wait for it until then, or has been refused as it is not available: while it is
+    /// not, what brings it back is to be known soon.
     pub(crate) fn want(&mut self, until: Instant, now: Instant) {
         let least = now.after(self.rules.down_interval);
         self.wanted_until = self.wanted_until.max(until).max(least);

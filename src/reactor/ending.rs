@@ -184,7 +184,9 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             self.leave_pools(id, CloseReason::HandlerClose);
         }
         if self.shared.table.at(id.index()).is_of_endpoint() {
-            self.shared.leave_endpoint(id, CloseReason::HandlerClose);
+            let reason =
+                if panicked { CloseReason::HandlerPanic } else { CloseReason::HandlerClose };
+            self.shared.leave_endpoint(id, reason);
         }
         self.release(id);
     }

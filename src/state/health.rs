@@ -32,8 +32,8 @@ pub(crate) enum Standing {
 
 /// An endpoint, and what its test connections are made from.
 #[derive(Debug)]
-pub(crate) struct EndpointState {
-    serial: u32,
+pub(crate) struct EndpointEntry {
+    serial: u64,
     pub(crate) policy: Endpoint,
     pub(crate) target: Target,
     pub(crate) how: HealthCheck,
@@ -50,7 +50,9 @@ pub(crate) struct EndpointState {
     alarm: Option<(AlarmId, Instant)>,
 }
 
-impl EndpointState {
+const _: () = assert!(size_of::<EndpointEntry>() <= 416, "the documents say what one costs");
+
+impl EndpointEntry {
     pub(crate) fn standing(&self) -> Standing {
         if self.policy.is_unknown() {
             Standing::Unknown
@@ -67,8 +69,8 @@ impl EndpointState {
 /// All endpoints of a reactor.
 #[derive(Debug, Default)]
 pub(crate) struct Endpoints {
-    list: Slab<EndpointState>,
-    added: u32,
+    list: Slab<EndpointEntry>,
+    added: u64,
     /// Those that have something to do.
     queue: VecDeque<EndpointId>,
     /// How many of the members of each group may be ejected at once, in percent.
@@ -87,11 +89,11 @@ impl Endpoints {
         self.queue.len()
     }
 
-    pub(crate) fn get(&self, id: EndpointId) -> Option<&EndpointState> {
+    pub(crate) fn get(&self, id: EndpointId) -> Option<&EndpointEntry> {
         self.list.get(id.index as usize).filter(|it| it.serial == id.serial)
     }
 
-    pub(crate) fn get_mut(&mut self, id: EndpointId) -> Option<&mut EndpointState> {
+    pub(crate) fn get_mut(&mut self, id: EndpointId) -> Option<&mut EndpointEntry> {
         self.list.get_mut(id.index as usize).filter(|it| it.serial == id.serial)
     }
 
@@ -165,7 +167,7 @@ impl LoopState {
             policy.stop();
         }
         let said = if policy.is_unknown() { Standing::Unknown } else { Standing::Up };
-        let state = EndpointState {
+        let state = EndpointEntry {
             serial,
             policy,
             target,
@@ -404,14 +406,13 @@ impl LoopState {
         self.hold_pool(pool, held);
     }
 
-    /// Something waits until then for a pool to dial an endpoint: if that is not available, it is
-    /// checked soon.
+    /// Something may wait until then for a pool to dial an endpoint: while that is not available, it
+    /// is checked often.
     pub(super) fn want_endpoint(&mut self, id: EndpointId, until: Instant) {
         let now = self.now;
-        if let Some(state) = self.endpoints.get_mut(id)
-            && !state.policy.is_available()
-        {
-            state.policy.want(until, now);
+        let Some(state) = self.endpoints.get_mut(id) else { return };
+        state.policy.want(until, now);
+        if !state.policy.is_available() {
             self.endpoints.wake(id);
         }
     }

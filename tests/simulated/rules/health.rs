@@ -625,6 +625,32 @@ fn a_pool_does_not_dial_while_its_endpoint_is_down_and_at_once_when_it_is_back()
     peer.expect(b"line\n");
 }
 
+/// What waited before the endpoint went down is no reason to check it less often.
+#[test]
+fn a_pool_that_is_full_makes_the_checks_of_its_endpoint_fast() {
+    let pool = PoolConfig { size: 1, acquire: secs(60), ..PoolConfig::default() };
+    let mut setup = Follower::new(pool, &EndpointConfig::default());
+    let listener = setup.sim.listen(UPSTREAM, 16);
+    setup.sim.advance(millis(100));
+    while listener.accept().is_some() {}
+    let clients = [(); 2].map(|()| setup.sim.connect(SERVER));
+    for client in &clients {
+        client.send(b"line\n");
+    }
+    setup.sim.advance(millis(10));
+    let upstream = listener.accept().unwrap();
+    assert_eq!((setup.pool().leased, setup.pool().waiting), (1, 1));
+    drop(listener);
+    setup.sim.advance(secs(10));
+    upstream.reset();
+    setup.sim.advance(secs(10));
+    let checks = setup.endpoint().checks;
+    setup.sim.advance(secs(10));
+    let checks = setup.endpoint().checks - checks;
+    assert_eq!((setup.endpoint().state, setup.pool().waiting), (EndpointState::Down, 1));
+    assert!((19..=26).contains(&checks), "{checks}");
+}
+
 #[test]
 fn a_pool_that_fails_fast_says_that_its_endpoint_is_down() {
     let config = PoolConfig { fail_fast: true, ..PoolConfig::default() };
