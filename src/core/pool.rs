@@ -130,6 +130,8 @@ struct Member {
     pinged: bool,
     /// An exchange over it has come to its end: it is not only the socket that works.
     proven: bool,
+    /// One has since it was last idle.
+    served: bool,
     /// When it is to be replaced.
     expires: Instant,
     /// How long it is idle before it is pinged.
@@ -610,6 +612,7 @@ impl Pool {
             unused_since: now,
             pinged: false,
             proven: false,
+            served: false,
             expires: Instant::FAR_FUTURE,
             ping_after: u64::MAX,
             leases: 0,
@@ -671,6 +674,7 @@ impl Pool {
         if ready {
             member.proven = true;
             self.give_back(place, now);
+            self.members[place as usize].served = true;
         }
         ready
     }
@@ -717,9 +721,9 @@ impl Pool {
         self.members[place as usize].used
     }
 
-    /// Whether an exchange over it has come to its end.
-    pub(crate) fn is_proven(&self, place: Place) -> bool {
-        self.members[place as usize].proven
+    /// Whether what was given back has come to the end of an exchange since it was last idle.
+    pub(crate) fn has_served(&self, place: Place) -> bool {
+        self.members[place as usize].served
     }
 
     pub(crate) fn phase(&self, place: Place) -> Phase {
@@ -729,7 +733,8 @@ impl Pool {
     /// A lease is given back, and is to be judged in this turn or the next.
     pub(crate) fn give_back(&mut self, place: Place, now: Instant) {
         let member = &mut self.members[place as usize];
-        member.proven |= matches!(member.phase, Phase::Leased(_));
+        member.served = matches!(member.phase, Phase::Leased(_));
+        member.proven |= member.served;
         self.enter(place, Phase::Returned, now, u64::MAX);
         self.returned.push_back(place);
     }

@@ -181,7 +181,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         };
         let state = self.shared.pools.get(pool);
         if let Some(endpoint) = state.endpoint
-            && state.policy.is_proven(place)
+            && whole
+            && state.policy.has_served(place)
         {
             self.shared.note_endpoint_success(endpoint);
         }
