@@ -185,7 +185,7 @@ macro_rules! timeouts {
         $(#[$doc:meta])*
         $name:ident: $label:literal, $mode:ident, $fault:ident, $text:literal;
     )*) => {
-        /// Which deadline passed; each has its setting of the same name in
+        /// Which deadline passed; each has its setting, mostly of the same name, in
         /// [`Timeouts`](crate::Timeouts), which says when it runs, in
         /// [`PoolConfig`](crate::pool::PoolConfig), or in
         /// [`EndpointConfig`](crate::health::EndpointConfig).
@@ -250,7 +250,8 @@ timeouts! {
     HalfClosed: "half_closed_timeout", Flush, Peer, "half-closed for too long";
     /// The handshake of a connection of a pool was not over in time.
     Handshake: "handshake_timeout", Reset, Peer, "no handshake in time";
-    /// A check of an [endpoint](crate::health) did not pass in time.
+    /// A check of an [endpoint](crate::health) did not pass within
+    /// [`EndpointConfig::timeout`](crate::health::EndpointConfig::timeout).
     Check: "check_timeout", Reset, Peer, "not checked in time";
     /// A tunnel carried nothing in either direction.
     Tunnel: "tunnel_timeout", Close, None, "tunnel idle for too long";

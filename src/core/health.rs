@@ -298,6 +298,12 @@ impl Endpoint {
         self.check.map(|check| check.conn)
     }
 
+    /// How long a check may take.
+    #[cfg(feature = "sim")]
+    pub(crate) const fn timeout(&self) -> u64 {
+        self.rules.timeout
+    }
+
     /// The share of the load that it is to have, in percent.
     fn weight(&self, now: Instant) -> u8 {
         if !self.is_available() {
