@@ -130,6 +130,8 @@ reasons! {
     /// [`Limits::buffered_max`](crate::Limits::buffered_max), and those of this connection were
     /// among the greatest.
     BufferLimit: "buffer_limit", Reset, Load, "too much buffered by all connections";
+    /// It was a check of an [endpoint](crate::health), which passed.
+    CheckPassed: "check_passed", Close, None, "a check that passed";
     /// Every address that was dialled refused or failed; this is the last failure.
     ConnectFailed(cause: OsError): "connect_failed", Drop, Peer, "connect failed";
     /// It was idle, and was closed to free its place: for a new connection where
@@ -183,9 +185,10 @@ macro_rules! timeouts {
         $(#[$doc:meta])*
         $name:ident: $label:literal, $mode:ident, $fault:ident, $text:literal;
     )*) => {
-        /// Which deadline passed; each has its setting of the same name in
-        /// [`Timeouts`](crate::Timeouts), which says when it runs, or in
-        /// [`PoolConfig`](crate::pool::PoolConfig).
+        /// Which deadline passed; each has its setting, mostly of the same name, in
+        /// [`Timeouts`](crate::Timeouts), which says when it runs, in
+        /// [`PoolConfig`](crate::pool::PoolConfig), or in
+        /// [`EndpointConfig`](crate::health::EndpointConfig).
         #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
         #[non_exhaustive]
         #[repr(u8)]
@@ -247,6 +250,9 @@ timeouts! {
     HalfClosed: "half_closed_timeout", Flush, Peer, "half-closed for too long";
     /// The handshake of a connection of a pool was not over in time.
     Handshake: "handshake_timeout", Reset, Peer, "no handshake in time";
+    /// A check of an [endpoint](crate::health) did not pass within
+    /// [`EndpointConfig::timeout`](crate::health::EndpointConfig::timeout).
+    Check: "check_timeout", Reset, Peer, "not checked in time";
     /// A tunnel carried nothing in either direction.
     Tunnel: "tunnel_timeout", Close, None, "tunnel idle for too long";
     /// The connection reached its greatest age.
@@ -361,9 +367,9 @@ mod tests {
     fn every_reason_has_a_mode() {
         let count = |mode| all().filter(|reason| reason.mode() == mode).count();
         assert_eq!(count(CloseMode::Flush), 11);
-        assert_eq!(count(CloseMode::Close), 6);
+        assert_eq!(count(CloseMode::Close), 7);
         assert_eq!(count(CloseMode::Drop), 4);
-        assert_eq!(count(CloseMode::Reset), 10);
+        assert_eq!(count(CloseMode::Reset), 11);
     }
 
     #[test]

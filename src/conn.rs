@@ -7,9 +7,10 @@ use bytes::Bytes;
 
 use crate::address::{Address, ToTarget};
 use crate::close::{CloseReason, Timeout};
-use crate::config::{AcquireOptions, PoolConfig, Timeouts};
+use crate::config::{AcquireOptions, EndpointConfig, PoolConfig, Timeouts};
 use crate::core::deadlines::{Deadline, Durations};
 use crate::core::flags::{ColdFlags, Flags};
+use crate::core::health::EndpointStats;
 use crate::core::lifecycle::State;
 use crate::core::pool::PoolStats;
 use crate::core::pressure::NO_KEEP_ALIVE;
@@ -17,7 +18,9 @@ use crate::core::record::Record;
 use crate::core::share::Shared;
 use crate::core::stats::Stats;
 use crate::error::{AcquireError, ConfigError, ConnectError};
-use crate::id::{AlarmId, ConnId, Origin, PoolGroupId, PoolId, WaitId};
+use crate::id::{
+    AlarmId, ConnId, EndpointGroupId, EndpointId, Origin, PoolGroupId, PoolId, WaitId,
+};
 use crate::log::debug;
 use crate::state::{LoopState, Purpose, stats};
 use crate::time::Instant;
@@ -95,6 +98,11 @@ impl<'a> Conn<'a> {
         self.record().cold()?.owner
     }
 
+    /// The endpoint that it was [dialled to](Conn::connect_endpoint), or checks.
+    pub fn endpoint(&self) -> Option<EndpointId> {
+        self.record().cold()?.endpoint
+    }
+
     /// Where it is in its life.
     pub fn state(&self) -> State {
         self.record().state()
@@ -121,7 +129,7 @@ impl<'a> Conn<'a> {
             (None, Origin::Accepted(listener)) => {
                 self.cx.shared.listening_on.get(listener.0 as usize)
             }
-            (None, Origin::Connect | Origin::Pool(_)) => None,
+            (None, Origin::Connect | Origin::Pool(_) | Origin::Check(_)) => None,
         }
     }
 
@@ -539,6 +547,17 @@ impl Conn<'_> {
     pub fn connect(&mut self, target: impl ToTarget) -> Result<ConnId, ConnectError> {
         self.cx.shared.dial(target.to_target()?, Some(self.id))
     }
+
+    /// Dials an endpoint; the new connection's [`owner`](Conn::owner) is this one. As
+    /// [`Context::connect_endpoint`].
+    ///
+    /// # Errors
+    ///
+    /// If the endpoint is not available, there are too many connections, or the reactor is shutting
+    /// down.
+    pub fn connect_endpoint(&mut self, endpoint: EndpointId) -> Result<ConnId, ConnectError> {
+        self.cx.shared.dial_endpoint(endpoint, Some(self.id))
+    }
 }
 
 /// Pools.
@@ -625,8 +644,9 @@ impl Conn<'_> {
 
     /// Says that this connection of a pool may be leased: its
     /// [handshake](crate::pool::PoolConfig::handshake) is over, it is [clean](Conn::clean), or it
-    /// has answered a [ping](crate::pool::PoolConfig::ping_after). At other times, and for other
-    /// connections, it does nothing.
+    /// has answered a [ping](crate::pool::PoolConfig::ping_after). Of a check of an endpoint that
+    /// stands it says that it has passed, and ends it. At other times, and for other connections, it
+    /// does nothing.
     pub fn ready(&mut self) {
         self.cx.shared.note_ready(self.id);
     }
@@ -794,6 +814,95 @@ impl Context<'_> {
     /// Gives back what was leased to the loop. As [`Conn::release`].
     pub fn release(&mut self, lease: ConnId) {
         self.shared.give_back(None, lease, false);
+    }
+
+    /// Adds an endpoint, which is checked from now on as `config` says until it is
+    /// [removed](Context::remove_endpoint). Until its first check has passed it is not available.
+    ///
+    /// [`Handler::on_open`](crate::Handler::on_open) comes for each of its test connections, whose
+    /// [origin](Conn::origin) is [`Origin::Check`]. One that is refused there is a failed check. An
+    /// endpoint costs some 400 bytes, and at most one connection at a time for its checks. A name is
+    /// looked up anew for each check.
+    ///
+    /// ```
+    /// use wheelhouse::Context;
+    /// use wheelhouse::health::{EndpointConfig, EndpointId};
+    ///
+    /// fn add_both(cx: &mut Context<'_>) -> Vec<EndpointId> {
+    ///     let group = Some(cx.add_endpoint_group());
+    ///     let config = EndpointConfig { group, ..EndpointConfig::default() };
+    ///     let targets = ["192.0.2.1:80", "192.0.2.2:80"];
+    ///     targets.map(|target| cx.add_endpoint(target, &config).unwrap()).to_vec()
+    /// }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// If `target` is text and no [`Target`](crate::Target), or a setting is out of its range.
+    pub fn add_endpoint(
+        &mut self,
+        target: impl ToTarget,
+        config: &EndpointConfig,
+    ) -> Result<EndpointId, ConfigError> {
+        let target = target.to_target().map_err(|_| {
+            ConfigError::new("the target of an endpoint", "an address or a name and a port")
+        })?;
+        self.shared.add_endpoint(target, config)
+    }
+
+    /// Adds a group of endpoints that serve the same, so that one that fails may be ejected and the
+    /// others take its load. Of a group at most half is down or ejected when one more is ejected: what
+    /// is left has to carry the load, and where all fail alike it is not the endpoints.
+    pub fn add_endpoint_group(&mut self) -> EndpointGroupId {
+        self.shared.add_endpoint_group()
+    }
+
+    /// Removes an endpoint: its check ends with [`HandlerClose`](CloseReason::HandlerClose), its
+    /// connections stay and count for nothing more, and pools that follow it dial as they would
+    /// without it. One that was removed before is ignored.
+    pub fn remove_endpoint(&mut self, endpoint: EndpointId) {
+        self.shared.remove_endpoint(endpoint);
+    }
+
+    /// The endpoints that have been added and not removed.
+    pub fn endpoints(&self) -> Vec<EndpointId> {
+        self.shared.endpoints.ids().collect()
+    }
+
+    /// What is known of an endpoint, unless it was removed.
+    pub fn endpoint(&self, endpoint: EndpointId) -> Option<EndpointStats> {
+        self.shared.endpoint_stats(endpoint)
+    }
+
+    /// Dials an endpoint, as [`connect`](Context::connect) dials its target, if it is available. How
+    /// the connection ends counts for its health:
+    ///
+    /// - as a failure, if it does not come to stand, if it is reset or fails before a byte has come,
+    ///   or if a deadline for a reply, a ping or for what is written passes;
+    /// - as a success otherwise, if a byte has come;
+    /// - as nothing, if none has, or if it was we who lacked a port or a descriptor, made room or
+    ///   were stopping.
+    ///
+    /// # Errors
+    ///
+    /// If the endpoint is not available, with its latest failure, there are too many connections, or
+    /// the reactor is shutting down. An endpoint that is not available is checked at its
+    /// [`fast_interval`](crate::health::EndpointConfig::fast_interval) for a while then.
+    pub fn connect_endpoint(&mut self, endpoint: EndpointId) -> Result<ConnId, ConnectError> {
+        self.shared.dial_endpoint(endpoint, None)
+    }
+
+    /// Notes that an endpoint did what it should: failures before this are none in a row with those
+    /// to come. For what only the application knows, such as the status of a reply.
+    pub fn note_endpoint_success(&mut self, endpoint: EndpointId) {
+        self.shared.note_endpoint_success(endpoint);
+    }
+
+    /// Notes that an endpoint failed, in a way that only the application knows.
+    /// [`EndpointConfig::eject_after`](crate::health::EndpointConfig::eject_after) of them in a row,
+    /// with those that are counted by themselves, eject it.
+    pub fn note_endpoint_failure(&mut self, endpoint: EndpointId) {
+        self.shared.note_endpoint_failure(endpoint, None);
     }
 
     /// Asks for [`Handler::on_alarm`](crate::Handler::on_alarm) at `at`: never early, at most one

@@ -89,6 +89,8 @@ pub enum ConnectError {
     Full,
     /// The reactor is shutting down.
     ShuttingDown,
+    /// The endpoint is down or ejected, after this failure, or was removed.
+    Down(Option<CloseReason>),
     /// The text is no [`Target`](crate::Target).
     Address(AddressError),
 }
@@ -98,6 +100,8 @@ impl fmt::Display for ConnectError {
         match self {
             Self::Full => f.write_str("too many connections"),
             Self::ShuttingDown => f.write_str("the reactor is shutting down"),
+            Self::Down(None) => f.write_str("the endpoint is not available"),
+            Self::Down(Some(reason)) => write!(f, "the endpoint is not available: {reason}"),
             Self::Address(error) => error.fmt(f),
         }
     }
@@ -122,6 +126,9 @@ pub enum AcquireFailure {
     /// None could be dialled, and the pool does not wait for the next try
     /// ([`PoolConfig::fail_fast`](crate::pool::PoolConfig::fail_fast)).
     Unreachable,
+    /// Its [endpoint](crate::pool::PoolConfig::endpoint) is down or ejected, and the pool does not
+    /// wait until it is back.
+    Down,
     /// The pool was closed, or the reactor is shutting down.
     Closed,
     /// The connection that asks is closing.
@@ -134,6 +141,7 @@ impl fmt::Display for AcquireFailure {
             Self::TooManyWaiters => "too many wait for a connection of the pool",
             Self::Timeout => "no connection of the pool was free in time",
             Self::Unreachable => "no connection could be dialled",
+            Self::Down => "the endpoint of the pool is not available",
             Self::Closed => "the pool is closed",
             Self::Closing => "the connection that asks is closing",
         })
@@ -146,7 +154,8 @@ impl fmt::Display for AcquireFailure {
 pub struct AcquireError {
     /// Why.
     pub failure: AcquireFailure,
-    /// How the latest dial ended, if it failed and none has succeeded since.
+    /// How the latest dial ended, if it failed and none has succeeded since; or the latest check of
+    /// the endpoint, while that is not available.
     pub last_dial: Option<CloseReason>,
     /// The most connections of the pool.
     pub size: usize,

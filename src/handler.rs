@@ -157,6 +157,17 @@ pub trait Handler: Sized {
     /// [`Conn::ready`] ends the check.
     fn on_health_check(&mut self, conn: &mut Conn<'_>, session: &mut Self::Session) {}
 
+    /// A check of an [endpoint](crate::health) by
+    /// [`TestRequest`](crate::health::HealthCheck::TestRequest) stands: the moment to send a request.
+    /// It comes once, right after [`on_connected`](Handler::on_connected).
+    ///
+    /// The reply comes to [`on_data`](Handler::on_data) as any other; if it is right, the handler
+    /// calls [`Conn::ready`], which ends the connection with
+    /// [`CheckPassed`](CloseReason::CheckPassed). Any other end is a failed check, also one after
+    /// [`Conn::close`]. If this sends nothing and [begins no request](Conn::begin_request) the check
+    /// has passed.
+    fn on_test_request(&mut self, conn: &mut Conn<'_>, session: &mut Self::Session) {}
+
     /// The answer to [`Conn::acquire`]: a connection of the pool, leased to this one until it is
     /// [released](Conn::release), or why there is none. Called once for each `wait` that was not
     /// cancelled.

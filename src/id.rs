@@ -1,4 +1,4 @@
-//! The names of connections, listeners, alarms and pools, which outlive what they name.
+//! The names of connections, listeners, alarms, pools and endpoints, which outlive what they name.
 
 use std::fmt;
 use std::num::NonZeroU64;
@@ -108,6 +108,17 @@ impl WaitId {
     }
 }
 
+/// The name of an endpoint, never reused.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct EndpointId {
+    pub(crate) index: u32,
+    pub(crate) serial: u64,
+}
+
+/// The name of a group of endpoints, for as long as its reactor lives.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct EndpointGroupId(pub(crate) u32);
+
 /// How a connection came about.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 #[non_exhaustive]
@@ -115,10 +126,12 @@ pub enum Origin {
     /// A peer dialled this listener.
     Accepted(ListenerId),
     /// [`Conn::connect`](crate::Conn::connect) or [`Context::connect`](crate::Context::connect)
-    /// dialled the peer.
+    /// dialled the peer, or their like for [endpoints](crate::Context::connect_endpoint).
     Connect,
     /// This pool dialled the peer.
     Pool(PoolId),
+    /// A check of this endpoint dialled the peer.
+    Check(EndpointId),
 }
 
 impl Origin {

@@ -169,6 +169,18 @@ pub mod pool {
     pub use crate::id::{PoolGroupId, PoolId, WaitId};
 }
 
+/// Endpoints: targets that are dialled, and whose health is watched.
+///
+/// [`Context::add_endpoint`] adds one. It is [checked](health::HealthCheck) at intervals, over a connection of
+/// its own, and ejected for a while when what is dialled to it fails. [`Context::endpoint`] says
+/// whether it is available, [`Context::connect_endpoint`] and [`Conn::connect_endpoint`] dial it, and
+/// [`PoolConfig::endpoint`](crate::pool::PoolConfig::endpoint) lets a pool follow it.
+pub mod health {
+    pub use crate::config::{EndpointConfig, HealthCheck};
+    pub use crate::core::health::{EndpointState, EndpointStats};
+    pub use crate::id::{EndpointGroupId, EndpointId};
+}
+
 /// The crate of [`Bytes`](bytes::Bytes) and [`BytesMut`](bytes::BytesMut), in the version that the
 /// callbacks use.
 pub use bytes;

@@ -97,6 +97,10 @@ pub enum Bug {
     UncleanKept,
     /// What an idle connection is sent is left for the next to lease it.
     StrayInputKept,
+    /// However much of its group is down or ejected, an endpoint is ejected.
+    EjectionFloorIgnored,
+    /// What we lack counts against the endpoint that we could not dial.
+    ShortageCounts,
     /// A request is sent again although a part of its reply has come.
     ReplayedAfterReply,
 }

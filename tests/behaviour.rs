@@ -54,6 +54,7 @@ mod behaviour {
     mod dialling;
     mod fairness;
     mod handler_close;
+    mod health;
     mod input;
     mod listeners;
     mod overload;

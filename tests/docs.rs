@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use wheelhouse::config::{AtLimit, Keepalive, Refusal};
+use wheelhouse::health::EndpointConfig;
 use wheelhouse::pool::PoolConfig;
 use wheelhouse::stats::Stats;
 use wheelhouse::{Config, Conn, Handler, ListenConfig, Reactor};
@@ -393,6 +394,28 @@ fn the_defaults_of_pools_are_those_of_the_documents() {
     ];
     for (name, value) in values {
         let stated = format!("`PoolConfig::{name}` {value}");
+        assert!(STANDARD.contains(&stated), "{stated}");
+    }
+}
+
+#[test]
+fn the_defaults_of_endpoints_are_those_of_the_documents() {
+    let config = EndpointConfig::default();
+    let seconds = |time: Duration| format!("{} s", time.as_secs());
+    let values = [
+        ("interval", seconds(config.interval)),
+        ("fast_interval", millis(config.fast_interval)),
+        ("down_interval", seconds(config.down_interval)),
+        ("timeout", seconds(config.timeout)),
+        ("rise", config.rise.to_string()),
+        ("fall", config.fall.to_string()),
+        ("slow_start", seconds(config.slow_start.unwrap())),
+        ("eject_after", config.eject_after.unwrap().to_string()),
+        ("ejection", seconds(config.ejection)),
+        ("ejection_max", seconds(config.ejection_max)),
+    ];
+    for (name, value) in values {
+        let stated = format!("`EndpointConfig::{name}` {value}");
         assert!(STANDARD.contains(&stated), "{stated}");
     }
 }

@@ -7,6 +7,9 @@ mod scenarios;
 #[path = "scenarios/peers.rs"]
 mod peers;
 
+#[path = "scenarios/endpoints.rs"]
+#[allow(dead_code, reason = "what only the rules and the swarm need")]
+mod endpoints;
 #[path = "scenarios/pooled.rs"]
 #[allow(dead_code, reason = "what only the rules and the swarm need")]
 mod pooled;
@@ -23,11 +26,13 @@ use std::time::Duration;
 use bytes::{Buf, Bytes, BytesMut};
 use tracing::level_filters::LevelFilter;
 use wheelhouse::config::AtLimit;
+use wheelhouse::health::{EndpointConfig, HealthCheck};
 use wheelhouse::planted::{Bug, plant};
 use wheelhouse::pool::PoolConfig;
-use wheelhouse::sim::{self, Link, Peer, PeerListener, Server, Sim};
+use wheelhouse::sim::{self, Call, Link, Peer, PeerListener, Server, Sim, errno};
 use wheelhouse::{CloseReason, Config, Conn, ConnId, Handler};
 
+use crate::endpoints::Balancer;
 use crate::pooled::{Proxy, UPSTREAM};
 use crate::scenarios::{millis, secs};
 use crate::servers::{circle, echo, everything, failing, flaky_log, log_flakily, posts, shutdown};
@@ -483,6 +488,41 @@ fn a_request_sent_again_after_a_part_of_its_reply_is_noticed() {
     });
 }
 
+/// Endpoints that nothing checks.
+fn unchecked(sim: &mut Sim) -> Server<Balancer> {
+    let config = EndpointConfig { check: HealthCheck::None, ..EndpointConfig::default() };
+    let server = sim.serve("10.0.0.1:7", Config::default(), Balancer::new(config));
+    sim.settle();
+    server
+}
+
+#[test]
+fn too_many_ejections_are_noticed() {
+    must_catch(Bug::EjectionFloorIgnored, "of a group of 3 are ejected", |sim| {
+        let server = unchecked(sim);
+        server.with(|balancer, cx| {
+            for id in &balancer.endpoints {
+                (0..5).for_each(|_| cx.note_endpoint_failure(*id));
+            }
+        });
+        sim.advance(secs(1));
+    });
+}
+
+#[test]
+fn a_shortage_that_counts_against_an_endpoint_is_noticed() {
+    must_catch(Bug::ShortageCounts, "it is ejected", |sim| {
+        let server = unchecked(sim);
+        for _ in 0..5 {
+            server.fail(Call::Connect, 0, errno::EADDRNOTAVAIL);
+            _ = server.with(|balancer, cx| cx.connect_endpoint(balancer.endpoints[0]));
+            sim.advance(millis(10));
+        }
+        let stats = server.with(|balancer, cx| balancer.stats(cx));
+        assert!(!stats[0].is_ejected, "it is ejected");
+    });
+}
+
 #[test]
 fn a_deadline_that_comes_early_is_noticed() {
     must_catch(Bug::EarlyFire, "ended early", |sim| {
@@ -735,7 +775,7 @@ fn sessions_that_a_failed_reactor_loses_are_noticed() {
         let server = serve(sim);
         let _peer = sim.connect(server.address());
         sim.settle();
-        server.fail(sim::Call::Wait, 0, sim::errno::EBADF);
+        server.fail(Call::Wait, 0, errno::EBADF);
         sim.advance(secs(60));
         assert!(server.failure().is_some());
     });

@@ -9,6 +9,9 @@ mod accounting;
 mod budgets;
 #[path = "simulated/delivery.rs"]
 mod delivery;
+#[path = "scenarios/endpoints.rs"]
+#[allow(dead_code, reason = "what only the swarm runs")]
+mod endpoints;
 #[path = "simulated/faults.rs"]
 mod faults;
 #[path = "scenarios/large.rs"]

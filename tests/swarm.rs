@@ -5,6 +5,10 @@
 
 mod scenarios;
 
+#[path = "scenarios/endpoints.rs"]
+#[allow(dead_code, reason = "what only the rules look at")]
+mod endpoints;
+
 #[path = "scenarios/lengths.rs"]
 mod lengths;
 
@@ -55,6 +59,11 @@ fn swarm_lengths() {
 #[test]
 fn swarm_pooled() {
     run("pooled", pooled::pooled);
+}
+
+#[test]
+fn swarm_endpoints() {
+    run("endpoints", endpoints::endpoints);
 }
 
 #[test]

@@ -6,6 +6,9 @@
 
 mod scenarios;
 
+#[path = "scenarios/endpoints.rs"]
+#[allow(dead_code, reason = "what only the rules and the swarm need")]
+mod endpoints;
 #[path = "scenarios/pooled.rs"]
 #[allow(dead_code, reason = "what only the rules and the swarm need")]
 mod pooled;
@@ -13,10 +16,12 @@ mod pooled;
 use std::env;
 
 use wheelhouse::config::{AtLimit, Rate, Refusal};
+use wheelhouse::health::{EndpointConfig, HealthCheck};
 use wheelhouse::pool::PoolConfig;
 use wheelhouse::sim::{self, Link, Peer, Personality, Server, Sim};
 use wheelhouse::{Address, CloseReason, Config, Handler, ListenConfig, Timeout};
 
+use crate::endpoints::{Balancer, SERVERS, Weak};
 use crate::pooled::{Lines, Proxy, UPSTREAM};
 use crate::scenarios::{Echo, Keeper, SERVER, millis, secs, serve_echo};
 
@@ -436,6 +441,47 @@ fn a_pool(sim: &mut Sim) {
     server.with(|proxy, cx| cx.close_pool(pool(proxy)));
 }
 
+/// Endpoints whose checks ask something, a server that falls silent for a while, and a client.
+fn an_endpoint(sim: &mut Sim) {
+    let weak = |sim: &mut Sim, address| {
+        let random = sim.random();
+        sim.serve(address, Config::default(), Weak { random, percent: 0 })
+    };
+    let _servers = SERVERS[..2].iter().map(|address| weak(sim, *address)).collect::<Vec<_>>();
+    let config = EndpointConfig {
+        check: HealthCheck::TestRequest,
+        interval: secs(1),
+        down_interval: secs(1),
+        fall: 2,
+        ..EndpointConfig::default()
+    };
+    let server = sim.serve(SERVER, Config::default(), Balancer::new(config));
+    sim.advance(secs(1));
+    let peer = sim.connect(SERVER);
+    peer.send(b"line\n");
+    sim.partition("10.0.0.1", "10.0.1.1");
+    sim.advance(secs(4));
+    sim.repair("10.0.0.1", "10.0.1.1");
+    peer.reset();
+    sim.advance(secs(10));
+    assert!(server.failure().is_none(), "{:?}", server.failure());
+    let stats = server.with(|balancer, cx| balancer.stats(cx));
+    assert!(stats[..2].iter().all(|it| it.is_available), "{stats:?}");
+    assert!(!stats[2].is_available, "{stats:?}");
+    let served = (0..2).any(|_| {
+        let peer = sim.connect(SERVER);
+        peer.send(b"line\n");
+        sim.advance(secs(3));
+        peer.take() == b"line\n"
+    });
+    assert!(served, "no client is served");
+    server.with(|balancer, cx| {
+        for id in balancer.endpoints.drain(..) {
+            cx.remove_endpoint(id);
+        }
+    });
+}
+
 macro_rules! scenarios {
     ($($scenario:ident)*) => {
         world! { epoll Epoll $($scenario)* }
@@ -480,4 +526,5 @@ scenarios! {
     too_much_buffered
     a_shutdown_that_spreads
     a_pool
+    an_endpoint
 }

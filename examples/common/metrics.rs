@@ -162,6 +162,10 @@ impl<H: Handler> Handler for Metered<H> {
         pass_on!(self, on_health_check, conn, session);
     }
 
+    fn on_test_request(&mut self, conn: &mut Conn<'_>, session: &mut Self::Session) {
+        pass_on!(self, on_test_request, conn, session);
+    }
+
     fn on_acquired(
         &mut self,
         conn: &mut Conn<'_>,

@@ -3,6 +3,7 @@
 //! Every deadline and limit is finite by default. Zero is refused when the
 //! [`Reactor`](crate::Reactor) is made, and `None` is how "off" is spelled.
 
+mod health;
 mod limits;
 mod pool;
 mod socket;
@@ -10,6 +11,7 @@ mod timeouts;
 
 use std::time::Duration;
 
+pub use self::health::{EndpointConfig, HealthCheck};
 pub use self::limits::{AtLimit, ClientLimits, Limits, Network, NetworkError, Rate, Refusal};
 pub(crate) use self::limits::{masked, untranslated};
 pub use self::pool::{AcquireOptions, PoolConfig, PoolOrder};

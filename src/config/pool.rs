@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::config::{SocketOptions, Timeouts};
 use crate::error::ConfigError;
-use crate::id::PoolGroupId;
+use crate::id::{EndpointId, PoolGroupId};
 
 /// Which idle connection is leased next.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -92,6 +92,11 @@ pub struct PoolConfig {
     /// Whether what waits is answered with an error as soon as a dial fails and no connection is
     /// left. Default `false`: it waits until its own time is over.
     pub fail_fast: bool,
+    /// The endpoint whose health the pool follows: it dials only while that is available, at once
+    /// when it comes back, and its failed dials and replies that do not come count against it. With
+    /// [`fail_fast`](PoolConfig::fail_fast) what waits is answered at once while it is not available
+    /// and no connection is left. Default `None`.
+    pub endpoint: Option<EndpointId>,
     /// The group whose limit on the connections of all its pools applies as well; see
     /// [`Context::add_pool_group`](crate::Context::add_pool_group). Default `None`.
     pub group: Option<PoolGroupId>,
@@ -127,6 +132,7 @@ impl Default for PoolConfig {
             backoff_waiting: Duration::from_millis(500),
             fall: 3,
             fail_fast: false,
+            endpoint: None,
             group: None,
             lease_report: None,
             timeouts: None,

@@ -28,6 +28,8 @@ pub(crate) enum Step {
     Posts,
     /// Deadlines and alarms.
     Deadlines,
+    /// Checks of endpoints.
+    Checks,
     /// Connections of pools, and what waits for them.
     Pools,
     /// Dials that callbacks asked for.
@@ -41,12 +43,13 @@ pub(crate) enum Step {
 }
 
 impl Step {
-    pub(crate) const ALL: [Self; 10] = [
+    pub(crate) const ALL: [Self; 11] = [
         Self::Events,
         Self::Ready,
         Self::Accept,
         Self::Posts,
         Self::Deadlines,
+        Self::Checks,
         Self::Pools,
         Self::Dials,
         Self::Reached,
@@ -62,6 +65,7 @@ impl Step {
             Self::Accept => "accept",
             Self::Posts => "posts",
             Self::Deadlines => "deadlines",
+            Self::Checks => "checks",
             Self::Pools => "pools",
             Self::Dials => "dials",
             Self::Reached => "reached",

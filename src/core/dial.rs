@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use crate::address::{Address, Target};
-use crate::close::{CloseReason, OsError, Timeout};
+use crate::close::{self, CloseReason, OsError, Timeout};
 use crate::id::AlarmId;
 use crate::time::Instant;
 
@@ -278,6 +278,34 @@ impl DialState {
         };
         (address.clone(), reason)
     }
+}
+
+/// Whose doing it was that a dial failed, or what followed it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Fault {
+    /// The peer's, or the network's between.
+    Theirs,
+    /// We had no port, descriptor, or place left, or were stopping.
+    Ours,
+}
+
+/// Whose doing it was that a dialled connection ended for `reason`.
+pub(crate) fn fault_of(reason: CloseReason) -> Fault {
+    let errno = match reason {
+        CloseReason::ConnectFailed(error) | CloseReason::Io(error) => error.raw_os_error(),
+        CloseReason::HardStop | CloseReason::Shutdown => return Fault::Ours,
+        // It made room for others.
+        reason if matches!(reason.fault(), close::Fault::Load) => return Fault::Ours,
+        _ => None,
+    };
+    // connect(2): the last two say that there is no free port.
+    let is_ours = is_shortage(errno) || matches!(errno, Some(libc::EADDRNOTAVAIL | libc::EAGAIN));
+    if is_ours { Fault::Ours } else { Fault::Theirs }
+}
+
+/// Whether the system lacks what any other attempt would need as well.
+pub(crate) fn is_shortage(errno: Option<i32>) -> bool {
+    matches!(errno, Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM | libc::ENOSPC))
 }
 
 /// Lets the families alternate, the first address' family first, and keeps the order within each.

@@ -156,6 +156,10 @@ flags! {
         USES_POOLS = 7;
         /// Its timeouts were set by hand.
         RETIMED = 8;
+        /// The connection was dialled to an endpoint.
+        OF_ENDPOINT = 9;
+        /// The connection checks an endpoint.
+        CHECK = 10;
     }
 }
 

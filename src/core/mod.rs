@@ -1,8 +1,7 @@
 //! Decisions: plain data and functions, without system calls, clocks, randomness or I/O errors.
 //!
 //! Those about all connections together are plans ([`gate`], [`deferred`], [`evict`], [`drain`],
-//! [`pool`]): they take
-//! facts and return what to do, and the reactor carries that out.
+//! [`pool`], [`health`]): they take facts and return what to do, and the reactor carries that out.
 
 pub(crate) mod budget;
 pub(crate) mod burst;
@@ -14,6 +13,7 @@ pub(crate) mod drain;
 pub(crate) mod evict;
 pub(crate) mod flags;
 pub(crate) mod gate;
+pub(crate) mod health;
 pub(crate) mod lifecycle;
 pub(crate) mod output;
 pub(crate) mod pool;

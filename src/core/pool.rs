@@ -13,6 +13,7 @@ use slab::Slab;
 
 use crate::close::{CloseReason, Timeout};
 use crate::config::{PoolConfig, PoolOrder};
+use crate::core::dial::Fault;
 use crate::id::{ConnId, WaitId};
 use crate::time::{Instant, nanos, share_of};
 
@@ -129,6 +130,8 @@ struct Member {
     pinged: bool,
     /// An exchange over it has come to its end: it is not only the socket that works.
     proven: bool,
+    /// One has since it was last idle.
+    served: bool,
     /// When it is to be replaced.
     expires: Instant,
     /// How long it is idle before it is pinged.
@@ -189,15 +192,6 @@ pub(crate) enum Work {
     Dial,
 }
 
-/// Whose doing it was that a dial failed, or the handshake after it.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum Fault {
-    /// The endpoint's, or the network's between.
-    Theirs,
-    /// We had no port, descriptor, or place left.
-    Ours,
-}
-
 /// The policy of one pool.
 #[derive(Debug)]
 pub(crate) struct Pool {
@@ -231,6 +225,8 @@ pub(crate) struct Pool {
     replaced_at: Option<Instant>,
     /// Waiters are to be answered with an error.
     fails: bool,
+    /// Nothing is dialled, as the endpoint is not available.
+    held: bool,
     /// Nothing is done for later.
     drains: bool,
     closed: bool,
@@ -310,6 +306,7 @@ impl Pool {
             ramp: config.size,
             replaced_at: None,
             fails: false,
+            held: false,
             drains: false,
             closed: false,
             stats: PoolStats::default(),
@@ -342,6 +339,11 @@ impl Pool {
 
     pub(crate) const fn is_down(&self) -> bool {
         self.failures >= self.rules.fall
+    }
+
+    /// Whether it does not dial, as its endpoint is not available.
+    pub(crate) const fn is_held(&self) -> bool {
+        self.held
     }
 
     pub(crate) const fn is_closed(&self) -> bool {
@@ -414,6 +416,13 @@ impl Pool {
             if let Some(member) = member.filter(|member| member.phase == Phase::Returned) {
                 return Some(Work::Judge(place, member.conn));
             }
+        }
+        if self.held
+            && self.rules.fail_fast
+            && self.coming + self.leased + self.idle.len() == 0
+            && self.has_waiters()
+        {
+            self.fails = true;
         }
         if self.fails {
             if let Some(waiter) = self.replays.pop_front().or_else(|| self.waiters.pop_front()) {
@@ -581,6 +590,7 @@ impl Pool {
         let idle = self.idle.is_empty() || (!self.replays.is_empty() && self.fresh(now).is_none());
         let spare = self.coming == 0 && self.idle.len() < self.rules.idle_min && !self.drains;
         !self.closed
+            && !self.held
             && self.members.len() < self.rules.size
             && self.coming < self.ramp
             && ((needed > 0 && idle) || spare)
@@ -602,6 +612,7 @@ impl Pool {
             unused_since: now,
             pinged: false,
             proven: false,
+            served: false,
             expires: Instant::FAR_FUTURE,
             ping_after: u64::MAX,
             leases: 0,
@@ -609,6 +620,15 @@ impl Pool {
             reported: false,
         };
         self.members.insert(member) as Place
+    }
+
+    /// Whether it may dial, as its endpoint is available, or not. If it was not it dials at once.
+    pub(crate) const fn hold(&mut self, held: bool) {
+        if self.held && !held {
+            self.failed_at = Instant::EPOCH;
+            self.jitter = 0;
+        }
+        self.held = held;
     }
 
     /// None could be dialled, as we have no place left.
@@ -654,6 +674,7 @@ impl Pool {
         if ready {
             member.proven = true;
             self.give_back(place, now);
+            self.members[place as usize].served = true;
         }
         ready
     }
@@ -700,6 +721,11 @@ impl Pool {
         self.members[place as usize].used
     }
 
+    /// Whether what was given back has come to the end of an exchange since it was last idle.
+    pub(crate) fn has_served(&self, place: Place) -> bool {
+        self.members[place as usize].served
+    }
+
     pub(crate) fn phase(&self, place: Place) -> Phase {
         self.members[place as usize].phase
     }
@@ -707,7 +733,8 @@ impl Pool {
     /// A lease is given back, and is to be judged in this turn or the next.
     pub(crate) fn give_back(&mut self, place: Place, now: Instant) {
         let member = &mut self.members[place as usize];
-        member.proven |= matches!(member.phase, Phase::Leased(_));
+        member.served = matches!(member.phase, Phase::Leased(_));
+        member.proven |= member.served;
         self.enter(place, Phase::Returned, now, u64::MAX);
         self.returned.push_back(place);
     }
@@ -739,7 +766,8 @@ impl Pool {
         Some(reason)
     }
 
-    /// The end of a connection begins. If it never could be leased, that is a failed dial.
+    /// The end of a connection begins. If it never could be leased, that is a failed dial: returns
+    /// whether it was one.
     pub(crate) fn note_ending(
         &mut self,
         place: Place,
@@ -747,11 +775,11 @@ impl Pool {
         fault: Fault,
         now: Instant,
         random: u64,
-    ) {
+    ) -> bool {
         let member = &self.members[place as usize];
         let phase = member.phase;
         if phase == Phase::Ending {
-            return;
+            return false;
         }
         // One that its peer ends at once was accepted and not served.
         let came = !matches!(phase, Phase::Dialling | Phase::Handshake);
@@ -765,6 +793,7 @@ impl Pool {
         self.enter_ending(place, reason, now);
         // Others may still come, or be given back.
         self.fails |= !came && self.rules.fail_fast && self.coming == 0 && self.leased == 0;
+        !came || unserved
     }
 
     /// The end of a connection begins: the only place that counts why.

@@ -13,7 +13,7 @@ use crate::core::lifecycle::{State, Step};
 use crate::core::output::{Output, SpareBuffers};
 use crate::core::pool::Place;
 use crate::core::stats::States;
-use crate::id::{ConnId, ListenerId, Origin, PoolId};
+use crate::id::{ConnId, EndpointId, ListenerId, Origin, PoolId};
 use crate::time::Instant;
 
 /// What few connections need, apart from their record so that the others do not pay for it.
@@ -32,6 +32,8 @@ pub(crate) struct ColdState {
     /// Its pool, and its place there.
     pub(crate) pooled: Option<(PoolId, Place)>,
     pub(crate) replay: Option<Replayable>,
+    /// The endpoint that was dialled, or is checked.
+    pub(crate) endpoint: Option<EndpointId>,
     /// What is queued.
     output: Output,
     /// What `on_data` waits for.
@@ -81,6 +83,7 @@ impl ColdState {
                     dial: None,
                     pooled: None,
                     replay: None,
+                    endpoint: None,
                     output: _,
                     awaited: AwaitedInput { skipped: 0, len: 0 },
                     acked: _,
@@ -256,7 +259,7 @@ impl Record {
         let NewConn { origin, peer, owner, exempt, now, .. } = new_conn;
         (self.profile, self.flags) = match origin {
             Origin::Accepted(listener) => (listener.0 + 1, Flags::INBOUND),
-            Origin::Connect | Origin::Pool(_) => (0, Flags::default()),
+            Origin::Connect | Origin::Pool(_) | Origin::Check(_) => (0, Flags::default()),
         };
         self.cold_flags = ColdFlags::default();
         self.cold_flags.set(ColdFlags::EXEMPT, exempt);
@@ -295,7 +298,7 @@ impl Record {
     /// How it came about.
     pub(crate) fn origin(&self) -> Origin {
         match (self.profile, self.pooled()) {
-            (0, None) => Origin::Connect,
+            (0, None) => self.checked().map_or(Origin::Connect, Origin::Check),
             (0, Some((pool, _))) => Origin::Pool(pool),
             (profile, _) => Origin::Accepted(ListenerId(profile - 1)),
         }
@@ -310,6 +313,17 @@ impl Record {
     /// Its pool, and its place there.
     pub(crate) fn pooled(&self) -> Option<(PoolId, Place)> {
         if self.cold_flags.has(ColdFlags::POOLED) { self.cold.as_ref()?.pooled } else { None }
+    }
+
+    /// The endpoint that it checks.
+    fn checked(&self) -> Option<EndpointId> {
+        if self.cold_flags.has(ColdFlags::CHECK) { self.cold.as_ref()?.endpoint } else { None }
+    }
+
+    /// Whether its end says something of an endpoint.
+    #[inline]
+    pub(crate) const fn is_of_endpoint(&self) -> bool {
+        self.cold_flags.has(ColdFlags::OF_ENDPOINT.and(ColdFlags::CHECK))
     }
 
     /// Whether the limits on connections leave it out.

@@ -117,6 +117,23 @@ numbers! {
     pool_failures: counter;
     /// Dials and handshakes of pools that failed.
     pool_dials_failed: counter;
+    /// Endpoints that are available at this moment.
+    endpoints_up: gauge;
+    /// Endpoints that are down at this moment, or have yet to pass a check.
+    endpoints_down: gauge;
+    /// Endpoints that are up and ejected at this moment.
+    endpoints_ejected: gauge;
+    /// Checks of endpoints that passed or failed.
+    endpoint_checks: counter;
+    /// Checks of endpoints that failed.
+    endpoint_checks_failed: counter;
+    /// Dials, connections and exchanges with endpoints that failed.
+    /// Checks left out.
+    endpoint_failures: counter;
+    /// Times an endpoint was ejected because of such failures.
+    endpoint_ejections: counter;
+    /// Times an endpoint was not ejected as too much of its group was down or ejected.
+    endpoint_ejections_prevented: counter;
     /// Events for connections that were gone.
     stale_events: counter;
     /// Closing connections reset because their last output left too slowly.
@@ -272,7 +289,7 @@ impl Stats {
     }
 
     /// The step that took most of [the longest turn](Stats::worst_turn): `events`, `ready`,
-    /// `accept`, `posts`, `deadlines`, `dials`, `reached`, `closes` or `shutdown`, as
+    /// `accept`, `posts`, `deadlines`, `checks`, `pools`, `dials`, `reached`, `closes` or `shutdown`, as
     /// `docs/architecture.md` lists them. `None` while no turn has been long.
     pub const fn worst_step(&self) -> Option<&'static str> {
         if self.worst_turn == 0 { None } else { Some(Step::of_index(self.worst_step).label()) }

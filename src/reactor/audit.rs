@@ -73,6 +73,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     ) -> Result<(), String> {
         self.audit_sums()?;
         self.shared.audit_pools()?;
+        self.shared.audit_endpoints()?;
         self.audit_mailbox(memory)?;
         let mut filled = vec![false; self.slots.len()];
         let lists = self.audit_lists()?;

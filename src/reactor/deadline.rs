@@ -102,6 +102,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             (_, Purpose::HardStop) => self.hard_stop(),
             (_, Purpose::AdvanceDial(id)) => self.resume_dial(handler, id),
             (_, Purpose::ServePool(pool)) => self.shared.wake_pool(pool),
+            (_, Purpose::ServeEndpoint(id)) => self.shared.wake_endpoint(id),
         }
     }
 

@@ -9,7 +9,7 @@ use crate::address::{Address, Target};
 use crate::backend::{Backend, Token};
 use crate::core::budget::Step;
 use crate::core::deadlines::Deadline;
-use crate::core::dial::{Next, Start};
+use crate::core::dial::{Next, Start, is_shortage};
 use crate::core::flags::Flags;
 use crate::core::lifecycle::State;
 use crate::handler::Handler;
@@ -32,11 +32,6 @@ fn is_backlog_full(address: &Address, error: &io::Error) -> bool {
     address.path().is_some()
         && error.kind() == ErrorKind::WouldBlock
         && !planted(Bug::DialNotRetried)
-}
-
-/// Whether the system lacks what any other attempt would need as well.
-pub(super) fn is_shortage(errno: Option<i32>) -> bool {
-    matches!(errno, Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM | libc::ENOSPC))
 }
 
 impl<H: Handler, B: Backend> Reactor<H, B> {

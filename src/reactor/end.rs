@@ -71,6 +71,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             } else {
                 // One that was never opened may be a pool's.
                 self.leave_pools(*id, CloseReason::HardStop);
+                self.shared.leave_endpoint(*id, CloseReason::HardStop);
             }
         }
         for id in &ids {

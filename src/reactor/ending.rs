@@ -33,6 +33,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             cold.delivery = None;
         }
         let (in_pools, feeds) = (record.is_in_pools(), record.feeds());
+        let of_endpoint = record.is_of_endpoint();
         if in_pools {
             self.shared.replay(id, reason);
         }
@@ -42,6 +43,9 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         self.call(id, "on_closing", |conn, session| handler.on_closing(conn, session, &reason));
         if in_pools {
             self.leave_pools(id, reason);
+        }
+        if of_endpoint {
+            self.shared.leave_endpoint(id, reason);
         }
         match mode {
             // Nothing is sent any more: the usual end of a peer that is gone.
@@ -62,8 +66,9 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let quiet_stop = reason == CloseReason::Shutdown && before == State::Idle;
         // A peer that has had our FIN for that long is not waited for again.
         let waited = reason == CloseReason::Timeout(Timeout::HalfClosed);
-        // What a pool's connection has sent and its peer not acknowledged, no reply will be read for.
-        let pooled = record.cold_flags.has(ColdFlags::POOLED);
+        // What a pool's connection or a check has sent and its peer not acknowledged, no reply will be
+        // read for.
+        let pooled = record.cold_flags.has(ColdFlags::POOLED.and(ColdFlags::CHECK));
         let quick = reason.mode() == CloseMode::Close || quiet_stop || waited || pooled;
         let lingers = record.flags.has(Flags::WROTE) && !eof && !quick;
         record.cold_flags.set(ColdFlags::LINGERING, lingers);
@@ -177,6 +182,11 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         self.shared.counters.refused.add(1);
         if self.shared.table.at(id.index()).is_in_pools() {
             self.leave_pools(id, CloseReason::HandlerClose);
+        }
+        if self.shared.table.at(id.index()).is_of_endpoint() {
+            let reason =
+                if panicked { CloseReason::HandlerPanic } else { CloseReason::HandlerClose };
+            self.shared.leave_endpoint(id, reason);
         }
         self.release(id);
     }

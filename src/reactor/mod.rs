@@ -11,6 +11,7 @@ mod dispatch;
 mod end;
 mod ending;
 mod evict;
+mod health;
 mod io;
 mod limits;
 mod mailbox;
@@ -267,6 +268,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         self.accept(handler);
         self.run_tasks(handler);
         self.expire_deadlines(handler);
+        self.serve_endpoints();
         self.serve_pools(handler);
         self.begin_dials(handler);
         self.settle_dirty(handler);
@@ -421,6 +423,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             | shared.pending_dials.len()
             | shared.reaped.len()
             | shared.pools.due()
+            | shared.endpoints.due()
             | shared.due_alarms()
             | self.tasks.len()
             | self.put_off as usize

@@ -4,15 +4,16 @@
 use std::io::ErrorKind;
 
 use super::Reactor;
-use super::dial::is_shortage;
 use super::io::reason_of;
 use super::read_buffer::rewind;
 use crate::backend::Backend;
 use crate::close::CloseReason;
 use crate::conn::Conn;
 use crate::core::budget::Step;
+use crate::core::dial::{Fault, fault_of};
 use crate::core::flags::{ColdFlags, Flags};
-use crate::core::pool::{Fault, Place, Waiter, Work};
+use crate::core::health::fell_silent;
+use crate::core::pool::{Place, Waiter, Work};
 use crate::error::{AcquireError, AcquireFailure};
 use crate::handler::Handler;
 use crate::id::{ConnId, PoolId};
@@ -72,9 +73,14 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         match work {
             Work::Expire(waiter) => self.refuse(handler, waiter, AcquireFailure::Timeout),
             Work::Fail(waiter) => {
-                let closed = self.shared.pools.get(pool).policy.is_closed();
-                let failure =
-                    if closed { AcquireFailure::Closed } else { AcquireFailure::Unreachable };
+                let policy = &self.shared.pools.get(pool).policy;
+                let failure = if policy.is_closed() {
+                    AcquireFailure::Closed
+                } else if policy.is_held() {
+                    AcquireFailure::Down
+                } else {
+                    AcquireFailure::Unreachable
+                };
                 self.refuse(handler, waiter, failure);
             }
             Work::Judge(place, id) => self.judge(handler, pool, place, id),
@@ -173,6 +179,13 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             let now = self.shared.now;
             unusable.or_else(|| self.shared.pools.get(pool).policy.keep(place, now))
         };
+        let state = self.shared.pools.get(pool);
+        if let Some(endpoint) = state.endpoint
+            && whole
+            && state.policy.has_served(place)
+        {
+            self.shared.note_endpoint_success(endpoint);
+        }
         match reason {
             Some(reason) => self.end_pooled(handler, id, reason),
             None => {
@@ -317,7 +330,14 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let (now, random) = (self.shared.now, self.backend.entropy());
         let fault = fault_of(reason);
         self.shared.set_pooled_idle(id, false);
-        self.shared.pools.get(pool).policy.note_ending(place, reason, fault, now, random);
+        let state = self.shared.pools.get(pool);
+        let failed = state.policy.note_ending(place, reason, fault, now, random);
+        if let Some(endpoint) = state.endpoint
+            && fault == Fault::Theirs
+            && (failed || fell_silent(reason))
+        {
+            self.shared.note_endpoint_failure(endpoint, Some(reason));
+        }
         self.shared.end_lease(id);
         self.shared.pools.wake(pool);
     }
@@ -341,16 +361,4 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             self.shared.pools.get(pool).policy.drain();
         }
     }
-}
-
-/// Whose doing it was that a dial failed.
-fn fault_of(reason: CloseReason) -> Fault {
-    let errno = match reason {
-        CloseReason::ConnectFailed(error) | CloseReason::Io(error) => error.raw_os_error(),
-        CloseReason::HardStop | CloseReason::Shutdown => return Fault::Ours,
-        _ => None,
-    };
-    // connect(2): the last two say that there is no free port.
-    let is_ours = is_shortage(errno) || matches!(errno, Some(libc::EADDRNOTAVAIL | libc::EAGAIN));
-    if is_ours { Fault::Ours } else { Fault::Theirs }
 }

@@ -202,6 +202,9 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         shared.establish(id, || backend.entropy());
         self.note_pooled_connected(id);
         self.call(id, "on_connected", |conn, session| handler.on_connected(conn, session));
+        if self.shared.table.at(id.index()).cold_flags.has(ColdFlags::CHECK) {
+            self.note_check_connected(handler, id);
+        }
     }
 
     /// Does what callbacks asked for, and begins the end of a connection that has come to it.

@@ -93,6 +93,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         info!(connections = self.shared.table.len(), "shutting down");
         self.shared.stopping = true;
         self.close_listeners(false);
+        self.shared.stop_checks();
         self.drain_pools();
         self.call_loop("on_shutdown", |cx| handler.on_shutdown(cx));
         self.drain.announce();

@@ -171,6 +171,13 @@ pub(super) fn check_timeout(
             let grace = if record.flags.has(Flags::RETIRING) { RETIREMENT } else { Duration::ZERO };
             (record.clocks.due(Deadline::Lifetime, durations) <= now + grace, 0)
         }
+        Timeout::Check => {
+            let endpoint = record.cold().and_then(|cold| cold.endpoint);
+            let Some(endpoint) = endpoint.and_then(|id| shared.endpoints.get(id)) else {
+                return Err(format!("{id} is no check: {reason}"));
+            };
+            (now.nanos_since(record.opened_at) >= endpoint.policy.timeout(), 0)
+        }
         timeout => {
             let of = |deadline: &Deadline| deadline.timeout() == Some(timeout);
             let Some(deadline) = Deadline::ALL.into_iter().find(of) else { return Ok(()) };

@@ -47,6 +47,7 @@ enum What {
     Drained,
     Timer,
     HealthCheck,
+    TestRequest,
     Acquired,
     LeaseReplaced,
     Closing,
@@ -66,6 +67,7 @@ impl What {
             Self::Drained => "on_drained",
             Self::Timer => "on_timer",
             Self::HealthCheck => "on_health_check",
+            Self::TestRequest => "on_test_request",
             Self::Acquired => "on_acquired",
             Self::LeaseReplaced => "on_lease_replaced",
             Self::Closing => "on_closing",
@@ -101,7 +103,7 @@ impl Life {
             What::Open => false,
             What::Connected => !self.connected && !self.closing,
             What::Data => serving && !self.idle,
-            What::Idle => serving && !self.idle,
+            What::Idle | What::TestRequest => serving && !self.idle,
             What::Active => serving && self.idle,
             What::Eof => serving && !self.eof,
             What::Drained => serving,
@@ -123,6 +125,7 @@ impl Life {
             | What::Drained
             | What::Timer
             | What::HealthCheck
+            | What::TestRequest
             | What::Acquired
             | What::LeaseReplaced
             | What::Closed => {}
@@ -473,6 +476,13 @@ impl<H: Handler> Handler for Watched<H> {
         let id = conn.id();
         self.enter(What::HealthCheck, id, conn.now(), None);
         self.run(What::HealthCheck, id, |handler| handler.on_health_check(conn, session));
+        self.note_left(conn);
+    }
+
+    fn on_test_request(&mut self, conn: &mut Conn<'_>, session: &mut H::Session) {
+        let id = conn.id();
+        self.enter(What::TestRequest, id, conn.now(), None);
+        self.run(What::TestRequest, id, |handler| handler.on_test_request(conn, session));
         self.note_left(conn);
     }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::LoopState;
 use crate::core::wheel::{Key, TICK};
-use crate::id::{AlarmId, ConnId, PoolId};
+use crate::id::{AlarmId, ConnId, EndpointId, PoolId};
 use crate::planted::{Bug, planted};
 use crate::time::Instant;
 
@@ -39,6 +39,8 @@ pub(crate) enum Purpose {
     AdvanceDial(ConnId),
     /// A pool has something to do.
     ServePool(PoolId),
+    /// An endpoint has something to do.
+    ServeEndpoint(EndpointId),
 }
 
 impl LoopState {

@@ -4,6 +4,7 @@
 //! A callback records here what it wants; the reactor does it when the callback has returned.
 
 mod alarms;
+mod health;
 mod journal;
 mod pools;
 mod throttle;
@@ -20,6 +21,8 @@ use slab::Slab;
 
 use self::alarms::Alarm;
 pub(crate) use self::alarms::Purpose;
+use self::health::Endpoints;
+pub(crate) use self::health::Standing;
 use self::journal::{Entry, JOURNAL_KEPT};
 use self::pools::Pools;
 pub(crate) use self::transitions::log_state;
@@ -106,6 +109,7 @@ pub(crate) struct LoopState {
     pub(crate) dial_timeouts: Timeouts,
     pub(crate) dial_options: SocketOptions,
     pub(crate) pools: Pools,
+    pub(crate) endpoints: Endpoints,
     /// Where each listener listens.
     pub(crate) listening_on: Vec<Address>,
     /// Memory of what is unread and queued, of all connections together, shared pieces aside.
@@ -185,6 +189,7 @@ impl LoopState {
             dial_timeouts: config.timeouts.clone(),
             dial_options: config.socket.clone(),
             pools: Pools::default(),
+            endpoints: Endpoints::default(),
             listening_on: Vec::new(),
             owned: 0,
             shared_bytes: Arc::default(),
@@ -269,12 +274,16 @@ impl LoopState {
         let feeds = record.feeds();
         let holds = record.buffered > 0 || record.has_output();
         let pooled = record.cold_flags.has(ColdFlags::POOLED);
+        let of_endpoint = record.is_of_endpoint();
         if record.counted != State::Closed {
             self.counters.states.change(record.counted, State::Closed);
             record.counted = State::Closed;
         }
         if pooled {
             self.free_pool_place(id);
+        }
+        if of_endpoint {
+            self.free_endpoint_place(id);
         }
         if feeds {
             self.end_feeding(id);

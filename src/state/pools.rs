@@ -16,7 +16,7 @@ use crate::core::flags::{ColdFlags, Flags};
 use crate::core::pool::{Phase, Place, Pool, PoolStats, Replay, Waiter};
 use crate::core::record::Replayable;
 use crate::error::{AcquireError, AcquireFailure, ConfigError};
-use crate::id::{AlarmId, ConnId, PoolGroupId, PoolId, WaitId};
+use crate::id::{AlarmId, ConnId, EndpointId, PoolGroupId, PoolId, WaitId};
 use crate::planted::{Bug, planted};
 use crate::time::Instant;
 
@@ -32,6 +32,8 @@ pub(crate) struct PoolState {
     pub(crate) socket: SocketOptions,
     /// Some of its connections count against what all pools of a group may have.
     group: Option<PoolGroupId>,
+    /// What it dials only while it is available, and what its dials say something of.
+    pub(crate) endpoint: Option<EndpointId>,
     acquire: Duration,
     /// It was said that its server is down.
     pub(crate) said_down: bool,
@@ -78,6 +80,11 @@ impl Pools {
             state.queued = true;
             self.queue.push_back(pool);
         }
+    }
+
+    #[cfg(feature = "sim")]
+    pub(crate) fn is_held(&self, pool: PoolId) -> bool {
+        self.list[pool.0 as usize].policy.is_held()
     }
 
     pub(crate) fn ids(&self) -> impl Iterator<Item = PoolId> + use<> {
@@ -147,19 +154,23 @@ impl Pools {
     fn waits_longer_elsewhere(&self, pool: PoolId) -> bool {
         let state = &self.list[pool.0 as usize];
         let own = state.policy.oldest_wait();
-        self.list.iter().filter(|other| other.group == state.group && !other.policy.is_down()).any(
-            |other| {
+        self.list
+            .iter()
+            .filter(|other| {
+                let dials = !other.policy.is_down() && !other.policy.is_held();
+                other.group == state.group && dials
+            })
+            .any(|other| {
                 let wait = other.policy.oldest_wait();
                 wait.is_some_and(|wait| own.is_none_or(|own| wait.serial < own.serial))
-            },
-        )
+            })
     }
 
     /// Whether something waits in another pool of the group of `pool`.
     pub(crate) fn others_wait(&self, pool: PoolId) -> bool {
         let group = self.list[pool.0 as usize].group;
         let mut others = self.list.iter().filter(|other| group.is_some() && other.group == group);
-        others.any(|other| other.policy.has_waiters())
+        others.any(|other| other.policy.has_waiters() && !other.policy.is_held())
     }
 }
 
@@ -174,6 +185,9 @@ impl LoopState {
         if config.group.is_some_and(|group| group.0 as usize >= self.pools.groups.len()) {
             return Err(ConfigError::new("pool.group", "a group of this reactor"));
         }
+        if config.endpoint.is_some_and(|endpoint| self.endpoints.get(endpoint).is_none()) {
+            return Err(ConfigError::new("pool.endpoint", "an endpoint of this reactor"));
+        }
         let timeouts = config.timeouts.as_ref().unwrap_or(&self.dial_timeouts);
         // How long it may be idle or live, and when it is pinged, is the pool's.
         let timeouts =
@@ -186,12 +200,16 @@ impl LoopState {
             durations: Durations::new(&timeouts),
             socket: socket.beside(&timeouts),
             group: config.group,
+            endpoint: config.endpoint,
             acquire: config.acquire,
             said_down: false,
             queued: false,
             alarm: None,
         });
         self.pools.wake(pool);
+        if let Some(endpoint) = config.endpoint {
+            self.join_endpoint(pool, endpoint);
+        }
         Ok(pool)
     }
 
@@ -213,9 +231,12 @@ impl LoopState {
     /// What an answer says that is no lease.
     pub(crate) fn acquire_error(&self, pool: PoolId, failure: AcquireFailure) -> AcquireError {
         let stats = self.pool_stats(pool);
+        let state = &self.pools.list[pool.0 as usize];
+        let endpoint = state.endpoint.filter(|_| state.policy.is_held());
+        let reason = endpoint.and_then(|id| self.endpoints.get(id)?.policy.last_failure());
         AcquireError {
             failure,
-            last_dial: stats.last_dial,
+            last_dial: reason.or(stats.last_dial),
             size: stats.size,
             open: stats.open,
             idle: stats.idle,
@@ -245,6 +266,9 @@ impl LoopState {
             AcquireFailure::TooManyWaiters
         } else {
             let until = self.now + options.timeout.unwrap_or(state.acquire);
+            if let Some(endpoint) = state.endpoint {
+                self.want_endpoint(endpoint, until);
+            }
             let id = self.pools.next_wait(pool);
             self.pools.get(pool).policy.wait(Waiter { id, owner, until, replay: None });
             self.hold(owner);
@@ -378,8 +402,18 @@ impl LoopState {
         self.pools.wake(pool);
     }
 
-    /// A connection of a pool is at the end of its handshake, its cleaning, or its ping.
+    /// A pool may dial, as its endpoint is available, or not.
+    pub(crate) fn hold_pool(&mut self, pool: PoolId, held: bool) {
+        self.pools.get(pool).policy.hold(held);
+        self.pools.wake(pool);
+    }
+
+    /// A connection of a pool is at the end of its handshake, its cleaning, or its ping; or a check
+    /// has passed.
     pub(crate) fn note_ready(&mut self, id: ConnId) {
+        if self.note_check_passed(id) {
+            return;
+        }
         let Some((pool, place)) = self.table.at(id.index()).pooled() else { return };
         let now = self.now;
         if self.pools.get(pool).policy.note_ready(place, now) {

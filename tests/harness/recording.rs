@@ -64,6 +64,7 @@ struct Hooks {
     drained: Hook,
     timer: Hook,
     health_check: Hook,
+    test_request: Hook,
     acquired: AcquiredHook,
     closing: ClosingHook,
     closed: ClosedHook,
@@ -117,6 +118,7 @@ impl RecordingHandler {
                 drained: Box::new(|_, _| {}),
                 timer: Box::new(|_, _| {}),
                 health_check: Box::new(|_, _| {}),
+                test_request: Box::new(|_, _| {}),
                 acquired: Box::new(|_, _| {}),
                 closing: Box::new(|_, _, _| {}),
                 closed: Box::new(|_, _| {}),
@@ -237,6 +239,14 @@ impl RecordingHandler {
         hook: impl FnMut(&mut Conn<'_>, &mut Session) + 'static,
     ) -> Self {
         self.hooks.health_check = Box::new(hook);
+        self
+    }
+
+    pub(crate) fn when_test_request(
+        mut self,
+        hook: impl FnMut(&mut Conn<'_>, &mut Session) + 'static,
+    ) -> Self {
+        self.hooks.test_request = Box::new(hook);
         self
     }
 
@@ -432,6 +442,10 @@ impl Handler for RecordingHandler {
 
     fn on_health_check(&mut self, conn: &mut Conn<'_>, session: &mut Session) {
         (self.hooks.health_check)(conn, session);
+    }
+
+    fn on_test_request(&mut self, conn: &mut Conn<'_>, session: &mut Session) {
+        (self.hooks.test_request)(conn, session);
     }
 
     fn on_acquired(

@@ -5,6 +5,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use bytes::BytesMut;
+use wheelhouse::health::{EndpointConfig, EndpointId};
 use wheelhouse::pool::{AcquireError, AcquireOptions, PoolConfig, PoolId, PoolOrder, WaitId};
 use wheelhouse::sim::{Faults, Peer, Random, Sim};
 use wheelhouse::{CloseReason, Config, Conn, ConnId, Context, Handler, Origin};
@@ -32,6 +33,9 @@ pub(crate) enum Session {
 pub(crate) struct Proxy {
     config: PoolConfig,
     pub(crate) pool: Option<PoolId>,
+    /// How the endpoint is checked that the pool follows, if it follows one.
+    pub(crate) checks: Option<EndpointConfig>,
+    pub(crate) endpoint: Option<EndpointId>,
     /// The errors that answered waits.
     pub(crate) errors: Vec<AcquireError>,
     /// The upstream connection over which each line went, in order.
@@ -61,6 +65,8 @@ impl Proxy {
         Self {
             config,
             pool: None,
+            checks: None,
+            endpoint: None,
             errors: Vec::new(),
             used: Vec::new(),
             greets: false,
@@ -80,11 +86,14 @@ impl Handler for Proxy {
     type Session = Session;
 
     fn on_start(&mut self, cx: &mut Context<'_>) {
-        self.pool = Some(cx.add_pool(UPSTREAM, &self.config).unwrap());
+        self.endpoint = self.checks.as_ref().map(|it| cx.add_endpoint(UPSTREAM, it).unwrap());
+        let config = PoolConfig { endpoint: self.endpoint, ..self.config.clone() };
+        self.pool = Some(cx.add_pool(UPSTREAM, &config).unwrap());
     }
 
     fn on_open(&mut self, conn: &mut Conn<'_>) -> Option<Session> {
         Some(match conn.origin() {
+            Origin::Check(_) => Session::Upstream,
             Origin::Pool(_) => {
                 if self.ready_in_open {
                     conn.ready();
@@ -326,6 +335,7 @@ pub(crate) fn pooled(sim: &mut Sim) {
     proxy.pings = random.below(2) == 0;
     proxy.replays = random.below(3) > 0;
     let replays = proxy.replays;
+    proxy.checks = (random.below(2) == 0).then(EndpointConfig::default);
     let server = sim.serve("10.0.0.1:7", Config::default(), proxy);
     if random.below(4) == 0 {
         server.set_descriptors(12 + random.below(10) as usize);
@@ -378,6 +388,13 @@ pub(crate) fn pooled(sim: &mut Sim) {
         peer.received() == b"at last\n"
     });
     assert!(served, "no client is served: {stats:?}");
-    server.with(|proxy, cx| cx.close_pool(proxy.pool.expect("it has started")));
+    server.with(|proxy, cx| {
+        cx.close_pool(proxy.pool.expect("it has started"));
+        // Checks go on for ever.
+        if let Some(endpoint) = proxy.endpoint {
+            assert!(cx.endpoint(endpoint).is_some_and(|it| it.is_available));
+            cx.remove_endpoint(endpoint);
+        }
+    });
     sim.converge();
 }

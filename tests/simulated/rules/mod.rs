@@ -28,6 +28,7 @@ mod admission;
 mod backpressure;
 mod closing;
 mod dialling;
+mod health;
 mod listeners;
 mod overload;
 mod panics;
