@@ -243,6 +243,8 @@ pub(crate) fn endpoints(sim: &mut Sim) {
         match random.below(12) {
             0 => sim.partition("10.0.0.1", &*server),
             1 | 2 => sim.repair("10.0.0.1", &*server),
+            // A process that is not scheduled has not started.
+            3 | 4 if front.handler().endpoints.is_empty() => {}
             3 => front.with(|balancer, cx| {
                 let at = random.below(balancer.endpoints.len() as u64) as usize;
                 cx.remove_endpoint(balancer.endpoints.remove(at));
