@@ -18,6 +18,7 @@ mod mailbox;
 mod overload;
 mod pools;
 mod read_buffer;
+mod relay;
 mod settle;
 mod shortage;
 mod shutdown;
@@ -51,7 +52,7 @@ use crate::conn::Context;
 use crate::core::budget::{Budget, ITEMS_PER_STEP, STEP_NANOS, Step};
 use crate::core::deferred::DeferredQueue;
 use crate::core::drain::Drain;
-use crate::core::flags::Flags;
+use crate::core::flags::{ColdFlags, Flags};
 use crate::core::lifecycle::State;
 use crate::core::table::{self, CAPACITY_MAX};
 use crate::error::Error;
@@ -610,10 +611,12 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         if ready.has(Readiness::ERROR.and(Readiness::SHUT)) && open {
             if ready.has(Readiness::ERROR)
                 && (record.is_reading_stopped() || record.flags.has(Flags::EOF))
+                && !record.reads_before_error()
             {
                 return self.learn_error(handler, id);
             }
-            if ready.has(Readiness::SHUT) && record.peer.ip().is_none() {
+            let relayed = record.cold_flags.has(ColdFlags::RELAYED);
+            if ready.has(Readiness::SHUT) && record.peer.ip().is_none() && !relayed {
                 return self.lose_peer(handler, id);
             }
         }
