@@ -17,6 +17,8 @@ pub(crate) enum CloseMode {
     Flush,
     /// Nothing is queued. Close, once the peer has acknowledged everything.
     Close,
+    /// Flush what is queued, and reset once the peer has acknowledged everything.
+    Break,
     /// Drop what is queued and close: the peer is beyond reach.
     Drop,
     /// Drop what is queued and reset.
@@ -171,6 +173,12 @@ reasons! {
     /// It was given back to its pool in the middle of an exchange, or was not brought to the end of
     /// one in time.
     PoolUnclean: "pool_unclean", Reset, Handler, "given back in the middle of an exchange";
+    /// The connection it was [relayed with](crate::Conn::relay_with) was cut off: reset, lost, or
+    /// aborted. This one has had what was read before that, and is reset.
+    RelayBroken: "relay_broken", Break, None, "the other end of its relay was cut off";
+    /// The connection it was [relayed with](crate::Conn::relay_with) has ended before both sides had
+    /// sent their FIN. This one has had what was read before that.
+    RelayEnded: "relay_ended", Flush, None, "the other end of its relay has ended";
     /// The reactor is shutting down.
     Shutdown: "shutdown", Flush, None, "shutting down";
     /// The peer sent something over a connection that was idle in its pool, which would have been
@@ -366,7 +374,8 @@ mod tests {
     #[test]
     fn every_reason_has_a_mode() {
         let count = |mode| all().filter(|reason| reason.mode() == mode).count();
-        assert_eq!(count(CloseMode::Flush), 11);
+        assert_eq!(count(CloseMode::Flush), 12);
+        assert_eq!(count(CloseMode::Break), 1);
         assert_eq!(count(CloseMode::Close), 7);
         assert_eq!(count(CloseMode::Drop), 4);
         assert_eq!(count(CloseMode::Reset), 11);

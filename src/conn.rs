@@ -537,6 +537,70 @@ impl Conn<'_> {
         self.record_mut().request_close(CloseReason::HandlerAbort);
     }
 
+    /// Lets the reactor pass on whatever is read from this connection to `other`, and the other way
+    /// round, until they end. Returns whether it does.
+    ///
+    /// Input that either handler has not taken is passed on first. From then on neither has
+    /// [`on_data`](crate::Handler::on_data), [`on_eof`](crate::Handler::on_eof) or
+    /// [`on_drained`](crate::Handler::on_drained); timers, [`close`](Conn::close) and
+    /// [`abort`](Conn::abort) work as before, and what is [written](Conn::write) goes between what is
+    /// passed on. Both become [tunnels](Conn::tunnel), and a pause, a
+    /// [`throttle_on`](Conn::throttle_on) and a [length](Conn::expect_input) that is waited for end. A
+    /// request that is owed still is: end it before, as [`Timeouts::half_closed`] stands still for it.
+    ///
+    /// Bytes are written from the loop's buffer. What a socket does not take is queued, and until
+    /// that has left the other connection is not read: a direction holds at most 64 KiB.
+    ///
+    /// A FIN is passed on behind all bytes that came before it, and the pair ends when both sides
+    /// have sent theirs. Bytes in either direction put off [`Timeouts::tunnel`] of both, and
+    /// [`Timeouts::half_closed`] once one side has sent its FIN. If one connection ends otherwise the
+    /// other follows when it has been sent what was read before: with
+    /// [`RelayEnded`](CloseReason::RelayEnded), or with a reset and
+    /// [`RelayBroken`](CloseReason::RelayBroken) if the first was reset, aborted, or lost. A shutdown
+    /// waits for the pair until its deadline.
+    ///
+    /// It does nothing, and returns `false`, unless both connections stand. It does not if one is
+    /// closing, is relayed already, is a pool's, or has input left to [skip](Conn::skip), or if `other`
+    /// is gone or is this one.
+    ///
+    /// ```
+    /// use bytes::BytesMut;
+    /// use wheelhouse::{Conn, Handler, Origin};
+    ///
+    /// struct Proxy;
+    ///
+    /// impl Handler for Proxy {
+    ///     type Session = ();
+    ///
+    ///     fn on_open(&mut self, conn: &mut Conn<'_>) -> Option<()> {
+    ///         if let Origin::Accepted(_) = conn.origin() {
+    ///             conn.pause_reading();
+    ///             conn.connect("10.0.0.2:80").ok()?;
+    ///         }
+    ///         Some(())
+    ///     }
+    ///
+    ///     fn on_connected(&mut self, conn: &mut Conn<'_>, _: &mut ()) {
+    ///         if let Some(client) = conn.owner()
+    ///             && !conn.relay_with(client)
+    ///         {
+    ///             conn.abort();
+    ///         }
+    ///     }
+    ///
+    ///     fn on_data(&mut self, _: &mut Conn<'_>, _: &mut (), _: &mut BytesMut) {}
+    /// }
+    /// ```
+    #[must_use = "nothing is passed on if it returns `false`"]
+    pub fn relay_with(&mut self, other: ConnId) -> bool {
+        self.cx.shared.relay(self.id, other)
+    }
+
+    /// The connection that it is [relayed with](Conn::relay_with).
+    pub fn relayed_with(&self) -> Option<ConnId> {
+        self.record().relay()
+    }
+
     /// Dials `target`; the new connection's [`owner`](Conn::owner) is this one. As
     /// [`Context::connect`].
     ///

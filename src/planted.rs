@@ -103,6 +103,12 @@ pub enum Bug {
     ShortageCounts,
     /// A request is sent again although a part of its reply has come.
     ReplayedAfterReply,
+    /// The end of what one side of a relay sends is not passed on.
+    HalfCloseKept,
+    /// One side of a relay is read whatever the other takes.
+    RelayNotHeld,
+    /// What is left of a read when the other side of a relay takes no more is not sent later.
+    RelayedRestLost,
 }
 
 #[cfg(feature = "planted-bugs")]

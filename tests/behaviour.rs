@@ -61,6 +61,7 @@ mod behaviour {
     mod panics;
     mod pools;
     mod reactor_end;
+    mod relays;
     mod requests;
     mod settings;
     mod shutdown;

@@ -61,6 +61,21 @@ mod start {
             let line = refusal("redis-pool", &[&format!("{option}={value}")]);
             assert!(line.contains(option) && line.contains("needed"), "{line}");
         }
+        for (option, value) in [
+            ("--upstream", "nowhere"),
+            ("--balance", "fair"),
+            ("--check", "http"),
+            ("--check", "send:PING"),
+            ("--check-interval", "1ms"),
+            ("--connect-timeout", "off"),
+            ("--connect-total", "0"),
+            ("--tunnel-timeout", "0"),
+            ("--half-closed-timeout", "soon"),
+        ] {
+            let line = refusal("proxy", &[&format!("{option}={value}")]);
+            assert!(line.contains(option) && line.contains("needed"), "{line}");
+        }
+        assert!(refusal("proxy", &[]).contains("--upstream"));
     }
 
     #[test]

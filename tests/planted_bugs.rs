@@ -14,6 +14,10 @@ mod endpoints;
 #[allow(dead_code, reason = "what only the rules and the swarm need")]
 mod pooled;
 
+#[path = "scenarios/relayed.rs"]
+#[allow(dead_code, reason = "what only the rules and the swarm need")]
+mod relayed;
+
 #[path = "scenarios/servers.rs"]
 #[allow(dead_code, reason = "what only the swarm runs")]
 mod servers;
@@ -34,7 +38,7 @@ use wheelhouse::{CloseReason, Config, Conn, ConnId, Handler};
 
 use crate::endpoints::Balancer;
 use crate::pooled::{Proxy, UPSTREAM};
-use crate::scenarios::{millis, secs};
+use crate::scenarios::{millis, pattern, secs};
 use crate::servers::{circle, echo, everything, failing, flaky_log, log_flakily, posts, shutdown};
 
 /// A scenario and its name.
@@ -520,6 +524,50 @@ fn a_shortage_that_counts_against_an_endpoint_is_noticed() {
         }
         let stats = server.with(|balancer, cx| balancer.stats(cx));
         assert!(!stats[0].is_ejected, "it is ejected");
+    });
+}
+
+/// A proxy with small buffers, and a client that reads slowly what its upstream sends at once.
+fn slow_relay(sim: &mut Sim) -> (Server<relayed::Relay>, Peer, Peer) {
+    sim.set_buffers(8_192, 8_192);
+    let (server, listener) = relayed::proxy(sim, Config::default(), relayed::Relay::default());
+    let (client, upstream) = relayed::pair(sim, &server, &listener);
+    client.read_at(20_000);
+    upstream.send(&pattern(300_000));
+    (server, client, upstream)
+}
+
+#[test]
+fn a_half_close_that_is_not_passed_on_is_noticed() {
+    must_catch(Bug::HalfCloseKept, "no FIN came", |sim| {
+        let (_server, client, upstream) = slow_relay(sim);
+        upstream.half_close();
+        // Later the silence ends both.
+        sim.advance(secs(17));
+        client.expect(&pattern(300_000));
+        assert!(client.closed().is_some(), "no FIN came");
+    });
+}
+
+#[test]
+fn a_relay_that_reads_whatever_is_taken_is_noticed() {
+    must_catch(Bug::RelayNotHeld, "bytes are held", |sim| {
+        let (server, client, _upstream) = slow_relay(sim);
+        for _ in 0..30 {
+            sim.advance(secs(1));
+            let held = server.stats().buffered;
+            assert!(held <= 66_000, "{held} bytes are held");
+        }
+        client.expect(&pattern(300_000));
+    });
+}
+
+#[test]
+fn the_rest_of_a_relayed_read_that_is_lost_is_noticed() {
+    must_catch(Bug::RelayedRestLost, "instead of", |sim| {
+        let (_server, client, _upstream) = slow_relay(sim);
+        sim.advance(secs(30));
+        client.expect(&pattern(300_000));
     });
 }
 

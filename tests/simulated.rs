@@ -23,6 +23,9 @@ mod ping;
 #[path = "scenarios/pooled.rs"]
 #[allow(dead_code, reason = "what only the swarm runs")]
 mod pooled;
+#[path = "scenarios/relayed.rs"]
+#[allow(dead_code, reason = "what only the swarm runs")]
+mod relayed;
 #[path = "simulated/rules/mod.rs"]
 mod rules;
 mod scenarios;

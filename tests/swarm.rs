@@ -19,6 +19,10 @@ mod peers;
 #[allow(dead_code, reason = "what only the rules look at")]
 mod pooled;
 
+#[path = "scenarios/relayed.rs"]
+#[allow(dead_code, reason = "what only the rules look at")]
+mod relayed;
+
 #[path = "scenarios/servers.rs"]
 mod servers;
 
@@ -64,6 +68,11 @@ fn swarm_pooled() {
 #[test]
 fn swarm_endpoints() {
     run("endpoints", endpoints::endpoints);
+}
+
+#[test]
+fn swarm_relayed() {
+    run("relayed", relayed::relayed);
 }
 
 #[test]

@@ -9,6 +9,11 @@ mod scenarios;
 #[path = "scenarios/endpoints.rs"]
 #[allow(dead_code, reason = "what only the rules and the swarm need")]
 mod endpoints;
+
+#[path = "scenarios/relayed.rs"]
+#[allow(dead_code, reason = "what only the rules and the swarm need")]
+mod relayed;
+
 #[path = "scenarios/pooled.rs"]
 #[allow(dead_code, reason = "what only the rules and the swarm need")]
 mod pooled;
@@ -18,12 +23,12 @@ use std::env;
 use wheelhouse::config::{AtLimit, Rate, Refusal};
 use wheelhouse::health::{EndpointConfig, HealthCheck};
 use wheelhouse::pool::PoolConfig;
-use wheelhouse::sim::{self, Link, Peer, Personality, Server, Sim};
+use wheelhouse::sim::{self, End, Link, Peer, Personality, Server, Sim};
 use wheelhouse::{Address, CloseReason, Config, Handler, ListenConfig, Timeout};
 
 use crate::endpoints::{Balancer, SERVERS, Weak};
 use crate::pooled::{Lines, Proxy, UPSTREAM};
-use crate::scenarios::{Echo, Keeper, SERVER, millis, secs, serve_echo};
+use crate::scenarios::{Echo, Keeper, SERVER, millis, pattern, secs, serve_echo};
 
 #[expect(clippy::print_stdout, reason = "figures for the reader of the output")]
 fn run(name: &str, personality: Personality, scenario: fn(&mut Sim)) {
@@ -401,6 +406,50 @@ fn a_shutdown_that_spreads(sim: &mut Sim) {
     assert!(server.is_finished());
 }
 
+/// A slow client and a quick one are relayed, each with an upstream of its own: a FIN says that all
+/// bytes have come.
+fn a_relay(sim: &mut Sim) {
+    sim.set_buffers(4_096, 4_096);
+    let (server, listener) = relayed::proxy(sim, Config::default(), relayed::Relay::default());
+    for rate in [Some(20_000), None] {
+        let client = sim.connect(&server);
+        client.send(b"request");
+        sim.advance(millis(100));
+        let Some(upstream) = listener.accept() else {
+            sim.advance(secs(60));
+            assert!(client.closed().is_some(), "a client without an upstream is refused");
+            continue;
+        };
+        if let Some(rate) = rate {
+            client.read_at(rate);
+        }
+        let reply = pattern(30_000);
+        upstream.send(&reply);
+        client.half_close();
+        sim.advance(millis(300));
+        upstream.half_close();
+        sim.advance(secs(10));
+        let (asked, got) = (upstream.take(), client.take());
+        assert!(b"request".starts_with(&asked) && reply.starts_with(&got));
+        if client.closed() == Some(End::Fin) {
+            assert_eq!(got.len(), reply.len(), "the FIN came before the end");
+        }
+        if upstream.closed() == Some(End::Fin) {
+            assert_eq!(asked, b"request", "the FIN came before the end");
+        }
+    }
+    sim.advance(secs(120));
+    assert_eq!(server.connections(), 0);
+    // The one failure may hit the first of these.
+    let served = (0..2).any(|_| {
+        let client = sim.connect(&server);
+        client.send(b"again");
+        sim.advance(secs(3));
+        listener.accept().is_some_and(|upstream| upstream.take() == b"again")
+    });
+    assert!(served, "no client is relayed");
+}
+
 /// Clients share the one connection that a pool may have; one leaves while it waits, one while it is
 /// served, and the upstream ends what is idle.
 fn a_pool(sim: &mut Sim) {
@@ -527,4 +576,5 @@ scenarios! {
     a_shutdown_that_spreads
     a_pool
     an_endpoint
+    a_relay
 }

@@ -154,6 +154,13 @@ pub(crate) fn duration(text: &str) -> Result<Duration, &'static str> {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct OptionalDuration(Option<Duration>);
 
+impl OptionalDuration {
+    #[allow(dead_code, reason = "not every program needs it")]
+    pub(crate) const fn get(self) -> Option<Duration> {
+        self.0
+    }
+}
+
 impl FromStr for OptionalDuration {
     type Err = &'static str;
 

@@ -207,6 +207,16 @@ pub trait Backend: Sealed {
     /// otherwise.
     fn write(&mut self, stream: &mut Self::Stream, bytes: &[u8]) -> io::Result<usize>;
 
+    /// As [`write`](Backend::write), where more bytes or the FIN follow at once: the system may keep
+    /// these back for a moment, and send all of it together.
+    ///
+    /// # Errors
+    ///
+    /// As [`write`](Backend::write).
+    fn write_more(&mut self, stream: &mut Self::Stream, bytes: &[u8]) -> io::Result<usize> {
+        self.write(stream, bytes)
+    }
+
     /// As [`write`](Backend::write), from several slices in order.
     ///
     /// # Errors

@@ -3,6 +3,7 @@
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
 use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -445,11 +446,12 @@ impl Backend for Os {
         // connect(2): SO_ERROR has the outcome, but only once there is one; until then the peer
         // has no name.
         if let Some(error) = self.take_error(stream)? {
-            return Err(error);
+            // The peer accepted, sent something and has reset it since.
+            return if has_input(stream) { Ok(true) } else { Err(error) };
         }
         let connected = on_stream!(&stream.0, stream => SockRef::from(stream).peer_addr());
         match connected {
-            Ok(_) if is_connected_to_itself(stream) => {
+            Ok(peer) if is_connected_to_itself(stream, &peer) => {
                 Err(io::Error::from_raw_os_error(libc::ECONNREFUSED))
             }
             Ok(_) => Ok(true),
@@ -482,6 +484,10 @@ impl Backend for Os {
     #[inline(always)]
     fn write(&mut self, stream: &mut OsStream, bytes: &[u8]) -> io::Result<usize> {
         stream.try_io(|fd| sys::send(fd, bytes))
+    }
+
+    fn write_more(&mut self, stream: &mut OsStream, bytes: &[u8]) -> io::Result<usize> {
+        stream.try_io(|fd| sys::send_more(fd, bytes))
     }
 
     fn write_vectored(
@@ -674,14 +680,21 @@ fn ignore(result: io::Result<()>, what: &'static str) {
 
 /// A socket that dialled a free port in the range of ephemeral ones may meet itself (RFC 9293,
 /// 3.5, simultaneous open).
-fn is_connected_to_itself(stream: &OsStream) -> bool {
+fn is_connected_to_itself(stream: &OsStream, peer: &SockAddr) -> bool {
     match &stream.0 {
-        Stream::Tcp(stream) => match (stream.local_addr(), stream.peer_addr()) {
-            (Ok(local), Ok(peer)) => local == peer,
-            _ => false,
-        },
+        Stream::Tcp(stream) => {
+            stream.local_addr().is_ok_and(|local| peer.as_socket() == Some(local))
+        }
         Stream::Unix(_) => false,
     }
+}
+
+/// Whether there is something to read, whatever became of the connection since.
+fn has_input(stream: &OsStream) -> bool {
+    let peeked = on_stream!(&stream.0, stream => {
+        SockRef::from(stream).peek(&mut [MaybeUninit::uninit()])
+    });
+    peeked.is_ok_and(|count| count > 0)
 }
 
 #[cfg(any(target_os = "android", target_os = "freebsd", target_os = "linux"))]
@@ -702,6 +715,8 @@ fn unix_address(addr: io::Result<std::os::unix::net::SocketAddr>) -> io::Result<
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
     use super::*;
 
     #[cfg(target_os = "linux")]
@@ -739,5 +754,30 @@ mod tests {
         os.close(stream, true);
         // Without SO_REUSEADDR that fails where anything is left of the connection.
         socket().bind(&own).unwrap();
+    }
+
+    /// As an upstream does that answers and resets before the next wait.
+    #[test]
+    fn what_came_before_a_reset_makes_a_dial_succeed() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = Address::Ip(listener.local_addr().unwrap());
+        let mut os = Os::new().unwrap();
+        for answers in [true, false] {
+            let mut stream = os.connect(&address, &SocketOptions::default()).unwrap();
+            let (mut peer, _) = listener.accept().unwrap();
+            if answers {
+                peer.write_all(b"reply").unwrap();
+            }
+            SockRef::from(&peer).set_linger(Some(Duration::ZERO)).unwrap();
+            drop(peer);
+            // On loopback all of it has arrived by now.
+            let connected = os.is_connected(&mut stream);
+            assert_eq!(connected.is_ok(), answers, "{connected:?}");
+            if answers {
+                let mut input = BytesMut::with_capacity(64);
+                assert_eq!(os.read(&mut stream, &mut input, 64).unwrap(), 5);
+                assert_eq!(&input[..], b"reply");
+            }
+        }
     }
 }

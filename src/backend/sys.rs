@@ -116,6 +116,25 @@ pub(super) fn send(fd: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
     unsafe { system_call(libc::SYS_sendto, arguments) }
 }
 
+/// As [`send`], where more follows at once: the kernel may wait for it, so that the last bytes and the
+/// FIN behind them are one segment.
+#[cfg(target_os = "linux")]
+#[inline]
+pub(super) fn send_more(fd: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
+    let (start, len) = (bytes.as_ptr() as usize, bytes.len());
+    let flags = SEND_FLAGS | libc::MSG_MORE;
+    let arguments = [argument(fd), start, len, flags as usize, 0, 0];
+    // SAFETY: `bytes` is readable for its length; no address is given.
+    unsafe { system_call(libc::SYS_sendto, arguments) }
+}
+
+/// As [`send`]: these systems cannot be told that more follows.
+#[cfg(not(target_os = "linux"))]
+#[inline]
+pub(super) fn send_more(fd: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
+    send(fd, bytes)
+}
+
 #[cfg(target_os = "linux")]
 unsafe fn call_recv(fd: BorrowedFd<'_>, buffer: *mut c_void, len: usize) -> io::Result<usize> {
     let arguments = [argument(fd), buffer as usize, len, RECV_FLAGS as usize, 0, 0];

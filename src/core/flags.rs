@@ -124,8 +124,8 @@ flags! {
         RETIRING = 26;
         /// The connection is in the list of those that are released and whose record is to be removed.
         REAPED = 27;
-        /// The connection is idle in its pool: what arrives for it was not asked for.
-        POOLED_IDLE = 28;
+        /// What arrives is not for the handler: the connection is relayed, or idle in its pool.
+        DIVERTED = 28;
         /// More than the high watermark was queued, and since then never as little as the low one.
         CONGESTED = 29;
         /// An end was asked for and has not begun.
@@ -160,6 +160,8 @@ flags! {
         OF_ENDPOINT = 9;
         /// The connection checks an endpoint.
         CHECK = 10;
+        /// The reactor passes on what it reads to another connection.
+        RELAYED = 11;
     }
 }
 
@@ -180,7 +182,7 @@ impl Flags {
         .and(Self::EOF)
         .and(Self::DATA_DUE)
         .and(Self::DRAINED)
-        .and(Self::POOLED_IDLE)
+        .and(Self::DIVERTED)
         .and(Self::ACTION_DUE);
 
     /// Something is to be done or ended for the connection at the end of its callback.

@@ -27,6 +27,8 @@ pub(crate) struct ColdState {
     pub(crate) owner: Option<ConnId>,
     /// What this connection feeds.
     pub(crate) sink: Option<ConnId>,
+    /// What it is relayed with.
+    pub(crate) relay: Option<ConnId>,
     /// How far dialling it has come, until it stands or ends.
     pub(crate) dial: Option<Box<DialState>>,
     /// Its pool, and its place there.
@@ -80,6 +82,7 @@ impl ColdState {
                     local: None,
                     owner: None,
                     sink: None,
+                    relay: None,
                     dial: None,
                     pooled: None,
                     replay: None,
@@ -702,6 +705,26 @@ impl Record {
     pub(crate) fn feeds(&self) -> bool {
         let sink = self.cold.as_ref().is_some_and(|cold| cold.sink.is_some());
         sink || self.cold_flags.has(ColdFlags::IS_SINK)
+    }
+
+    /// What it is relayed with, if it is.
+    pub(crate) fn relay(&self) -> Option<ConnId> {
+        if self.cold_flags.has(ColdFlags::RELAYED) { self.cold.as_ref()?.relay } else { None }
+    }
+
+    /// Whether what it has not read yet is to be passed on before an error of its socket acts: it is
+    /// only not read because what it is relayed with takes nothing.
+    pub(crate) const fn reads_before_error(&self) -> bool {
+        self.cold_flags.has(ColdFlags::RELAYED)
+            && self.flags.has(Flags::THROTTLED)
+            && !self.flags.has(Flags::PAUSED.and(Flags::EOF))
+    }
+
+    /// Ends what it was relayed with, and returns that.
+    pub(crate) fn take_relay(&mut self) -> Option<ConnId> {
+        self.cold_flags.remove(ColdFlags::RELAYED);
+        self.flags.remove(Flags::DIVERTED.and(Flags::THROTTLED));
+        self.cold.as_mut()?.relay.take()
     }
 
     /// Takes what a failed write said of the peer, if one did.

@@ -134,6 +134,9 @@ numbers! {
     endpoint_ejections: counter;
     /// Times an endpoint was not ejected as too much of its group was down or ejected.
     endpoint_ejections_prevented: counter;
+    /// Pairs of connections between which the reactor has passed bytes on.
+    /// See [`Conn::relay_with`](crate::Conn::relay_with).
+    relays: counter;
     /// Events for connections that were gone.
     stale_events: counter;
     /// Closing connections reset because their last output left too slowly.

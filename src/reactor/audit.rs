@@ -8,7 +8,7 @@ use super::io::wants_reading;
 use crate::backend::{Backend, Source, Token};
 use crate::core::clients::Clients;
 use crate::core::deadlines::{BOUNDING, Deadline, Set};
-use crate::core::flags::Flags;
+use crate::core::flags::{ColdFlags, Flags};
 use crate::core::lifecycle::State;
 use crate::core::output::{Output, allocation};
 use crate::core::record::Record;
@@ -199,7 +199,28 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             // A deadline that another connection's callback set.
             return if listed { Ok(()) } else { Err("a deadline was set and is not armed".into()) };
         }
-        self.audit_deadline(id)
+        self.audit_relay(record).and_then(|()| self.audit_deadline(id))
+    }
+
+    /// The sides of a relay name each other, both are open, and one is held only for the other's
+    /// output.
+    fn audit_relay(&self, record: &Record) -> Result<(), String> {
+        let Some(other) = record.relay() else {
+            let marked = record.cold_flags.has(ColdFlags::RELAYED);
+            return if marked { Err("relayed with none".into()) } else { Ok(()) };
+        };
+        let sink = self.shared.table.get(other).filter(|sink| sink.relay() == Some(record.id));
+        let Some(sink) = sink else { return Err(format!("{other} is not relayed with it")) };
+        let open = record.state().is_open() && sink.state().is_open();
+        if !open || !record.flags.has(Flags::DIVERTED) || !record.flags.has(Flags::TUNNEL) {
+            return Err(format!("relayed with {other} in {:?}", record.state()));
+        }
+        let listed = Flags::DIRTY.and(Flags::QUEUED_READY).and(Flags::CLOSE_REQUESTED);
+        let listed = record.flags.has(listed) || sink.flags.has(listed);
+        if record.flags.has(Flags::THROTTLED) && !sink.has_output() && !listed {
+            return Err(format!("held for {other}, which has no output"));
+        }
+        Ok(())
     }
 
     /// The wheel comes up by the earliest deadline, and that is not long past.
@@ -385,8 +406,13 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// Whether the output of an open connection has drained, and no callback is going to follow.
     pub(crate) fn has_drained_unheard(&self, id: ConnId) -> bool {
         self.shared.table.get(id).is_some_and(|record| {
-            matches!(record.state(), State::Connected | State::Idle)
-                && !record.flags.has(Flags::CONGESTED.and(Flags::DRAINED))
+            let open = matches!(record.state(), State::Connected | State::Idle);
+            // A relayed connection has no such callback, and neither has one that was relayed and only
+            // has its last output to send.
+            let ends = Flags::FINISHED.and(Flags::CLOSE_REQUESTED);
+            let relayed = record.cold_flags.has(ColdFlags::RELAYED)
+                || (record.flags.has(Flags::TUNNEL) && record.flags.has(ends));
+            open && !relayed && !record.flags.has(Flags::CONGESTED.and(Flags::DRAINED))
         })
     }
 

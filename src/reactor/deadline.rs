@@ -280,6 +280,9 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         if moved && record.cold_flags.has(ColdFlags::IS_SINK) {
             self.shared.touch_feeders(id);
         }
+        if moved {
+            self.shared.touch_relay(id);
+        }
         moved
     }
 

@@ -34,6 +34,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         }
         let (in_pools, feeds) = (record.is_in_pools(), record.feeds());
         let of_endpoint = record.is_of_endpoint();
+        let relayed = record.cold_flags.has(ColdFlags::RELAYED);
         if in_pools {
             self.shared.replay(id, reason);
         }
@@ -47,10 +48,15 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         if of_endpoint {
             self.shared.leave_endpoint(id, reason);
         }
+        if relayed {
+            self.shared.end_relay(id, reason);
+        }
         match mode {
             // Nothing is sent any more: the usual end of a peer that is gone.
-            CloseMode::Drop => self.drop_output_and_release(id, false),
+            // If it is not gone, a FIN would tell the peer of a relayed one that it has had everything.
+            CloseMode::Drop => self.drop_output_and_release(id, relayed),
             CloseMode::Reset => self.drop_output_and_release(id, true),
+            CloseMode::Break => self.begin_break(id),
             CloseMode::Close | CloseMode::Flush => self.begin_last_flush(id, reason, before),
         }
     }
@@ -65,7 +71,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         // reset that destroys a reply: nginx's rule for lingering_close.
         let quiet_stop = reason == CloseReason::Shutdown && before == State::Idle;
         // A peer that has had our FIN for that long is not waited for again.
-        let waited = reason == CloseReason::Timeout(Timeout::HalfClosed);
+        let had_fin = reason == CloseReason::RelayEnded && record.flags.has(Flags::FIN);
+        let waited = reason == CloseReason::Timeout(Timeout::HalfClosed) || had_fin;
         // What a pool's connection or a check has sent and its peer not acknowledged, no reply will be
         // read for.
         let pooled = record.cold_flags.has(ColdFlags::POOLED.and(ColdFlags::CHECK));
@@ -91,6 +98,29 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         }
     }
 
+    /// Ends a connection whose peer is to get all that was written to it and then a reset, as a FIN
+    /// would say that this is all there was.
+    fn begin_break(&mut self, id: ConnId) {
+        let record = self.shared.table.at(id.index());
+        record.cold_flags.insert(ColdFlags::RESET.and(ColdFlags::LINGERING));
+        self.progress_closing(id);
+    }
+
+    /// Resets a connection that has no output left, once the peer has everything: a reset destroys
+    /// what it has not received.
+    fn progress_break(&mut self, id: ConnId) {
+        let unsent = self.undelivered(id);
+        let record = self.shared.table.at(id.index());
+        if unsent == 0 {
+            self.release(id);
+        } else if !record.flags.has(Flags::FIN) || record.cold_mut().delivery.is_none() {
+            // No FIN is sent; but from here on it waits as one that has sent its FIN does.
+            record.flags.insert(Flags::FIN);
+            self.await_last_delivery(id, unsent);
+            self.note_lingering(id);
+        }
+    }
+
     /// Flushes what is left, then waits for the peer's FIN if that is worth it.
     pub(super) fn progress_closing(&mut self, id: ConnId) {
         if self.shared.table.at(id.index()).flags.has(Flags::REAPED) {
@@ -109,6 +139,9 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         }
         if record.has_output() {
             return;
+        }
+        if record.cold_flags.has(ColdFlags::RESET) {
+            return self.progress_break(id);
         }
         let Some(stream) = self.slots[id.index()].stream.as_mut() else {
             return self.release(id);

@@ -263,6 +263,10 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         self.call_with_input(id, "on_eof", |conn, session, input| {
             handler.on_eof(conn, session, input);
         });
+        if self.shared.table.at(id.index()).cold_flags.has(ColdFlags::RELAYED) {
+            // What is left is passed on, and so is the FIN.
+            return;
+        }
         self.slots[id.index()].input = BytesMut::new();
         // A request that was arriving will never be whole.
         let record = self.shared.table.at(id.index());
@@ -316,6 +320,9 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             if record.cold_flags.has(ColdFlags::IS_SINK) {
                 self.shared.resume_feeders(id);
             }
+        }
+        if self.shared.table.at(id.index()).cold_flags.has(ColdFlags::RELAYED) {
+            self.shared.note_relay_flushed(id);
         }
     }
 
@@ -601,7 +608,7 @@ fn count_whole(record: &mut Record) -> bool {
 
 #[cold]
 #[inline(never)]
-fn say_read(id: ConnId, bytes: usize) {
+pub(super) fn say_read(id: ConnId, bytes: usize) {
     trace!(%id, bytes, "read");
 }
 
@@ -613,7 +620,7 @@ fn say_write(id: ConnId, asked: usize, taken: usize) {
 
 #[cold]
 #[inline(never)]
-fn handle_read_error(record: &mut Record, error: &io::Error) -> Read {
+pub(super) fn handle_read_error(record: &mut Record, error: &io::Error) -> Read {
     // In a function of its own: what an event needs would be laid out for every reset.
     if hears(Level::TRACE) {
         say_read_error(record.id, error);
@@ -654,7 +661,7 @@ fn write_pieces<B: Backend>(
 
 /// Accounts for one write of `asked` bytes and returns how many the kernel took.
 #[inline(always)]
-fn note_write<B: Backend>(
+pub(super) fn note_write<B: Backend>(
     backend: &B,
     record: &mut Record,
     asked: usize,

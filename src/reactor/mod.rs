@@ -18,6 +18,7 @@ mod mailbox;
 mod overload;
 mod pools;
 mod read_buffer;
+mod relay;
 mod settle;
 mod shortage;
 mod shutdown;
@@ -51,7 +52,7 @@ use crate::conn::Context;
 use crate::core::budget::{Budget, ITEMS_PER_STEP, STEP_NANOS, Step};
 use crate::core::deferred::DeferredQueue;
 use crate::core::drain::Drain;
-use crate::core::flags::Flags;
+use crate::core::flags::{ColdFlags, Flags};
 use crate::core::lifecycle::State;
 use crate::core::table::{self, CAPACITY_MAX};
 use crate::error::Error;
@@ -608,20 +609,34 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         record.flags.insert(Flags::of_event(ready.to_bits()));
         let open = matches!(record.state(), State::Connected | State::Idle);
         if ready.has(Readiness::ERROR.and(Readiness::SHUT)) && open {
-            if ready.has(Readiness::ERROR)
-                && (record.is_reading_stopped() || record.flags.has(Flags::EOF))
-            {
-                return self.learn_error(handler, id);
-            }
-            if ready.has(Readiness::SHUT) && record.peer.ip().is_none() {
-                return self.lose_peer(handler, id);
-            }
+            return self.serve_broken(handler, id, ready);
         }
         if record.flags.has(Flags::QUEUED_READY) {
             // It has its turn there, and none besides.
         } else if open && !record.has_output() && wants_reading(record.flags) && !self.logs {
             self.serve_input(handler, id);
         } else {
+            self.serve(handler, id);
+        }
+    }
+
+    /// An event says that the socket of an open connection failed, or that both directions are shut.
+    #[cold]
+    #[inline(never)]
+    fn serve_broken(&mut self, handler: &mut H, id: ConnId, ready: Readiness) {
+        let record = self.shared.table.at(id.index());
+        if ready.has(Readiness::ERROR)
+            && (record.is_reading_stopped() || record.flags.has(Flags::EOF))
+            && !record.reads_before_error()
+        {
+            return self.learn_error(handler, id);
+        }
+        let relayed = record.cold_flags.has(ColdFlags::RELAYED);
+        if ready.has(Readiness::SHUT) && record.peer.ip().is_none() && !relayed {
+            return self.lose_peer(handler, id);
+        }
+        // If it is queued it has its turn there, and none besides.
+        if !record.flags.has(Flags::QUEUED_READY) {
             self.serve(handler, id);
         }
     }

@@ -31,7 +31,11 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     ///
     /// Called for an event, and for a connection that has its turn in the ready queue.
     pub(super) fn serve(&mut self, handler: &mut H, id: ConnId) {
-        if self.shared.table.at(id.index()).flags.has(Flags::POOLED_IDLE) {
+        let record = self.shared.table.at(id.index());
+        if record.flags.has(Flags::DIVERTED) {
+            if record.cold_flags.has(ColdFlags::RELAYED) {
+                return self.serve_relayed(handler, id);
+            }
             self.check_pooled(handler, id);
         }
         let record = self.shared.table.at(id.index());
@@ -72,7 +76,12 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// Sends what callbacks of other connections wrote to this one, and does what they asked of it.
     /// It is not read: that is the matter of its own events.
     pub(super) fn serve_dirty(&mut self, handler: &mut H, id: ConnId) {
-        if matches!(self.shared.table.at(id.index()).state(), State::Connected | State::Idle) {
+        let record = self.shared.table.at(id.index());
+        if record.cold_flags.has(ColdFlags::RELAYED) && record.flags.has(Flags::DATA_DUE) {
+            // Its relay begins.
+            self.serve_relayed(handler, id);
+        } else if matches!(self.shared.table.at(id.index()).state(), State::Connected | State::Idle)
+        {
             self.flush(id);
             self.settle(handler, id);
         } else {
@@ -243,7 +252,11 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let Some(reason) = record.take_broken() else { return };
         record.flags.remove(Flags::ACTION_DUE);
         record.flags.insert(Flags::MAY_READ);
-        self.receive(handler, id);
+        if record.cold_flags.has(ColdFlags::RELAYED) {
+            self.relay_from(id);
+        } else {
+            self.receive(handler, id);
+        }
         let record = self.shared.table.at(id.index());
         // It was broken before the handler asked for an end that would flush.
         if record.requested().is_none_or(|asked| asked.mode() != CloseMode::Reset) {
@@ -263,6 +276,10 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             && matches!(record.state(), State::Connected | State::Idle);
         if !due {
             return;
+        }
+        if record.cold_flags.has(ColdFlags::RELAYED) && record.flags.has(Flags::EOF) {
+            // Both directions have ended, and the close that follows in this step sends it.
+            return record.flags.insert(Flags::FIN);
         }
         let Some(stream) = self.slots[id.index()].stream.as_mut() else {
             return;

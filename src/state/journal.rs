@@ -20,6 +20,8 @@ pub(super) enum Entry {
     Dialled(ConnId),
     /// It asked a pool for a connection.
     Waits(WaitId),
+    /// It let two connections be relayed, which had these marks.
+    Relayed([(ConnId, Flags); 2]),
 }
 
 impl LoopState {
@@ -60,7 +62,7 @@ impl LoopState {
         let mut reached = BTreeSet::new();
         self.journal.retain(|entry| match entry {
             Entry::Reached { id, .. } => reached.insert(*id),
-            Entry::Dialled(_) | Entry::Waits(_) => true,
+            Entry::Dialled(_) | Entry::Waits(_) | Entry::Relayed(_) => true,
         });
         self.journal_full = JOURNAL_KEPT.max(2 * self.journal.len());
     }
@@ -101,6 +103,7 @@ impl LoopState {
                     self.remove(id);
                 }
                 Entry::Waits(wait) => _ = self.cancel_wait(wait),
+                Entry::Relayed(pair) => self.take_back_relay(pair),
             }
         }
     }

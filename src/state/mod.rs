@@ -7,6 +7,7 @@ mod alarms;
 mod health;
 mod journal;
 mod pools;
+mod relay;
 mod throttle;
 mod transitions;
 mod turn;

@@ -505,7 +505,7 @@ impl LoopState {
 
     /// What was idle in its pool, or is to be, can be used for exchanges, or not.
     pub(crate) fn set_pooled_idle(&mut self, id: ConnId, idle: bool) {
-        self.table.at(id.index()).flags.set(Flags::POOLED_IDLE, idle);
+        self.table.at(id.index()).flags.set(Flags::DIVERTED, idle);
     }
 }
 
@@ -527,7 +527,7 @@ impl LoopState {
             let leases = state.policy.members().map(|(place, id, phase)| {
                 let record = self.table.get(id);
                 let known = record.is_some_and(|it| it.pooled() == Some((pool, place)));
-                let idle = record.is_some_and(|it| it.flags.has(Flags::POOLED_IDLE));
+                let idle = record.is_some_and(|it| it.flags.has(Flags::DIVERTED));
                 let marked = matches!(phase, Phase::Idle | Phase::Returned);
                 if !known || idle != marked {
                     return Err(format!("{pool:?} has {id} as {phase:?}: {record:?}"));

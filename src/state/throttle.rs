@@ -9,6 +9,9 @@ use crate::id::ConnId;
 impl LoopState {
     /// Lets `id` be read no faster than `sink` drains, if both are open.
     pub(crate) fn feed(&mut self, id: ConnId, sink: ConnId) {
+        if self.table.at(id.index()).cold_flags.has(ColdFlags::RELAYED) {
+            return;
+        }
         let was_held = self.table.at(id.index()).is_reading_stopped();
         self.stop_feeding(id);
         let feeds = id != sink && self.table.at(id.index()).state().is_open();

@@ -26,7 +26,7 @@ impl LoopState {
         }
     }
 
-    pub(super) fn count_dropped(&mut self, id: ConnId, bytes: usize) {
+    pub(crate) fn count_dropped(&mut self, id: ConnId, bytes: usize) {
         if bytes == 0 {
             return;
         }
@@ -107,7 +107,7 @@ impl LoopState {
             record.flags.insert(Flags::CONGESTED);
             // What a connection that feeds another reads does not answer into its own queue: there
             // the sink's congestion is what counts.
-            let feeds = record.cold().is_some_and(|cold| cold.sink.is_some());
+            let feeds = record.cold().is_some_and(|cold| cold.sink.or(cold.relay).is_some());
             record.flags.set(Flags::PAUSED_BY_OUTPUT, !feeds);
             if record.cold_flags.has(ColdFlags::IS_SINK) {
                 self.hold_feeders(id);
@@ -132,7 +132,7 @@ impl LoopState {
     }
 
     /// Changes what is queued for a connection, and accounts for it at once.
-    pub(super) fn change_output(
+    pub(crate) fn change_output(
         &mut self,
         id: ConnId,
         change: impl FnOnce(&mut Output, &mut SpareBuffers),

@@ -1,9 +1,10 @@
-//! What goes on for ever allocates nothing: exchanges over leases of a pool, once it has warmed up.
+//! What goes on for ever allocates nothing, once it has warmed up: exchanges over leases of a pool, and
+//! what a relay passes on.
 //!
 //! The allocator counts for the whole process, which is why this is a process of its own.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::thread;
 use std::time::Duration;
 
@@ -69,7 +70,13 @@ fn serve(listener: &TcpListener) {
     }
 }
 
+/// One test, as another that begins or ends meanwhile allocates.
 #[test]
+fn what_goes_on_for_ever_allocates_nothing() {
+    exchanges_over_a_pool_allocate_nothing();
+    a_relay_allocates_nothing();
+}
+
 fn exchanges_over_a_pool_allocate_nothing() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let target = listener.local_addr().unwrap();
@@ -104,4 +111,71 @@ fn exchanges_over_a_pool_allocate_nothing() {
     assert_eq!((leases, blocks), (1_100, 0));
     drop(reactor);
     server.join().unwrap();
+}
+
+/// Relays each client with an upstream.
+struct Relay(SocketAddr);
+
+impl Handler for Relay {
+    type Session = ();
+
+    fn on_open(&mut self, conn: &mut Conn<'_>) -> Option<()> {
+        if let Origin::Accepted(_) = conn.origin() {
+            conn.pause_reading();
+            conn.connect(self.0).unwrap();
+        }
+        Some(())
+    }
+
+    fn on_connected(&mut self, conn: &mut Conn<'_>, (): &mut ()) {
+        if let Some(client) = conn.owner() {
+            assert!(conn.relay_with(client));
+        }
+    }
+
+    fn on_data(&mut self, _: &mut Conn<'_>, (): &mut (), _: &mut BytesMut) {
+        unreachable!("it is relayed");
+    }
+}
+
+fn a_relay_allocates_nothing() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut reactor = Reactor::new(Config::default()).unwrap();
+    let id = reactor.listen("127.0.0.1:0").unwrap();
+    let mut relay = Relay(listener.local_addr().unwrap());
+    let mut client = TcpStream::connect(reactor.local_addr(id).ip().unwrap()).unwrap();
+    let pause = Some(Duration::from_millis(1));
+    while reactor.handle().stats().relays == 0 {
+        reactor.turn(&mut relay, pause).unwrap();
+    }
+    let (mut upstream, _) = listener.accept().unwrap();
+    client.set_nonblocking(true).unwrap();
+    upstream.set_nonblocking(true).unwrap();
+    // Messages of one read, and of some.
+    let mut bytes = vec![0; 200_000];
+    let mut pass = |count: usize, len: usize| {
+        for at in 0..count {
+            let (from, to) = if at % 2 == 0 {
+                (&mut client, &mut upstream)
+            } else {
+                (&mut upstream, &mut client)
+            };
+            from.write_all(&bytes[..len]).unwrap();
+            let mut got = 0;
+            while got < len {
+                reactor.turn(&mut relay, pause).unwrap();
+                match to.read(&mut bytes[got..len]) {
+                    Ok(count) => got += count,
+                    Err(error) => assert_eq!(error.kind(), ErrorKind::WouldBlock),
+                }
+            }
+        }
+    };
+    let _profiler = Profiler::builder().testing().build();
+    pass(100, LEN);
+    pass(20, 100_000);
+    let before = HeapStats::get().total_blocks;
+    pass(1_000, LEN);
+    pass(100, 100_000);
+    assert_eq!(HeapStats::get().total_blocks - before, 0);
 }

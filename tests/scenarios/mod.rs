@@ -104,6 +104,11 @@ impl Keeper {
             b'k' if conn.decide_keep_alive(0).stays() => conn.write(b"(stay)"),
             b'k' => conn.write(b"(go)"),
             b'T' => conn.tunnel(),
+            b'J' => {
+                let other = self.ids.iter().rfind(|id| **id != conn.id());
+                let relayed = other.is_some_and(|other| conn.relay_with(*other));
+                assert!(!relayed || conn.relayed_with() == other.copied());
+            }
             b'Y' => {
                 conn.yield_now();
                 return false;

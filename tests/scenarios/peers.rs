@@ -6,7 +6,7 @@ use wheelhouse::sim::{Peer, Random, Sim};
 use crate::scenarios::millis;
 
 /// What a keeper understands.
-pub(crate) const WORDS: &[u8] = b"aaaaaaaabBCAFPRWTYDOSLKNeGMs";
+pub(crate) const WORDS: &[u8] = b"aaaaaaaabBCAFPRWTYDOSLKNeGMsJ";
 
 /// Some of what a keeper understands.
 pub(crate) fn words(random: &mut Random) -> Vec<u8> {

@@ -33,6 +33,7 @@ mod listeners;
 mod overload;
 mod panics;
 mod pools;
+mod relays;
 mod requests;
 mod settings;
 mod shutdown;
