@@ -499,6 +499,6 @@ impl<H: Handler> Turns for Node<H> {
 /// Which of the timeouts that leave no state without a deadline are off; none by default.
 fn timeouts_off(timeouts: &Timeouts) -> impl Iterator<Item = &'static str> {
     let durations = Durations::new(timeouts);
-    let off = BOUNDING.into_iter().filter(move |deadline| durations.of(*deadline) == u64::MAX);
+    let off = BOUNDING.into_iter().filter(move |deadline| durations.total(*deadline) == u64::MAX);
     off.map(Deadline::label)
 }
