@@ -10,7 +10,7 @@ use crate::close::{CloseReason, Timeout};
 use crate::config::{AcquireOptions, EndpointConfig, PoolConfig, Timeouts};
 use crate::core::deadlines::{Deadline, Durations};
 use crate::core::flags::{ColdFlags, Flags};
-use crate::core::health::EndpointStats;
+use crate::core::health::{EndpointStats, Witness};
 use crate::core::lifecycle::State;
 use crate::core::pool::PoolStats;
 use crate::core::pressure::NO_KEEP_ALIVE;
@@ -959,7 +959,7 @@ impl Context<'_> {
     /// Notes that an endpoint did what it should: failures before this are none in a row with those
     /// to come. For what only the application knows, such as the status of a reply.
     pub fn note_endpoint_success(&mut self, endpoint: EndpointId) {
-        self.shared.note_endpoint_success(endpoint);
+        self.shared.note_endpoint_success(endpoint, Witness::Application);
     }
 
     /// Notes that an endpoint failed, in a way that only the application knows.

@@ -157,6 +157,9 @@ pub struct AcquireError {
     /// How the latest dial ended, if it failed and none has succeeded since; or the latest check of
     /// the endpoint, while that is not available.
     pub last_dial: Option<CloseReason>,
+    /// The latest dial did not begin, or failed, because we lack something: a place in the
+    /// [table](crate::Limits::max_connections) or in the pool's group, a port, or a descriptor.
+    pub shortage: bool,
     /// The most connections of the pool.
     pub size: usize,
     /// Connections that had a place: dialled, idle, leased or closing.
@@ -173,12 +176,15 @@ pub struct AcquireError {
 
 impl fmt::Display for AcquireError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { failure, last_dial, size, open, idle, leased, coming, waiting } = self;
+        let Self { failure, last_dial, shortage, size, open, idle, leased, coming, waiting } = self;
         write!(
             f,
             "{failure} (size={size} open={open} idle={idle} leased={leased} coming={coming} \
              waiting={waiting}"
         )?;
+        if *shortage {
+            f.write_str("; no place, port or descriptor was left for another connection")?;
+        }
         match last_dial {
             Some(reason) => write!(f, "; the latest dial: {reason})"),
             None => f.write_str(")"),

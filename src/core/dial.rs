@@ -292,6 +292,10 @@ pub(crate) enum Fault {
 /// Whose doing it was that a dialled connection ended for `reason`.
 pub(crate) fn fault_of(reason: CloseReason) -> Fault {
     let errno = match reason {
+        // Too many names are looked up already.
+        CloseReason::ConnectFailed(error) if error.kind() == ErrorKind::QuotaExceeded => {
+            return Fault::Ours;
+        }
         CloseReason::ConnectFailed(error) | CloseReason::Io(error) => error.raw_os_error(),
         CloseReason::HardStop | CloseReason::Shutdown => return Fault::Ours,
         // It made room for others.

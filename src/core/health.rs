@@ -5,7 +5,7 @@
 //! executor, `reactor/health.rs`, does it and notes how it went.
 
 use crate::close::{CloseReason, Timeout};
-use crate::config::EndpointConfig;
+use crate::config::{EndpointConfig, HealthCheck};
 use crate::core::dial::Fault;
 use crate::id::ConnId;
 use crate::time::{Instant, nanos, share_of};
@@ -75,6 +75,15 @@ pub(crate) enum Work {
     GiveUp(ConnId),
 }
 
+/// Who saw how an exchange went.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Witness {
+    /// The reactor, by how a connection ended.
+    Reactor,
+    /// The application, by what it was answered.
+    Application,
+}
+
 /// How a check ended.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Outcome {
@@ -113,13 +122,12 @@ pub(crate) fn judge(
     }
 }
 
-/// Whether an end with this reason says that the peer did not answer, or did not read.
+/// Whether an end with this reason says that the peer did not answer, or did not read. A ping that is
+/// not answered says only that an idle connection was lost, as all of them may be at once.
 pub(crate) const fn fell_silent(reason: CloseReason) -> bool {
     matches!(
         reason,
-        CloseReason::Timeout(
-            Timeout::Read | Timeout::Write | Timeout::Ping | Timeout::Handshake | Timeout::Check
-        )
+        CloseReason::Timeout(Timeout::Read | Timeout::Write | Timeout::Handshake | Timeout::Check)
     )
 }
 
@@ -165,8 +173,10 @@ pub(crate) struct Endpoint {
     wanted_until: Instant,
     /// Since when it has been available again.
     recovered_at: Option<Instant>,
-    /// Failures in a row that were noted, checks left out.
+    /// Failures in a row that were seen, checks left out.
     failures: u32,
+    /// Failures in a row that the application noted.
+    noted: u32,
     ejected_until: Option<Instant>,
     /// When the latest ejection ended, and how many came one soon after another.
     ejected_at: Option<Instant>,
@@ -191,6 +201,8 @@ struct Counts {
 #[derive(Debug)]
 struct Rules {
     checks: bool,
+    /// They are exchanges.
+    exchanges: bool,
     interval: u64,
     fast_interval: u64,
     down_interval: u64,
@@ -207,6 +219,7 @@ impl Rules {
     fn new(config: &EndpointConfig) -> Self {
         Self {
             checks: config.check.is_some(),
+            exchanges: config.check == HealthCheck::TestRequest,
             interval: nanos(config.interval),
             fast_interval: nanos(config.fast_interval),
             down_interval: nanos(config.down_interval),
@@ -237,6 +250,7 @@ impl Endpoint {
             wanted_until: Instant::EPOCH,
             recovered_at: None,
             failures: 0,
+            noted: 0,
             ejected_until: None,
             ejected_at: None,
             ejections: 0,
@@ -360,7 +374,7 @@ impl Endpoint {
             EndpointState::Down => self.rules.down_interval,
         };
         // It must not become less when nothing waits any more.
-        let wanted = !self.is_available() && now < self.wanted_until;
+        let wanted = !self.is_up() && now < self.wanted_until;
         if wanted { interval.min(self.rules.fast_interval) } else { interval }
     }
 
@@ -410,9 +424,11 @@ impl Endpoint {
 
     fn pass(&mut self, now: Instant) {
         self.stats.checks += 1;
-        self.failures = 0;
         if self.is_ejected() {
             self.end_ejection(now);
+        } else if self.rules.exchanges {
+            // A connection that was accepted does not say that requests are answered.
+            self.forget_failures();
         }
         let streak = if self.state == EndpointState::GoingUp { self.streak + 1 } else { 1 };
         match self.state {
@@ -439,8 +455,13 @@ impl Endpoint {
             _ => self.enter(EndpointState::GoingDown, streak),
         }
         if self.state == EndpointState::Down {
-            self.failures = 0;
+            self.forget_failures();
         }
+    }
+
+    const fn forget_failures(&mut self) {
+        self.failures = 0;
+        self.noted = 0;
     }
 
     const fn enter(&mut self, state: EndpointState, streak: u32) {
@@ -448,16 +469,24 @@ impl Endpoint {
         self.streak = streak;
     }
 
-    /// An exchange or a connection went well.
-    pub(crate) const fn note_success(&mut self) {
+    /// An exchange or a connection went well. What was only seen to says nothing of failures that the
+    /// application knows of.
+    pub(crate) const fn note_success(&mut self, source: Witness) {
         self.stats.successes += 1;
         self.failures = 0;
+        if matches!(source, Witness::Application) {
+            self.noted = 0;
+        }
     }
 
     /// An exchange, a connection or a dial failed, for `reason` if that is known. Returns whether so
     /// many have in a row that the endpoint is to be [ejected](Endpoint::eject), if its group [can do
     /// without it](may_eject).
-    pub(crate) const fn note_failure(&mut self, reason: Option<CloseReason>) -> bool {
+    pub(crate) const fn note_failure(
+        &mut self,
+        reason: Option<CloseReason>,
+        source: Witness,
+    ) -> bool {
         self.stats.failures += 1;
         if reason.is_some() {
             self.stats.last_failure = reason;
@@ -466,8 +495,12 @@ impl Endpoint {
         if self.is_ejected() || matches!(self.state, EndpointState::Down | EndpointState::GoingUp) {
             return false;
         }
-        self.failures += 1;
-        self.failures >= self.rules.eject_after
+        let streak = match source {
+            Witness::Reactor => &mut self.failures,
+            Witness::Application => &mut self.noted,
+        };
+        *streak += 1;
+        *streak >= self.rules.eject_after
     }
 
     /// It is not to be dialled for a while: the longer the more often it was ejected, one time soon
@@ -477,13 +510,13 @@ impl Endpoint {
         self.ejections = if again { self.ejections.saturating_add(1) } else { 1 };
         let long = self.rules.ejection.saturating_mul(self.ejections.into());
         self.ejected_until = Some(now.after(long.min(self.rules.ejection_max)));
-        self.failures = 0;
+        self.forget_failures();
         self.stats.ejections += 1;
     }
 
     /// It stays, as its group cannot do without it.
     pub(crate) const fn spare(&mut self) {
-        self.failures = 0;
+        self.forget_failures();
         self.stats.ejections_prevented += 1;
     }
 
@@ -504,7 +537,6 @@ mod tests {
 
     use super::*;
     use crate::close::OsError;
-    use crate::config::HealthCheck;
     use crate::core::dial::fault_of;
 
     const SECOND: u64 = 1_000_000_000;
@@ -637,7 +669,7 @@ mod tests {
             let now = self.now;
             for at in 0..self.all.len() {
                 let state = self.state(&self.all[at]);
-                let available = self.is_available(&self.all[at]);
+                let up = matches!(state, EndpointState::Up | EndpointState::GoingDown);
                 let random = self.random();
                 let config = self.config.clone();
                 let known = &mut self.all[at];
@@ -648,7 +680,7 @@ mod tests {
                     match work {
                         Work::Check => {
                             assert_eq!(known.check, None, "one at a time");
-                            let wanted = !available && now < known.wanted_until;
+                            let wanted = !up && now < known.wanted_until;
                             let pause = match state {
                                 _ if wanted => config.fast_interval,
                                 EndpointState::Up => config.interval,
@@ -707,7 +739,7 @@ mod tests {
             assert_eq!(policy_room, room);
             let known = &mut self.all[at];
             known.failures += u32::from(available);
-            let due = known.endpoint.note_failure(Some(failed()));
+            let due = known.endpoint.note_failure(Some(failed()), Witness::Reactor);
             assert_eq!(due, available && known.failures >= most);
             if !due {
                 return;
@@ -765,7 +797,7 @@ mod tests {
                 }
                 Op::Success(at) => {
                     let known = &mut self.all[at % count];
-                    known.endpoint.note_success();
+                    known.endpoint.note_success(Witness::Reactor);
                     known.failures = 0;
                 }
                 Op::Failure(at) => self.fail(at % count),
@@ -791,7 +823,9 @@ mod tests {
                         state_after(&known.ends, self.config.rise, self.config.fall),
                         EndpointState::Down
                     );
-                    if how == Some(true) || (how == Some(false) && down) {
+                    let exchanges = self.config.check == HealthCheck::TestRequest;
+                    let cleared = exchanges || known.ejected_until.is_some();
+                    if (how == Some(true) && cleared) || (how == Some(false) && down) {
                         known.failures = 0;
                     }
                     if how == Some(true) {
@@ -815,7 +849,13 @@ mod tests {
         [
             base(),
             EndpointConfig { check: HealthCheck::None, eject_after: Some(2), ..base() },
-            EndpointConfig { rise: 1, fall: 1, eject_after: Some(1), ..base() },
+            EndpointConfig {
+                check: HealthCheck::TestRequest,
+                rise: 1,
+                fall: 1,
+                eject_after: Some(2),
+                ..base()
+            },
             EndpointConfig {
                 rise: 4,
                 fall: 2,
@@ -879,7 +919,6 @@ mod tests {
                         Timeout::Connect
                             | Timeout::Read
                             | Timeout::Write
-                            | Timeout::Ping
                             | Timeout::Handshake
                             | Timeout::Check
                     )

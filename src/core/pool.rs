@@ -219,6 +219,8 @@ pub(crate) struct Pool {
     jitter: u64,
     /// Before that nothing is dialled, as we lack something.
     shortage_until: Instant,
+    /// The latest dial did not begin, or failed, for that.
+    lacks: bool,
     /// How many may be coming at once.
     ramp: usize,
     /// When the last one was replaced because of its age.
@@ -303,6 +305,7 @@ impl Pool {
             failed_at: Instant::EPOCH,
             jitter: 0,
             shortage_until: Instant::EPOCH,
+            lacks: false,
             ramp: config.size,
             replaced_at: None,
             fails: false,
@@ -602,6 +605,7 @@ impl Pool {
     /// A connection is dialled.
     pub(crate) fn add(&mut self, conn: ConnId, now: Instant) -> Place {
         self.stats.dialled += 1;
+        self.lacks = false;
         self.coming += 1;
         let member = Member {
             conn,
@@ -633,7 +637,19 @@ impl Pool {
 
     /// None could be dialled, as we have no place left.
     pub(crate) fn note_shortage(&mut self, now: Instant) {
+        self.lacks = true;
         self.shortage_until = now.after(SHORTAGE_PAUSE);
+    }
+
+    /// None could be dialled, but a place will be free with the next turn.
+    pub(crate) fn note_place_comes(&mut self, now: Instant) {
+        self.lacks = true;
+        self.shortage_until = now.after(PAUSE_LEAST);
+    }
+
+    /// Whether the latest dial did not begin, or failed, as we lack something.
+    pub(crate) const fn lacks(&self) -> bool {
+        self.lacks
     }
 
     /// There may be a place again.

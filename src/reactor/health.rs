@@ -55,7 +55,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     fn begin_check(&mut self, id: EndpointId) {
         let (now, random) = (self.shared.now, self.backend.entropy());
         let Some(state) = self.shared.endpoints.get(id) else { return };
-        let dialled = self.shared.add_dialled(state.target.clone(), None);
+        let dialled = self.shared.add_check(state.target.clone());
         if let Ok(check) = dialled {
             let record = self.shared.table.at(check.index());
             record.cold_flags.insert(ColdFlags::CHECK);

@@ -104,6 +104,13 @@ pub(super) const fn wants_reading(flags: Flags) -> bool {
     flags.has(Flags::READ_READY) && !flags.has(Flags::NOT_READ)
 }
 
+/// Whether an open connection is to be read, and callbacks of others have asked nothing of it that
+/// comes first.
+#[inline(always)]
+pub(super) const fn has_only_input(flags: Flags) -> bool {
+    flags.has(Flags::READ_READY) && !flags.has(Flags::NOT_READ.and(Flags::DIRTY))
+}
+
 impl<H: Handler, B: Backend> Reactor<H, B> {
     /// Reads an open connection until the socket is drained, the budget is used or the handler
     /// wants no more.

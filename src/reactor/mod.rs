@@ -41,7 +41,7 @@ use self::accept::Listener;
 pub(crate) use self::audit::{Holdings, Memory};
 use self::deferred::Newcomer;
 pub use self::end::RunError;
-use self::io::wants_reading;
+use self::io::has_only_input;
 pub use self::mailbox::Handle;
 use self::mailbox::{Mailbox, Task};
 pub use self::shutdown::Report;
@@ -613,7 +613,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         }
         if record.flags.has(Flags::QUEUED_READY) {
             // It has its turn there, and none besides.
-        } else if open && !record.has_output() && wants_reading(record.flags) && !self.logs {
+        } else if open && !record.has_output() && has_only_input(record.flags) && !self.logs {
             self.serve_input(handler, id);
         } else {
             self.serve(handler, id);

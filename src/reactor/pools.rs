@@ -12,7 +12,7 @@ use crate::conn::Conn;
 use crate::core::budget::Step;
 use crate::core::dial::{Fault, fault_of};
 use crate::core::flags::{ColdFlags, Flags};
-use crate::core::health::fell_silent;
+use crate::core::health::{Witness, fell_silent};
 use crate::core::pool::{Place, Waiter, Work};
 use crate::error::{AcquireError, AcquireFailure};
 use crate::handler::Handler;
@@ -184,7 +184,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             && whole
             && state.policy.has_served(place)
         {
-            self.shared.note_endpoint_success(endpoint);
+            self.shared.note_endpoint_success(endpoint, Witness::Reactor);
         }
         match reason {
             Some(reason) => self.end_pooled(handler, id, reason),
@@ -276,7 +276,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         }
         let target = self.shared.pools.get(pool).target.clone();
         let Ok(id) = self.shared.add_dialled(target, None) else {
-            return self.shared.pools.get(pool).policy.note_shortage(now);
+            return self.make_place(handler, pool, waits);
         };
         let state = self.shared.pools.get(pool);
         let place = state.policy.add(id, now);
@@ -286,6 +286,21 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let cold = record.cold_mut();
         cold.pooled = Some((pool, place));
         cold.durations = Some(durations);
+    }
+
+    /// The table is full. What waits for a pool's connection counts as a newcomer does: if connections
+    /// may be evicted for one, they are.
+    #[cold]
+    fn make_place(&mut self, handler: &mut H, pool: PoolId, waits: bool) {
+        let evicted = if waits { self.evict(handler) } else { 0 };
+        let now = self.shared.now;
+        let policy = &mut self.shared.pools.get(pool).policy;
+        if evicted > 0 {
+            policy.note_place_comes(now);
+        } else {
+            policy.note_shortage(now);
+            self.warn_of_full_table();
+        }
     }
 
     /// A dialled connection is established: notifies its pool, if it is one's.

@@ -38,6 +38,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             }
             self.check_pooled(handler, id);
         }
+        self.settle_reached(handler, id);
         let record = self.shared.table.at(id.index());
         if matches!(record.state(), State::Connected | State::Idle) {
             // Output first: what is queued may keep the connection from being read.
@@ -53,6 +54,17 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             self.progress_closing(id);
         }
         self.settle(handler, id);
+    }
+
+    /// Does what callbacks of others have asked of an open connection in this turn, before it is
+    /// served: they may have ended its last request, behind which no input is handed over.
+    fn settle_reached(&mut self, handler: &mut H, id: ConnId) {
+        let record = self.shared.table.at(id.index());
+        let open = matches!(record.state(), State::Connected | State::Idle);
+        if open && record.flags.has(Flags::DIRTY) {
+            self.flush(id);
+            self.settle(handler, id);
+        }
     }
 
     /// [`Reactor::serve`] for an open connection that has nothing but input, while no subscriber

@@ -11,7 +11,7 @@ use crate::close::CloseReason;
 use crate::config::{EndpointConfig, HealthCheck};
 use crate::core::dial::{Fault, fault_of};
 use crate::core::flags::ColdFlags;
-use crate::core::health::{self, Endpoint, EndpointStats, Outcome};
+use crate::core::health::{self, Endpoint, EndpointStats, Outcome, Witness};
 use crate::core::lifecycle::State;
 #[cfg(feature = "sim")]
 use crate::core::stats::Counter;
@@ -250,16 +250,18 @@ impl LoopState {
         Ok(conn)
     }
 
-    pub(crate) fn note_endpoint_success(&mut self, id: EndpointId) {
+    pub(crate) fn note_endpoint_success(&mut self, id: EndpointId, source: Witness) {
         if let Some(state) = self.endpoints.get_mut(id) {
-            state.policy.note_success();
+            state.policy.note_success(source);
         }
     }
 
+    /// Notes a failure: one that the application knows of if there is no `reason`.
     pub(crate) fn note_endpoint_failure(&mut self, id: EndpointId, reason: Option<CloseReason>) {
         let Some(state) = self.endpoints.get_mut(id) else { return };
         self.counters.endpoint_failures.add(1);
-        if !state.policy.note_failure(reason) {
+        let source = reason.map_or(Witness::Application, |_| Witness::Reactor);
+        if !state.policy.note_failure(reason, source) {
             return;
         }
         let group = state.group;
@@ -325,8 +327,11 @@ impl LoopState {
             return self.end_check(Some(endpoint), id, outcome);
         }
         let answered = record.bytes_in > 0;
+        let relayed = record.cold_flags.has(ColdFlags::RELAYED);
         match health::judge(reason, blame(reason), answered) {
-            Some(Ok(())) => self.note_endpoint_success(endpoint),
+            Some(Ok(())) => self.note_endpoint_success(endpoint, Witness::Reactor),
+            // What the other end of a relay sends may be what the endpoint rejects.
+            Some(Err(_)) if relayed => {}
             Some(Err(reason)) => self.note_endpoint_failure(endpoint, Some(reason)),
             None => {}
         }
@@ -429,6 +434,11 @@ impl LoopState {
             self.table.at(check.index()).request_close(CloseReason::Shutdown);
             self.mark_dirty(check);
         }
+        // Nothing would let them dial again, and what waits in them is served.
+        let ids: Vec<_> = self.endpoints.ids().collect();
+        for id in ids {
+            self.hold_pools(id, false);
+        }
     }
 }
 
@@ -486,7 +496,8 @@ impl LoopState {
             }
             for pool in &state.pools {
                 let held = self.pools.is_held(*pool);
-                if !state.queued && held == state.policy.is_available() {
+                let may_be_held = !self.endpoints.stopped && !state.policy.is_available();
+                if !state.queued && held != may_be_held {
                     return Err(format!("{pool:?} of {id:?} is held: {held}"));
                 }
             }

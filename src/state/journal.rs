@@ -13,9 +13,9 @@ pub(super) const JOURNAL_KEPT: usize = 1_024;
 /// What a callback that panics has to take back.
 #[derive(Debug)]
 pub(super) enum Entry {
-    /// It reached another connection, which had this much queued then, was congested or not, owed so
-    /// many replies, and had served so many requests.
-    Reached { id: ConnId, queued: usize, congested: bool, owed: u32, requests: u64 },
+    /// It reached another connection, which had this much queued then, was congested and paused or not,
+    /// owed so many replies, and had served so many requests.
+    Reached { id: ConnId, queued: usize, marks: Flags, owed: u32, requests: u64 },
     /// It dialled.
     Dialled(ConnId),
     /// It asked a pool for a connection.
@@ -36,9 +36,9 @@ impl LoopState {
             self.compact_journal();
         }
         let record = self.table.at(id.index());
-        let (queued, congested) = (record.queued(), record.flags.has(Flags::CONGESTED));
+        let (queued, marks) = (record.queued(), record.flags);
         let (owed, requests) = (record.owed(), record.requests);
-        self.journal.push(Entry::Reached { id, queued, congested, owed, requests });
+        self.journal.push(Entry::Reached { id, queued, marks, owed, requests });
     }
 
     /// From here on a callback runs that may have to be rolled back.
@@ -77,10 +77,14 @@ impl LoopState {
         }
         while let Some(entry) = self.journal.pop() {
             match entry {
-                Entry::Reached { id, queued, congested, owed, requests } => {
+                Entry::Reached { id, queued, marks, owed, requests } => {
                     let Some(record) = self.table.get_mut(id) else { continue };
-                    // Without its reply a request has not ended.
+                    // Without its reply a request has not ended, and the next one is not read.
                     record.set_owed(owed);
+                    record.flags.set(Flags::PAUSED, marks.has(Flags::PAUSED));
+                    if !marks.has(Flags::DATA_DUE) && marks.has(Flags::PAUSED) {
+                        record.flags.remove(Flags::DATA_DUE);
+                    }
                     let ended = record.requests.saturating_sub(requests);
                     record.requests = requests;
                     self.counters.requests.sub(ended);
@@ -89,7 +93,7 @@ impl LoopState {
                         self.change_output(id, |output, _| output.truncate(queued));
                         self.count_dropped(id, lost);
                     }
-                    if !congested && !planted(Bug::CongestedForEver) {
+                    if !marks.has(Flags::CONGESTED) && !planted(Bug::CongestedForEver) {
                         self.end_congestion(id);
                     }
                 }

@@ -86,6 +86,14 @@ pub(crate) fn stats(counters: &Counters) -> Stats {
     stats
 }
 
+/// The peer of a connection to be dialled, as far as it is known before a look-up.
+fn peer_of(target: &Target) -> Address {
+    match target {
+        Target::Address(address) => address.clone(),
+        Target::Name { .. } => Address::Unnamed,
+    }
+}
+
 /// All state of the loop that a callback can reach: records and queues, but no sockets, sessions
 /// or unread input.
 #[derive(Debug)]
@@ -350,25 +358,47 @@ impl LoopState {
         target: Target,
         owner: Option<ConnId>,
     ) -> Result<ConnId, ConnectError> {
-        let peer = match &target {
-            Target::Address(address) => address.clone(),
-            Target::Name { .. } => Address::Unnamed,
-        };
         let new_conn = NewConn {
             origin: Origin::Connect,
-            peer,
+            peer: peer_of(&target),
             owner,
             exempt: false,
             room_checked: false,
             now: self.now,
         };
+        let id = self.insert_dialled(new_conn, target)?;
+        self.pending_dials.push(id);
+        Ok(id)
+    }
+
+    fn insert_dialled(
+        &mut self,
+        new_conn: NewConn,
+        target: Target,
+    ) -> Result<ConnId, ConnectError> {
         let record = self.table.insert(new_conn).map_err(|_| ConnectError::Full)?;
         log_state(record);
         record.cold_mut().dial = Some(Box::new(DialState::new(target)));
         let id = record.id;
-        self.pending_dials.push(id);
         self.counters.dialled.add(1);
         self.count_connections();
+        Ok(id)
+    }
+
+    /// Adds a connection that checks an endpoint. It is dialled before all others, as its time runs;
+    /// and where the table is full it takes one of the places that are kept for an operator, as what
+    /// waits for the endpoint may be what fills the table.
+    pub(crate) fn add_check(&mut self, target: Target) -> Result<ConnId, ConnectError> {
+        let new_conn = NewConn {
+            origin: Origin::Connect,
+            peer: peer_of(&target),
+            owner: None,
+            exempt: self.table.is_full(),
+            room_checked: false,
+            now: self.now,
+        };
+        let id = self.insert_dialled(new_conn, target)?;
+        self.pending_dials.insert(0, id);
         Ok(id)
     }
 

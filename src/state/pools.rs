@@ -236,6 +236,7 @@ impl LoopState {
         let reason = endpoint.and_then(|id| self.endpoints.get(id)?.policy.last_failure());
         AcquireError {
             failure,
+            shortage: state.policy.lacks(),
             last_dial: reason.or(stats.last_dial),
             size: stats.size,
             open: stats.open,

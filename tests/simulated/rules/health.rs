@@ -30,6 +30,8 @@ with_each_personality! {
     a_check_that_passes_ends_an_ejection,
     no_more_than_half_of_a_group_is_down_or_ejected_by_ejection,
     our_own_shortages_count_against_no_endpoint,
+    failures_that_the_application_notes_eject_though_connections_end_well,
+    a_shutdown_lets_pools_dial_what_was_down,
     an_endpoint_that_is_removed_is_checked_no_more,
     a_shutdown_ends_checks_and_begins_none,
     the_connections_of_an_endpoint_are_counted_until_they_are_closed,
@@ -513,15 +515,33 @@ fn our_own_shortages_count_against_no_endpoint() {
         }
         assert!(setup.stats().iter().map(|it| it.checks_void).sum::<u64>() >= 20);
     }
-    // No place in the table.
+    // No place in the table: checks have some of those that are kept for an operator.
     let mut sim = world(1);
     let front = sim.serve(SERVER, with_places(2), Balancer::new(EndpointConfig::default()));
     let _servers = SERVERS.map(|address| sim.listen(address, 64));
     let _peers = [(); 2].map(|()| sim.connect(SERVER));
     sim.advance(secs(5));
     let stats = front.with(|balancer, cx| balancer.stats(cx));
-    assert!(stats.iter().all(|it| it.checks_failed == 0), "{stats:?}");
-    assert!(stats.iter().any(|it| it.checks_void > 0), "{stats:?}");
+    assert!(stats.iter().all(|it| it.checks_failed == 0 && it.checks > 1), "{stats:?}");
+    assert_eq!(front.connections(), 2);
+}
+
+/// That the connection over which it failed ended well says nothing of it.
+fn failures_that_the_application_notes_eject_though_connections_end_well() {
+    let mut setup = Setup::new(unchecked());
+    let _servers: Vec<_> = (0..3).map(|at| setup.serve(at)).collect();
+    setup.sim.settle();
+    for ejected in [0, 0, 0, 0, 1] {
+        // One line over each endpoint, each of which is answered.
+        for _ in 0..3 {
+            assert_eq!(setup.ask(), b"line\n");
+        }
+        setup.sim.advance(millis(100));
+        setup.front.with(|balancer, cx| cx.note_endpoint_failure(balancer.endpoints[0]));
+        let stats = setup.stats()[0];
+        assert!(stats.successes > 0, "{stats:?}");
+        assert_eq!(stats.ejections, ejected, "{stats:?}");
+    }
 }
 
 fn an_endpoint_that_is_removed_is_checked_no_more() {
@@ -631,6 +651,20 @@ fn a_pool_does_not_dial_while_its_endpoint_is_down_and_at_once_when_it_is_back()
     assert!(setup.sim.now() - asked <= millis(2_050), "{:?}", setup.sim.now() - asked);
     setup.sim.advance(millis(10));
     peer.expect(b"line\n");
+}
+
+fn a_shutdown_lets_pools_dial_what_was_down() {
+    let mut setup = Follower::new(PoolConfig::default(), &EndpointConfig::default());
+    setup.sim.advance(secs(12));
+    let peer = setup.sim.connect(SERVER);
+    peer.send(b"line\n");
+    setup.sim.advance(millis(10));
+    assert_eq!((setup.pool().dialled, setup.pool().waiting), (0, 1));
+    setup.proxy.shutdown();
+    let upstream = setup.sim.serve(UPSTREAM, Config::default(), Lines::default());
+    setup.sim.advance(secs(4));
+    peer.expect(b"line\n");
+    assert_eq!(upstream.stats().accepted, 1, "and no check came");
 }
 
 /// What waited before the endpoint went down is no reason to check it less often.

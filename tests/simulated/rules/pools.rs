@@ -42,6 +42,8 @@ with_each_personality! {
     a_closed_pool_answers_what_waits_and_closes_what_is_idle,
     a_shutdown_serves_what_waits,
     our_own_shortage_is_no_failure_of_the_endpoint,
+    a_full_table_of_idle_clients_makes_room_for_what_waits,
+    a_full_table_of_busy_clients_is_named_as_the_cause,
     a_connection_that_is_only_checked_ends_in_its_idle_time,
     a_server_that_accepts_and_closes_is_not_dialled_without_pauses,
     a_server_that_greets_is_not_dialled_without_pauses,
@@ -707,6 +709,50 @@ fn a_shutdown_serves_what_waits() {
         peer.expect(b"line\n");
     }
     assert!(setup.proxy.is_finished());
+}
+
+/// A proxy with ten places.
+fn crowded() -> (Sim, Server<Proxy>) {
+    let mut sim = world(1);
+    sim.serve(UPSTREAM, quiet(), Lines::default());
+    let mut config = quiet();
+    config.limits.max_connections = Some(10);
+    let proxy = sim.serve(SERVER, config, Proxy::new(small(4)));
+    (sim, proxy)
+}
+
+fn a_full_table_of_idle_clients_makes_room_for_what_waits() {
+    let (mut sim, proxy) = crowded();
+    let mut clients: Vec<_> = (0..9).map(|_| sim.connect(SERVER)).collect();
+    for client in &clients {
+        client.send(b"line\n");
+        sim.advance(millis(100));
+        client.expect(b"line\n");
+    }
+    // The pool's connection ends, as it is idle for long, and a client takes its place.
+    sim.advance(secs(60));
+    clients.push(sim.connect(SERVER));
+    sim.settle();
+    assert_eq!((evicted(&proxy), pool_stats(&proxy).open), (0, 0));
+    clients[8].send(b"line\n");
+    sim.advance(secs(1));
+    clients[8].expect(b"line\n");
+    let evicted = evicted(&proxy);
+    assert!((1..5).contains(&evicted), "{evicted} were evicted");
+}
+
+fn a_full_table_of_busy_clients_is_named_as_the_cause() {
+    let (mut sim, proxy) = crowded();
+    let clients: Vec<_> = (0..10).map(|_| sim.connect(SERVER)).collect();
+    for client in &clients {
+        client.send(b"line\n");
+    }
+    sim.advance(secs(6));
+    let errors = proxy.with(|proxy, _| proxy.errors.clone());
+    assert_eq!(errors.len(), 10);
+    assert!(errors.iter().all(|error| error.shortage), "{errors:?}");
+    assert!(errors[0].to_string().contains("no place, port or descriptor"), "{}", errors[0]);
+    assert_eq!(evicted(&proxy), 0);
 }
 
 fn our_own_shortage_is_no_failure_of_the_endpoint() {

@@ -7,6 +7,8 @@ with_each_personality! {
     the_reason_is_that_of_the_retirement,
     a_retirement_is_final_even_between_requests,
     a_retired_connection_ends_though_it_asked_for_more,
+    nothing_is_served_after_the_last_request_whatever_callback_ended_it,
+    what_a_callback_resumed_that_panics_is_paused_as_before,
 }
 
 /// Answers each line with "ok", the last with "bye", and much before either.
@@ -188,4 +190,75 @@ fn a_retired_connection_ends_though_it_asked_for_more() {
     peer.close();
     sim.settle();
     server.expect_closed(CloseReason::Overload);
+}
+
+/// A byte of a client is answered when another connection sends `!`.
+#[derive(Default)]
+struct Relayed {
+    asks: Option<ConnId>,
+    /// The bytes that were taken, and whether each was said to be the last.
+    taken: Vec<(u8, bool)>,
+    panics: bool,
+}
+
+impl Handler for Relayed {
+    type Session = ();
+
+    fn on_open(&mut self, conn: &mut Conn<'_>) -> Option<()> {
+        conn.manual_requests();
+        Some(())
+    }
+
+    fn on_data(&mut self, conn: &mut Conn<'_>, (): &mut (), input: &mut BytesMut) {
+        let byte = input.get_u8();
+        if byte != b'!' {
+            conn.begin_request();
+            let last = !conn.decide_keep_alive(0).stays();
+            self.taken.push((byte, last));
+            conn.pause_reading();
+            self.asks = Some(conn.id());
+        } else if let Some(mut client) = self.asks.and_then(|id| conn.other(id)) {
+            client.write(b"reply");
+            client.end_request();
+            client.resume_reading();
+            assert!(!std::mem::take(&mut self.panics), "on purpose");
+        }
+    }
+}
+
+fn nothing_is_served_after_the_last_request_whatever_callback_ended_it() {
+    let mut sim = world(1);
+    let mut config = Config::default();
+    config.limits.requests_max = Some(1);
+    let server = sim.serve(SERVER, config, Relayed::default());
+    let [client, other] = [(); 2].map(|()| sim.connect(SERVER));
+    client.send(b"ab");
+    sim.settle();
+    // The event of the client comes in the turn in which its request ends.
+    other.send(b"!");
+    client.send(b"c");
+    sim.settle();
+    assert_eq!(server.handler().taken, [(b'a', true)]);
+    client.expect(b"reply");
+    client.close();
+    sim.settle();
+    server.expect_closed(CloseReason::MaxRequests);
+}
+
+fn what_a_callback_resumed_that_panics_is_paused_as_before() {
+    let mut sim = world(1);
+    sim.allow_panics();
+    let server = sim.serve(SERVER, Config::default(), Relayed::default());
+    let [client, bomb, other] = [(); 3].map(|()| sim.connect(SERVER));
+    client.send(b"ab");
+    sim.settle();
+    server.with(|handler, _| handler.panics = true);
+    bomb.send(b"!");
+    sim.settle();
+    client.expect(b"");
+    assert_eq!(server.handler().taken, [(b'a', false)]);
+    other.send(b"!");
+    sim.settle();
+    client.expect(b"reply");
+    assert_eq!(server.handler().taken, [(b'a', false), (b'b', false)]);
 }
