@@ -77,10 +77,10 @@ impl<'a> Conn<'a> {
         self.cx.shared.establish(self.id, random);
     }
 
-    /// Whether its end was asked for.
+    /// Whether `on_data` follows `on_active`, which may have asked for its end or diverted its input.
     #[inline]
-    pub(crate) fn is_ending(&mut self) -> bool {
-        self.record_mut().flags.has(Flags::CLOSE_REQUESTED)
+    pub(crate) fn has_input_for_handler(&mut self) -> bool {
+        !self.record_mut().flags.has(Flags::CLOSE_REQUESTED.and(Flags::DIVERTED))
     }
 
     /// Its name, valid for as long as it lives and never reused.

@@ -196,10 +196,10 @@ impl Handler for Proxy {
         }
         let client = conn.owner()?;
         let attempt = self.attempts.get(&client).filter(|it| it.upstream == conn.id())?;
-        if attempt.tried.count() > 1 {
-            // What the others have taken is not this one's.
-            let left = Some(attempt.until - conn.now());
-            let connect = self.settings.timeouts.connect.min(left);
+        // What the others have taken is not this one's. A turn may have passed since it was begun.
+        let left = (attempt.until - conn.now()).max(Duration::from_millis(1));
+        if self.settings.timeouts.connect.is_none_or(|connect| left < connect) {
+            let connect = Some(left);
             conn.set_timeouts(&Timeouts { connect, ..self.settings.timeouts.clone() });
         }
         Some(Session::Upstream(client))

@@ -445,9 +445,13 @@ impl Backend for Os {
     fn is_connected(&mut self, stream: &mut OsStream) -> io::Result<bool> {
         // connect(2): SO_ERROR has the outcome, but only once there is one; until then the peer
         // has no name.
+        if has_input(stream)? {
+            // The peer accepted and sent something. Whatever it did since, such as a reset, the read
+            // behind that says: to ask for the error here would take it away.
+            return Ok(true);
+        }
         if let Some(error) = self.take_error(stream)? {
-            // The peer accepted, sent something and has reset it since.
-            return if has_input(stream) { Ok(true) } else { Err(error) };
+            return Err(error);
         }
         let connected = on_stream!(&stream.0, stream => SockRef::from(stream).peer_addr());
         match connected {
@@ -689,12 +693,21 @@ fn is_connected_to_itself(stream: &OsStream, peer: &SockAddr) -> bool {
     }
 }
 
-/// Whether there is something to read, whatever became of the connection since.
-fn has_input(stream: &OsStream) -> bool {
+/// Whether there is something to read, whatever became of the connection since. An error is that of
+/// the connection, which nothing else will say again.
+fn has_input(stream: &OsStream) -> io::Result<bool> {
     let peeked = on_stream!(&stream.0, stream => {
         SockRef::from(stream).peek(&mut [MaybeUninit::uninit()])
     });
-    peeked.is_ok_and(|count| count > 0)
+    match peeked {
+        Ok(count) => Ok(count > 0),
+        Err(error) => match error.kind() {
+            io::ErrorKind::WouldBlock
+            | io::ErrorKind::NotConnected
+            | io::ErrorKind::Interrupted => Ok(false),
+            _ => Err(error),
+        },
+    }
 }
 
 #[cfg(any(target_os = "android", target_os = "freebsd", target_os = "linux"))]
@@ -777,6 +790,8 @@ mod tests {
                 let mut input = BytesMut::with_capacity(64);
                 assert_eq!(os.read(&mut stream, &mut input, 64).unwrap(), 5);
                 assert_eq!(&input[..], b"reply");
+                let error = os.read(&mut stream, &mut input, 64).unwrap_err();
+                assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
             }
         }
     }

@@ -422,7 +422,7 @@ impl Pool {
         }
         if self.held
             && self.rules.fail_fast
-            && self.coming + self.leased + self.idle.len() == 0
+            && self.members.len() == self.ending
             && self.has_waiters()
         {
             self.fails = true;

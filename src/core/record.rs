@@ -764,7 +764,8 @@ impl Record {
             return;
         }
         if self.requested.is_none_or(|requested| {
-            requested.mode() == CloseMode::Flush && reason.mode() == CloseMode::Reset
+            matches!(requested.mode(), CloseMode::Flush | CloseMode::Break)
+                && reason.mode() == CloseMode::Reset
         }) {
             self.set_requested(reason);
         }

@@ -15,10 +15,11 @@ pub(crate) enum After {
 }
 
 /// What becomes of one side when the other ends for `reason`. `has_eof` says whether the one that
-/// stays has read its peer's FIN.
-pub(crate) const fn after_end(reason: CloseReason, has_eof: bool) -> After {
+/// stays has read its peer's FIN, and `whole` whether the one that ends has.
+pub(crate) const fn after_end(reason: CloseReason, has_eof: bool, whole: bool) -> After {
     match (reason, reason.mode()) {
         (CloseReason::PeerEof, _) if has_eof => After::Finishes,
+        _ if whole => After::Ends(CloseReason::RelayEnded),
         (_, CloseMode::Flush | CloseMode::Close) => After::Ends(CloseReason::RelayEnded),
         // The bytes of the one that ends are cut off, and a FIN would say that they are all.
         (_, CloseMode::Drop | CloseMode::Reset | CloseMode::Break) => {
@@ -46,6 +47,10 @@ mod tests {
     fn the_other_side_ends_as_the_first_did() {
         let ended = After::Ends(CloseReason::RelayEnded);
         let broken = After::Ends(CloseReason::RelayBroken);
+        for whole in [false, true] {
+            let after = after_end(CloseReason::PeerReset, false, whole);
+            assert_eq!(after, if whole { ended } else { broken });
+        }
         for (reason, has_eof, after) in [
             (CloseReason::PeerEof, true, After::Finishes),
             (CloseReason::PeerEof, false, ended),
@@ -58,7 +63,7 @@ mod tests {
             (CloseReason::HandlerAbort, false, broken),
             (CloseReason::Timeout(Timeout::Write), false, broken),
         ] {
-            assert_eq!(after_end(reason, has_eof), after, "{reason:?}");
+            assert_eq!(after_end(reason, has_eof, false), after, "{reason:?}");
         }
     }
 }

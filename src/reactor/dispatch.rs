@@ -44,7 +44,7 @@ pub(super) fn call_data<H: Handler>(
     if before.wakes {
         handler.on_active(&mut conn, session);
     }
-    if !before.wakes || !conn.is_ending() {
+    if !before.wakes || conn.has_input_for_handler() {
         handler.on_data(&mut conn, session, input);
     }
     shared.leave();

@@ -134,7 +134,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         record.flags.remove(Flags::ACTION_DUE);
         // The peer is gone, or a deadline passed.
         if let Some(reason) = record.take_requested().or_else(|| record.take_broken()) {
-            let reset = reason.mode() == CloseMode::Reset;
+            let broken = record.cold_flags.has(ColdFlags::RESET);
+            let reset = reason.mode() == CloseMode::Reset || broken;
             return self.drop_output_and_release(id, reset);
         }
         if record.has_output() {

@@ -267,9 +267,11 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             // A part of the length that it expects came with the FIN.
             self.wake_session(handler, id);
         }
-        self.call_with_input(id, "on_eof", |conn, session, input| {
-            handler.on_eof(conn, session, input);
-        });
+        if !self.shared.table.at(id.index()).flags.has(Flags::DIVERTED) {
+            self.call_with_input(id, "on_eof", |conn, session, input| {
+                handler.on_eof(conn, session, input);
+            });
+        }
         if self.shared.table.at(id.index()).cold_flags.has(ColdFlags::RELAYED) {
             // What is left is passed on, and so is the FIN.
             return;

@@ -191,6 +191,9 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             None => {
                 self.shared.take_back(pool, id);
                 self.shared.set_pooled_idle(id, true);
+                if !self.is_settled(id) {
+                    self.shared.mark_dirty(id);
+                }
             }
         }
     }

@@ -13,7 +13,7 @@ use super::io::{handle_read_error, note_write, say_read};
 use super::read_buffer::rewind;
 use super::{READ_BUDGET, Reactor};
 use crate::backend::Backend;
-use crate::core::flags::Flags;
+use crate::core::flags::{ColdFlags, Flags};
 use crate::handler::Handler;
 use crate::id::ConnId;
 use crate::planted::{Bug, planted};
@@ -39,16 +39,14 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// A relay begins, or its handler asked for a callback that no relayed connection has: passes on
     /// what was read before, and the FIN if that was read.
     #[cold]
-    fn pass_kept(&mut self, id: ConnId) {
+    pub(super) fn pass_kept(&mut self, id: ConnId) {
         let record = self.shared.table.at(id.index());
         record.flags.remove(Flags::CALLBACK_DUE.and(Flags::RECEIVING));
         if record.flags.has(Flags::INPUT_AWAITED) {
             record.await_nothing();
         }
         let (eof, relay) = (record.flags.has(Flags::EOF), record.relay());
-        if record.feeds() {
-            self.shared.end_feeding(id);
-        }
+        self.shared.stop_feeding(id);
         let Some(other) = relay else { return };
         let kept = std::mem::take(&mut self.slots[id.index()].input);
         if !kept.is_empty() {
@@ -94,7 +92,10 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             match backend.read(stream, read_buffer, room) {
                 Ok(0) => {
                     record.flags.insert(Flags::EOF);
-                    shared.pass_end(other);
+                    // After a failed write that may be no FIN: the error was read with the write.
+                    if !record.cold_flags.has(ColdFlags::BROKEN) {
+                        shared.pass_end(other);
+                    }
                 }
                 Ok(count) => {
                     budget -= count;

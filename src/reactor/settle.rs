@@ -233,6 +233,11 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     fn act_on_requests(&mut self, handler: &mut H, id: ConnId) {
         let mut record = self.shared.table.at(id.index());
         let broken = record.cold_flags.has(ColdFlags::BROKEN);
+        if record.cold_flags.has(ColdFlags::RELAYED) && record.flags.has(Flags::DATA_DUE) {
+            // What was read before the relay began comes before the FIN, and before any end.
+            self.pass_kept(id);
+            record = self.shared.table.at(id.index());
+        }
         if broken || record.flags.has(Flags::SHUTDOWN_WRITE) {
             self.read_before_broken(handler, id);
             self.send_fin(id);
@@ -265,6 +270,9 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         record.flags.remove(Flags::ACTION_DUE);
         record.flags.insert(Flags::MAY_READ);
         if record.cold_flags.has(ColdFlags::RELAYED) {
+            // What follows is the end: the mark says that a FIN which is read now may be none, as the
+            // error was read with the write.
+            record.cold_flags.insert(ColdFlags::BROKEN);
             self.relay_from(id);
         } else {
             self.receive(handler, id);

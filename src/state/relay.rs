@@ -25,7 +25,7 @@ impl LoopState {
             let record = self.table.at(id.index());
             record.cold_mut().relay = Some(other);
             record.cold_flags.insert(ColdFlags::RELAYED);
-            record.flags.remove(Flags::PAUSED);
+            record.flags.remove(Flags::PAUSED.and(Flags::PAUSED_BY_OUTPUT));
             // Input that is left is passed on when the callback has returned.
             record.flags.insert(Flags::TUNNEL.and(Flags::DIVERTED).and(Flags::DATA_DUE));
             self.mark_dirty(id);
@@ -39,7 +39,7 @@ impl LoopState {
         for (id, before) in pair {
             let Some(record) = self.table.get_mut(id) else { continue };
             record.take_relay();
-            for flag in [Flags::TUNNEL, Flags::PAUSED] {
+            for flag in [Flags::TUNNEL, Flags::PAUSED, Flags::THROTTLED, Flags::DATA_DUE] {
                 record.flags.set(flag, before.has(flag));
             }
         }
@@ -90,10 +90,12 @@ impl LoopState {
 
     /// One side ends, for `reason`.
     pub(crate) fn end_relay(&mut self, id: ConnId, reason: CloseReason) {
-        let Some(other) = self.table.at(id.index()).take_relay() else { return };
+        let record = self.table.at(id.index());
+        let whole = record.flags.has(Flags::EOF) && !record.cold_flags.has(ColdFlags::BROKEN);
+        let Some(other) = record.take_relay() else { return };
         let Some(record) = self.table.get_mut(other) else { return };
         record.take_relay();
-        match after_end(reason, record.flags.has(Flags::EOF)) {
+        match after_end(reason, record.flags.has(Flags::EOF), whole) {
             After::Finishes => record.flags.insert(Flags::SHUTDOWN_WRITE),
             After::Ends(reason) => record.request_close(reason),
         }

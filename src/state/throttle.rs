@@ -44,7 +44,9 @@ impl LoopState {
     fn leave_sink(&mut self, id: ConnId) {
         let record = self.table.at(id.index());
         record.flags.remove(Flags::THROTTLED);
-        record.flags.set(Flags::PAUSED_BY_OUTPUT, record.flags.has(Flags::CONGESTED));
+        let holds =
+            record.flags.has(Flags::CONGESTED) && !record.cold_flags.has(ColdFlags::RELAYED);
+        record.flags.set(Flags::PAUSED_BY_OUTPUT, holds);
         let Some(sink) = record.cold_mut().sink.take() else { return };
         self.feeders.remove(&(sink, id));
         if self.feeders_of(sink).next().is_none()
