@@ -942,10 +942,11 @@ impl Context<'_> {
     /// the connection ends counts for its health:
     ///
     /// - as a failure, if it does not come to stand, if it is reset or fails before a byte has come,
-    ///   or if a deadline for a reply, a ping or for what is written passes;
+    ///   or if a deadline for a reply or for what is written passes;
     /// - as a success otherwise, if a byte has come;
     /// - as nothing, if none has, or if it was we who lacked a port or a descriptor, made room or
-    ///   were stopping.
+    ///   were stopping. So does whatever ends a [relay](Conn::relay_with) without a byte from the
+    ///   endpoint: the other end of it may have sent what the endpoint rejects.
     ///
     /// # Errors
     ///
@@ -963,8 +964,9 @@ impl Context<'_> {
     }
 
     /// Notes that an endpoint failed, in a way that only the application knows.
-    /// [`EndpointConfig::eject_after`](crate::health::EndpointConfig::eject_after) of them in a row,
-    /// with those that are counted by themselves, eject it.
+    /// [`EndpointConfig::eject_after`](crate::health::EndpointConfig::eject_after) of them eject it, if
+    /// neither [`note_endpoint_success`](Context::note_endpoint_success) nor a test request that passes
+    /// comes in between. That a connection ended well says nothing of them.
     pub fn note_endpoint_failure(&mut self, endpoint: EndpointId) {
         self.shared.note_endpoint_failure(endpoint, None);
     }

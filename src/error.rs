@@ -129,7 +129,8 @@ pub enum AcquireFailure {
     /// Its [endpoint](crate::pool::PoolConfig::endpoint) is down or ejected, and the pool does not
     /// wait until it is back.
     Down,
-    /// The pool was closed, or the reactor is shutting down.
+    /// The pool was closed, or the reactor has ended. A shutdown that has begun closes no pool: what
+    /// it lets be served may need one.
     Closed,
     /// The connection that asks is closing.
     Closing,
@@ -154,7 +155,7 @@ impl fmt::Display for AcquireFailure {
 pub struct AcquireError {
     /// Why.
     pub failure: AcquireFailure,
-    /// How the latest dial ended, if it failed and none has succeeded since; or the latest check of
+    /// How the latest dial ended, if it failed and no exchange has come to its end since; or the latest check of
     /// the endpoint, while that is not available.
     pub last_dial: Option<CloseReason>,
     /// The latest dial did not begin, or failed, because we lack something: a place in the

@@ -45,7 +45,7 @@ pub struct EndpointConfig {
     /// two that follow are shortened at random by up to a fifth, so that the checks of many reactors
     /// do not come in step. Default 2 s, as HAProxy's `inter`.
     pub interval: Duration,
-    /// The pause while the endpoint is going up or down, and while it is not available and is wanted:
+    /// The pause while the endpoint is going up or down, and while it is down and is wanted:
     /// something has asked a [pool](crate::pool::PoolConfig::endpoint) of it and its time to wait is
     /// not over, or asked or was refused within the last
     /// [`down_interval`](EndpointConfig::down_interval). Default 500 ms.

@@ -700,6 +700,10 @@ mod tests {
                             let outcome = Outcome::Failed(CloseReason::Timeout(Timeout::Check));
                             assert!(known.endpoint.end_check(id, outcome, now));
                             known.note_end(Some(false), now);
+                            let after = state_after(&known.ends, config.rise, config.fall);
+                            if after == EndpointState::Down {
+                                known.failures = 0;
+                            }
                         }
                     }
                 }

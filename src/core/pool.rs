@@ -44,7 +44,7 @@ pub struct PoolStats {
     pub coming: usize,
     /// How many wait.
     pub waiting: usize,
-    /// [`PoolConfig::fall`] dials in a row have failed, and none has succeeded since.
+    /// [`PoolConfig::fall`] dials in a row have failed, and no exchange has come to its end since.
     pub is_down: bool,
     /// How often a connection was asked for and could be waited for.
     pub asked: u64,
@@ -62,7 +62,8 @@ pub struct PoolStats {
     pub cancelled: u64,
     /// Connections dialled.
     pub dialled: u64,
-    /// Dials and handshakes that failed.
+    /// Dials and handshakes that failed, and connections that their server ended within a second, before
+    /// an exchange over them had come to its end.
     pub dials_failed: u64,
     /// Connections closed because they were idle for too long.
     pub idle_closed: u64,
@@ -81,7 +82,7 @@ pub struct PoolStats {
     pub pinged: u64,
     /// Requests sent again because the lease ended before a byte of the reply had come.
     pub replayed: u64,
-    /// How the latest dial ended, if it failed and none has succeeded since.
+    /// How the latest dial ended, if it failed and no exchange has come to its end since.
     pub last_dial: Option<CloseReason>,
 }
 
