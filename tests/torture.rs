@@ -2,7 +2,7 @@
 //! still ends once and the server serves the next client.
 //!
 //! `TORTURE_RUNS` says how many of these runs each scenario gets at most, the same ones each time: all
-//! if the code is optimized, else 100.
+//! if the code is optimized, else 40.
 
 mod scenarios;
 
@@ -32,7 +32,7 @@ use crate::scenarios::{Echo, Keeper, SERVER, millis, pattern, secs, serve_echo};
 
 #[expect(clippy::print_stdout, reason = "figures for the reader of the output")]
 fn run(name: &str, personality: Personality, scenario: fn(&mut Sim)) {
-    let most = if cfg!(debug_assertions) { 100 } else { usize::MAX };
+    let most = if cfg!(debug_assertions) { 40 } else { usize::MAX };
     let runs = env::var("TORTURE_RUNS").ok().and_then(|text| text.parse().ok()).unwrap_or(most);
     let summary = sim::torture(runs, |sim| {
         sim.set_personality(personality);

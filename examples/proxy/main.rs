@@ -8,7 +8,8 @@
 //! # Which upstream
 //!
 //! - `round-robin`: one after the other.
-//! - `least-connections`: the one with the fewest connections; of several, one after the other.
+//! - `least-connections`: the one with the fewest connections; of several, one after the other. It
+//!   needs `--check send:..`: an upstream that accepts and closes at once has the fewest of all.
 //! - `random-two`: of two that chance picks, the one with fewer connections. Where several balancers
 //!   share the upstreams it keeps them from all choosing the same.
 //!
