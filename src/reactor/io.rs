@@ -311,6 +311,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             record.change_output(spares, |output, buffers| output.consume(taken, buffers));
             budget = budget.saturating_sub(taken.max(1));
         }
+        // A shared piece may have left its last queue, and nothing is settled behind the last flush.
+        self.shared.counters.buffered.set(self.shared.buffered());
         self.note_drained(id);
     }
 
