@@ -608,9 +608,13 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         };
         record.flags.insert(Flags::of_event(ready.to_bits()));
         let open = matches!(record.state(), State::Connected | State::Idle);
-        if ready.has(Readiness::ERROR.and(Readiness::SHUT)) && open {
-            return self.serve_broken(handler, id, ready);
+        if ready.has(Readiness::ERROR.and(Readiness::SHUT))
+            && open
+            && self.serve_broken(handler, id, ready)
+        {
+            return;
         }
+        let record = self.shared.table.at(id.index());
         if record.flags.has(Flags::QUEUED_READY) {
             // It has its turn there, and none besides.
         } else if open && !record.has_output() && has_only_input(record.flags) && !self.logs {
@@ -621,24 +625,24 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     }
 
     /// An event says that the socket of an open connection failed, or that both directions are shut.
+    /// Returns whether that was all; mostly it is learned by reading.
     #[cold]
     #[inline(never)]
-    fn serve_broken(&mut self, handler: &mut H, id: ConnId, ready: Readiness) {
+    fn serve_broken(&mut self, handler: &mut H, id: ConnId, ready: Readiness) -> bool {
         let record = self.shared.table.at(id.index());
         if ready.has(Readiness::ERROR)
             && (record.is_reading_stopped() || record.flags.has(Flags::EOF))
             && !record.reads_before_error()
         {
-            return self.learn_error(handler, id);
+            self.learn_error(handler, id);
+            return true;
         }
         let relayed = record.cold_flags.has(ColdFlags::RELAYED);
         if ready.has(Readiness::SHUT) && record.peer.ip().is_none() && !relayed {
-            return self.lose_peer(handler, id);
+            self.lose_peer(handler, id);
+            return true;
         }
-        // If it is queued it has its turn there, and none besides.
-        if !record.flags.has(Flags::QUEUED_READY) {
-            self.serve(handler, id);
-        }
+        false
     }
 
     /// Serves those that stopped early in the turn before: no event will announce them again.
