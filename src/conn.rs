@@ -944,8 +944,8 @@ impl Context<'_> {
     /// - as a failure, if it does not come to stand, if it is reset or fails before a byte has come,
     ///   or if a deadline for a reply or for what is written passes;
     /// - as a success otherwise, if a byte has come;
-    /// - as nothing, if none has, or if it was we who lacked a port or a descriptor, made room or
-    ///   were stopping. So does whatever ends a [relay](Conn::relay_with) without a byte from the
+    /// - as nothing, if none has, or if this process lacked a port or a descriptor, made room or
+    ///   was stopping. So does whatever ends a [relay](Conn::relay_with) without a byte from the
     ///   endpoint: the other end of it may have sent what the endpoint rejects.
     ///
     /// # Errors

@@ -8,11 +8,10 @@ the rounds.
 """
 
 import argparse
-import statistics
 import subprocess
 import sys
 
-from harness import BASELINE, BenchError, Server, prepare, run_load
+from harness import BASELINE, BenchError, Server, prepare, report, run_load
 
 BASELINE_NAME = "c-epoll"
 DEFAULT_CANDIDATE = ("echo", "target/release/examples/echo --listen {addr}")
@@ -47,7 +46,7 @@ def main():
             rounds.append({
                 name: measure(servers[name], load, options.seconds) for name in order
             })
-        report(rounds, servers)
+        report(rounds, servers, BASELINE_NAME)
 
 
 def parse_options():
@@ -88,21 +87,6 @@ def measure(command, load, seconds):
         result, cpu_ns = run_load(server, *load, "--seconds", seconds)
     cpu_s = cpu_ns / 1e9
     return result["messages"] / cpu_s, result["rate"], cpu_s / result["seconds"]
-
-
-def report(rounds, servers):
-    print(f"  {'server':<16}{'msg/CPU-s':>12}{'msg/s':>12}{'busy':>7}   ratio [quartiles]")
-    for name in servers:
-        per_cpu_s, rate, busy = (statistics.median(column) for column in zip(
-            *(results[name] for results in rounds)
-        ))
-        line = f"  {name:<16}{per_cpu_s:>12,.0f}{rate:>12,.0f}{busy:>7.0%}"
-        if name != BASELINE_NAME:
-            ratios = [results[name][0] / results[BASELINE_NAME][0] for results in rounds]
-            low, median, high = statistics.quantiles(ratios, n=4, method="inclusive")
-            line += f"   {median:.3f} [{low:.3f}, {high:.3f}]"
-        print(line)
-    print(flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""What compare.py and count.py share: building the C programs, running a server, running a load."""
+"""What the comparisons share: building the C programs, running a server or a load, and the table of
+ratios."""
 
 import json
 import os
@@ -6,6 +7,7 @@ import re
 import resource
 import shlex
 import signal
+import statistics
 import subprocess
 import tempfile
 import time
@@ -159,3 +161,19 @@ def run_load(server, *options):
         after_ns = server.settle()
     server.settle()
     return json.loads(line), after_ns - before_ns
+
+
+def report(rounds, servers, baseline):
+    """Prints for each server the medians of its rounds, and the ratios to the baseline in each."""
+    print(f"  {'server':<16}{'per CPU-s':>16}{'per s':>16}{'busy':>7}   ratio [quartiles]")
+    for name in servers:
+        per_cpu_s, rate, busy = (statistics.median(column) for column in zip(
+            *(results[name] for results in rounds)
+        ))
+        line = f"  {name:<16}{per_cpu_s:>16,.0f}{rate:>16,.0f}{busy:>7.0%}"
+        if name != baseline:
+            ratios = [results[name][0] / results[baseline][0] for results in rounds]
+            low, median, high = statistics.quantiles(ratios, n=4, method="inclusive")
+            line += f"   {median:.3f} [{low:.3f}, {high:.3f}]"
+        print(line)
+    print(flush=True)

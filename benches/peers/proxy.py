@@ -10,14 +10,15 @@ has the load's core with the load. HAProxy runs in TCP mode with one thread, and
 import argparse
 import json
 import socket
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-from harness import BUILD, LOAD_CORE, SERVER_CORE, BenchError, Server, prepare, run_load
+from harness import (
+    BUILD, LOAD_CORE, SERVER_CORE, BenchError, Server, prepare, report, run_load,
+)
 
 EXAMPLE = "target/release/examples/proxy --listen {{addr}} --upstream {upstream}"
 BASELINE = "haproxy"
@@ -121,7 +122,7 @@ def main():
             rounds.append({
                 name: measure(servers[name], load, size, options.seconds) for name in order
             })
-        report(rounds, servers)
+        report(rounds, servers, BASELINE)
 
 
 def parse_options():
@@ -176,21 +177,6 @@ def run_flow(proxy, conns, seconds, size):
     if done.returncode != 0:
         raise BenchError(f"the load failed: {done.stderr}")
     return json.loads(done.stdout), proxy.settle() - before_ns
-
-
-def report(rounds, servers):
-    print(f"  {'proxy':<16}{'per CPU-s':>16}{'per s':>16}{'busy':>7}   ratio [quartiles]")
-    for name in servers:
-        per_cpu_s, rate, busy = (statistics.median(column) for column in zip(
-            *(results[name] for results in rounds)
-        ))
-        line = f"  {name:<16}{per_cpu_s:>16,.0f}{rate:>16,.0f}{busy:>7.0%}"
-        if name != BASELINE:
-            ratios = [results[name][0] / results[BASELINE][0] for results in rounds]
-            low, median, high = statistics.quantiles(ratios, n=4, method="inclusive")
-            line += f"   {median:.3f} [{low:.3f}, {high:.3f}]"
-        print(line)
-    print(flush=True)
 
 
 if __name__ == "__main__":

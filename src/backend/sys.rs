@@ -128,7 +128,7 @@ pub(super) fn send_more(fd: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
     unsafe { system_call(libc::SYS_sendto, arguments) }
 }
 
-/// As [`send`]: these systems cannot be told that more follows.
+/// As [`send`]: these systems have no flag that says that more follows.
 #[cfg(not(target_os = "linux"))]
 #[inline]
 pub(super) fn send_more(fd: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {

@@ -89,7 +89,7 @@ pub(crate) enum Witness {
 pub(crate) enum Outcome {
     Passed,
     Failed(CloseReason),
-    /// It says nothing of the endpoint: it was we who lacked something.
+    /// It says nothing of the endpoint: this process lacked something.
     Void,
 }
 

@@ -115,6 +115,11 @@ impl Table {
         self.exempt >= EXEMPT_MAX
     }
 
+    /// Whether a check may have one of the places that are kept for an operator: it leaves half of them.
+    pub(crate) const fn has_room_for_check(&self) -> bool {
+        self.exempt < EXEMPT_MAX / 2
+    }
+
     /// Adds a record, or gives `new_conn` back when the table is full. Inlined, it is written once:
     /// into its record.
     #[inline(always)]

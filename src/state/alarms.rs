@@ -87,6 +87,23 @@ impl LoopState {
         Some(at.duration_since(self.now))
     }
 
+    /// Lets an alarm come by `due`: the one that was set `before`, if that is no later. Returns the one
+    /// that comes, and when.
+    pub(crate) fn set_alarm_by(
+        &mut self,
+        before: Option<(AlarmId, Instant)>,
+        due: Instant,
+        purpose: Purpose,
+    ) -> Option<(AlarmId, Instant)> {
+        if before.is_some_and(|(_, at)| at <= due) || due == Instant::FAR_FUTURE {
+            return before;
+        }
+        if let Some((alarm, _)) = before {
+            self.cancel_alarm(alarm);
+        }
+        Some((self.set_alarm(due, purpose), due))
+    }
+
     pub(crate) fn set_alarm(&mut self, at: Instant, purpose: Purpose) -> AlarmId {
         self.alarms_set += 1;
         let serial = self.alarms_set;

@@ -353,19 +353,11 @@ impl LoopState {
 
     /// Lets the alarm of an endpoint come when its policy is due. It mostly comes by then.
     pub(crate) fn arm_endpoint(&mut self, id: EndpointId) {
-        let now = self.now;
-        let Some(state) = self.endpoints.get_mut(id) else { return };
-        let due = state.policy.due(now);
-        if state.alarm.is_some_and(|(_, at)| at <= due) || due == Instant::FAR_FUTURE {
-            return;
-        }
-        let before = state.alarm.take();
-        if let Some((alarm, _)) = before {
-            self.cancel_alarm(alarm);
-        }
-        let alarm = self.set_alarm(due, Purpose::ServeEndpoint(id));
+        let Some(state) = self.endpoints.get(id) else { return };
+        let (before, due) = (state.alarm, state.policy.due(self.now));
+        let alarm = self.set_alarm_by(before, due, Purpose::ServeEndpoint(id));
         if let Some(state) = self.endpoints.get_mut(id) {
-            state.alarm = Some((alarm, due));
+            state.alarm = alarm;
         }
     }
 

@@ -393,7 +393,7 @@ impl LoopState {
             origin: Origin::Connect,
             peer: peer_of(&target),
             owner: None,
-            exempt: self.table.is_full(),
+            exempt: self.table.is_full() && self.table.has_room_for_check(),
             room_checked: false,
             now: self.now,
         };

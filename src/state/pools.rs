@@ -447,16 +447,8 @@ impl LoopState {
     pub(crate) fn arm_pool(&mut self, pool: PoolId) {
         let now = self.now;
         let state = self.pools.get(pool);
-        let due = state.policy.due(now);
-        if state.alarm.is_some_and(|(_, at)| at <= due) || due == Instant::FAR_FUTURE {
-            return;
-        }
-        let before = state.alarm.take();
-        if let Some((alarm, _)) = before {
-            self.cancel_alarm(alarm);
-        }
-        let alarm = self.set_alarm(due, Purpose::ServePool(pool));
-        self.pools.get(pool).alarm = Some((alarm, due));
+        let (before, due) = (state.alarm, state.policy.due(now));
+        self.pools.get(pool).alarm = self.set_alarm_by(before, due, Purpose::ServePool(pool));
     }
 
     /// The alarm of a pool has come.
