@@ -443,23 +443,13 @@ impl Backend for Os {
     }
 
     fn is_connected(&mut self, stream: &mut OsStream) -> io::Result<bool> {
-        // connect(2): SO_ERROR has the outcome, but only once there is one; until then the peer
-        // has no name.
-        if has_input(stream)? {
-            // The peer accepted and sent something. Whatever it did since, such as a reset, the read
-            // behind that says: to ask for the error here would take it away.
-            return Ok(true);
-        }
-        if let Some(error) = self.take_error(stream)? {
-            return Err(error);
-        }
-        let connected = on_stream!(&stream.0, stream => SockRef::from(stream).peer_addr());
-        match connected {
+        let peer = on_stream!(&stream.0, stream => SockRef::from(stream).peer_addr());
+        match peer {
             Ok(peer) if is_connected_to_itself(stream, &peer) => {
                 Err(io::Error::from_raw_os_error(libc::ECONNREFUSED))
             }
             Ok(_) => Ok(true),
-            Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(false),
+            Err(error) if error.kind() == io::ErrorKind::NotConnected => has_been_connected(stream),
             Err(error) => Err(error),
         }
     }
@@ -693,20 +683,25 @@ fn is_connected_to_itself(stream: &OsStream, peer: &SockAddr) -> bool {
     }
 }
 
-/// Whether there is something to read, whatever became of the connection since. An error is that of
-/// the connection, which nothing else will say again.
-fn has_input(stream: &OsStream) -> io::Result<bool> {
-    let peeked = on_stream!(&stream.0, stream => {
-        SockRef::from(stream).peek(&mut [MaybeUninit::uninit()])
-    });
-    match peeked {
-        Ok(count) => Ok(count > 0),
-        Err(error) => match error.kind() {
-            io::ErrorKind::WouldBlock
-            | io::ErrorKind::NotConnected
-            | io::ErrorKind::Interrupted => Ok(false),
-            _ => Err(error),
-        },
+/// Whether a dialled socket that has no peer now had one before.
+///
+/// A peer that accepts, answers and resets at once leaves a socket that is closed, with its answer
+/// and the error behind it. One call decides between that, a failed dial (connect(2): its error is
+/// pending, and a read has it) and a dial that goes on, because the answer may come at any moment:
+/// SO_ERROR would take an error that is to be read behind the answer.
+fn has_been_connected(stream: &OsStream) -> io::Result<bool> {
+    loop {
+        let peeked = on_stream!(&stream.0, stream => {
+            SockRef::from(stream).peek(&mut [MaybeUninit::uninit()])
+        });
+        match peeked {
+            Ok(_) => return Ok(true),
+            Err(error) => match error.kind() {
+                io::ErrorKind::WouldBlock | io::ErrorKind::NotConnected => return Ok(false),
+                io::ErrorKind::Interrupted => {}
+                _ => return Err(error),
+            },
+        }
     }
 }
 

@@ -104,7 +104,7 @@ fn a_reply_that_came_with_the_end_is_passed_on_whole() {
         let mut client = server.dial();
         let mut got = Vec::new();
         let end = client.read_to_end(&mut got);
-        assert_eq!(got, b"the whole reply", "{at}");
+        assert_eq!(got, b"the whole reply", "{at}: {end:?}");
         if let Err(error) = end {
             // The reset is passed on behind it.
             assert_eq!(error.kind(), ErrorKind::ConnectionReset);
