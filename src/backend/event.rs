@@ -178,8 +178,7 @@ impl Events {
 
 /// What an event that is more than "readable" or "writable" means: hang-ups, errors and urgent bytes
 /// are learnt by reading, and a dialled stream learns its fate by "writable".
-#[cold]
-#[inline(never)]
+#[inline]
 fn unusual_readiness(read_closed: bool, write_closed: bool, error: bool) -> Readiness {
     let mut ready = Readiness::READABLE.and(Readiness::HANGUP);
     if read_closed && write_closed {

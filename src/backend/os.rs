@@ -504,6 +504,7 @@ impl Backend for Os {
         on_stream!(&mut stream.0, stream => stream.shutdown(std::net::Shutdown::Both))
     }
 
+    #[inline]
     fn close(&mut self, stream: OsStream, reset: bool) {
         if reset {
             reset_stream(&stream);

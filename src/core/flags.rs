@@ -176,6 +176,9 @@ impl Flags {
     pub(crate) const READING_STOPPED: Self =
         Self::PAUSED.and(Self::THROTTLED).and(Self::PAUSED_BY_OUTPUT);
 
+    /// An error of the socket is not learned by reading: reading is stopped, or the FIN has been read.
+    pub(crate) const UNREAD_ERROR: Self = Self::READING_STOPPED.and(Self::EOF);
+
     /// Whatever is ready, the connection is not to be read now: reading is stopped, there is nothing
     /// more to read, or something else comes first.
     pub(crate) const NOT_READ: Self = Self::READING_STOPPED
@@ -238,6 +241,18 @@ impl Flags {
     pub(crate) const fn deadline_inputs(self) -> u16 {
         (self.0 & Self::DEADLINE_INPUTS.0) as u16
     }
+}
+
+impl ColdFlags {
+    /// It is a pool's, or has asked one for a connection.
+    pub(crate) const IN_POOLS: Self = Self::POOLED.and(Self::USES_POOLS);
+
+    /// Its end says something of an endpoint.
+    pub(crate) const AT_ENDPOINT: Self = Self::OF_ENDPOINT.and(Self::CHECK);
+
+    /// Others may name it.
+    pub(crate) const TIES: Self =
+        Self::IN_POOLS.and(Self::AT_ENDPOINT).and(Self::IS_SINK).and(Self::RELAYED);
 }
 
 const _: () = {

@@ -310,7 +310,7 @@ impl Record {
     /// Whether it is a pool's, or has asked one for a connection.
     #[inline]
     pub(crate) const fn is_in_pools(&self) -> bool {
-        self.cold_flags.has(ColdFlags::POOLED.and(ColdFlags::USES_POOLS))
+        self.cold_flags.has(ColdFlags::IN_POOLS)
     }
 
     /// Its pool, and its place there.
@@ -326,7 +326,7 @@ impl Record {
     /// Whether its end says something of an endpoint.
     #[inline]
     pub(crate) const fn is_of_endpoint(&self) -> bool {
-        self.cold_flags.has(ColdFlags::OF_ENDPOINT.and(ColdFlags::CHECK))
+        self.cold_flags.has(ColdFlags::AT_ENDPOINT)
     }
 
     /// Whether the limits on connections leave it out.
@@ -705,6 +705,13 @@ impl Record {
     pub(crate) fn feeds(&self) -> bool {
         let sink = self.cold.as_ref().is_some_and(|cold| cold.sink.is_some());
         sink || self.cold_flags.has(ColdFlags::IS_SINK)
+    }
+
+    /// Whether others may name it: pools, endpoints, what it feeds or is fed by, what it is relayed
+    /// with. Most connections are not tied, and have nothing of that to undo when they end.
+    #[inline]
+    pub(crate) const fn is_tied(&self) -> bool {
+        self.cold.is_some() || self.cold_flags.has(ColdFlags::TIES)
     }
 
     /// What it is relayed with, if it is.

@@ -93,6 +93,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     }
 
     /// As [`Reactor::call`], with the input that the handler left.
+    #[inline(always)]
     pub(super) fn call_with_input(
         &mut self,
         id: ConnId,
@@ -110,6 +111,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
 
     /// Runs `on_open` of an accepted connection and, if that takes it, `on_connected`; says whether
     /// there is a session now.
+    #[inline(always)]
     pub(super) fn call_accepted(&mut self, handler: &mut H, id: ConnId) -> bool {
         let Self { backend, slots, shared, .. } = self;
         let slot = &mut slots[id.index()];

@@ -29,28 +29,15 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         record.cold_flags.set(ColdFlags::FINAL_REPLY, mode == CloseMode::Flush);
         record.step(Step::Close);
         log_state(record);
-        if let Some(cold) = record.cold_if_any() {
-            cold.delivery = None;
-        }
-        let (in_pools, feeds) = (record.is_in_pools(), record.feeds());
-        let of_endpoint = record.is_of_endpoint();
-        let relayed = record.cold_flags.has(ColdFlags::RELAYED);
-        if in_pools {
-            self.shared.replay(id, reason);
-        }
-        if feeds {
-            self.shared.end_feeding(id);
+        let (tied, marks) = (record.is_tied(), record.cold_flags);
+        if tied {
+            self.loosen_ties(id, reason);
         }
         self.call(id, "on_closing", |conn, session| handler.on_closing(conn, session, &reason));
-        if in_pools {
-            self.leave_pools(id, reason);
+        if tied {
+            self.cut_ties(id, reason, marks);
         }
-        if of_endpoint {
-            self.shared.leave_endpoint(id, reason);
-        }
-        if relayed {
-            self.shared.end_relay(id, reason);
-        }
+        let relayed = marks.has(ColdFlags::RELAYED);
         match mode {
             // Nothing is sent any more: the usual end of a peer that is gone.
             // If it is not gone, a FIN would tell the peer of a relayed one that it has had everything.
@@ -58,6 +45,36 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             CloseMode::Reset => self.drop_output_and_release(id, true),
             CloseMode::Break => self.begin_break(id),
             CloseMode::Close | CloseMode::Flush => self.begin_last_flush(id, reason, before),
+        }
+    }
+
+    /// The part of an end that comes before `on_closing`, for a connection that others may name.
+    #[cold]
+    fn loosen_ties(&mut self, id: ConnId, reason: CloseReason) {
+        let record = self.shared.table.at(id.index());
+        if let Some(cold) = record.cold_if_any() {
+            cold.delivery = None;
+        }
+        let (in_pools, feeds) = (record.is_in_pools(), record.feeds());
+        if in_pools {
+            self.shared.replay(id, reason);
+        }
+        if feeds {
+            self.shared.end_feeding(id);
+        }
+    }
+
+    /// The part of an end that comes behind `on_closing`, for a connection with these marks before it.
+    #[cold]
+    fn cut_ties(&mut self, id: ConnId, reason: CloseReason, marks: ColdFlags) {
+        if marks.has(ColdFlags::IN_POOLS) {
+            self.leave_pools(id, reason);
+        }
+        if marks.has(ColdFlags::AT_ENDPOINT) {
+            self.shared.leave_endpoint(id, reason);
+        }
+        if marks.has(ColdFlags::RELAYED) {
+            self.shared.end_relay(id, reason);
         }
     }
 
@@ -270,7 +287,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     fn close(&mut self, handler: &mut H, id: ConnId) {
         let record = self.shared.table.at(id.index());
         let slot = &mut self.slots[id.index()];
-        let (reset, unseen) = (record.cold_flags.has(ColdFlags::RESET), ends_unseen(record));
+        let reset = record.cold_flags.has(ColdFlags::RESET);
+        let unseen = !reset && ends_unseen(record);
         let stream = slot.stream.take();
         if slot.input.capacity() > 0 {
             slot.input = bytes::BytesMut::new();
@@ -323,12 +341,11 @@ fn closed(shared: &mut LoopState, id: ConnId, reason: CloseReason) -> Closed {
     }
 }
 
-/// Whether a connection ends in a way that its peer learns of by our close only: we end it, the peer
-/// has not sent its FIN, and neither a FIN nor a reset of ours says it. A close says it if the
-/// descriptor is the socket's only one, which we cannot know.
+/// Whether the peer of a connection that is not reset learns of its end by our close only: we end
+/// it, the peer has not sent its FIN, and we have not sent ours. A close says it if the descriptor is
+/// the socket's only one, which we cannot know.
 fn ends_unseen(record: &Record) -> bool {
-    let said =
-        record.flags.has(Flags::EOF.and(Flags::FIN)) || record.cold_flags.has(ColdFlags::RESET);
+    let said = record.flags.has(Flags::EOF.and(Flags::FIN));
     // Without a reason it was refused, with a FIN; and after an error there is no peer.
     !said && record.reason.is_some_and(|reason| reason.mode() != CloseMode::Drop)
 }

@@ -56,7 +56,7 @@ impl Failure {
         match error.raw_os_error() {
             Some(libc::EAGAIN) => Self::WouldBlock,
             Some(libc::ECONNRESET) => Self::Gone,
-            _ => Self::of_kind(error.kind()),
+            _ => Self::of_kind(error),
         }
     }
 
@@ -65,12 +65,22 @@ impl Failure {
     fn reason(self, error: &io::Error) -> CloseReason {
         match self {
             Self::Gone => CloseReason::PeerReset,
-            _ => CloseReason::Io(OsError::of(error)),
+            _ => Self::rare_reason(error),
         }
     }
 
-    fn of_kind(kind: ErrorKind) -> Self {
-        match kind {
+    // What is rare is in functions of its own: a reset is the usual end of many connections.
+
+    #[cold]
+    #[inline(never)]
+    fn rare_reason(error: &io::Error) -> CloseReason {
+        CloseReason::Io(OsError::of(error))
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn of_kind(error: &io::Error) -> Self {
+        match error.kind() {
             ErrorKind::WouldBlock => Self::WouldBlock,
             ErrorKind::Interrupted => Self::Interrupted,
             ErrorKind::ConnectionReset

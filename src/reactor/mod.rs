@@ -610,6 +610,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let open = matches!(record.state(), State::Connected | State::Idle);
         if ready.has(Readiness::ERROR.and(Readiness::SHUT))
             && open
+            && (record.flags.has(Flags::UNREAD_ERROR) || record.peer.ip().is_none())
             && self.serve_broken(handler, id, ready)
         {
             return;
@@ -631,7 +632,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     fn serve_broken(&mut self, handler: &mut H, id: ConnId, ready: Readiness) -> bool {
         let record = self.shared.table.at(id.index());
         if ready.has(Readiness::ERROR)
-            && (record.is_reading_stopped() || record.flags.has(Flags::EOF))
+            && record.flags.has(Flags::UNREAD_ERROR)
             && !record.reads_before_error()
         {
             self.learn_error(handler, id);

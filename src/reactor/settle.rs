@@ -141,6 +141,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
 
     /// [`Reactor::settle`] for a connection that was just accepted: the short way if its handler has
     /// asked for nothing.
+    #[inline(always)]
     pub(super) fn settle_accepted(&mut self, handler: &mut H, id: ConnId) {
         let record = self.shared.table.at(id.index());
         let inputs = record.deadline_inputs();
@@ -232,15 +233,10 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     #[inline(always)]
     fn act_on_requests(&mut self, handler: &mut H, id: ConnId) {
         let mut record = self.shared.table.at(id.index());
-        let broken = record.cold_flags.has(ColdFlags::BROKEN);
-        if record.cold_flags.has(ColdFlags::RELAYED) && record.flags.has(Flags::DATA_DUE) {
-            // What was read before the relay began comes before the FIN, and before any end.
-            self.pass_kept(id);
-            record = self.shared.table.at(id.index());
-        }
-        if broken || record.flags.has(Flags::SHUTDOWN_WRITE) {
-            self.read_before_broken(handler, id);
-            self.send_fin(id);
+        if record.cold_flags.has(ColdFlags::BROKEN.and(ColdFlags::RELAYED))
+            || record.flags.has(Flags::SHUTDOWN_WRITE)
+        {
+            self.act_before_end(handler, id);
             record = self.shared.table.at(id.index());
         }
         if !record.state().is_open() {
@@ -253,6 +249,21 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         };
         if let Some(reason) = reason {
             self.begin_closing(handler, id, reason);
+        }
+    }
+
+    /// The part of what was asked for that comes before any end.
+    #[cold]
+    fn act_before_end(&mut self, handler: &mut H, id: ConnId) {
+        let record = self.shared.table.at(id.index());
+        let broken = record.cold_flags.has(ColdFlags::BROKEN);
+        if record.cold_flags.has(ColdFlags::RELAYED) && record.flags.has(Flags::DATA_DUE) {
+            // What was read before the relay began comes before the FIN.
+            self.pass_kept(id);
+        }
+        if broken || self.shared.table.at(id.index()).flags.has(Flags::SHUTDOWN_WRITE) {
+            self.read_before_broken(handler, id);
+            self.send_fin(id);
         }
     }
 

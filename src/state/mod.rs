@@ -280,15 +280,28 @@ impl LoopState {
     pub(crate) fn remove(&mut self, id: ConnId) {
         self.wheel.cancel_far(Key::Conn(id.index() as u32));
         let record = self.table.at(id.index());
-        let feeds = record.feeds();
+        let tied = record.is_tied();
         let holds = record.buffered > 0 || record.has_output();
-        let pooled = record.cold_flags.has(ColdFlags::POOLED);
-        let of_endpoint = record.is_of_endpoint();
         if record.counted != State::Closed {
             self.counters.states.change(record.counted, State::Closed);
             record.counted = State::Closed;
         }
-        if pooled {
+        if tied {
+            self.free_tied(id);
+        }
+        if holds {
+            self.give_up_buffers(id);
+        }
+        self.table.remove(id);
+    }
+
+    /// Frees what the place of a connection takes elsewhere.
+    #[cold]
+    fn free_tied(&mut self, id: ConnId) {
+        let record = self.table.at(id.index());
+        let feeds = record.feeds();
+        let of_endpoint = record.is_of_endpoint();
+        if record.cold_flags.has(ColdFlags::POOLED) {
             self.free_pool_place(id);
         }
         if of_endpoint {
@@ -297,10 +310,6 @@ impl LoopState {
         if feeds {
             self.end_feeding(id);
         }
-        if holds {
-            self.give_up_buffers(id);
-        }
-        self.table.remove(id);
     }
 
     /// The connection that an id of the application or of an event names, which may be gone.
