@@ -27,10 +27,9 @@ impl Handler for Echo {
         Some(())
     }
 
-    #[inline]
+    #[inline(always)]
     fn on_data(&mut self, conn: &mut Conn<'_>, _: &mut (), input: &mut BytesMut) {
-        conn.write(input);
-        input.clear();
+        conn.write_buf(input);
     }
 }
 

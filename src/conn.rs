@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 
 use crate::address::{Address, ToTarget};
 use crate::close::{CloseReason, Timeout};
@@ -166,6 +166,16 @@ impl Conn<'_> {
     #[inline]
     pub fn write(&mut self, bytes: &[u8]) {
         self.cx.shared.write(self.id, bytes);
+    }
+
+    /// Queues all that is in `buffer` and empties it: an echo of the input.
+    ///
+    /// As [`write`](Conn::write), but many bytes (4 KiB) are not copied if they are the first that the
+    /// callback writes and nothing else is queued. Then `buffer` is exchanged for another of about its
+    /// size.
+    #[inline]
+    pub fn write_buf(&mut self, buffer: &mut BytesMut) {
+        self.cx.shared.write_buf(self.id, buffer);
     }
 
     /// Queues `bytes`, without copying them if they are many (4 KiB); otherwise as

@@ -114,11 +114,11 @@ pub(super) const fn wants_reading(flags: Flags) -> bool {
     flags.has(Flags::READ_READY) && !flags.has(Flags::NOT_READ)
 }
 
-/// Whether an open connection is to be read, and callbacks of others have asked nothing of it that
-/// comes first.
+/// Whether an open connection is to be read, nothing is queued for it, and callbacks of others have
+/// asked nothing of it that comes first.
 #[inline(always)]
 pub(super) const fn has_only_input(flags: Flags) -> bool {
-    flags.has(Flags::READ_READY) && !flags.has(Flags::NOT_READ.and(Flags::DIRTY))
+    flags.has(Flags::READ_READY) && !flags.has(Flags::NOT_READ.and(Flags::DIRTY).and(Flags::QUEUED))
 }
 
 impl<H: Handler, B: Backend> Reactor<H, B> {
@@ -573,7 +573,7 @@ fn send_scratch<B: Backend>(
     backend: &mut B,
     stream: Option<&mut B::Stream>,
     record: &mut Record,
-    scratch: &mut Vec<u8>,
+    scratch: &mut BytesMut,
     spares: &mut Spares,
     now: Instant,
     counters: &Counters,

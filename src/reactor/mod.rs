@@ -607,18 +607,18 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             return;
         };
         record.flags.insert(Flags::of_event(ready.to_bits()));
+        let flags = record.flags;
         let open = matches!(record.state(), State::Connected | State::Idle);
         if ready.has(Readiness::ERROR.and(Readiness::SHUT))
             && open
-            && (record.flags.has(Flags::UNREAD_ERROR) || record.peer.ip().is_none())
+            && (flags.has(Flags::UNREAD_ERROR) || record.peer.ip().is_none())
             && self.serve_broken(handler, id, ready)
         {
             return;
         }
-        let record = self.shared.table.at(id.index());
-        if record.flags.has(Flags::QUEUED_READY) {
+        if flags.has(Flags::QUEUED_READY) {
             // It has its turn there, and none besides.
-        } else if open && !record.has_output() && has_only_input(record.flags) && !self.logs {
+        } else if open && has_only_input(flags) && !self.logs {
             self.serve_input(handler, id);
         } else {
             self.serve(handler, id);

@@ -18,6 +18,7 @@ use std::collections::{BTreeSet, BinaryHeap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::BytesMut;
 use slab::Slab;
 
 use self::alarms::Alarm;
@@ -148,7 +149,7 @@ pub(crate) struct LoopState {
     pub(crate) announced: Cursor,
     pub(crate) spares: Spares,
     /// What the callback that runs has written to its own connection.
-    pub(crate) scratch: Vec<u8>,
+    pub(crate) scratch: BytesMut,
     /// The connection whose writes go to `scratch`: the one in hand, unless it has output queued.
     pub(crate) scratch_owner: Option<ConnId>,
     /// What the callback in hand wrote was too much for `scratch`, or to be shared.
@@ -215,7 +216,7 @@ impl LoopState {
             stopping: false,
             announced: Cursor::default(),
             spares: Spares::default(),
-            scratch: Vec::new(),
+            scratch: BytesMut::new(),
             scratch_owner: None,
             spilled: false,
             in_hand: None,

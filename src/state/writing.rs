@@ -1,8 +1,8 @@
 //! What callbacks write: bounded, gathered in one place, and accounted for byte by byte.
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 
-use super::LoopState;
+use super::{LoopState, READ_BUDGET};
 use crate::close::CloseReason;
 use crate::core::flags::{ColdFlags, Flags};
 use crate::core::output::{Output, SpareBuffers};
@@ -13,6 +13,9 @@ use crate::planted::{Bug, planted};
 
 /// How much a callback may write before it moves from the loop's buffer to the connection.
 pub(super) const SCRATCH_MAX: usize = 64 * 1024;
+
+/// The greatest buffer that may take the place of the loop's buffer: that for reads can.
+const SWAPPED_MAX: usize = 2 * READ_BUDGET;
 
 impl LoopState {
     /// The connection counts as congested no more, as if what made it so had not been written.
@@ -55,6 +58,46 @@ impl LoopState {
         } else {
             self.write_queued(id, bytes);
         }
+    }
+
+    /// Queues all that is in `buffer`, and empties it.
+    #[inline(always)]
+    pub(crate) fn write_buf(&mut self, id: ConnId, buffer: &mut BytesMut) {
+        if Output::takes_whole(buffer.len()) {
+            return self.write_large(id, buffer);
+        }
+        self.write(id, buffer);
+        buffer.clear();
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn write_large(&mut self, id: ConnId, buffer: &mut BytesMut) {
+        if !self.swap_scratch(id, buffer) {
+            self.write(id, buffer);
+            buffer.clear();
+        }
+    }
+
+    /// Lets `buffer` be what the callback has written so far, if that is nothing yet, in exchange for
+    /// the buffer of the loop. Returns whether it does.
+    ///
+    /// Neither side gets a much greater buffer than it gave: the one that a connection gets may stay
+    /// with it.
+    fn swap_scratch(&mut self, id: ConnId, buffer: &mut BytesMut) -> bool {
+        let alike =
+            self.scratch.capacity() <= 2 * buffer.capacity() && buffer.capacity() <= SWAPPED_MAX;
+        let record = self.table.at(id.index());
+        let swaps = alike
+            && self.scratch_owner == Some(id)
+            && self.scratch.is_empty()
+            && buffer.len() <= self.bounds.easy
+            && record.takes_writes();
+        if swaps {
+            record.flags.insert(Flags::WROTE);
+            std::mem::swap(&mut self.scratch, buffer);
+        }
+        swaps
     }
 
     #[cold]

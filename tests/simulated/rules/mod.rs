@@ -40,6 +40,7 @@ mod shutdown;
 mod start;
 mod threads;
 mod timeouts;
+mod writing;
 
 use std::cell::Cell;
 use std::time::Duration;
