@@ -62,11 +62,11 @@ macro_rules! reasons {
 
         /// The places of the reasons that are no deadlines.
         #[repr(u8)]
-        enum Place { $($name,)* Timeouts }
+        enum Index { $($name,)* Timeouts }
 
         impl CloseReason {
             /// How many labels there are.
-            pub(crate) const COUNT: usize = Place::Timeouts as usize + Timeout::ALL.len();
+            pub(crate) const COUNT: usize = Index::Timeouts as usize + Timeout::ALL.len();
 
             /// The reason's name in counters and logs, such as `peer_eof` or `idle_timeout`.
             pub const fn label(self) -> &'static str {
@@ -95,14 +95,14 @@ macro_rules! reasons {
             /// The place of this reason's counter, the same for all that share a label.
             pub(crate) const fn index(self) -> usize {
                 match self {
-                    $(Self::$name { .. } => Place::$name as usize,)*
-                    Self::Timeout(timeout) => Place::Timeouts as usize + timeout as usize,
+                    $(Self::$name { .. } => Index::$name as usize,)*
+                    Self::Timeout(timeout) => Index::Timeouts as usize + timeout as usize,
                 }
             }
 
             /// One reason for every label, at its index.
             pub(crate) const fn of_index(index: usize) -> Self {
-                const PLAIN: [CloseReason; Place::Timeouts as usize] =
+                const PLAIN: [CloseReason; Index::Timeouts as usize] =
                     [$(CloseReason::$name $((<$type>::UNKNOWN))?,)*];
                 if index < PLAIN.len() {
                     PLAIN[index]

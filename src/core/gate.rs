@@ -73,7 +73,7 @@ pub(crate) struct Occupancy {
 
 /// Whether there is a place for the next connection.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum Place {
+pub(crate) enum Room {
     /// One is free, or a connection has been evicted for it.
     Free,
     /// None is free. The executor searches for a connection that can be evicted, and passes the
@@ -265,27 +265,27 @@ impl Gate {
     /// Whether there is a place for the next connection of a listener.
     ///
     /// While the backlogs are drained nothing is evicted, as the connections there end soon anyway.
-    pub(crate) const fn place_for(&mut self, backlog: &Backlog, occupancy: Occupancy) -> Place {
+    pub(crate) const fn room_for(&mut self, backlog: &Backlog, occupancy: Occupancy) -> Room {
         if backlog.exempt {
             self.exempt_full = occupancy.exempt_full;
-            return if self.exempt_full { Place::None } else { Place::Free };
+            return if self.exempt_full { Room::None } else { Room::Free };
         }
         if occupancy.deferred_full {
-            return Place::None;
+            return Room::None;
         }
-        self.place(occupancy.table_full)
+        self.room(occupancy.table_full)
     }
 
     /// Whether there is a place for a newcomer that its client may have.
-    pub(crate) const fn place(&self, table_full: bool) -> Place {
+    pub(crate) const fn room(&self, table_full: bool) -> Room {
         if !table_full {
-            Place::Free
+            Room::Free
         } else if self.draining {
-            Place::None
+            Room::None
         } else if self.freed > 0 {
-            Place::Free
+            Room::Free
         } else {
-            Place::IfEvictable
+            Room::IfEvictable
         }
     }
 
@@ -578,8 +578,8 @@ mod tests {
     #[test]
     fn a_full_table_accepts_only_if_a_connection_can_be_evicted() {
         let mut gate = gate(|_| {});
-        assert_eq!(gate.place_for(&USUAL, Occupancy::default()), Place::Free);
-        assert_eq!(gate.place_for(&USUAL, TABLE_FULL), Place::IfEvictable);
+        assert_eq!(gate.room_for(&USUAL, Occupancy::default()), Room::Free);
+        assert_eq!(gate.room_for(&USUAL, TABLE_FULL), Room::IfEvictable);
         assert_eq!(gate.note_search(true, at(0)), None);
         assert!(gate.may_accept(&USUAL));
         // With none to evict the listeners wait, and the search is made again.
@@ -604,10 +604,10 @@ mod tests {
     fn newcomers_take_the_places_of_those_evicted_for_them() {
         let mut gate = gate(|_| {});
         gate.note_evicted(2);
-        assert_eq!(gate.place_for(&USUAL, TABLE_FULL), Place::Free, "none more is evicted");
+        assert_eq!(gate.room_for(&USUAL, TABLE_FULL), Room::Free, "none more is evicted");
         assert!(gate.take_freed() && gate.take_freed());
         assert!(!gate.take_freed());
-        assert_eq!(gate.place_for(&USUAL, TABLE_FULL), Place::IfEvictable);
+        assert_eq!(gate.room_for(&USUAL, TABLE_FULL), Room::IfEvictable);
         // Once they are released the table says itself what is free.
         gate.note_evicted(2);
         assert!(!gate.note_release());
@@ -629,9 +629,9 @@ mod tests {
     #[test]
     fn exempt_connections_wait_only_for_their_own_places() {
         let mut gate = gate(|_| {});
-        assert_eq!(gate.place_for(&EXEMPT, TABLE_FULL), Place::Free);
+        assert_eq!(gate.room_for(&EXEMPT, TABLE_FULL), Room::Free);
         let exempt_full = Occupancy { exempt_full: true, ..Occupancy::default() };
-        assert_eq!(gate.place_for(&EXEMPT, exempt_full), Place::None);
+        assert_eq!(gate.room_for(&EXEMPT, exempt_full), Room::None);
         assert!(!gate.may_accept(&EXEMPT));
         assert!(gate.may_accept(&USUAL));
         assert!(gate.note_release());
@@ -643,8 +643,8 @@ mod tests {
     fn no_more_is_accepted_than_can_be_deferred() {
         let mut gate = gate(|_| {});
         let occupancy = Occupancy { deferred_full: true, ..Occupancy::default() };
-        assert_eq!(gate.place_for(&USUAL, occupancy), Place::None);
-        assert_eq!(gate.place_for(&EXEMPT, occupancy), Place::Free, "these are never deferred");
+        assert_eq!(gate.room_for(&USUAL, occupancy), Room::None);
+        assert_eq!(gate.room_for(&EXEMPT, occupancy), Room::Free, "these are never deferred");
     }
 
     #[test]
@@ -736,9 +736,9 @@ mod tests {
         gate.begin_draining();
         assert!(gate.may_accept(&USUAL));
         assert_eq!(gate.check_rate(&USUAL, at(0)), None);
-        assert_eq!(gate.place_for(&USUAL, TABLE_FULL), Place::None, "none is evicted");
+        assert_eq!(gate.room_for(&USUAL, TABLE_FULL), Room::None, "none is evicted");
         gate.end_draining();
-        assert_eq!(gate.place_for(&USUAL, TABLE_FULL), Place::IfEvictable);
+        assert_eq!(gate.room_for(&USUAL, TABLE_FULL), Room::IfEvictable);
     }
 
     #[test]

@@ -31,14 +31,16 @@ impl State {
         matches!(self, Self::Connecting | Self::Connected | Self::Idle)
     }
 
-    /// The state after `step`, or `None` if no arrow of that name leaves this state.
-    pub(crate) const fn after(self, step: Step) -> Option<Self> {
-        match (self, step) {
-            (Self::Connecting, Step::Establish) => Some(Self::Connected),
-            (Self::Connected, Step::Rest) => Some(Self::Idle),
-            (Self::Idle, Step::Wake) => Some(Self::Connected),
-            (Self::Connecting | Self::Connected | Self::Idle, Step::Close) => Some(Self::Closing),
-            (Self::Closing, Step::Release) => Some(Self::Closed),
+    /// The state after `transition`, or `None` if no arrow of that name leaves this state.
+    pub(crate) const fn after(self, transition: Transition) -> Option<Self> {
+        match (self, transition) {
+            (Self::Connecting, Transition::Establish) => Some(Self::Connected),
+            (Self::Connected, Transition::Rest) => Some(Self::Idle),
+            (Self::Idle, Transition::Wake) => Some(Self::Connected),
+            (Self::Connecting | Self::Connected | Self::Idle, Transition::Close) => {
+                Some(Self::Closing)
+            }
+            (Self::Closing, Transition::Release) => Some(Self::Closed),
             _ => None,
         }
     }
@@ -46,7 +48,7 @@ impl State {
 
 /// The arrows between the states.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum Step {
+pub(crate) enum Transition {
     /// The connection stands.
     Establish,
     /// The last active request is done.
@@ -65,28 +67,34 @@ mod tests {
 
     const STATES: [State; 5] =
         [State::Connecting, State::Connected, State::Idle, State::Closing, State::Closed];
-    const STEPS: [Step; 5] = [Step::Establish, Step::Rest, Step::Wake, Step::Close, Step::Release];
+    const TRANSITIONS: [Transition; 5] = [
+        Transition::Establish,
+        Transition::Rest,
+        Transition::Wake,
+        Transition::Close,
+        Transition::Release,
+    ];
 
     #[test]
     fn the_arrows_are_exactly_these() {
         let mut arrows = Vec::new();
         for state in STATES {
-            for step in STEPS {
-                if let Some(after) = state.after(step) {
-                    arrows.push((state, step, after));
+            for transition in TRANSITIONS {
+                if let Some(after) = state.after(transition) {
+                    arrows.push((state, transition, after));
                 }
             }
         }
         assert_eq!(
             arrows,
             [
-                (State::Connecting, Step::Establish, State::Connected),
-                (State::Connecting, Step::Close, State::Closing),
-                (State::Connected, Step::Rest, State::Idle),
-                (State::Connected, Step::Close, State::Closing),
-                (State::Idle, Step::Wake, State::Connected),
-                (State::Idle, Step::Close, State::Closing),
-                (State::Closing, Step::Release, State::Closed),
+                (State::Connecting, Transition::Establish, State::Connected),
+                (State::Connecting, Transition::Close, State::Closing),
+                (State::Connected, Transition::Rest, State::Idle),
+                (State::Connected, Transition::Close, State::Closing),
+                (State::Idle, Transition::Wake, State::Connected),
+                (State::Idle, Transition::Close, State::Closing),
+                (State::Closing, Transition::Release, State::Closed),
             ]
         );
     }
@@ -101,8 +109,8 @@ mod tests {
             if depth == 0 {
                 return;
             }
-            for step in STEPS {
-                if let Some(after) = state.after(step) {
+            for transition in TRANSITIONS {
+                if let Some(after) = state.after(transition) {
                     walk(after, closings + u32::from(after == State::Closing), depth - 1);
                 }
             }

@@ -9,7 +9,7 @@ use crate::core::clients::LingerNumber;
 use crate::core::deadlines::{Deadline, DeadlineClocks, DeadlineInputs, Durations};
 use crate::core::dial::DialState;
 use crate::core::flags::{ColdFlags, Flags};
-use crate::core::lifecycle::{State, Step};
+use crate::core::lifecycle::{State, Transition};
 use crate::core::output::{Output, SpareBuffers};
 use crate::core::pool::Place;
 use crate::core::stats::States;
@@ -486,9 +486,9 @@ impl Record {
     ///
     /// In debug builds, if no such arrow leaves the state. In release builds nothing moves.
     #[inline]
-    pub(crate) fn step(&mut self, step: Step) {
-        let after = self.state.after(step);
-        debug_assert!(after.is_some(), "{}: {step:?} from {:?}", self.id, self.state);
+    pub(crate) fn go(&mut self, transition: Transition) {
+        let after = self.state.after(transition);
+        debug_assert!(after.is_some(), "{}: {transition:?} from {:?}", self.id, self.state);
         self.state = after.unwrap_or(self.state);
     }
 
@@ -535,7 +535,7 @@ impl Record {
             && self.deadline_inputs().at_rest()
             && self.requests < requests_max;
         if rests {
-            self.step(Step::Rest);
+            self.go(Transition::Rest);
         }
         rests
     }

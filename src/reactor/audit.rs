@@ -523,7 +523,7 @@ pub(super) mod tests {
     use crate::address::Address;
     use crate::config::Config;
     use crate::conn::Conn;
-    use crate::core::lifecycle::Step;
+    use crate::core::lifecycle::Transition;
     use crate::core::record::NewConn;
     use crate::core::table::{PLACES_PER_STEP, Table};
     use crate::id::{ListenerId, Origin};
@@ -574,8 +574,8 @@ pub(super) mod tests {
                 now: since,
             };
             let record = self.shared.table.insert(new_conn).unwrap();
-            record.step(Step::Establish);
-            record.step(Step::Rest);
+            record.go(Transition::Establish);
+            record.go(Transition::Rest);
             record.flags.insert(Flags::RECEIVED);
             record.count_state(&self.shared.counters.states);
             record.clocks.update(record.deadline_inputs(), since);

@@ -106,7 +106,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let mut conn = Conn::new(shared, id);
         let outcome = catch(|| callback(&mut conn, session, input));
         self.refresh_now_if_stale(name, Some(id));
-        self.take_back(id, outcome.is_err());
+        self.end_callback(id, outcome.is_err());
     }
 
     /// Runs `on_open` of an accepted connection and, if that takes it, `on_connected`; says whether
@@ -128,7 +128,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         });
         let taken = slot.session.is_some();
         self.refresh_now_if_stale(if taken { "on_connected" } else { "on_open" }, Some(id));
-        self.take_back(id, outcome.is_err());
+        self.end_callback(id, outcome.is_err());
         taken
     }
 
@@ -138,7 +138,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let mut conn = Conn::new(&mut self.shared, id);
         let outcome = catch(|| handler.on_open(&mut conn));
         self.refresh_now_if_stale("on_open", Some(id));
-        self.take_back(id, outcome.is_err());
+        self.end_callback(id, outcome.is_err());
         self.slots[id.index()].session = outcome.ok().flatten();
         self.slots[id.index()].session.is_some()
     }
@@ -171,7 +171,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         outcome.is_ok()
     }
 
-    fn take_back(&mut self, id: ConnId, panicked: bool) {
+    fn end_callback(&mut self, id: ConnId, panicked: bool) {
         if panicked {
             self.recover(id);
         }

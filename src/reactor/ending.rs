@@ -8,7 +8,7 @@ use crate::close::CloseMode;
 use crate::close::{CloseReason, Closed, Timeout};
 use crate::core::budget;
 use crate::core::flags::{ColdFlags, Flags};
-use crate::core::lifecycle::{State, Step};
+use crate::core::lifecycle::{State, Transition};
 use crate::core::record::Record;
 use crate::handler::Handler;
 use crate::id::ConnId;
@@ -27,7 +27,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         record.take_requested();
         record.flags.remove(Flags::ACTION_DUE.and(Flags::HAS_TIMER).and(Flags::PAUSED));
         record.cold_flags.set(ColdFlags::FINAL_REPLY, mode == CloseMode::Flush);
-        record.step(Step::Close);
+        record.go(Transition::Close);
         log_state(record);
         let (tied, marks) = (record.is_tied(), record.cold_flags);
         if tied {
@@ -294,7 +294,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             slot.input = bytes::BytesMut::new();
         }
         if let (Some(reason), Some(session)) = (record.reason, slot.session.take()) {
-            record.step(Step::Release);
+            record.go(Transition::Release);
             log_state(record);
             self.shared.counters.count_close(reason);
             self.call_shared("on_closed", |cx| {

@@ -16,7 +16,7 @@ use super::{READ_BUDGET, Reactor, refresh_now_if_stale};
 use crate::backend::Backend;
 use crate::close::{CloseReason, OsError};
 use crate::core::flags::{ColdFlags, Flags};
-use crate::core::lifecycle::{State, Step};
+use crate::core::lifecycle::{State, Transition};
 use crate::core::output::Output;
 use crate::core::record::{Record, Spares};
 use crate::core::stats::Counters;
@@ -557,7 +557,7 @@ fn note_data<B: Backend>(backend: &mut B, shared: &mut LoopState, id: ConnId) {
 fn begin_delivery(record: &mut Record, log: bool) -> BeforeData {
     let wakes = record.state() == State::Idle;
     if wakes {
-        record.step(Step::Wake);
+        record.go(Transition::Wake);
         if log {
             log_state(record);
         }

@@ -10,7 +10,7 @@ use crate::core::clients::{ClientKey, Clients, Excess};
 use crate::core::deferred::Standing;
 #[cfg(feature = "sim")]
 use crate::core::flags::Flags;
-use crate::core::gate::{Arrival, Occupancy, Place, Verdict};
+use crate::core::gate::{Arrival, Occupancy, Room, Verdict};
 use crate::core::record::Record;
 use crate::handler::Handler;
 use crate::id::ConnId;
@@ -32,8 +32,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     #[inline(never)]
     pub(super) fn may_accept_next(&mut self, handler: &mut H, index: usize) -> bool {
         let occupancy = self.occupancy();
-        let place = self.accepting.gate.place_for(&self.listeners[index].backlog, occupancy);
-        if !self.has_place(handler, place) {
+        let room = self.accepting.gate.room_for(&self.listeners[index].backlog, occupancy);
+        if !self.has_room(handler, room) {
             return false;
         }
         let backlog = &self.listeners[index].backlog;
@@ -47,15 +47,15 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
 
     /// Whether a newcomer that was deferred can have a place.
     pub(super) fn has_place_for_deferred(&mut self, handler: &mut H) -> bool {
-        let place = self.accepting.gate.place(self.shared.table.is_full());
-        self.has_place(handler, place)
+        let room = self.accepting.gate.room(self.shared.table.is_full());
+        self.has_room(handler, room)
     }
 
-    fn has_place(&mut self, handler: &mut H, place: Place) -> bool {
-        match place {
-            Place::Free => true,
-            Place::IfEvictable => self.finds_place(handler),
-            Place::None => false,
+    fn has_room(&mut self, handler: &mut H, room: Room) -> bool {
+        match room {
+            Room::Free => true,
+            Room::IfEvictable => self.finds_place(handler),
+            Room::None => false,
         }
     }
 

@@ -19,7 +19,7 @@ use crate::close::CloseMode;
 use crate::close::CloseReason;
 use crate::core::deadlines::{Deadline, DeadlineInputs, Set};
 use crate::core::flags::{ColdFlags, Flags};
-use crate::core::lifecycle::{State, Step};
+use crate::core::lifecycle::{State, Transition};
 use crate::core::record::Record;
 use crate::handler::Handler;
 use crate::id::ConnId;
@@ -132,7 +132,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             }
         }
         if record.state() == State::Connected && record.deadline_inputs().at_rest() {
-            record.step(Step::Rest);
+            record.go(Transition::Rest);
             log_state(record);
             self.call_idle(handler, id, "on_idle");
         }
@@ -213,7 +213,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// [`State::Idle`] → [`State::Connected`].
     pub(super) fn wake_session(&mut self, handler: &mut H, id: ConnId) {
         let record = self.shared.table.at(id.index());
-        record.step(Step::Wake);
+        record.go(Transition::Wake);
         log_state(record);
         self.call(id, "on_active", |conn, session| handler.on_active(conn, session));
     }

@@ -233,7 +233,7 @@ impl LoopState {
     #[inline]
     pub(crate) fn establish(&mut self, id: ConnId, random: impl FnOnce() -> u64) {
         let record = self.table.at(id.index());
-        record.step(lifecycle::Step::Establish);
+        record.go(lifecycle::Transition::Establish);
         log_state(record);
         if let Some(nanos) = record.durations(&self.profiles).lifetime(random) {
             record.clocks.set(Deadline::Lifetime, self.now.after(nanos));

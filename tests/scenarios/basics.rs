@@ -24,8 +24,7 @@ impl Handler for Echo {
     }
 
     fn on_data(&mut self, conn: &mut Conn<'_>, _: &mut (), input: &mut BytesMut) {
-        conn.write(input);
-        input.clear();
+        conn.write_buf(input);
     }
 }
 
