@@ -67,7 +67,8 @@ fn printed<'a>(said: &'a str, variable: &str) -> (&'a str, &'a str) {
         .find_map(|line| line.trim_start().strip_prefix(variable)?.strip_prefix('='))
         .unwrap_or_else(|| panic!("no command in {said}"));
     let (value, command) = line.split_once(' ').expect("a command follows");
-    (value, command.split_whitespace().nth(4).expect("a test is named"))
+    assert!(command.starts_with("cargo test --test replay -- --exact "), "{command}");
+    (value, command.split_whitespace().nth(6).expect("a test is named"))
 }
 
 #[test]

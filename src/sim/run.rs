@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::path::PathBuf;
 use std::time::Duration;
 use std::{env, fmt, thread};
 
@@ -280,14 +281,23 @@ fn reporting<T>(what: &str, replay: Option<&str>, run: impl FnOnce() -> T) -> T 
 
 /// The command that replays a run: the name of a test is that of its thread.
 fn command(variable: &str) -> String {
+    let cargo = format!("{variable} cargo test{}", target().unwrap_or_default());
     match thread::current().name().filter(|name| *name != "main") {
-        Some(test) => {
-            format!("; replay it with\n    {variable} cargo test -- --exact {test} --nocapture")
-        }
-        None => format!(
-            "; replay it in the test that ran it with\n    {variable} cargo test -- --nocapture"
-        ),
+        Some(test) => format!("; replay it with\n    {cargo} -- --exact {test} --nocapture"),
+        None => format!("; replay it in the test that ran it with\n    {cargo} -- --nocapture"),
     }
+}
+
+/// The option that makes cargo build and run this program only, which is named after its source.
+fn target() -> Option<String> {
+    let program = env::current_exe().ok()?;
+    let (name, _hash) = program.file_stem()?.to_str()?.rsplit_once('-')?;
+    let tests = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR")?).join("tests");
+    if tests.join(format!("{name}.rs")).exists() || tests.join(name).join("main.rs").exists() {
+        return Some(format!(" --test {name}"));
+    }
+    let package = env::var("CARGO_PKG_NAME").ok()?;
+    (name == package.replace('-', "_")).then(|| " --lib".to_owned())
 }
 
 #[expect(clippy::print_stderr, reason = "the output of a failing test")]
