@@ -60,7 +60,7 @@ macro_rules! reasons {
             Timeout(Timeout),
         }
 
-        /// The places of the reasons that are no deadlines.
+        /// The indices of the reasons that are no deadlines, and of the first that is one.
         #[repr(u8)]
         enum Index { $($name,)* Timeouts }
 

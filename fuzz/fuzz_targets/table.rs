@@ -216,7 +216,7 @@ fn expect_fresh(record: &Record, is_inbound: bool, owner: Option<ConnId>, mark: 
 fn soil(record: &mut Record, mark: u64) {
     record.flags.insert(Flags::DIRTY.and(Flags::READ_READY));
     record.cold_flags.insert(ColdFlags::IS_SINK.and(ColdFlags::LINGERING));
-    record.go(Transition::Establish);
+    record.apply(Transition::Establish);
     record.clocks.update(record.deadline_inputs(), Instant::from_nanos(mark));
     record.set_owed(1);
     record.change_output(&mut Spares::default(), |output, buffers| {

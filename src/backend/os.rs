@@ -443,14 +443,29 @@ impl Backend for Os {
     }
 
     fn is_connected(&mut self, stream: &mut OsStream) -> io::Result<bool> {
-        let peer = on_stream!(&stream.0, stream => SockRef::from(stream).peer_addr());
-        match peer {
+        // connect(2): a dial that failed has its error pending, and a read has it. SO_ERROR would
+        // have it too, and also that of a peer which accepted, answered and reset at once: this is to
+        // be read behind the answer, which may come at any moment.
+        let ended = match peek(stream) {
+            Ok(0) => true,
+            // Whatever became of the connection since, it stood.
+            Ok(_) => return Ok(true),
+            Err(error) => match error.kind() {
+                io::ErrorKind::WouldBlock | io::ErrorKind::NotConnected => false,
+                _ => return Err(error),
+            },
+        };
+        // Until there is an outcome the peer has no name.
+        match on_stream!(&stream.0, stream => SockRef::from(stream).peer_addr()) {
             Ok(peer) if is_connected_to_itself(stream, &peer) => {
                 Err(io::Error::from_raw_os_error(libc::ECONNREFUSED))
             }
             Ok(_) => Ok(true),
-            Err(error) if error.kind() == io::ErrorKind::NotConnected => has_been_connected(stream),
-            Err(error) => Err(error),
+            // A socket of macOS that is shut down says that the argument is invalid.
+            Err(error) => match error.kind() {
+                io::ErrorKind::NotConnected | io::ErrorKind::InvalidInput => Ok(ended),
+                _ => Err(error),
+            },
         }
     }
 
@@ -684,24 +699,14 @@ fn is_connected_to_itself(stream: &OsStream, peer: &SockAddr) -> bool {
     }
 }
 
-/// Whether a dialled socket that has no peer now had one before.
-///
-/// A peer that accepts, answers and resets at once leaves a socket that is closed, with its answer
-/// and the error behind it. One call decides between that, a failed dial (connect(2): its error is
-/// pending, and a read has it) and a dial that goes on, because the answer may come at any moment:
-/// SO_ERROR would take an error that is to be read behind the answer.
-fn has_been_connected(stream: &OsStream) -> io::Result<bool> {
+/// How many bytes a read would have, one at most; zero is the peer's FIN.
+fn peek(stream: &OsStream) -> io::Result<usize> {
     loop {
         let peeked = on_stream!(&stream.0, stream => {
             SockRef::from(stream).peek(&mut [MaybeUninit::uninit()])
         });
-        match peeked {
-            Ok(_) => return Ok(true),
-            Err(error) => match error.kind() {
-                io::ErrorKind::WouldBlock | io::ErrorKind::NotConnected => return Ok(false),
-                io::ErrorKind::Interrupted => {}
-                _ => return Err(error),
-            },
+        if !matches!(&peeked, Err(error) if error.kind() == io::ErrorKind::Interrupted) {
+            return peeked;
         }
     }
 }

@@ -426,8 +426,8 @@ mod tests {
         let mut table = Table::new(8);
         let id = add(&mut table, origin, exempt, since);
         let record = table.at(id.index());
-        record.go(Transition::Establish);
-        record.go(Transition::Rest);
+        record.apply(Transition::Establish);
+        record.apply(Transition::Rest);
         record.flags.insert(Flags::RECEIVED);
         record.clocks.update(record.deadline_inputs(), since);
         table
@@ -436,7 +436,7 @@ mod tests {
     /// An inbound connection that serves a request.
     fn busy() -> Table {
         let mut table = idle(at(0));
-        table.at(0).go(Transition::Wake);
+        table.at(0).apply(Transition::Wake);
         table
     }
 
@@ -591,7 +591,7 @@ mod tests {
         let mut check = |serves| drain.check(table.at(0), serves, at(0), || 0);
         assert_eq!(check(true), Plan::Keep);
         assert_eq!(check(false), Plan::End);
-        table.at(0).go(Transition::Wake);
+        table.at(0).apply(Transition::Wake);
         table.at(0).flags.insert(Flags::OWED);
         assert_eq!(drain.check(table.at(0), false, at(0), || 0), Plan::Keep);
     }

@@ -402,8 +402,8 @@ mod tests {
             now: since,
         };
         let record = table.insert(new_conn).unwrap();
-        record.go(Transition::Establish);
-        record.go(Transition::Rest);
+        record.apply(Transition::Establish);
+        record.apply(Transition::Rest);
         record.flags.insert(Flags::RECEIVED);
         record.clocks.update(record.deadline_inputs(), since);
         record.id
@@ -412,7 +412,7 @@ mod tests {
     /// Lets a connection linger.
     fn linger(table: &mut Table, id: ConnId) {
         let record = table.at(id.index());
-        record.go(Transition::Close);
+        record.apply(Transition::Close);
         record.flags.insert(Flags::FIN);
         record.cold_flags.insert(ColdFlags::LINGERING);
     }
@@ -443,7 +443,7 @@ mod tests {
         let (is_idle, lingers, busy) =
             (idle(&mut table, at(5)), idle(&mut table, at(6)), idle(&mut table, at(7)));
         linger(&mut table, lingers);
-        table.at(busy.index()).go(Transition::Wake);
+        table.at(busy.index()).apply(Transition::Wake);
         let of = |eviction: &Eviction, id| since(eviction, &table, id);
         assert_eq!(of(&eviction(), is_idle), Some(at(5)));
         assert_eq!(of(&eviction(), lingers), Some(Instant::EPOCH), "it goes before all others");
@@ -505,7 +505,7 @@ mod tests {
         assert_eq!(search(&mut eviction, &table, 1, 40), 1);
         assert_eq!(eviction.first(&table, at(40)), Some((at(10), ids[1])));
         // It is served, and no candidate any more.
-        table.at(ids[1].index()).go(Transition::Wake);
+        table.at(ids[1].index()).apply(Transition::Wake);
         assert_eq!(eviction.first(&table, at(40)), Some((at(20), ids[2])));
         eviction.drop_first();
         assert_eq!(eviction.first(&table, at(40)), Some((at(30), ids[0])));

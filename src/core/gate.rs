@@ -71,7 +71,7 @@ pub(crate) struct Occupancy {
     pub(crate) deferred_full: bool,
 }
 
-/// Whether there is a place for the next connection.
+/// Whether there is room for the next connection.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Room {
     /// One is free, or a connection has been evicted for it.
@@ -262,7 +262,7 @@ impl Gate {
         !self.is_crowded(connections) && !backlog.exempt && !self.restricts
     }
 
-    /// Whether there is a place for the next connection of a listener.
+    /// Whether there is room for the next connection of a listener.
     ///
     /// While the backlogs are drained nothing is evicted, as the connections there end soon anyway.
     pub(crate) const fn room_for(&mut self, backlog: &Backlog, occupancy: Occupancy) -> Room {
@@ -276,7 +276,7 @@ impl Gate {
         self.room(occupancy.table_full)
     }
 
-    /// Whether there is a place for a newcomer that its client may have.
+    /// Whether there is room for a newcomer that its client may have.
     pub(crate) const fn room(&self, table_full: bool) -> Room {
         if !table_full {
             Room::Free

@@ -486,7 +486,7 @@ impl Record {
     ///
     /// In debug builds, if no such arrow leaves the state. In release builds nothing moves.
     #[inline]
-    pub(crate) fn go(&mut self, transition: Transition) {
+    pub(crate) fn apply(&mut self, transition: Transition) {
         let after = self.state.after(transition);
         debug_assert!(after.is_some(), "{}: {transition:?} from {:?}", self.id, self.state);
         self.state = after.unwrap_or(self.state);
@@ -535,7 +535,7 @@ impl Record {
             && self.deadline_inputs().at_rest()
             && self.requests < requests_max;
         if rests {
-            self.go(Transition::Rest);
+            self.apply(Transition::Rest);
         }
         rests
     }

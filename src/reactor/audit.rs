@@ -574,8 +574,8 @@ pub(super) mod tests {
                 now: since,
             };
             let record = self.shared.table.insert(new_conn).unwrap();
-            record.go(Transition::Establish);
-            record.go(Transition::Rest);
+            record.apply(Transition::Establish);
+            record.apply(Transition::Rest);
             record.flags.insert(Flags::RECEIVED);
             record.count_state(&self.shared.counters.states);
             record.clocks.update(record.deadline_inputs(), since);

@@ -91,7 +91,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             match self.deferred.decide(&mut pass, standing) {
                 Decision::Wait => {}
                 Decision::Refuse => self.refuse_deferred(&pass),
-                Decision::Admit if pass.lacks_place() || !self.has_place_for_deferred(handler) => {
+                Decision::Admit if pass.lacks_place() || !self.has_room_for_deferred(handler) => {
                     pass.skip_for_place();
                 }
                 Decision::Admit => self.admit_deferred(handler, &pass, client),

@@ -27,7 +27,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         record.take_requested();
         record.flags.remove(Flags::ACTION_DUE.and(Flags::HAS_TIMER).and(Flags::PAUSED));
         record.cold_flags.set(ColdFlags::FINAL_REPLY, mode == CloseMode::Flush);
-        record.go(Transition::Close);
+        record.apply(Transition::Close);
         log_state(record);
         let (tied, marks) = (record.is_tied(), record.cold_flags);
         if tied {
@@ -294,7 +294,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             slot.input = bytes::BytesMut::new();
         }
         if let (Some(reason), Some(session)) = (record.reason, slot.session.take()) {
-            record.go(Transition::Release);
+            record.apply(Transition::Release);
             log_state(record);
             self.shared.counters.count_close(reason);
             self.call_shared("on_closed", |cx| {

@@ -205,6 +205,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
                 }
                 *budget = budget.saturating_sub(count);
                 let begun = begin_delivery(record, log);
+                shared.lent_at = if own { 0 } else { read_buffer.as_ptr().addr() };
                 let rested =
                     deliver(handler, backend, shared, id, stream, session, read_buffer, begun);
                 if !read_buffer.is_empty() || slot.input.capacity() > 0 {
@@ -557,7 +558,7 @@ fn note_data<B: Backend>(backend: &mut B, shared: &mut LoopState, id: ConnId) {
 fn begin_delivery(record: &mut Record, log: bool) -> BeforeData {
     let wakes = record.state() == State::Idle;
     if wakes {
-        record.go(Transition::Wake);
+        record.apply(Transition::Wake);
         if log {
             log_state(record);
         }

@@ -46,7 +46,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     }
 
     /// Whether a newcomer that was deferred can have a place.
-    pub(super) fn has_place_for_deferred(&mut self, handler: &mut H) -> bool {
+    pub(super) fn has_room_for_deferred(&mut self, handler: &mut H) -> bool {
         let room = self.accepting.gate.room(self.shared.table.is_full());
         self.has_room(handler, room)
     }
@@ -54,7 +54,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     fn has_room(&mut self, handler: &mut H, room: Room) -> bool {
         match room {
             Room::Free => true,
-            Room::IfEvictable => self.finds_place(handler),
+            Room::IfEvictable => self.finds_room(handler),
             Room::None => false,
         }
     }
@@ -63,7 +63,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// evicted for it or because it is to be sent a reply. None is evicted before the newcomer is
     /// here.
     #[cold]
-    fn finds_place(&mut self, handler: &mut H) -> bool {
+    fn finds_room(&mut self, handler: &mut H) -> bool {
         let found = self.finds_evictee(handler);
         match self.accepting.gate.note_search(found, self.shared.now) {
             Some(again) => {

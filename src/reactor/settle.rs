@@ -132,7 +132,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             }
         }
         if record.state() == State::Connected && record.deadline_inputs().at_rest() {
-            record.go(Transition::Rest);
+            record.apply(Transition::Rest);
             log_state(record);
             self.call_idle(handler, id, "on_idle");
         }
@@ -213,7 +213,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// [`State::Idle`] → [`State::Connected`].
     pub(super) fn wake_session(&mut self, handler: &mut H, id: ConnId) {
         let record = self.shared.table.at(id.index());
-        record.go(Transition::Wake);
+        record.apply(Transition::Wake);
         log_state(record);
         self.call(id, "on_active", |conn, session| handler.on_active(conn, session));
     }

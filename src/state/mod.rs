@@ -152,6 +152,8 @@ pub(crate) struct LoopState {
     pub(crate) scratch: BytesMut,
     /// The connection whose writes go to `scratch`: the one in hand, unless it has output queued.
     pub(crate) scratch_owner: Option<ConnId>,
+    /// Where the loop's buffer for reads begins, while `on_data` has it; zero at all other times.
+    pub(crate) lent_at: usize,
     /// What the callback in hand wrote was too much for `scratch`, or to be shared.
     pub(crate) spilled: bool,
     pub(crate) in_hand: Option<ConnId>,
@@ -218,6 +220,7 @@ impl LoopState {
             spares: Spares::default(),
             scratch: BytesMut::new(),
             scratch_owner: None,
+            lent_at: 0,
             spilled: false,
             in_hand: None,
             journal: Vec::new(),
@@ -233,7 +236,7 @@ impl LoopState {
     #[inline]
     pub(crate) fn establish(&mut self, id: ConnId, random: impl FnOnce() -> u64) {
         let record = self.table.at(id.index());
-        record.go(lifecycle::Transition::Establish);
+        record.apply(lifecycle::Transition::Establish);
         log_state(record);
         if let Some(nanos) = record.durations(&self.profiles).lifetime(random) {
             record.clocks.set(Deadline::Lifetime, self.now.after(nanos));
@@ -264,6 +267,7 @@ impl LoopState {
     pub(crate) fn leave(&mut self) {
         self.in_hand = None;
         self.scratch_owner = None;
+        self.lent_at = 0;
     }
 
     /// Whether the callback that ran wrote to its own connection.

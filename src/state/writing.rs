@@ -14,9 +14,6 @@ use crate::planted::{Bug, planted};
 /// How much a callback may write before it moves from the loop's buffer to the connection.
 pub(super) const SCRATCH_MAX: usize = 64 * 1024;
 
-/// The greatest buffer that may take the place of the loop's buffer: that for reads can.
-const SWAPPED_MAX: usize = 2 * READ_BUDGET;
-
 impl LoopState {
     /// The connection counts as congested no more, as if what made it so had not been written.
     pub(crate) fn end_congestion(&mut self, id: ConnId) {
@@ -70,7 +67,6 @@ impl LoopState {
         buffer.clear();
     }
 
-    #[cold]
     #[inline(never)]
     fn write_large(&mut self, id: ConnId, buffer: &mut BytesMut) {
         if !self.swap_scratch(id, buffer) {
@@ -80,15 +76,15 @@ impl LoopState {
     }
 
     /// Lets `buffer` be what the callback has written so far, if that is nothing yet, in exchange for
-    /// the buffer of the loop. Returns whether it does.
+    /// the buffer of the loop that collects it. Returns whether it does.
     ///
-    /// Neither side gets a much greater buffer than it gave: the one that a connection gets may stay
-    /// with it.
+    /// Only the loop's buffer for reads is exchanged, or a part of it: what it takes in memory is
+    /// known, and any other may be a small part of much that would be kept with it.
     fn swap_scratch(&mut self, id: ConnId, buffer: &mut BytesMut) -> bool {
-        let alike =
-            self.scratch.capacity() <= 2 * buffer.capacity() && buffer.capacity() <= SWAPPED_MAX;
+        let offset = buffer.as_ptr().addr().wrapping_sub(self.lent_at);
         let record = self.table.at(id.index());
-        let swaps = alike
+        let swaps = self.lent_at != 0
+            && offset < READ_BUDGET
             && self.scratch_owner == Some(id)
             && self.scratch.is_empty()
             && buffer.len() <= self.bounds.easy

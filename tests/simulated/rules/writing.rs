@@ -4,7 +4,8 @@ use super::*;
 
 with_each_personality! {
     a_buffer_is_written_in_its_turn_and_left_empty,
-    a_buffer_is_exchanged_for_one_of_about_its_size,
+    input_is_sent_from_where_it_was_read,
+    a_buffer_of_the_handler_stays_with_it,
     a_buffer_that_is_written_to_another_connection_is_copied,
     a_buffer_behind_the_end_is_dropped_and_counted,
     a_buffer_that_was_written_before_a_panic_is_counted,
@@ -78,32 +79,54 @@ fn a_buffer_is_written_in_its_turn_and_left_empty() {
     }
 }
 
-fn a_buffer_is_exchanged_for_one_of_about_its_size() {
-    for len in [5_000, 30_000, 60_000] {
-        for rounds in [1, 2, 5] {
-            let mut sim = world(1);
-            let write = move |conn: &mut Conn<'_>, input: &mut BytesMut| {
-                input.clear();
-                // The loop's buffer grows to what is written into it.
-                conn.write(&bytes(40_000, 1));
-                let mut buffer = BytesMut::from(&bytes(len, 2)[..]);
-                for _ in 0..rounds {
-                    buffer.clear();
-                    buffer.extend_from_slice(&bytes(len, 2));
-                    conn.write_buf(&mut buffer);
-                    assert!(buffer.capacity() <= 2 * len, "{} for {len}", buffer.capacity());
-                }
-            };
-            let server = sim.serve(SERVER, Config::default(), Once(Some(write), 0));
-            let peer = sim.connect(SERVER);
-            for _ in 0..2 {
-                peer.send(b"x");
-                sim.settle();
-            }
-            assert_eq!(peer.take().len(), 40_000 + rounds * len);
-            assert_eq!(server.stats().buffered, 0);
+fn input_is_sent_from_where_it_was_read() {
+    struct Where(Vec<usize>);
+    impl Handler for Where {
+        type Session = ();
+        fn on_open(&mut self, _: &mut Conn<'_>) -> Option<()> {
+            Some(())
+        }
+        fn on_data(&mut self, conn: &mut Conn<'_>, (): &mut (), input: &mut BytesMut) {
+            self.0.push(input.as_ptr().addr());
+            conn.write_buf(input);
         }
     }
+    for (len, exchanged) in [(4_095, false), (4_096, true), (50_000, true)] {
+        let mut sim = world(1);
+        let server = sim.serve(SERVER, Config::default(), Where(Vec::new()));
+        let peer = sim.connect(SERVER);
+        for seed in 0..6 {
+            peer.send(&bytes(len, seed));
+            sim.settle();
+            peer.expect(&bytes(len, seed));
+        }
+        // The two buffers of the loop take turns.
+        let places = &server.handler().0;
+        assert_eq!(places.len(), 6);
+        assert_eq!(places[1] != places[2], exchanged, "{len}");
+        assert!((1..4).all(|at| places[at] == places[at + 2]), "{len}: {places:?}");
+    }
+}
+
+fn a_buffer_of_the_handler_stays_with_it() {
+    let mut sim = world(1);
+    let write = |conn: &mut Conn<'_>, input: &mut BytesMut| {
+        input.clear();
+        let mut whole = BytesMut::from(&bytes(1 << 20, 1)[..]);
+        let mut part = whole.split_to(10_000);
+        for buffer in [&mut part, &mut whole] {
+            buffer.truncate(10_000);
+            let (at, capacity) = (buffer.as_ptr(), buffer.capacity());
+            conn.write_buf(buffer);
+            assert!(buffer.is_empty());
+            assert_eq!((buffer.as_ptr(), buffer.capacity()), (at, capacity));
+        }
+    };
+    sim.serve(SERVER, Config::default(), Once(Some(write), 0));
+    let peer = sim.connect(SERVER);
+    peer.send(b"x");
+    sim.settle();
+    peer.expect(&bytes(1 << 20, 1)[..20_000]);
 }
 
 fn a_buffer_that_is_written_to_another_connection_is_copied() {
