@@ -82,6 +82,7 @@ pub(crate) struct ServerArgs {
     pub(crate) metrics: Option<Address>,
 }
 
+#[allow(dead_code, reason = "not every program needs it")]
 impl ServerArgs {
     /// These settings with what was given put in.
     pub(crate) fn config(&self, mut config: Config) -> Config {
@@ -128,7 +129,9 @@ pub(crate) fn positive(text: &str) -> Result<usize, &'static str> {
 
 /// A whole number from 1 on, or `off`.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct OptionalCount(Option<u32>);
+pub(crate) struct OptionalCount(
+    #[allow(dead_code, reason = "not every program needs it")] Option<u32>,
+);
 
 impl FromStr for OptionalCount {
     type Err = &'static str;
@@ -247,6 +250,7 @@ pub(crate) fn shut_down_on_signals<H: Handler + 'static>(handle: Handle<H>) -> i
 
 /// Serves until a signal, and then prints how the connections ended. The handler is made for the
 /// listener for metrics, if there is to be one, and serves what comes there too.
+#[allow(dead_code, reason = "not every program needs it")]
 pub(crate) fn run<H: Handler + 'static>(
     args: &ServerArgs,
     config: Config,

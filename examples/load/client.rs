@@ -1,0 +1,483 @@
+//! The client: connections that send requests, in a closed loop or in an open one.
+//!
+//! Each connection has a lane, which outlives it: if the connection ends, the lane dials again. What
+//! was on its way is lost then, and counted as such.
+
+use std::collections::{HashMap, VecDeque};
+use std::mem;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use wheelhouse::{
+    AlarmId, CloseReason, Closed, Config, Conn, ConnId, Context, Handler, Instant, Target,
+};
+
+use crate::clock::Clock;
+use crate::protocol::{Progress, Protocol};
+use crate::tally::Tally;
+
+/// The wait before a lane dials again whose connection failed.
+const REDIAL_AFTER: Duration = Duration::from_millis(100);
+
+/// How long replies are waited for when nothing more is sent.
+const LAST_REPLIES: Duration = Duration::from_secs(2);
+
+/// The longest time that passes between two looks at what is due to be sent.
+const TICK: Duration = Duration::from_millis(1);
+
+/// What is to be done.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    pub(crate) target: Target,
+    /// Without one nothing is sent.
+    pub(crate) protocol: Option<Protocol>,
+    pub(crate) connections: usize,
+    /// Requests on their way on each connection, at most.
+    pub(crate) pipeline: usize,
+    /// Each connection has one request.
+    pub(crate) churn: bool,
+    /// Requests a second, in churn connections; as fast as replies come without one.
+    pub(crate) rate: Option<usize>,
+    pub(crate) warm_up: Duration,
+    pub(crate) amount: Amount,
+    pub(crate) timeout: Duration,
+}
+
+/// How much is measured.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Amount {
+    Time(Duration),
+    Replies(usize),
+}
+
+impl Plan {
+    /// The settings of the reactor.
+    pub(crate) fn config(&self) -> Config {
+        let mut config = Config::default();
+        config.timeouts.connect = Some(self.timeout);
+        config.timeouts.read = Some(self.timeout);
+        // Idle connections are held, and an open loop may leave any idle.
+        config.timeouts.idle = None;
+        config.limits.max_connections = Some(self.connections + 64);
+        config.shutdown_timeout = Some(Duration::from_secs(1));
+        config.shutdown_spread = None;
+        config
+    }
+}
+
+/// What is on its way.
+#[derive(Clone, Copy, Debug)]
+struct Request {
+    number: usize,
+    /// When it was sent, or in an open loop was to be sent, in nanoseconds.
+    due_at: u64,
+}
+
+#[derive(Debug, Default)]
+struct Lane {
+    conn: Option<ConnId>,
+    connected: bool,
+    in_flight: VecDeque<Request>,
+    /// Due while as much was on its way as may be, by when they were.
+    waiting: VecDeque<u64>,
+    progress: Progress,
+    /// When its connection was dialled, or was to be.
+    dialled_at: u64,
+    redial: Option<AlarmId>,
+}
+
+/// What comes after what.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Phase {
+    /// Connections are dialled until all stand, and then the load warms up.
+    Starting,
+    Measuring,
+    /// Nothing more is sent.
+    Ending,
+}
+
+/// Generates load, and measures it.
+#[derive(Debug)]
+pub(crate) struct Load {
+    plan: Plan,
+    clock: Clock,
+    pub(crate) tally: Tally,
+    phase: Phase,
+    lanes: Vec<Lane>,
+    of_conn: HashMap<ConnId, usize>,
+    /// How many lanes have a connection that stands.
+    connected: usize,
+    /// How many had one when the measurement ended.
+    held: usize,
+    /// The number of the next request.
+    next: usize,
+    /// The lane of the next request of an open loop.
+    turn: usize,
+    /// In an open loop: when its first request was due, and how many were.
+    schedule: Option<(u64, u64)>,
+    /// Connections of an open loop that are due while all lanes are taken.
+    waiting_dials: VecDeque<u64>,
+    measured_from: u64,
+    measured_to: Option<u64>,
+    alarms: Alarms,
+}
+
+#[derive(Debug, Default)]
+struct Alarms {
+    phase: Option<AlarmId>,
+    second: Option<AlarmId>,
+    tick: Option<AlarmId>,
+}
+
+impl Load {
+    pub(crate) fn new(plan: Plan) -> Self {
+        let lanes = (0..plan.connections).map(|_| Lane::default()).collect();
+        Self {
+            clock: Clock::Loop,
+            tally: Tally::new(),
+            phase: Phase::Starting,
+            lanes,
+            of_conn: HashMap::new(),
+            connected: 0,
+            held: 0,
+            next: 0,
+            turn: 0,
+            schedule: None,
+            waiting_dials: VecDeque::new(),
+            measured_from: 0,
+            measured_to: None,
+            alarms: Alarms::default(),
+            plan,
+        }
+    }
+
+    /// Times replies by this clock instead of that of the loop.
+    pub(crate) const fn set_clock(&mut self, clock: Clock) {
+        self.clock = clock;
+    }
+
+    /// How long was measured, so far.
+    pub(crate) fn measured(&self, now: Instant) -> Duration {
+        match self.phase {
+            Phase::Starting => Duration::ZERO,
+            _ => {
+                let to = self.measured_to.unwrap_or_else(|| self.clock.nanos(now));
+                Duration::from_nanos(to.saturating_sub(self.measured_from))
+            }
+        }
+    }
+
+    /// How many connections stood when the measurement ended.
+    pub(crate) const fn held(&self) -> usize {
+        self.held
+    }
+
+    pub(crate) fn is_measuring(&self) -> bool {
+        self.phase == Phase::Measuring
+    }
+
+    pub(crate) fn has_ended(&self) -> bool {
+        self.phase == Phase::Ending
+    }
+
+    /// How long the loop may wait for events until something is due to be sent. An open loop is kept
+    /// awake shortly before, as a wait may end late.
+    pub(crate) fn longest_wait(&self, now: Instant) -> Option<Duration> {
+        let due_at = self.next_due()?;
+        let left = Duration::from_nanos(due_at.saturating_sub(self.clock.nanos(now)));
+        Some(left.saturating_sub(TICK))
+    }
+
+    /// When the next request of an open loop is due.
+    fn next_due(&self) -> Option<u64> {
+        let ((first, sent), rate) = (self.schedule?, self.plan.rate?);
+        let after = u128::from(sent) * 1_000_000_000 / rate as u128;
+        (self.phase != Phase::Ending).then(|| first + after as u64)
+    }
+
+    /// Sends what is due in an open loop.
+    pub(crate) fn send_due(&mut self, cx: &mut Context<'_>) {
+        let now = self.clock.nanos(cx.now());
+        while let Some(due_at) = self.next_due().filter(|due_at| *due_at <= now) {
+            if let Some((_, sent)) = &mut self.schedule {
+                *sent += 1;
+            }
+            if self.plan.churn {
+                self.waiting_dials.push_back(due_at);
+                continue;
+            }
+            let lane = self.turn % self.lanes.len();
+            self.turn += 1;
+            self.lanes[lane].waiting.push_back(due_at);
+            if let Some(mut conn) = self.lanes[lane].conn.and_then(|id| cx.conn(id)) {
+                self.send(&mut conn, lane);
+            }
+        }
+        if self.plan.churn {
+            self.dial_due(cx);
+        }
+    }
+
+    /// Sends what a lane may have on its way now.
+    fn send(&mut self, conn: &mut Conn<'_>, lane: usize) {
+        let Some(protocol) = &self.plan.protocol else { return };
+        let lane = &mut self.lanes[lane];
+        if !lane.connected {
+            return;
+        }
+        let ending = self.phase == Phase::Ending;
+        let now = self.clock.nanos(conn.now());
+        while lane.in_flight.len() < self.plan.pipeline {
+            // What was due before the end is sent behind it.
+            let due_at = match self.plan.rate {
+                Some(_) => lane.waiting.pop_front(),
+                None => (!ending).then_some(now),
+            };
+            let Some(due_at) = due_at else { break };
+            conn.begin_request();
+            conn.write(protocol.request(self.next));
+            lane.in_flight.push_back(Request { number: self.next, due_at });
+            self.next = self.next.wrapping_add(1);
+        }
+    }
+
+    /// Sends the only request of a connection.
+    fn send_once(&mut self, conn: &mut Conn<'_>, lane: usize) {
+        let Some(protocol) = &self.plan.protocol else { return };
+        let lane = &mut self.lanes[lane];
+        conn.begin_request();
+        conn.write(protocol.request(0));
+        lane.in_flight.push_back(Request { number: 0, due_at: lane.dialled_at });
+    }
+
+    fn dial(&mut self, cx: &mut Context<'_>, lane: usize, due_at: u64) {
+        match cx.connect(self.plan.target.clone()) {
+            Ok(id) => {
+                self.of_conn.insert(id, lane);
+                self.lanes[lane] = Lane {
+                    conn: Some(id),
+                    dialled_at: due_at,
+                    waiting: mem::take(&mut self.lanes[lane].waiting),
+                    ..Lane::default()
+                };
+            }
+            Err(_) => {
+                self.tally.count_error("no place for a connection", 1);
+                self.lanes[lane].redial = Some(cx.set_alarm(cx.now() + REDIAL_AFTER));
+            }
+        }
+    }
+
+    /// Dials what is due in an open loop of connections, in lanes that are free.
+    fn dial_due(&mut self, cx: &mut Context<'_>) {
+        while !self.waiting_dials.is_empty()
+            && let Some(lane) = self.lanes.iter().position(|lane| lane.conn.is_none())
+            && let Some(due_at) = self.waiting_dials.pop_front()
+        {
+            self.dial(cx, lane, due_at);
+        }
+    }
+
+    /// All connections stand for the first time, or one failed: the load begins.
+    fn begin(&mut self, cx: &mut Context<'_>) {
+        if self.phase != Phase::Starting || self.alarms.phase.is_some() {
+            return;
+        }
+        let now = cx.now();
+        self.alarms.phase = Some(cx.set_alarm(now + self.plan.warm_up));
+        if self.plan.rate.is_some() {
+            self.schedule = Some((self.clock.nanos(now), 0));
+            self.alarms.tick = Some(cx.set_alarm(now + TICK));
+        }
+    }
+
+    /// The measurement begins.
+    fn measure(&mut self, cx: &mut Context<'_>) {
+        self.phase = Phase::Measuring;
+        self.measured_from = self.clock.nanos(cx.now());
+        self.alarms.second = Some(cx.set_alarm(cx.now() + Duration::from_secs(1)));
+        if let Amount::Time(time) = self.plan.amount {
+            self.alarms.phase = Some(cx.set_alarm(cx.now() + time));
+        }
+    }
+
+    /// Nothing more is sent; what is on its way may still come.
+    fn stop_sending(&mut self, cx: &mut Context<'_>) {
+        if self.phase == Phase::Measuring {
+            self.close_measurement(cx.now());
+            self.alarms.phase = Some(cx.set_alarm(cx.now() + LAST_REPLIES));
+            self.end_if_quiet(cx);
+        }
+    }
+
+    fn close_measurement(&mut self, now: Instant) {
+        self.measured_to = Some(self.clock.nanos(now));
+        self.tally.end_second(self.measured(now).as_secs_f64());
+        self.held = self.connected;
+        self.phase = Phase::Ending;
+    }
+
+    fn end_if_quiet(&mut self, cx: &mut Context<'_>) {
+        let quiet = |lane: &Lane| lane.in_flight.is_empty() && lane.waiting.is_empty();
+        let all_quiet = self.waiting_dials.is_empty() && self.lanes.iter().all(quiet);
+        if self.phase == Phase::Ending && all_quiet {
+            self.end(cx);
+        }
+    }
+
+    fn end(&mut self, cx: &mut Context<'_>) {
+        if !cx.is_shutting_down() {
+            let missing = self.lanes.iter().map(|lane| lane.in_flight.len()).sum::<usize>();
+            self.tally.count_error("no reply by the end", missing as u64);
+            let waiting = self.lanes.iter().map(|lane| lane.waiting.len()).sum::<usize>();
+            let unsent = waiting + self.waiting_dials.len();
+            self.tally.count_error("not sent by the end", unsent as u64);
+            cx.shutdown();
+        }
+    }
+
+    /// Takes the replies that have come.
+    fn take_replies(&mut self, conn: &mut Conn<'_>, lane: usize, input: &mut BytesMut) {
+        let Some(protocol) = &mut self.plan.protocol else {
+            self.tally.count_error("unexpected bytes", 1);
+            return conn.abort();
+        };
+        let now = self.clock.nanos(conn.now());
+        let Lane { in_flight, progress, .. } = &mut self.lanes[lane];
+        while !input.is_empty() {
+            let Some(request) = in_flight.front() else {
+                self.tally.count_error("unexpected bytes", 1);
+                return conn.abort();
+            };
+            let before = input.len();
+            match protocol.take_reply(request.number, progress, input) {
+                Ok(true) => {
+                    if self.phase != Phase::Starting && request.due_at >= self.measured_from {
+                        let latency = now.saturating_sub(request.due_at);
+                        self.tally.count_reply(latency, before - input.len());
+                    }
+                    in_flight.pop_front();
+                    conn.end_request();
+                }
+                Ok(false) => break,
+                Err(mismatch) => {
+                    self.tally.count_error(mismatch.0, 1);
+                    return conn.abort();
+                }
+            }
+        }
+        match self.plan.amount {
+            Amount::Replies(count) if self.tally.replies() >= count as u64 => {
+                self.stop_sending(conn.cx());
+            }
+            _ => self.end_if_quiet(conn.cx()),
+        }
+    }
+}
+
+impl Handler for Load {
+    /// The connection's lane.
+    type Session = usize;
+
+    fn on_start(&mut self, cx: &mut Context<'_>) {
+        let now = self.clock.nanos(cx.now());
+        if self.plan.churn && self.plan.rate.is_some() {
+            return self.begin(cx);
+        }
+        for lane in 0..self.lanes.len() {
+            self.dial(cx, lane, now);
+        }
+    }
+
+    fn on_open(&mut self, conn: &mut Conn<'_>) -> Option<usize> {
+        self.of_conn.remove(&conn.id())
+    }
+
+    fn on_connected(&mut self, conn: &mut Conn<'_>, lane: &mut usize) {
+        self.connected += 1;
+        self.lanes[*lane].connected = true;
+        if self.plan.churn {
+            self.begin(conn.cx());
+            return self.send_once(conn, *lane);
+        }
+        if self.connected == self.lanes.len() {
+            self.begin(conn.cx());
+        }
+        self.send(conn, *lane);
+    }
+
+    fn on_data(&mut self, conn: &mut Conn<'_>, lane: &mut usize, input: &mut BytesMut) {
+        self.take_replies(conn, *lane, input);
+        if !self.plan.churn {
+            self.send(conn, *lane);
+        } else if self.lanes[*lane].in_flight.is_empty() {
+            conn.close();
+        }
+    }
+
+    fn on_closing(&mut self, conn: &mut Conn<'_>, lane: &mut usize, reason: &CloseReason) {
+        let at = &mut self.lanes[*lane];
+        self.connected -= usize::from(mem::take(&mut at.connected));
+        let lost = at.in_flight.len();
+        at.in_flight.clear();
+        // Ends that are ours: of an exchange, and of all.
+        if conn.cx().is_shutting_down() || *reason == CloseReason::HandlerClose {
+            return;
+        }
+        if *reason != CloseReason::HandlerAbort {
+            self.tally.count_error(reason.label(), 1);
+        }
+        self.tally.count_error("lost with its connection", lost as u64);
+        // A load begins although one of its connections cannot be had.
+        self.begin(conn.cx());
+    }
+
+    fn on_closed(&mut self, cx: &mut Context<'_>, closed: Closed, lane: usize) {
+        self.lanes[lane].conn = None;
+        if cx.is_shutting_down() {
+            return;
+        }
+        let failed = closed.reason != CloseReason::HandlerClose;
+        if self.plan.churn && self.plan.rate.is_some() {
+            self.dial_due(cx);
+        } else if self.phase == Phase::Ending {
+            // Only what is on its way is waited for.
+        } else if failed {
+            self.lanes[lane].redial = Some(cx.set_alarm(cx.now() + REDIAL_AFTER));
+        } else {
+            let now = self.clock.nanos(cx.now());
+            self.dial(cx, lane, now);
+        }
+        self.end_if_quiet(cx);
+    }
+
+    fn on_alarm(&mut self, cx: &mut Context<'_>, alarm: AlarmId) {
+        if self.alarms.tick == Some(alarm) {
+            self.send_due(cx);
+            self.alarms.tick = Some(cx.set_alarm(cx.now() + TICK));
+        } else if self.alarms.second == Some(alarm) {
+            if self.phase == Phase::Measuring {
+                self.tally.end_second(self.measured(cx.now()).as_secs_f64());
+                self.alarms.second = Some(cx.set_alarm(cx.now() + Duration::from_secs(1)));
+            }
+        } else if self.alarms.phase == Some(alarm) {
+            match self.phase {
+                Phase::Starting => self.measure(cx),
+                Phase::Measuring => self.stop_sending(cx),
+                Phase::Ending => self.end(cx),
+            }
+        } else if self.phase != Phase::Ending
+            && let Some(lane) = self.lanes.iter().position(|lane| lane.redial == Some(alarm))
+        {
+            let now = self.clock.nanos(cx.now());
+            self.dial(cx, lane, now);
+        }
+    }
+
+    fn on_shutdown(&mut self, cx: &mut Context<'_>) {
+        // A signal ends a measurement early.
+        if self.phase != Phase::Ending {
+            self.close_measurement(cx.now());
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! A load generator on the crate's own client side.
+//!
+//! The closed loop (the default) sends a request when a reply comes, so the load adapts to the
+//! server: while the server stalls nothing is asked, and no wait is measured but the few on their way
+//! ("coordinated omission", Gil Tene). The open loop (`--rate`) sends at given times whatever the
+//! server does, and measures each reply from the time at which its request was to be sent.
+//!
+//! One thread generates the load, and the server under test should have another processor to itself.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod client;
+mod clock;
+mod cpu;
+mod page;
+mod protocol;
+mod report;
+mod tally;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Parser, ValueEnum};
+use wheelhouse::Target;
+
+use self::client::{Amount, Plan};
+use self::protocol::Protocol;
+
+/// A load generator: measures how a server answers
+#[derive(Parser)]
+#[command(version)]
+pub(crate) struct Args {
+    /// What is sent, and what has to come back
+    #[arg(value_enum)]
+    mode: Mode,
+
+    /// The server: IP:PORT, [IPV6]:PORT, HOST:PORT or unix:PATH
+    #[arg(value_name = "ADDR", value_parser = target)]
+    target: Target,
+
+    /// Connections at once
+    #[arg(short, long, value_name = "N", value_parser = common::positive, default_value = "64")]
+    connections: usize,
+
+    /// Bytes of an echo, or of a value that is set
+    #[arg(short, long, value_name = "BYTES", value_parser = common::positive, default_value = "64")]
+    size: usize,
+
+    /// Requests on their way on each connection
+    #[arg(short, long, value_name = "N", value_parser = common::positive, default_value = "1")]
+    pipeline: usize,
+
+    /// How long to measure
+    #[arg(short, long, value_name = "DURATION", value_parser = common::duration)]
+    #[arg(default_value = "10s", conflicts_with = "count")]
+    duration: Duration,
+
+    /// How many replies to measure, instead of a time
+    #[arg(short = 'n', long, value_name = "N", value_parser = common::positive)]
+    count: Option<usize>,
+
+    /// How long to send before it is measured; 0s for not at all
+    #[arg(short, long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    #[arg(default_value = "1s")]
+    warm_up: Duration,
+
+    /// Requests (in churn: connections) a second, sent on time whatever the server does
+    #[arg(short, long, value_name = "R", value_parser = common::positive)]
+    rate: Option<usize>,
+
+    /// How long a reply may take
+    #[arg(long, value_name = "DURATION", value_parser = common::duration, default_value = "10s")]
+    timeout: Duration,
+
+    /// The path of http
+    #[arg(long, default_value = "/", value_parser = protocol::path)]
+    path: String,
+
+    /// The server's process, to report the processor time of a reply
+    #[arg(long)]
+    pid: Option<u32>,
+
+    /// Print the report as JSON
+    #[arg(long)]
+    json: bool,
+
+    /// Write a page with plots to this file
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+enum Mode {
+    /// Bytes that come back as they are
+    Echo,
+    /// Lines: PING, and PONG as its reply
+    Ping,
+    /// GET over connections that are kept alive; status and length are checked
+    Http,
+    /// Redis: SET and GET in turns
+    Resp,
+    /// Connections of one echo each
+    Churn,
+    /// Connections that say nothing
+    Idle,
+}
+
+fn target(text: &str) -> Result<Target, &'static str> {
+    text.parse().map_err(|_| "IP:PORT, [IPV6]:PORT, HOST:PORT or unix:PATH is needed")
+}
+
+impl Args {
+    fn plan(&self) -> Plan {
+        Plan {
+            target: self.target.clone(),
+            protocol: match self.mode {
+                Mode::Echo | Mode::Churn => Some(Protocol::echo(self.size)),
+                Mode::Ping => Some(Protocol::ping()),
+                Mode::Http => Some(Protocol::http(&self.path, &self.target)),
+                Mode::Resp => Some(Protocol::resp(self.size)),
+                Mode::Idle => None,
+            },
+            connections: self.connections,
+            pipeline: self.pipeline,
+            churn: self.mode == Mode::Churn,
+            rate: self.rate,
+            warm_up: self.warm_up,
+            amount: self.count.map_or(Amount::Time(self.duration), Amount::Replies),
+            timeout: self.timeout,
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    common::main(|args: Args| report::run(&args))
+}

@@ -1,0 +1,200 @@
+//! Runs a load, and prints what it measured.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::io::IsTerminal;
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::json;
+use wheelhouse::{Error, Reactor};
+
+use crate::client::Load;
+use crate::clock::Clock;
+use crate::tally::Tally;
+use crate::{Args, common, cpu, page};
+
+/// The quantiles that are printed.
+const QUANTILES: [(&str, f64); 6] =
+    [("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("p99.9", 0.999), ("p99.99", 0.9999), ("max", 1.0)];
+
+/// How often the line of progress is drawn.
+const PROGRESS_EVERY: Duration = Duration::from_millis(250);
+
+/// What a load measured.
+pub(crate) struct Report<'a> {
+    pub(crate) title: String,
+    pub(crate) tally: &'a Tally,
+    pub(crate) measured: Duration,
+    /// How many connections stood at the end.
+    pub(crate) connected: usize,
+    /// What the server's processor did meanwhile, if it is known.
+    pub(crate) cpu: Option<Duration>,
+}
+
+/// Generates the load, prints the report, and returns the exit code: 1 if there was no reply, or an
+/// error.
+pub(crate) fn run(args: &Args) -> Result<u8, Error> {
+    let plan = args.plan();
+    let mut reactor = Reactor::new(plan.config())?;
+    let mut load = Load::new(plan);
+    load.set_clock(Clock::system(reactor.context().now()));
+    common::shut_down_on_signals(reactor.handle())?;
+    let progress = progress();
+    let mut drawn_at = Duration::ZERO;
+    let (mut cpu_before, mut cpu_used) = (None, None);
+    while !reactor.is_finished() {
+        let now = reactor.context().now();
+        let wait = load.longest_wait(now);
+        reactor.turn(&mut load, wait)?;
+        let mut cx = reactor.context();
+        load.send_due(&mut cx);
+        let now = cx.now();
+        if let Some(pid) = args.pid {
+            if cpu_before.is_none() && load.is_measuring() {
+                cpu_before = Some(cpu::of_process(pid)?);
+            } else if let (Some(before), None, true) = (cpu_before, cpu_used, load.has_ended()) {
+                cpu_used = Some(cpu::of_process(pid)?.saturating_sub(before));
+            }
+        }
+        let measured = load.measured(now);
+        if measured >= drawn_at + PROGRESS_EVERY {
+            drawn_at = measured;
+            progress.set_message(line(&load.tally, measured));
+            progress.tick();
+        }
+    }
+    progress.finish_and_clear();
+    let now = reactor.context().now();
+    let report = Report {
+        title: args.title(),
+        tally: &load.tally,
+        measured: load.measured(now),
+        connected: load.held(),
+        cpu: cpu_used,
+    };
+    common::stdout().line(if args.json { report.json() } else { report.text() });
+    if let Some(path) = &args.html {
+        fs::write(path, page::page(&report))?;
+    }
+    let holds = args.mode == crate::Mode::Idle || load.tally.replies() > 0;
+    Ok(if holds && load.tally.errors().is_empty() { 0 } else { 1 })
+}
+
+fn progress() -> ProgressBar {
+    if !std::io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let style = ProgressStyle::with_template("{spinner} {elapsed} {msg}");
+    ProgressBar::new_spinner()
+        .with_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()))
+}
+
+fn line(tally: &Tally, measured: Duration) -> String {
+    let rate = tally.replies() as f64 / measured.as_secs_f64();
+    let p99 = tally.latencies().value_at_quantile(0.99);
+    let errors = tally.errors().values().sum::<u64>();
+    format!("{rate:.0} replies/s, p99 {}, {errors} errors", time(p99))
+}
+
+/// A time in nanoseconds, in the unit that suits it.
+pub(crate) fn time(nanos: u64) -> String {
+    match nanos {
+        0..1_000 => format!("{nanos} ns"),
+        1_000..1_000_000 => format!("{:.1} us", nanos as f64 / 1e3),
+        1_000_000..1_000_000_000 => format!("{:.2} ms", nanos as f64 / 1e6),
+        _ => format!("{:.3} s", nanos as f64 / 1e9),
+    }
+}
+
+impl Args {
+    fn title(&self) -> String {
+        let mode = format!("{:?}", self.mode).to_lowercase();
+        let mut title = format!("{mode}, {}, {} connections", self.target, self.connections);
+        if self.pipeline > 1 {
+            let _ = write!(title, ", {} in flight on each", self.pipeline);
+        }
+        if let Some(rate) = self.rate {
+            let _ = write!(title, ", {rate} a second");
+        }
+        title
+    }
+}
+
+impl Report<'_> {
+    pub(crate) fn rate(&self) -> f64 {
+        let seconds = self.measured.as_secs_f64();
+        if seconds > 0.0 { self.tally.replies() as f64 / seconds } else { 0.0 }
+    }
+
+    /// Each quantile's name, and its latency in nanoseconds.
+    pub(crate) fn quantiles(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
+        let latencies = self.tally.latencies();
+        QUANTILES.into_iter().map(|(name, at)| (name, latencies.value_at_quantile(at)))
+    }
+
+    /// Processor time of the server for each reply, and its share of one processor.
+    fn cpu_share(&self) -> Option<(u64, f64)> {
+        let used = self.cpu?;
+        let each = used.as_nanos() as u64 / self.tally.replies().max(1);
+        Some((each, used.as_secs_f64() / self.measured.as_secs_f64()))
+    }
+
+    fn text(&self) -> String {
+        let Self { title, tally, .. } = self;
+        let mut text = format!("{title}, {:.1} s\n", self.measured.as_secs_f64());
+        let _ = write!(text, "  connected  {}\n  replies    {}", self.connected, tally.replies());
+        let _ = write!(text, ", {:.1}/s, {} bytes", self.rate(), tally.bytes);
+        if tally.replies() > 0 {
+            text.push_str("\n  latency   ");
+            for (name, latency) in self.quantiles() {
+                let _ = write!(text, " {name} {}", time(latency));
+            }
+        }
+        text.push_str("\n  errors     ");
+        if tally.errors().is_empty() {
+            text.push_str("none");
+        }
+        for (at, (kind, count)) in tally.errors().iter().enumerate() {
+            let _ = write!(text, "{}{kind} {count}", if at > 0 { ", " } else { "" });
+        }
+        if let Some((each, share)) = self.cpu_share() {
+            let _ = write!(text, "\n  server     {} of its processor for each reply", time(each));
+            let _ = write!(text, ", {:.0} % of one", share * 100.0);
+        }
+        text
+    }
+
+    fn json(&self) -> String {
+        let Self { tally, .. } = self;
+        let latencies = tally.latencies();
+        let seconds = tally.seconds().iter().map(|second| {
+            json!({
+                "ended_at": second.ended_at,
+                "replies_per_second": second.rate,
+                "median_ns": second.median,
+                "p99_ns": second.p99,
+                "max_ns": second.max,
+            })
+        });
+        let cpu =
+            self.cpu_share().map(|(each, share)| json!({"ns_per_reply": each, "share": share}));
+        json!({
+            "title": self.title,
+            "seconds": self.measured.as_secs_f64(),
+            "connected": self.connected,
+            "replies": tally.replies(),
+            "replies_per_second": self.rate(),
+            "bytes": tally.bytes,
+            "latency_ns": {
+                "min": latencies.min(),
+                "mean": latencies.mean(),
+                "quantiles": self.quantiles().collect::<std::collections::BTreeMap<_, _>>(),
+            },
+            "errors": tally.errors(),
+            "server_cpu": cpu,
+            "each_second": seconds.collect::<Vec<_>>(),
+        })
+        .to_string()
+    }
+}

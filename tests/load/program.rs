@@ -1,0 +1,65 @@
+//! The program before the example servers.
+
+use std::fs;
+use std::process::Output;
+
+use crate::programs::{Server, TempPath, example, unreachable_address};
+
+fn load(args: &[&str]) -> Output {
+    example("load").args(args).output().expect("it runs")
+}
+
+/// Runs a short load with these options, and returns what it printed.
+fn measured(server: &Server, mode: &str, options: &[&str]) -> String {
+    let short = [mode, &server.addr, "-d", "300ms", "-w", "50ms", "-c", "8"];
+    let output = load(&[&short, options].concat());
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let failed = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(0), "{mode}: {text}{failed}");
+    text
+}
+
+#[test]
+fn each_mode_measures_its_server() {
+    for (name, mode) in
+        [("echo", "echo"), ("echo", "churn"), ("echo", "idle"), ("ping", "ping"), ("http", "http")]
+    {
+        let server = Server::start(name, &[]);
+        let text = measured(&server, mode, &[]);
+        assert!(text.contains("errors     none"), "{mode}: {text}");
+        if mode == "idle" {
+            assert!(text.contains("connected  8"), "{text}");
+        } else {
+            assert!(text.contains("latency    p50 "), "{mode}: {text}");
+        }
+    }
+}
+
+#[test]
+fn a_report_is_text_json_and_a_page() {
+    let server = Server::start("echo", &[]);
+    let pid = server.program.pid();
+    let page = TempPath::new();
+    let path = page.0.to_str().expect("UTF-8");
+    let text = measured(&server, "echo", &["--json", "--html", path, "--pid", &pid, "-p", "4"]);
+    let report: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    let replies = report["replies"].as_u64().expect("a count");
+    assert!(replies > 0);
+    assert_eq!(report["bytes"].as_u64(), Some(replies * 64));
+    let quantiles = &report["latency_ns"]["quantiles"];
+    assert!(quantiles["p50"].as_u64() <= quantiles["max"].as_u64());
+    assert!(report["server_cpu"]["ns_per_reply"].as_u64() > Some(0), "{report}");
+    let page = fs::read_to_string(path).expect("a page");
+    assert_eq!(page.matches("<svg").count(), 3);
+    assert_eq!(page.matches("http").count(), page.matches("http://www.w3.org/2000/svg").count());
+    assert!(page.contains("<table>") && page.contains("p99.9"));
+}
+
+#[test]
+fn without_a_server_it_fails() {
+    let output = load(&["echo", &unreachable_address(), "-d", "200ms", "-w", "0s", "-c", "2"]);
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(text.contains("replies    0"), "{text}");
+    assert!(!text.contains("errors     none"), "{text}");
+}

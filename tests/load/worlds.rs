@@ -1,0 +1,190 @@
+//! The client in a simulated world.
+
+use std::time::Duration;
+
+use bytes::BytesMut;
+use wheelhouse::sim::{Faults, Link, Server, Sim};
+use wheelhouse::{Config, Conn, Handler, Instant};
+
+use crate::client::{Amount, Load, Plan};
+use crate::protocol::Protocol;
+use crate::shorthands::{millis, secs};
+
+const SERVER: &str = "10.0.0.1:7";
+const CLIENT: &str = "10.0.0.2:0";
+
+/// How long the server stalls in each second.
+const STALL: Duration = millis(100);
+
+/// Echoes at once, but for the first part of each second: what comes then is echoed at its end.
+#[derive(Default)]
+struct Stalling {
+    stalls: bool,
+}
+
+impl Stalling {
+    fn stalled_until(&self, now: Instant) -> Option<Instant> {
+        let into = now.as_nanos() % 1_000_000_000;
+        let left = (STALL.as_nanos() as u64).checked_sub(into).filter(|left| *left > 0)?;
+        self.stalls.then(|| now + Duration::from_nanos(left))
+    }
+}
+
+impl Handler for Stalling {
+    type Session = BytesMut;
+
+    fn on_open(&mut self, _: &mut Conn<'_>) -> Option<BytesMut> {
+        Some(BytesMut::new())
+    }
+
+    fn on_data(&mut self, conn: &mut Conn<'_>, held: &mut BytesMut, input: &mut BytesMut) {
+        held.unsplit(input.split());
+        match self.stalled_until(conn.now()) {
+            Some(until) => conn.set_timer(until),
+            None => conn.write_buf(held),
+        }
+    }
+
+    fn on_timer(&mut self, conn: &mut Conn<'_>, held: &mut BytesMut) {
+        conn.write_buf(held);
+    }
+}
+
+fn plan(change: impl FnOnce(&mut Plan)) -> Plan {
+    let mut plan = Plan {
+        target: SERVER.parse().expect("an address"),
+        protocol: Some(Protocol::echo(64)),
+        connections: 1,
+        pipeline: 1,
+        churn: false,
+        rate: None,
+        warm_up: secs(1),
+        amount: Amount::Time(secs(10)),
+        timeout: secs(10),
+    };
+    change(&mut plan);
+    plan
+}
+
+/// Runs the load until it has ended, before a server that stalls or does not.
+fn run(sim: &mut Sim, stalls: bool, plan: Plan) -> Server<Load> {
+    sim.set_link(Link { latency: millis(1), ..Link::default() });
+    sim.serve(SERVER, Config::default(), Stalling { stalls });
+    let load = sim.serve(CLIENT, plan.config(), Load::new(plan));
+    // The program does this after each turn: a deadline of the loop's is coarser.
+    for _ in 0..60_000 {
+        sim.advance(millis(1));
+        if load.is_finished() {
+            return load;
+        }
+        load.with(Load::send_due);
+    }
+    panic!("it has not ended");
+}
+
+fn quantile(load: &Server<Load>, quantile: f64) -> Duration {
+    Duration::from_nanos(load.handler().tally.latencies().value_at_quantile(quantile))
+}
+
+#[test]
+fn an_open_loop_measures_the_stalls_that_a_closed_one_omits() {
+    let closed = run(&mut Sim::new(1), true, plan(|_| {}));
+    let open = run(&mut Sim::new(1), true, plan(|plan| plan.rate = Some(400)));
+    // A tenth of all that is due comes into a stall. The closed loop meets each stall once.
+    for load in [&closed, &open] {
+        assert!(quantile(load, 0.5) < millis(4), "{:?}", quantile(load, 0.5));
+        assert!(load.handler().tally.errors().is_empty(), "{:?}", load.handler().tally.errors());
+    }
+    assert!(quantile(&closed, 0.99) < millis(4), "{:?}", quantile(&closed, 0.99));
+    assert!(quantile(&open, 0.99) > millis(80), "{:?}", quantile(&open, 0.99));
+    assert!(quantile(&closed, 1.0) > millis(90), "it met the stalls");
+    let sent = open.handler().tally.replies();
+    assert!((3_990..=4_010).contains(&sent), "{sent} in 10 s at 400 a second");
+}
+
+#[test]
+fn a_stall_is_measured_with_one_request_in_flight_at_a_time() {
+    // What is due while another is on its way waits, and is measured from when it was due.
+    let load = run(&mut Sim::new(1), true, plan(|plan| plan.rate = Some(300)));
+    let one = quantile(&load, 0.99);
+    assert!(one > millis(80), "{one:?}");
+}
+
+#[test]
+fn churn_makes_a_connection_for_each_exchange() {
+    for rate in [None, Some(100)] {
+        let mut sim = Sim::new(1);
+        let load = run(
+            &mut sim,
+            false,
+            plan(|plan| {
+                (plan.churn, plan.connections, plan.rate) = (true, 4, rate);
+                plan.amount = Amount::Replies(200);
+            }),
+        );
+        let tally = &load.handler().tally;
+        assert!((200..=210).contains(&tally.replies()), "{}", tally.replies());
+        assert!(tally.errors().is_empty(), "{:?}", tally.errors());
+        assert!(load.stats().closed_total() >= 200);
+        // A dial and an exchange are two round trips.
+        assert!((millis(4)..millis(6)).contains(&quantile(&load, 0.5)));
+    }
+}
+
+#[test]
+fn connections_that_say_nothing_are_held() {
+    // The server waits for a first byte for no longer than 10 s.
+    let idle = plan(|plan| {
+        (plan.protocol, plan.connections) = (None, 500);
+        plan.amount = Amount::Time(secs(5));
+    });
+    let load = run(&mut Sim::new(1), false, idle);
+    assert_eq!(load.handler().held(), 500);
+    assert_eq!(load.handler().tally.replies(), 0);
+    assert!(load.handler().tally.errors().is_empty(), "{:?}", load.handler().tally.errors());
+}
+
+#[test]
+fn a_wrong_reply_is_an_error_and_the_lane_dials_again() {
+    let mut sim = Sim::new(1);
+    let load = run(
+        &mut sim,
+        false,
+        plan(|plan| {
+            plan.protocol = Some(Protocol::ping());
+            plan.amount = Amount::Time(secs(2));
+        }),
+    );
+    let tally = &load.handler().tally;
+    assert_eq!(tally.replies(), 0);
+    assert!(tally.errors()["wrong reply"] > 10, "{:?}", tally.errors());
+}
+
+#[test]
+fn a_server_that_is_not_there_is_an_error_and_no_reply() {
+    let mut sim = Sim::new(1);
+    let plan = plan(|plan| plan.amount = Amount::Time(secs(1)));
+    let load = sim.serve(CLIENT, plan.config(), Load::new(plan));
+    sim.advance(secs(10));
+    assert!(load.is_finished());
+    let tally = &load.handler().tally;
+    assert_eq!(tally.replies(), 0);
+    assert!(!tally.errors().is_empty());
+}
+
+#[test]
+fn every_run_ends_whatever_fails() {
+    wheelhouse::sim::swarm(1, 12, |sim| {
+        sim.set_faults(Faults { panic: 0, ..sim.faults() });
+        sim.serve(SERVER, Config::default(), Stalling { stalls: true });
+        let rate = [None, Some(50)][sim.random().below(2) as usize];
+        let churn = sim.random().below(2) == 0;
+        let plan = plan(|plan| {
+            (plan.connections, plan.pipeline, plan.rate, plan.churn) = (5, 3, rate, churn);
+            plan.amount = Amount::Time(secs(5));
+        });
+        let load = sim.serve(CLIENT, plan.config(), Load::new(plan));
+        sim.advance(secs(300));
+        assert!(load.is_finished());
+    });
+}
