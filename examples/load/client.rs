@@ -5,6 +5,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::mem;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use bytes::BytesMut;
@@ -29,6 +30,8 @@ const TICK: Duration = Duration::from_millis(1);
 #[derive(Debug)]
 pub(crate) struct Plan {
     pub(crate) target: Target,
+    /// Where it is dialled from, if the system is not to choose.
+    pub(crate) local: Option<IpAddr>,
     /// Without one nothing is sent.
     pub(crate) protocol: Option<Protocol>,
     pub(crate) connections: usize,
@@ -54,6 +57,7 @@ impl Plan {
     /// The settings of the reactor.
     pub(crate) fn config(&self) -> Config {
         let mut config = Config::default();
+        config.socket.local = self.local;
         config.timeouts.connect = Some(self.timeout);
         config.timeouts.read = Some(self.timeout);
         // Idle connections are held, and an open loop may leave any idle.

@@ -18,6 +18,7 @@ mod protocol;
 mod report;
 mod tally;
 
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -70,6 +71,12 @@ pub(crate) struct Args {
     #[arg(short, long, value_name = "R", value_parser = common::positive)]
     rate: Option<usize>,
 
+    /// Addresses that idle connections are dialled from, 127.0.0.1 and those behind it: each has some
+    /// 28,000 ports for one server
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=250))]
+    #[arg(default_value = "1")]
+    sources: u8,
+
     /// How long a reply may take
     #[arg(long, value_name = "DURATION", value_parser = common::duration, default_value = "10s")]
     timeout: Duration,
@@ -112,8 +119,11 @@ fn target(text: &str) -> Result<Target, &'static str> {
 }
 
 impl Args {
-    fn plan(&self) -> Plan {
+    /// What the source with this index does.
+    fn plan(&self, index: u8) -> Plan {
+        let (sources, index) = (usize::from(self.sources), usize::from(index));
         Plan {
+            local: (sources > 1).then(|| Ipv4Addr::new(127, 0, 0, 1 + index as u8).into()),
             target: self.target.clone(),
             protocol: match self.mode {
                 Mode::Echo | Mode::Churn => Some(Protocol::echo(self.size)),
@@ -122,7 +132,7 @@ impl Args {
                 Mode::Resp => Some(Protocol::resp(self.size)),
                 Mode::Idle => None,
             },
-            connections: self.connections,
+            connections: (self.connections + index) / sources,
             pipeline: self.pipeline,
             churn: self.mode == Mode::Churn,
             rate: self.rate,

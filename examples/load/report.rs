@@ -1,9 +1,9 @@
 //! Runs a load, and prints what it measured.
 
 use std::fmt::Write as _;
-use std::fs;
-use std::io::IsTerminal;
+use std::io::{self, IsTerminal};
 use std::time::Duration;
+use std::{fs, panic, thread};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
@@ -12,7 +12,7 @@ use wheelhouse::{Error, Reactor};
 use crate::client::Load;
 use crate::clock::Clock;
 use crate::tally::Tally;
-use crate::{Args, common, cpu, page};
+use crate::{Args, Mode, common, cpu, page};
 
 /// The quantiles that are printed.
 const QUANTILES: [(&str, f64); 6] =
@@ -32,57 +32,85 @@ pub(crate) struct Report<'a> {
     pub(crate) cpu: Option<Duration>,
 }
 
+/// What a source of load measured.
+struct Outcome {
+    tally: Tally,
+    measured: Duration,
+    held: usize,
+    cpu: Option<Duration>,
+}
+
 /// Generates the load, prints the report, and returns the exit code: 1 if there was no reply, or an
 /// error.
 pub(crate) fn run(args: &Args) -> Result<u8, Error> {
-    let plan = args.plan();
+    if args.sources > 1 && args.mode != Mode::Idle {
+        let what = "only idle connections are dialled from several sources";
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, what).into());
+    }
+    let progress = progress();
+    let outcome = thread::scope(|scope| {
+        let others: Vec<_> = (1..args.sources)
+            .map(|index| scope.spawn(move || generate(args, index, &ProgressBar::hidden())))
+            .collect();
+        let mut outcome = generate(args, 0, &progress)?;
+        for other in others {
+            let other = other.join().unwrap_or_else(|panic| panic::resume_unwind(panic))?;
+            outcome.tally.add(&other.tally);
+            outcome.held += other.held;
+        }
+        Ok::<_, Error>(outcome)
+    })?;
+    progress.finish_and_clear();
+    let Outcome { tally, measured, held, cpu } = &outcome;
+    let report =
+        Report { title: args.title(), tally, measured: *measured, connected: *held, cpu: *cpu };
+    common::stdout().line(if args.json { report.json() } else { report.text() });
+    if let Some(path) = &args.html {
+        fs::write(path, page::page(&report))?;
+    }
+    let holds = args.mode == Mode::Idle || tally.replies() > 0;
+    Ok(if holds && tally.errors().is_empty() { 0 } else { 1 })
+}
+
+/// Generates the load of one source. The first asks for the processor time of the server.
+fn generate(args: &Args, index: u8, progress: &ProgressBar) -> Result<Outcome, Error> {
+    let plan = args.plan(index);
     let mut reactor = Reactor::new(plan.config())?;
     let mut load = Load::new(plan);
     load.set_clock(Clock::system(reactor.context().now()));
     common::shut_down_on_signals(reactor.handle())?;
-    let progress = progress();
+    let pid = args.pid.filter(|_| index == 0);
     let mut drawn_at = Duration::ZERO;
-    let (mut cpu_before, mut cpu_used) = (None, None);
+    let (mut before, mut cpu) = (None, None);
     while !reactor.is_finished() {
         let now = reactor.context().now();
         let wait = load.longest_wait(now);
         reactor.turn(&mut load, wait)?;
         let mut cx = reactor.context();
         load.send_due(&mut cx);
-        let now = cx.now();
-        if let Some(pid) = args.pid {
-            if cpu_before.is_none() && load.is_measuring() {
-                cpu_before = Some(cpu::of_process(pid)?);
-            } else if let (Some(before), None, true) = (cpu_before, cpu_used, load.has_ended()) {
-                cpu_used = Some(cpu::of_process(pid)?.saturating_sub(before));
+        let measured = load.measured(cx.now());
+        if let Some(pid) = pid {
+            match before {
+                None if load.is_measuring() => before = Some(cpu::of_process(pid)?),
+                Some(before) if load.has_ended() && cpu.is_none() => {
+                    cpu = Some(cpu::of_process(pid)?.saturating_sub(before));
+                }
+                _ => {}
             }
         }
-        let measured = load.measured(now);
         if measured >= drawn_at + PROGRESS_EVERY {
             drawn_at = measured;
             progress.set_message(line(&load.tally, measured));
             progress.tick();
         }
     }
-    progress.finish_and_clear();
-    let now = reactor.context().now();
-    let report = Report {
-        title: args.title(),
-        tally: &load.tally,
-        measured: load.measured(now),
-        connected: load.held(),
-        cpu: cpu_used,
-    };
-    common::stdout().line(if args.json { report.json() } else { report.text() });
-    if let Some(path) = &args.html {
-        fs::write(path, page::page(&report))?;
-    }
-    let holds = args.mode == crate::Mode::Idle || load.tally.replies() > 0;
-    Ok(if holds && load.tally.errors().is_empty() { 0 } else { 1 })
+    let measured = load.measured(reactor.context().now());
+    let held = load.held();
+    Ok(Outcome { tally: load.tally, measured, held, cpu })
 }
 
 fn progress() -> ProgressBar {
-    if !std::io::stderr().is_terminal() {
+    if !io::stderr().is_terminal() {
         return ProgressBar::hidden();
     }
     let style = ProgressStyle::with_template("{spinner} {elapsed} {msg}");

@@ -77,6 +77,15 @@ impl Tally {
         latest.reset();
     }
 
+    /// Adds what another one counted, but for its seconds.
+    pub(crate) fn add(&mut self, other: &Self) {
+        self.latencies.add(&other.latencies).expect("they have the same range");
+        self.bytes += other.bytes;
+        for (kind, count) in &other.errors {
+            self.count_error(kind, *count);
+        }
+    }
+
     pub(crate) fn replies(&self) -> u64 {
         self.latencies.len()
     }

@@ -56,6 +56,15 @@ fn a_report_is_text_json_and_a_page() {
 }
 
 #[test]
+fn idle_connections_come_from_several_sources() {
+    let server = Server::start("echo", &["--max-per-client", "3"]);
+    let text = measured(&server, "idle", &["--sources", "3"]);
+    assert!(text.contains("connected  8"), "{text}");
+    let output = load(&["echo", &server.addr, "--sources", "3"]);
+    assert_eq!(output.status.code(), Some(1), "a load has one source");
+}
+
+#[test]
 fn without_a_server_it_fails() {
     let output = load(&["echo", &unreachable_address(), "-d", "200ms", "-w", "0s", "-c", "2"]);
     let text = String::from_utf8_lossy(&output.stdout);

@@ -53,6 +53,7 @@ impl Handler for Stalling {
 fn plan(change: impl FnOnce(&mut Plan)) -> Plan {
     let mut plan = Plan {
         target: SERVER.parse().expect("an address"),
+        local: None,
         protocol: Some(Protocol::echo(64)),
         connections: 1,
         pipeline: 1,
