@@ -568,8 +568,8 @@ impl Conn<'_> {
     /// [`Timeouts::half_closed`] once one side has sent its FIN. If one connection ends otherwise the
     /// other follows when it has been sent what was read before: with
     /// [`RelayEnded`](CloseReason::RelayEnded), or with a reset and
-    /// [`RelayBroken`](CloseReason::RelayBroken) if the first was reset, aborted, or lost. A shutdown
-    /// waits for the pair until its deadline.
+    /// [`RelayBroken`](CloseReason::RelayBroken) if the first was reset, aborted, or lost. One to which
+    /// a write fails is read to its end first. A shutdown waits for the pair until its deadline.
     ///
     /// It does nothing, and returns `false`, unless both connections stand. It does not if one is
     /// closing, is relayed already, is a pool's, or has input left to [skip](Conn::skip), or if `other`

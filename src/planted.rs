@@ -109,6 +109,8 @@ pub enum Bug {
     RelayNotHeld,
     /// What is left of a read when the other side of a relay takes no more is not sent later.
     RelayedRestLost,
+    /// One side of a relay ends with a failed write, whatever its peer had sent before.
+    BrokenSideCut,
 }
 
 #[cfg(feature = "planted-bugs")]

@@ -572,6 +572,20 @@ fn the_rest_of_a_relayed_read_that_is_lost_is_noticed() {
 }
 
 #[test]
+fn a_side_of_a_relay_that_is_cut_at_a_failed_write_is_noticed() {
+    must_catch(Bug::BrokenSideCut, "instead of", |sim| {
+        sim.set_buffers(1 << 19, 1 << 19);
+        let (server, listener) = relayed::proxy(sim, Config::default(), relayed::Relay::default());
+        let (client, upstream) = relayed::pair(sim, &server, &listener);
+        upstream.send(&pattern(300_000));
+        upstream.reset();
+        client.send(b"x");
+        sim.advance(secs(1));
+        client.expect(&pattern(300_000));
+    });
+}
+
+#[test]
 fn a_deadline_that_comes_early_is_noticed() {
     must_catch(Bug::EarlyFire, "ended early", |sim| {
         let server = serve(sim);

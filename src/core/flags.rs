@@ -148,7 +148,8 @@ flags! {
         FINAL_REPLY = 3;
         /// The limits on connections leave it out.
         EXEMPT = 4;
-        /// A write failed; what the peer had sent before is still to be read.
+        /// A write failed; what the peer had sent before is still to be read. A relayed connection
+        /// keeps the mark until it ends.
         BROKEN = 5;
         /// The connection is a pool's.
         POOLED = 6;

@@ -734,6 +734,13 @@ impl Record {
         self.cold.as_mut()?.relay.take()
     }
 
+    /// A write failed, or our FIN cannot be sent.
+    pub(crate) fn note_broken(&mut self, reason: CloseReason) {
+        self.flags.insert(Flags::ACTION_DUE);
+        self.cold_flags.insert(ColdFlags::BROKEN);
+        self.cold_mut().broken = Some(reason);
+    }
+
     /// Takes what a failed write said of the peer, if one did.
     pub(crate) fn take_broken(&mut self) -> Option<CloseReason> {
         self.cold.as_mut()?.broken.take()

@@ -14,17 +14,40 @@ pub(crate) enum After {
     Ends(CloseReason),
 }
 
-/// What becomes of one side when the other ends for `reason`. `has_eof` says whether the one that
-/// stays has read its peer's FIN, and `whole` whether the one that ends has.
-pub(crate) const fn after_end(reason: CloseReason, has_eof: bool, whole: bool) -> After {
-    match (reason, reason.mode()) {
-        (CloseReason::PeerEof, _) if has_eof => After::Finishes,
-        _ if whole => After::Ends(CloseReason::RelayEnded),
-        (_, CloseMode::Flush | CloseMode::Close) => After::Ends(CloseReason::RelayEnded),
-        // The bytes of the one that ends are cut off, and a FIN would say that they are all.
-        (_, CloseMode::Drop | CloseMode::Reset | CloseMode::Break) => {
-            After::Ends(CloseReason::RelayBroken)
+/// How much is known of what the peer of a side that ends has sent.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Heard {
+    /// Its FIN was read: that was all.
+    Whole,
+    /// It may have had more to send.
+    Open,
+    /// A write to it failed: it is gone, and may have had more to send.
+    Broken,
+}
+
+impl Heard {
+    pub(crate) const fn of(record: &Record) -> Self {
+        if record.cold_flags.has(ColdFlags::BROKEN) {
+            Self::Broken
+        } else if record.flags.has(Flags::EOF) {
+            Self::Whole
+        } else {
+            Self::Open
         }
+    }
+}
+
+/// What becomes of one side when the other ends for `reason`. `has_eof` says whether the one that
+/// stays has read its peer's FIN, and `heard` what the one that ends has.
+pub(crate) const fn after_end(reason: CloseReason, has_eof: bool, heard: Heard) -> After {
+    match (heard, reason.mode()) {
+        (Heard::Whole, _) if has_eof && matches!(reason, CloseReason::PeerEof) => After::Finishes,
+        (Heard::Whole, _) | (Heard::Open, CloseMode::Flush | CloseMode::Close) => {
+            After::Ends(CloseReason::RelayEnded)
+        }
+        // The bytes of the one that ends are cut off, and a FIN would say that they are all.
+        (Heard::Open, CloseMode::Drop | CloseMode::Reset | CloseMode::Break)
+        | (Heard::Broken, _) => After::Ends(CloseReason::RelayBroken),
     }
 }
 
@@ -47,13 +70,14 @@ mod tests {
     fn the_other_side_ends_as_the_first_did() {
         let ended = After::Ends(CloseReason::RelayEnded);
         let broken = After::Ends(CloseReason::RelayBroken);
-        for whole in [false, true] {
-            let after = after_end(CloseReason::PeerReset, false, whole);
-            assert_eq!(after, if whole { ended } else { broken });
+        for reason in [CloseReason::PeerReset, CloseReason::Timeout(Timeout::Tunnel)] {
+            assert_eq!(after_end(reason, false, Heard::Whole), ended);
+            assert_eq!(after_end(reason, true, Heard::Broken), broken);
         }
+        let finishes = after_end(CloseReason::PeerEof, true, Heard::Whole);
+        assert_eq!(finishes, After::Finishes);
+        assert_eq!(after_end(CloseReason::PeerEof, false, Heard::Whole), ended);
         for (reason, has_eof, after) in [
-            (CloseReason::PeerEof, true, After::Finishes),
-            (CloseReason::PeerEof, false, ended),
             (CloseReason::HandlerClose, true, ended),
             (CloseReason::Timeout(Timeout::HalfClosed), true, ended),
             (CloseReason::Timeout(Timeout::Tunnel), false, ended),
@@ -63,7 +87,7 @@ mod tests {
             (CloseReason::HandlerAbort, false, broken),
             (CloseReason::Timeout(Timeout::Write), false, broken),
         ] {
-            assert_eq!(after_end(reason, has_eof, false), after, "{reason:?}");
+            assert_eq!(after_end(reason, has_eof, Heard::Open), after, "{reason:?}");
         }
     }
 }

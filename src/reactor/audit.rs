@@ -341,11 +341,13 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         self.mailbox.has_tasks() || !self.tasks.is_empty()
     }
 
-    /// Whether a connection is open with nothing left to do for it.
+    /// Whether a connection is open with nothing left to do for it. What is read from a broken side of
+    /// a relay may have to wait for the other.
     pub(crate) fn is_at_peace(&self, id: ConnId) -> bool {
         self.shared.table.get(id).is_some_and(|record| {
             matches!(record.state(), State::Connected | State::Idle)
                 && !record.flags.has(Flags::DIRTY.and(Flags::QUEUED_READY).and(Flags::ACTION_DUE))
+                && !(record.cold_flags.has(ColdFlags::BROKEN) && record.reads_before_error())
         })
     }
 

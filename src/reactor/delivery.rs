@@ -11,6 +11,7 @@ use super::Reactor;
 use crate::backend::Backend;
 use crate::close::Timeout;
 use crate::core::deadlines::{Deadline, check_pause};
+use crate::core::flags::ColdFlags;
 use crate::core::record::Delivery;
 use crate::handler::Handler;
 use crate::id::ConnId;
@@ -30,9 +31,12 @@ enum Acknowledged {
 }
 
 impl<H: Handler, B: Backend> Reactor<H, B> {
-    /// Bytes that a close could destroy: written to TCP, and not acknowledged by the peer.
+    /// Bytes that a close could destroy: written to TCP, and not acknowledged by the peer. Those to a
+    /// broken side of a relay are lost already.
     pub(super) fn undelivered(&mut self, id: ConnId) -> u64 {
-        if planted(Bug::TailCutOff) || self.shared.table.at(id.index()).peer.ip().is_none() {
+        let record = self.shared.table.at(id.index());
+        let lost = record.peer.ip().is_none() || record.cold_flags.has(ColdFlags::BROKEN);
+        if lost || planted(Bug::TailCutOff) {
             return 0;
         }
         match &self.slots[id.index()].stream {

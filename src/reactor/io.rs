@@ -330,7 +330,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// Ends the congestion of a connection whose queue has fallen to the low watermark. `on_drained`
     /// comes in the next turn, so that a fast reader and an eager writer cannot occupy the loop.
     #[inline]
-    fn note_drained(&mut self, id: ConnId) {
+    pub(super) fn note_drained(&mut self, id: ConnId) {
         let record = self.shared.table.at(id.index());
         if record.flags.has(Flags::CONGESTED)
             && record.queued() <= self.shared.bounds.watermarks.low()
@@ -721,9 +721,7 @@ fn handle_write_error(record: &mut Record, error: &io::Error) {
         Failure::WouldBlock => record.flags.remove(Flags::WRITE_READY),
         failure => {
             record.flags.remove(Flags::WRITE_READY);
-            record.flags.insert(Flags::ACTION_DUE);
-            record.cold_flags.insert(ColdFlags::BROKEN);
-            record.cold_mut().broken = Some(failure.reason(error));
+            record.note_broken(failure.reason(error));
         }
     }
 }

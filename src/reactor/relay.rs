@@ -111,7 +111,9 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
                     record.clocks.touch_read(shared.now);
                     shared.counters.bytes_in.add(count as u64);
                     // The FIN comes next, and goes along.
-                    let more = record.flags.has(Flags::HANGUP) && count < room;
+                    let more = record.flags.has(Flags::HANGUP)
+                        && count < room
+                        && !record.cold_flags.has(ColdFlags::BROKEN);
                     let stream = &mut slots[other.index()].stream;
                     pass_on(backend, shared, other, stream, read_buffer, (more, *logs));
                 }

@@ -263,31 +263,33 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         }
         if broken || self.shared.table.at(id.index()).flags.has(Flags::SHUTDOWN_WRITE) {
             self.read_before_broken(handler, id);
-            self.send_fin(id);
+            self.send_fin(handler, id);
         }
     }
 
     /// After a failed write the socket may still hold what the peer sent before it went.
     fn read_before_broken(&mut self, handler: &mut H, id: ConnId) {
         let record = self.shared.table.at(id.index());
-        if !record.cold_flags.take(ColdFlags::BROKEN) {
+        if !record.cold_flags.has(ColdFlags::BROKEN) {
             return;
+        }
+        let relayed = record.cold_flags.has(ColdFlags::RELAYED);
+        // Nothing is written behind our FIN: without it, this is news.
+        let whole = record.flags.has(Flags::EOF) && !record.flags.has(Flags::FIN);
+        if !relayed || whole {
+            record.cold_flags.remove(ColdFlags::BROKEN);
         }
         if !record.state().is_open() || record.requested().is_some() {
             // The end that is under way finds it broken.
             return;
         }
+        if relayed {
+            return self.relay_before_broken(id);
+        }
         let Some(reason) = record.take_broken() else { return };
         record.flags.remove(Flags::ACTION_DUE);
         record.flags.insert(Flags::MAY_READ);
-        if record.cold_flags.has(ColdFlags::RELAYED) {
-            // What follows is the end: the mark says that a FIN which is read now may be none, as the
-            // error was read with the write.
-            record.cold_flags.insert(ColdFlags::BROKEN);
-            self.relay_from(id);
-        } else {
-            self.receive(handler, id);
-        }
+        self.receive(handler, id);
         let record = self.shared.table.at(id.index());
         // It was broken before the handler asked for an end that would flush.
         if record.requested().is_none_or(|asked| asked.mode() != CloseMode::Reset) {
@@ -295,8 +297,36 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         }
     }
 
+    /// One side of a relay is broken: it is only read from here on, as fast as the other takes it, and
+    /// ends when its socket has nothing more. Its mark stays, and says that a FIN which is read now
+    /// may be none, as the error was read with the write.
+    fn relay_before_broken(&mut self, id: ConnId) {
+        let record = self.shared.table.at(id.index());
+        if !record.flags.has(Flags::FIN) {
+            // What the other side sends is read and dropped, so that a peer that sends before it
+            // reads comes to read.
+            record.flags.insert(Flags::FINISHED.and(Flags::MAY_READ));
+            record.cold_flags.insert(ColdFlags::RESET);
+            self.drop_output(id);
+            self.note_drained(id);
+        }
+        let table = &mut self.shared.table;
+        let record = table.at(id.index());
+        let reads = record.flags.has(Flags::READ_READY)
+            && !record.flags.has(Flags::PAUSED.and(Flags::EOF))
+            && !planted(Bug::BrokenSideCut);
+        let other = record.relay();
+        let taken = other.is_some_and(|other| table.at(other.index()).takes_writes());
+        let record = table.at(id.index());
+        if !(reads && taken)
+            && let Some(reason) = record.take_broken()
+        {
+            record.set_requested(reason);
+        }
+    }
+
     /// Sends the FIN that the handler asked for, once all output has left.
-    fn send_fin(&mut self, id: ConnId) {
+    fn send_fin(&mut self, handler: &mut H, id: ConnId) {
         let record = self.shared.table.at(id.index());
         // After dropped bytes a FIN would present what was sent before them as the whole.
         let dropped = record.requested().is_some_and(|asked| asked.mode() != CloseMode::Flush);
@@ -317,7 +347,10 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         };
         match self.backend.shutdown_write(stream) {
             Ok(()) => record.flags.insert(Flags::FIN),
-            Err(error) => record.request_close(super::io::reason_of(error)),
+            Err(error) => {
+                record.note_broken(super::io::reason_of(error));
+                self.read_before_broken(handler, id);
+            }
         }
     }
 

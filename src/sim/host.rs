@@ -594,6 +594,9 @@ impl Backend for Host {
         let finished = net.shutdown_write(stream.socket);
         let outcome = finished.map_or_else(Outcome::Failed, |()| Outcome::Done);
         net.record_call(self.machine, Call::ShutdownWrite, Some(stream.socket), outcome);
+        if finished.is_err() {
+            net.note_failed(stream.socket);
+        }
         finished.map_err(io::Error::from_raw_os_error)
     }
 

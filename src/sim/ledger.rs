@@ -129,6 +129,11 @@ impl Account {
         if shared.scratch_owner == Some(self.id) && whole {
             queued.extend_from_slice(&shared.scratch);
         }
+        if ledger.failed && queued.is_empty() {
+            // What a socket that failed cannot send may be dropped before the end.
+            ledger.promised.clear();
+            return;
+        }
         let known = ledger.promised.len().min(queued.len());
         let lost = known < ledger.promised.len() && whole;
         if lost || ledger.promised[..known] != queued[..known] {

@@ -5,7 +5,7 @@ use super::journal::Entry;
 use crate::close::CloseReason;
 use crate::core::flags::{ColdFlags, Flags};
 use crate::core::record::Record;
-use crate::core::relay::{After, after_end, may_be_relayed};
+use crate::core::relay::{After, Heard, after_end, may_be_relayed};
 use crate::id::ConnId;
 use crate::planted::{Bug, planted};
 
@@ -91,11 +91,11 @@ impl LoopState {
     /// One side ends, for `reason`.
     pub(crate) fn end_relay(&mut self, id: ConnId, reason: CloseReason) {
         let record = self.table.at(id.index());
-        let whole = record.flags.has(Flags::EOF) && !record.cold_flags.has(ColdFlags::BROKEN);
+        let heard = Heard::of(record);
         let Some(other) = record.take_relay() else { return };
         let Some(record) = self.table.get_mut(other) else { return };
         record.take_relay();
-        match after_end(reason, record.flags.has(Flags::EOF), whole) {
+        match after_end(reason, record.flags.has(Flags::EOF), heard) {
             After::Finishes => record.flags.insert(Flags::SHUTDOWN_WRITE),
             After::Ends(reason) => record.request_close(reason),
         }

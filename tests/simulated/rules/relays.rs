@@ -15,6 +15,12 @@ with_each_personality! {
     a_slow_download_over_a_half_closed_relay_lives,
     silence_ends_both,
     a_reset_is_passed_on_behind_the_bytes_before_it,
+    what_came_before_a_failed_write_is_passed_on_whole,
+    what_came_before_a_fin_that_cannot_be_sent_is_passed_on_whole,
+    a_broken_side_waits_no_longer_than_the_other_may_take,
+    a_broken_side_ends_with_the_other,
+    a_broken_side_that_is_closed_presents_no_part_as_the_whole,
+    a_broken_side_whose_end_was_passed_on_was_whole,
     what_a_handler_does_to_one_side_happens_to_both,
     a_write_to_a_side_goes_between_what_is_passed_on,
     a_pause_holds_one_direction,
@@ -245,6 +251,155 @@ fn a_reset_is_passed_on_behind_the_bytes_before_it() {
         assert!(bytes.starts_with(&got) && got.len() > 8_192, "{}", got.len());
         assert_eq!(stays.closed(), Some(End::Reset));
         assert_eq!(ends(&server), [CloseReason::PeerReset, CloseReason::RelayBroken]);
+    }
+}
+
+/// A pair of which one side sends much at once and the other takes little: `gone` is the index of the
+/// first.
+fn uneven(sim: &mut Sim, config: Config, gone: usize) -> (Server<Relay>, [Peer; 2]) {
+    let (server, listener) = proxy(sim, config, Relay::default());
+    let size = |side| if side == gone { 1 << 19 } else { 16_384 };
+    sim.set_buffers(size(0), size(0));
+    let client = sim.connect(&server);
+    sim.set_buffers(size(1), size(1));
+    sim.settle();
+    (server, [client, listener.accept().unwrap()])
+}
+
+/// Lets one side send `bytes` and reset, while the other takes what its buffers hold.
+fn break_while_held(sim: &mut Sim, [gone, stays]: [&Peer; 2], bytes: &[u8]) {
+    stays.stop_reading();
+    gone.send(bytes);
+    sim.advance(millis(100));
+    gone.reset();
+    sim.advance(millis(100));
+}
+
+fn what_came_before_a_failed_write_is_passed_on_whole() {
+    let (bytes, more) = (pattern(400_000), pattern(200_000));
+    for side in [0, 1] {
+        for held in [false, true] {
+            let mut sim = world(1);
+            let (server, ends_of) = uneven(&mut sim, Config::default(), side);
+            let (gone, stays) = (&ends_of[side], &ends_of[1 - side]);
+            if held {
+                break_while_held(&mut sim, [gone, stays], &bytes);
+                stays.read_at(100_000);
+            } else {
+                // All of it is there at once, and the write fails between two reads.
+                gone.send(&bytes);
+                gone.reset();
+            }
+            // Its sender is not kept from reading.
+            stays.send(&more);
+            let mut most = 0;
+            for _ in 0..100 {
+                sim.advance(millis(100));
+                most = most.max(server.stats().buffered);
+            }
+            assert!(most <= HELD_MAX, "{most}");
+            stays.expect(&bytes);
+            assert_eq!(stays.closed(), Some(End::Reset));
+            assert_eq!(ends(&server), [CloseReason::PeerReset, CloseReason::RelayBroken]);
+            assert!(!held || server.stats().unsent == more.len() as u64, "{:?}", server.stats());
+        }
+    }
+}
+
+fn what_came_before_a_fin_that_cannot_be_sent_is_passed_on_whole() {
+    let bytes = pattern(400_000);
+    for side in [0, 1] {
+        let mut sim = world(1);
+        let (server, ends_of) = uneven(&mut sim, Config::default(), side);
+        let (gone, stays) = (&ends_of[side], &ends_of[1 - side]);
+        break_while_held(&mut sim, [gone, stays], &bytes);
+        stays.half_close();
+        sim.advance(millis(100));
+        assert_eq!(server.connections(), 2);
+        stays.resume_reading();
+        sim.advance(secs(1));
+        stays.expect(&bytes);
+        assert_eq!(stays.closed(), Some(End::Reset));
+        assert_eq!(ends(&server), [CloseReason::PeerReset, CloseReason::RelayBroken]);
+    }
+}
+
+fn a_broken_side_waits_no_longer_than_the_other_may_take() {
+    for side in [0, 1] {
+        let mut sim = world(1);
+        let write = config(|config| config.timeouts.write = Some(secs(20)));
+        let (server, ends_of) = uneven(&mut sim, write, side);
+        let (gone, stays) = (&ends_of[side], &ends_of[1 - side]);
+        break_while_held(&mut sim, [gone, stays], &pattern(400_000));
+        stays.send(b"x");
+        // What it takes puts the end off.
+        stays.read_at(2_000);
+        sim.advance(secs(60));
+        assert_eq!(server.connections(), 2);
+        stays.stop_reading();
+        sim.advance(secs(26));
+        let broken = [CloseReason::RelayBroken, CloseReason::Timeout(Timeout::Write)];
+        assert_eq!(ends(&server), broken);
+        assert_eq!(stays.closed(), Some(End::Reset));
+    }
+}
+
+fn a_broken_side_ends_with_the_other() {
+    for writes in [false, true] {
+        let mut sim = world(1);
+        let (server, ends_of) = uneven(&mut sim, Config::default(), 1);
+        let (gone, stays) = (&ends_of[1], &ends_of[0]);
+        break_while_held(&mut sim, [gone, stays], &pattern(400_000));
+        stays.send(b"x");
+        sim.advance(millis(100));
+        assert_eq!(server.connections(), 2);
+        if writes {
+            // A write to it fails before its reset is learned.
+            stays.resume_reading();
+        }
+        stays.reset();
+        sim.advance(millis(100));
+        assert_eq!(ends(&server), [CloseReason::PeerReset, CloseReason::RelayBroken]);
+        sim.assert_clean();
+    }
+}
+
+fn a_broken_side_that_is_closed_presents_no_part_as_the_whole() {
+    let mut sim = world(1);
+    let (server, ends_of) = uneven(&mut sim, Config::default(), 1);
+    let (gone, stays) = (&ends_of[1], &ends_of[0]);
+    let bytes = pattern(400_000);
+    break_while_held(&mut sim, [gone, stays], &bytes);
+    stays.send(b"x");
+    sim.advance(millis(100));
+    let (_, upstream) = server.handler().pairs[0];
+    server.with(|_, cx| cx.conn(upstream).unwrap().close());
+    stays.resume_reading();
+    sim.advance(secs(1));
+    let got = stays.take();
+    assert!(bytes.starts_with(&got) && got.len() < bytes.len(), "{}", got.len());
+    assert_eq!(stays.closed(), Some(End::Reset));
+    assert_eq!(ends(&server), [CloseReason::HandlerClose, CloseReason::RelayBroken]);
+}
+
+fn a_broken_side_whose_end_was_passed_on_was_whole() {
+    for side in [0, 1] {
+        let mut sim = world(1);
+        let (server, client, upstream) = relay(&mut sim, Config::default());
+        let ends_of = [client, upstream];
+        let (gone, stays) = (&ends_of[side], &ends_of[1 - side]);
+        gone.send(b"request");
+        gone.half_close();
+        sim.advance(millis(100));
+        // The write fails before the reset is learned.
+        stays.send(b"reply");
+        gone.reset();
+        sim.advance(secs(1));
+        stays.expect(b"request");
+        assert_eq!(stays.closed(), Some(End::Fin));
+        stays.close();
+        sim.advance(secs(1));
+        assert_eq!(ends(&server), [CloseReason::PeerReset, CloseReason::RelayEnded]);
     }
 }
 
