@@ -129,7 +129,8 @@ struct Member {
     unused_since: Instant,
     /// It has answered a ping, or none was sent: it is as unused as before.
     pinged: bool,
-    /// An exchange over it has come to its end: it is not only the socket that works.
+    /// An exchange over it, its handshake aside, has come to its end: it is not only the socket that
+    /// works.
     proven: bool,
     /// One has since it was last idle.
     served: bool,
@@ -658,6 +659,11 @@ impl Pool {
         self.shortage_until = Instant::EPOCH;
     }
 
+    /// Whether a connection that stands has a handshake before its first lease.
+    pub(crate) const fn has_handshake(&self) -> bool {
+        self.rules.handshakes
+    }
+
     /// A dialled connection stands.
     pub(crate) fn note_connected(&mut self, place: Place, now: Instant, random: u64) {
         let member = &mut self.members[place as usize];
@@ -689,7 +695,8 @@ impl Pool {
         let member = &mut self.members[place as usize];
         let ready = matches!(member.phase, Phase::Handshake | Phase::Cleaning | Phase::Checked);
         if ready {
-            member.proven = true;
+            // A server may greet and close.
+            member.proven |= member.phase != Phase::Handshake;
             self.give_back(place, now);
             self.members[place as usize].served = true;
         }

@@ -46,26 +46,31 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
                 let Some(work) = self.shared.pools.get(pool).policy.next(now) else { break };
                 self.do_work(handler, pool, work);
             }
-            self.shared.arm_pool(pool);
             self.say_health(pool);
+            self.shared.arm_pool(pool);
         }
         self.shared.count_pools();
         self.end_step(&budget);
     }
 
-    /// Logs that the server of a pool is down, or is back.
+    /// Logs that the server of a pool is down, or is back, when it is time to: what is logged last is
+    /// so.
     fn say_health(&mut self, pool: PoolId) {
+        let now = self.shared.now;
         let state = self.shared.pools.get(pool);
         let is_down = state.policy.is_down();
-        if is_down != state.said_down {
-            state.said_down = is_down;
-            let (target, stats) = (state.target.to_string(), state.policy.stats());
-            if is_down {
-                let reason = stats.last_dial.map(|reason| reason.to_string());
-                warn!(target, reason, waiting = stats.waiting, "a pool's server is down");
-            } else {
-                info!(target, "a pool's server is back");
-            }
+        if is_down != state.was_down {
+            state.was_down = is_down;
+            state.log.note();
+        }
+        let Some(times) = state.log.times_unsaid(now) else { return };
+        let (target, stats) = (state.target.to_string(), state.policy.stats());
+        if is_down {
+            let reason = stats.last_dial.map(|reason| reason.to_string());
+            let waiting = stats.waiting;
+            warn!(target, reason, waiting, times, "a pool's server is down");
+        } else {
+            info!(target, times, "a pool's server is back");
         }
     }
 
@@ -310,7 +315,11 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     pub(super) fn note_pooled_connected(&mut self, id: ConnId) {
         let Some((pool, place)) = self.shared.table.at(id.index()).pooled() else { return };
         let (now, random) = (self.shared.now, self.backend.entropy());
-        self.shared.pools.get(pool).policy.note_connected(place, now, random);
+        let policy = &mut self.shared.pools.get(pool).policy;
+        policy.note_connected(place, now, random);
+        // Without a handshake it is as one that was given back: what it is sent is no reply.
+        let idle = !policy.has_handshake();
+        self.shared.set_pooled_idle(id, idle);
         self.shared.pools.wake(pool);
     }
 

@@ -17,6 +17,7 @@ use crate::core::pool::{Phase, Place, Pool, PoolStats, Replay, Waiter};
 use crate::core::record::Replayable;
 use crate::error::{AcquireError, AcquireFailure, ConfigError};
 use crate::id::{AlarmId, ConnId, EndpointId, PoolGroupId, PoolId, WaitId};
+use crate::log::LogLimiter;
 use crate::planted::{Bug, planted};
 use crate::time::Instant;
 
@@ -35,12 +36,21 @@ pub(crate) struct PoolState {
     /// What it dials only while it is available, and what its dials say something of.
     pub(crate) endpoint: Option<EndpointId>,
     acquire: Duration,
-    /// It was said that its server is down.
-    pub(crate) said_down: bool,
+    /// Whether its server was down when it was last served.
+    pub(crate) was_down: bool,
+    /// When a change of that is logged.
+    pub(crate) log: LogLimiter,
     /// It is in the queue of those that have something to do.
     queued: bool,
     /// When the alarm comes that looks after it.
     alarm: Option<(AlarmId, Instant)>,
+}
+
+impl PoolState {
+    /// When something is to be done for it next.
+    fn due(&self, now: Instant) -> Instant {
+        self.policy.due(now).min(self.log.due())
+    }
 }
 
 /// All pools of a reactor.
@@ -202,7 +212,8 @@ impl LoopState {
             group: config.group,
             endpoint: config.endpoint,
             acquire: config.acquire,
-            said_down: false,
+            was_down: false,
+            log: LogLimiter::default(),
             queued: false,
             alarm: None,
         });
@@ -447,7 +458,7 @@ impl LoopState {
     pub(crate) fn arm_pool(&mut self, pool: PoolId) {
         let now = self.now;
         let state = self.pools.get(pool);
-        let (before, due) = (state.alarm, state.policy.due(now));
+        let (before, due) = (state.alarm, state.due(now));
         self.pools.get(pool).alarm = self.set_alarm_by(before, due, Purpose::ServePool(pool));
     }
 
@@ -512,7 +523,7 @@ impl LoopState {
         for pool in self.pools.ids() {
             let state = &self.pools.list[pool.0 as usize];
             state.policy.audit().map_err(|error| format!("{pool:?}: {error}"))?;
-            let due = state.policy.due(self.now);
+            let due = state.due(self.now);
             let comes = state.alarm.is_some_and(|(_, at)| at <= due);
             if !state.queued && !comes && due < Instant::FAR_FUTURE {
                 return Err(format!("nothing serves {pool:?} at {due:?}"));

@@ -19,6 +19,44 @@ fn a_restart_is_noticed() {
     world.end();
 }
 
+/// All of eight idle connections are lost with a command in one moment.
+#[test]
+fn a_command_that_meets_a_restart_is_counted_once() {
+    for (abort, first) in [(false, false), (false, true), (true, false), (true, true)] {
+        let mut world = world(16);
+        let clients: Vec<_> = (0..8).map(|_| world.client()).collect();
+        for client in &clients {
+            world.expect(client, "MULTI", "+OK|");
+        }
+        for client in &clients {
+            world.expect(client, "EXEC", "*0|");
+        }
+        world.advance(millis(200));
+        assert_eq!(world.upstreams(), 8);
+        world.log();
+        if first {
+            clients[0].send(&commands("INCR a"));
+        }
+        world.redis.with(|_, cx| {
+            for id in cx.ids() {
+                let mut conn = cx.conn(id).expect("it is open");
+                if abort { conn.abort() } else { conn.close() }
+            }
+        });
+        if !first {
+            clients[0].send(&commands("INCR a"));
+        }
+        let reply = world.settle(&clients[0]);
+        let counted = world.log().iter().filter(|line| line.starts_with("INCR")).count();
+        let lost = reply.starts_with("-ERR the upstream connection was lost: ");
+        assert!(reply == ":1|" || lost, "{reply}");
+        assert!(counted <= 1 && (lost || counted == 1), "{reply} {counted}");
+        let want = format!(":{}|", counted + 1);
+        world.expect(&clients[1], "INCR a", &want);
+        world.end();
+    }
+}
+
 /// A pooler before a server that the test plays.
 struct Played {
     sim: Sim,

@@ -1,6 +1,6 @@
 //! Replies that are larger than what is kept of them.
 
-use super::world::{commands, millis, secs, world};
+use super::world::{commands, millis, secs, text, world};
 
 #[test]
 fn a_huge_reply_is_passed_on_as_it_is_read() {
@@ -23,6 +23,24 @@ fn a_huge_reply_is_passed_on_as_it_is_read() {
     let head = format!("${LEN}\r\n");
     assert_eq!(got.len(), head.len() + LEN + 2 + b"+OK\r\n$1\r\n1\r\n".len());
     assert!(got.starts_with(head.as_bytes()) && got.ends_with(b"x\r\n+OK\r\n$1\r\n1\r\n"));
+    world.end();
+}
+
+/// It has read 1 KB of 10 MB: what is left of the reply goes to no other, and is not waited for.
+#[test]
+fn a_client_that_leaves_in_a_large_reply_costs_its_connection_only() {
+    let mut world = world(1);
+    let (first, other) = (world.client(), world.client());
+    first.read_at(10_000);
+    first.send(&commands("GETRANGE a 0 10000000"));
+    world.advance(millis(100));
+    let got = first.take().len();
+    assert!((1..2_000).contains(&got), "{got}");
+    first.reset();
+    other.send(&commands("GET b"));
+    world.advance(millis(100));
+    assert_eq!(text(&other.take()), "$-1|");
+    assert_eq!(world.upstreams(), 1);
     world.end();
 }
 

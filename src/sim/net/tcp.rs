@@ -703,13 +703,19 @@ impl Net {
         self.side_mut(socket)?.error.take()
     }
 
+    /// As the system's backend finds out: a connection that lasts has a peer. One that was reset has
+    /// none, whether it ever stood or not; then what a read would find decides, and an error that is
+    /// behind input stays.
     pub(in crate::sim) fn is_connected(&mut self, socket: Socket) -> Result<bool, i32> {
-        match self.take_error(socket) {
-            Some(errno) => Err(errno),
-            None if !self.side(socket).is_some_and(|side| side.established) => Ok(false),
-            None if self.met_itself(socket) => Err(libc::ECONNREFUSED),
-            None => Ok(true),
+        let Some(side) = self.side(socket) else { return Err(libc::EBADF) };
+        if side.established && !side.dead {
+            return if self.met_itself(socket) { Err(libc::ECONNREFUSED) } else { Ok(true) };
         }
+        let (stood, heard) = (side.established, !side.input.is_empty() || side.eof);
+        if heard {
+            return Ok(true);
+        }
+        self.take_error(socket).map_or(Ok(stood), Err)
     }
 
     fn met_itself(&self, socket: Socket) -> bool {

@@ -30,6 +30,7 @@ with_each_personality! {
     one_place_suffices_for_attempts_side_by_side,
     attempts_beyond_the_places_are_few,
     a_dial_that_meets_itself_is_refused,
+    an_answer_that_came_with_a_reset_is_read_behind_the_dial,
     a_dial_leaves_from_the_local_address_and_to_its_family_only,
     a_pool_dials_as_its_own_settings_say,
 }
@@ -460,6 +461,39 @@ fn a_dial_that_meets_itself_is_refused() {
     assert_eq!((closed.id, error.raw_os_error()), (id, Some(errno::ECONNREFUSED)));
     assert_eq!(server.descriptors(), 0);
     sim.assert_clean();
+}
+
+/// The peer accepts, and is gone before the dialler knows that its dial has succeeded.
+fn an_answer_that_came_with_a_reset_is_read_behind_the_dial() {
+    for (answer, ends) in [(true, true), (true, false), (false, false)] {
+        let mut sim = world(1);
+        sim.set_link(Link { latency: millis(10), ..Link::LOOPBACK });
+        let listener = sim.listen(DEAF[3], 16);
+        let server = sim.spawn("10.0.0.1", Config::default(), Echo, |_| {});
+        server.with(|_, cx| cx.connect(DEAF[3]).unwrap());
+        sim.advance(millis(10));
+        // The answer to its SYN is on its way.
+        let peer = listener.accept().unwrap();
+        if answer {
+            peer.send(b"reply");
+        }
+        if ends {
+            peer.half_close();
+        }
+        peer.reset();
+        sim.advance(millis(10));
+        let closed = &server.take_closed()[0];
+        if answer {
+            assert_eq!(closed.bytes_in, 5, "{closed:?}");
+            let ended = if ends { CloseReason::PeerEof } else { CloseReason::PeerReset };
+            assert!([ended, CloseReason::PeerReset].contains(&closed.reason), "{closed:?}");
+        } else {
+            let CloseReason::ConnectFailed(error) = closed.reason else { panic!("{closed:?}") };
+            assert_eq!(error.raw_os_error(), Some(errno::ECONNRESET));
+        }
+        assert_eq!(server.descriptors(), 0);
+        sim.assert_clean();
+    }
 }
 
 fn a_dial_leaves_from_the_local_address_and_to_its_family_only() {

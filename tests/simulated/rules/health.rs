@@ -25,11 +25,13 @@ with_each_personality! {
     checks_that_fail_by_chance_shut_no_one_out,
     when_all_are_down_clients_hear_why_and_the_first_that_is_back_is_used_soon,
     a_server_that_answers_and_closes_at_once_stays_up,
+    a_check_that_is_answered_and_reset_at_once_has_passed,
     five_failures_in_a_row_eject_an_endpoint_for_longer_each_time,
     a_success_between_failures_keeps_an_endpoint,
     a_check_that_passes_ends_an_ejection,
     no_more_than_half_of_a_group_is_down_or_ejected_by_ejection,
     our_own_shortages_count_against_no_endpoint,
+    checks_leave_half_of_an_operators_places,
     failures_that_the_application_notes_eject_though_connections_end_well,
     a_shutdown_lets_pools_dial_what_was_down,
     an_endpoint_that_is_removed_is_checked_no_more,
@@ -371,6 +373,29 @@ fn a_server_that_answers_and_closes_at_once_stays_up() {
     }
 }
 
+/// What it is told and the reset come before the check knows that its dial has succeeded.
+fn a_check_that_is_answered_and_reset_at_once_has_passed() {
+    for (answers, state) in [(true, EndpointState::Up), (false, EndpointState::Down)] {
+        let mut setup = Setup::new(EndpointConfig::default());
+        setup.sim.set_link(Link { latency: millis(10), ..Link::LOOPBACK });
+        let listener = setup.sim.listen(SERVERS[0], 64);
+        let mut checked = 0;
+        for _ in 0..2_000 {
+            setup.sim.advance(millis(10));
+            while let Some(peer) = listener.accept() {
+                if answers {
+                    peer.send(b"hello\n");
+                }
+                peer.reset();
+                checked += 1;
+            }
+        }
+        let stats = setup.stats()[0];
+        assert!(checked >= 5, "{checked}");
+        assert_eq!((stats.state, stats.is_available), (state, answers), "{stats:?}");
+    }
+}
+
 fn five_failures_in_a_row_eject_an_endpoint_for_longer_each_time() {
     let mut setup = Setup::new(unchecked());
     let _servers = [setup.serve(1), setup.serve(2)];
@@ -527,6 +552,35 @@ fn our_own_shortages_count_against_no_endpoint() {
 }
 
 /// That the connection over which it failed ended well says nothing of it.
+/// The table is full: checks that no one answers take 8 of the 16 places besides.
+fn checks_leave_half_of_an_operators_places() {
+    const OPERATOR: &str = "10.0.0.1:9090";
+    let mut sim = world(1);
+    let config = EndpointConfig { timeout: secs(20), ..EndpointConfig::default() };
+    let front = sim.spawn("10.0.0.1", with_places(2), Balancer::new(config), |reactor| {
+        let listen = ListenConfig { exempt: true, ..ListenConfig::default() };
+        reactor.listen_with(OPERATOR, listen).unwrap();
+    });
+    front.with(|balancer, cx| {
+        for host in 0..12 {
+            balancer.add(cx, &format!("10.0.2.{host}:9"));
+        }
+    });
+    sim.advance(millis(100));
+    assert_eq!(front.connections(), 2 + 8);
+    let operators: Vec<_> = (0..9).map(|_| sim.connect(OPERATOR)).collect();
+    for operator in &operators {
+        operator.send(b"line\n");
+    }
+    sim.advance(millis(100));
+    let served = operators.iter().filter(|operator| operator.take() == b"down\n").count();
+    assert_eq!((served, front.connections()), (8, 2 + 16));
+    // Checks that had no place say nothing.
+    let stats = front.with(|balancer, cx| balancer.stats(cx));
+    assert!(stats.iter().any(|it| it.checks_void > 0), "{stats:?}");
+    assert!(stats.iter().all(|it| it.checks_failed == 0), "{stats:?}");
+}
+
 fn failures_that_the_application_notes_eject_though_connections_end_well() {
     let mut setup = Setup::new(unchecked());
     let _servers: Vec<_> = (0..3).map(|at| setup.serve(at)).collect();

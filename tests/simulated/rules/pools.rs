@@ -16,6 +16,9 @@ with_each_personality! {
     a_server_that_is_down_is_reported_and_comes_back,
     too_many_waiters_are_refused_at_once,
     an_owner_that_goes_away_costs_no_place,
+    a_crowd_that_leaves_during_a_dial_costs_no_place,
+    a_crowd_that_waits_through_an_outage_dials_as_few_as_it_needs,
+    what_died_during_a_suspension_serves_no_one,
     what_an_idle_connection_is_sent_evicts_it,
     an_idle_connection_that_its_peer_ends_is_evicted,
     what_came_in_the_moment_of_the_lease_is_found,
@@ -47,6 +50,7 @@ with_each_personality! {
     a_connection_that_is_only_checked_ends_in_its_idle_time,
     a_server_that_accepts_and_closes_is_not_dialled_without_pauses,
     a_server_that_greets_is_not_dialled_without_pauses,
+    a_server_that_greets_and_resets_at_once_is_not_dialled_without_pauses,
     a_spare_connection_does_not_compete_with_what_waits,
     what_comes_during_a_pause_shortens_it,
     a_pause_ends_with_its_lease,
@@ -288,6 +292,108 @@ fn an_owner_that_goes_away_costs_no_place() {
     assert!(stats.owner_gone > 0 && stats.cancelled > 0, "{stats:?}");
 }
 
+/// Fifty ask while the only connection is dialled, and leave before it stands. Another one that asks
+/// then is served over it.
+fn a_crowd_that_leaves_during_a_dial_costs_no_place() {
+    let mut setup = Setup::new(small(1));
+    let far = Link { latency: millis(100), ..Link::LOOPBACK };
+    setup.sim.set_link_between("10.0.0.1", "10.0.0.2", far);
+    let crowd: Vec<_> = (0..50).map(|_| setup.client()).collect();
+    for peer in &crowd {
+        peer.send(b"line\n");
+    }
+    setup.sim.advance(millis(100));
+    assert_eq!((setup.stats().coming, setup.stats().waiting), (1, 50));
+    for peer in &crowd {
+        peer.reset();
+    }
+    let last = setup.client();
+    last.send(b"line\n");
+    // The rest of the dial, and one round trip.
+    setup.sim.advance(millis(310));
+    last.expect(b"line\n");
+    let stats = setup.stats();
+    assert_eq!((stats.leased, stats.waiting, stats.dialled), (0, 0, 1), "{stats:?}");
+    assert_eq!((stats.cancelled, stats.leases, stats.asked), (50, 1, 51), "{stats:?}");
+}
+
+/// One dial at a time while the server is down, and no more than there are places when it is back.
+fn a_crowd_that_waits_through_an_outage_dials_as_few_as_it_needs() {
+    let mut sim = world(1);
+    sim.serve(OTHER_PORT, quiet(), Lines::default());
+    let config = PoolConfig { acquire: secs(20), ..small(32) };
+    let proxy = sim.serve(SERVER, quiet(), Proxy::new(config));
+    sim.settle();
+    let crowd: Vec<_> = (0..500).map(|_| sim.connect(SERVER)).collect();
+    for peer in &crowd {
+        peer.send(b"line\n");
+    }
+    let mut dials = Vec::new();
+    for _ in 0..5 {
+        let before = pool_stats(&proxy).dials_failed;
+        for _ in 0..100 {
+            sim.advance(millis(10));
+            assert!(pool_stats(&proxy).coming <= 1);
+        }
+        dials.push(pool_stats(&proxy).dials_failed - before);
+    }
+    // The first round finds out that it is down.
+    assert!(dials[0] <= 32 + 12, "in each second: {dials:?}");
+    assert!(dials[1..].iter().all(|count| (1..=12).contains(count)), "in each second: {dials:?}");
+    let _upstream = sim.serve(UPSTREAM, quiet(), Lines::default());
+    for _ in 0..200 {
+        sim.advance(millis(10));
+        let stats = pool_stats(&proxy);
+        assert!(stats.open <= 32 && stats.dialled - stats.dials_failed <= 32, "{stats:?}");
+    }
+    for peer in &crowd {
+        peer.expect(b"line\n");
+    }
+    assert_eq!(pool_stats(&proxy).leases, 500);
+}
+
+/// The process stood still for an hour, in which the far end has closed, or was reset, and the network
+/// did not say so: the first line is served over another connection.
+fn what_died_during_a_suspension_serves_no_one() {
+    for silent in [false, true] {
+        let ends: [fn(&Peer); 2] = [Peer::close, Peer::reset];
+        for end in ends {
+            let mut sim = world(1);
+            let listener = sim.listen(UPSTREAM, 8);
+            let config = PoolConfig { idle: None, lifetime: None, ping_after: None, ..small(1) };
+            let mut proxy = Proxy::new(config);
+            proxy.replays = true;
+            let proxy = sim.serve(SERVER, quiet(), proxy);
+            let client = sim.connect(SERVER);
+            client.send(b"first\n");
+            sim.advance(millis(10));
+            let upstream = listener.accept().unwrap();
+            upstream.expect(b"first\n");
+            upstream.send(b"first\n");
+            sim.advance(millis(200));
+            client.expect(b"first\n");
+            assert_eq!(pool_stats(&proxy).idle, 1);
+            if silent {
+                sim.partition("10.0.0.1", "10.0.0.2");
+                upstream.reset();
+                sim.settle();
+                sim.repair("10.0.0.1", "10.0.0.2");
+            } else {
+                end(&upstream);
+            }
+            sim.jump_clocks(secs(3_600));
+            client.send(b"line\n");
+            sim.advance(millis(10));
+            let next = listener.accept().expect("a connection that works");
+            next.expect(b"line\n");
+            next.send(b"line\n");
+            sim.advance(millis(10));
+            client.expect(b"line\n");
+            assert_eq!(pool_stats(&proxy).replayed, u64::from(silent));
+        }
+    }
+}
+
 fn what_an_idle_connection_is_sent_evicts_it() {
     let mut setup = Setup::new(small(4));
     setup.exchange();
@@ -466,12 +572,23 @@ fn cleaning_ends_by_its_deadline() {
             conn.clean(id);
         }
     });
+    // Those that come meanwhile have the places when they are free.
+    let clients: Vec<_> = (0..10).map(|_| setup.client()).collect();
+    for client in &clients {
+        client.send(b"line\n");
+    }
     setup.sim.advance(millis(400));
-    assert_eq!((setup.stats().open, setup.stats().leased), (4, 0));
+    let stats = setup.stats();
+    assert_eq!((stats.open, stats.leased, stats.waiting), (4, 0, 10));
     setup.sim.advance(millis(200));
-    assert_eq!((setup.stats().open, setup.stats().unclean), (0, 4));
+    assert_eq!(setup.stats().unclean, 4);
     setup.sim.repair("10.0.0.1", "10.0.0.2");
-    setup.exchange();
+    setup.sim.advance(secs(4));
+    for client in &clients {
+        client.expect(b"line\n");
+    }
+    let stats = setup.stats();
+    assert_eq!((stats.leased, stats.waiting, stats.timed_out), (0, 0, 0), "{stats:?}");
 }
 
 fn what_is_cleaned_in_time_is_leased_again() {
@@ -516,16 +633,25 @@ fn a_handshake_that_does_not_end_is_a_failed_dial() {
 }
 
 fn connections_beyond_the_idle_maximum_end_with_a_fin() {
-    let mut setup = Setup::new(PoolConfig { idle_max: 2, ..small(8) });
-    let peers: Vec<_> = (0..8).map(|_| setup.client()).collect();
-    for peer in &peers {
-        peer.send(b"line\n");
+    let config = PoolConfig { idle_max: 32, backoff: millis(1), ..small(100) };
+    let mut setup = Setup::new(config);
+    // All have theirs at the same time.
+    for _ in 0..100 {
+        setup.proxy.with(|proxy, cx| {
+            cx.acquire(proxy.pool.unwrap(), AcquireOptions::default()).unwrap();
+        });
     }
+    setup.sim.advance(secs(1));
+    assert_eq!((setup.stats().leased, setup.stats().open), (100, 100));
+    setup.proxy.with(|proxy, cx| {
+        let leases = std::mem::take(&mut *proxy.loop_leases.borrow_mut());
+        leases.into_iter().for_each(|lease| cx.release(lease.unwrap()));
+    });
     setup.sim.advance(millis(500));
     let stats = setup.stats();
-    assert_eq!((stats.idle, stats.open), (2, 2), "{stats:?}");
-    assert_eq!(setup.proxy.stats().closed(CloseReason::PoolSurplus), stats.surplus);
-    assert_eq!(setup.upstream.stats().closed(CloseReason::PeerEof), stats.surplus);
+    assert_eq!((stats.idle, stats.open, stats.surplus), (32, 32, 68), "{stats:?}");
+    assert_eq!(setup.proxy.stats().closed(CloseReason::PoolSurplus), 68);
+    assert_eq!(setup.upstream.stats().closed(CloseReason::PeerEof), 68);
     assert_eq!(setup.upstream.stats().closed(CloseReason::PeerReset), 0);
 }
 
@@ -817,6 +943,32 @@ fn a_server_that_greets_is_not_dialled_without_pauses() {
     let stats = pool_stats(&proxy);
     let errors = proxy.with(|proxy, _| proxy.errors.clone());
     assert!(stats.dialled < 50, "{stats:?} {errors:?} {:?}", client.received());
+}
+
+/// The server greets and resets before the pool knows that its dial has succeeded.
+fn a_server_that_greets_and_resets_at_once_is_not_dialled_without_pauses() {
+    for greets in [false, true] {
+        let mut sim = world(1);
+        sim.set_link(Link { latency: millis(10), ..Link::LOOPBACK });
+        let listener = sim.listen(UPSTREAM, 64);
+        let handshake = PoolConfig { handshake: greets.then(|| secs(1)), ..small(4) };
+        let mut proxy = Proxy::new(handshake);
+        proxy.greets = greets;
+        let proxy = sim.serve(SERVER, quiet(), proxy);
+        let client = sim.connect(SERVER);
+        client.send(b"line\n");
+        for _ in 0..600 {
+            sim.advance(millis(10));
+            while let Some(peer) = listener.accept() {
+                peer.send(b"hello\n");
+                peer.reset();
+            }
+        }
+        let stats = pool_stats(&proxy);
+        assert!(stats.dialled > 3 && stats.dialled < 50, "{stats:?}");
+        assert!(!proxy.with(|proxy, _| proxy.errors.is_empty()), "the client was told");
+        assert_eq!((stats.waiting, stats.leased), (0, 0), "{stats:?}");
+    }
 }
 
 fn a_spare_connection_does_not_compete_with_what_waits() {
