@@ -6,6 +6,7 @@
 //! macros here, which are those of `tracing` within [`unwind::catch`](crate::unwind::catch).
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use tracing::Level;
 use tracing::level_filters::{LevelFilter, STATIC_MAX_LEVEL};
@@ -76,23 +77,43 @@ pub(crate) struct LogLimiter {
 }
 
 impl LogLimiter {
+    /// The least time between two lines.
+    const EVERY: Duration = Duration::from_secs(1);
+
     /// There is cause to say it. If it is time to, returns how often there was since the last time,
     /// and counts as said.
     pub(crate) fn times(&mut self, now: Instant) -> Option<u64> {
-        const EVERY: u64 = 1_000_000_000;
+        self.note();
+        self.times_unsaid(now)
+    }
+
+    /// There is cause to say it, which [`times_unsaid`](LogLimiter::times_unsaid) does.
+    pub(crate) const fn note(&mut self) {
         self.unsaid += 1;
-        if self.said_at.is_some_and(|said_at| now.nanos_since(said_at) < EVERY) {
+    }
+
+    /// If there was cause that was not said, and it is time to, returns how often there was, and
+    /// counts as said.
+    pub(crate) fn times_unsaid(&mut self, now: Instant) -> Option<u64> {
+        if self.due() > now {
             return None;
         }
         self.said_at = Some(now);
         Some(std::mem::take(&mut self.unsaid))
     }
+
+    /// When it is time to say what was not said.
+    pub(crate) fn due(&self) -> Instant {
+        match (self.unsaid, self.said_at) {
+            (0, _) => Instant::FAR_FUTURE,
+            (_, None) => Instant::EPOCH,
+            (_, Some(said_at)) => said_at + Self::EVERY,
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     #[test]
@@ -101,5 +122,12 @@ mod tests {
         let said = [0, 1, 999, 1_000, 1_999, 5_000, 5_001]
             .map(|millis| seldom.times(Instant::EPOCH + Duration::from_millis(millis)));
         assert_eq!(said, [Some(1), None, None, Some(3), None, Some(2), None]);
+        let at = |millis| Instant::EPOCH + Duration::from_millis(millis);
+        assert_eq!(seldom.due(), at(6_000));
+        assert_eq!(
+            (seldom.times_unsaid(at(5_999)), seldom.times_unsaid(at(6_000))),
+            (None, Some(1))
+        );
+        assert_eq!((seldom.due(), seldom.times_unsaid(at(9_000))), (Instant::FAR_FUTURE, None));
     }
 }

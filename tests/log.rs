@@ -10,10 +10,15 @@ use std::time::Duration;
 use bytes::BytesMut;
 use tracing::Level;
 use wheelhouse::config::{AtLimit, Rate};
+use wheelhouse::health::EndpointConfig;
+use wheelhouse::pool::PoolConfig;
 use wheelhouse::sim::{Call, Sim, errno};
-use wheelhouse::{Config, Conn, Handler, Reactor};
+use wheelhouse::{Config, Conn, Context, Handler, Reactor};
 
 use crate::basics::{Echo, SERVER, millis};
+
+/// Where the watched server is.
+const UPSTREAM: &str = "10.0.0.2:9";
 
 /// What was logged in a test.
 #[derive(Clone, Default)]
@@ -32,6 +37,13 @@ impl io::Write for Paper {
 
 /// Runs `act`, and returns what was logged at `level` of what was to be logged down to `most`.
 fn logged(most: Level, level: Level, act: impl FnOnce()) -> Vec<String> {
+    let lines = all_logged(most, act);
+    let lines = lines.iter().filter_map(|line| line.strip_prefix(level.as_str()));
+    lines.map(|line| line.trim().to_owned()).collect()
+}
+
+/// As [`logged`], at all levels, each line behind its level.
+fn all_logged(most: Level, act: impl FnOnce()) -> Vec<String> {
     let paper = Paper::default();
     let writer = paper.clone();
     let subscriber = tracing_subscriber::fmt()
@@ -44,8 +56,7 @@ fn logged(most: Level, level: Level, act: impl FnOnce()) -> Vec<String> {
     tracing::subscriber::with_default(subscriber, act);
     let bytes = paper.0.lock().unwrap().clone();
     let text = String::from_utf8(bytes).unwrap();
-    let lines = text.lines().filter_map(|line| line.trim().strip_prefix(level.as_str()));
-    lines.map(|line| line.trim().to_owned()).collect()
+    text.lines().map(|line| line.trim().to_owned()).collect()
 }
 
 fn warnings(act: impl FnOnce()) -> Vec<String> {
@@ -325,6 +336,97 @@ fn a_callback_that_stalls_is_named() {
         assert_eq!(lines.len(), 1);
         assert!(lines[0].starts_with(&said) && lines[0].ends_with("times=1"), "{}", lines[0]);
     }
+}
+
+/// Watches an endpoint, and has a pool of connections to it.
+struct Watcher;
+
+impl Handler for Watcher {
+    type Session = ();
+
+    fn on_start(&mut self, cx: &mut Context<'_>) {
+        let endpoint = EndpointConfig {
+            interval: millis(50),
+            down_interval: millis(50),
+            rise: 1,
+            fall: 1,
+            ..EndpointConfig::default()
+        };
+        cx.add_endpoint(UPSTREAM, &endpoint).unwrap();
+        let pool = PoolConfig {
+            idle_min: 1,
+            fall: 1,
+            backoff: millis(20),
+            backoff_max: millis(20),
+            ping_after: Some(millis(20)),
+            ..PoolConfig::default()
+        };
+        cx.add_pool(UPSTREAM, &pool).unwrap();
+    }
+
+    fn on_open(&mut self, _: &mut Conn<'_>) -> Option<()> {
+        Some(())
+    }
+
+    fn on_health_check(&mut self, conn: &mut Conn<'_>, (): &mut ()) {
+        conn.begin_request();
+        conn.write(b"ping");
+    }
+
+    fn on_data(&mut self, conn: &mut Conn<'_>, (): &mut (), input: &mut BytesMut) {
+        input.clear();
+        conn.end_request();
+        conn.ready();
+    }
+}
+
+#[test]
+fn what_flaps_is_logged_once_a_second_and_last_of_all_as_it_is() {
+    for ends_up in [true, false] {
+        let lines = all_logged(Level::INFO, || flap(ends_up));
+        for (down, back) in [
+            ("an endpoint is down", "an endpoint is back"),
+            ("a pool's server is down", "a pool's server is back"),
+        ] {
+            let said = |what: &str| lines.iter().filter(|line| line.contains(what)).count();
+            let of = |line: &&String| line.contains(down) || line.contains(back);
+            assert!((5..=8).contains(&(said(down) + said(back))), "{lines:#?}");
+            let times =
+                |line: &String| line.rsplit_once("times=").unwrap().1.parse::<u64>().unwrap();
+            let changes: u64 = lines.iter().filter(of).map(times).sum();
+            assert!((49..=51).contains(&changes), "{changes} are logged: {lines:#?}");
+            let last = lines.iter().rfind(of).unwrap();
+            assert!(last.contains(if ends_up { back } else { down }), "{lines:#?}");
+        }
+    }
+}
+
+/// What is watched goes down and comes back within a tenth of a second, for 5 s, and is then up or
+/// down.
+fn flap(ends_up: bool) {
+    let mut sim = Sim::new(1);
+    // Without it nothing would refuse a dial.
+    let _machine = sim.serve("10.0.0.2:10", Config::default(), Echo);
+    let watcher = sim.serve(SERVER, Config::default(), Watcher);
+    let serve = |sim: &mut Sim| {
+        let listener = sim.listen(UPSTREAM, 64);
+        let mut peers = Vec::new();
+        for _ in 0..10 {
+            sim.advance(millis(10));
+            peers.extend(listener.accept());
+            peers.iter().filter(|peer| !peer.take().is_empty()).for_each(|peer| peer.send(b"pong"));
+        }
+        assert_eq!(watcher.stats().endpoints_down, 0);
+        (listener, peers)
+    };
+    for _ in 0..25 {
+        drop(serve(&mut sim));
+        sim.advance(millis(100));
+        assert_eq!(watcher.stats().endpoints_down, 1);
+    }
+    let kept = ends_up.then(|| serve(&mut sim));
+    sim.advance(millis(1_500));
+    drop(kept);
 }
 
 #[test]

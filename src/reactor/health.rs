@@ -91,25 +91,34 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         }
     }
 
-    /// Counts and logs that an endpoint is up, down or ejected, and lets its pools dial or not.
+    /// Counts that an endpoint is up, down or ejected, and lets its pools dial or not.
     fn say_standing(&mut self, id: EndpointId) {
         let Some(state) = self.shared.endpoints.get_mut(id) else { return };
         let (before, standing) = (state.said, state.standing());
-        if before == standing {
-            return;
+        if before != standing {
+            state.said = standing;
+            state.log.note();
+            self.shared.count_standing(before, false);
+            self.shared.count_standing(standing, true);
+            self.shared.hold_pools(id, standing != Standing::Up);
         }
-        state.said = standing;
+        self.log_standing(id, before == Standing::Unknown);
+    }
+
+    /// Logs what an endpoint is by now, if that has changed and it is time to: what is logged last is
+    /// so. `begins` says whether it was unknown before.
+    fn log_standing(&mut self, id: EndpointId, begins: bool) {
+        let now = self.shared.now;
+        let Some(state) = self.shared.endpoints.get_mut(id) else { return };
+        let Some(times) = state.log.times_unsaid(now) else { return };
         let target = state.target.to_string();
         let reason = state.policy.last_failure().map(|reason| reason.to_string());
-        self.shared.count_standing(before, false);
-        self.shared.count_standing(standing, true);
-        self.shared.hold_pools(id, standing != Standing::Up);
-        match standing {
+        match state.said {
             Standing::Unknown => {}
-            Standing::Up if before == Standing::Unknown => info!(target, "an endpoint is up"),
-            Standing::Up => info!(target, "an endpoint is back"),
-            Standing::Down => warn!(target, reason, "an endpoint is down"),
-            Standing::Ejected => warn!(target, reason, "an endpoint is ejected"),
+            Standing::Up if begins => info!(target, "an endpoint is up"),
+            Standing::Up => info!(target, times, "an endpoint is back"),
+            Standing::Down => warn!(target, reason, times, "an endpoint is down"),
+            Standing::Ejected => warn!(target, reason, times, "an endpoint is ejected"),
         }
     }
 }

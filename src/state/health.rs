@@ -17,10 +17,11 @@ use crate::core::lifecycle::State;
 use crate::core::stats::Counter;
 use crate::error::{ConfigError, ConnectError};
 use crate::id::{AlarmId, ConnId, EndpointGroupId, EndpointId, PoolId};
+use crate::log::LogLimiter;
 use crate::planted::{Bug, planted};
 use crate::time::Instant;
 
-/// What is logged and counted of an endpoint.
+/// What is counted and logged of an endpoint.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Standing {
     /// No check has said anything yet.
@@ -38,8 +39,10 @@ pub(crate) struct EndpointEntry {
     pub(crate) target: Target,
     pub(crate) how: HealthCheck,
     group: Option<EndpointGroupId>,
-    /// What was last logged and counted.
+    /// What was last counted.
     pub(crate) said: Standing,
+    /// When that is logged: one that flaps does not fill the log.
+    pub(crate) log: LogLimiter,
     /// Connections that were dialled to it by its id and are not closed.
     connections: usize,
     /// Pools that do not dial while it is not available.
@@ -53,6 +56,11 @@ pub(crate) struct EndpointEntry {
 const _: () = assert!(size_of::<EndpointEntry>() <= 416, "the documents say what one costs");
 
 impl EndpointEntry {
+    /// When something is to be done for it next.
+    fn due(&self, now: Instant) -> Instant {
+        self.policy.due(now).min(self.log.due())
+    }
+
     pub(crate) fn standing(&self) -> Standing {
         if self.policy.is_unknown() {
             Standing::Unknown
@@ -174,6 +182,7 @@ impl LoopState {
             how: config.check,
             group: config.group,
             said,
+            log: LogLimiter::default(),
             connections: 0,
             pools: Vec::new(),
             queued: false,
@@ -354,7 +363,7 @@ impl LoopState {
     /// Lets the alarm of an endpoint come when its policy is due. It mostly comes by then.
     pub(crate) fn arm_endpoint(&mut self, id: EndpointId) {
         let Some(state) = self.endpoints.get(id) else { return };
-        let (before, due) = (state.alarm, state.policy.due(self.now));
+        let (before, due) = (state.alarm, state.due(self.now));
         let alarm = self.set_alarm_by(before, due, Purpose::ServeEndpoint(id));
         if let Some(state) = self.endpoints.get_mut(id) {
             state.alarm = alarm;
@@ -458,7 +467,7 @@ impl LoopState {
         let mut standings = [0; 3];
         for id in self.endpoints.ids() {
             let Some(state) = self.endpoints.get(id) else { continue };
-            let due = state.policy.due(self.now);
+            let due = state.due(self.now);
             let comes = state.alarm.is_some_and(|(_, at)| at <= due);
             if !state.queued && !comes && due < Instant::FAR_FUTURE {
                 return Err(format!("nothing serves {id:?} at {due:?}: {state:?}"));
