@@ -1,10 +1,11 @@
 //! The program before upstreams that behave badly, as other proxies have met them.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Shutdown, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::process::{Command, Stdio};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
-use std::{env, thread};
+use std::{env, fs, thread};
 
 use socket2::SockRef;
 
@@ -26,6 +27,17 @@ fn proxy(upstream: &str, options: &[&str]) -> (Server, String) {
 /// Closes with a reset.
 fn reset(peer: TcpStream) {
     SockRef::from(&peer).set_linger(Some(Duration::ZERO)).expect("an option");
+}
+
+/// How many bytes its peer has yet to acknowledge, where the system says so.
+fn unacknowledged(socket: &TcpStream) -> Option<u64> {
+    let port = |address: SocketAddr| format!(":{:04X}", address.port());
+    let ports = (port(socket.local_addr().ok()?), port(socket.peer_addr().ok()?));
+    let sockets = fs::read_to_string("/proc/net/tcp").ok()?;
+    let mut sockets = sockets.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let line = sockets.find(|it| it[1].ends_with(&ports.0) && it[2].ends_with(&ports.1))?;
+    let (written, _) = line[4].split_once(':')?;
+    u64::from_str_radix(written, 16).ok()
 }
 
 /// How many times each thing is done: the long form is for the reader of a fault that is rare.
@@ -57,7 +69,7 @@ fn a_side_that_is_gone_for_good_ends_the_pair_after_silence() {
 #[test]
 fn a_client_that_is_gone_for_good_ends_the_pair_after_silence() {
     let count = times(1_000);
-    let (sender, kept) = std::sync::mpsc::channel();
+    let (sender, kept) = mpsc::channel();
     let (upstream, _thread) = serve(count + 1, move |peer| sender.send(peer).expect("a test"));
     let (server, metrics) = proxy(&upstream, &["--half-closed-timeout", "2s"]);
     for _ in 0..count {
@@ -114,6 +126,47 @@ fn a_reply_that_came_with_the_end_is_passed_on_whole() {
     assert_eq!(metric(&metrics, "wheelhouse_endpoint_failures_total"), 0);
 }
 
+/// An upstream that refuses an upload says why at length, and is gone before it has read all: the
+/// proxy learns of that by a write that fails, while much of the answer lies in its socket.
+#[test]
+fn what_an_upstream_said_before_a_write_to_it_failed_arrives_whole() {
+    let count = times(1_000) / 20;
+    let (sender, said) = mpsc::channel();
+    let (upstream, _thread) = serve(count + 1, move |mut peer| {
+        let mut word = [0; 3];
+        if peer.read_exact(&mut word).is_err() {
+            return;
+        }
+        peer.set_nonblocking(true).expect("an option");
+        // Until everything on the way is full: its reader reads nothing.
+        let (mut written, mut moved_at) = (0, Instant::now());
+        while moved_at.elapsed() < Duration::from_millis(50) {
+            match peer.write(&[b'x'; 1 << 16]) {
+                Ok(count) => (written, moved_at) = (written + count as u64, Instant::now()),
+                Err(error) => assert_eq!(error.kind(), ErrorKind::WouldBlock),
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+        let arrived = unacknowledged(&peer).map(|left| written - left);
+        reset(peer);
+        sender.send(arrived).expect("a test");
+    });
+    let (server, metrics) = proxy(&upstream, &[]);
+    for at in 0..count {
+        let mut client = server.dial();
+        client.write_all(b"put").expect("it reads");
+        let Some(arrived) = said.recv().expect("an upstream") else {
+            return eprintln!("skipped: what is unacknowledged is not known here");
+        };
+        client.write_all(b"more").expect("it reads");
+        let mut got = Vec::new();
+        let end = client.read_to_end(&mut got);
+        assert_eq!(got.len() as u64, arrived, "{at}: {end:?}");
+        assert_eq!(end.map_err(|error| error.kind()), Err(ErrorKind::ConnectionReset));
+    }
+    eventually("the pairs have ended", || metric(&metrics, "wheelhouse_connections") <= 2);
+}
+
 #[test]
 fn without_an_upstream_a_client_is_refused_at_once_and_the_log_says_why() {
     let server = Server::start("proxy", &["--upstream", &unreachable_address()]);
@@ -168,11 +221,12 @@ fn a_large_transfer_to_a_slow_reader_takes_little_memory() {
     assert!(grown < 2_048, "{grown} KiB");
 }
 
-/// Sources that send as fast as they can, and readers that take 10 KB/s.
+/// Sources that send as fast as they can, and readers that take 10 KB/s, of which every other one ends
+/// what it sends meanwhile.
 #[test]
 fn sources_are_held_by_slow_readers() {
-    const PAIRS: usize = 50;
-    let (upstream, _thread) = serve(PAIRS + 1, |mut peer| {
+    let (pairs, secs) = if env::var_os("PROXY_TIMES").is_some() { (500, 60) } else { (50, 3) };
+    let (upstream, _thread) = serve(pairs + 1, |mut peer| {
         thread::spawn(move || {
             let _ = peer.shutdown(Shutdown::Read);
             let _ = peer.set_write_timeout(Some(PATIENCE));
@@ -180,10 +234,15 @@ fn sources_are_held_by_slow_readers() {
         });
     });
     let (server, metrics) = proxy(&upstream, &[]);
-    let mut clients: Vec<_> = (0..PAIRS).map(|_| server.dial()).collect();
+    let mut clients: Vec<_> = (0..pairs).map(|_| server.dial()).collect();
     let began = Instant::now();
-    let mut most = 0;
-    while began.elapsed() < Duration::from_secs(3) {
+    let (mut most, mut ended) = (0, false);
+    while began.elapsed() < Duration::from_secs(secs) {
+        if began.elapsed() > Duration::from_secs(secs / 2) && !std::mem::replace(&mut ended, true) {
+            for client in clients.iter().step_by(2) {
+                client.shutdown(Shutdown::Write).expect("a FIN");
+            }
+        }
         for client in &mut clients {
             let mut some = [0; 1_000];
             let _ = client.read(&mut some).expect("bytes");
@@ -191,7 +250,7 @@ fn sources_are_held_by_slow_readers() {
         most = most.max(metric(&metrics, "wheelhouse_buffered_bytes"));
         thread::sleep(Duration::from_millis(100));
     }
-    let each = most / PAIRS as u64;
+    let each = most / pairs as u64;
     assert!(each > 0 && each <= (1 << 16) + 1_024, "{each} bytes for each");
     let before = metric(&metrics, "wheelhouse_bytes_in_total");
     thread::sleep(Duration::from_millis(300));
