@@ -88,6 +88,9 @@ pub(crate) struct Wheel {
     cursor: u64,
     /// The tick of the first occupied slot; in an empty wheel, the last of all.
     next: u64,
+    /// How many entries have been put into slots.
+    #[cfg(test)]
+    pub(crate) links: u64,
 }
 
 impl Wheel {
@@ -101,6 +104,8 @@ impl Wheel {
             summary: 0,
             cursor: 0,
             next: u64::MAX,
+            #[cfg(test)]
+            links: 0,
         }
     }
 
@@ -269,6 +274,10 @@ impl Wheel {
     /// Puts an entry into the slot of its tick, or into the last one of the window.
     #[inline]
     fn link(&mut self, packed: u32, due: u64) {
+        #[cfg(test)]
+        {
+            self.links += 1;
+        }
         let last = self.cursor.saturating_add(SLOTS as u64 - 1);
         let tick = due.clamp(self.cursor, last);
         let slot = slot_of(tick);

@@ -374,3 +374,87 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use bytes::BytesMut;
+
+    use crate::config::Config;
+    use crate::conn::{Conn, Context};
+    use crate::handler::Handler;
+    use crate::id::{ConnId, Origin, PoolId};
+    use crate::pool::{AcquireError, AcquireOptions, PoolConfig, WaitId};
+    use crate::reactor::audit::tests::Echo;
+    use crate::sim::{Link, Server, Sim};
+
+    const UPSTREAM: &str = "10.0.0.2:7";
+
+    /// Leases a connection for each message, and gives it back with the reply.
+    #[derive(Default)]
+    struct Front {
+        pool: Option<PoolId>,
+    }
+
+    impl Handler for Front {
+        type Session = ();
+
+        fn on_start(&mut self, cx: &mut Context<'_>) {
+            self.pool = cx.add_pool(UPSTREAM, &PoolConfig::default()).ok();
+        }
+
+        fn on_open(&mut self, _: &mut Conn<'_>) -> Option<()> {
+            Some(())
+        }
+
+        fn on_data(&mut self, conn: &mut Conn<'_>, (): &mut (), input: &mut BytesMut) {
+            if let Origin::Pool(_) = conn.origin() {
+                let lease = conn.id();
+                conn.end_request();
+                let mut client = conn.owner().and_then(|owner| conn.other(owner)).unwrap();
+                client.write(input);
+                client.end_request();
+                client.release(lease);
+            } else {
+                conn.begin_request();
+                conn.acquire(self.pool.unwrap(), AcquireOptions::default()).unwrap();
+            }
+            input.clear();
+        }
+
+        fn on_acquired(
+            &mut self,
+            conn: &mut Conn<'_>,
+            (): &mut (),
+            _: WaitId,
+            lease: Result<ConnId, AcquireError>,
+        ) {
+            let mut upstream = conn.other(lease.unwrap()).unwrap();
+            upstream.begin_request();
+            upstream.write(b"message");
+        }
+    }
+
+    #[test]
+    fn a_thousand_leases_leave_the_wheel_alone() {
+        let mut sim = Sim::new(1);
+        sim.set_link(Link { latency: Duration::from_micros(100), ..Link::default() });
+        sim.serve(UPSTREAM, Config::default(), Echo);
+        let front = sim.serve("10.0.0.1:7", Config::default(), Front::default());
+        let peer = sim.connect(&front);
+        let mut exchange = |count: usize, sim: &mut Sim| {
+            for _ in 0..count {
+                peer.send(b"message");
+                sim.advance(Duration::from_millis(1));
+                peer.expect(b"message");
+            }
+        };
+        let links = |front: &Server<Front>| front.with(|_, cx| cx.shared.wheel.links);
+        exchange(10, &mut sim);
+        let before = links(&front);
+        exchange(1_000, &mut sim);
+        // The earliest of both connections stands: only their clocks move.
+        assert_eq!(links(&front) - before, 0);
+    }
+}
