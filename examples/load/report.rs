@@ -43,8 +43,7 @@ struct Outcome {
 /// Generates the load, prints the report, and returns the exit code: 1 if there was no reply, or an
 /// error.
 pub(crate) fn run(args: &Args) -> Result<u8, Error> {
-    if args.sources > 1 && args.mode != Mode::Idle {
-        let what = "only idle connections are dialled from several sources";
+    if let Some(what) = args.mistake() {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, what).into());
     }
     let progress = progress();
@@ -136,6 +135,19 @@ pub(crate) fn time(nanos: u64) -> String {
 }
 
 impl Args {
+    /// Options that mean nothing together.
+    fn mistake(&self) -> Option<&'static str> {
+        match self.mode {
+            Mode::Idle if self.rate.is_some() || self.count.is_some() => {
+                Some("idle connections send nothing: neither --rate nor --count means anything")
+            }
+            Mode::Idle => None,
+            _ if self.sources > 1 => Some("--sources is for idle connections"),
+            Mode::Churn if self.pipeline > 1 => Some("churn has one request on each connection"),
+            _ => None,
+        }
+    }
+
     fn title(&self) -> String {
         let mode = format!("{:?}", self.mode).to_lowercase();
         let mut title = format!("{mode}, {}, {} connections", self.target, self.connections);

@@ -60,8 +60,21 @@ fn idle_connections_come_from_several_sources() {
     let server = Server::start("echo", &["--max-per-client", "3"]);
     let text = measured(&server, "idle", &["--sources", "3"]);
     assert!(text.contains("connected  8"), "{text}");
-    let output = load(&["echo", &server.addr, "--sources", "3"]);
-    assert_eq!(output.status.code(), Some(1), "a load has one source");
+}
+
+#[test]
+fn options_that_mean_nothing_together_are_refused() {
+    for options in [
+        &["idle", "--rate", "5"][..],
+        &["idle", "--count", "5"],
+        &["echo", "--sources", "3"],
+        &["churn", "--pipeline", "2"],
+    ] {
+        let output = load(&[&options[..1], &["127.0.0.1:7"], &options[1..]].concat());
+        assert_eq!(output.status.code(), Some(1), "{options:?}");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(said.lines().count(), 1, "{options:?}: {said}");
+    }
 }
 
 #[test]
