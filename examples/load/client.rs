@@ -14,7 +14,7 @@ use wheelhouse::{
 };
 
 use crate::clock::Clock;
-use crate::protocol::{Progress, Protocol};
+use crate::protocol::{Progress, Protocol, Reply};
 use crate::tally::Tally;
 
 /// The wait before a lane dials again whose connection failed.
@@ -347,7 +347,7 @@ impl Load {
             return conn.abort();
         };
         let now = self.clock.nanos(conn.now());
-        let Lane { in_flight, progress, .. } = &mut self.lanes[lane];
+        let Lane { in_flight, waiting, progress, .. } = &mut self.lanes[lane];
         while !input.is_empty() {
             let Some(request) = in_flight.front() else {
                 self.tally.count_error("unexpected bytes", 1);
@@ -355,15 +355,23 @@ impl Load {
             };
             let before = input.len();
             match protocol.take_reply(request.number, progress, input) {
-                Ok(true) => {
+                Ok(reply @ (Reply::Whole | Reply::Last)) => {
                     if self.phase != Phase::Starting && request.due_at >= self.measured_from {
                         let latency = now.saturating_sub(request.due_at);
                         self.tally.count_reply(latency, before - input.len());
                     }
                     in_flight.pop_front();
                     conn.end_request();
+                    if reply == Reply::Last {
+                        let again = in_flight.drain(..).rev().map(|request| request.due_at);
+                        if self.plan.rate.is_some() {
+                            again.for_each(|due_at| waiting.push_front(due_at));
+                        }
+                        conn.close();
+                        break;
+                    }
                 }
-                Ok(false) => break,
+                Ok(Reply::Partial) => break,
                 Err(mismatch) => {
                     self.tally.count_error(mismatch.0, 1);
                     return conn.abort();
@@ -412,6 +420,9 @@ impl Handler for Load {
 
     fn on_data(&mut self, conn: &mut Conn<'_>, lane: &mut usize, input: &mut BytesMut) {
         self.take_replies(conn, *lane, input);
+        if conn.is_closing() {
+            return;
+        }
         if !self.plan.churn {
             self.send(conn, *lane);
         } else if self.lanes[*lane].in_flight.is_empty() {

@@ -35,8 +35,23 @@ enum Form {
     Resp,
 }
 
-/// How much of a reply has come: what is left of its body.
-pub(crate) type Progress = Option<u64>;
+/// What is known of a reply that is not whole.
+#[derive(Debug, Default)]
+pub(crate) struct Progress {
+    /// Bytes that are left of its body, once that has begun.
+    left: Option<u64>,
+    /// It announces the end of its connection.
+    last: bool,
+}
+
+/// What has come of a reply.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Reply {
+    Partial,
+    Whole,
+    /// It is whole, and the last of its connection. What was asked behind it is to be asked again.
+    Last,
+}
 
 impl Protocol {
     pub(crate) fn echo(size: usize) -> Self {
@@ -73,7 +88,7 @@ impl Protocol {
     }
 
     /// Takes the reply to the oldest request that has none, the one with this number, off `input`.
-    /// Returns whether it is whole.
+    /// Returns whether that is whole.
     ///
     /// # Errors
     ///
@@ -84,7 +99,7 @@ impl Protocol {
         number: usize,
         progress: &mut Progress,
         input: &mut BytesMut,
-    ) -> Result<bool, Mismatch> {
+    ) -> Result<Reply, Mismatch> {
         match &mut self.form {
             Form::Echo => take_exactly(self.request(number), input),
             Form::Line(line) => take_exactly(line, input),
@@ -117,54 +132,60 @@ fn command(words: &[&[u8]]) -> Vec<u8> {
 }
 
 #[inline]
-fn take_exactly(expected: &[u8], input: &mut BytesMut) -> Result<bool, Mismatch> {
+fn take_exactly(expected: &[u8], input: &mut BytesMut) -> Result<Reply, Mismatch> {
     let len = expected.len().min(input.len());
     if input[..len] != expected[..len] {
         return Err(Mismatch("wrong reply"));
     }
     let whole = len == expected.len();
-    if whole {
-        input.advance(len);
+    if !whole {
+        return Ok(Reply::Partial);
     }
-    Ok(whole)
+    input.advance(len);
+    Ok(Reply::Whole)
 }
 
 fn take_response(
     len: &mut Option<u64>,
     progress: &mut Progress,
     input: &mut BytesMut,
-) -> Result<bool, Mismatch> {
-    if progress.is_none() {
+) -> Result<Reply, Mismatch> {
+    if progress.left.is_none() {
         let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
         let mut response = httparse::Response::new(&mut headers);
         let head = match response.parse(input) {
             Ok(httparse::Status::Complete(head)) => head,
-            Ok(httparse::Status::Partial) if input.len() < HEAD_MAX => return Ok(false),
+            Ok(httparse::Status::Partial) if input.len() < HEAD_MAX => return Ok(Reply::Partial),
             _ => return Err(Mismatch("malformed response")),
         };
         if response.code != Some(200) {
             return Err(Mismatch("wrong status"));
         }
-        let body = response
-            .headers
-            .iter()
-            .find(|header| header.name.eq_ignore_ascii_case("content-length"))
-            .and_then(|header| std::str::from_utf8(header.value).ok()?.trim().parse().ok())
-            .ok_or(Mismatch("response without a length"))?;
+        let value = |name: &str| {
+            let header = response.headers.iter().find(|it| it.name.eq_ignore_ascii_case(name))?;
+            std::str::from_utf8(header.value).ok()
+        };
+        let body = value("content-length").and_then(|len| len.trim().parse().ok());
+        let body = body.ok_or(Mismatch("response without a length"))?;
+        progress.last = value("connection").is_some_and(|it| it.eq_ignore_ascii_case("close"));
         if *len.get_or_insert(body) != body {
             return Err(Mismatch("wrong length"));
         }
         input.advance(head);
-        *progress = Some(body);
+        progress.left = Some(body);
     }
     Ok(skip(progress, input))
 }
 
 /// Takes a reply of RESP2 that is no array.
-fn take_resp(progress: &mut Progress, input: &mut BytesMut) -> Result<bool, Mismatch> {
-    if progress.is_none() {
+fn take_resp(progress: &mut Progress, input: &mut BytesMut) -> Result<Reply, Mismatch> {
+    if progress.left.is_none() {
         let Some(end) = input.windows(2).position(|pair| pair == b"\r\n") else {
-            return if input.len() < HEAD_MAX { Ok(false) } else { Err(Mismatch("wrong reply")) };
+            return if input.len() < HEAD_MAX {
+                Ok(Reply::Partial)
+            } else {
+                Err(Mismatch("wrong reply"))
+            };
         };
         let body = match input[0] {
             b'+' | b':' => 0,
@@ -180,18 +201,22 @@ fn take_resp(progress: &mut Progress, input: &mut BytesMut) -> Result<bool, Mism
             _ => return Err(Mismatch("wrong reply")),
         };
         input.advance(end + 2);
-        *progress = Some(body);
+        progress.left = Some(body);
     }
     Ok(skip(progress, input))
 }
 
-/// Takes what has come of a body; returns whether that is all of it.
-fn skip(progress: &mut Progress, input: &mut BytesMut) -> bool {
-    let left = progress.unwrap_or(0);
+/// Takes what has come of a body.
+fn skip(progress: &mut Progress, input: &mut BytesMut) -> Reply {
+    let left = progress.left.unwrap_or(0);
     let here = left.min(input.len() as u64);
     input.advance(here as usize);
-    *progress = (here < left).then_some(left - here);
-    progress.is_none()
+    if here < left {
+        progress.left = Some(left - here);
+        return Reply::Partial;
+    }
+    progress.left = None;
+    if std::mem::take(&mut progress.last) { Reply::Last } else { Reply::Whole }
 }
 
 #[cfg(test)]
@@ -200,11 +225,15 @@ mod tests {
 
     /// Gives `stream` byte by byte, and counts the replies.
     fn replies(protocol: &mut Protocol, stream: &[u8]) -> Result<usize, Mismatch> {
-        let (mut input, mut progress, mut count) = (BytesMut::new(), None, 0);
+        let (mut input, mut progress, mut count) = (BytesMut::new(), Progress::default(), 0);
         for byte in stream {
             input.extend_from_slice(&[*byte]);
-            while !input.is_empty() && protocol.take_reply(count, &mut progress, &mut input)? {
-                count += 1;
+            while !input.is_empty() {
+                match protocol.take_reply(count, &mut progress, &mut input)? {
+                    Reply::Partial => break,
+                    Reply::Whole => count += 1,
+                    Reply::Last => count += 100,
+                }
             }
         }
         Ok(count)
@@ -224,6 +253,8 @@ mod tests {
         assert_eq!(http.request(7), b"GET / HTTP/1.1\r\nHost: 127.0.0.1:80\r\n\r\n");
         let two = b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc".repeat(2);
         assert_eq!(replies(&mut http, &two), Ok(2));
+        let last = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 3\r\n\r\nabc";
+        assert_eq!(replies(&mut http, last), Ok(100));
         for (response, why) in [
             (&b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nabcd"[..], "wrong length"),
             (b"HTTP/1.1 404 Not Found\r\nContent-Length: 3\r\n\r\nabc", "wrong status"),

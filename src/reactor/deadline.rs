@@ -443,7 +443,7 @@ mod tests {
         sim.serve(UPSTREAM, Config::default(), Echo);
         let front = sim.serve("10.0.0.1:7", Config::default(), Front::default());
         let peer = sim.connect(&front);
-        let mut exchange = |count: usize, sim: &mut Sim| {
+        let exchange = |count: usize, sim: &mut Sim| {
             for _ in 0..count {
                 peer.send(b"message");
                 sim.advance(Duration::from_millis(1));
