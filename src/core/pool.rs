@@ -7,6 +7,7 @@
 //! than [`PoolConfig::size`] at the server either.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use slab::Slab;
@@ -14,6 +15,7 @@ use slab::Slab;
 use crate::close::{CloseReason, Timeout};
 use crate::config::{PoolConfig, PoolOrder};
 use crate::core::dial::Fault;
+use crate::core::stats::Counters;
 use crate::id::{ConnId, WaitId};
 use crate::time::{Instant, nanos, share_of};
 
@@ -235,6 +237,8 @@ pub(crate) struct Pool {
     drains: bool,
     closed: bool,
     stats: PoolStats,
+    /// The sums over all pools.
+    counters: Arc<Counters>,
 }
 
 /// The settings, in nanoseconds.
@@ -290,7 +294,7 @@ impl Rules {
 
 /// Waiting.
 impl Pool {
-    pub(crate) fn new(config: &PoolConfig) -> Self {
+    pub(crate) fn new(config: &PoolConfig, counters: Arc<Counters>) -> Self {
         Self {
             rules: Rules::new(config),
             members: Slab::new(),
@@ -315,6 +319,7 @@ impl Pool {
             drains: false,
             closed: false,
             stats: PoolStats::default(),
+            counters,
         }
     }
 
@@ -335,6 +340,7 @@ impl Pool {
     /// Something that asked was refused, as too many wait.
     pub(crate) fn note_refused(&mut self) {
         self.stats.refused += 1;
+        self.counters.pool_failures.add(1);
     }
 
     /// How many connections there are.
@@ -376,6 +382,7 @@ impl Pool {
         self.waiters_due = self.waiters_due.min(waiter.until);
         self.replays.push_back(waiter);
         self.stats.replayed += 1;
+        self.counters.pool_waiting.add(1);
     }
 
     /// Lets `waiter` wait behind all others. Its id is greater than theirs.
@@ -384,6 +391,7 @@ impl Pool {
         self.waiters_due = self.waiters_due.min(waiter.until);
         self.waiters.push_back(waiter);
         self.stats.asked += 1;
+        self.counters.pool_waiting.add(1);
     }
 
     /// Takes out what waits under `id`, if it still does.
@@ -391,6 +399,7 @@ impl Pool {
         for list in [&mut self.waiters, &mut self.replays] {
             if let Ok(at) = list.binary_search_by_key(&id.serial, |waiter| waiter.id.serial) {
                 self.stats.cancelled += 1;
+                self.counters.pool_waiting.sub(1);
                 return list.remove(at);
             }
         }
@@ -432,6 +441,7 @@ impl Pool {
         if self.fails {
             if let Some(waiter) = self.replays.pop_front().or_else(|| self.waiters.pop_front()) {
                 self.stats.failed += 1;
+                count_failure(&self.counters);
                 return Some(Work::Fail(waiter));
             }
             self.fails = false;
@@ -474,6 +484,7 @@ impl Pool {
         for list in [&mut self.replays, &mut self.waiters] {
             if let Some(at) = list.iter().position(|waiter| waiter.until <= now) {
                 self.stats.timed_out += 1;
+                count_failure(&self.counters);
                 return list.remove(at);
             }
         }
@@ -607,6 +618,7 @@ impl Pool {
     /// A connection is dialled.
     pub(crate) fn add(&mut self, conn: ConnId, now: Instant) -> Place {
         self.stats.dialled += 1;
+        self.counters.pool_connections.add(1);
         self.lacks = false;
         self.coming += 1;
         let member = Member {
@@ -737,6 +749,8 @@ impl Pool {
         member.reported = false;
         self.stats.leases += 1;
         self.stats.reused += u64::from(member.leases > 1);
+        self.counters.pool_leases.add(1);
+        self.counters.pool_waiting.sub(1);
         Some(waiter)
     }
 
@@ -841,6 +855,7 @@ impl Pool {
 
     fn note_failed_dial(&mut self, fault: Fault, begun_at: Instant, now: Instant, random: u64) {
         self.stats.dials_failed += 1;
+        self.counters.pool_dials_failed.add(1);
         if fault == Fault::Ours {
             return self.note_shortage(now);
         }
@@ -863,6 +878,7 @@ impl Pool {
         debug_assert_eq!(self.members[place as usize].phase, Phase::Ending);
         self.members.remove(place as usize);
         self.ending -= 1;
+        self.counters.pool_connections.sub(1);
     }
 
     /// The first that is leased to `owner`.
@@ -889,7 +905,10 @@ impl Pool {
             Phase::Idle if self.idle.back() == Some(&place) => _ = self.idle.pop_back(),
             Phase::Idle if self.idle.front() == Some(&place) => _ = self.idle.pop_front(),
             Phase::Idle => self.idle.retain(|idle| *idle != place),
-            Phase::Leased(_) => self.leased -= 1,
+            Phase::Leased(_) => {
+                self.leased -= 1;
+                self.counters.pool_leased.sub(1);
+            }
             Phase::Ending => self.ending -= 1,
             _ => {}
         }
@@ -908,11 +927,20 @@ impl Pool {
                 };
                 self.idle.insert(at, place);
             }
-            Phase::Leased(_) => self.leased += 1,
+            Phase::Leased(_) => {
+                self.leased += 1;
+                self.counters.pool_leased.add(1);
+            }
             Phase::Ending => self.ending += 1,
             _ => {}
         }
     }
+}
+
+/// One that waited is answered with an error.
+fn count_failure(counters: &Counters) {
+    counters.pool_waiting.sub(1);
+    counters.pool_failures.add(1);
 }
 
 /// Whether an end with this reason is the doing of the peer, or of the network between.
@@ -1056,7 +1084,7 @@ mod tests {
     impl Model {
         fn new(config: &PoolConfig) -> Self {
             Self {
-                pool: Pool::new(config),
+                pool: Pool::new(config, Arc::default()),
                 now: secs(1),
                 conns: 0,
                 asked: 0,
@@ -1278,7 +1306,7 @@ mod tests {
     #[test]
     fn the_pause_after_a_failed_dial_doubles_to_its_greatest() {
         let config = PoolConfig { idle_min: 1, ..PoolConfig::default() };
-        let mut pool = Pool::new(&config);
+        let mut pool = Pool::new(&config, Arc::default());
         let mut now = secs(1);
         let mut pauses = Vec::new();
         for number in 0..9 {
@@ -1296,7 +1324,7 @@ mod tests {
 
     #[test]
     fn after_an_outage_dials_double() {
-        let mut pool = Pool::new(&PoolConfig::default());
+        let mut pool = Pool::new(&PoolConfig::default(), Arc::default());
         for serial in 1..100 {
             pool.wait(waiter(serial, 1, secs(60)));
         }
@@ -1335,7 +1363,7 @@ mod tests {
     fn a_connection_that_is_dialled_is_not_ready() {
         let config =
             PoolConfig { handshake: Some(Duration::from_secs(1)), ..PoolConfig::default() };
-        let mut pool = Pool::new(&config);
+        let mut pool = Pool::new(&config, Arc::default());
         let now = secs(1);
         pool.wait(waiter(1, 1, secs(9)));
         assert_eq!(pool.next(now), Some(Work::Dial));

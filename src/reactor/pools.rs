@@ -39,7 +39,6 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             loop {
                 if !budget.allows(|| self.backend.now()) {
                     self.shared.pools.wake(pool);
-                    self.shared.count_pools();
                     return self.end_step(&budget);
                 }
                 let now = self.shared.now;
@@ -49,7 +48,6 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             self.say_health(pool);
             self.shared.arm_pool(pool);
         }
-        self.shared.count_pools();
         self.end_step(&budget);
     }
 
@@ -379,7 +377,6 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
                 self.do_work(handler, pool, work);
             }
         }
-        self.shared.count_pools();
     }
 
     /// A shutdown has begun: pools serve what waits, and nothing for later.

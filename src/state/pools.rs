@@ -1,6 +1,7 @@
 //! The pools, as callbacks see them: what asks, waits, leases and gives back.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -205,7 +206,7 @@ impl LoopState {
         let socket = config.socket.as_ref().unwrap_or(&self.dial_options);
         let pool = PoolId(self.pools.list.len() as u32);
         self.pools.list.push(PoolState {
-            policy: Pool::new(config),
+            policy: Pool::new(config, Arc::clone(&self.counters)),
             target,
             durations: Durations::new(&timeouts),
             socket: socket.beside(&timeouts),
@@ -476,37 +477,6 @@ impl LoopState {
         self.pools.wake_group(pool);
     }
 
-    /// Counts what the pools have done. To be called after each step that served some.
-    pub(crate) fn count_pools(&self) {
-        let mut sums = [0; 6];
-        for state in &self.pools.list {
-            let stats = state.policy.stats();
-            let numbers = [
-                stats.open as u64,
-                stats.leased as u64,
-                stats.waiting as u64,
-                stats.leases,
-                stats.refused + stats.timed_out + stats.failed,
-                stats.dials_failed,
-            ];
-            for (sum, number) in sums.iter_mut().zip(numbers) {
-                *sum += number;
-            }
-        }
-        let counters = &self.counters;
-        let counted = [
-            &counters.pool_connections,
-            &counters.pool_leased,
-            &counters.pool_waiting,
-            &counters.pool_leases,
-            &counters.pool_failures,
-            &counters.pool_dials_failed,
-        ];
-        for (counter, sum) in counted.into_iter().zip(sums) {
-            counter.set(sum);
-        }
-    }
-
     /// What was idle in its pool, or is to be, can be used for exchanges, or not.
     pub(crate) fn set_pooled_idle(&mut self, id: ConnId, idle: bool) {
         self.table.at(id.index()).flags.set(Flags::DIVERTED, idle);
@@ -553,11 +523,38 @@ impl LoopState {
             .ids()
             .filter(|id| self.table.get(*id).is_some_and(|it| it.pooled().is_some()));
         let pooled = pooled.count();
+        self.audit_counts()?;
         if pooled != members {
             return Err(format!("{pooled} connections are pools', which know {members}"));
         }
         if holds != self.pools.holds {
             return Err(format!("holds are {holds:?}, and {:?} are known", self.pools.holds));
+        }
+        Ok(())
+    }
+
+    /// What is counted of the pools is the sum over them.
+    fn audit_counts(&self) -> Result<(), String> {
+        let sum = |number: fn(&PoolStats) -> u64| -> u64 {
+            self.pools.list.iter().map(|state| number(&state.policy.stats())).sum()
+        };
+        let counters = &self.counters;
+        let counts = [
+            ("connections", &counters.pool_connections, sum(|stats| stats.open as u64)),
+            ("leased", &counters.pool_leased, sum(|stats| stats.leased as u64)),
+            ("waiting", &counters.pool_waiting, sum(|stats| stats.waiting as u64)),
+            ("leases", &counters.pool_leases, sum(|stats| stats.leases)),
+            (
+                "failures",
+                &counters.pool_failures,
+                sum(|stats| stats.refused + stats.timed_out + stats.failed),
+            ),
+            ("failed dials", &counters.pool_dials_failed, sum(|stats| stats.dials_failed)),
+        ];
+        for (name, counted, there) in counts {
+            if counted.get() != there {
+                return Err(format!("{} {name} of pools are counted, not {there}", counted.get()));
+            }
         }
         Ok(())
     }
