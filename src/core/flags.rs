@@ -163,6 +163,9 @@ flags! {
         CHECK = 10;
         /// The reactor passes on what it reads to another connection.
         RELAYED = 11;
+        /// The connection was given back to its pool in a callback of its own, and is judged when that
+        /// is settled.
+        RETURNED = 12;
     }
 }
 
@@ -201,6 +204,10 @@ impl Flags {
         .and(Self::REARM)
         .and(Self::OWED)
         .and(Self::QUEUED);
+
+    /// Settling does more for the connection than to choose its deadlines: it is busy, or was given back
+    /// to its pool.
+    pub(crate) const UNSETTLED: Self = Self::BUSY.and(Self::DIVERTED);
 
     /// A callback is due that needs neither new bytes nor room.
     pub(crate) const CALLBACK_DUE: Self = Self::DRAINED.and(Self::DATA_DUE);

@@ -251,6 +251,8 @@ struct Rules {
     lifo: bool,
     idle: u64,
     lifetime: u64,
+    /// The least time between two replacements.
+    spacing: u64,
     leases_max: u64,
     handshakes: bool,
     handshake: u64,
@@ -276,6 +278,7 @@ impl Rules {
             lifo: config.order == PoolOrder::Lifo,
             idle: off(config.idle),
             lifetime: off(config.lifetime),
+            spacing: off(config.lifetime) / config.size as u64,
             leases_max: config.leases_max.unwrap_or(u64::MAX),
             handshakes: config.handshake.is_some(),
             handshake: off(config.handshake),
@@ -431,20 +434,10 @@ impl Pool {
                 return Some(Work::Judge(place, member.conn));
             }
         }
-        if self.held
-            && self.rules.fail_fast
-            && self.members.len() == self.ending
-            && self.has_waiters()
+        if (self.held || self.fails)
+            && let Some(waiter) = self.take_failed()
         {
-            self.fails = true;
-        }
-        if self.fails {
-            if let Some(waiter) = self.replays.pop_front().or_else(|| self.waiters.pop_front()) {
-                self.stats.failed += 1;
-                count_failure(&self.counters);
-                return Some(Work::Fail(waiter));
-            }
-            self.fails = false;
+            return Some(Work::Fail(waiter));
         }
         if now >= self.members_due
             && let Some(work) = self.take_due(now)
@@ -480,6 +473,22 @@ impl Pool {
         self.waiters_due.min(self.members_due).min(dials)
     }
 
+    #[cold]
+    fn take_failed(&mut self) -> Option<Waiter> {
+        let is_gone = self.held && self.rules.fail_fast && self.members.len() == self.ending;
+        if !self.fails && !is_gone {
+            return None;
+        }
+        let waiter = self.replays.pop_front().or_else(|| self.waiters.pop_front());
+        self.fails = waiter.is_some();
+        if waiter.is_some() {
+            self.stats.failed += 1;
+            count_failure(&self.counters);
+        }
+        waiter
+    }
+
+    #[cold]
     fn take_expired(&mut self, now: Instant) -> Option<Waiter> {
         for list in [&mut self.replays, &mut self.waiters] {
             if let Some(at) = list.iter().position(|waiter| waiter.until <= now) {
@@ -581,8 +590,7 @@ impl Pool {
         if member.leases == 0 && self.has_waiters() {
             return Instant::FAR_FUTURE;
         }
-        let spacing = self.rules.lifetime / self.rules.size as u64;
-        let spaced = self.replaced_at.map_or(Instant::EPOCH, |at| at.after(spacing));
+        let spaced = self.replaced_at.map_or(Instant::EPOCH, |at| at.after(self.rules.spacing));
         member.expires.max(spaced)
     }
 
@@ -601,6 +609,10 @@ impl Pool {
 
     /// Whether another connection is wanted, whenever it may be dialled.
     fn wants_dial(&self, now: Instant) -> bool {
+        // Mostly nothing waits, and enough are idle.
+        if !self.has_waiters() && self.idle.len() >= self.rules.idle_min {
+            return false;
+        }
         let needed = (self.waiters.len() + self.replays.len()).saturating_sub(self.coming);
         // What is sent again wants a new one.
         let idle = self.idle.is_empty() || (!self.replays.is_empty() && self.fresh(now).is_none());
@@ -768,13 +780,18 @@ impl Pool {
         self.members[place as usize].phase
     }
 
-    /// A lease is given back, and is to be judged in this turn or the next.
+    /// A lease is given back: [`Pool::next`] says that it is to be judged.
     pub(crate) fn give_back(&mut self, place: Place, now: Instant) {
+        self.hand_over(place, now);
+        self.returned.push_back(place);
+    }
+
+    /// A lease is given back, and is judged by whoever says so.
+    pub(crate) fn hand_over(&mut self, place: Place, now: Instant) {
         let member = &mut self.members[place as usize];
         member.served = matches!(member.phase, Phase::Leased(_));
         member.proven |= member.served;
         self.enter(place, Phase::Returned, now, u64::MAX);
-        self.returned.push_back(place);
     }
 
     /// A lease is given back in the middle of an exchange, which its handler brings to an end.

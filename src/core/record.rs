@@ -523,7 +523,10 @@ impl Record {
     #[inline]
     pub(crate) fn is_settled(&self) -> bool {
         const ASKED: Flags = Flags::TO_ACT_ON.and(Flags::REARM);
-        self.deadline_inputs() == self.clocks.inputs() && !self.flags.has(ASKED) && !self.has_work()
+        self.deadline_inputs() == self.clocks.inputs()
+            && !self.flags.has(ASKED)
+            && !self.cold_flags.has(ColdFlags::RETURNED)
+            && !self.has_work()
     }
 
     /// [`State::Connected`] → [`State::Idle`], if it is quiet and no request is active, and it need

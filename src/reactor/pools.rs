@@ -13,7 +13,7 @@ use crate::core::budget::Step;
 use crate::core::dial::{Fault, fault_of};
 use crate::core::flags::{ColdFlags, Flags};
 use crate::core::health::{Witness, fell_silent};
-use crate::core::pool::{Place, Waiter, Work};
+use crate::core::pool::{Phase, Place, Waiter, Work};
 use crate::error::{AcquireError, AcquireFailure};
 use crate::handler::Handler;
 use crate::id::{ConnId, PoolId};
@@ -45,7 +45,9 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
                 let Some(work) = self.shared.pools.get(pool).policy.next(now) else { break };
                 self.do_work(handler, pool, work);
             }
-            self.say_health(pool);
+            if self.shared.pools.get(pool).has_news(self.shared.now) {
+                self.say_health(pool);
+            }
             self.shared.arm_pool(pool);
         }
         self.end_step(&budget);
@@ -53,6 +55,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
 
     /// Logs that the server of a pool is down, or is back, when it is time to: what is logged last is
     /// so.
+    #[cold]
     fn say_health(&mut self, pool: PoolId) {
         let now = self.shared.now;
         let state = self.shared.pools.get(pool);
@@ -86,7 +89,11 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
                 };
                 self.refuse(handler, waiter, failure);
             }
-            Work::Judge(place, id) => self.judge(handler, pool, place, id),
+            Work::Judge(place, id) => {
+                if let Some(reason) = self.judge(pool, place, id) {
+                    self.end_pooled(handler, id, reason);
+                }
+            }
             Work::Offer(place, id) => {
                 let requested = self.shared.table.at(id.index()).requested();
                 match requested.or_else(|| self.check_before_lease(id)) {
@@ -122,24 +129,32 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             conn.begin_request();
             conn.write_bytes(replay.request.clone());
         }
-        self.answer(handler, waiter, Ok(id));
+        self.answer(handler, waiter, || Ok(id));
     }
 
+    #[cold]
     fn refuse(&mut self, handler: &mut H, waiter: Waiter, failure: AcquireFailure) {
         self.shared.pools.unhold(waiter.owner);
         let error = self.shared.acquire_error(waiter.id.pool(), failure);
-        self.answer(handler, waiter, Err(error));
+        self.answer(handler, waiter, || Err(error));
     }
 
-    fn answer(&mut self, handler: &mut H, waiter: Waiter, lease: Result<ConnId, AcquireError>) {
+    /// Calls the handler back. It makes the answer in its place, as one that may be an error is large.
+    #[inline(always)]
+    fn answer(
+        &mut self,
+        handler: &mut H,
+        waiter: Waiter,
+        lease: impl FnOnce() -> Result<ConnId, AcquireError>,
+    ) {
         match waiter.owner {
             Some(owner) => {
                 match waiter.replay {
                     Some(replay) => self.call(owner, "on_lease_replaced", |conn, session| {
-                        handler.on_lease_replaced(conn, session, replay.lost, lease);
+                        handler.on_lease_replaced(conn, session, replay.lost, lease());
                     }),
                     None => self.call(owner, "on_acquired", |conn, session| {
-                        handler.on_acquired(conn, session, waiter.id, lease);
+                        handler.on_acquired(conn, session, waiter.id, lease());
                     }),
                 }
                 if !self.is_settled(owner) {
@@ -148,7 +163,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             }
             None => {
                 self.call_loop("on_loop_acquired", |cx| {
-                    handler.on_loop_acquired(cx, waiter.id, lease);
+                    handler.on_loop_acquired(cx, waiter.id, lease());
                 });
             }
         }
@@ -161,15 +176,39 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         record.is_settled() && record.requests < requests_max
     }
 
-    /// Keeps what was given back or has become ready, if it is at the end of an exchange.
-    fn judge(&mut self, handler: &mut H, pool: PoolId, place: Place, id: ConnId) {
+    /// [`Reactor::judge`] for a connection that was given back in a callback of its own, now that this
+    /// is settled.
+    pub(super) fn judge_settled(&mut self, handler: &mut H, id: ConnId) {
+        let record = self.shared.table.at(id.index());
+        record.cold_flags.remove(ColdFlags::RETURNED);
+        let Some((pool, place)) = record.pooled() else { return };
+        // It may have ended meanwhile.
+        if self.shared.pools.get(pool).policy.phase(place) != Phase::Returned {
+            return;
+        }
+        match self.judge(pool, place, id) {
+            Some(reason) => self.end_judged(handler, id, reason),
+            None => self.shared.note_rested(pool),
+        }
+    }
+
+    #[cold]
+    fn end_judged(&mut self, handler: &mut H, id: ConnId, reason: CloseReason) {
+        self.begin_closing(handler, id, reason);
+        self.settle(handler, id);
+    }
+
+    /// Keeps what was given back or has become ready, if it is at the end of an exchange; or says why it
+    /// is to be closed.
+    fn judge(&mut self, pool: PoolId, place: Place, id: ConnId) -> Option<CloseReason> {
         let record = self.shared.table.at(id.index());
         let whole = record.deadline_inputs().at_rest()
             && !record.flags.has(Flags::NOT_REUSABLE)
             && self.slots[id.index()].input.is_empty();
         if let Some(reason) = record.requested() {
             // Its end is about to begin.
-            return self.leave_pool(id, reason);
+            self.leave_pool(id, reason);
+            return None;
         }
         let reason = if !whole && !planted(Bug::UncleanKept) {
             Some(CloseReason::PoolUnclean)
@@ -189,16 +228,14 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         {
             self.shared.note_endpoint_success(endpoint, Witness::Reactor);
         }
-        match reason {
-            Some(reason) => self.end_pooled(handler, id, reason),
-            None => {
-                self.shared.take_back(pool, id);
-                self.shared.set_pooled_idle(id, true);
-                if !self.is_settled(id) {
-                    self.shared.mark_dirty(id);
-                }
+        if reason.is_none() {
+            self.shared.take_back(pool, id);
+            self.shared.set_pooled_idle(id, true);
+            if !self.is_settled(id) {
+                self.shared.mark_dirty(id);
             }
         }
+        reason
     }
 
     /// Why the socket of a connection between two exchanges cannot be used any more, if it cannot:

@@ -8,6 +8,7 @@
 //! 2. A connection with no active request goes idle.
 //! 3. Deadlines begin to run or cease to, as state and flags call for.
 //! 4. What is left to do, and no event will announce, is queued for the next turn.
+//! 5. What was given back to its pool in its own callback is judged.
 //!
 //! Most messages leave nothing to do but the third step for a single deadline. For those there is a
 //! short way, [`Reactor::arm_sole_deadline`]; a test compares it with the long one for all inputs.
@@ -78,7 +79,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         // The usual end of a message: idle as before it, and nothing to do.
         let record = self.shared.table.at(id.index());
         let inputs = record.deadline_inputs();
-        if !record.is_quiet() {
+        if record.flags.has(Flags::UNSETTLED) {
             self.settle(handler, id);
         } else if inputs != record.clocks.inputs() && !self.arm_sole_deadline(id, inputs) {
             self.arm_and_queue(handler, id);
@@ -207,6 +208,9 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         self.account(id);
         if rearm || !began.is_empty() {
             self.arm_deadlines(id, began, rearm);
+        }
+        if self.shared.table.at(id.index()).cold_flags.has(ColdFlags::RETURNED) {
+            self.judge_settled(handler, id);
         }
     }
 

@@ -2,7 +2,6 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -20,7 +19,11 @@ use crate::error::{AcquireError, AcquireFailure, ConfigError};
 use crate::id::{AlarmId, ConnId, EndpointId, PoolGroupId, PoolId, WaitId};
 use crate::log::LogLimiter;
 use crate::planted::{Bug, planted};
-use crate::time::Instant;
+use crate::time::{Instant, nanos};
+
+/// What a lease may leave behind in the marks of its connection.
+const LEFT_BEHIND: Flags =
+    Flags::PAUSED.and(Flags::HAS_TIMER).and(Flags::DATA_DUE).and(Flags::DRAINED);
 
 /// The longest request that is kept to be sent again.
 const REPLAY_MAX: usize = 64 * 1024;
@@ -36,7 +39,8 @@ pub(crate) struct PoolState {
     group: Option<PoolGroupId>,
     /// What it dials only while it is available, and what its dials say something of.
     pub(crate) endpoint: Option<EndpointId>,
-    acquire: Duration,
+    /// How long what asks waits, in nanoseconds.
+    acquire: u64,
     /// Whether its server was down when it was last served.
     pub(crate) was_down: bool,
     /// When a change of that is logged.
@@ -48,9 +52,20 @@ pub(crate) struct PoolState {
 }
 
 impl PoolState {
+    /// Whether something of its server is to be logged: that it went down or came back.
+    pub(crate) fn has_news(&self, now: Instant) -> bool {
+        self.policy.is_down() != self.was_down || self.log.due() <= now
+    }
+
     /// When something is to be done for it next.
     fn due(&self, now: Instant) -> Instant {
         self.policy.due(now).min(self.log.due())
+    }
+
+    /// Whether its alarm comes by the time at which it has something to do.
+    fn is_armed(&self, now: Instant) -> bool {
+        let due = self.due(now);
+        due == Instant::FAR_FUTURE || self.alarm.is_some_and(|(_, at)| at <= due)
     }
 }
 
@@ -212,7 +227,7 @@ impl LoopState {
             socket: socket.beside(&timeouts),
             group: config.group,
             endpoint: config.endpoint,
-            acquire: config.acquire,
+            acquire: nanos(config.acquire),
             was_down: false,
             log: LogLimiter::default(),
             queued: false,
@@ -241,6 +256,7 @@ impl LoopState {
     }
 
     /// What an answer says that is no lease.
+    #[cold]
     pub(crate) fn acquire_error(&self, pool: PoolId, failure: AcquireFailure) -> AcquireError {
         let stats = self.pool_stats(pool);
         let state = &self.pools.list[pool.0 as usize];
@@ -278,7 +294,7 @@ impl LoopState {
             state.policy.note_refused();
             AcquireFailure::TooManyWaiters
         } else {
-            let until = self.now + options.timeout.unwrap_or(state.acquire);
+            let until = self.now.after(options.timeout.map_or(state.acquire, nanos));
             if let Some(endpoint) = state.endpoint {
                 self.want_endpoint(endpoint, until);
             }
@@ -325,33 +341,59 @@ impl LoopState {
     pub(crate) fn give_back(&mut self, by: Option<ConnId>, lease: ConnId, is_unclean: bool) {
         let Some((pool, place)) = self.lease(by, lease) else { return };
         let now = self.now;
+        let is_in_hand = self.in_hand == Some(lease);
+        self.end_lease(lease);
         let policy = &mut self.pools.get(pool).policy;
+        if is_in_hand && !is_unclean {
+            // What follows from the callback is settled, and then it is judged.
+            policy.hand_over(place, now);
+            let record = self.table.at(lease.index());
+            record.flags.insert(Flags::DIVERTED);
+            return record.cold_flags.insert(ColdFlags::RETURNED);
+        }
         if is_unclean {
             policy.clean(place, now);
         } else {
             policy.give_back(place, now);
             self.set_pooled_idle(lease, true);
         }
-        self.end_lease(lease);
         self.take_back(pool, lease);
-        // The callback of a connection is followed by what it has changed there.
-        if self.in_hand != Some(lease) {
+        if !is_in_hand {
             self.mark_dirty(lease);
         }
         self.pools.wake(pool);
     }
 
+    /// A connection is idle in its pool from now on. The pool is served if anything follows from that.
+    pub(crate) fn note_rested(&mut self, pool: PoolId) {
+        let now = self.now;
+        let state = self.pools.get(pool);
+        if state.policy.has_waiters() || state.has_news(now) || !state.is_armed(now) {
+            self.pools.wake(pool);
+        }
+    }
+
     /// Takes back what a lease may leave behind and the next one must not find: a pause, a timer,
     /// what it feeds or is fed by, and timeouts of its own. What cannot be taken back is found when
     /// the connection is judged.
+    #[inline]
     pub(crate) fn take_back(&mut self, pool: PoolId, id: ConnId) {
+        let record = self.table.at(id.index());
+        record.flags.remove(LEFT_BEHIND);
+        if record.feeds() || record.cold_flags.has(ColdFlags::RETIMED) {
+            self.take_back_rest(pool, id);
+        }
+    }
+
+    #[cold]
+    fn take_back_rest(&mut self, pool: PoolId, id: ConnId) {
         if self.table.at(id.index()).feeds() {
             self.end_feeding(id);
         }
         let durations = &self.pools.get(pool).durations;
         let record = self.table.at(id.index());
-        let flags = &mut record.flags;
-        flags.remove(Flags::PAUSED.and(Flags::HAS_TIMER).and(Flags::DATA_DUE).and(Flags::DRAINED));
+        // What it fed or was fed by may have held it.
+        record.flags.remove(LEFT_BEHIND);
         if record.cold_flags.take(ColdFlags::RETIMED) {
             record.flags.insert(Flags::REARM);
             record.cold_mut().durations = Some(Box::new(durations.clone()));
@@ -406,7 +448,7 @@ impl LoopState {
         }
         self.end_lease(id);
         let state = self.pools.get(pool);
-        let until = self.now + state.acquire;
+        let until = self.now.after(state.acquire);
         let wait = self.pools.next_wait(pool);
         let replay = Some(Box::new(Replay { lost: id, request: replay.request }));
         let waiter = Waiter { id: wait, owner, until, replay };
@@ -459,8 +501,10 @@ impl LoopState {
     pub(crate) fn arm_pool(&mut self, pool: PoolId) {
         let now = self.now;
         let state = self.pools.get(pool);
-        let (before, due) = (state.alarm, state.due(now));
-        self.pools.get(pool).alarm = self.set_alarm_by(before, due, Purpose::ServePool(pool));
+        if !state.is_armed(now) {
+            let (before, due) = (state.alarm, state.due(now));
+            self.pools.get(pool).alarm = self.set_alarm_by(before, due, Purpose::ServePool(pool));
+        }
     }
 
     /// The alarm of a pool has come.
@@ -493,9 +537,8 @@ impl LoopState {
         for pool in self.pools.ids() {
             let state = &self.pools.list[pool.0 as usize];
             state.policy.audit().map_err(|error| format!("{pool:?}: {error}"))?;
-            let due = state.due(self.now);
-            let comes = state.alarm.is_some_and(|(_, at)| at <= due);
-            if !state.queued && !comes && due < Instant::FAR_FUTURE {
+            if !state.queued && !state.is_armed(self.now) {
+                let due = state.due(self.now);
                 return Err(format!("nothing serves {pool:?} at {due:?}"));
             }
             let leases = state.policy.members().map(|(place, id, phase)| {
@@ -503,6 +546,12 @@ impl LoopState {
                 let known = record.is_some_and(|it| it.pooled() == Some((pool, place)));
                 let idle = record.is_some_and(|it| it.flags.has(Flags::DIVERTED));
                 let marked = matches!(phase, Phase::Idle | Phase::Returned);
+                let judged = record.is_some_and(|record| {
+                    record.cold_flags.has(ColdFlags::RETURNED) && record.flags.has(Flags::DIRTY)
+                });
+                if phase == Phase::Returned && !judged && !state.queued {
+                    return Err(format!("nothing judges {id}: {record:?}"));
+                }
                 if !known || idle != marked {
                     return Err(format!("{pool:?} has {id} as {phase:?}: {record:?}"));
                 }
