@@ -196,14 +196,16 @@ impl Flags {
     pub(crate) const TO_ACT_ON: Self =
         Self::ACTION_DUE.and(Self::EOF).and(Self::SHUTDOWN_WRITE).and(Self::RETIRING);
 
-    /// The connection is not quiet: something is asked of it, queued, owed, or left to do.
-    pub(crate) const BUSY: Self = Self::TO_ACT_ON
+    /// Something is asked of the connection, or may be left to do.
+    pub(crate) const UNDONE: Self = Self::TO_ACT_ON
         .and(Self::READ_READY)
         .and(Self::DRAINED)
         .and(Self::DATA_DUE)
         .and(Self::REARM)
-        .and(Self::OWED)
         .and(Self::QUEUED);
+
+    /// The connection is not quiet: something is asked of it, queued, owed, or left to do.
+    pub(crate) const BUSY: Self = Self::UNDONE.and(Self::OWED);
 
     /// Settling does more for the connection than to choose its deadlines: it is busy, or was given back
     /// to its pool.

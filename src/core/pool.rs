@@ -151,6 +151,14 @@ impl Member {
     fn is_new(&self, now: Instant) -> bool {
         self.leases == 0 && now.nanos_since(self.stood_at) < NEW_FOR
     }
+
+    /// It begins a phase that is over by itself at `until`. Returns the one before.
+    #[inline]
+    const fn begin(&mut self, phase: Phase, now: Instant, until: Instant) -> Phase {
+        self.since = now;
+        self.until = until;
+        std::mem::replace(&mut self.phase, phase)
+    }
 }
 
 /// What waits for a connection.
@@ -427,7 +435,27 @@ impl Pool {
 /// What to do.
 impl Pool {
     /// What is to be done next, at `now`; `None` if that is nothing before [`Pool::due`].
+    #[inline]
     pub(crate) fn next(&mut self, now: Instant) -> Option<Work> {
+        // Mostly something that waits can have an idle connection, or nothing is to be done.
+        let is_calm = self.returned.is_empty()
+            && self.replays.is_empty()
+            && !self.fails
+            && !self.held
+            && now < self.members_due;
+        if is_calm && !self.waiters.is_empty() {
+            if let Some(place) = self.candidate() {
+                return Some(Work::Offer(place, self.members[place as usize].conn));
+            }
+        } else if is_calm && self.idle.len() >= self.rules.idle_min && now < self.waiters_due {
+            return None;
+        }
+        self.next_of_all(now)
+    }
+
+    /// [`Pool::next`], whatever there is to be done.
+    #[inline(never)]
+    fn next_of_all(&mut self, now: Instant) -> Option<Work> {
         while let Some(place) = self.returned.pop_front() {
             let member = self.members.get(place as usize);
             if let Some(member) = member.filter(|member| member.phase == Phase::Returned) {
@@ -468,9 +496,10 @@ impl Pool {
 
     /// When [`Pool::next`] has something to do again, if nothing is noted until then; never after
     /// the time at which that is so.
+    #[inline]
     pub(crate) fn due(&self, now: Instant) -> Instant {
-        let dials = if self.wants_dial(now) { self.dial_at() } else { Instant::FAR_FUTURE };
-        self.waiters_due.min(self.members_due).min(dials)
+        let due = self.waiters_due.min(self.members_due);
+        if self.wants_dial(now) { due.min(self.dial_at()) } else { due }
     }
 
     #[cold]
@@ -608,11 +637,13 @@ impl Pool {
     }
 
     /// Whether another connection is wanted, whenever it may be dialled.
+    #[inline]
     fn wants_dial(&self, now: Instant) -> bool {
         // Mostly nothing waits, and enough are idle.
-        if !self.has_waiters() && self.idle.len() >= self.rules.idle_min {
-            return false;
-        }
+        (self.has_waiters() || self.idle.len() < self.rules.idle_min) && self.lacks_one(now)
+    }
+
+    fn lacks_one(&self, now: Instant) -> bool {
         let needed = (self.waiters.len() + self.replays.len()).saturating_sub(self.coming);
         // What is sent again wants a new one.
         let idle = self.idle.is_empty() || (!self.replays.is_empty() && self.fresh(now).is_none());
@@ -734,33 +765,44 @@ impl Pool {
         }
     }
 
-    /// It becomes idle.
-    fn rest(&mut self, place: Place, now: Instant) {
+    /// What was given back becomes idle, until it is to be `replaced` at the latest.
+    #[inline(always)]
+    fn rest(&mut self, place: Place, replaced: Instant, now: Instant) {
         let member = &mut self.members[place as usize];
         if !std::mem::take(&mut member.pinged) {
             member.unused_since = now;
         }
-        let (unused_since, ping_after) = (member.unused_since, member.ping_after);
-        let replaced = self.replacement_due(&self.members[place as usize]);
-        let due = unused_since.after(self.rules.idle).min(replaced);
+        let unused_since = member.unused_since;
+        let until = now.after(member.ping_after);
+        let before = member.begin(Phase::Idle, now, until);
+        debug_assert_eq!(before, Phase::Returned, "what becomes idle was given back");
+        let due = unused_since.after(self.rules.idle).min(replaced).min(until);
         self.members_due = self.members_due.min(due);
-        self.enter(place, Phase::Idle, now, ping_after);
+        self.join_idle(place, unused_since);
     }
 
     /// Leases an idle connection to what has waited longest, which is taken out.
+    #[inline(always)]
     pub(crate) fn lease(&mut self, place: Place, now: Instant) -> Option<Waiter> {
-        let is_new = self.members[place as usize].is_new(now);
-        let replay = if is_new { self.replays.pop_front() } else { None };
-        let waiter = replay.or_else(|| self.waiters.pop_front())?;
-        self.enter(place, Phase::Leased(waiter.owner), now, u64::MAX);
-        self.members_due = self.members_due.min(now.after(self.rules.report));
         let member = &mut self.members[place as usize];
+        let is_new = member.is_new(now);
+        let waiter = if is_new && !self.replays.is_empty() {
+            self.replays.pop_front()?
+        } else {
+            self.waiters.pop_front()?
+        };
+        let before = member.begin(Phase::Leased(waiter.owner), now, Instant::FAR_FUTURE);
+        debug_assert_eq!(before, Phase::Idle, "what is leased was idle");
         member.leases += 1;
         member.used = !is_new;
         member.pinged = false;
         member.reported = false;
         self.stats.leases += 1;
         self.stats.reused += u64::from(member.leases > 1);
+        self.members_due = self.members_due.min(now.after(self.rules.report));
+        self.leave_idle(place);
+        self.leased += 1;
+        self.counters.pool_leased.add(1);
         self.counters.pool_leases.add(1);
         self.counters.pool_waiting.sub(1);
         Some(waiter)
@@ -787,11 +829,13 @@ impl Pool {
     }
 
     /// A lease is given back, and is judged by whoever says so.
+    #[inline(always)]
     pub(crate) fn hand_over(&mut self, place: Place, now: Instant) {
         let member = &mut self.members[place as usize];
-        member.served = matches!(member.phase, Phase::Leased(_));
+        let before = member.begin(Phase::Returned, now, Instant::FAR_FUTURE);
+        member.served = matches!(before, Phase::Leased(_));
         member.proven |= member.served;
-        self.enter(place, Phase::Returned, now, u64::MAX);
+        self.leave(place, before);
     }
 
     /// A lease is given back in the middle of an exchange, which its handler brings to an end.
@@ -800,22 +844,24 @@ impl Pool {
     }
 
     /// What was given back is at the end of an exchange. Keeps it, or says why it is to be closed.
+    #[inline(always)]
     pub(crate) fn keep(&mut self, place: Place, now: Instant) -> Option<CloseReason> {
         let member = &self.members[place as usize];
         if member.proven {
             self.failures = 0;
             self.stats.last_dial = None;
         }
+        let replaced = self.replacement_due(member);
         let reason = if self.closed {
             CloseReason::Shutdown
         } else if member.leases >= self.rules.leases_max {
             CloseReason::MaxRequests
-        } else if self.replacement_due(member) <= now {
+        } else if replaced <= now {
             CloseReason::Timeout(Timeout::Lifetime)
         } else if !self.has_waiters() && self.idle.len() >= self.rules.idle_max {
             CloseReason::PoolSurplus
         } else {
-            self.rest(place, now);
+            self.rest(place, replaced, now);
             return None;
         };
         Some(reason)
@@ -910,47 +956,70 @@ impl Pool {
         Some((member.unused_since, member.conn))
     }
 
+    /// It enters a phase that is over after `most`. [`Pool::rest`] and [`Pool::lease`] enter the others.
     fn enter(&mut self, place: Place, phase: Phase, now: Instant, most: u64) {
-        let member = &mut self.members[place as usize];
-        let before = std::mem::replace(&mut member.phase, phase);
-        member.since = now;
-        member.until = now.after(most);
-        self.members_due = self.members_due.min(member.until);
-        let unused_since = member.unused_since;
+        let until = now.after(most);
+        let before = self.members[place as usize].begin(phase, now, until);
+        self.members_due = self.members_due.min(until);
+        self.leave(place, before);
+        match phase {
+            Phase::Dialling | Phase::Handshake => self.coming += 1,
+            Phase::Ending => self.ending += 1,
+            Phase::Returned | Phase::Cleaning | Phase::Checked => {}
+            Phase::Idle | Phase::Leased(_) => {
+                debug_assert!(false, "{phase:?} is entered elsewhere")
+            }
+        }
+    }
+
+    /// It is in the phase no more in which it was `before`.
+    #[inline(always)]
+    fn leave(&mut self, place: Place, before: Phase) {
         match before {
-            // Mostly it is at one of the ends.
-            Phase::Idle if self.idle.back() == Some(&place) => _ = self.idle.pop_back(),
-            Phase::Idle if self.idle.front() == Some(&place) => _ = self.idle.pop_front(),
-            Phase::Idle => self.idle.retain(|idle| *idle != place),
+            Phase::Idle => self.leave_idle(place),
             Phase::Leased(_) => {
                 self.leased -= 1;
                 self.counters.pool_leased.sub(1);
             }
+            Phase::Dialling | Phase::Handshake => self.coming -= 1,
             Phase::Ending => self.ending -= 1,
-            _ => {}
+            Phase::Returned | Phase::Cleaning | Phase::Checked => {}
         }
-        let comes = |phase| matches!(phase, Phase::Dialling | Phase::Handshake);
-        if comes(before) && !comes(phase) {
-            self.coming -= 1;
+    }
+
+    #[inline(always)]
+    fn leave_idle(&mut self, place: Place) {
+        // Mostly it is at one of the ends.
+        if self.idle.back() == Some(&place) {
+            self.idle.pop_back();
+        } else if self.idle.front() == Some(&place) {
+            self.idle.pop_front();
+        } else {
+            self.leave_middle(place);
         }
-        match phase {
-            Phase::Idle => {
-                // One that was only pinged is as unused as before.
-                let is_later =
-                    |other: &Place| self.members[*other as usize].unused_since <= unused_since;
-                let at = match self.idle.back() {
-                    Some(last) if !is_later(last) => self.idle.partition_point(is_later),
-                    _ => self.idle.len(),
-                };
-                self.idle.insert(at, place);
-            }
-            Phase::Leased(_) => {
-                self.leased += 1;
-                self.counters.pool_leased.add(1);
-            }
-            Phase::Ending => self.ending += 1,
-            _ => {}
+    }
+
+    #[cold]
+    fn leave_middle(&mut self, place: Place) {
+        self.idle.retain(|idle| *idle != place);
+    }
+
+    #[inline(always)]
+    fn join_idle(&mut self, place: Place, unused_since: Instant) {
+        let last = self.idle.back().map(|last| self.members[*last as usize].unused_since);
+        if last.is_none_or(|last| last <= unused_since) {
+            self.idle.push_back(place);
+        } else {
+            self.join_middle(place, unused_since);
         }
+    }
+
+    /// One that was only pinged is as unused as before.
+    #[cold]
+    fn join_middle(&mut self, place: Place, unused_since: Instant) {
+        let members = &self.members;
+        let is_longer = |other: &Place| members[*other as usize].unused_since <= unused_since;
+        self.idle.insert(self.idle.partition_point(is_longer), place);
     }
 }
 

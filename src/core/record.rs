@@ -108,6 +108,11 @@ impl ColdState {
     }
 }
 
+#[cold]
+fn new_cold_state() -> Box<ColdState> {
+    Box::default()
+}
+
 /// A request over a leased connection that may be sent again.
 #[derive(Debug)]
 pub(crate) struct Replayable {
@@ -519,14 +524,12 @@ impl Record {
         !self.flags.has(Flags::BUSY)
     }
 
-    /// Whether its deadlines are those of the state it is in, and nothing is left to do.
+    /// Whether its deadlines are those of the state it is in, and nothing may be left to do.
     #[inline]
     pub(crate) fn is_settled(&self) -> bool {
-        const ASKED: Flags = Flags::TO_ACT_ON.and(Flags::REARM);
         self.deadline_inputs() == self.clocks.inputs()
-            && !self.flags.has(ASKED)
+            && !self.flags.has(Flags::UNDONE)
             && !self.cold_flags.has(ColdFlags::RETURNED)
-            && !self.has_work()
     }
 
     /// [`State::Connected`] → [`State::Idle`], if it is quiet and no request is active, and it need
@@ -699,8 +702,9 @@ impl Record {
     }
 
     /// What few connections need, made if it is not there yet.
+    #[inline]
     pub(crate) fn cold_mut(&mut self) -> &mut ColdState {
-        self.cold.get_or_insert_default()
+        self.cold.get_or_insert_with(new_cold_state)
     }
 
     /// Whether it feeds another connection, or is fed.

@@ -42,7 +42,7 @@ const SLICES: usize = 64;
 const CARRY_MAX: usize = 4 * 1024;
 
 /// What a failed call on a socket says.
-enum Failure {
+pub(super) enum Failure {
     WouldBlock,
     Interrupted,
     /// The peer is gone.
@@ -52,7 +52,7 @@ enum Failure {
 
 impl Failure {
     #[inline]
-    fn of(error: &io::Error) -> Self {
+    pub(super) fn of(error: &io::Error) -> Self {
         match error.raw_os_error() {
             Some(libc::EAGAIN) => Self::WouldBlock,
             Some(libc::ECONNRESET) => Self::Gone,
@@ -62,7 +62,7 @@ impl Failure {
 
     /// Why the connection ends.
     #[inline(always)]
-    fn reason(self, error: &io::Error) -> CloseReason {
+    pub(super) fn reason(self, error: &io::Error) -> CloseReason {
         match self {
             Self::Gone => CloseReason::PeerReset,
             _ => Self::rare_reason(error),

@@ -1,10 +1,8 @@
 //! Pools: does what [`core::pool`](crate::core::pool) decides. It checks sockets, dials, closes, and
 //! answers what has asked.
 
-use std::io::ErrorKind;
-
 use super::Reactor;
-use super::io::reason_of;
+use super::io::Failure;
 use super::read_buffer::rewind;
 use crate::backend::Backend;
 use crate::close::CloseReason;
@@ -13,13 +11,13 @@ use crate::core::budget::Step;
 use crate::core::dial::{Fault, fault_of};
 use crate::core::flags::{ColdFlags, Flags};
 use crate::core::health::{Witness, fell_silent};
-use crate::core::pool::{Phase, Place, Waiter, Work};
+use crate::core::pool::{Place, Replay, Waiter, Work};
 use crate::error::{AcquireError, AcquireFailure};
 use crate::handler::Handler;
 use crate::id::{ConnId, PoolId};
 use crate::log::{info, warn};
 use crate::planted::{Bug, planted};
-use crate::state::READ_BUDGET;
+use crate::state::{LoopState, READ_BUDGET};
 
 impl<H: Handler, B: Backend> Reactor<H, B> {
     /// Serves the pools that have something to do.
@@ -42,8 +40,11 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
                     return self.end_step(&budget);
                 }
                 let now = self.shared.now;
-                let Some(work) = self.shared.pools.get(pool).policy.next(now) else { break };
-                self.do_work(handler, pool, work);
+                match self.shared.pools.get(pool).policy.next(now) {
+                    Some(Work::Offer(place, id)) => self.offer(handler, pool, place, id),
+                    Some(work) => self.do_work(handler, pool, work),
+                    None => break,
+                }
             }
             if self.shared.pools.get(pool).has_news(self.shared.now) {
                 self.say_health(pool);
@@ -75,6 +76,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         }
     }
 
+    #[inline(never)]
     fn do_work(&mut self, handler: &mut H, pool: PoolId, work: Work) {
         match work {
             Work::Expire(waiter) => self.refuse(handler, waiter, AcquireFailure::Timeout),
@@ -89,18 +91,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
                 };
                 self.refuse(handler, waiter, failure);
             }
-            Work::Judge(place, id) => {
-                if let Some(reason) = self.judge(pool, place, id) {
-                    self.end_pooled(handler, id, reason);
-                }
-            }
-            Work::Offer(place, id) => {
-                let requested = self.shared.table.at(id.index()).requested();
-                match requested.or_else(|| self.check_before_lease(id)) {
-                    Some(reason) => self.end_pooled(handler, id, reason),
-                    None => self.lease(handler, pool, place, id),
-                }
-            }
+            Work::Judge(place, id) => self.judge_waiting(handler, pool, place, id),
+            Work::Offer(place, id) => self.offer(handler, pool, place, id),
             Work::Ping(place, id) => self.ping(handler, pool, place, id),
             Work::Close(id, reason) => self.end_pooled(handler, id, reason),
             Work::Report(lease, owner) => {
@@ -111,12 +103,24 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         }
     }
 
+    /// Leases an idle connection, or ends it.
+    #[inline(never)]
+    fn offer(&mut self, handler: &mut H, pool: PoolId, place: Place, id: ConnId) {
+        let requested = self.shared.table.at(id.index()).requested();
+        match requested.or_else(|| self.check_before_lease(id)) {
+            Some(reason) => self.end_pooled(handler, id, reason),
+            None => self.lease(handler, pool, place, id),
+        }
+    }
+
     /// An idle connection is watched; but what has come in this turn may not have been announced.
+    #[inline(always)]
     fn check_before_lease(&mut self, id: ConnId) -> Option<CloseReason> {
-        if planted(Bug::LeaseNotChecked) { None } else { self.check_socket(id) }
+        if planted(Bug::LeaseNotChecked) { None } else { self.read_unasked(id) }
     }
 
     /// Leases a connection whose socket has been checked.
+    #[inline(always)]
     fn lease(&mut self, handler: &mut H, pool: PoolId, place: Place, id: ConnId) {
         let now = self.shared.now;
         let Some(waiter) = self.shared.pools.get(pool).policy.lease(place, now) else { return };
@@ -124,12 +128,17 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         // The wait becomes the lease: both are held by the owner.
         self.shared.table.at(id.index()).cold_mut().owner = waiter.owner;
         if let Some(replay) = &waiter.replay {
-            self.shared.touch(id);
-            let mut conn = Conn::new(&mut self.shared, id);
-            conn.begin_request();
-            conn.write_bytes(replay.request.clone());
+            self.send_again(id, replay);
         }
         self.answer(handler, waiter, || Ok(id));
+    }
+
+    #[cold]
+    fn send_again(&mut self, id: ConnId, replay: &Replay) {
+        self.shared.touch(id);
+        let mut conn = Conn::new(&mut self.shared, id);
+        conn.begin_request();
+        conn.write_bytes(replay.request.clone());
     }
 
     #[cold]
@@ -176,16 +185,24 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         record.is_settled() && record.requests < requests_max
     }
 
+    #[inline(never)]
+    fn judge_waiting(&mut self, handler: &mut H, pool: PoolId, place: Place, id: ConnId) {
+        if let Some(reason) = self.judge(pool, place, id) {
+            self.end_pooled(handler, id, reason);
+        }
+    }
+
     /// [`Reactor::judge`] for a connection that was given back in a callback of its own, now that this
     /// is settled.
+    #[inline(never)]
     pub(super) fn judge_settled(&mut self, handler: &mut H, id: ConnId) {
         let record = self.shared.table.at(id.index());
         record.cold_flags.remove(ColdFlags::RETURNED);
-        let Some((pool, place)) = record.pooled() else { return };
-        // It may have ended meanwhile.
-        if self.shared.pools.get(pool).policy.phase(place) != Phase::Returned {
+        // Its end may have begun meanwhile.
+        if !record.state().is_open() {
             return;
         }
+        let Some((pool, place)) = record.pooled() else { return };
         match self.judge(pool, place, id) {
             Some(reason) => self.end_judged(handler, id, reason),
             None => self.shared.note_rested(pool),
@@ -200,6 +217,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
 
     /// Keeps what was given back or has become ready, if it is at the end of an exchange; or says why it
     /// is to be closed.
+    #[inline(always)]
     fn judge(&mut self, pool: PoolId, place: Place, id: ConnId) -> Option<CloseReason> {
         let record = self.shared.table.at(id.index());
         let whole = record.deadline_inputs().at_rest()
@@ -210,37 +228,48 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             self.leave_pool(id, reason);
             return None;
         }
-        let reason = if !whole && !planted(Bug::UncleanKept) {
+        let unusable = if !whole && !planted(Bug::UncleanKept) {
             Some(CloseReason::PoolUnclean)
         } else if self.shared.pools.is_needed_elsewhere(pool) {
             Some(CloseReason::PoolSurplus)
-        } else {
+        } else if record.flags.has(Flags::MAY_READ) {
             // Where it was read until nothing was left, an event says what has come since.
-            let may_read = record.flags.has(Flags::MAY_READ);
-            let unusable = if may_read { self.check_socket(id) } else { None };
-            let now = self.shared.now;
-            unusable.or_else(|| self.shared.pools.get(pool).policy.keep(place, now))
+            self.check_socket(id)
+        } else {
+            None
         };
-        let state = self.shared.pools.get(pool);
+        let LoopState { table, pools, now, .. } = &mut self.shared;
+        let (state, record) = (pools.get(pool), table.at(id.index()));
+        let reason = match unusable {
+            Some(reason) => Some(reason),
+            None => state.policy.keep(place, *now),
+        };
+        if reason.is_none() {
+            record.flags.insert(Flags::DIVERTED);
+        }
         if let Some(endpoint) = state.endpoint
             && whole
             && state.policy.has_served(place)
         {
             self.shared.note_endpoint_success(endpoint, Witness::Reactor);
         }
-        if reason.is_none() {
-            self.shared.take_back(pool, id);
-            self.shared.set_pooled_idle(id, true);
-            if !self.is_settled(id) {
-                self.shared.mark_dirty(id);
-            }
+        // Of its own callbacks all else is settled, and callbacks of others leave it dirty.
+        if reason.is_none() && self.shared.take_back(pool, id) {
+            self.shared.mark_dirty(id);
         }
         reason
     }
 
     /// Why the socket of a connection between two exchanges cannot be used any more, if it cannot:
     /// its peer closed it, or sent what would be taken for the next reply.
+    #[inline(never)]
     fn check_socket(&mut self, id: ConnId) -> Option<CloseReason> {
+        self.read_unasked(id)
+    }
+
+    /// [`Reactor::check_socket`], in the place where each lease comes by.
+    #[inline(always)]
+    fn read_unasked(&mut self, id: ConnId) -> Option<CloseReason> {
         let Self { backend, slots, shared, read_buffer, .. } = self;
         let stream = slots[id.index()].stream.as_mut()?;
         let record = shared.table.at(id.index());
@@ -254,12 +283,14 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
                     Some(CloseReason::PeerEof)
                 }
                 Ok(_) => Some(CloseReason::UnsolicitedData),
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                    record.flags.remove(Flags::MAY_READ);
-                    None
-                }
-                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
-                Err(error) => Some(reason_of(error)),
+                Err(error) => match Failure::of(&error) {
+                    Failure::WouldBlock => {
+                        record.flags.remove(Flags::MAY_READ);
+                        None
+                    }
+                    Failure::Interrupted => continue,
+                    failure => Some(failure.reason(&error)),
+                },
             };
         }
     }

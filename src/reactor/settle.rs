@@ -80,7 +80,11 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let record = self.shared.table.at(id.index());
         let inputs = record.deadline_inputs();
         if record.flags.has(Flags::UNSETTLED) {
-            self.settle(handler, id);
+            if record.is_quiet() {
+                self.settle_diverted(handler, id);
+            } else {
+                self.settle(handler, id);
+            }
         } else if inputs != record.clocks.inputs() && !self.arm_sole_deadline(id, inputs) {
             self.arm_and_queue(handler, id);
         }
@@ -136,8 +140,22 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             record.apply(Transition::Rest);
             log_state(record);
             self.call_idle(handler, id, "on_idle");
+            record = self.shared.table.at(id.index());
         }
+        if record.flags.has(Flags::DIVERTED) {
+            self.settle_diverted(handler, id);
+        } else {
+            self.arm_and_queue(handler, id);
+        }
+    }
+
+    /// The last steps of [`Reactor::settle`], for a connection that may have been given back.
+    #[inline(never)]
+    fn settle_diverted(&mut self, handler: &mut H, id: ConnId) {
         self.arm_and_queue(handler, id);
+        if self.shared.table.at(id.index()).cold_flags.has(ColdFlags::RETURNED) {
+            self.judge_settled(handler, id);
+        }
     }
 
     /// [`Reactor::settle`] for a connection that was just accepted: the short way if its handler has
@@ -209,9 +227,6 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         if rearm || !began.is_empty() {
             self.arm_deadlines(id, began, rearm);
         }
-        if self.shared.table.at(id.index()).cold_flags.has(ColdFlags::RETURNED) {
-            self.judge_settled(handler, id);
-        }
     }
 
     /// [`State::Idle`] → [`State::Connected`].
@@ -220,6 +235,10 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         record.apply(Transition::Wake);
         log_state(record);
         self.call(id, "on_active", |conn, session| handler.on_active(conn, session));
+        // What settles it may be past the point where it looks for that.
+        if self.shared.table.at(id.index()).cold_flags.has(ColdFlags::RETURNED) {
+            self.shared.mark_dirty(id);
+        }
     }
 
     /// [`State::Connecting`] → [`State::Connected`] for a dialled connection.

@@ -63,6 +63,7 @@ impl PoolState {
     }
 
     /// Whether its alarm comes by the time at which it has something to do.
+    #[inline]
     fn is_armed(&self, now: Instant) -> bool {
         let due = self.due(now);
         due == Instant::FAR_FUTURE || self.alarm.is_some_and(|(_, at)| at <= due)
@@ -127,6 +128,14 @@ impl Pools {
         WaitId { serial: self.waits, pool }
     }
 
+    /// The first of the connections at this place or behind it waits.
+    #[cold]
+    fn hold_first(&mut self, owner: ConnId) {
+        self.holds.resize(owner.index(), 0);
+        self.holds.push(1);
+    }
+
+    #[inline]
     pub(crate) fn unhold(&mut self, owner: Option<ConnId>) {
         if let Some(owner) = owner {
             self.holds[owner.index()] -= 1;
@@ -159,7 +168,13 @@ impl Pools {
 
     /// Whether the pools of the group of `pool` have as many connections as they may, and in another
     /// of them something has waited for longer than all that wait in this one.
+    #[inline(always)]
     pub(crate) fn is_needed_elsewhere(&self, pool: PoolId) -> bool {
+        self.list[pool.0 as usize].group.is_some() && self.is_needed_in_group(pool)
+    }
+
+    #[cold]
+    fn is_needed_in_group(&self, pool: PoolId) -> bool {
         self.group_room(pool) == Some(0) && self.waits_longer_elsewhere(pool)
     }
 
@@ -308,14 +323,14 @@ impl LoopState {
         Err(self.acquire_error(pool, failure))
     }
 
+    #[inline]
     fn hold(&mut self, owner: Option<ConnId>) {
         let Some(owner) = owner else { return };
         self.table.at(owner.index()).cold_flags.insert(ColdFlags::USES_POOLS);
-        let holds = &mut self.pools.holds;
-        if holds.len() <= owner.index() {
-            holds.resize(owner.index() + 1, 0);
+        match self.pools.holds.get_mut(owner.index()) {
+            Some(holds) => *holds += 1,
+            None => self.pools.hold_first(owner),
         }
-        holds[owner.index()] += 1;
     }
 
     /// Takes back what [`LoopState::acquire`] asked for, if it has not been answered. Returns
@@ -340,17 +355,21 @@ impl LoopState {
     /// there, if it `is_unclean`.
     pub(crate) fn give_back(&mut self, by: Option<ConnId>, lease: ConnId, is_unclean: bool) {
         let Some((pool, place)) = self.lease(by, lease) else { return };
-        let now = self.now;
-        let is_in_hand = self.in_hand == Some(lease);
         self.end_lease(lease);
-        let policy = &mut self.pools.get(pool).policy;
-        if is_in_hand && !is_unclean {
-            // What follows from the callback is settled, and then it is judged.
-            policy.hand_over(place, now);
-            let record = self.table.at(lease.index());
-            record.flags.insert(Flags::DIVERTED);
-            return record.cold_flags.insert(ColdFlags::RETURNED);
+        if is_unclean || self.in_hand != Some(lease) {
+            return self.give_back_later(pool, place, lease, is_unclean);
         }
+        // What follows from its callback is settled, and then it is judged.
+        self.pools.get(pool).policy.hand_over(place, self.now);
+        let record = self.table.at(lease.index());
+        record.flags.insert(Flags::DIVERTED);
+        record.cold_flags.insert(ColdFlags::RETURNED);
+    }
+
+    #[inline(never)]
+    fn give_back_later(&mut self, pool: PoolId, place: Place, lease: ConnId, is_unclean: bool) {
+        let now = self.now;
+        let policy = &mut self.pools.get(pool).policy;
         if is_unclean {
             policy.clean(place, now);
         } else {
@@ -358,13 +377,15 @@ impl LoopState {
             self.set_pooled_idle(lease, true);
         }
         self.take_back(pool, lease);
-        if !is_in_hand {
+        // The callback of a connection is followed by what it has changed there.
+        if self.in_hand != Some(lease) {
             self.mark_dirty(lease);
         }
         self.pools.wake(pool);
     }
 
     /// A connection is idle in its pool from now on. The pool is served if anything follows from that.
+    #[inline]
     pub(crate) fn note_rested(&mut self, pool: PoolId) {
         let now = self.now;
         let state = self.pools.get(pool);
@@ -375,14 +396,16 @@ impl LoopState {
 
     /// Takes back what a lease may leave behind and the next one must not find: a pause, a timer,
     /// what it feeds or is fed by, and timeouts of its own. What cannot be taken back is found when
-    /// the connection is judged.
-    #[inline]
-    pub(crate) fn take_back(&mut self, pool: PoolId, id: ConnId) {
+    /// the connection is judged. Returns whether there was something.
+    #[inline(always)]
+    pub(crate) fn take_back(&mut self, pool: PoolId, id: ConnId) -> bool {
         let record = self.table.at(id.index());
-        record.flags.remove(LEFT_BEHIND);
-        if record.feeds() || record.cold_flags.has(ColdFlags::RETIMED) {
+        let marked = record.flags.take(LEFT_BEHIND);
+        let more = record.feeds() || record.cold_flags.has(ColdFlags::RETIMED);
+        if more {
             self.take_back_rest(pool, id);
         }
+        marked || more
     }
 
     #[cold]
@@ -401,6 +424,7 @@ impl LoopState {
     }
 
     /// The owner of a lease is its owner no more.
+    #[inline(always)]
     pub(crate) fn end_lease(&mut self, lease: ConnId) {
         let cold = self.table.at(lease.index()).cold_mut();
         cold.replay = None;
@@ -498,13 +522,19 @@ impl LoopState {
 /// What the reactor does.
 impl LoopState {
     /// Lets the alarm of a pool come when its policy is due. It mostly comes by then.
+    #[inline]
     pub(crate) fn arm_pool(&mut self, pool: PoolId) {
         let now = self.now;
-        let state = self.pools.get(pool);
-        if !state.is_armed(now) {
-            let (before, due) = (state.alarm, state.due(now));
-            self.pools.get(pool).alarm = self.set_alarm_by(before, due, Purpose::ServePool(pool));
+        if !self.pools.get(pool).is_armed(now) {
+            self.arm_pool_earlier(pool);
         }
+    }
+
+    #[cold]
+    fn arm_pool_earlier(&mut self, pool: PoolId) {
+        let state = &self.pools.list[pool.0 as usize];
+        let (before, due) = (state.alarm, state.policy.due(self.now));
+        self.pools.get(pool).alarm = self.set_alarm_by(before, due, Purpose::ServePool(pool));
     }
 
     /// The alarm of a pool has come.

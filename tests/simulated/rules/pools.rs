@@ -1025,18 +1025,31 @@ fn loop_lease(setup: &mut Setup) -> ConnId {
     setup.proxy.with(|proxy, _| proxy.loop_leases.borrow_mut().pop().unwrap().unwrap())
 }
 
+/// What the loop leaves behind when it gives a lease back, or the lease in a callback of its own.
 fn left_behind(what: fn(&mut Conn<'_>)) {
-    let mut setup = Setup::new(small(1));
-    let lease = loop_lease(&mut setup);
-    setup.proxy.with(|_, cx| {
-        what(&mut cx.conn(lease).unwrap());
-        cx.release(lease);
-    });
-    setup.sim.advance(secs(1));
-    let peer = setup.client();
-    peer.send(b"line\n");
-    setup.sim.advance(secs(20));
-    assert_eq!(String::from_utf8_lossy(&peer.received()), "line\n", "{:?}", setup.stats());
+    for by_itself in [false, true] {
+        let mut setup = Setup::new(small(1));
+        let lease = loop_lease(&mut setup);
+        if by_itself {
+            let handle = setup.proxy.handle();
+            let posted = handle.post_to(lease, move |_, conn, _| {
+                what(conn);
+                conn.release(lease);
+            });
+            posted.unwrap();
+        } else {
+            setup.proxy.with(|_, cx| {
+                what(&mut cx.conn(lease).unwrap());
+                cx.release(lease);
+            });
+        }
+        setup.sim.advance(secs(1));
+        let peer = setup.client();
+        peer.send(b"line\n");
+        setup.sim.advance(secs(20));
+        let stats = setup.stats();
+        assert_eq!(String::from_utf8_lossy(&peer.received()), "line\n", "{by_itself}: {stats:?}");
+    }
 }
 
 fn a_pause_ends_with_its_lease() {
