@@ -30,6 +30,9 @@ LOADS = {
     "churned connection, 1 at a time": ["--conns", 1, "--size", 64, "--churn"],
 }
 
+POOLED = "target/release/examples/peer-pooled --listen {addr} --upstream"
+POOLED_LOAD = ["--conns", 1, "--size", 64]
+
 # The first-level data cache that is simulated: 48 KiB, 12 ways, as recent cores of Intel's have.
 CACHE = ["--cache-sim=yes", "--D1=49152,12,64"]
 MISSES_AT = (64, 1_000, 10_000)
@@ -47,6 +50,7 @@ def main():
     prepare()
     parts = {
         "instructions": count_instructions,
+        "pool": count_pooled,
         "syscalls": count_syscalls,
         "misses": count_misses,
         "memory": weigh_connections,
@@ -70,6 +74,11 @@ def parse_options():
     parser.add_argument(
         "--instructions", action="store_true", help="user instructions, under callgrind"
     )
+    parser.add_argument(
+        "--pool",
+        action="store_true",
+        help="user instructions of a front with a pool, to which the server is the upstream",
+    )
     parser.add_argument("--syscalls", action="store_true", help="system calls, under strace")
     parser.add_argument(
         "--misses",
@@ -91,11 +100,27 @@ def parse_options():
 def count_instructions(command):
     print("user instructions per")
     for title, load in LOADS.items():
-        few, many = (
-            instructions_of_run(command, [*load, "--messages", messages])
-            for messages in (MESSAGES_FEW, MESSAGES_MANY)
+        print_count(title, instructions_per_message(command, load))
+
+
+def count_pooled(command):
+    print("user instructions per exchange through a front with a pool")
+    with Server(command) as upstream:
+        front = f"{POOLED} {upstream.address}"
+        acquired, kept = (
+            instructions_per_message(f"{front} {keep}", POOLED_LOAD) for keep in ("", "--keep")
         )
-        print_count(title, (many - few) / (MESSAGES_MANY - MESSAGES_FEW))
+    print_count("acquired and given back", acquired)
+    print_count("over a lease that is kept", kept)
+    print_count("difference", acquired - kept)
+
+
+def instructions_per_message(command, load):
+    few, many = (
+        instructions_of_run(command, [*load, "--messages", messages])
+        for messages in (MESSAGES_FEW, MESSAGES_MANY)
+    )
+    return (many - few) / (MESSAGES_MANY - MESSAGES_FEW)
 
 
 def instructions_of_run(command, load):
