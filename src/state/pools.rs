@@ -533,7 +533,7 @@ impl LoopState {
     #[cold]
     fn arm_pool_earlier(&mut self, pool: PoolId) {
         let state = &self.pools.list[pool.0 as usize];
-        let (before, due) = (state.alarm, state.policy.due(self.now));
+        let (before, due) = (state.alarm, state.due(self.now));
         self.pools.get(pool).alarm = self.set_alarm_by(before, due, Purpose::ServePool(pool));
     }
 
