@@ -19,6 +19,7 @@ mod overload;
 mod pools;
 mod read_buffer;
 mod relay;
+mod serve;
 mod settle;
 mod shortage;
 mod shutdown;
@@ -41,7 +42,6 @@ use self::accept::Listener;
 pub(crate) use self::audit::{Holdings, Memory};
 use self::deferred::Newcomer;
 pub use self::end::RunError;
-use self::io::has_only_input;
 pub use self::mailbox::Handle;
 use self::mailbox::{Mailbox, Task};
 pub use self::shutdown::Report;
@@ -52,8 +52,7 @@ use crate::conn::Context;
 use crate::core::budget::{Budget, ITEMS_PER_STEP, STEP_NANOS, Step};
 use crate::core::deferred::DeferredQueue;
 use crate::core::drain::Drain;
-use crate::core::flags::{ColdFlags, Flags};
-use crate::core::lifecycle::State;
+use crate::core::flags::Flags;
 use crate::core::table::{self, CAPACITY_MAX};
 use crate::error::Error;
 use crate::handler::Handler;
@@ -597,75 +596,6 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         if budget.was_timed() {
             self.shared.advance_now(self.backend.now());
         }
-    }
-
-    #[inline]
-    fn serve_event(&mut self, handler: &mut H, id: ConnId, ready: Readiness) {
-        let id = self.shared.resolve(id);
-        let Some(record) = self.shared.table.get_mut(id) else {
-            self.shared.counters.stale_events.add(1);
-            return;
-        };
-        record.flags.insert(Flags::of_event(ready.to_bits()));
-        let flags = record.flags;
-        let open = matches!(record.state(), State::Connected | State::Idle);
-        if ready.has(Readiness::ERROR.and(Readiness::SHUT))
-            && open
-            && (flags.has(Flags::UNREAD_ERROR) || record.peer.ip().is_none())
-            && self.serve_broken(handler, id, ready)
-        {
-            return;
-        }
-        if flags.has(Flags::QUEUED_READY) {
-            // It has its turn there, and none besides.
-        } else if open && has_only_input(flags) && !self.logs {
-            self.serve_input(handler, id);
-        } else {
-            self.serve(handler, id);
-        }
-    }
-
-    /// An event says that the socket of an open connection failed, or that both directions are shut.
-    /// Returns whether that was all; mostly it is learned by reading.
-    #[cold]
-    #[inline(never)]
-    fn serve_broken(&mut self, handler: &mut H, id: ConnId, ready: Readiness) -> bool {
-        let record = self.shared.table.at(id.index());
-        if ready.has(Readiness::ERROR)
-            && record.flags.has(Flags::UNREAD_ERROR)
-            && !record.reads_before_error()
-        {
-            self.learn_error(handler, id);
-            return true;
-        }
-        let relayed = record.cold_flags.has(ColdFlags::RELAYED);
-        if ready.has(Readiness::SHUT) && record.peer.ip().is_none() && !relayed {
-            self.lose_peer(handler, id);
-            return true;
-        }
-        false
-    }
-
-    /// Serves those that stopped early in the turn before: no event will announce them again.
-    #[inline]
-    fn serve_ready(&mut self, handler: &mut H) {
-        if self.shared.ready.is_behind() {
-            self.serve_some_ready(handler);
-        }
-    }
-
-    #[inline(never)]
-    fn serve_some_ready(&mut self, handler: &mut H) {
-        let mut budget = self.begin_step(Step::Ready);
-        while budget.allows(|| self.backend.now())
-            && let Some(id) = self.shared.ready.pop()
-        {
-            if let Some(record) = self.shared.table.get_mut(id) {
-                record.flags.remove(Flags::QUEUED_READY);
-                self.guard(handler, |reactor, handler| reactor.serve(handler, id));
-            }
-        }
-        self.end_step(&budget);
     }
 
     #[inline]

@@ -13,7 +13,6 @@
 //! Most messages leave nothing to do but the third step for a single deadline. For those there is a
 //! short way, [`Reactor::arm_sole_deadline`]; a test compares it with the long one for all inputs.
 
-use super::io::Read;
 use super::{Reactor, Slot};
 use crate::backend::Backend;
 use crate::close::CloseMode;
@@ -28,99 +27,6 @@ use crate::planted::{Bug, planted};
 use crate::state::{LoopState, log_state};
 
 impl<H: Handler, B: Backend> Reactor<H, B> {
-    /// Does all that a connection is ready for, each thing within its budget, and settles it.
-    ///
-    /// Called for an event, and for a connection that has its turn in the ready queue.
-    pub(super) fn serve(&mut self, handler: &mut H, id: ConnId) {
-        let record = self.shared.table.at(id.index());
-        if record.flags.has(Flags::DIVERTED) {
-            if record.cold_flags.has(ColdFlags::RELAYED) {
-                return self.serve_relayed(handler, id);
-            }
-            self.check_pooled(handler, id);
-        }
-        self.settle_reached(handler, id);
-        let record = self.shared.table.at(id.index());
-        if matches!(record.state(), State::Connected | State::Idle) {
-            // Output first: what is queued may keep the connection from being read.
-            if record.has_output() || record.flags.has(Flags::CALLBACK_DUE) {
-                self.serve_due(handler, id);
-            }
-            self.receive(handler, id);
-        } else if record.flags.has(Flags::REAPED) {
-            return;
-        } else if record.state() == State::Connecting {
-            self.progress_dial(handler, id);
-        } else {
-            self.progress_closing(id);
-        }
-        self.settle(handler, id);
-    }
-
-    /// Does what callbacks of others have asked of an open connection in this turn, before it is
-    /// served: they may have ended its last request, behind which no input is handed over.
-    fn settle_reached(&mut self, handler: &mut H, id: ConnId) {
-        let record = self.shared.table.at(id.index());
-        let open = matches!(record.state(), State::Connected | State::Idle);
-        if open && record.flags.has(Flags::DIRTY) {
-            self.flush(id);
-            self.settle(handler, id);
-        }
-    }
-
-    /// [`Reactor::serve`] for an open connection that has nothing but input, while no subscriber
-    /// listens to single messages.
-    #[inline(always)]
-    pub(super) fn serve_input(&mut self, handler: &mut H, id: ConnId) {
-        if self.read_loop(handler, id, false) != Read::Rested {
-            return self.settle(handler, id);
-        }
-        self.call_idle(handler, id, "on_data or on_idle");
-        // The usual end of a message: idle as before it, and nothing to do.
-        let record = self.shared.table.at(id.index());
-        let inputs = record.deadline_inputs();
-        if record.flags.has(Flags::UNSETTLED) {
-            if record.is_quiet() {
-                self.settle_diverted(handler, id);
-            } else {
-                self.settle(handler, id);
-            }
-        } else if inputs != record.clocks.inputs() && !self.arm_sole_deadline(id, inputs) {
-            self.arm_and_queue(handler, id);
-        }
-    }
-
-    /// Sends what callbacks of other connections wrote to this one, and does what they asked of it.
-    /// It is not read: that is the matter of its own events.
-    pub(super) fn serve_dirty(&mut self, handler: &mut H, id: ConnId) {
-        let record = self.shared.table.at(id.index());
-        if record.cold_flags.has(ColdFlags::RELAYED) && record.flags.has(Flags::DATA_DUE) {
-            // Its relay begins.
-            self.serve_relayed(handler, id);
-        } else if matches!(self.shared.table.at(id.index()).state(), State::Connected | State::Idle)
-        {
-            self.flush(id);
-            self.settle(handler, id);
-        } else {
-            self.serve(handler, id);
-        }
-    }
-
-    /// Flushes queued output, and runs the callbacks that are due without new bytes.
-    fn serve_due(&mut self, handler: &mut H, id: ConnId) {
-        self.flush(id);
-        if self.shared.table.at(id.index()).flags.take(Flags::DRAINED) {
-            self.call(id, "on_drained", |conn, session| handler.on_drained(conn, session));
-        }
-        let record = self.shared.table.at(id.index());
-        if record.is_reading_stopped() || record.requested().is_some() {
-            return;
-        }
-        if record.flags.take(Flags::DATA_DUE) {
-            self.deliver_kept(handler, id);
-        }
-    }
-
     /// Brings a connection into the state that follows from what happened to it, with the
     /// deadlines of that state, and queues it if there is more to do.
     ///
@@ -151,7 +57,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
 
     /// The last steps of [`Reactor::settle`], for a connection that may have been given back.
     #[inline(never)]
-    fn settle_diverted(&mut self, handler: &mut H, id: ConnId) {
+    pub(super) fn settle_diverted(&mut self, handler: &mut H, id: ConnId) {
         self.arm_and_queue(handler, id);
         if self.shared.table.at(id.index()).cold_flags.has(ColdFlags::RETURNED) {
             self.judge_settled(handler, id);
@@ -173,7 +79,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// [`Reactor::arm_and_queue`] for a quiet connection that only waits for its peer, so that a
     /// single deadline runs. Returns whether it is one; otherwise nothing has changed.
     #[inline(always)]
-    fn arm_sole_deadline(&mut self, id: ConnId, inputs: DeadlineInputs) -> bool {
+    pub(super) fn arm_sole_deadline(&mut self, id: ConnId, inputs: DeadlineInputs) -> bool {
         let Some(deadline) = inputs.sole_deadline() else { return false };
         let LoopState { table, profiles, counters, now, .. } = &mut self.shared;
         let record = table.at(id.index());
@@ -192,7 +98,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
 
     /// Lets the deadlines run that state and flags call for, and queues the connection if there is
     /// more to do.
-    fn arm_and_queue(&mut self, handler: &mut H, id: ConnId) {
+    pub(super) fn arm_and_queue(&mut self, handler: &mut H, id: ConnId) {
         let mut record = self.shared.table.at(id.index());
         if record.flags.has(Flags::REAPED) {
             return;
