@@ -74,8 +74,8 @@ pub struct PoolConfig {
     /// [`Conn::ready`](crate::Conn::ready). Default 1 s.
     pub ping: Duration,
     /// The pause after a dial that failed. A connection that its server ends within a second, before an
-    /// exchange over it has come to its end, counts as a dial that failed: it was accepted and not
-    /// served. The pause doubles with each further failure up to
+    /// exchange over it has come to its end, its handshake aside, counts as a dial that failed: it was
+    /// accepted and not served. The pause doubles with each further failure up to
     /// [`backoff_max`](PoolConfig::backoff_max), and is shortened at random by up to all of it, so
     /// that many pools do not dial in step ("full jitter", Brooker 2015). After a failure one
     /// connection is dialled at a time, and with each success one more, as in TCP's slow start.
@@ -88,7 +88,8 @@ pub struct PoolConfig {
     pub backoff_waiting: Duration,
     /// After how many failed dials in a row the server counts as down: a warning says so, and
     /// [`PoolStats::is_down`](crate::pool::PoolStats::is_down). The next exchange that comes to its end
-    /// ends that: a lease that is given back, a handshake, or a ping.
+    /// ends that: a lease that is given back, or a ping. A handshake does not, as a server may greet and
+    /// close.
     /// A dial that fails for want of a port or a descriptor of ours does not count. Default 3, as
     /// HAProxy's `fall`.
     pub fall: u32,
