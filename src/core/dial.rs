@@ -282,7 +282,7 @@ impl DialState {
 
 /// Whose doing it was that a dial failed, or what followed it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum Fault {
+pub(crate) enum Blame {
     /// The peer's, or the network's between.
     Theirs,
     /// We had no port, descriptor, or place left, or were stopping.
@@ -290,21 +290,21 @@ pub(crate) enum Fault {
 }
 
 /// Whose doing it was that a dialled connection ended for `reason`.
-pub(crate) fn fault_of(reason: CloseReason) -> Fault {
+pub(crate) fn blame_for(reason: CloseReason) -> Blame {
     let errno = match reason {
         // Too many names are looked up already.
         CloseReason::ConnectFailed(error) if error.kind() == ErrorKind::QuotaExceeded => {
-            return Fault::Ours;
+            return Blame::Ours;
         }
         CloseReason::ConnectFailed(error) | CloseReason::Io(error) => error.raw_os_error(),
-        CloseReason::HardStop | CloseReason::Shutdown => return Fault::Ours,
+        CloseReason::HardStop | CloseReason::Shutdown => return Blame::Ours,
         // It made room for others.
-        reason if matches!(reason.fault(), close::Fault::Load) => return Fault::Ours,
+        reason if matches!(reason.fault(), close::Fault::Load) => return Blame::Ours,
         _ => None,
     };
     // connect(2): the last two say that there is no free port.
     let is_ours = is_shortage(errno) || matches!(errno, Some(libc::EADDRNOTAVAIL | libc::EAGAIN));
-    if is_ours { Fault::Ours } else { Fault::Theirs }
+    if is_ours { Blame::Ours } else { Blame::Theirs }
 }
 
 /// Whether the system lacks what any other attempt would need as well.

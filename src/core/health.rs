@@ -6,7 +6,7 @@
 
 use crate::close::{CloseReason, Timeout};
 use crate::config::{EndpointConfig, HealthCheck};
-use crate::core::dial::Fault;
+use crate::core::dial::Blame;
 use crate::id::ConnId;
 use crate::time::{Instant, nanos, share_of};
 
@@ -95,10 +95,10 @@ pub(crate) enum Outcome {
 
 impl Outcome {
     /// What the end of a test connection says that had not passed.
-    pub(crate) fn of_end(reason: CloseReason, fault: Fault) -> Self {
-        match fault {
-            Fault::Ours => Self::Void,
-            Fault::Theirs => Self::Failed(reason),
+    pub(crate) fn of_end(reason: CloseReason, blame: Blame) -> Self {
+        match blame {
+            Blame::Ours => Self::Void,
+            Blame::Theirs => Self::Failed(reason),
         }
     }
 }
@@ -107,10 +107,10 @@ impl Outcome {
 /// endpoint that has answered serves, unless it fell silent then.
 pub(crate) fn judge(
     reason: CloseReason,
-    fault: Fault,
+    blame: Blame,
     answered: bool,
 ) -> Option<Result<(), CloseReason>> {
-    if fault == Fault::Ours {
+    if blame == Blame::Ours {
         return None;
     }
     match reason {
@@ -537,7 +537,7 @@ mod tests {
 
     use super::*;
     use crate::close::OsError;
-    use crate::core::dial::fault_of;
+    use crate::core::dial::blame_for;
 
     const SECOND: u64 = 1_000_000_000;
 
@@ -817,7 +817,7 @@ mod tests {
                     let Some((check, _)) = known.check.take() else { return };
                     let outcome = match how {
                         Some(true) => Outcome::Passed,
-                        Some(false) => Outcome::of_end(failed(), fault_of(failed())),
+                        Some(false) => Outcome::of_end(failed(), blame_for(failed())),
                         None => Outcome::Void,
                     };
                     assert!(known.endpoint.end_check(check, outcome, now));
@@ -914,7 +914,7 @@ mod tests {
         let all = (0..CloseReason::COUNT).map(CloseReason::of_index);
         let mut says = [0; 3];
         for reason in all {
-            let [silent, answered] = [false, true].map(|it| judge(reason, fault_of(reason), it));
+            let [silent, answered] = [false, true].map(|it| judge(reason, blame_for(reason), it));
             let lost = matches!(reason, CloseReason::PeerReset | CloseReason::Io(_));
             let late = matches!(
                 reason,
@@ -927,7 +927,7 @@ mod tests {
                             | Timeout::Check
                     )
             );
-            let ours = fault_of(reason) == Fault::Ours;
+            let ours = blame_for(reason) == Blame::Ours;
             let expected = match () {
                 () if ours => [None, None],
                 () if late => [Some(Err(reason)); 2],
@@ -942,7 +942,7 @@ mod tests {
         {
             let error = OsError::from(io::Error::from_raw_os_error(errno));
             let reason = CloseReason::ConnectFailed(error);
-            assert_eq!(judge(reason, fault_of(reason), false), None, "{errno}");
+            assert_eq!(judge(reason, blame_for(reason), false), None, "{errno}");
         }
     }
 }

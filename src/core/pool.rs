@@ -14,7 +14,7 @@ use slab::Slab;
 
 use crate::close::{CloseReason, Timeout};
 use crate::config::{PoolConfig, PoolOrder};
-use crate::core::dial::Fault;
+use crate::core::dial::Blame;
 use crate::core::stats::Counters;
 use crate::id::{ConnId, WaitId};
 use crate::time::{Instant, nanos, share_of};
@@ -873,7 +873,7 @@ impl Pool {
         &mut self,
         place: Place,
         reason: CloseReason,
-        fault: Fault,
+        blame: Blame,
         now: Instant,
         random: u64,
     ) -> bool {
@@ -889,7 +889,7 @@ impl Pool {
         if !came || unserved {
             let begun_at = member.since;
             self.stats.last_dial = Some(reason);
-            self.note_failed_dial(fault, begun_at, now, random);
+            self.note_failed_dial(blame, begun_at, now, random);
         }
         self.enter_ending(place, reason, now);
         // Others may still come, or be given back.
@@ -916,10 +916,10 @@ impl Pool {
         }
     }
 
-    fn note_failed_dial(&mut self, fault: Fault, begun_at: Instant, now: Instant, random: u64) {
+    fn note_failed_dial(&mut self, blame: Blame, begun_at: Instant, now: Instant, random: u64) {
         self.stats.dials_failed += 1;
         self.counters.pool_dials_failed.add(1);
-        if fault == Fault::Ours {
+        if blame == Blame::Ours {
             return self.note_shortage(now);
         }
         // What was dialled before the latest failure belongs to its round.
@@ -1194,9 +1194,9 @@ mod tests {
             self.again.remove(&waiter.id.serial);
         }
 
-        fn end(&mut self, place: Place, reason: CloseReason, fault: Fault) {
+        fn end(&mut self, place: Place, reason: CloseReason, blame: Blame) {
             let random = self.random();
-            self.pool.note_ending(place, reason, fault, self.now, random);
+            self.pool.note_ending(place, reason, blame, self.now, random);
             self.coming.retain(|coming| *coming != place);
             self.leases.retain(|lease| *lease != place);
             self.ending.push(place);
@@ -1220,7 +1220,7 @@ mod tests {
                     Work::Fail(waiter) => self.answered(waiter),
                     Work::Judge(place, _) => {
                         if let Some(reason) = self.pool.keep(place, self.now) {
-                            self.end(place, reason, Fault::Theirs);
+                            self.end(place, reason, Blame::Theirs);
                         }
                     }
                     Work::Offer(place, _) => {
@@ -1236,7 +1236,7 @@ mod tests {
                     Work::Ping(place, _) => assert!(self.pool.note_ready(place, self.now)),
                     Work::Close(id, reason) => {
                         let place = self.place_of(id);
-                        self.end(place, reason, Fault::Theirs);
+                        self.end(place, reason, Blame::Theirs);
                     }
                     Work::Report(..) => {}
                     Work::Dial => {
@@ -1278,7 +1278,7 @@ mod tests {
                     }
                     while let Some(id) = self.pool.lease_of(owner) {
                         let place = self.place_of(id);
-                        self.end(place, CloseReason::OwnerGone, Fault::Theirs);
+                        self.end(place, CloseReason::OwnerGone, Blame::Theirs);
                     }
                 }
                 Op::DialSucceeds(at) => {
@@ -1290,8 +1290,8 @@ mod tests {
                 }
                 Op::DialFails(at, ours) => {
                     if let Some(place) = Self::pick(&self.coming, at) {
-                        let fault = if ours { Fault::Ours } else { Fault::Theirs };
-                        self.end(place, CloseReason::Timeout(Timeout::Connect), fault);
+                        let blame = if ours { Blame::Ours } else { Blame::Theirs };
+                        self.end(place, CloseReason::Timeout(Timeout::Connect), blame);
                     }
                 }
                 Op::GiveBack(at) => {
@@ -1308,14 +1308,14 @@ mod tests {
                 }
                 Op::LoseLease(at) => {
                     if let Some(place) = Self::pick(&self.leases, at) {
-                        self.end(place, CloseReason::PeerEof, Fault::Theirs);
+                        self.end(place, CloseReason::PeerEof, Blame::Theirs);
                     }
                 }
                 Op::Replay(at) => {
                     if let Some(place) = Self::pick(&self.leases, at)
                         && self.pool.is_used(place)
                     {
-                        self.end(place, CloseReason::PeerEof, Fault::Theirs);
+                        self.end(place, CloseReason::PeerEof, Blame::Theirs);
                         self.asked += 1;
                         let until = self.now + Duration::from_secs(5);
                         let replay = Replay { lost: conn(0), request: Bytes::new() };
@@ -1327,7 +1327,7 @@ mod tests {
                 }
                 Op::LoseIdle => {
                     if let Some(place) = self.pool.candidate() {
-                        self.end(place, CloseReason::PeerReset, Fault::Theirs);
+                        self.end(place, CloseReason::PeerReset, Blame::Theirs);
                     }
                 }
                 Op::CloseSocket(at) => {
@@ -1399,7 +1399,7 @@ mod tests {
             assert_eq!(pool.next(now), Some(Work::Dial));
             let place = pool.add(conn(number), now);
             assert_eq!(pool.next(now), None, "one at a time");
-            pool.note_ending(place, CloseReason::PeerReset, Fault::Theirs, now, u64::MAX);
+            pool.note_ending(place, CloseReason::PeerReset, Blame::Theirs, now, u64::MAX);
             pool.remove(place);
             assert_eq!(pool.next(now), None);
             pauses.push((pool.due(now) - now).as_millis() + 1);
@@ -1430,7 +1430,7 @@ mod tests {
         let first = dials(&mut pool, now);
         assert_eq!(first.len(), 64, "as many as there may be");
         for place in first {
-            pool.note_ending(place, CloseReason::PeerReset, Fault::Theirs, now, u64::MAX);
+            pool.note_ending(place, CloseReason::PeerReset, Blame::Theirs, now, u64::MAX);
             pool.remove(place);
         }
         let mut counts = Vec::new();

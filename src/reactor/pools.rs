@@ -8,7 +8,7 @@ use crate::backend::Backend;
 use crate::close::CloseReason;
 use crate::conn::Conn;
 use crate::core::budget::Step;
-use crate::core::dial::{Fault, fault_of};
+use crate::core::dial::{Blame, blame_for};
 use crate::core::flags::{ColdFlags, Flags};
 use crate::core::health::{Witness, fell_silent};
 use crate::core::pool::{Place, Replay, Waiter, Work};
@@ -421,12 +421,12 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     fn leave_pool(&mut self, id: ConnId, reason: CloseReason) {
         let Some((pool, place)) = self.shared.table.at(id.index()).pooled() else { return };
         let (now, random) = (self.shared.now, self.backend.entropy());
-        let fault = fault_of(reason);
+        let blame = blame_for(reason);
         self.shared.set_pooled_idle(id, false);
         let state = self.shared.pools.get(pool);
-        let failed = state.policy.note_ending(place, reason, fault, now, random);
+        let failed = state.policy.note_ending(place, reason, blame, now, random);
         if let Some(endpoint) = state.endpoint
-            && fault == Fault::Theirs
+            && blame == Blame::Theirs
             && (failed || fell_silent(reason))
         {
             self.shared.note_endpoint_failure(endpoint, Some(reason));

@@ -9,7 +9,7 @@ use super::alarms::Purpose;
 use crate::address::Target;
 use crate::close::CloseReason;
 use crate::config::{EndpointConfig, HealthCheck};
-use crate::core::dial::{Fault, fault_of};
+use crate::core::dial::{Blame, blame_for};
 use crate::core::flags::ColdFlags;
 use crate::core::health::{self, Endpoint, EndpointStats, Outcome, Witness};
 use crate::core::lifecycle::State;
@@ -444,8 +444,8 @@ impl LoopState {
 }
 
 /// Whose doing it was that a connection to an endpoint ended.
-fn blame(reason: CloseReason) -> Fault {
-    if planted(Bug::ShortageCounts) { Fault::Theirs } else { fault_of(reason) }
+fn blame(reason: CloseReason) -> Blame {
+    if planted(Bug::ShortageCounts) { Blame::Theirs } else { blame_for(reason) }
 }
 
 /// What must hold between two turns.
