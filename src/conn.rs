@@ -171,7 +171,7 @@ impl Conn<'_> {
     /// Queues all that is in `buffer` and empties it: an echo of the input.
     ///
     /// As [`write`](Conn::write), but input that is much (4 KiB) is sent from where it was read. This
-    /// holds for the `input` of [`on_data`](Handler::on_data) and for parts that are split off it, to
+    /// holds for the `input` of [`on_data`](crate::Handler::on_data) and for parts that are split off it, to
     /// its own connection, as the first that the callback writes, with nothing queued; what is kept
     /// from an earlier read, or more than 64 KiB or the high watermark, is copied. Then `buffer` is
     /// exchanged for another of the loop's, of any capacity.
