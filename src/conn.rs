@@ -170,11 +170,11 @@ impl Conn<'_> {
 
     /// Queues all that is in `buffer` and empties it: an echo of the input.
     ///
-    /// As [`write`](Conn::write), but input that is much (4 KiB) is sent from where it was read. This
-    /// holds for the `input` of [`on_data`](crate::Handler::on_data) and for parts that are split off it, to
-    /// its own connection, as the first that the callback writes, with nothing queued; what is kept
-    /// from an earlier read, or more than 64 KiB or the high watermark, is copied. Then `buffer` is
-    /// exchanged for another of the loop's, of any capacity.
+    /// As [`write`](Conn::write), but input of 4 KiB and more is sent from where it was read, and
+    /// `buffer` is exchanged for another of the loop's, of any capacity. This holds for the `input` of
+    /// [`on_data`](crate::Handler::on_data) and for parts that are split off it, if they are the first
+    /// that the callback writes, to its own connection, with nothing queued. Input that was kept from
+    /// an earlier read, or is more than 64 KiB or than the high watermark, is copied.
     #[inline]
     pub fn write_buf(&mut self, buffer: &mut BytesMut) {
         self.cx.shared.write_buf(self.id, buffer);
