@@ -161,7 +161,8 @@ fn what_an_upstream_said_before_a_write_to_it_failed_arrives_whole() {
         client.write_all(b"more").expect("it reads");
         let mut got = Vec::new();
         let end = client.read_to_end(&mut got);
-        assert_eq!(got.len() as u64, arrived, "{at}: {end:?}");
+        // More may have arrived between the question and the reset.
+        assert!(got.len() as u64 >= arrived, "{at}: {} of {arrived}: {end:?}", got.len());
         assert_eq!(end.map_err(|error| error.kind()), Err(ErrorKind::ConnectionReset));
     }
     eventually("the pairs have ended", || metric(&metrics, "wheelhouse_connections") <= 2);
