@@ -9,6 +9,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use bytes::BytesMut;
+use wheelhouse::config::Watermarks;
 use wheelhouse::{
     AlarmId, CloseReason, Closed, Config, Conn, ConnId, Context, Handler, Instant, Target,
 };
@@ -22,6 +23,10 @@ const REDIAL_AFTER: Duration = Duration::from_millis(100);
 
 /// How long replies are waited for when nothing more is sent.
 const LAST_REPLIES: Duration = Duration::from_secs(2);
+
+/// How much may be due and not sent. A server that does not keep up with the rate for long would take
+/// any memory; what comes beyond this counts as an error.
+const WAITING_MAX: usize = 1 << 20;
 
 /// The longest time that passes between two looks at what is due to be sent.
 const TICK: Duration = Duration::from_millis(1);
@@ -62,7 +67,20 @@ impl Plan {
         config.timeouts.read = Some(self.timeout);
         // Idle connections are held, and an open loop may leave any idle.
         config.timeouts.idle = None;
-        config.limits.max_connections = Some(self.connections + 64);
+        // The place of one that ends is free a moment after its lane dials again.
+        config.limits.max_connections = Some(2 * self.connections + 64);
+        if let Some(protocol) = &self.protocol {
+            let most = protocol.longest_request().saturating_mul(self.pipeline);
+            let limits = &mut config.limits;
+            limits.output_max = limits.output_max.max(most.saturating_mul(2));
+            // One that is congested is not read, and a server that echoes waits to be read.
+            let high = config.watermarks.high().max(most.saturating_mul(2));
+            if let Ok(watermarks) = Watermarks::new(high / 2, high) {
+                config.watermarks = watermarks;
+            }
+            let all = limits.output_max.saturating_mul(self.connections);
+            limits.buffered_max = limits.buffered_max.max(all);
+        }
         config.shutdown_timeout = Some(Duration::from_secs(1));
         config.shutdown_spread = None;
         config
@@ -87,7 +105,14 @@ struct Lane {
     progress: Progress,
     /// When its connection was dialled, or was to be.
     dialled_at: u64,
-    redial: Option<AlarmId>,
+}
+
+impl Lane {
+    /// Whether nothing is on its way, or due. A connection that is there for one exchange is on its
+    /// way itself.
+    fn is_quiet(&self, churn: bool) -> bool {
+        self.in_flight.is_empty() && self.waiting.is_empty() && !(churn && self.conn.is_some())
+    }
 }
 
 /// What comes after what.
@@ -121,6 +146,10 @@ pub(crate) struct Load {
     schedule: Option<(u64, u64)>,
     /// Connections of an open loop that are due while all lanes are taken.
     waiting_dials: VecDeque<u64>,
+    /// The lanes of such a loop that have no connection.
+    free: Vec<usize>,
+    /// The lanes that dial again when an alarm comes.
+    redials: HashMap<AlarmId, usize>,
     measured_from: u64,
     measured_to: Option<u64>,
     alarms: Alarms,
@@ -148,6 +177,8 @@ impl Load {
             turn: 0,
             schedule: None,
             waiting_dials: VecDeque::new(),
+            free: (0..plan.connections).collect(),
+            redials: HashMap::new(),
             measured_from: 0,
             measured_to: None,
             alarms: Alarms::default(),
@@ -206,14 +237,21 @@ impl Load {
             if let Some((_, sent)) = &mut self.schedule {
                 *sent += 1;
             }
-            if self.plan.churn {
-                self.waiting_dials.push_back(due_at);
-                continue;
-            }
             let lane = self.turn % self.lanes.len();
             self.turn += 1;
-            self.lanes[lane].waiting.push_back(due_at);
-            if let Some(mut conn) = self.lanes[lane].conn.and_then(|id| cx.conn(id)) {
+            let (waiting, share) = if self.plan.churn {
+                (&mut self.waiting_dials, 1)
+            } else {
+                (&mut self.lanes[lane].waiting, self.plan.connections)
+            };
+            if waiting.len() >= (WAITING_MAX / share).max(1) {
+                self.tally.count_error("too many waited to be sent", 1);
+                continue;
+            }
+            waiting.push_back(due_at);
+            if !self.plan.churn
+                && let Some(mut conn) = self.lanes[lane].conn.and_then(|id| cx.conn(id))
+            {
                 self.send(&mut conn, lane);
             }
         }
@@ -254,31 +292,43 @@ impl Load {
         lane.in_flight.push_back(Request { number: 0, due_at: lane.dialled_at });
     }
 
-    fn dial(&mut self, cx: &mut Context<'_>, lane: usize, due_at: u64) {
-        match cx.connect(self.plan.target.clone()) {
-            Ok(id) => {
-                self.of_conn.insert(id, lane);
-                self.lanes[lane] = Lane {
-                    conn: Some(id),
-                    dialled_at: due_at,
-                    waiting: mem::take(&mut self.lanes[lane].waiting),
-                    ..Lane::default()
-                };
-            }
-            Err(_) => {
-                self.tally.count_error("no place for a connection", 1);
-                self.lanes[lane].redial = Some(cx.set_alarm(cx.now() + REDIAL_AFTER));
-            }
+    /// Dials for a lane, and returns whether there is a place for the connection.
+    fn dial(&mut self, cx: &mut Context<'_>, lane: usize, due_at: u64) -> bool {
+        let Ok(id) = cx.connect(self.plan.target.clone()) else { return false };
+        self.of_conn.insert(id, lane);
+        self.lanes[lane] = Lane {
+            conn: Some(id),
+            dialled_at: due_at,
+            waiting: mem::take(&mut self.lanes[lane].waiting),
+            ..Lane::default()
+        };
+        true
+    }
+
+    /// Dials for a lane now, or after a while if there is no place.
+    fn dial_now(&mut self, cx: &mut Context<'_>, lane: usize) {
+        let now = self.clock.nanos(cx.now());
+        if !self.dial(cx, lane, now) {
+            self.dial_later(cx, lane);
         }
+    }
+
+    fn dial_later(&mut self, cx: &mut Context<'_>, lane: usize) {
+        let alarm = cx.set_alarm(cx.now() + REDIAL_AFTER);
+        self.redials.insert(alarm, lane);
     }
 
     /// Dials what is due in an open loop of connections, in lanes that are free.
     fn dial_due(&mut self, cx: &mut Context<'_>) {
-        while !self.waiting_dials.is_empty()
-            && let Some(lane) = self.lanes.iter().position(|lane| lane.conn.is_none())
-            && let Some(due_at) = self.waiting_dials.pop_front()
+        while let (Some(due_at), Some(lane)) =
+            (self.waiting_dials.front().copied(), self.free.last().copied())
         {
-            self.dial(cx, lane, due_at);
+            if !self.dial(cx, lane, due_at) {
+                // It is tried again with the next that is due.
+                break;
+            }
+            self.waiting_dials.pop_front();
+            self.free.pop();
         }
     }
 
@@ -315,6 +365,10 @@ impl Load {
     }
 
     fn close_measurement(&mut self, now: Instant) {
+        if self.phase == Phase::Starting {
+            // It ends before it began.
+            self.measured_from = self.clock.nanos(now);
+        }
         self.measured_to = Some(self.clock.nanos(now));
         self.tally.end_second(self.measured(now).as_secs_f64());
         self.held = self.connected;
@@ -322,16 +376,20 @@ impl Load {
     }
 
     fn end_if_quiet(&mut self, cx: &mut Context<'_>) {
-        let quiet = |lane: &Lane| lane.in_flight.is_empty() && lane.waiting.is_empty();
-        let all_quiet = self.waiting_dials.is_empty() && self.lanes.iter().all(quiet);
-        if self.phase == Phase::Ending && all_quiet {
+        if self.phase == Phase::Ending
+            && self.waiting_dials.is_empty()
+            && self.lanes.iter().all(|lane| lane.is_quiet(self.plan.churn))
+        {
             self.end(cx);
         }
     }
 
     fn end(&mut self, cx: &mut Context<'_>) {
         if !cx.is_shutting_down() {
-            let missing = self.lanes.iter().map(|lane| lane.in_flight.len()).sum::<usize>();
+            // The request of a connection that is being dialled is on its way too.
+            let dialled = |lane: &Lane| self.plan.churn && lane.conn.is_some() && !lane.connected;
+            let missing = |lane: &Lane| lane.in_flight.len() + usize::from(dialled(lane));
+            let missing = self.lanes.iter().map(missing).sum::<usize>();
             self.tally.count_error("no reply by the end", missing as u64);
             let waiting = self.lanes.iter().map(|lane| lane.waiting.len()).sum::<usize>();
             let unsent = waiting + self.waiting_dials.len();
@@ -358,7 +416,8 @@ impl Load {
                 Ok(reply @ (Reply::Whole | Reply::Last)) => {
                     if self.phase != Phase::Starting && request.due_at >= self.measured_from {
                         let latency = now.saturating_sub(request.due_at);
-                        self.tally.count_reply(latency, before - input.len());
+                        let in_time = self.phase == Phase::Measuring;
+                        self.tally.count_reply(latency, before - input.len(), in_time);
                     }
                     in_flight.pop_front();
                     conn.end_request();
@@ -373,17 +432,18 @@ impl Load {
                 }
                 Ok(Reply::Partial) => break,
                 Err(mismatch) => {
+                    in_flight.pop_front();
                     self.tally.count_error(mismatch.0, 1);
                     return conn.abort();
                 }
             }
         }
-        match self.plan.amount {
-            Amount::Replies(count) if self.tally.replies() >= count as u64 => {
-                self.stop_sending(conn.cx());
-            }
-            _ => self.end_if_quiet(conn.cx()),
+        if let Amount::Replies(count) = self.plan.amount
+            && self.tally.replies() >= count as u64
+        {
+            self.stop_sending(conn.cx());
         }
+        self.end_if_quiet(conn.cx());
     }
 }
 
@@ -392,12 +452,11 @@ impl Handler for Load {
     type Session = usize;
 
     fn on_start(&mut self, cx: &mut Context<'_>) {
-        let now = self.clock.nanos(cx.now());
         if self.plan.churn && self.plan.rate.is_some() {
             return self.begin(cx);
         }
         for lane in 0..self.lanes.len() {
-            self.dial(cx, lane, now);
+            self.dial_now(cx, lane);
         }
     }
 
@@ -452,16 +511,16 @@ impl Handler for Load {
         if cx.is_shutting_down() {
             return;
         }
-        let failed = closed.reason != CloseReason::HandlerClose;
+        let ends = self.phase == Phase::Ending && self.lanes[lane].waiting.is_empty();
         if self.plan.churn && self.plan.rate.is_some() {
+            self.free.push(lane);
             self.dial_due(cx);
-        } else if self.phase == Phase::Ending {
+        } else if ends {
             // Only what is on its way is waited for.
-        } else if failed {
-            self.lanes[lane].redial = Some(cx.set_alarm(cx.now() + REDIAL_AFTER));
+        } else if closed.reason == CloseReason::HandlerClose {
+            self.dial_now(cx, lane);
         } else {
-            let now = self.clock.nanos(cx.now());
-            self.dial(cx, lane, now);
+            self.dial_later(cx, lane);
         }
         self.end_if_quiet(cx);
     }
@@ -481,11 +540,8 @@ impl Handler for Load {
                 Phase::Measuring => self.stop_sending(cx),
                 Phase::Ending => self.end(cx),
             }
-        } else if self.phase != Phase::Ending
-            && let Some(lane) = self.lanes.iter().position(|lane| lane.redial == Some(alarm))
-        {
-            let now = self.clock.nanos(cx.now());
-            self.dial(cx, lane, now);
+        } else if let Some(lane) = self.redials.remove(&alarm) {
+            self.dial_now(cx, lane);
         }
     }
 

@@ -58,7 +58,7 @@ pub(crate) struct Args {
     #[arg(default_value = "10s", conflicts_with = "count")]
     duration: Duration,
 
-    /// How many replies to measure, instead of a time
+    /// How many replies to measure at least, instead of a time
     #[arg(short = 'n', long, value_name = "N", value_parser = common::positive)]
     count: Option<usize>,
 
@@ -77,7 +77,7 @@ pub(crate) struct Args {
     #[arg(default_value = "1")]
     sources: u8,
 
-    /// How long a reply may take
+    /// How long a dial may take, and nothing come while a reply is due
     #[arg(long, value_name = "DURATION", value_parser = common::duration, default_value = "10s")]
     timeout: Duration,
 

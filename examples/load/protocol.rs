@@ -3,8 +3,11 @@
 use bytes::{Buf, BytesMut};
 use wheelhouse::Target;
 
-/// Keys of Redis that are set and read in turns.
+/// Keys of Redis that are set and read in turns, at most.
 const KEYS: usize = 1_000;
+
+/// What the requests may take in memory beyond one of them.
+const REQUESTS_BYTES: usize = 16 << 20;
 
 /// The greatest head of an HTTP response.
 const HEAD_MAX: usize = 16 * 1_024;
@@ -72,8 +75,9 @@ impl Protocol {
 
     pub(crate) fn resp(size: usize) -> Self {
         let value = vec![b'x'; size];
-        let mut requests = Vec::with_capacity(2 * KEYS);
-        for key in 0..KEYS {
+        let keys = (REQUESTS_BYTES / size.max(1)).clamp(1, KEYS);
+        let mut requests = Vec::with_capacity(2 * keys);
+        for key in 0..keys {
             let key = format!("load:{key}");
             requests.push(command(&[b"SET", key.as_bytes(), &value]));
             requests.push(command(&[b"GET", key.as_bytes()]));
@@ -87,8 +91,13 @@ impl Protocol {
         &self.requests[number % self.requests.len()]
     }
 
+    /// Bytes of the longest request.
+    pub(crate) fn longest_request(&self) -> usize {
+        self.requests.iter().map(Vec::len).max().unwrap_or(0)
+    }
+
     /// Takes the reply to the oldest request that has none, the one with this number, off `input`.
-    /// Returns whether that is whole.
+    /// Returns what has come of it.
     ///
     /// # Errors
     ///
@@ -101,8 +110,8 @@ impl Protocol {
         input: &mut BytesMut,
     ) -> Result<Reply, Mismatch> {
         match &mut self.form {
-            Form::Echo => take_exactly(self.request(number), input),
-            Form::Line(line) => take_exactly(line, input),
+            Form::Echo => take_exactly(self.request(number), progress, input),
+            Form::Line(line) => take_exactly(line, progress, input),
             Form::Http { len } => take_response(len, progress, input),
             Form::Resp => take_resp(progress, input),
         }
@@ -131,18 +140,20 @@ fn command(words: &[&[u8]]) -> Vec<u8> {
     bytes
 }
 
+/// Takes what has come of a reply that is known.
 #[inline]
-fn take_exactly(expected: &[u8], input: &mut BytesMut) -> Result<Reply, Mismatch> {
-    let len = expected.len().min(input.len());
-    if input[..len] != expected[..len] {
+fn take_exactly(
+    expected: &[u8],
+    progress: &mut Progress,
+    input: &mut BytesMut,
+) -> Result<Reply, Mismatch> {
+    let left = progress.left.map_or(expected.len(), |left| left as usize);
+    let here = left.min(input.len());
+    if input[..here] != expected[expected.len() - left..][..here] {
         return Err(Mismatch("wrong reply"));
     }
-    let whole = len == expected.len();
-    if !whole {
-        return Ok(Reply::Partial);
-    }
-    input.advance(len);
-    Ok(Reply::Whole)
+    progress.left = Some(left as u64);
+    Ok(skip(progress, input))
 }
 
 fn take_response(
@@ -167,7 +178,12 @@ fn take_response(
         };
         let body = value("content-length").and_then(|len| len.trim().parse().ok());
         let body = body.ok_or(Mismatch("response without a length"))?;
-        progress.last = value("connection").is_some_and(|it| it.eq_ignore_ascii_case("close"));
+        let says = |what: &str| {
+            let mut options = value("connection").into_iter().flat_map(|it| it.split(','));
+            options.any(|option| option.trim().eq_ignore_ascii_case(what))
+        };
+        // RFC 9112, 9.3: a connection of HTTP/1.0 ends unless it is said to be kept.
+        progress.last = says("close") || (response.version == Some(0) && !says("keep-alive"));
         if *len.get_or_insert(body) != body {
             return Err(Mismatch("wrong length"));
         }

@@ -92,7 +92,8 @@ fn generate(args: &Args, index: u8, progress: &ProgressBar) -> Result<Outcome, E
             match before {
                 None if load.is_measuring() => before = Some(cpu::of_process(pid)?),
                 Some(before) if load.has_ended() && cpu.is_none() => {
-                    cpu = Some(cpu::of_process(pid)?.saturating_sub(before));
+                    // A server that has ended says nothing, and the rest is worth reporting.
+                    cpu = Some(cpu::of_process(pid).ok().map(|used| used.saturating_sub(before)));
                 }
                 _ => {}
             }
@@ -105,7 +106,7 @@ fn generate(args: &Args, index: u8, progress: &ProgressBar) -> Result<Outcome, E
     }
     let measured = load.measured(reactor.context().now());
     let held = load.held();
-    Ok(Outcome { tally: load.tally, measured, held, cpu })
+    Ok(Outcome { tally: load.tally, measured, held, cpu: cpu.flatten() })
 }
 
 fn progress() -> ProgressBar {
@@ -118,7 +119,7 @@ fn progress() -> ProgressBar {
 }
 
 fn line(tally: &Tally, measured: Duration) -> String {
-    let rate = tally.replies() as f64 / measured.as_secs_f64();
+    let rate = tally.in_time() as f64 / measured.as_secs_f64();
     let p99 = tally.latencies().value_at_quantile(0.99);
     let errors = tally.errors().values().sum::<u64>();
     format!("{rate:.0} replies/s, p99 {}, {errors} errors", time(p99))
@@ -140,6 +141,9 @@ impl Args {
         match self.mode {
             Mode::Idle if self.rate.is_some() || self.count.is_some() => {
                 Some("idle connections send nothing: neither --rate nor --count means anything")
+            }
+            Mode::Idle if usize::from(self.sources) > self.connections => {
+                Some("each source has a connection at least")
             }
             Mode::Idle => None,
             _ if self.sources > 1 => Some("--sources is for idle connections"),
@@ -164,7 +168,7 @@ impl Args {
 impl Report<'_> {
     pub(crate) fn rate(&self) -> f64 {
         let seconds = self.measured.as_secs_f64();
-        if seconds > 0.0 { self.tally.replies() as f64 / seconds } else { 0.0 }
+        if seconds > 0.0 { self.tally.in_time() as f64 / seconds } else { 0.0 }
     }
 
     /// Each quantile's name, and its latency in nanoseconds.
@@ -176,7 +180,7 @@ impl Report<'_> {
     /// Processor time of the server for each reply, and its share of one processor.
     fn cpu_share(&self) -> Option<(u64, f64)> {
         let used = self.cpu?;
-        let each = used.as_nanos() as u64 / self.tally.replies().max(1);
+        let each = used.as_nanos() as u64 / self.tally.in_time().max(1);
         Some((each, used.as_secs_f64() / self.measured.as_secs_f64()))
     }
 

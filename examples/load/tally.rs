@@ -31,6 +31,8 @@ pub(crate) struct Tally {
     seconds: Vec<Second>,
     errors: BTreeMap<&'static str, u64>,
     pub(crate) bytes: u64,
+    /// Replies that came before the measurement ended.
+    in_time: u64,
 }
 
 impl Tally {
@@ -42,12 +44,14 @@ impl Tally {
             seconds: Vec::new(),
             errors: BTreeMap::new(),
             bytes: 0,
+            in_time: 0,
         }
     }
 
-    /// A reply has come.
+    /// A reply has come, before the measurement ended or behind that.
     #[inline]
-    pub(crate) fn count_reply(&mut self, latency: u64, bytes: usize) {
+    pub(crate) fn count_reply(&mut self, latency: u64, bytes: usize, in_time: bool) {
+        self.in_time += u64::from(in_time);
         self.latencies.saturating_record(latency);
         self.latest.saturating_record(latency);
         self.bytes += bytes as u64;
@@ -81,6 +85,7 @@ impl Tally {
     pub(crate) fn add(&mut self, other: &Self) {
         self.latencies.add(&other.latencies).expect("they have the same range");
         self.bytes += other.bytes;
+        self.in_time += other.in_time;
         for (kind, count) in &other.errors {
             self.count_error(kind, *count);
         }
@@ -88,6 +93,11 @@ impl Tally {
 
     pub(crate) fn replies(&self) -> u64 {
         self.latencies.len()
+    }
+
+    /// How many came before the measurement ended. The server's rate is that of these.
+    pub(crate) const fn in_time(&self) -> u64 {
+        self.in_time
     }
 
     pub(crate) const fn latencies(&self) -> &Histogram<u64> {

@@ -69,6 +69,7 @@ fn options_that_mean_nothing_together_are_refused() {
         &["idle", "--count", "5"],
         &["echo", "--sources", "3"],
         &["churn", "--pipeline", "2"],
+        &["idle", "--sources", "3", "--connections", "2"],
     ] {
         let output = load(&[&options[..1], &["127.0.0.1:7"], &options[1..]].concat());
         assert_eq!(output.status.code(), Some(1), "{options:?}");

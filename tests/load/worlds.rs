@@ -71,6 +71,10 @@ fn plan(change: impl FnOnce(&mut Plan)) -> Plan {
 fn run(sim: &mut Sim, stalls: bool, plan: Plan) -> Server<Load> {
     sim.set_link(Link { latency: millis(1), ..Link::default() });
     sim.serve(SERVER, Config::default(), Stalling { stalls });
+    until_it_ends(sim, plan)
+}
+
+fn until_it_ends(sim: &mut Sim, plan: Plan) -> Server<Load> {
     let load = sim.serve(CLIENT, plan.config(), Load::new(plan));
     // The program does this after each turn: a deadline of the loop's is coarser.
     for _ in 0..60_000 {
@@ -129,6 +133,109 @@ fn churn_makes_a_connection_for_each_exchange() {
         assert!(load.stats().closed_total() >= 200);
         // A dial and an exchange are two round trips.
         assert!((millis(4)..millis(6)).contains(&quantile(&load, 0.5)));
+    }
+}
+
+#[test]
+fn many_connections_may_end_in_one_turn() {
+    for rate in [None, Some(20_000)] {
+        let churn = plan(|plan| {
+            (plan.churn, plan.connections, plan.rate) = (true, 300, rate);
+            plan.amount = Amount::Replies(1_500);
+        });
+        let load = run(&mut Sim::new(1), false, churn);
+        let tally = &load.handler().tally;
+        assert!(tally.replies() >= 1_500);
+        assert!(tally.errors().is_empty(), "{:?}", tally.errors());
+    }
+}
+
+#[test]
+fn a_dial_that_is_under_way_at_the_end_is_an_error() {
+    let mut sim = Sim::new(1);
+    sim.set_link(Link { latency: secs(20), ..Link::default() });
+    sim.serve(SERVER, Config::default(), Stalling::default());
+    let plan = plan(|plan| {
+        (plan.churn, plan.connections, plan.rate) = (true, 8, Some(10));
+        (plan.amount, plan.timeout) = (Amount::Time(secs(3)), secs(100));
+    });
+    let load = sim.serve(CLIENT, plan.config(), Load::new(plan));
+    sim.advance(secs(10));
+    assert!(load.is_finished());
+    let tally = &load.handler().tally;
+    assert_eq!(tally.replies(), 0);
+    assert_eq!(tally.errors()["no reply by the end"], 8, "{:?}", tally.errors());
+    assert!(tally.errors()["not sent by the end"] > 20, "{:?}", tally.errors());
+}
+
+#[test]
+fn an_echo_may_be_longer_than_what_the_library_keeps_unread() {
+    let large = plan(|plan| {
+        (plan.protocol, plan.pipeline) = (Some(Protocol::echo(1 << 20)), 2);
+        plan.amount = Amount::Replies(10);
+    });
+    let load = run(&mut Sim::new(1), false, large);
+    let tally = &load.handler().tally;
+    assert!(tally.replies() >= 10);
+    assert!(tally.errors().is_empty(), "{:?}", tally.errors());
+}
+
+#[test]
+fn replies_that_come_behind_the_end_do_not_make_the_server_faster() {
+    // One at a time takes 2 ms, so half of what is due can be served.
+    let late = plan(|plan| {
+        plan.rate = Some(1_000);
+        (plan.warm_up, plan.amount) = (Duration::ZERO, Amount::Time(secs(4)));
+    });
+    let load = run(&mut Sim::new(1), false, late);
+    let tally = &load.handler().tally;
+    assert!((1_900..=2_010).contains(&tally.in_time()), "{}", tally.in_time());
+    assert!(tally.replies() > 2_900, "{}", tally.replies());
+}
+
+/// Answers requests of HTTP, and announces the end of each connection with its third response.
+struct Three;
+
+impl Handler for Three {
+    type Session = u32;
+
+    fn on_open(&mut self, _: &mut Conn<'_>) -> Option<u32> {
+        Some(0)
+    }
+
+    fn on_data(&mut self, conn: &mut Conn<'_>, served: &mut u32, input: &mut BytesMut) {
+        let requests = input.windows(4).filter(|end| end == b"\r\n\r\n").count();
+        input.clear();
+        for _ in 0..requests {
+            *served += 1;
+            let connection = if *served == 3 { "close" } else { "keep-alive" };
+            write!(
+                conn,
+                "HTTP/1.1 200 OK\r\nConnection: {connection}\r\nContent-Length: 2\r\n\r\nok"
+            );
+            if *served == 3 {
+                return conn.close();
+            }
+        }
+    }
+}
+
+#[test]
+fn an_announced_end_is_no_error_and_what_was_asked_behind_it_is_asked_again() {
+    for (rate, pipeline) in [(None, 1), (None, 8), (Some(500), 8)] {
+        let mut sim = Sim::new(1);
+        sim.set_link(Link { latency: millis(1), ..Link::default() });
+        sim.serve(SERVER, Config::default(), Three);
+        let target = SERVER.parse().expect("an address");
+        let plan = plan(|plan| {
+            plan.protocol = Some(Protocol::http("/", &target));
+            (plan.connections, plan.pipeline, plan.rate) = (4, pipeline, rate);
+            plan.amount = Amount::Time(secs(2));
+        });
+        let load = until_it_ends(&mut sim, plan);
+        let tally = &load.handler().tally;
+        assert!(tally.errors().is_empty(), "{:?}", tally.errors());
+        assert!(tally.replies() >= 900, "{}", tally.replies());
     }
 }
 
