@@ -175,6 +175,30 @@ impl Conn<'_> {
     /// [`on_data`](crate::Handler::on_data) and for parts that are split off it, if they are the first
     /// that the callback writes, to its own connection, with nothing queued. Input that was kept from
     /// an earlier read, or is more than 64 KiB or than the high watermark, is copied.
+    ///
+    /// ```
+    /// # use bytes::BytesMut;
+    /// # use wheelhouse::{Conn, Handler};
+    /// struct Echo;
+    ///
+    /// impl Handler for Echo {
+    ///     type Session = ();
+    ///
+    ///     fn on_open(&mut self, _: &mut Conn<'_>) -> Option<()> {
+    ///         Some(())
+    ///     }
+    ///
+    ///     fn on_data(&mut self, conn: &mut Conn<'_>, _: &mut (), input: &mut BytesMut) {
+    ///         conn.write_buf(input);
+    ///     }
+    /// }
+    /// # let mut sim = wheelhouse::sim::Sim::new(1);
+    /// # sim.serve("10.0.0.1:7", wheelhouse::Config::default(), Echo);
+    /// # let peer = sim.connect("10.0.0.1:7");
+    /// # peer.send(&[7; 5_000]);
+    /// # sim.settle();
+    /// # peer.expect(&[7; 5_000]);
+    /// ```
     #[inline]
     pub fn write_buf(&mut self, buffer: &mut BytesMut) {
         self.cx.shared.write_buf(self.id, buffer);

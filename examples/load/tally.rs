@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use hdrhistogram::Histogram;
 
-/// The greatest latency that is told from greater ones.
+/// The greatest latency that is recorded, in nanoseconds; a greater one counts as this.
 const LATENCY_MAX: u64 = 3_600_000_000_000;
 
 /// Significant digits of a latency.

@@ -702,9 +702,7 @@ fn is_connected_to_itself(stream: &OsStream, peer: &SockAddr) -> bool {
 /// How many bytes a read would have, one at most; zero is the peer's FIN.
 fn peek(stream: &OsStream) -> io::Result<usize> {
     loop {
-        let peeked = on_stream!(&stream.0, stream => {
-            SockRef::from(stream).peek(&mut [MaybeUninit::uninit()])
-        });
+        let peeked = stream.try_io(|fd| SockRef::from(&fd).peek(&mut [MaybeUninit::uninit()]));
         if !matches!(&peeked, Err(error) if error.kind() == io::ErrorKind::Interrupted) {
             return peeked;
         }

@@ -828,7 +828,7 @@ impl Pool {
         self.returned.push_back(place);
     }
 
-    /// A lease is given back, and is judged by whoever says so.
+    /// A lease is given back. The caller judges it, and [`Pool::next`] does not say so.
     #[inline(always)]
     pub(crate) fn hand_over(&mut self, place: Place, now: Instant) {
         let member = &mut self.members[place as usize];

@@ -373,7 +373,7 @@ fn a_server_that_answers_and_closes_at_once_stays_up() {
     }
 }
 
-/// What it is told and the reset come before the check knows that its dial has succeeded.
+/// What the server sends and its reset come before the check knows that its dial has succeeded.
 fn a_check_that_is_answered_and_reset_at_once_has_passed() {
     for (answers, state) in [(true, EndpointState::Up), (false, EndpointState::Down)] {
         let mut setup = Setup::new(EndpointConfig::default());

@@ -364,14 +364,7 @@ fn what_died_during_a_suspension_serves_no_one() {
             let mut proxy = Proxy::new(config);
             proxy.replays = true;
             let proxy = sim.serve(SERVER, quiet(), proxy);
-            let client = sim.connect(SERVER);
-            client.send(b"first\n");
-            sim.advance(millis(10));
-            let upstream = listener.accept().unwrap();
-            upstream.expect(b"first\n");
-            upstream.send(b"first\n");
-            sim.advance(millis(200));
-            client.expect(b"first\n");
+            let (client, upstream) = first_exchange(&mut sim, &listener);
             assert_eq!(pool_stats(&proxy).idle, 1);
             if silent {
                 sim.partition("10.0.0.1", "10.0.0.2");
@@ -1114,13 +1107,8 @@ fn a_timer_ends_with_its_lease() {
     assert!(rang.is_empty(), "{rang:?} while {lease} is another's");
 }
 
-/// Two replayable requests over one lease, which is lost before a byte of a reply.
-fn of_two_requests_none_is_sent_again() {
-    let mut sim = world(1);
-    let listener = sim.listen(UPSTREAM, 8);
-    let mut proxy = Proxy::new(small(4));
-    proxy.replays = true;
-    let proxy = sim.serve(SERVER, quiet(), proxy);
+/// A client has had a reply, over a connection that is idle in its pool now.
+fn first_exchange(sim: &mut Sim, listener: &wheelhouse::sim::PeerListener) -> (Peer, Peer) {
     let client = sim.connect(SERVER);
     client.send(b"first\n");
     sim.advance(millis(10));
@@ -1129,6 +1117,17 @@ fn of_two_requests_none_is_sent_again() {
     upstream.send(b"first\n");
     sim.advance(millis(200));
     client.expect(b"first\n");
+    (client, upstream)
+}
+
+/// Two replayable requests over one lease, which is lost before a byte of a reply.
+fn of_two_requests_none_is_sent_again() {
+    let mut sim = world(1);
+    let listener = sim.listen(UPSTREAM, 8);
+    let mut proxy = Proxy::new(small(4));
+    proxy.replays = true;
+    let proxy = sim.serve(SERVER, quiet(), proxy);
+    let (client, upstream) = first_exchange(&mut sim, &listener);
     proxy.with(|proxy, _| proxy.twice = true);
     client.send(b"line\n");
     sim.advance(millis(10));
