@@ -247,6 +247,18 @@ impl Conn<'_> {
         self.record().flags.has(Flags::CONGESTED)
     }
 
+    /// Whether a message that has come would be served now, rather than left for later or for ever.
+    #[inline]
+    pub(crate) fn wants_messages(&self) -> bool {
+        !self.record().flags.has(Flags::UNSERVED) && !self.is_closing()
+    }
+
+    /// The most input that a handler may leave.
+    #[inline]
+    pub(crate) fn input_max(&self) -> usize {
+        self.cx.shared.bounds.input_max
+    }
+
     /// Sends a FIN once the queue is flushed, and goes on reading. Later writes are dropped.
     pub fn shutdown_write(&mut self) {
         self.record_mut().flags.insert(Flags::SHUTDOWN_WRITE.and(Flags::ACTION_DUE));

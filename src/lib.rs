@@ -71,6 +71,7 @@
 //!
 //! - [`config`]: all settings, their defaults and the reasons for them.
 //! - [`address`]: what can be listened on and dialled, also as text.
+//! - [`frame`]: messages out of the stream of bytes, and into it.
 //! - [`close`]: why connections end, how, and whose doing it was.
 //! - [`stats`]: the counters, and their export.
 //! - [`backend`]: the operating system, and what a program may replace of it, such as the look-up of
@@ -135,6 +136,7 @@ pub mod config;
 mod conn;
 mod core;
 mod error;
+pub mod frame;
 mod handler;
 mod id;
 mod log;

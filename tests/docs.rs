@@ -435,6 +435,7 @@ fn what_is_named_of_a_type_is_there() {
             continue;
         }
         let items = [
+            "pub mod NAME;",
             "fn NAME(",
             "fn NAME<",
             "pub NAME: ",
@@ -459,7 +460,9 @@ fn the_size_of_a_record_is_the_one_asserted() {
 fn the_programs_of_the_guide_include_what_it_shows() {
     let store = read("docs/guide/store.rs");
     for part in store.split("\n#[derive(Default)]\n") {
-        let (_, part) = part.rsplit_once("use bytes::{Buf, BytesMut};\n").unwrap_or(("", part));
+        let (_, part) = part
+            .rsplit_once("use wheelhouse::frame::{self, Error, Framing, Length, Width};\n")
+            .unwrap_or(("", part));
         assert!(GUIDE.contains(part.trim()), "{part}");
     }
 }

@@ -16,8 +16,6 @@ mod endpoints;
 mod faults;
 #[path = "scenarios/large.rs"]
 mod large;
-#[path = "../examples/ping/line.rs"]
-mod line;
 #[path = "../examples/ping/server.rs"]
 mod ping;
 #[path = "scenarios/pooled.rs"]

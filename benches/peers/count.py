@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from harness import BASELINE, MIO, BenchError, Server, prepare, run_load
+from harness import BASELINE, MIO, ROOT, BenchError, Server, prepare, run_load
 
 DEFAULT_SERVER = "target/release/examples/echo --listen {addr} --max-connections 15000"
 
@@ -30,8 +30,21 @@ LOADS = {
     "churned connection, 1 at a time": ["--conns", 1, "--size", 64, "--churn"],
 }
 
+FRAMES = "target/release/examples/peer-frames"
+FRAMES_FEW = 10_000
+FRAMES_MANY = 50_000
+FRAMES_OF = {
+    "behind a length": "length",
+    "of one length": "fixed",
+    "line of 64 bytes": "lines",
+    "delimited, 64 bytes": "delimited",
+    "behind a varint": "varint",
+}
+
 POOLED = "target/release/examples/peer-pooled --listen {addr} --upstream"
 POOLED_LOAD = ["--conns", 1, "--size", 64]
+
+CALLGRIND = ["valgrind", "-q", "--tool=callgrind"]
 
 # The first-level data cache that is simulated: 48 KiB, 12 ways, as recent cores of Intel's have.
 CACHE = ["--cache-sim=yes", "--D1=49152,12,64"]
@@ -50,6 +63,7 @@ def main():
     prepare()
     parts = {
         "instructions": count_instructions,
+        "frames": count_frames,
         "pool": count_pooled,
         "syscalls": count_syscalls,
         "misses": count_misses,
@@ -73,6 +87,11 @@ def parse_options():
     )
     parser.add_argument(
         "--instructions", action="store_true", help="user instructions, under callgrind"
+    )
+    parser.add_argument(
+        "--frames",
+        action="store_true",
+        help="user instructions per message that is cut off a stream, in batches of 16",
     )
     parser.add_argument(
         "--pool",
@@ -101,6 +120,16 @@ def count_instructions(command):
     print("user instructions per")
     for title, load in LOADS.items():
         print_count(title, instructions_per_message(command, load))
+
+
+def count_frames(_):
+    print("user instructions per message")
+    for title, framing in FRAMES_OF.items():
+        few, many = (
+            events_of_program([FRAMES, framing, str(batches)])["Ir"]
+            for batches in (FRAMES_FEW, FRAMES_MANY)
+        )
+        print_count(title, (many - few) / (FRAMES_MANY - FRAMES_FEW) / 16)
 
 
 def count_pooled(command):
@@ -147,13 +176,25 @@ def misses_of_run(command, load):
 
 
 def events_of_run(command, load, options=()):
-    """Returns what callgrind counted of each kind of event."""
+    """Returns what callgrind counted of each kind of event in a server under a load."""
     with tempfile.TemporaryDirectory() as directory:
         out = Path(directory) / "callgrind.out"
-        wrapper = ["valgrind", "-q", "--tool=callgrind", f"--callgrind-out-file={out}", *options]
-        with Server(command, wrapper) as server:
+        with Server(command, [*CALLGRIND, f"--callgrind-out-file={out}", *options]) as server:
             run_load(server, *load)
-        text = out.read_text()
+        return events_in(out)
+
+
+def events_of_program(command):
+    """Returns what callgrind counted of each kind of event in a program that ends by itself."""
+    with tempfile.TemporaryDirectory() as directory:
+        out = Path(directory) / "callgrind.out"
+        counted = [*CALLGRIND, f"--callgrind-out-file={out}", *command]
+        subprocess.run(counted, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+        return events_in(out)
+
+
+def events_in(out):
+    text = out.read_text()
     kinds = re.search(r"^events: (.+)$", text, re.MULTILINE)
     totals = re.search(r"^totals: (.+)$", text, re.MULTILINE)
     if not (kinds and totals):

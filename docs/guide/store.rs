@@ -1,28 +1,20 @@
 use std::collections::BTreeMap;
 
-use bytes::{Buf, BytesMut};
+use bytes::{Bytes, BytesMut};
+use wheelhouse::frame::{self, Error, Framing, Length, Width};
 
-pub const FRAME_MAX: usize = 16 * 1024;
-
-/// A frame of more than [`FRAME_MAX`] bytes.
-pub struct TooLong;
+/// A length in four bytes, and at most 16 KiB.
+pub const FRAMES: Length = frame::length(Width::U32, 16 * 1024);
 
 /// Takes a frame off the front of `input`, if a whole one is there.
-pub fn take_frame(input: &mut BytesMut) -> Result<Option<BytesMut>, TooLong> {
-    let Some(prefix) = input.first_chunk() else { return Ok(None) };
-    let len = u32::from_be_bytes(*prefix) as usize;
-    if len > FRAME_MAX {
-        return Err(TooLong);
-    }
-    if input.len() < 4 + len {
-        return Ok(None);
-    }
-    input.advance(4);
-    Ok(Some(input.split_to(len)))
+pub fn take_frame(input: &mut BytesMut) -> Result<Option<Bytes>, Error> {
+    let mut frames = FRAMES;
+    frames.take_frame(input)
 }
 
 pub fn frame(text: &[u8]) -> Vec<u8> {
-    [&(text.len() as u32).to_be_bytes(), text].concat()
+    let head = FRAMES.head(text.len()).expect("a short text");
+    [&head[..], text].concat()
 }
 
 #[derive(Default)]

@@ -8,13 +8,14 @@ use std::fmt;
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
+use wheelhouse::frame::{self, Framing, Lines};
 use wheelhouse::{
     AlarmId, CloseReason, Config, Conn, ConnId, Context, Error, Handler, Instant, Reactor, State,
     Target,
 };
 
 use crate::common;
-use crate::line::Lines;
+use crate::server::LINE_MAX;
 use crate::tally::Tally;
 
 /// How long a server may owe a reply before its connection is given up, as long as ping(8) waits
@@ -157,7 +158,7 @@ impl Handler for Client {
     type Session = Lines;
 
     fn on_open(&mut self, _: &mut Conn<'_>) -> Option<Lines> {
-        Some(Lines::default())
+        Some(frame::lines(LINE_MAX))
     }
 
     fn on_connected(&mut self, conn: &mut Conn<'_>, _: &mut Lines) {
@@ -173,8 +174,8 @@ impl Handler for Client {
 
     fn on_data(&mut self, conn: &mut Conn<'_>, lines: &mut Lines, input: &mut BytesMut) {
         loop {
-            let taken = match lines.next(input) {
-                Ok(Some(line)) => self.take_reply(conn, line.text).map(|()| line.len),
+            let taken = match lines.find(input) {
+                Ok(Some(frame)) => self.take_reply(conn, &input[frame.payload]).map(|()| frame.len),
                 Ok(None) => return self.end_if_done(conn.cx()),
                 Err(_) => None,
             };

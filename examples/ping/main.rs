@@ -10,7 +10,6 @@ mod common;
 mod metrics;
 
 mod client;
-mod line;
 mod server;
 mod tally;
 

@@ -1,9 +1,11 @@
 //! The server: every line is a request, and its reply is written at once.
 
 use bytes::{Buf, BytesMut};
+use wheelhouse::frame::{self, Framing, Lines};
 use wheelhouse::{Conn, Handler};
 
-use crate::line::{LINE_MAX, Lines, TooLong};
+/// Bytes of a line, its end left out.
+pub(crate) const LINE_MAX: usize = 1_024;
 
 /// Answers pings.
 pub(crate) struct Server;
@@ -12,29 +14,26 @@ impl Handler for Server {
     type Session = Lines;
 
     fn on_open(&mut self, _: &mut Conn<'_>) -> Option<Lines> {
-        Some(Lines::default())
+        Some(frame::lines(LINE_MAX))
     }
 
     /// Serves the lines that have come. If the peer does not read its replies it stops, and
     /// is called again when they have left.
     fn on_data(&mut self, conn: &mut Conn<'_>, lines: &mut Lines, input: &mut BytesMut) {
         while !conn.is_congested() && !conn.is_closing() {
-            let len = match lines.next(input) {
-                Ok(Some(line)) => {
-                    let unread = input.len() - line.len;
-                    let stays = conn.decide_keep_alive(unread).stays();
-                    serve(conn, Command::parse(line.text));
-                    if !stays {
-                        // The reactor ends the connection, and has the reason; what follows is not
-                        // served.
-                        return input.clear();
-                    }
-                    line.len
-                }
+            let frame = match lines.find(input) {
+                Ok(Some(frame)) => frame,
                 Ok(None) => return,
-                Err(TooLong) => return serve(conn, Command::TooLong),
+                Err(_) => return serve(conn, Command::TooLong),
             };
-            input.advance(len);
+            // Asked for each line, with what lies behind it.
+            let stays = conn.decide_keep_alive(input.len() - frame.len).stays();
+            serve(conn, Command::parse(&input[frame.payload]));
+            if !stays {
+                // The reactor ends the connection, and has the reason; what follows is not served.
+                return input.clear();
+            }
+            input.advance(frame.len);
         }
     }
 }
