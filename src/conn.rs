@@ -110,8 +110,7 @@ impl<'a> Conn<'a> {
 
     /// Whether its end has begun or was asked for: from then on writes are dropped.
     pub fn is_closing(&self) -> bool {
-        let record = self.record();
-        !record.state().is_open() || record.requested().is_some()
+        is_ending(self.record())
     }
 
     /// The remote end. For a name that is being looked up it is
@@ -478,12 +477,13 @@ impl Conn<'_> {
     /// builds the answer is given then, and is not final: nothing is closed for it.
     #[must_use = "the decision may close the connection after this request"]
     pub fn decide_keep_alive(&mut self, unread: usize) -> KeepAlive {
-        if self.is_closing() || self.record().flags.has(Flags::EOF) {
+        let record = self.record();
+        if is_ending(record) || record.flags.has(Flags::EOF) {
             return KeepAlive::Close;
         }
-        let is_idle = self.record().state() == State::Idle;
+        let is_idle = record.state() == State::Idle;
         debug_assert!(!is_idle, "keep-alive is decided for a request, and there is none");
-        match self.retirement_reason(unread as u64) {
+        match self.retirement_reason(record, unread as u64) {
             None => KeepAlive::Stay,
             Some(_) if is_idle => KeepAlive::Close,
             Some(reason) => {
@@ -493,10 +493,9 @@ impl Conn<'_> {
         }
     }
 
-    fn ends_by_shutdown(&self, unread: u64) -> bool {
-        let record = self.record();
-        let bound = record.flags.has(Flags::INBOUND) && !record.is_exempt();
-        if !bound || !self.cx.is_shutting_down() {
+    #[cold]
+    fn ends_by_shutdown(&self, record: &Record, unread: u64) -> bool {
+        if !record.flags.has(Flags::INBOUND) || record.is_exempt() {
             false
         } else if self.cx.shared.announced.is_past(record.id.index()) {
             let read_before = record.cold().map_or(0, |cold| cold.read_before_stop);
@@ -507,20 +506,24 @@ impl Conn<'_> {
         }
     }
 
-    fn retirement_reason(&self, unread: u64) -> Option<CloseReason> {
-        let record = self.record();
+    fn retirement_reason(&self, record: &Record, unread: u64) -> Option<CloseReason> {
         if record.flags.has(Flags::RETIRING) {
             Some(CloseReason::Timeout(Timeout::Lifetime))
-        } else if self.ends_by_shutdown(unread) {
+        } else if self.cx.is_shutting_down() && self.ends_by_shutdown(record, unread) {
             Some(CloseReason::Shutdown)
         } else if record.requests.saturating_add(1) >= self.cx.shared.bounds.requests_max {
             Some(CloseReason::MaxRequests)
-        } else if !record.is_exempt() && self.cx.shared.pressure() >= NO_KEEP_ALIVE {
+        } else if self.cx.shared.pressure() >= NO_KEEP_ALIVE && !record.is_exempt() {
             Some(CloseReason::Overload)
         } else {
             None
         }
     }
+}
+
+/// Whether its end has begun or was asked for.
+fn is_ending(record: &Record) -> bool {
+    !record.state().is_open() || record.requested().is_some()
 }
 
 /// Time.

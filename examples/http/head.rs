@@ -168,7 +168,7 @@ impl<'a> Fields<'a> {
         let Header { name, value } = *field;
         let is = |wanted: &str| name.eq_ignore_ascii_case(wanted);
         match name.len() {
-            4 if is("Host") => once(&mut self.host, value),
+            4 if name == "Host" || is("Host") => once(&mut self.host, value),
             6 if is("Expect") => {
                 self.note_expectations(value);
                 Ok(())
@@ -291,6 +291,16 @@ fn strip_authority(target: &str) -> Result<&str, Status> {
 
 /// Whether this is a host, or nothing, and perhaps a port (RFC 3986, 3.2.2 and 3.2.3).
 fn is_authority(text: &[u8]) -> bool {
+    // Mostly a plain name or address, and perhaps a port.
+    let mut bytes = text.iter();
+    match bytes.find(|byte| !IS_HOST[usize::from(**byte)]) {
+        None => true,
+        Some(b':') if bytes.all(u8::is_ascii_digit) => true,
+        Some(_) => is_unusual_authority(text),
+    }
+}
+
+fn is_unusual_authority(text: &[u8]) -> bool {
     let (host_is_right, port) = match text.strip_prefix(b"[") {
         Some(literal) => match literal.iter().position(|byte| *byte == b']') {
             Some(end) => (is_ip_literal(&literal[..end]), &literal[end + 1..]),
@@ -334,6 +344,17 @@ fn is_ip_literal(text: &[u8]) -> bool {
         }
     }
 }
+
+/// [`is_host`] of each byte.
+static IS_HOST: [bool; 256] = {
+    let mut is = [false; 256];
+    let mut byte = 0;
+    while byte < is.len() {
+        is[byte] = is_host(byte as u8);
+        byte += 1;
+    }
+    is
+};
 
 /// Unreserved and sub-delims.
 const fn is_host(byte: u8) -> bool {
@@ -382,9 +403,23 @@ pub(crate) const fn is_token(byte: u8) -> bool {
 /// Whether a line of this head ends with LF alone. RFC 9112, 2.2, leaves it to the recipient, but
 /// only in heads: in the lines between chunks it is an error. Here both are parsed alike.
 fn has_bare_lf(head: &[u8]) -> bool {
-    let lines = head.iter().zip(&head[1..]);
-    // A sum without an early end is computed for many bytes at a time.
-    lines.map(|(before, byte)| usize::from(*byte == b'\n' && *before != b'\r')).sum::<usize>() > 0
+    const BLOCK: usize = 32;
+    let is_bare = |before: &u8, byte: &u8| (*byte == b'\n') & (*before != b'\r');
+    // Without an early end a block is compared in a few instructions.
+    let in_block = |befores: &[u8; BLOCK], bytes: &[u8; BLOCK]| {
+        befores.iter().zip(bytes).fold(false, |bare, (before, byte)| bare | is_bare(before, byte))
+    };
+    let (befores, bytes) = (&head[..head.len() - 1], &head[1..]);
+    match (befores.last_chunk(), bytes.last_chunk()) {
+        // The last block takes in what is too little for one, and some of the block before.
+        (Some(last_befores), Some(last_bytes)) => {
+            let blocks = befores.as_chunks().0.iter().zip(bytes.as_chunks().0);
+            blocks.fold(in_block(last_befores, last_bytes), |bare, (befores, bytes)| {
+                bare | in_block(befores, bytes)
+            })
+        }
+        _ => befores.iter().zip(bytes).any(|(before, byte)| is_bare(before, byte)),
+    }
 }
 
 /// The status for a request line that is too long: it says whether the method or the target is

@@ -44,11 +44,30 @@ impl Status {
     }
 }
 
+/// What the content of a reply is.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum MediaType {
+    Text,
+    Bytes,
+    /// The text format that Prometheus collects.
+    Metrics,
+}
+
+impl MediaType {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Text => "text/plain",
+            Self::Bytes => "application/octet-stream",
+            Self::Metrics => "text/plain; version=0.0.4",
+        }
+    }
+}
+
 /// One reply.
 #[derive(Debug)]
 pub(crate) struct Reply<'a> {
     pub(crate) status: Status,
-    pub(crate) media_type: &'static str,
+    pub(crate) media_type: MediaType,
     /// The methods that the resource allows, where another was used or the request asks for them.
     pub(crate) allow: Option<&'static str>,
     pub(crate) content: Content<'a>,
@@ -68,7 +87,7 @@ pub(crate) enum Content<'a> {
 impl<'a> Reply<'a> {
     pub(crate) const fn text(text: &'a str) -> Self {
         let content = Content::Text(text.as_bytes());
-        Self { status: Status::Ok, media_type: "text/plain", allow: None, content }
+        Self { status: Status::Ok, media_type: MediaType::Text, allow: None, content }
     }
 
     /// A reply whose text is its status.
@@ -84,20 +103,41 @@ pub(crate) struct Manner {
     pub(crate) stays: bool,
 }
 
-/// Writes replies. What all have in common is made once a second, and each is put together in one
-/// buffer, so that a small one costs one write and no allocation.
+/// What the bytes of a head depend on, the second aside.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+struct Kind {
+    status: Status,
+    media_type: MediaType,
+    allow: Option<&'static str>,
+    length: u64,
+    stays: bool,
+}
+
+/// Writes replies. What all have in common is made once a second, a head is used again as long as the
+/// next one is the same, and each reply is put together in one buffer, so that a small one costs one
+/// write and no allocation.
 #[derive(Debug)]
 pub(crate) struct Writer {
     wall_clock: fn() -> SystemTime,
     /// The fields `Server` and `Date`.
     common: Vec<u8>,
     common_until: Instant,
+    /// The reply before; its head, of this kind, is so many bytes long.
     buffer: Vec<u8>,
+    kind: Option<Kind>,
+    head: usize,
 }
 
 impl Writer {
     pub(crate) const fn new(wall_clock: fn() -> SystemTime) -> Self {
-        Self { wall_clock, common: Vec::new(), common_until: Instant::EPOCH, buffer: Vec::new() }
+        Self {
+            wall_clock,
+            common: Vec::new(),
+            common_until: Instant::EPOCH,
+            buffer: Vec::new(),
+            kind: None,
+            head: 0,
+        }
     }
 
     /// Writes a reply, its body too unless that is a [`Content::Stream`].
@@ -117,31 +157,43 @@ impl Writer {
 
     #[inline]
     fn write_head(&mut self, now: Instant, reply: &Reply<'_>, manner: Manner) {
-        if now >= self.common_until || self.common.is_empty() {
-            self.renew_common(now);
-        }
+        let Reply { status, media_type, allow, .. } = *reply;
         let length = match &reply.content {
             Content::Text(text) => text.len() as u64,
             Content::Large(bytes) => bytes.len() as u64,
             Content::Stream(length) => *length,
         };
+        let kind = Kind { status, media_type, allow, length, stays: manner.stays };
+        if now < self.common_until && self.kind == Some(kind) {
+            return self.buffer.truncate(self.head);
+        }
+        self.make_head(now, kind);
+    }
+
+    #[inline(never)]
+    fn make_head(&mut self, now: Instant, kind: Kind) {
+        if now >= self.common_until || self.common.is_empty() {
+            self.renew_common(now);
+        }
         let buffer = &mut self.buffer;
         buffer.clear();
         buffer.extend_from_slice(b"HTTP/1.1 ");
-        buffer.extend_from_slice(reply.status.text().trim_ascii_end().as_bytes());
+        buffer.extend_from_slice(kind.status.text().trim_ascii_end().as_bytes());
         buffer.extend_from_slice(&self.common);
-        buffer.extend_from_slice(reply.media_type.as_bytes());
-        if let Some(methods) = reply.allow {
+        buffer.extend_from_slice(kind.media_type.name().as_bytes());
+        if let Some(methods) = kind.allow {
             buffer.extend_from_slice(b"\r\nAllow: ");
             buffer.extend_from_slice(methods.as_bytes());
         }
         buffer.extend_from_slice(b"\r\nContent-Length: ");
-        push_decimal(buffer, length);
-        buffer.extend_from_slice(if manner.stays {
+        push_decimal(buffer, kind.length);
+        buffer.extend_from_slice(if kind.stays {
             b"\r\nConnection: keep-alive\r\n\r\n"
         } else {
             b"\r\nConnection: close\r\n\r\n"
         });
+        self.head = buffer.len();
+        self.kind = Some(kind);
     }
 
     /// From the end of the status line to the name of the media type's field.

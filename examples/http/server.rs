@@ -7,7 +7,7 @@ use wheelhouse::{CloseReason, Closed, Config, Conn, Context, Handler, Timeout};
 
 use crate::body::Body;
 use crate::head::{Head, Method, Parsed};
-use crate::reply::{Content, Manner, Reply, Status, Writer};
+use crate::reply::{Content, Manner, MediaType, Reply, Status, Writer};
 use crate::route::Route;
 
 /// Requests served in one callback. Others have their turn before a peer that sent more at once
@@ -243,7 +243,12 @@ impl Http {
             Ok(body) => body,
             Err(status) => return self.refuse(conn, phase, input, status),
         };
-        input.advance(len);
+        if len == input.len() {
+            // To take all costs less than to take a part.
+            input.clear();
+        } else {
+            input.advance(len);
+        }
         if body.is_empty() {
             return self.answer(conn, phase, request, Vec::new());
         }
@@ -349,14 +354,13 @@ impl Http {
                 return Step::Rest;
             }
             Route::Echo => Reply {
-                media_type: "application/octet-stream",
+                media_type: MediaType::Bytes,
                 content: Content::Large(content),
                 ..Reply::text("")
             },
             Route::Healthz => Reply::text("ok\n"),
             Route::Metrics => Reply {
-                // The text format that Prometheus collects.
-                media_type: "text/plain; version=0.0.4",
+                media_type: MediaType::Metrics,
                 content: Content::Large(conn.cx().stats().prometheus().to_string().into()),
                 ..Reply::text("")
             },
@@ -395,7 +399,7 @@ impl Http {
     ) -> Step {
         let stays = request.stays(conn);
         let reply = Reply {
-            media_type: "application/octet-stream",
+            media_type: MediaType::Bytes,
             content: Content::Stream(count),
             ..Reply::text("")
         };

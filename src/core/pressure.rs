@@ -66,8 +66,18 @@ pub(crate) fn part(whole: u64, pressure: Permille) -> u64 {
 }
 
 /// How much `part` is of `whole`.
+#[inline]
 pub(crate) fn share(part: u64, whole: u64) -> Permille {
-    let permille = u128::from(part) * 1_000 / u128::from(whole.max(1));
+    let whole = whole.max(1);
+    match part.checked_mul(1_000) {
+        Some(parts) => parts / whole,
+        None => share_of_many(part, whole),
+    }
+}
+
+#[cold]
+fn share_of_many(part: u64, whole: u64) -> Permille {
+    let permille = u128::from(part) * 1_000 / u128::from(whole);
     u64::try_from(permille).unwrap_or(u64::MAX)
 }
 
@@ -87,6 +97,22 @@ mod tests {
     use super::*;
 
     const SECOND: u64 = 1_000_000_000;
+
+    #[test]
+    fn a_share_is_exact_however_great_the_numbers_are() {
+        let most = u64::MAX / 1_000;
+        for (part, whole, permille) in [
+            (0, 0, 0),
+            (1, 3, 333),
+            (5, 0, 5_000),
+            (most, most, 1_000),
+            (most + 1, most + 1, 1_000),
+            (u64::MAX / 2, u64::MAX, 499),
+            (u64::MAX, 1, u64::MAX),
+        ] {
+            assert_eq!(share(part, whole), permille, "{part} of {whole}");
+        }
+    }
 
     #[test]
     fn idle_time_shrinks_linearly() {

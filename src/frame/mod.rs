@@ -288,8 +288,11 @@ pub fn each<F: Framing>(
             Err(error) => break Err(error),
         }
     };
-    let taken = input.len() - rest.len();
-    input.advance(taken);
+    // To take all costs less than to take a part.
+    match input.len() - rest.len() {
+        taken if taken == input.len() => input.clear(),
+        taken => input.advance(taken),
+    }
     end
 }
 
