@@ -146,6 +146,8 @@ pub mod planted;
 #[cfg(not(feature = "planted-bugs"))]
 mod planted;
 mod reactor;
+#[cfg(feature = "signals")]
+mod signals;
 #[cfg(feature = "sim")]
 pub mod sim;
 mod state;

@@ -2,6 +2,8 @@
 
 #[path = "harness/shorthands.rs"]
 mod shorthands;
+#[path = "os/signals.rs"]
+mod signals;
 #[cfg(target_os = "linux")]
 #[path = "os/sockets.rs"]
 mod sockets;

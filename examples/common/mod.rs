@@ -8,15 +8,12 @@ use std::panic::{self, AssertUnwindSafe};
 use std::process::ExitCode;
 use std::str::FromStr;
 use std::time::Duration;
-use std::{io, thread};
 
 pub(crate) use self::output::{stderr, stdout};
 use clap::{Args, Parser};
-use signal_hook::consts::{SIGINT, SIGTERM};
-use signal_hook::iterator::Signals;
 use tracing_subscriber::EnvFilter;
 use wheelhouse::config::Rate;
-use wheelhouse::{Address, Config, Error, Handle, Handler, ListenConfig, ListenerId, Reactor};
+use wheelhouse::{Address, Config, Error, Handler, ListenConfig, ListenerId, Reactor};
 
 /// The options of a server. What is not given keeps the default of the library.
 #[derive(Args, Debug)]
@@ -241,13 +238,6 @@ fn log_panics() {
     }));
 }
 
-/// Shuts the reactor down when a signal asks for the end; a second one ends it at once.
-pub(crate) fn shut_down_on_signals<H: Handler + 'static>(handle: Handle<H>) -> io::Result<()> {
-    let mut signals = Signals::new([SIGINT, SIGTERM])?;
-    thread::spawn(move || signals.forever().for_each(|_| handle.shutdown()));
-    Ok(())
-}
-
 /// Serves until a signal, and then prints how the connections ended. The handler is made for the
 /// listener for metrics, if there is to be one, and serves what comes there too.
 #[allow(dead_code, reason = "not every program needs it")]
@@ -265,7 +255,7 @@ pub(crate) fn run<H: Handler + 'static>(
         }
         None => None,
     };
-    shut_down_on_signals(reactor.handle())?;
+    reactor.handle().shutdown_on_signals()?;
     stdout().line(format_args!("listening on {}", reactor.local_addr(listener)));
     if let Some(metrics) = metrics {
         stdout().line(format_args!("metrics on {}", reactor.local_addr(metrics)));

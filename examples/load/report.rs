@@ -77,7 +77,7 @@ fn generate(args: &Args, index: u8, progress: &ProgressBar) -> Result<Outcome, E
     let mut reactor = Reactor::new(plan.config())?;
     let mut load = Load::new(plan);
     load.set_clock(Clock::system(reactor.context().now()));
-    common::shut_down_on_signals(reactor.handle())?;
+    reactor.handle().shutdown_on_signals()?;
     let pid = args.pid.filter(|_| index == 0);
     let mut drawn_at = Duration::ZERO;
     let (mut before, mut cpu) = (None, None);

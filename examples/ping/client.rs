@@ -29,7 +29,7 @@ const BACKOFF_MAX: Duration = Duration::from_secs(5);
 /// Sends pings until there were enough, or a signal comes. Returns the exit code.
 pub(crate) fn run(mut client: Client) -> Result<u8, Error> {
     let mut reactor = Reactor::new(config())?;
-    common::shut_down_on_signals(reactor.handle())?;
+    reactor.handle().shutdown_on_signals()?;
     client.start(&mut reactor.context());
     reactor.run(&mut client)?;
     let Client { target, tally, .. } = client;
