@@ -13,6 +13,7 @@ use crate::common::{ServerArgs, run};
 
 /// Serves until a signal, with metrics beside it if they are wanted. The settings are `defaults` with
 /// what was given put in.
+#[allow(dead_code, reason = "not every program needs it")]
 pub(crate) fn serve<H: Handler + 'static>(
     args: &ServerArgs,
     defaults: Config,
@@ -20,9 +21,11 @@ pub(crate) fn serve<H: Handler + 'static>(
 ) -> Result<u8, Error> {
     let config = args.config(defaults);
     if args.metrics.is_none() {
-        return run(args, config, |_| handler);
+        return run(args, config, |_, _| handler);
     }
-    run(args, config, |listener| Metered::new(handler, listener.expect("a listener for metrics")))
+    run(args, config, |listener, _| {
+        Metered::new(handler, listener.expect("a listener for metrics"))
+    })
 }
 
 /// Fields that a collector may send.
@@ -38,6 +41,17 @@ pub(crate) struct Metered<H> {
 pub(crate) enum Session<S> {
     Served(S),
     Collector,
+}
+
+impl<S> Session<S> {
+    /// That of the protocol, if the connection is none of a collector.
+    #[allow(dead_code, reason = "not every program needs it")]
+    pub(crate) const fn served(&mut self) -> Option<&mut S> {
+        match self {
+            Self::Served(session) => Some(session),
+            Self::Collector => None,
+        }
+    }
 }
 
 impl<H: Handler> Metered<H> {

@@ -13,7 +13,7 @@ pub(crate) use self::output::{stderr, stdout};
 use clap::{Args, Parser};
 use tracing_subscriber::EnvFilter;
 use wheelhouse::config::Rate;
-use wheelhouse::{Address, Config, Error, Handler, ListenConfig, ListenerId, Reactor};
+use wheelhouse::{Address, Config, Error, Handle, Handler, ListenConfig, ListenerId, Reactor};
 
 /// The options of a server. What is not given keeps the default of the library.
 #[derive(Args, Debug)]
@@ -238,13 +238,14 @@ fn log_panics() {
     }));
 }
 
-/// Serves until a signal, and then prints how the connections ended. The handler is made for the
-/// listener for metrics, if there is to be one, and serves what comes there too.
+/// Serves until a signal, and then prints how the connections ended. The handler is made with the
+/// listener for metrics, if there is to be one, whose connections it serves too, and a handle for other
+/// threads.
 #[allow(dead_code, reason = "not every program needs it")]
 pub(crate) fn run<H: Handler + 'static>(
     args: &ServerArgs,
     config: Config,
-    handler: impl FnOnce(Option<ListenerId>) -> H,
+    handler: impl FnOnce(Option<ListenerId>, Handle<H>) -> H,
 ) -> Result<u8, Error> {
     let mut reactor = Reactor::new(config)?;
     let listener = reactor.listen(args.listen.clone())?;
@@ -255,12 +256,14 @@ pub(crate) fn run<H: Handler + 'static>(
         }
         None => None,
     };
-    reactor.handle().shutdown_on_signals()?;
+    let handle = reactor.handle();
+    handle.clone().shutdown_on_signals()?;
+    let mut handler = handler(metrics, handle);
     stdout().line(format_args!("listening on {}", reactor.local_addr(listener)));
     if let Some(metrics) = metrics {
         stdout().line(format_args!("metrics on {}", reactor.local_addr(metrics)));
     }
-    let report = reactor.run(&mut handler(metrics))?;
+    let report = reactor.run(&mut handler)?;
     stdout().line(report);
     Ok(0)
 }
