@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::time::Duration;
 
-use bytes::{Buf, BytesMut};
+use bytes::BytesMut;
 use wheelhouse::frame::{self, Framing, Lines};
 use wheelhouse::{
     AlarmId, CloseReason, Config, Conn, ConnId, Context, Error, Handler, Instant, Reactor, State,
@@ -175,7 +175,9 @@ impl Handler for Client {
     fn on_data(&mut self, conn: &mut Conn<'_>, lines: &mut Lines, input: &mut BytesMut) {
         loop {
             let taken = match lines.find(input) {
-                Ok(Some(frame)) => self.take_reply(conn, &input[frame.payload]).map(|()| frame.len),
+                Ok(Some(frame)) => {
+                    self.take_reply(conn, &input[frame.payload.clone()]).map(|()| frame)
+                }
                 Ok(None) => return self.end_if_done(conn.cx()),
                 Err(_) => None,
             };
@@ -183,7 +185,7 @@ impl Handler for Client {
                 say(conn.cx(), format_args!("no reply: {}", input.escape_ascii()));
                 return conn.abort();
             };
-            input.advance(taken);
+            taken.take_off(input);
         }
     }
 

@@ -1,6 +1,6 @@
 //! The server: every line is a request, and its reply is written at once.
 
-use bytes::{Buf, BytesMut};
+use bytes::BytesMut;
 use wheelhouse::frame::{self, Framing, Lines};
 use wheelhouse::{Conn, Handler};
 
@@ -28,12 +28,12 @@ impl Handler for Server {
             };
             // Asked for each line, with what lies behind it.
             let stays = conn.decide_keep_alive(input.len() - frame.len).stays();
-            serve(conn, Command::parse(&input[frame.payload]));
+            serve(conn, Command::parse(&input[frame.payload.clone()]));
             if !stays {
                 // The reactor ends the connection, and has the reason; what follows is not served.
                 return input.clear();
             }
-            input.advance(frame.len);
+            frame.take_off(input);
         }
     }
 }

@@ -66,7 +66,7 @@ impl Lines {
 }
 
 impl Framing for Lines {
-    #[inline]
+    #[inline(always)]
     fn find(&mut self, input: &[u8]) -> Result<Option<Frame>, Error> {
         // What lies behind the longest line is not searched, however much there is.
         let longest = input.len().min(self.greatest());

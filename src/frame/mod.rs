@@ -101,6 +101,28 @@ pub struct Frame {
     pub len: usize,
 }
 
+impl Frame {
+    /// Takes the message off the front of `input`, in which it was found.
+    ///
+    /// # Panics
+    ///
+    /// If `input` is shorter than the message.
+    #[inline]
+    pub fn take_off(&self, input: &mut BytesMut) {
+        take_off(input, self.len);
+    }
+}
+
+/// To take all costs less than to take a part.
+#[inline]
+fn take_off(input: &mut BytesMut, len: usize) {
+    if len == input.len() {
+        input.clear();
+    } else {
+        input.advance(len);
+    }
+}
+
 /// What is no message of the protocol. It stays so, however much more arrives.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[non_exhaustive]
@@ -144,8 +166,8 @@ impl error::Error for Error {}
 pub trait Framing {
     /// Where the first message of `input` lies; `None` while it is not whole.
     ///
-    /// It answers the same for a longer input, and after an error the same error. The caller takes
-    /// [`Frame::len`] bytes off the front before it asks for the next one. What it asks about after
+    /// It answers the same for a longer input, and after an error the same error. The caller
+    /// [takes the message off](Frame::take_off) before it asks for the next one. What it asks about after
     /// a `None` begins with the same bytes: what was searched is not searched again.
     ///
     /// # Errors
@@ -288,11 +310,8 @@ pub fn each<F: Framing>(
             Err(error) => break Err(error),
         }
     };
-    // To take all costs less than to take a part.
-    match input.len() - rest.len() {
-        taken if taken == input.len() => input.clear(),
-        taken => input.advance(taken),
-    }
+    let taken = input.len() - rest.len();
+    take_off(input, taken);
     end
 }
 
