@@ -7,17 +7,16 @@ closing and ending.
 """
 
 import argparse
-import contextlib
 import re
-import socket
-import struct
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+import memory
 from harness import BASELINE, MIO, ROOT, BenchError, Server, prepare, run_load
+from memory import connected, echo_on_each
 
 DEFAULT_SERVER = "target/release/examples/echo --listen {addr} --max-connections 15000"
 
@@ -54,7 +53,6 @@ MISSES_MESSAGES = 30_000
 IDLE_CONNECTIONS = 10_000
 IDLE_SECONDS = 10
 IDLE_SETTLE_S = 1
-CLIENT_TIMEOUT_S = 10
 TRACER_TIMEOUT_S = 10
 
 
@@ -240,26 +238,8 @@ def syscalls_of_run(command, load):
 
 def weigh_connections(command):
     print(f"bytes of resident memory per connection, {IDLE_CONNECTIONS:,} connections")
-    with Server(command) as server:
-        # One connection's whole life first, so that code touched for the first time is not
-        # charged to the connections.
-        with connected(server, 1) as first:
-            echo_on_each(first, 64)
-            echo_on_each(first, 16 * 1024)
-        server.settle()
-        before = server.resident_bytes()
-
-        def weigh(title):
-            server.settle()
-            print_count(title, (server.resident_bytes() - before) / IDLE_CONNECTIONS)
-
-        with connected(server, IDLE_CONNECTIONS) as connections:
-            weigh("silent")
-            echo_on_each(connections, 64)
-            weigh("after a 64 B echo")
-            echo_on_each(connections, 16 * 1024)
-            weigh("after a 16 KiB echo")
-        weigh("after all closed")
+    for title, size in memory.weigh(command, IDLE_CONNECTIONS):
+        print_count(title, size)
 
 
 def watch_idle(command):
@@ -273,34 +253,6 @@ def watch_idle(command):
         cpu_ns, wakeups = server.cpu_ns() - cpu_before_ns, server.wakeups() - wakeups_before
     print_count("CPU ms per second", cpu_ns / 1e6 / IDLE_SECONDS)
     print_count("wake-ups per second", wakeups / IDLE_SECONDS)
-
-
-@contextlib.contextmanager
-def connected(server, count):
-    """Opens connections, and resets them at the end, which leaves no port in TIME_WAIT."""
-    host, port = server.address.rsplit(":", 1)
-    with contextlib.ExitStack() as closing:
-        connections = []
-        for _ in range(count):
-            connection = socket.create_connection((host, int(port)), CLIENT_TIMEOUT_S)
-            linger = struct.pack("ii", 1, 0)
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-            connections.append(closing.enter_context(connection))
-        yield connections
-
-
-def echo_on_each(connections, size):
-    message = bytes(i % 251 for i in range(size))
-    for connection in connections:
-        connection.sendall(message)
-        reply = bytearray()
-        while len(reply) < size:
-            chunk = connection.recv(size - len(reply))
-            if not chunk:
-                raise BenchError("the server closed a connection instead of echoing")
-            reply += chunk
-        if reply != message:
-            raise BenchError("other bytes came back than were sent")
 
 
 def print_count(title, count, detail=""):

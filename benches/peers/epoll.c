@@ -3,28 +3,24 @@
  *
  * One thread, level-triggered epoll, one recv and one send per message, no deadlines and no
  * limits. A reply the socket does not take whole is kept, and nothing more is read from that
- * connection until it is gone, so a peer that never reads costs at most one buffer.
+ * connection until it is gone, so a peer that never reads costs at most one buffer. With --framed
+ * the replies to all the lines that one recv brought leave in one send.
  *
- *     epoll 127.0.0.1:0
+ *     epoll [--framed] 127.0.0.1:0
  *
  * prints "listening on ADDR" once it accepts, and exits 0 on SIGTERM or SIGINT.
  */
 
 #define _GNU_SOURCE
-#include "common.h"
+#include "peer.h"
 
 #include <errno.h>
-#include <netinet/tcp.h>
-#include <signal.h>
 #include <stdint.h>
 #include <sys/epoll.h>
-#include <sys/socket.h>
-#include <unistd.h>
 
 enum {
-    BUFFER_BYTES = 64 * 1024,
     EVENTS_PER_TURN = 1024,
-    DESCRIPTORS_MAX = 1 << 20, /* indexes `rests`; pages never touched take no memory */
+    DESCRIPTORS_MAX = 1 << 20, /* indexes `rests` and `lines`; pages never touched take no memory */
 };
 
 /* The part of a reply that the socket has not taken yet. */
@@ -34,35 +30,41 @@ struct rest {
     size_t len;
 };
 
+/* The front of a line whose end has not come. */
+struct line {
+    char *bytes; /* NULL: none */
+    size_t len;
+};
+
 static char buffer[BUFFER_BYTES];
+static char replies[BUFFER_BYTES];
 static struct rest rests[DESCRIPTORS_MAX];
+static struct line lines[DESCRIPTORS_MAX];
+static bool framed;
 static int epoll;
 static int listener;
 static bool accept_paused;
 
 static void listen_on(struct sockaddr_in address);
 static void accept_all(void);
-static void echo(int fd);
+static void serve(int fd);
+static bool keep_line(int fd, const char *bytes, size_t len);
+static void reply(int fd, const char *bytes, size_t len);
 static void keep_rest(int fd, const char *bytes, size_t len);
 static void send_rest(int fd);
 static void close_connection(int fd);
 static void control(int operation, int fd, uint32_t events);
-static void handle_termination(int signal);
 static void die(const char *what);
 
 int main(int argc, char **argv)
 {
-    struct sockaddr_in address;
-    if (argc != 2 || !parse_address(argv[1], &address)) {
-        fprintf(stderr, "usage: epoll IPV4:PORT\n");
-        return 2;
-    }
-    signal(SIGTERM, handle_termination);
-    signal(SIGINT, handle_termination);
+    struct peer_options options = parse_peer_options(argc, argv, NULL);
+    framed = options.framed;
+    exit_on_termination();
     raise_descriptor_limit();
     if ((epoll = epoll_create1(EPOLL_CLOEXEC)) < 0)
         die("epoll_create1");
-    listen_on(address);
+    listen_on(options.address);
 
     static struct epoll_event events[EVENTS_PER_TURN];
     for (;;) {
@@ -76,7 +78,7 @@ int main(int argc, char **argv)
             else if (rests[fd].bytes)
                 send_rest(fd);
             else
-                echo(fd);
+                serve(fd);
         }
     }
 }
@@ -84,7 +86,6 @@ int main(int argc, char **argv)
 static void listen_on(struct sockaddr_in address)
 {
     const int on = 1;
-    socklen_t len = sizeof address;
     listener = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
     if (listener < 0)
         die("socket");
@@ -93,18 +94,12 @@ static void listen_on(struct sockaddr_in address)
     /* Linux hands the option down to every accepted socket: one call instead of one each. */
     if (setsockopt(listener, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on))
         die("TCP_NODELAY");
-    if (bind(listener, (struct sockaddr *)&address, len))
+    if (bind(listener, (struct sockaddr *)&address, sizeof address))
         die("bind");
     if (listen(listener, SOMAXCONN))
         die("listen");
     control(EPOLL_CTL_ADD, listener, EPOLLIN);
-
-    char host[INET_ADDRSTRLEN];
-    if (getsockname(listener, (struct sockaddr *)&address, &len))
-        die("getsockname");
-    inet_ntop(AF_INET, &address.sin_addr, host, sizeof host);
-    printf("listening on %s:%d\n", host, ntohs(address.sin_port));
-    fflush(stdout);
+    print_address(listener);
 }
 
 static void accept_all(void)
@@ -128,22 +123,58 @@ static void accept_all(void)
     }
 }
 
-static void echo(int fd)
+static void serve(int fd)
 {
-    ssize_t received = recv(fd, buffer, BUFFER_BYTES, 0);
-    if (received > 0) {
-        ssize_t sent = send(fd, buffer, received, MSG_NOSIGNAL);
-        if (sent == received)
-            return;
-        if (sent >= 0)
-            keep_rest(fd, buffer + sent, received - sent);
-        else if (errno == EAGAIN || errno == EINTR)
-            keep_rest(fd, buffer, received);
-        else
-            close_connection(fd);
-    } else if (received == 0 || (errno != EAGAIN && errno != EINTR)) {
-        close_connection(fd);
+    struct line *line = &lines[fd];
+    size_t before = 0;
+    if (framed && line->bytes) {
+        before = line->len;
+        memcpy(buffer, line->bytes, before);
     }
+    ssize_t received = recv(fd, buffer + before, BUFFER_BYTES - before, 0);
+    if (received <= 0) {
+        if (received == 0 || (errno != EAGAIN && errno != EINTR))
+            close_connection(fd);
+        return;
+    }
+    if (!framed) {
+        reply(fd, buffer, received);
+        return;
+    }
+    size_t len = before + received;
+    ssize_t answered = answer_lines(buffer, len, replies);
+    if (answered < 0 || !keep_line(fd, buffer + answered, len - answered))
+        close_connection(fd);
+    else if (answered > 0)
+        reply(fd, replies, answered);
+}
+
+static bool keep_line(int fd, const char *bytes, size_t len)
+{
+    struct line *line = &lines[fd];
+    if (len == 0) {
+        free(line->bytes);
+        line->bytes = NULL;
+        return true;
+    }
+    if (!line->bytes && !(line->bytes = malloc(LINE_BYTES_MAX)))
+        return false;
+    memcpy(line->bytes, bytes, len);
+    line->len = len;
+    return true;
+}
+
+static void reply(int fd, const char *bytes, size_t len)
+{
+    ssize_t sent = send(fd, bytes, len, MSG_NOSIGNAL);
+    if (sent == (ssize_t)len)
+        return;
+    if (sent >= 0)
+        keep_rest(fd, bytes + sent, len - sent);
+    else if (errno == EAGAIN || errno == EINTR)
+        keep_rest(fd, bytes, len);
+    else
+        close_connection(fd);
 }
 
 static void keep_rest(int fd, const char *bytes, size_t len)
@@ -179,6 +210,10 @@ static void close_connection(int fd)
 {
     free(rests[fd].bytes);
     rests[fd].bytes = NULL;
+    if (framed) {
+        free(lines[fd].bytes);
+        lines[fd].bytes = NULL;
+    }
     close(fd);
     if (accept_paused) {
         accept_paused = false;
@@ -191,12 +226,6 @@ static void control(int operation, int fd, uint32_t events)
     struct epoll_event event = { .events = events, .data.fd = fd };
     if (epoll_ctl(epoll, operation, fd, &event))
         die("epoll_ctl");
-}
-
-static void handle_termination(int signal)
-{
-    (void)signal;
-    _exit(0);
 }
 
 static void die(const char *what)

@@ -15,7 +15,8 @@ from pathlib import Path
 
 PEERS = Path(__file__).resolve().parent
 ROOT = PEERS.parents[1]
-BUILD = ROOT / "target" / "peers"
+TARGET = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")).resolve()
+BUILD = TARGET / "peers"
 BASELINE = "target/peers/epoll {addr}"
 MIO = "target/release/examples/peer-mio --listen {addr}"
 
@@ -33,18 +34,32 @@ class BenchError(Exception):
 
 
 def prepare():
-    """Builds the C programs that are missing or older than their sources; lifts the limits."""
-    BUILD.mkdir(parents=True, exist_ok=True)
+    """Builds the baseline and the load; lifts the limits."""
     for name in ("epoll", "load"):
-        sources = [PEERS / f"{name}.c", PEERS / "common.h"]
-        binary = BUILD / name
-        newest = max(source.stat().st_mtime for source in sources)
-        if not binary.exists() or binary.stat().st_mtime < newest:
-            build = ["cc", "-O2", "-Wall", "-Wextra", "-o", binary, sources[0]]
-            subprocess.run(build, check=True)
-
+        build_c(name)
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def build_c(name, *libraries):
+    """Builds a C program that is missing or older than its sources."""
+    BUILD.mkdir(parents=True, exist_ok=True)
+    source, binary = PEERS / f"{name}.c", BUILD / name
+    newest = max(file.stat().st_mtime for file in (source, *PEERS.glob("*.h")))
+    if not binary.exists() or binary.stat().st_mtime < newest:
+        build = ["cc", "-O2", "-Wall", "-Wextra", "-o", binary, source, *libraries]
+        done = subprocess.run(build, capture_output=True, text=True)
+        if done.returncode != 0:
+            raise BenchError(f"{' '.join(map(str, build))}: {done.stderr.strip()}")
+
+
+def split_command(command):
+    """The words of a command. What begins with `target/` is in cargo's target directory."""
+    words = shlex.split(command)
+    return [
+        str(TARGET / word.removeprefix("target/")) if word.startswith("target/") else word
+        for word in words
+    ]
 
 
 class Server:
@@ -59,7 +74,7 @@ class Server:
             raise BenchError(f"no {{addr}} in the server command: {command}")
         self.command = command
         self.arguments = ["taskset", "-c", SERVER_CORE, *wrapper]
-        self.arguments += [word.replace("{addr}", "127.0.0.1:0") for word in shlex.split(command)]
+        self.arguments += [word.replace("{addr}", "127.0.0.1:0") for word in split_command(command)]
 
     def __enter__(self):
         # A file rather than a pipe: a server that goes on printing must not block on us.
@@ -172,8 +187,17 @@ def report(rounds, servers, baseline):
         ))
         line = f"  {name:<16}{per_cpu_s:>16,.0f}{rate:>16,.0f}{busy:>7.0%}"
         if name != baseline:
-            ratios = [results[name][0] / results[baseline][0] for results in rounds]
-            low, median, high = statistics.quantiles(ratios, n=4, method="inclusive")
+            low, median, high = quartiles(ratios(rounds, name, baseline))
             line += f"   {median:.3f} [{low:.3f}, {high:.3f}]"
         print(line)
     print(flush=True)
+
+
+def ratios(rounds, name, baseline):
+    return [results[name][0] / results[baseline][0] for results in rounds]
+
+
+def quartiles(values):
+    if len(values) < 2:
+        return values * 3
+    return statistics.quantiles(values, n=4, method="inclusive")

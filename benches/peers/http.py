@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Requests per CPU-second of the `http` example, as a ratio to nginx with one worker.
 
-As in compare.py, both run in every round, pinned to the same core, and the ratio is taken within the
+As in benches/compare, both run in every round, pinned to the same core, and the ratio is taken within the
 round. Both answer `GET /` with 13 bytes of text from memory; the sizes of the whole replies must lie
 within 5 % of each other. The load is `wrk -t1`.
 """

@@ -39,6 +39,7 @@ static const char USAGE[] =
     "  --pipeline K      messages in flight on each connection (default 1)\n"
     "  --messages TOTAL  stop after exactly this many messages\n"
     "  --seconds S       stop beginning messages after this long (default 2)\n"
+    "  --framed          messages are lines, PING and a text, answered by PONG and the text\n"
     "  --churn           one connection per message, N at a time\n"
     "  --hold            print `connected` and wait for a line on stdin before the first\n"
     "                    message; keep the connections after the last until stdin ends\n";
@@ -50,6 +51,7 @@ struct options {
     uint64_t pipeline;
     uint64_t messages; /* 0: bounded by time */
     double seconds;
+    bool framed;
     bool churn;
     bool hold;
 };
@@ -68,6 +70,7 @@ static struct options options = { .pipeline = 1, .seconds = 2 };
 static int epoll;
 static struct conn *conns;
 static char *payload; /* the message, repeated pipeline + 1 times */
+static char *expected; /* the reply, likewise */
 static char *scratch; /* room for all that may be in flight, and one byte that may not */
 static uint64_t start_ns;
 static uint64_t stop_ns;
@@ -80,6 +83,7 @@ static uint64_t latency_max_ns;
 static void parse_options(int argc, char **argv);
 static uint64_t parse_count(const char *text, uint64_t max);
 static void allocate(void);
+static void frame(void);
 static void run(void);
 static void open_connection(struct conn *conn);
 static void begin_messages(struct conn *conn, uint64_t now_ns);
@@ -130,6 +134,7 @@ static void parse_options(int argc, char **argv)
         { "addr", required_argument, NULL, 'a' },
         { "churn", no_argument, NULL, 'x' },
         { "conns", required_argument, NULL, 'c' },
+        { "framed", no_argument, NULL, 'f' },
         { "hold", no_argument, NULL, 'h' },
         { "messages", required_argument, NULL, 'm' },
         { "pipeline", required_argument, NULL, 'k' },
@@ -150,6 +155,9 @@ static void parse_options(int argc, char **argv)
             break;
         case 'c':
             options.conns = parse_count(optarg, 1 << 20);
+            break;
+        case 'f':
+            options.framed = true;
             break;
         case 'h':
             options.hold = true;
@@ -177,6 +185,8 @@ static void parse_options(int argc, char **argv)
         usage();
     if (options.size * options.pipeline > IN_FLIGHT_BYTES_MAX)
         usage();
+    if (options.framed && options.size < sizeof "PING \n" - 1)
+        usage();
     if ((options.messages && has_seconds) || (options.churn && options.pipeline != 1))
         usage();
 }
@@ -201,6 +211,24 @@ static void allocate(void)
     payload = zeroed(options.pipeline + 1, options.size);
     for (uint64_t i = 0; i < (options.pipeline + 1) * options.size; i++)
         payload[i] = (i % options.size) * 31 + 7;
+    expected = payload;
+    if (options.framed)
+        frame();
+}
+
+/* Makes lines of the messages. A reply is as long as its request. */
+static void frame(void)
+{
+    uint64_t len = (options.pipeline + 1) * options.size;
+    expected = zeroed(len, 1);
+    for (uint64_t i = 0; i < len; i += options.size) {
+        char *line = payload + i;
+        memset(line, 'x', options.size);
+        memcpy(line, "PING ", 5);
+        line[options.size - 1] = '\n';
+        memcpy(expected + i, line, options.size);
+        expected[i + 1] = 'O';
+    }
 }
 
 static void run(void)
@@ -301,7 +329,7 @@ static void receive(struct conn *conn)
     if ((uint64_t)received > conn->sent - conn->received)
         fail("%llu bytes more came back than were sent",
              (unsigned long long)(received - (conn->sent - conn->received)));
-    if (memcmp(scratch, payload + conn->received % options.size, received))
+    if (memcmp(scratch, expected + conn->received % options.size, received))
         fail("other bytes came back than were sent");
 
     uint64_t now_ns = clock_ns();

@@ -6,10 +6,15 @@
 //! never reads costs at most one buffer.
 //!
 //! ```text
-//! peer-mio --listen 127.0.0.1:0
+//! peer-mio --listen 127.0.0.1:0 [--framed]
 //! ```
 //!
-//! prints "listening on ADDR" once it accepts, and exits 0 on SIGTERM or SIGINT.
+//! prints "listening on ADDR" once it accepts, and exits 0 on SIGTERM or SIGINT. With `--framed` it
+//! answers each line `PING text` by a line `PONG text`.
+
+#[path = "rust/src/lines.rs"]
+#[allow(unreachable_pub, reason = "public in the library of the other peers")]
+mod lines;
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::SocketAddr;
@@ -30,6 +35,10 @@ struct Options {
     /// Address to listen on
     #[arg(long, default_value = "127.0.0.1:7")]
     listen: SocketAddr,
+
+    /// Answer lines instead of echoing bytes
+    #[arg(long)]
+    framed: bool,
 }
 
 struct Connection {
@@ -38,6 +47,15 @@ struct Connection {
     closed: bool,
     /// The part of a reply that the socket has not taken yet.
     rest: Vec<u8>,
+    /// The front of a line whose end has not come.
+    line: Vec<u8>,
+}
+
+/// What all connections use.
+struct Shared {
+    buffer: Vec<u8>,
+    /// Where lines are answered; `None` in an echo.
+    replies: Option<Vec<u8>>,
 }
 
 fn main() -> io::Result<()> {
@@ -56,7 +74,8 @@ fn main() -> io::Result<()> {
 
     let mut events = Events::with_capacity(EVENTS_PER_TURN);
     let mut connections = Slab::new();
-    let mut buffer = vec![0; BUFFER_BYTES];
+    let replies = options.framed.then(|| Vec::with_capacity(BUFFER_BYTES));
+    let mut shared = Shared { buffer: vec![0; BUFFER_BYTES], replies };
     loop {
         match poll.poll(&mut events, None) {
             Err(error) if error.kind() == ErrorKind::Interrupted => continue,
@@ -66,7 +85,7 @@ fn main() -> io::Result<()> {
             if event.token() == LISTENER {
                 accept_all(&listener, poll.registry(), &mut connections)?;
             } else if let Some(connection) = connections.get_mut(event.token().0)
-                && serve(connection, &mut buffer, event.is_read_closed()).is_err()
+                && serve(connection, &mut shared, event.is_read_closed()).is_err()
             {
                 connections.remove(event.token().0);
             }
@@ -85,7 +104,12 @@ fn accept_all(
                 stream.set_nodelay(true)?;
                 let place = connections.vacant_entry();
                 registry.register(&mut stream, Token(place.key()), BOTH)?;
-                place.insert(Connection { stream, closed: false, rest: Vec::new() });
+                place.insert(Connection {
+                    stream,
+                    closed: false,
+                    rest: Vec::new(),
+                    line: Vec::new(),
+                });
             }
             Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
             Err(error) if error.kind() == ErrorKind::ConnectionAborted => {}
@@ -94,29 +118,49 @@ fn accept_all(
     }
 }
 
-/// Echoes until the socket has nothing more or takes nothing more. An error means that the connection
+/// Serves until the socket has nothing more or takes nothing more. An error means that the connection
 /// has come to its end. If the peer has `closed`, no other event says so.
-fn serve(connection: &mut Connection, buffer: &mut [u8], closed: bool) -> io::Result<()> {
+fn serve(connection: &mut Connection, shared: &mut Shared, closed: bool) -> io::Result<()> {
     // A reply may be in the way now, and be gone at the next event, which does not say it again.
     connection.closed |= closed;
-    let Connection { stream, closed, rest } = connection;
+    let Connection { stream, closed, rest, line } = connection;
+    let Shared { buffer, replies } = shared;
     loop {
         if !rest.is_empty() {
             let Some(sent) = ready(stream.write(rest))? else { return Ok(()) };
             rest.drain(..sent);
             continue;
         }
-        let Some(count) = ready(stream.read(buffer))? else { return Ok(()) };
+        let before = line.len();
+        let Some(count) = ready(stream.read(&mut buffer[before..]))? else { return Ok(()) };
         if count == 0 {
             return Err(ErrorKind::UnexpectedEof.into());
         }
-        let sent = ready(stream.write(&buffer[..count]))?.unwrap_or(0);
-        rest.extend_from_slice(&buffer[sent..count]);
+        let reply = match replies {
+            None => &buffer[..count],
+            Some(replies) => {
+                replies.clear();
+                answer(&mut buffer[..before + count], line, replies)?;
+                replies
+            }
+        };
+        let sent = if reply.is_empty() { 0 } else { ready(stream.write(reply))?.unwrap_or(0) };
+        rest.extend_from_slice(&reply[sent..]);
         // A short read has emptied the socket: the next byte is an event, and so is a FIN to come.
-        if count < buffer.len() && rest.is_empty() && !*closed {
+        if before + count < BUFFER_BYTES && rest.is_empty() && !*closed {
             return Ok(());
         }
     }
+}
+
+/// Answers the whole lines of `input`, which has room for the `line` begun before at its front, and
+/// keeps the line begun at its end.
+fn answer(input: &mut [u8], line: &mut Vec<u8>, replies: &mut Vec<u8>) -> io::Result<()> {
+    input[..line.len()].copy_from_slice(line);
+    let answered = lines::answer_lines(input, replies)?;
+    line.clear();
+    line.extend_from_slice(&input[answered..]);
+    Ok(())
 }
 
 /// The outcome of a call, or `None` if it would have to wait.

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What the `proxy` example spends on TCP that it passes on, as a ratio to HAProxy.
 
-As in compare.py, all run in every round, pinned to the same core, in an order that turns around from
+As in benches/compare, all run in every round, pinned to the same core, in an order that turns around from
 round to round, and the ratios are taken within the round. Both pass on to the same upstream, which
 has the load's core with the load. HAProxy runs in TCP mode with one thread, and besides with
 `option splice-auto`, which is reported and is not what the ratio is to.
@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 from harness import (
-    BUILD, LOAD_CORE, SERVER_CORE, BenchError, Server, prepare, report, run_load,
+    BUILD, LOAD_CORE, SERVER_CORE, BenchError, Server, build_c, prepare, report, run_load,
 )
 
 EXAMPLE = "target/release/examples/proxy --listen {{addr}} --upstream {upstream}"
@@ -103,9 +103,7 @@ class Upstream(Server):
 def main():
     options = parse_options()
     prepare()
-    build = ["cc", "-O2", "-Wall", "-Wextra", "-o", BUILD / "flow",
-             Path(__file__).resolve().parent / "flow.c"]
-    subprocess.run(build, check=True)
+    build_c("flow")
     version = subprocess.run(["haproxy", "-v"], capture_output=True, text=True, check=True)
     print(version.stdout.splitlines()[0])
     servers = {
