@@ -13,7 +13,7 @@ CONTROL = "c-epoll again"
 OURS = "wheelhouse"
 
 RUST_PEERS = PEERS / "rust"
-EXAMPLES = ("echo", "ping", "load", "peer-mio", "http", "proxy")
+EXAMPLES = ("echo", "ping", "load", "peer-mio", "peer-timers", "http", "proxy", "bench-plots")
 
 
 class Peer(NamedTuple):

@@ -19,7 +19,9 @@ mod lines;
 
 pub use self::lines::answer_lines;
 
-pub const BUFFER_BYTES: usize = 64 * 1024;
+/// Each connection has a buffer, so it is not larger than it has to be: a read that takes all of the
+/// largest message compared, 16 KiB, still leaves room, which says that the socket is empty.
+pub const BUFFER_BYTES: usize = 20 * 1024;
 pub const TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a server waits that has no descriptor for a connection.
 pub const ACCEPT_PAUSE: Duration = Duration::from_millis(10);

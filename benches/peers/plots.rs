@@ -44,7 +44,8 @@ fn main() -> Outcome<()> {
     for chart in list(&charts)? {
         let path = directory.join(text(chart, "file")?);
         let ratios = chart["rows"].as_array();
-        let height = ratios.map_or(LINES_HEIGHT, |rows| FRAME_HEIGHT + ROW_HEIGHT * rows.len() as u32);
+        let height =
+            ratios.map_or(LINES_HEIGHT, |rows| FRAME_HEIGHT + ROW_HEIGHT * rows.len() as u32);
         let area = SVGBackend::new(&path, (WIDTH, height)).into_drawing_area();
         area.fill(&WHITE)?;
         if ratios.is_some() {
