@@ -75,13 +75,14 @@ fn draw_ratios(area: &Area<'_>, chart: &Value) -> Outcome<()> {
         .margin(10)
         .x_label_area_size(44)
         .y_label_area_size(140)
-        .build_cartesian_2d(left..right, (0..rows.len()).into_segmented())?;
+        .build_cartesian_2d(left..right, (0..last(&rows)?).into_segmented())?;
     let name = |place: &SegmentValue<usize>| match place {
         SegmentValue::CenterOf(index) => rows.get(*index).map_or("", |row| row.0).to_owned(),
         _ => String::new(),
     };
     plot.configure_mesh()
         .disable_y_mesh()
+        .max_light_lines(1)
         .y_labels(rows.len())
         .y_label_formatter(&name)
         .x_label_formatter(&|ratio| format!("{ratio:.2}"))
@@ -112,7 +113,7 @@ fn draw_lines(area: &Area<'_>, chart: &Value) -> Outcome<()> {
         .margin(10)
         .x_label_area_size(44)
         .y_label_area_size(70)
-        .build_cartesian_2d((0..ticks.len()).into_segmented(), 0.0..top * 1.3)?;
+        .build_cartesian_2d((0..last(ticks)?).into_segmented(), 0.0..top * 1.3)?;
     let tick = |place: &SegmentValue<usize>| match place {
         SegmentValue::CenterOf(index) => {
             ticks.get(*index).and_then(Value::as_str).unwrap_or_default().to_owned()
@@ -121,6 +122,7 @@ fn draw_lines(area: &Area<'_>, chart: &Value) -> Outcome<()> {
     };
     plot.configure_mesh()
         .disable_x_mesh()
+        .max_light_lines(1)
         .x_labels(ticks.len())
         .x_label_formatter(&tick)
         .x_desc(text(chart, "x")?)
@@ -135,11 +137,16 @@ fn draw_lines(area: &Area<'_>, chart: &Value) -> Outcome<()> {
             .legend(|(x, y)| PathElement::new([(x, y), (x + 20, y)], color.stroke_width(2)));
     }
     plot.configure_series_labels()
-        .position(SeriesLabelPosition::UpperLeft)
+        .position(SeriesLabelPosition::UpperRight)
         .background_style(WHITE.mix(0.8))
         .border_style(BLACK.mix(0.4))
         .draw()?;
     Ok(())
+}
+
+/// The last index; an axis has one place at least.
+fn last<T>(places: &[T]) -> Outcome<usize> {
+    Ok(places.len().checked_sub(1).ok_or("a chart without anything on it")?)
 }
 
 fn list(value: &Value) -> Outcome<&[Value]> {
