@@ -187,14 +187,12 @@ def report(rounds, servers, baseline):
         ))
         line = f"  {name:<16}{per_cpu_s:>16,.0f}{rate:>16,.0f}{busy:>7.0%}"
         if name != baseline:
-            low, median, high = quartiles(ratios(rounds, name, baseline))
+            low, median, high = quartiles(
+                [results[name][0] / results[baseline][0] for results in rounds]
+            )
             line += f"   {median:.3f} [{low:.3f}, {high:.3f}]"
         print(line)
     print(flush=True)
-
-
-def ratios(rounds, name, baseline):
-    return [results[name][0] / results[baseline][0] for results in rounds]
 
 
 def quartiles(values):

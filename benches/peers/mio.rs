@@ -12,7 +12,7 @@
 //! prints "listening on ADDR" once it accepts, and exits 0 on SIGTERM or SIGINT. With `--framed` it
 //! answers each line `PING text` by a line `PONG text`.
 
-#[path = "rust/src/lines.rs"]
+#[path = "lines.rs"]
 #[allow(unreachable_pub, reason = "public in the library of the other peers")]
 mod lines;
 

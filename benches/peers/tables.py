@@ -2,8 +2,8 @@
 
 import statistics
 
-from harness import quartiles, ratios
-from roster import BASELINE
+from harness import quartiles
+from roster import BASELINE, CONTROL
 from workloads import WORKLOADS
 
 
@@ -24,6 +24,8 @@ def ratio_table(rounds, servers, workloads):
     """The ratio of each server to the baseline: the median of the rounds with quartiles."""
     rows = []
     for name in servers:
+        if name == BASELINE:
+            continue
         cells = []
         for workload in workloads:
             low, median, high = ratio(rounds, workload, name)
@@ -45,9 +47,19 @@ def cost_table(rounds, servers, workloads):
 
 
 def ratio(rounds, workload, name):
-    """The quartiles of the ratio to the baseline; all None if there was no run."""
-    done = measured(rounds, workload, name)
-    return quartiles(ratios(done, name, BASELINE)) if done else [None] * 3
+    """The quartiles of the ratio to the baseline; all None if there was no run.
+
+    The baseline is the mean of the two runs with which a round begins and ends, so that much of the
+    drift between them cancels. The row of the second is its ratio to the first: what the spread is of
+    nothing.
+    """
+    values = []
+    for results in measured(rounds, workload, name):
+        baseline = results[BASELINE][0]
+        if name != CONTROL and CONTROL in results:
+            baseline = (baseline + results[CONTROL][0]) / 2
+        values.append(results[name][0] / baseline)
+    return quartiles(values) if values else [None] * 3
 
 
 def measured(rounds, workload, name):

@@ -15,6 +15,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
 use socket2::{Domain, Socket, Type};
 
+#[path = "../../lines.rs"]
 mod lines;
 
 pub use self::lines::answer_lines;
