@@ -50,6 +50,9 @@ CACHE = ["--cache-sim=yes", "--D1=49152,12,64"]
 MISSES_AT = (64, 1_000, 10_000)
 MISSES_MESSAGES = 30_000
 
+# The kernel samples which of the two it is at each tick, so the run has many.
+SPLIT_SECONDS = 5
+
 IDLE_CONNECTIONS = 10_000
 IDLE_SECONDS = 10
 IDLE_SETTLE_S = 1
@@ -65,6 +68,7 @@ def main():
         "pool": count_pooled,
         "syscalls": count_syscalls,
         "misses": count_misses,
+        "kernel": split_time,
         "memory": weigh_connections,
         "idle": watch_idle,
     }
@@ -102,6 +106,9 @@ def parse_options():
         action="store_true",
         help="first-level misses of data in user space, beside those of bare mio and of the C "
         "baseline",
+    )
+    parser.add_argument(
+        "--kernel", action="store_true", help="which share of its time the server is in the kernel"
     )
     parser.add_argument(
         "--memory", action="store_true", help=f"bytes for each of {IDLE_CONNECTIONS:,} connections"
@@ -234,6 +241,16 @@ def syscalls_of_run(command, load):
                 return calls
             time.sleep(0.01)
     raise BenchError("strace left no totals")
+
+
+def split_time(command):
+    print(f"share of the server's CPU time in the kernel, over {SPLIT_SECONDS} s")
+    for title, load in LOADS.items():
+        with Server(command) as server:
+            before = server.times()
+            run_load(server, *load, "--seconds", SPLIT_SECONDS)
+            user, kernel = (after - was for after, was in zip(server.times(), before))
+        print_count(title, kernel / (user + kernel))
 
 
 def weigh_connections(command):

@@ -47,9 +47,10 @@ static bool accept_paused;
 
 static void listen_on(struct sockaddr_in address);
 static void accept_all(void);
-static void serve(int fd);
+static void echo(int fd);
+static void answer(int fd);
 static bool keep_line(int fd, const char *bytes, size_t len);
-static void reply(int fd, const char *bytes, size_t len);
+static inline void reply(int fd, const char *bytes, size_t len);
 static void keep_rest(int fd, const char *bytes, size_t len);
 static void send_rest(int fd);
 static void close_connection(int fd);
@@ -77,8 +78,10 @@ int main(int argc, char **argv)
                 accept_all();
             else if (rests[fd].bytes)
                 send_rest(fd);
+            else if (framed)
+                answer(fd);
             else
-                serve(fd);
+                echo(fd);
         }
     }
 }
@@ -123,25 +126,27 @@ static void accept_all(void)
     }
 }
 
-static void serve(int fd)
+static void echo(int fd)
 {
-    struct line *line = &lines[fd];
-    size_t before = 0;
-    if (framed && line->bytes) {
-        before = line->len;
-        memcpy(buffer, line->bytes, before);
-    }
-    ssize_t received = recv(fd, buffer + before, BUFFER_BYTES - before, 0);
+    ssize_t received = recv(fd, buffer, BUFFER_BYTES, 0);
+    if (received > 0)
+        reply(fd, buffer, received);
+    else if (received == 0 || (errno != EAGAIN && errno != EINTR))
+        close_connection(fd);
+}
+
+static void answer(int fd)
+{
+    size_t len = lines[fd].bytes ? lines[fd].len : 0;
+    if (len)
+        memcpy(buffer, lines[fd].bytes, len);
+    ssize_t received = recv(fd, buffer + len, BUFFER_BYTES - len, 0);
     if (received <= 0) {
         if (received == 0 || (errno != EAGAIN && errno != EINTR))
             close_connection(fd);
         return;
     }
-    if (!framed) {
-        reply(fd, buffer, received);
-        return;
-    }
-    size_t len = before + received;
+    len += received;
     ssize_t answered = answer_lines(buffer, len, replies);
     if (answered < 0 || !keep_line(fd, buffer + answered, len - answered))
         close_connection(fd);
@@ -164,7 +169,7 @@ static bool keep_line(int fd, const char *bytes, size_t len)
     return true;
 }
 
-static void reply(int fd, const char *bytes, size_t len)
+static inline void reply(int fd, const char *bytes, size_t len)
 {
     ssize_t sent = send(fd, bytes, len, MSG_NOSIGNAL);
     if (sent == (ssize_t)len)

@@ -117,6 +117,11 @@ class Server:
         """Time on a core, user and kernel, of all threads that are alive."""
         return sum(int(text.split()[0]) for text in self._each_task("schedstat"))
 
+    def times(self):
+        """Time in user space and in the kernel, in ticks."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return int(fields[11]), int(fields[12])
+
     def wakeups(self):
         """How often a thread slept of its own accord, and so had to be woken."""
         pattern = re.compile(r"^voluntary_ctxt_switches:\s*(\d+)", re.MULTILINE)

@@ -54,8 +54,7 @@ struct Connection {
 /// What all connections use.
 struct Shared {
     buffer: Vec<u8>,
-    /// Where lines are answered; `None` in an echo.
-    replies: Option<Vec<u8>>,
+    replies: Vec<u8>,
 }
 
 fn main() -> io::Result<()> {
@@ -74,8 +73,8 @@ fn main() -> io::Result<()> {
 
     let mut events = Events::with_capacity(EVENTS_PER_TURN);
     let mut connections = Slab::new();
-    let replies = options.framed.then(|| Vec::with_capacity(BUFFER_BYTES));
-    let mut shared = Shared { buffer: vec![0; BUFFER_BYTES], replies };
+    let serve = if options.framed { serve::<true> } else { serve::<false> };
+    let mut shared = Shared { buffer: vec![0; BUFFER_BYTES], replies: Vec::new() };
     loop {
         match poll.poll(&mut events, None) {
             Err(error) if error.kind() == ErrorKind::Interrupted => continue,
@@ -120,7 +119,11 @@ fn accept_all(
 
 /// Serves until the socket has nothing more or takes nothing more. An error means that the connection
 /// has come to its end. If the peer has `closed`, no other event says so.
-fn serve(connection: &mut Connection, shared: &mut Shared, closed: bool) -> io::Result<()> {
+fn serve<const FRAMED: bool>(
+    connection: &mut Connection,
+    shared: &mut Shared,
+    closed: bool,
+) -> io::Result<()> {
     // A reply may be in the way now, and be gone at the next event, which does not say it again.
     connection.closed |= closed;
     let Connection { stream, closed, rest, line } = connection;
@@ -131,20 +134,20 @@ fn serve(connection: &mut Connection, shared: &mut Shared, closed: bool) -> io::
             rest.drain(..sent);
             continue;
         }
-        let before = line.len();
+        let before = if FRAMED { line.len() } else { 0 };
         let Some(count) = ready(stream.read(&mut buffer[before..]))? else { return Ok(()) };
         if count == 0 {
             return Err(ErrorKind::UnexpectedEof.into());
         }
-        let reply = match replies {
-            None => &buffer[..count],
-            Some(replies) => {
-                replies.clear();
-                answer(&mut buffer[..before + count], line, replies)?;
-                replies
-            }
+        let reply = if FRAMED {
+            replies.clear();
+            answer(&mut buffer[..before + count], line, replies)?;
+            &replies[..]
+        } else {
+            &buffer[..count]
         };
-        let sent = if reply.is_empty() { 0 } else { ready(stream.write(reply))?.unwrap_or(0) };
+        let is_due = !FRAMED || !reply.is_empty();
+        let sent = if is_due { ready(stream.write(reply))?.unwrap_or(0) } else { 0 };
         rest.extend_from_slice(&reply[sent..]);
         // A short read has emptied the socket: the next byte is an event, and so is a FIN to come.
         if before + count < BUFFER_BYTES && rest.is_empty() && !*closed {
