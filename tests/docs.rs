@@ -17,14 +17,15 @@ const README: &str = include_str!("../README.md");
 const ARCHITECTURE: &str = include_str!("../docs/architecture.md");
 const GUIDE: &str = include_str!("../docs/guide.md");
 const OPERATIONS: &str = include_str!("../docs/operations.md");
-
+const PERFORMANCE: &str = include_str!("../docs/performance.md");
 const STANDARD: &str = include_str!("../docs/standard.md");
 
-const PAGES: [(&str, &str); 5] = [
+const PAGES: [(&str, &str); 6] = [
     ("README.md", README),
     ("docs/architecture.md", ARCHITECTURE),
     ("docs/guide.md", GUIDE),
     ("docs/operations.md", OPERATIONS),
+    ("docs/performance.md", PERFORMANCE),
     ("docs/standard.md", STANDARD),
 ];
 
@@ -319,6 +320,19 @@ fn paths_in_prose_lead_somewhere() {
                 .any(|directory| root().join(directory).join(path).exists());
             assert!(found, "{name}: {path}");
         }
+    }
+}
+
+#[test]
+fn the_plots_are_there() {
+    let plots: Vec<_> = PERFORMANCE
+        .split("](performance/")
+        .skip(1)
+        .map(|rest| rest.split(')').next().unwrap())
+        .collect();
+    assert!(plots.len() > 8, "{plots:?}");
+    for plot in plots {
+        assert!(root().join("docs/performance").join(plot).is_file(), "{plot}");
     }
 }
 

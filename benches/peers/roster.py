@@ -123,7 +123,7 @@ def machine():
         "libuv": first_line("target/peers/libuv", "--version"),
         "gcc": first_line("cc", "-dumpfullversion"),
         "glibc": platform.libc_ver()[1],
-        "rustc": first_line("rustc", "--version"),
+        "rustc": first_line("rustc", "--version").removeprefix("rustc "),
     }
     return {
         "cpu": f"{cpu[1] if cpu else platform.machine()}, {cores} cores",
