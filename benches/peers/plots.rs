@@ -24,6 +24,8 @@ const FRAME_HEIGHT: u32 = 110;
 const LINES_HEIGHT: u32 = 420;
 const TITLE: (&str, u32) = ("sans-serif", 18);
 const MARK: i32 = 4;
+/// Times the greatest value: the names of the lines stand above them.
+const ROOM_FOR_LEGEND: f64 = 1.6;
 
 const COLORS: [RGBColor; 8] = [
     RGBColor(31, 119, 180),
@@ -113,7 +115,7 @@ fn draw_lines(area: &Area<'_>, chart: &Value) -> Outcome<()> {
         .margin(10)
         .x_label_area_size(44)
         .y_label_area_size(70)
-        .build_cartesian_2d((0..last(ticks)?).into_segmented(), 0.0..top * 1.3)?;
+        .build_cartesian_2d((0..last(ticks)?).into_segmented(), 0.0..top * ROOM_FOR_LEGEND)?;
     let tick = |place: &SegmentValue<usize>| match place {
         SegmentValue::CenterOf(index) => {
             ticks.get(*index).and_then(Value::as_str).unwrap_or_default().to_owned()
@@ -125,6 +127,7 @@ fn draw_lines(area: &Area<'_>, chart: &Value) -> Outcome<()> {
         .max_light_lines(1)
         .x_labels(ticks.len())
         .x_label_formatter(&tick)
+        .y_label_formatter(&|y| y.to_string())
         .x_desc(text(chart, "x")?)
         .y_desc(text(chart, "y")?)
         .draw()?;
