@@ -118,6 +118,8 @@ static void answer(struct bufferevent *conn, void *context)
     struct evbuffer *output = bufferevent_get_output(conn);
     size_t len = evbuffer_get_length(input);
     struct evbuffer_iovec space;
+    if (len == 0)
+        return;
     /* The replies are written where the output has room for them. */
     const char *bytes = (const char *)evbuffer_pullup(input, -1);
     if (!bytes || evbuffer_reserve_space(output, len, &space, 1) != 1) {
