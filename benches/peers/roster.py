@@ -114,11 +114,12 @@ def machine():
     cpu = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     cores = len(re.findall(r"^processor", Path("/proc/cpuinfo").read_text(), re.MULTILINE))
     ours, rust = ROOT / "Cargo.lock", RUST_PEERS / "Cargo.lock"
+    driver = first_line("target/release/peer-monoio", "--driver")
     versions = {
         "wheelhouse": first_line("git", "describe", "--always", "--dirty"),
         "mio": locked(ours, "mio"),
         "tokio": locked(rust, "tokio"),
-        "monoio": f"{locked(rust, 'monoio')} on {first_line('target/release/peer-monoio', '--driver')}",
+        "monoio": f"{locked(rust, 'monoio')} on {driver}",
         "libevent": first_line("target/peers/libevent", "--version"),
         "libuv": first_line("target/peers/libuv", "--version"),
         "gcc": first_line("cc", "-dumpfullversion"),

@@ -50,8 +50,8 @@ def ratio(rounds, workload, name):
     """The quartiles of the ratio to the baseline; all None if there was no run.
 
     The baseline is the mean of the two runs with which a round begins and ends, so that much of the
-    drift between them cancels. The row of the second is its ratio to the first: what the spread is of
-    nothing.
+    drift between them cancels. The row of the second is its ratio to the first: the spread of no
+    difference.
     """
     values = []
     for results in measured(rounds, workload, name):
@@ -68,7 +68,9 @@ def measured(rounds, workload, name):
 
 def memory_table(weights):
     stages = list(next(iter(weights.values())))
-    rows = [[name, *(f"{sizes[stage]:,.0f}" for stage in stages)] for name, sizes in weights.items()]
+    rows = [
+        [name, *(f"{sizes[stage]:,.0f}" for stage in stages)] for name, sizes in weights.items()
+    ]
     return table(["bytes per connection", *stages], rows)
 
 

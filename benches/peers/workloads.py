@@ -8,7 +8,7 @@ from harness import LOAD_CORE, BenchError, Server, run_load, split_command
 
 LOAD = "target/release/examples/load"
 RATE = 30_000
-RATE_WARM_UP_S = 0.2
+RATE_WARM_UP_MS = 200
 RUN_TIMEOUT_S = 120
 
 
@@ -63,7 +63,7 @@ def measure(peer, workload, seconds):
 def measure_at_rate(server, workload, seconds):
     command = ["taskset", "-c", LOAD_CORE, *split_command(LOAD), "echo", server.address]
     command += [*workload.load, "--rate", workload.rate, "--pid", server.pid, "--json"]
-    command += ["--warm-up", f"{RATE_WARM_UP_S * 1000:.0f}ms", "--duration", f"{seconds * 1000:.0f}ms"]
+    command += ["--warm-up", f"{RATE_WARM_UP_MS}ms", "--duration", f"{seconds * 1000:.0f}ms"]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True,
                           timeout=RUN_TIMEOUT_S)
     if done.returncode != 0:
