@@ -145,6 +145,7 @@ mod log;
 pub mod planted;
 #[cfg(not(feature = "planted-bugs"))]
 mod planted;
+mod probe;
 mod reactor;
 #[cfg(feature = "signals")]
 mod signals;

@@ -14,6 +14,7 @@ use crate::core::output::{Output, SpareBuffers};
 use crate::core::pool::Place;
 use crate::core::stats::States;
 use crate::id::{ConnId, EndpointId, ListenerId, Origin, PoolId};
+use crate::probe;
 use crate::time::Instant;
 
 /// What few connections need, apart from their record so that the others do not pay for it.
@@ -494,7 +495,9 @@ impl Record {
     pub(crate) fn apply(&mut self, transition: Transition) {
         let after = self.state.after(transition);
         debug_assert!(after.is_some(), "{}: {transition:?} from {:?}", self.id, self.state);
-        self.state = after.unwrap_or(self.state);
+        let after = after.unwrap_or(self.state);
+        probe::transition(self.id, self.state as u8, after as u8, self.reason);
+        self.state = after;
     }
 
     /// Lets it be counted in the state it is in.

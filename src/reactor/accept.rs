@@ -25,6 +25,7 @@ use crate::handler::Handler;
 use crate::id::{AlarmId, ConnId, ListenerId, Origin};
 use crate::log::{LogLimiter, warn};
 use crate::planted::{Bug, planted};
+use crate::probe;
 use crate::state::{READ_BUDGET, log_state};
 
 /// A listener and what is known of its backlog.
@@ -267,6 +268,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         };
         log_state(record);
         let id = record.id;
+        probe::accept(id, ListenerId(index as u32));
         // A fresh socket takes bytes; if not, the first write learns it.
         record.flags.insert(Flags::WRITE_READY);
         if wildcard {

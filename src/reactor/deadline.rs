@@ -14,6 +14,7 @@ use crate::core::wheel::Key;
 use crate::handler::Handler;
 use crate::id::{AlarmId, ConnId};
 use crate::planted::{Bug, planted};
+use crate::probe;
 use crate::state::{LoopState, Purpose};
 use crate::time::Instant;
 
@@ -123,13 +124,14 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             {
                 self.final_read(handler, id);
                 if self.lapsed_ping(id).is_some() {
+                    probe::deadline(id, "ping", self.shared.now.nanos_since(lapsed));
                     self.shared.counters.count_fired(Deadline::Idle);
                     self.time_out(handler, id, Timeout::Ping);
                     return self.settle(handler, id);
                 }
                 continue;
             }
-            let Some((_, deadline)) = first else { return };
+            let Some((due, deadline)) = first else { return };
             served = served.with(deadline, true);
             if deadline.waits_for_input() {
                 self.final_read(handler, id);
@@ -137,6 +139,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
                     continue;
                 }
             }
+            probe::deadline(id, deadline.label(), self.shared.now.nanos_since(due));
             self.handle_deadline(handler, id, deadline);
             self.settle(handler, id);
         }

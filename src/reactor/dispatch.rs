@@ -14,6 +14,7 @@ use crate::handler::Handler;
 use crate::id::ConnId;
 use crate::log::error;
 use crate::planted::{Bug, planted};
+use crate::probe;
 use crate::state::{LoopState, READ_BUDGET};
 use crate::unwind::{catch, discard};
 
@@ -42,10 +43,14 @@ pub(super) fn call_data<H: Handler>(
     shared.enter_knowing(id, before.no_output);
     let mut conn = Conn::new(shared, id);
     if before.wakes {
+        probe::callback_start(Some(id), "on_active");
         handler.on_active(&mut conn, session);
+        probe::callback_end(Some(id), "on_active");
     }
     if !before.wakes || conn.has_input_for_handler() {
+        probe::callback_start(Some(id), "on_data");
         handler.on_data(&mut conn, session, input);
+        probe::callback_end(Some(id), "on_data");
     }
     shared.leave();
 }
@@ -74,7 +79,9 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     pub(super) fn call_idle(&mut self, handler: &mut H, id: ConnId, name: &'static str) {
         let Some(session) = self.slots[id.index()].session.as_mut() else { return };
         self.shared.enter_knowing(id, true);
+        probe::callback_start(Some(id), "on_idle");
         handler.on_idle(&mut Conn::new(&mut self.shared, id), session);
+        probe::callback_end(Some(id), "on_idle");
         self.shared.leave();
         self.refresh_now_if_stale(name, Some(id));
         if self.shared.wrote() {
@@ -104,7 +111,9 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let Slot { session: Some(session), input, .. } = &mut slots[id.index()] else { return };
         shared.enter(id);
         let mut conn = Conn::new(shared, id);
+        probe::callback_start(Some(id), name);
         let outcome = catch(|| callback(&mut conn, session, input));
+        probe::callback_end(Some(id), name);
         self.refresh_now_if_stale(name, Some(id));
         self.end_callback(id, outcome.is_err());
     }
@@ -117,17 +126,22 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let slot = &mut slots[id.index()];
         shared.enter_knowing(id, true);
         let mut conn = Conn::new(shared, id);
+        probe::callback_start(Some(id), "on_open");
         let outcome = catch(|| {
             slot.session = handler.on_open(&mut conn);
             if let Some(session) = &mut slot.session {
                 // What `on_connected` sets runs from its beginning, however long `on_open` took.
                 super::refresh_now_if_stale(backend, conn.cx().shared, "on_open", Some(id));
+                probe::callback_end(Some(id), "on_open");
                 conn.establish(|| backend.entropy());
+                probe::callback_start(Some(id), "on_connected");
                 handler.on_connected(&mut conn, session);
             }
         });
         let taken = slot.session.is_some();
-        self.refresh_now_if_stale(if taken { "on_connected" } else { "on_open" }, Some(id));
+        let name = if taken { "on_connected" } else { "on_open" };
+        probe::callback_end(Some(id), name);
+        self.refresh_now_if_stale(name, Some(id));
         self.end_callback(id, outcome.is_err());
         taken
     }
@@ -136,7 +150,9 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     pub(super) fn call_open(&mut self, handler: &mut H, id: ConnId) -> bool {
         self.shared.enter(id);
         let mut conn = Conn::new(&mut self.shared, id);
+        probe::callback_start(Some(id), "on_open");
         let outcome = catch(|| handler.on_open(&mut conn));
+        probe::callback_end(Some(id), "on_open");
         self.refresh_now_if_stale("on_open", Some(id));
         self.end_callback(id, outcome.is_err());
         self.slots[id.index()].session = outcome.ok().flatten();
@@ -162,7 +178,9 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     ) -> bool {
         self.shared.begin_journal();
         let mut cx = Context { shared: &mut self.shared };
+        probe::callback_start(None, name);
         let outcome = catch(|| callback(&mut cx));
+        probe::callback_end(None, name);
         if outcome.is_err() {
             self.count_panic();
         }

@@ -24,6 +24,7 @@ use crate::handler::Handler;
 use crate::id::ConnId;
 use crate::log::{hears, trace};
 use crate::planted::{Bug, planted};
+use crate::probe;
 use crate::state::{LoopState, log_state};
 use crate::time::Instant;
 
@@ -180,6 +181,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         } else {
             backend.read(stream, read_buffer, room)
         };
+        probe::read(id, room, &read);
         match read {
             Ok(count) if count > 0 => {
                 let drained =
@@ -357,7 +359,9 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let Some(stream) = slots[index].stream.as_mut() else { return };
         while budget > 0 && record.flags.has(Flags::READ_READY) && !record.flags.has(Flags::EOF) {
             rewind(read_buffer);
-            match backend.read(stream, read_buffer, READ_BUDGET) {
+            let read = backend.read(stream, read_buffer, READ_BUDGET);
+            probe::read(id, READ_BUDGET, &read);
+            match read {
                 Ok(0) => record.flags.insert(Flags::EOF),
                 Ok(count) => {
                     budget = budget.saturating_sub(count);
@@ -692,6 +696,7 @@ pub(super) fn note_write<B: Backend>(
     counters: &Counters,
     log: bool,
 ) -> usize {
+    probe::write(record.id, asked, &result);
     match result {
         Ok(taken) => {
             if log {

@@ -59,6 +59,7 @@ use crate::handler::Handler;
 use crate::id::{ConnId, ListenerId};
 use crate::log::{error, hears, info, trace, warn};
 use crate::planted::{Bug, planted};
+use crate::probe;
 use crate::state::{LoopState, READ_BUDGET};
 use crate::time::Instant;
 
@@ -274,6 +275,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         self.settle_dirty(handler);
         self.reap(handler);
         self.progress_shutdown(handler);
+        probe::turn_end(self.shared.table.len());
         self.drain.outcome().map_err(failed)
     }
 
@@ -486,6 +488,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         self.check_event = self.next_event + EVENTS_PER_CHECK;
         self.woken = self.mailbox.is_due();
         self.logs = hears(Level::DEBUG);
+        probe::turn_start(self.events.len(), self.next_event);
     }
 
     #[cold]

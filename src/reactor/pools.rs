@@ -17,6 +17,7 @@ use crate::handler::Handler;
 use crate::id::{ConnId, PoolId};
 use crate::log::{info, warn};
 use crate::planted::{Bug, planted};
+use crate::probe;
 use crate::state::{LoopState, READ_BUDGET};
 
 impl<H: Handler, B: Backend> Reactor<H, B> {
@@ -130,6 +131,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         if let Some(replay) = &waiter.replay {
             self.send_again(id, replay);
         }
+        probe::lease(waiter.owner, id, pool);
         self.answer(handler, waiter, || Ok(id));
     }
 
@@ -276,6 +278,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         loop {
             rewind(read_buffer);
             let read = backend.read(stream, read_buffer, READ_BUDGET);
+            probe::read(id, READ_BUDGET, &read);
             read_buffer.clear();
             return match read {
                 Ok(0) => {

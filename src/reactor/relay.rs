@@ -17,6 +17,7 @@ use crate::core::flags::{ColdFlags, Flags};
 use crate::handler::Handler;
 use crate::id::ConnId;
 use crate::planted::{Bug, planted};
+use crate::probe;
 use crate::state::LoopState;
 
 /// Whatever is ready, a relayed connection is not to be read now.
@@ -89,7 +90,9 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             let Some(stream) = &mut slots[id.index()].stream else { break };
             rewind(read_buffer);
             let room = budget;
-            match backend.read(stream, read_buffer, room) {
+            let read = backend.read(stream, read_buffer, room);
+            probe::read(id, room, &read);
+            match read {
                 Ok(0) => {
                     record.flags.insert(Flags::EOF);
                     // After a failed write that may be no FIN: the error was read with the write.

@@ -19,6 +19,7 @@ use crate::error::{AcquireError, AcquireFailure, ConfigError};
 use crate::id::{AlarmId, ConnId, EndpointId, PoolGroupId, PoolId, WaitId};
 use crate::log::LogLimiter;
 use crate::planted::{Bug, planted};
+use crate::probe;
 use crate::time::{Instant, nanos};
 
 /// What a lease may leave behind in the marks of its connection.
@@ -318,6 +319,7 @@ impl LoopState {
             self.hold(owner);
             self.pools.wake(pool);
             self.journal.push(Entry::Waits(id));
+            probe::acquire(owner, pool);
             return Ok(id);
         };
         Err(self.acquire_error(pool, failure))
@@ -355,6 +357,7 @@ impl LoopState {
     /// there, if it `is_unclean`.
     pub(crate) fn give_back(&mut self, by: Option<ConnId>, lease: ConnId, is_unclean: bool) {
         let Some((pool, place)) = self.lease(by, lease) else { return };
+        probe::release(lease, pool, is_unclean);
         self.end_lease(lease);
         if is_unclean || self.in_hand != Some(lease) {
             return self.give_back_later(pool, place, lease, is_unclean);
