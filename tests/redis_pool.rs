@@ -14,6 +14,9 @@ mod programs;
 mod reply;
 #[path = "../examples/redis-pool/request.rs"]
 mod request;
+#[allow(dead_code, reason = "what only the server of keys and values uses")]
+#[path = "../examples/common/resp.rs"]
+mod resp;
 #[path = "harness/shorthands.rs"]
 mod shorthands;
 

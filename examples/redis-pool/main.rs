@@ -47,6 +47,9 @@
 mod common;
 #[path = "../common/metrics.rs"]
 mod metrics;
+#[allow(dead_code, reason = "what only the server of keys and values uses")]
+#[path = "../common/resp.rs"]
+mod resp;
 
 mod command;
 mod exchange;

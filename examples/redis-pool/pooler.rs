@@ -16,7 +16,8 @@ use wheelhouse::{
 use crate::command::{Class, has_block};
 use crate::exchange::{Batch, Exchange, Expect, Meaning, Pins, Refusal};
 use crate::reply::Scanner;
-use crate::request::{Command, INLINE_MAX, Parsed, Parser, REQUEST_MAX};
+use crate::request::{Command, Parsed, Parser, REQUEST_MAX};
+use crate::resp::INLINE_MAX;
 
 /// Clients that may wait for a connection at once.
 const WAITERS_MAX: usize = 1 << 17;

@@ -1,7 +1,7 @@
 //! Where the replies of a server end. They are not kept: a reply of any size, and nested as deep as it
 //! may be, takes the same few numbers.
 
-use crate::request::{BadLine, line};
+use crate::resp::{BadLine, line};
 
 /// The greatest length of a string or an array that a server may announce. Redis allows strings of
 /// 512 MB unless it is set otherwise.

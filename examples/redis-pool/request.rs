@@ -9,17 +9,10 @@ use std::borrow::Cow;
 use std::fmt;
 use std::ops::Range;
 
+use crate::resp::{ARGS_MAX, BadLine, INLINE_MAX, UnbalancedQuotes, Words, line};
+
 /// Bytes of a request, with all that frames it.
 pub(crate) const REQUEST_MAX: usize = 1 << 20;
-
-/// Arguments of a request, as in Redis. A request of [`REQUEST_MAX`] bytes has fewer.
-const ARGS_MAX: i64 = 1_024 * 1_024;
-
-/// Bytes of an inline command, as in Redis.
-pub(crate) const INLINE_MAX: usize = 64 * 1_024;
-
-/// Bytes of a line that holds a length: its type, a sign, 19 digits, and its end.
-const LENGTH_LINE_MAX: usize = 1 + 1 + 19 + 2;
 
 /// Arguments whose places are kept: what commands are distinguished by.
 const KEPT: usize = 3;
@@ -47,6 +40,12 @@ impl fmt::Display for ProtocolError {
             Self::InlineTooLong => "too big inline request",
             Self::Quotes => "unbalanced quotes in request",
         })
+    }
+}
+
+impl From<UnbalancedQuotes> for ProtocolError {
+    fn from(_: UnbalancedQuotes) -> Self {
+        Self::Quotes
     }
 }
 
@@ -183,14 +182,14 @@ impl Parser {
         self.at = 0;
         let text = &input[..newline];
         let text = text.strip_suffix(b"\r").unwrap_or(text);
-        let mut words = Words { text, at: 0 };
+        let (mut words, mut word) = (Words::new(text), Vec::new());
         let (mut body, mut places, mut count) = (Vec::new(), [const { 0..0 }; KEPT], 0);
-        while let Some(word) = words.next()? {
+        while words.next(&mut word)? {
             body.extend_from_slice(format!("${}\r\n", word.len()).as_bytes());
             if let Some(place) = places.get_mut(count) {
                 *place = body.len()..body.len() + word.len();
             }
-            body.extend_from_slice(&word);
+            body.append(&mut word);
             body.extend_from_slice(b"\r\n");
             count += 1;
         }
@@ -203,126 +202,4 @@ impl Parser {
         let bytes = Cow::Owned(bytes);
         Ok(Parsed::Command(Command { bytes, len: newline + 1, count, kept }))
     }
-}
-
-/// The words of an inline command, split and unquoted as by Redis (`sdssplitargs`).
-struct Words<'a> {
-    text: &'a [u8],
-    at: usize,
-}
-
-impl Words<'_> {
-    fn peek(&self) -> Option<u8> {
-        self.text.get(self.at).copied()
-    }
-
-    fn take(&mut self) -> Option<u8> {
-        let byte = self.peek()?;
-        self.at += 1;
-        Some(byte)
-    }
-
-    fn next(&mut self) -> Result<Option<Vec<u8>>, ProtocolError> {
-        while self.peek().is_some_and(is_space) {
-            self.at += 1;
-        }
-        if self.peek().is_none() {
-            return Ok(None);
-        }
-        let mut word = Vec::new();
-        while let Some(byte) = self.take() {
-            match byte {
-                byte if is_space(byte) => break,
-                quote @ (b'"' | b'\'') => {
-                    self.quoted(quote, &mut word)?;
-                    // Nothing may follow the closing quote.
-                    if !self.peek().is_none_or(is_space) {
-                        return Err(ProtocolError::Quotes);
-                    }
-                    break;
-                }
-                byte => word.push(byte),
-            }
-        }
-        Ok(Some(word))
-    }
-
-    fn quoted(&mut self, quote: u8, word: &mut Vec<u8>) -> Result<(), ProtocolError> {
-        loop {
-            match self.take().ok_or(ProtocolError::Quotes)? {
-                byte if byte == quote => return Ok(()),
-                b'\\' if quote == b'"' => word.push(self.escaped()?),
-                b'\\' if self.peek() == Some(b'\'') => {
-                    self.at += 1;
-                    word.push(b'\'');
-                }
-                byte => word.push(byte),
-            }
-        }
-    }
-
-    /// What a backslash within double quotes means.
-    fn escaped(&mut self) -> Result<u8, ProtocolError> {
-        if let Some([b'x', high, low]) = self.text.get(self.at..self.at + 3)
-            && let (Some(high), Some(low)) = (hex(*high), hex(*low))
-        {
-            self.at += 3;
-            return Ok(high << 4 | low);
-        }
-        Ok(match self.take().ok_or(ProtocolError::Quotes)? {
-            b'n' => b'\n',
-            b'r' => b'\r',
-            b't' => b'\t',
-            b'b' => 8,
-            b'a' => 7,
-            byte => byte,
-        })
-    }
-}
-
-fn hex(digit: u8) -> Option<u8> {
-    char::from(digit).to_digit(16).map(|digit| digit as u8)
-}
-
-/// `isspace` of C.
-const fn is_space(byte: u8) -> bool {
-    matches!(byte, b' ' | b'\t'..=b'\r')
-}
-
-/// A line that should hold a length and does not.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) struct BadLine;
-
-/// The number in the line at the front of `input` that begins with `kind`, and the length of that
-/// line; `None` while it is not whole.
-pub(crate) fn line(input: &[u8], kind: u8) -> Result<Option<(i64, usize)>, BadLine> {
-    let Some((first, rest)) = input.split_first() else { return Ok(None) };
-    if *first != kind {
-        return Err(BadLine);
-    }
-    let rest = &rest[..rest.len().min(LENGTH_LINE_MAX - 1)];
-    let Some(end) = rest.iter().position(|byte| *byte == b'\n') else {
-        return if rest.len() < LENGTH_LINE_MAX - 1 { Ok(None) } else { Err(BadLine) };
-    };
-    let digits = rest[..end].strip_suffix(b"\r").ok_or(BadLine)?;
-    Ok(Some((number(digits).ok_or(BadLine)?, 1 + end + 1)))
-}
-
-/// A number as Redis writes it: no sign but a minus, no zero in front.
-fn number(text: &[u8]) -> Option<i64> {
-    let digits = text.strip_prefix(b"-").unwrap_or(text);
-    match digits {
-        [] => return None,
-        [b'0'] if digits.len() == text.len() => return Some(0),
-        [b'0', ..] => return None,
-        _ => {}
-    }
-    let mut value: i64 = 0;
-    for digit in digits {
-        if !digit.is_ascii_digit() {
-            return None;
-        }
-        value = value.checked_mul(10)?.checked_add(i64::from(digit - b'0'))?;
-    }
-    Some(if digits.len() < text.len() { -value } else { value })
 }

@@ -3,7 +3,8 @@
 use proptest::prelude::*;
 
 use crate::command::{COMMANDS, Class, has_block};
-use crate::request::{Command, INLINE_MAX, Parsed, Parser, ProtocolError, REQUEST_MAX};
+use crate::request::{Command, Parsed, Parser, ProtocolError, REQUEST_MAX};
+use crate::resp::INLINE_MAX;
 
 /// A command as an array.
 pub(crate) fn resp(args: &[&[u8]]) -> Vec<u8> {
