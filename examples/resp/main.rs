@@ -52,7 +52,7 @@ struct Args {
     max_memory: usize,
 
     /// Bytes of a command, from 1,024 to 536,870,912; also of a string
-    #[arg(long, value_name = "BYTES", value_parser = request_max, default_value = "8388608")]
+    #[arg(long, value_name = "BYTES", value_parser = request_max, default_value = "1048576")]
     max_request: usize,
 }
 

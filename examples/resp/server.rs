@@ -246,6 +246,7 @@ impl Core {
         if !command.takes(args.len()) {
             return Err(wrong_arity(command.name));
         }
+        refuse_subcommand(command, args)?;
         if self.store.is_full()
             && (command.takes_memory || session.transaction.is_some())
             && !matches!(command.action, Action::Client(Special::Exec | Special::Discard))
@@ -332,7 +333,7 @@ impl Core {
             Special::Publish => return Ok(self.publish(conn, args)),
             Special::Client => self.client(conn, session, args)?,
             Special::Command => command(conn, args),
-            Special::Config => self.config(conn, args)?,
+            Special::Config => self.config(conn, args),
             Special::Hello => self.hello(conn, session, args)?,
             Special::Info => self.info(conn),
         }
@@ -361,6 +362,34 @@ impl Core {
         }
         Ok(messages)
     }
+}
+
+/// The subcommands of those that have some, and how many arguments each takes with both names.
+const SUBCOMMANDS: &[(Special, &str, i32)] = &[
+    (Special::Client, "getname", 2),
+    (Special::Client, "id", 2),
+    (Special::Client, "kill", -3),
+    (Special::Client, "list", -2),
+    (Special::Client, "setname", 3),
+    (Special::Config, "get", -3),
+];
+
+#[inline]
+fn refuse_subcommand(command: &Command, args: Args<'_>) -> Result<(), Fault> {
+    let Action::Client(special @ (Special::Client | Special::Config)) = command.action else {
+        return Ok(());
+    };
+    let found = SUBCOMMANDS
+        .iter()
+        .find(|(of, name, _)| *of == special && args[1].eq_ignore_ascii_case(name.as_bytes()));
+    let Some((_, name, arity)) = found else {
+        return Err(unknown_subcommand(&command.name.to_ascii_uppercase(), &args[1]));
+    };
+    let least = arity.unsigned_abs() as usize;
+    if args.len() == least || *arity < 0 && args.len() > least {
+        return Ok(());
+    }
+    Err(wrong_arity(&format!("{}|{name}", command.name)))
 }
 
 fn refuse_while_subscribed(command: &Command) -> Result<(), Fault> {
@@ -526,7 +555,7 @@ impl Core {
                 let found = self.clients.iter().find(|(_, it)| it.number == number as u64);
                 let found = found.map(|(id, _)| *id);
                 // The client that asks is spared, as SKIPME is yes.
-                let found = found.filter(|found| *found != id);
+                let found = found.filter(|found| *found != id && is_live(conn, *found));
                 reply::count(conn, found.into_iter().count());
                 if let Some(found) = found {
                     end(conn, found);
@@ -534,19 +563,14 @@ impl Core {
             }
             (b"KILL", 4) if args[2].eq_ignore_ascii_case(b"ADDR") => {
                 let found = self.clients.keys().copied().find(|id| is_at(conn, *id, &args[3]));
-                let found = found.filter(|found| *found != id);
+                let found = found.filter(|found| *found != id && is_live(conn, *found));
                 reply::count(conn, found.into_iter().count());
                 if let Some(found) = found {
                     end(conn, found);
                 }
             }
             (b"KILL", 4..) => return Err(Fault::SYNTAX),
-            (b"ID" | b"GETNAME" | b"SETNAME" | b"KILL", _) => {
-                let name = String::from_utf8_lossy(&args[1]).to_ascii_lowercase();
-                return Err(wrong_arity(&format!("client|{name}")));
-            }
-            (b"LIST", _) => return Err(Fault::SYNTAX),
-            _ => return Err(unknown_subcommand("CLIENT", &args[1])),
+            _ => return Err(Fault::SYNTAX),
         }
         Ok(())
     }
@@ -574,13 +598,7 @@ impl Core {
     }
 
     /// Settings that clients ask for; none can be changed.
-    fn config(&self, conn: &mut Conn<'_>, args: Args<'_>) -> Result<(), Fault> {
-        if !args[1].eq_ignore_ascii_case(b"GET") {
-            return Err(unknown_subcommand("CONFIG", &args[1]));
-        }
-        if args.len() < 3 {
-            return Err(wrong_arity("config|get"));
-        }
+    fn config(&self, conn: &mut Conn<'_>, args: Args<'_>) {
         let settings = [
             ("save", String::new()),
             ("appendonly", "no".to_owned()),
@@ -598,15 +616,9 @@ impl Core {
             reply::bulk(conn, name.as_bytes());
             reply::bulk(conn, value.as_bytes());
         }
-        Ok(())
     }
 
-    fn hello(
-        &mut self,
-        conn: &mut Conn<'_>,
-        session: &Session,
-        args: Args<'_>,
-    ) -> Result<(), Fault> {
+    fn hello(&self, conn: &mut Conn<'_>, session: &Session, args: Args<'_>) -> Result<(), Fault> {
         match args.get(1).map(number) {
             None | Some(Some(2)) => {}
             Some(Some(_)) => return Err(Fault::of("NOPROTO unsupported protocol version")),
@@ -670,8 +682,13 @@ fn command(conn: &mut Conn<'_>, args: Args<'_>) {
     }
 }
 
+fn is_live(conn: &mut Conn<'_>, id: ConnId) -> bool {
+    conn.other(id).is_some_and(|it| !it.is_closing())
+}
+
 fn is_at(conn: &mut Conn<'_>, id: ConnId, address: &[u8]) -> bool {
-    conn.other(id).is_some_and(|it| it.peer_addr().to_string().as_bytes() == address)
+    is_live(conn, id)
+        && conn.other(id).is_some_and(|it| it.peer_addr().to_string().as_bytes() == address)
 }
 
 /// Ends a client. One that does not read what is queued for it is not waited for.
