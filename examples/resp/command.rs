@@ -103,7 +103,9 @@ const fn data(name: &'static str, arity: i32, takes_memory: bool, run: Run) -> C
 }
 
 const fn client(name: &'static str, arity: i32, special: Special) -> Command {
-    Command { name, arity, takes_memory: false, action: Action::Client(special) }
+    // Channels are kept for as long as a client wants.
+    let takes_memory = matches!(special, Special::Subscribe);
+    Command { name, arity, takes_memory, action: Action::Client(special) }
 }
 
 pub(crate) static COMMANDS: &[Command] = &[

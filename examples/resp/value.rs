@@ -1,41 +1,15 @@
 //! What a key holds, and the memory that it takes.
 
 use std::collections::VecDeque;
-use std::hash::{BuildHasher, RandomState};
-use std::sync::LazyLock;
+use std::hash::RandomState;
 
-use foldhash::SharedSeed;
-use foldhash::quality::{FoldHasher, SeedableRandomState};
 use indexmap::{IndexMap, IndexSet};
 
 use crate::reply::{Fault, with_decimal};
 use crate::resp::number;
 
-/// Hashes with seeds from the system's source of randomness, so that a client cannot choose keys that
-/// collide. It cannot find such keys by trying either: nothing that it gets depends on a hash, as maps
-/// keep the order in which they were filled.
-#[derive(Clone, Debug)]
-pub(crate) struct Hasher(SeedableRandomState);
-
-impl Default for Hasher {
-    fn default() -> Self {
-        static SEEDS: LazyLock<(u64, SharedSeed)> = LazyLock::new(|| {
-            let random = || RandomState::new().hash_one(0);
-            (random(), SharedSeed::from_u64(random()))
-        });
-        let (own, shared) = &*SEEDS;
-        Self(SeedableRandomState::with_seed(*own, shared))
-    }
-}
-
-impl BuildHasher for Hasher {
-    type Hasher = FoldHasher<'static>;
-
-    #[inline]
-    fn build_hasher(&self) -> Self::Hasher {
-        self.0.build_hasher()
-    }
-}
+/// The one of std, which is made for keys that clients choose: they cannot find such as collide.
+pub(crate) type Hasher = RandomState;
 
 pub(crate) type Text = Box<[u8]>;
 pub(crate) type Map<V> = IndexMap<Text, V, Hasher>;

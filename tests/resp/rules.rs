@@ -162,7 +162,7 @@ fn memory_that_is_used_up_is_refused_and_comes_back() {
     sim.settle();
     assert!(String::from_utf8_lossy(&peer.take()).ends_with("'maxmemory'.\r\n"));
     let other = sim.connect(&server);
-    expect(&mut sim, &other, "SET a 1\r\n", &format!("{oom}|"));
+    expect(&mut sim, &other, "SET a 1\r\nSUBSCRIBE a\r\n", &format!("{oom}|{oom}|"));
     peer.close();
     sim.settle();
     expect(&mut sim, &other, "SET a 1\r\nDEL a\r\n", "+OK|:1|");
