@@ -162,7 +162,7 @@ impl error::Error for Error {}
 /// How a protocol cuts its stream into messages.
 ///
 /// What it has to remember between two calls is part of it, so each connection has its own, in its
-/// session. It takes 16 to 48 bytes.
+/// session. It takes 8 to 32 bytes.
 pub trait Framing {
     /// Where the first message of `input` lies; `None` while it is not whole.
     ///

@@ -238,3 +238,15 @@ fn a_body_is_what_was_announced_and_no_more() {
     );
     assert_eq!(bad.len(), 2);
 }
+
+#[test]
+fn a_framing_is_as_small_as_its_documentation_says() {
+    let sizes = [
+        size_of::<frame::Fixed>(),
+        size_of::<frame::Varint>(),
+        size_of::<frame::Length>(),
+        size_of::<frame::Lines>(),
+        size_of::<frame::Delimited>(),
+    ];
+    assert_eq!((sizes.iter().min(), sizes.iter().max()), (Some(&8), Some(&32)), "{sizes:?}");
+}
