@@ -249,7 +249,8 @@ impl Conn<'_> {
     /// Whether a message that has come would be served now, rather than left for later or for ever.
     #[inline]
     pub(crate) fn wants_messages(&self) -> bool {
-        !self.record().flags.has(Flags::UNSERVED) && !self.is_closing()
+        let record = self.record();
+        !record.flags.has(Flags::UNSERVED) && !is_ending(record) && !record.was_the_last()
     }
 
     /// The most input that a handler may leave.

@@ -15,12 +15,13 @@ impl<H: Handler + 'static> Handle<H> {
     ///
     /// The first signal asks for a [`shutdown`](Handle::shutdown), the second resets what is left, and
     /// the third does what it would do without this call: it ends the process, also where a callback
-    /// never returns. A thread of its own waits for them, to the end of the process; one call for each
-    /// reactor.
+    /// never returns. A thread of its own waits for them, to the end of the process. Call it once for each
+    /// reactor: with a second call the first signal would count twice.
     ///
     /// # Errors
     ///
-    /// If the signals cannot be caught or the thread cannot be started. The reactor is as before.
+    /// If the signals cannot be caught or the thread cannot be started. Where it is the thread, the
+    /// signals do nothing from then on, so the program should end.
     ///
     /// # Examples
     ///

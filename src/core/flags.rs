@@ -180,8 +180,10 @@ impl Flags {
     pub(crate) const READING_STOPPED: Self =
         Self::PAUSED.and(Self::THROTTLED).and(Self::PAUSED_BY_OUTPUT);
 
-    /// A message that has come is left for later: the connection is congested, or is not read.
-    pub(crate) const UNSERVED: Self = Self::READING_STOPPED.and(Self::CONGESTED);
+    /// A message that has come is not for the handler now: the connection is congested or not read, its
+    /// input goes elsewhere, or is to be skipped or awaited.
+    pub(crate) const UNSERVED: Self =
+        Self::READING_STOPPED.and(Self::CONGESTED).and(Self::DIVERTED).and(Self::INPUT_AWAITED);
 
     /// An error of the socket is not learned by reading: reading is stopped, or the FIN has been read.
     pub(crate) const UNREAD_ERROR: Self = Self::READING_STOPPED.and(Self::EOF);

@@ -48,8 +48,14 @@ impl Lines {
         Self { ends: Ends::Lf, ..self }
     }
 
-    const fn error<T>(&self) -> Result<T, Error> {
-        Err(Error::TooLong { max: self.max, length: None })
+    /// What was searched before says nothing of what may come after an error.
+    const fn refuse<T>(&mut self, error: Error) -> Result<T, Error> {
+        self.searched = 0;
+        Err(error)
+    }
+
+    const fn error<T>(&mut self) -> Result<T, Error> {
+        self.refuse(Error::TooLong { max: self.max, length: None })
     }
 
     /// No end is in sight: whether there may still be one in time.
@@ -80,7 +86,9 @@ impl Framing for Lines {
             // Mostly that is all there is to it.
             Some((last, _)) if *last != b'\r' && self.ends != Ends::CrLf => newline,
             Some((b'\r', text)) if self.ends != Ends::Lf => text.len(),
-            _ if newline <= self.max && self.ends == Ends::CrLf => return Err(Error::BadEnd),
+            _ if newline <= self.max && self.ends == Ends::CrLf => {
+                return self.refuse(Error::BadEnd);
+            }
             _ => newline,
         };
         if end > self.max {
@@ -145,6 +153,7 @@ impl Framing for Delimited {
             return Ok(Some(Frame { payload: 0..len - self.end.len(), len }));
         }
         if longest == self.greatest() {
+            self.searched = 0;
             return Err(Error::TooLong { max: self.max, length: None });
         }
         self.searched = longest;

@@ -11,7 +11,7 @@
 //! | [`lines()`] | ends with `\n`, or with `\r\n` | `max` and 2 |
 //! | [`delimited()`] | ends with 1 to 8 bytes of your choice | `max` and the delimiter |
 //! | [`length()`] | follows its length, in 1 to 8 bytes | `max` and the header |
-//! | [`varint()`] | follows its length, as a LEB128 integer | `max` and what that takes |
+//! | [`varint()`] | follows its length, as a LEB128 integer | `max` and what that takes, at least 10 |
 //! | [`fixed()`] | has always the same length | that |
 //!
 //! The argument `max` is required everywhere, and bounds the *payload*: the message without
@@ -166,7 +166,8 @@ impl error::Error for Error {}
 pub trait Framing {
     /// Where the first message of `input` lies; `None` while it is not whole.
     ///
-    /// It answers the same for a longer input, and after an error the same error. The caller
+    /// Once it is not `None` the answer for a longer input is the same, an error too. A message has at
+    /// least one byte. The caller
     /// [takes the message off](Frame::take_off) before it asks for the next one. What it asks about after
     /// a `None` begins with the same bytes: what was searched is not searched again.
     ///
@@ -260,12 +261,19 @@ impl fmt::Debug for Head {
 
 /// Hands the payload of each whole message to `take`, and takes the messages off `input`.
 ///
-/// For [`on_data`](crate::Handler::on_data). It stops when `take` breaks, and when the connection
-/// does not want more at the moment: it is [congested](Conn::is_congested), its reading is
-/// [paused](Conn::pause_reading) or [waits for a sink](Conn::throttle_on), or it is
-/// [closing](Conn::is_closing). What is left stays in `input`, and the handler is called with it again
-/// when the reason has passed. A `take` that breaks for another reason asks for that call by
-/// [`yield_now`](Conn::yield_now). What is left of a message has the deadlines of a request.
+/// For [`on_data`](crate::Handler::on_data). It stops when `take` breaks, and when the rest is not to be
+/// served now: the connection is [congested](Conn::is_congested), its reading is
+/// [paused](Conn::pause_reading) or [waits for a sink](Conn::throttle_on), its input is
+/// [awaited](Conn::expect_input), [skipped](Conn::skip) or [relayed](Conn::relay_with), it was
+/// [given back](Conn::release) to its pool, it is [closing](Conn::is_closing), or its last request was
+/// served, as [`decide_keep_alive`](Conn::decide_keep_alive) said. What is left stays in `input`, and the
+/// handler is called with it again when the reason has passed. A `take` that breaks for another reason
+/// asks for that call by [`yield_now`](Conn::yield_now), which alone does not stop it. What is left of a
+/// message has the deadlines of a request.
+///
+/// A `take` does not know what lies behind its message. A protocol that asks `decide_keep_alive`, whose
+/// clients send requests without waiting for replies, calls [`Framing::find`] in a loop of its own and
+/// passes the length of the rest.
 ///
 /// No request is counted here. If the protocol owes a reply to each message,
 /// [`begin_request`](Conn::begin_request) and [`end_request`](Conn::end_request) in `take` say so;
@@ -274,7 +282,7 @@ impl fmt::Debug for Head {
 /// # Errors
 ///
 /// As [`Framing::find`]. The messages before the error have been handed over and taken off; what is
-/// no message is left, and the handler's last word is due, as no later message can be found.
+/// no message is left. The handler replies and closes, as no later message can be found.
 ///
 /// # Panics
 ///

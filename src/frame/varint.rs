@@ -37,8 +37,9 @@ impl Framing for Varint {
         Ok((input.len() >= len).then_some(Frame { payload: head..len, len }))
     }
 
+    /// At least the 10 bytes after which a length is known to be too long.
     fn greatest(&self) -> usize {
-        self.max + encode(self.max as u64).len()
+        (self.max + encode(self.max as u64).len()).max(BYTES_MAX)
     }
 
     fn head(&self, payload: usize) -> Result<Head, Error> {

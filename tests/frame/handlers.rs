@@ -253,3 +253,86 @@ fn nothing_is_written_of_what_cannot_be_a_message() {
     }
     assert_eq!(frame::lines(100).greatest(), 102);
 }
+
+/// Does to its connection what a line asks for, and notes what it is given.
+#[derive(Default)]
+struct Turns {
+    taken: Vec<String>,
+}
+
+impl Handler for Turns {
+    type Session = Lines;
+
+    fn on_open(&mut self, _: &mut Conn<'_>) -> Option<Lines> {
+        Some(frame::lines(100))
+    }
+
+    fn on_data(&mut self, conn: &mut Conn<'_>, lines: &mut Lines, input: &mut BytesMut) {
+        let served = frame::each(lines, conn, input, |conn, line| {
+            self.taken.push(String::from_utf8_lossy(line).into_owned());
+            match line {
+                b"await" => conn.expect_input(12),
+                b"skip" => conn.skip(5),
+                b"relay" => {
+                    let others = conn.cx().ids();
+                    let other = others.into_iter().find(|id| *id != conn.id()).unwrap();
+                    assert!(conn.relay_with(other));
+                }
+                _ => {
+                    conn.begin_request();
+                    let stays = conn.decide_keep_alive(0).stays();
+                    conn.write(if stays { b"stay\n" } else { b"bye\n" });
+                    conn.end_request();
+                }
+            }
+            ControlFlow::Continue(())
+        });
+        assert_eq!(served, Ok(()));
+    }
+}
+
+fn turns(config: Config) -> (Sim, wheelhouse::sim::Server<Turns>) {
+    let mut sim = Sim::new(1);
+    let server = sim.serve("10.0.0.1:7", config, Turns::default());
+    (sim, server)
+}
+
+#[test]
+fn nothing_is_served_behind_the_last_request() {
+    let mut config = Config::default();
+    config.limits.requests_max = Some(2);
+    let (mut sim, server) = turns(config);
+    let peer = sim.connect(&server);
+    peer.send(b"a\nb\nc\nd\n");
+    sim.settle();
+    assert_eq!(server.handler().taken, ["a", "b"]);
+    assert_eq!((peer.take(), peer.closed()), (b"stay\nbye\n".to_vec(), Some(End::Fin)));
+}
+
+#[test]
+fn what_is_skipped_or_awaited_is_not_served_first() {
+    let (mut sim, server) = turns(Config::default());
+    let peer = sim.connect(&server);
+    peer.send(b"skip\nabcd\none\n");
+    sim.settle();
+    assert_eq!(server.handler().taken, ["skip", "one"]);
+    peer.send(b"await\ntwo\nthree");
+    sim.settle();
+    assert_eq!(server.handler().taken, ["skip", "one", "await"]);
+    peer.send(b"33\nfour");
+    sim.settle();
+    assert_eq!(server.handler().taken, ["skip", "one", "await", "two", "three33"]);
+}
+
+#[test]
+fn what_lies_behind_the_begin_of_a_relay_is_passed_on() {
+    let (mut sim, server) = turns(Config::default());
+    let [one, other] = [(); 2].map(|()| sim.connect(&server));
+    sim.settle();
+    one.send(b"relay\na\nb\n");
+    sim.settle();
+    one.send(b"c\n");
+    sim.settle();
+    assert_eq!(server.handler().taken, ["relay"]);
+    other.expect(b"a\nb\nc\n");
+}

@@ -250,3 +250,25 @@ fn a_framing_is_as_small_as_its_documentation_says() {
     ];
     assert_eq!((sizes.iter().min(), sizes.iter().max()), (Some(&8), Some(&32)), "{sizes:?}");
 }
+
+#[test]
+fn what_was_searched_before_an_error_is_searched_again_behind_it() {
+    let error = Error::TooLong { max: 10, length: None };
+    let mut lines = frame::lines(10);
+    assert_eq!(lines.find(b"abc"), Ok(None));
+    assert_eq!(lines.find(b"abcdefghijklmno"), Err(error));
+    assert_eq!(lines.find(b"a\nbcd\n"), whole(0..1, 2));
+    let mut delimited = frame::delimited(b"\n", 10);
+    assert_eq!(delimited.find(b"abc"), Ok(None));
+    assert_eq!(delimited.find(b"abcdefghijklmno"), Err(error));
+    assert_eq!(delimited.find(b"a\nbcd\n"), whole(0..1, 2));
+}
+
+#[test]
+fn a_varint_waits_for_no_more_than_its_greatest_message() {
+    for max in [0, 3, 5, 127, 128] {
+        let mut varint = frame::varint(max);
+        let input = vec![0x80; varint.greatest()];
+        assert_eq!(varint.find(&input), Err(Error::BadVarint), "{max}");
+    }
+}
