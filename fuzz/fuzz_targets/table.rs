@@ -12,6 +12,9 @@ use libfuzzer_sys::fuzz_target;
 #[path = "../../src/address.rs"]
 #[allow(dead_code, reason = "what only the reactor and the unit tests use")]
 mod address;
+#[path = "../../src/probe.rs"]
+#[allow(dead_code, reason = "what only the reactor uses")]
+mod probe;
 #[path = "../../src/planted.rs"]
 #[allow(dead_code, reason = "what only the reactor and the unit tests use")]
 mod planted;
