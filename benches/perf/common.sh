@@ -76,6 +76,20 @@ stop_server() {
     started=()
 }
 
+# Starts the server, and lets a tool watch it under the load: perf with these arguments.
+watch_with_perf() {
+    need perf
+    build
+    start_server
+    perf "$@" -p "$pid" 2>"$work/perf.err" &
+    local watching=$!
+    sleep 0.5
+    run_load --duration "${seconds}s"
+    kill -INT "$watching" 2>/dev/null || true
+    wait "$watching" || true
+    permitted "$work/perf.err"
+}
+
 # Ends the recipe if the kernel does not permit what it needs; what the tool said is in this file.
 permitted() {
     if grep -qiE 'permission|not permitted|paranoid|not supported|invalid argument|can.t open' "$1"; then

@@ -2,16 +2,7 @@
 # Where the server's time goes: the functions that take most of it, and with FLAMEGRAPH=FILE a flame graph
 # (it needs inferno: cargo install inferno).
 source "$(dirname "$0")/common.sh"
-need perf
-build
-start_server
-perf record -q -e cpu-clock -F 997 -g -p "$pid" -o "$work/data" 2>"$work/perf.err" &
-watching=$!
-sleep 0.5
-run_load --duration "${seconds}s"
-kill -INT "$watching" 2>/dev/null || true
-wait "$watching" || true
-permitted "$work/perf.err"
+watch_with_perf record -q -e cpu-clock -F 997 -g -o "$work/data"
 echo 'in the kernel and in the program:'
 perf report -i "$work/data" --no-children --sort dso --stdio -g none 2>/dev/null | grep '%' | sed -n '1,4p'
 echo 'by function:'

@@ -13,7 +13,9 @@ pub(crate) use self::output::{stderr, stdout};
 use clap::{Args, Parser};
 use tracing_subscriber::EnvFilter;
 use wheelhouse::config::Rate;
-use wheelhouse::{Address, Config, Error, Handle, Handler, ListenConfig, ListenerId, Reactor};
+use wheelhouse::{
+    Address, Config, Error, Handle, Handler, ListenConfig, ListenerId, Reactor, Target,
+};
 
 /// The options of a server. What is not given keeps the default of the library.
 #[derive(Args, Debug)]
@@ -114,6 +116,12 @@ impl ServerArgs {
         }
         config
     }
+}
+
+/// Parses what is dialled.
+#[allow(dead_code, reason = "not every program needs it")]
+pub(crate) fn target(text: &str) -> Result<Target, &'static str> {
+    text.parse().map_err(|_| "IP:PORT, [IPV6]:PORT, HOST:PORT or unix:PATH is needed")
 }
 
 /// Parses a count.

@@ -3,7 +3,7 @@
 use std::time::SystemTime;
 
 use bytes::{Buf, Bytes, BytesMut};
-use wheelhouse::{CloseReason, Closed, Config, Conn, Context, Handler, Timeout};
+use wheelhouse::{CloseReason, Closed, Config, Conn, Context, Handler, Timeout, frame};
 
 use crate::body::Body;
 use crate::head::{Head, Method, Parsed};
@@ -243,12 +243,7 @@ impl Http {
             Ok(body) => body,
             Err(status) => return self.refuse(conn, phase, input, status),
         };
-        if len == input.len() {
-            // To take all costs less than to take a part.
-            input.clear();
-        } else {
-            input.advance(len);
-        }
+        frame::take_off(input, len);
         if body.is_empty() {
             return self.answer(conn, phase, request, Vec::new());
         }

@@ -38,7 +38,7 @@ pub(crate) struct Args {
     mode: Mode,
 
     /// The server: IP:PORT, [IPV6]:PORT, HOST:PORT or unix:PATH
-    #[arg(value_name = "ADDR", value_parser = target)]
+    #[arg(value_name = "ADDR", value_parser = common::target)]
     target: Target,
 
     /// Connections at once
@@ -112,10 +112,6 @@ enum Mode {
     Churn,
     /// Connections that say nothing
     Idle,
-}
-
-fn target(text: &str) -> Result<Target, &'static str> {
-    text.parse().map_err(|_| "IP:PORT, [IPV6]:PORT, HOST:PORT or unix:PATH is needed")
 }
 
 impl Args {

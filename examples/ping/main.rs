@@ -30,7 +30,7 @@ struct Args {
     server: common::ServerArgs,
 
     /// Run as the client of this server: IP:PORT, [IPV6]:PORT, HOST:PORT or unix:PATH
-    #[arg(long, value_name = "ADDR", value_parser = target, conflicts_with = "ServerArgs")]
+    #[arg(long, value_name = "ADDR", value_parser = common::target, conflicts_with = "ServerArgs")]
     connect: Option<Target>,
 
     /// Pings to send, at least 1 [default: until a signal]
@@ -41,10 +41,6 @@ struct Args {
     #[arg(long, value_name = "DURATION", value_parser = common::duration, requires = "connect")]
     #[arg(default_value = "1s")]
     interval: Duration,
-}
-
-fn target(text: &str) -> Result<Target, &'static str> {
-    text.parse().map_err(|_| "IP:PORT, [IPV6]:PORT, HOST:PORT or unix:PATH is needed")
 }
 
 fn main() -> ExitCode {

@@ -64,7 +64,7 @@ struct Args {
     server: common::ServerArgs,
 
     /// An upstream server: IP:PORT, [IPV6]:PORT, HOST:PORT or unix:PATH; once for each, at most 64
-    #[arg(long = "upstream", value_name = "ADDR", value_parser = target, required = true)]
+    #[arg(long = "upstream", value_name = "ADDR", value_parser = common::target, required = true)]
     upstreams: Vec<Target>,
 
     /// How upstreams are chosen: round-robin, least-connections or random-two
@@ -94,10 +94,6 @@ struct Args {
     /// The same once one of them has sent its FIN
     #[arg(long, value_name = "DURATION|off", default_value = "60s")]
     half_closed_timeout: common::OptionalDuration,
-}
-
-fn target(text: &str) -> Result<Target, &'static str> {
-    text.parse().map_err(|_| "IP:PORT, [IPV6]:PORT, HOST:PORT or unix:PATH is needed")
 }
 
 fn interval(text: &str) -> Result<Duration, &'static str> {

@@ -73,7 +73,7 @@ struct Args {
     server: common::ServerArgs,
 
     /// The Redis server: IP:PORT, [IPV6]:PORT, HOST:PORT or unix:PATH
-    #[arg(long, value_name = "ADDR", value_parser = target, default_value = "127.0.0.1:6379")]
+    #[arg(long, value_name = "ADDR", value_parser = common::target, default_value = "127.0.0.1:6379")]
     upstream: Target,
 
     /// Connections to the Redis server, at most 65,536
@@ -87,10 +87,6 @@ struct Args {
     /// How long a connection to the Redis server is idle before it is checked by a PING
     #[arg(long, value_name = "DURATION", value_parser = common::duration, default_value = "30s")]
     check_interval: Duration,
-}
-
-fn target(text: &str) -> Result<Target, &'static str> {
-    text.parse().map_err(|_| "IP:PORT, [IPV6]:PORT, HOST:PORT or unix:PATH is needed")
 }
 
 fn pool_size(text: &str) -> Result<usize, &'static str> {

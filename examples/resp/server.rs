@@ -2,11 +2,11 @@
 
 use std::collections::HashMap;
 
-use bytes::{Buf, BytesMut};
+use bytes::BytesMut;
 use indexmap::IndexSet;
 use wheelhouse::{
     AlarmId, CloseReason, Closed, Config, Conn, ConnId, Context, Handler, Instant, Timeout,
-    Timeouts,
+    Timeouts, frame,
 };
 
 use crate::command::{Action, COMMANDS, Command, Special};
@@ -163,7 +163,7 @@ impl Handler for Resp {
                 }
             }
         }
-        input.advance(at);
+        frame::take_off(input, at);
     }
 
     fn on_closing(&mut self, conn: &mut Conn<'_>, _: &mut Session, reason: &CloseReason) {
@@ -476,7 +476,7 @@ impl Core {
         }
     }
 
-    /// Sends a message to all subscribers, who share its bytes. Returns how many they are.
+    /// Sends a message to all subscribers, which share its bytes. Returns how many they are.
     fn publish(&self, conn: &mut Conn<'_>, args: Args<'_>) -> usize {
         let (channel, text) = (&args[1], &args[2]);
         let mut receivers = 0;

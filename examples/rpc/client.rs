@@ -90,7 +90,7 @@ impl Client {
     fn take(&mut self, conn: &mut Conn<'_>, reply: &Reply<'_>) -> bool {
         let is_first = self.waiting.first_key_value().is_some_and(|(id, _)| *id == reply.id);
         if self.waiting.remove(&reply.id).is_none() {
-            // One that was late here; or one that nobody asked for.
+            // One that was late here, or one that was not asked for.
             return reply.id < self.begun as CallId;
         }
         conn.end_request();

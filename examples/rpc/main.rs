@@ -52,7 +52,7 @@ struct Args {
     workers: usize,
 
     /// Run as a client of this server: IP:PORT, [IPV6]:PORT, HOST:PORT or unix:PATH
-    #[arg(long, value_name = "ADDR", value_parser = target)]
+    #[arg(long, value_name = "ADDR", value_parser = common::target)]
     #[arg(conflicts_with_all = ["ServerArgs", "workers"])]
     connect: Option<Target>,
 
@@ -81,10 +81,6 @@ pub(crate) struct Calls {
     #[arg(long, value_name = "DURATION", value_parser = common::duration, requires = "connect")]
     #[arg(default_value = "1s")]
     pub(crate) timeout: Duration,
-}
-
-fn target(text: &str) -> Result<Target, &'static str> {
-    text.parse().map_err(|_| "IP:PORT, [IPV6]:PORT, HOST:PORT or unix:PATH is needed")
 }
 
 fn main() -> ExitCode {

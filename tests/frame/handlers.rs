@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use wheelhouse::frame::{self, Error, Framing, Length, Lines, Width};
+use wheelhouse::pool::{AcquireError, AcquireOptions, PoolConfig, PoolId, WaitId};
 use wheelhouse::sim::{End, Sim};
-use wheelhouse::{CloseReason, Closed, Config, Conn, Context, Handler, Timeout};
+use wheelhouse::{CloseReason, Closed, Config, Conn, ConnId, Context, Handler, Origin, Timeout};
 
 /// Answers lines by what they ask for.
 #[derive(Default)]
@@ -335,4 +336,76 @@ fn what_lies_behind_the_begin_of_a_relay_is_passed_on() {
     sim.settle();
     assert_eq!(server.handler().taken, ["relay"]);
     other.expect(b"a\nb\nc\n");
+}
+
+/// Sends each line to a server over a lease, and its first reply back.
+#[derive(Default)]
+struct Front {
+    pool: Option<PoolId>,
+    replies: Vec<String>,
+    ends: Vec<CloseReason>,
+}
+
+impl Handler for Front {
+    type Session = Lines;
+
+    fn on_start(&mut self, cx: &mut Context<'_>) {
+        let config = PoolConfig::default();
+        self.pool = Some(cx.add_pool("10.0.0.2:9", &config).unwrap());
+    }
+
+    fn on_open(&mut self, _: &mut Conn<'_>) -> Option<Lines> {
+        Some(frame::lines(100))
+    }
+
+    fn on_data(&mut self, conn: &mut Conn<'_>, lines: &mut Lines, input: &mut BytesMut) {
+        let pool = self.pool.unwrap();
+        let served = frame::each(lines, conn, input, |conn, line| {
+            if conn.origin() == Origin::Pool(pool) {
+                self.replies.push(String::from_utf8_lossy(line).into_owned());
+                conn.end_request();
+                let (id, owner) = (conn.id(), conn.owner().unwrap());
+                let mut client = conn.other(owner).unwrap();
+                client.end_request();
+                client.release(id);
+            } else {
+                conn.begin_request();
+                conn.acquire(pool, AcquireOptions::default()).unwrap();
+            }
+            ControlFlow::Continue(())
+        });
+        assert_eq!(served, Ok(()));
+    }
+
+    fn on_acquired(
+        &mut self,
+        conn: &mut Conn<'_>,
+        _: &mut Lines,
+        _: WaitId,
+        lease: Result<ConnId, AcquireError>,
+    ) {
+        let mut upstream = conn.other(lease.unwrap()).unwrap();
+        upstream.begin_request();
+        upstream.write(b"ask\n");
+    }
+
+    fn on_closed(&mut self, _: &mut Context<'_>, closed: Closed, _: Lines) {
+        self.ends.push(closed.reason);
+    }
+}
+
+#[test]
+fn what_follows_the_reply_over_a_lease_that_is_given_back_is_no_reply() {
+    let mut sim = Sim::new(1);
+    let upstream = sim.listen("10.0.0.2:9", 8);
+    let server = sim.serve("10.0.0.1:7", Config::default(), Front::default());
+    let peer = sim.connect(&server);
+    peer.send(b"go\n");
+    sim.settle();
+    let upstream = upstream.accept().unwrap();
+    upstream.expect(b"ask\n");
+    upstream.send(b"reply\nstray\n");
+    sim.settle();
+    assert_eq!(server.handler().replies, ["reply"]);
+    assert_eq!(server.handler().ends, [CloseReason::PoolUnclean]);
 }
