@@ -212,16 +212,27 @@ impl DeadlineInputs {
         Self(flags.deadline_inputs() | ((state as u16) << Self::STATE_SHIFT))
     }
 
-    /// The one deadline of an accepted connection that waits for its first byte or its next
-    /// request, with nothing else about it: where nearly every one is when it has been served.
+    /// The one deadline of a connection that waits for one thing only, with nothing else about it: for
+    /// the first byte, for the reply to what was asked, or for the next request. So nearly every one
+    /// is when it has been served.
     #[inline]
     pub(crate) const fn sole_deadline(self) -> Option<Deadline> {
-        const FIRST_BYTE: u16 = DeadlineInputs::new(State::Connected, Flags::INBOUND).0;
+        const fn inputs(state: State, flags: Flags) -> u16 {
+            DeadlineInputs::new(state, flags).0
+        }
         const HEARD: Flags = Flags::INBOUND.and(Flags::RECEIVED);
-        const REQUEST: u16 = DeadlineInputs::new(State::Idle, HEARD).0;
+        const SILENT: u16 = inputs(State::Connected, Flags::INBOUND);
+        const OWES: u16 = inputs(State::Connected, HEARD.and(Flags::OWED));
+        const ASKS_FIRST: u16 = inputs(State::Connected, Flags::OWED);
+        const ASKS: u16 = inputs(State::Connected, Flags::RECEIVED.and(Flags::OWED));
+        const RESTS: u16 = inputs(State::Idle, HEARD);
+        const RESTS_AT_FIRST: u16 = inputs(State::Idle, Flags::NONE);
+        const RESTS_DIALLED: u16 = inputs(State::Idle, Flags::RECEIVED);
         match self.0 {
-            FIRST_BYTE => Some(Deadline::FirstByte),
-            REQUEST => Some(Deadline::Idle),
+            RESTS | RESTS_DIALLED | RESTS_AT_FIRST => Some(Deadline::Idle),
+            SILENT => Some(Deadline::FirstByte),
+            OWES => Some(Deadline::Response),
+            ASKS | ASKS_FIRST => Some(Deadline::Read),
             _ => None,
         }
     }
@@ -477,14 +488,17 @@ impl DeadlineClocks {
         self.change(before, self.running(), inputs.has(Flags::RECEIVING), now)
     }
 
-    /// Lets only `deadline` run, from here on: [`DeadlineClocks::update`] for inputs that call for
-    /// it [alone](DeadlineInputs::sole_deadline).
+    /// Lets only `deadline` run, from here on unless it runs: [`DeadlineClocks::update`] for inputs that
+    /// call for it [alone](DeadlineInputs::sole_deadline).
     #[inline]
     pub(crate) fn run_only(&mut self, deadline: Deadline, inputs: DeadlineInputs, now: Instant) {
+        let before = self.running;
         self.inputs = inputs;
         self.running = Set::of(deadline);
         self.request_stopped = false;
-        self.set(deadline, now);
+        if !before.contains(deadline) {
+            self.set(deadline, now);
+        }
     }
 
     fn change(&mut self, before: Set, running: Set, receiving: bool, now: Instant) -> Set {

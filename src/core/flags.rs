@@ -170,6 +170,8 @@ flags! {
 }
 
 impl Flags {
+    pub(crate) const NONE: Self = Self(0);
+
     /// What the choice of deadlines depends on.
     pub(crate) const DEADLINE_INPUTS: Self = Self((1 << Self::DEADLINE_BITS) - 1);
 

@@ -76,8 +76,9 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         }
     }
 
-    /// [`Reactor::arm_and_queue`] for a quiet connection that only waits for its peer, so that a
-    /// single deadline runs. Returns whether it is one; otherwise nothing has changed.
+    /// [`Reactor::arm_and_queue`] for a connection that nothing is left to do for and that waits for one
+    /// thing only, so that a single deadline runs. Returns whether it is one; otherwise nothing has
+    /// changed.
     #[inline(always)]
     pub(super) fn arm_sole_deadline(&mut self, id: ConnId, inputs: DeadlineInputs) -> bool {
         let Some(deadline) = inputs.sole_deadline() else { return false };
@@ -85,12 +86,12 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let record = table.at(id.index());
         record.clocks.run_only(deadline, inputs, *now);
         let at = record.clocks.due(deadline, record.durations(profiles));
-        // A newcomer holds nothing, and its state is what is left when all others are counted.
-        if deadline == Deadline::Idle {
+        // The state of a newcomer is what is left when all others are counted.
+        if deadline != Deadline::FirstByte {
             record.count_state(&counters.states);
-            if record.buffered > 0 {
-                self.account_held(id, 0);
-            }
+        }
+        if record.buffered > 0 {
+            self.account(id);
         }
         self.shared.arm(id, at);
         true
@@ -109,6 +110,16 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             record = self.shared.table.at(id.index());
             inputs = record.deadline_inputs();
         }
+        let short = !record.flags.has(Flags::UNDONE) && inputs != record.clocks.inputs();
+        if !short || !self.arm_sole_deadline(id, inputs) {
+            self.arm_all_and_queue(id, inputs);
+        }
+    }
+
+    /// [`Reactor::arm_and_queue`] in the long way, for any connection.
+    #[inline(never)]
+    fn arm_all_and_queue(&mut self, id: ConnId, inputs: DeadlineInputs) {
+        let record = self.shared.table.at(id.index());
         let began = record.clocks.update(inputs, self.shared.now);
         let rearm = record.flags.take(Flags::REARM);
         // `on_active` and `on_idle` may have changed what they were called for. What follows from that
@@ -360,7 +371,7 @@ fn ended(record: &Record, requests_max: u64) -> Option<CloseReason> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::audit::tests::{Echo, Tested, crowd};
+    use super::super::audit::tests::{Tested, crowd};
     use super::*;
     use crate::config::Config;
     use crate::core::wheel::Key;
@@ -404,7 +415,7 @@ mod tests {
             for (state_before, flags_before) in all() {
                 let before = DeadlineInputs::new(state_before, flags_before);
                 // One that has not had its first byte has had no deadline before.
-                let comes = state == State::Connected;
+                let comes = inputs.sole_deadline() == Some(Deadline::FirstByte);
                 if before == inputs || (comes && before != DeadlineInputs::default()) {
                     continue;
                 }
@@ -419,7 +430,7 @@ mod tests {
                     record.counted = if comes { State::Connected } else { state_before };
                 }
                 assert!(reactor.arm_sole_deadline(short, inputs));
-                reactor.arm_and_queue(&mut Echo, long);
+                reactor.arm_all_and_queue(long, inputs);
                 let how = settled(&reactor, short);
                 assert_eq!(how, settled(&reactor, long), "{inputs:?} after {before:?}");
                 taken += 1;
