@@ -1,15 +1,17 @@
-//! What goes on for ever allocates nothing, once it has warmed up: exchanges over leases of a pool, and
-//! what a relay passes on.
+//! What goes on for ever allocates nothing, once it has warmed up: exchanges over leases of a pool, what
+//! a relay passes on, and messages of each framing.
 //!
 //! The allocator counts for the whole process, which is why this is a process of its own.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::ops::ControlFlow;
 use std::thread;
 use std::time::Duration;
 
 use bytes::BytesMut;
 use dhat::{HeapStats, Profiler};
+use wheelhouse::frame::{self, Framing, Width};
 use wheelhouse::pool::{AcquireError, AcquireOptions, PoolConfig, PoolId, WaitId};
 use wheelhouse::{Config, Conn, ConnId, Handler, Origin, Reactor};
 
@@ -75,6 +77,11 @@ fn serve(listener: &TcpListener) {
 fn what_goes_on_for_ever_allocates_nothing() {
     exchanges_over_a_pool_allocate_nothing();
     a_relay_allocates_nothing();
+    messages_allocate_nothing(|| frame::lines(64));
+    messages_allocate_nothing(|| frame::delimited(b"--", 64));
+    messages_allocate_nothing(|| frame::length(Width::U16, 64));
+    messages_allocate_nothing(|| frame::varint(64));
+    messages_allocate_nothing(|| frame::fixed(LEN));
 }
 
 fn exchanges_over_a_pool_allocate_nothing() {
@@ -177,5 +184,62 @@ fn a_relay_allocates_nothing() {
     let before = HeapStats::get().total_blocks;
     pass(1_000, LEN);
     pass(100, 100_000);
+    assert_eq!(HeapStats::get().total_blocks - before, 0);
+}
+
+/// Sends each message back.
+struct Framed<N>(N);
+
+impl<F: Framing, N: Fn() -> F> Handler for Framed<N> {
+    type Session = F;
+
+    fn on_open(&mut self, _: &mut Conn<'_>) -> Option<F> {
+        Some((self.0)())
+    }
+
+    fn on_data(&mut self, conn: &mut Conn<'_>, framing: &mut F, input: &mut BytesMut) {
+        let replies = (self.0)();
+        let served = frame::each(framing, conn, input, |conn, message| {
+            frame::put(conn, &replies, message).unwrap();
+            ControlFlow::Continue(())
+        });
+        served.unwrap();
+    }
+}
+
+fn messages_allocate_nothing<F: Framing>(framing: impl Fn() -> F) {
+    const BATCH: usize = 16;
+    let payload = [b'x'; LEN];
+    let framed = framing();
+    let mut batch = Vec::new();
+    for _ in 0..BATCH {
+        batch.extend_from_slice(&framed.head(LEN).unwrap());
+        batch.extend_from_slice(&payload);
+        batch.extend_from_slice(framed.tail());
+    }
+    let mut reactor = Reactor::new(Config::default()).unwrap();
+    let id = reactor.listen("127.0.0.1:0").unwrap();
+    let mut handler = Framed(framing);
+    let mut client = TcpStream::connect(reactor.local_addr(id).ip().unwrap()).unwrap();
+    client.set_nonblocking(true).unwrap();
+    let mut reply = vec![0; batch.len()];
+    let mut batches = |count| {
+        for _ in 0..count {
+            client.write_all(&batch).unwrap();
+            let mut got = 0;
+            while got < batch.len() {
+                reactor.turn(&mut handler, Some(Duration::from_millis(1))).unwrap();
+                match client.read(&mut reply[got..]) {
+                    Ok(count) => got += count,
+                    Err(error) => assert_eq!(error.kind(), ErrorKind::WouldBlock),
+                }
+            }
+            assert_eq!(reply, batch);
+        }
+    };
+    let _profiler = Profiler::builder().testing().build();
+    batches(100);
+    let before = HeapStats::get().total_blocks;
+    batches(1_000);
     assert_eq!(HeapStats::get().total_blocks - before, 0);
 }
