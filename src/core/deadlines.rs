@@ -489,16 +489,23 @@ impl DeadlineClocks {
     }
 
     /// Lets only `deadline` run, from here on unless it runs: [`DeadlineClocks::update`] for inputs that
-    /// call for it [alone](DeadlineInputs::sole_deadline).
+    /// call for it [alone](DeadlineInputs::sole_deadline). Returns whether it began to.
     #[inline]
-    pub(crate) fn run_only(&mut self, deadline: Deadline, inputs: DeadlineInputs, now: Instant) {
+    pub(crate) fn run_only(
+        &mut self,
+        deadline: Deadline,
+        inputs: DeadlineInputs,
+        now: Instant,
+    ) -> bool {
         let before = self.running;
         self.inputs = inputs;
         self.running = Set::of(deadline);
         self.request_stopped = false;
-        if !before.contains(deadline) {
+        let begins = !before.contains(deadline);
+        if begins {
             self.set(deadline, now);
         }
+        begins
     }
 
     fn change(&mut self, before: Set, running: Set, receiving: bool, now: Instant) -> Set {

@@ -84,8 +84,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let Some(deadline) = inputs.sole_deadline() else { return false };
         let LoopState { table, profiles, counters, now, .. } = &mut self.shared;
         let record = table.at(id.index());
-        record.clocks.run_only(deadline, inputs, *now);
-        let at = record.clocks.due(deadline, record.durations(profiles));
+        let begins = record.clocks.run_only(deadline, inputs, *now);
+        let at = now.after(record.durations(profiles).of(deadline));
         // The state of a newcomer is what is left when all others are counted.
         if deadline != Deadline::FirstByte {
             record.count_state(&counters.states);
@@ -93,7 +93,9 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         if record.buffered > 0 {
             self.account(id);
         }
-        self.shared.arm(id, at);
+        if begins {
+            self.shared.arm(id, at);
+        }
         true
     }
 
