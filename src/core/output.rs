@@ -220,7 +220,22 @@ impl Output {
     /// # Panics
     ///
     /// If there are fewer.
-    pub(crate) fn consume(&mut self, mut count: usize, spares: &mut SpareBuffers) {
+    #[inline]
+    pub(crate) fn consume(&mut self, count: usize, spares: &mut SpareBuffers) {
+        if count < self.len || !self.rest.is_empty() {
+            return self.consume_some(count, spares);
+        }
+        // Mostly it is all of one piece.
+        assert!(count == self.len, "consumed more than was queued");
+        self.len = 0;
+        if let Some(Piece { bytes: Content::Copied(copy), is_cut: false, .. }) = self.first.take() {
+            spares.give(copy);
+        }
+        self.forget_list();
+    }
+
+    #[inline(never)]
+    fn consume_some(&mut self, mut count: usize, spares: &mut SpareBuffers) {
         assert!(count <= self.len, "consumed more than was queued");
         self.len -= count;
         while let Some(piece) = &mut self.first {

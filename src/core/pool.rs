@@ -502,6 +502,14 @@ impl Pool {
         if self.wants_dial(now) { due.min(self.dial_at()) } else { due }
     }
 
+    /// Whether all that is [due](Pool::due) is done where [`Pool::next`] is asked `at` that time.
+    #[inline]
+    pub(crate) fn is_served_by(&self, at: Instant, now: Instant) -> bool {
+        at <= self.waiters_due
+            && at <= self.members_due
+            && (!self.wants_dial(now) || at <= self.dial_at())
+    }
+
     #[cold]
     fn take_failed(&mut self) -> Option<Waiter> {
         let is_gone = self.held && self.rules.fail_fast && self.members.len() == self.ending;

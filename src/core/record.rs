@@ -73,6 +73,13 @@ pub(crate) struct ColdState {
 }
 
 impl ColdState {
+    /// As it was before output was queued: what makes a vacant one a new one.
+    const fn forget_queued(&mut self) {
+        self.acked = 0;
+        self.acked_at_flush = 0;
+        self.queued_at = Instant::EPOCH;
+    }
+
     /// Whether nothing is in it that outlives queued output.
     const fn is_vacant(&self) -> bool {
         self.output.is_empty()
@@ -184,11 +191,12 @@ pub(crate) struct Spares {
 }
 
 impl Spares {
+    /// Keeps a state that is [vacant](ColdState::is_vacant).
     fn keep_cold(&mut self, cold: Option<Box<ColdState>>) {
         if let Some(mut cold) = cold
             && self.cold.len() < COLD_SPARES_MAX
         {
-            *cold = ColdState::default();
+            cold.forget_queued();
             self.cold.push(cold);
         }
     }

@@ -324,8 +324,12 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             record.change_output(spares, |output, buffers| output.consume(taken, buffers));
             budget = budget.saturating_sub(taken.max(1));
         }
-        // A shared piece may have left its last queue, and nothing is settled behind the last flush.
-        self.shared.counters.buffered.set(self.shared.buffered());
+        if record.buffered > 0 && !record.has_output() && slots[index].input.capacity() == 0 {
+            self.shared.set_owned(id, 0);
+        } else {
+            // A shared piece may have left its last queue, and nothing is settled behind the last flush.
+            self.shared.counters.buffered.set(self.shared.buffered());
+        }
         self.note_drained(id);
     }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::LoopState;
+use super::{LoopState, mark_dirty};
 use crate::core::flags::Flags;
 use crate::id::{ConnId, WaitId};
 use crate::planted::{Bug, planted};
@@ -31,11 +31,11 @@ impl LoopState {
         if self.in_hand == Some(id) {
             return;
         }
-        self.mark_dirty(id);
         if self.journal.len() >= self.journal_full {
             self.compact_journal();
         }
         let record = self.table.at(id.index());
+        mark_dirty(record, &mut self.dirty);
         let (queued, marks) = (record.queued(), record.flags);
         let (owed, requests) = (record.owed(), record.requests);
         self.journal.push(Entry::Reached { id, queued, marks, owed, requests });

@@ -38,7 +38,7 @@ use crate::core::flags::{ColdFlags, Flags};
 use crate::core::lifecycle::{self, State};
 use crate::core::pressure::{self, Lag, Permille};
 use crate::core::ready::Ready;
-use crate::core::record::{NewConn, Spares};
+use crate::core::record::{NewConn, Record, Spares};
 use crate::core::share::SharedGauge;
 use crate::core::stats::{Counters, Stats};
 use crate::core::table::{Cursor, Table};
@@ -92,6 +92,15 @@ fn peer_of(target: &Target) -> Address {
     match target {
         Target::Address(address) => address.clone(),
         Target::Name { .. } => Address::Unnamed,
+    }
+}
+
+/// Lists a connection among those that callbacks of others, or of the loop, reached.
+#[inline]
+fn mark_dirty(record: &mut Record, dirty: &mut VecDeque<ConnId>) {
+    if !record.flags.has(Flags::DIRTY) {
+        record.flags.insert(Flags::DIRTY);
+        dirty.push_back(record.id);
     }
 }
 
@@ -417,11 +426,8 @@ impl LoopState {
     }
 
     pub(crate) fn mark_dirty(&mut self, id: ConnId) {
-        if let Some(record) = self.table.get_mut(id)
-            && !record.flags.has(Flags::DIRTY)
-        {
-            record.flags.insert(Flags::DIRTY);
-            self.dirty.push_back(id);
+        if let Some(record) = self.table.get_mut(id) {
+            mark_dirty(record, &mut self.dirty);
         }
     }
 

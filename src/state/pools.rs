@@ -66,8 +66,8 @@ impl PoolState {
     /// Whether its alarm comes by the time at which it has something to do.
     #[inline]
     fn is_armed(&self, now: Instant) -> bool {
-        let due = self.due(now);
-        due == Instant::FAR_FUTURE || self.alarm.is_some_and(|(_, at)| at <= due)
+        let alarm = self.alarm.map_or(Instant::FAR_FUTURE, |(_, at)| at);
+        alarm <= self.log.due() && self.policy.is_served_by(alarm, now)
     }
 }
 

@@ -123,10 +123,11 @@ impl LoopState {
     /// Whether a connection takes `len` more bytes; notes it if they make it congested.
     #[inline(never)]
     fn may_write(&mut self, id: ConnId, len: usize) -> bool {
-        let queued = self.queued(id);
-        let full = queued >= self.bounds.output_max && !planted(Bug::NoOutputLimit);
         let too_much = self.buffered() > self.bounds.buffered_all;
+        let written = if self.scratch_owner == Some(id) { self.scratch.len() } else { 0 };
         let record = self.table.at(id.index());
+        let queued = record.queued() + written;
+        let full = queued >= self.bounds.output_max && !planted(Bug::NoOutputLimit);
         if !record.takes_writes() || full {
             if record.takes_writes() {
                 record.request_close(CloseReason::OutputLimit);
