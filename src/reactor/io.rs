@@ -324,7 +324,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             record.change_output(spares, |output, buffers| output.consume(taken, buffers));
             budget = budget.saturating_sub(taken.max(1));
         }
-        if record.buffered > 0 && !record.has_output() && slots[index].input.capacity() == 0 {
+        let empty = !record.has_output() && slots[index].input.capacity() == 0;
+        if record.buffered > 0 && empty && !planted(Bug::StaleAccount) {
             self.shared.set_owned(id, 0);
         } else {
             // A shared piece may have left its last queue, and nothing is settled behind the last flush.
