@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 import memory
-from harness import BASELINE, MIO, ROOT, BenchError, Server, prepare, run_load
+from harness import BASELINE, MIO, ROOT, BenchError, Server, prepare, run_load, split_command
 from memory import connected, echo_on_each
 
 DEFAULT_SERVER = "target/release/examples/echo --listen {addr} --max-connections 15000"
@@ -131,7 +131,7 @@ def count_frames(_):
     print("user instructions per message")
     for title, framing in FRAMES_OF.items():
         few, many = (
-            events_of_program([FRAMES, framing, str(batches)])["Ir"]
+            events_of_program(f"{FRAMES} {framing} {batches}")["Ir"]
             for batches in (FRAMES_FEW, FRAMES_MANY)
         )
         print_count(title, (many - few) / (FRAMES_MANY - FRAMES_FEW) / 16)
@@ -193,7 +193,7 @@ def events_of_program(command):
     """Returns what callgrind counted of each kind of event in a program that ends by itself."""
     with tempfile.TemporaryDirectory() as directory:
         out = Path(directory) / "callgrind.out"
-        counted = [*CALLGRIND, f"--callgrind-out-file={out}", *command]
+        counted = [*CALLGRIND, f"--callgrind-out-file={out}", *split_command(command)]
         subprocess.run(counted, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
         return events_in(out)
 
