@@ -253,6 +253,18 @@ impl Conn<'_> {
         !record.flags.has(Flags::UNSERVED) && !is_ending(record) && !record.was_the_last()
     }
 
+    /// How many bytes of input lie behind the message that [`frame::each`](crate::frame::each) has handed
+    /// to its closure: what [`decide_keep_alive`](Conn::decide_keep_alive) is to be told there. 0 elsewhere.
+    pub fn unread(&self) -> usize {
+        self.cx.shared.unread
+    }
+
+    /// Notes that.
+    #[inline]
+    pub(crate) fn note_unread(&mut self, bytes: usize) {
+        self.cx.shared.unread = bytes;
+    }
+
     /// The most input that a handler may leave.
     #[inline]
     pub(crate) fn input_max(&self) -> usize {
@@ -468,7 +480,8 @@ impl Conn<'_> {
     /// one of an [exempt](crate::ListenConfig::exempt) listener.
     ///
     /// `unread` is how many bytes of input lie after the current request, for a protocol whose peers
-    /// send requests without waiting for replies; 0 for others. A shutdown does not cut off what was
+    /// send requests without waiting for replies; 0 for others. In [`frame::each`](crate::frame::each)
+    /// it is [`unread()`](Conn::unread). A shutdown does not cut off what was
     /// read before it began, so it decides to close only with the last of that; the other reasons do
     /// not wait.
     ///

@@ -1,7 +1,9 @@
 //! The server: every line is a request, and its reply is written at once.
 
+use std::ops::ControlFlow;
+
 use bytes::BytesMut;
-use wheelhouse::frame::{self, Framing, Lines};
+use wheelhouse::frame::{self, Lines};
 use wheelhouse::{Conn, Handler};
 
 /// Bytes of a line, its end left out.
@@ -20,20 +22,15 @@ impl Handler for Server {
     /// Serves the lines that have come. If the peer does not read its replies it stops, and
     /// is called again when they have left.
     fn on_data(&mut self, conn: &mut Conn<'_>, lines: &mut Lines, input: &mut BytesMut) {
-        while !conn.is_congested() && !conn.is_closing() {
-            let frame = match lines.find(input) {
-                Ok(Some(frame)) => frame,
-                Ok(None) => return,
-                Err(_) => return serve(conn, Command::TooLong),
-            };
-            // Asked for each line, with what lies behind it.
-            let stays = conn.decide_keep_alive(input.len() - frame.len).stays();
-            serve(conn, Command::parse(&input[frame.payload.clone()]));
-            if !stays {
-                // The reactor ends the connection, and has the reason; what follows is not served.
-                return input.clear();
-            }
-            frame.take_off(input);
+        let served = frame::each(lines, conn, input, |conn, line| {
+            // Asked for each line. Behind the last one no more are served: the reactor ends the
+            // connection, and has the reason.
+            let _ = conn.decide_keep_alive(conn.unread());
+            serve(conn, Command::parse(line));
+            ControlFlow::Continue(())
+        });
+        if served.is_err() {
+            serve(conn, Command::TooLong);
         }
     }
 }

@@ -277,9 +277,8 @@ impl fmt::Debug for Head {
 /// asks for that call by [`yield_now`](Conn::yield_now), which alone does not stop it. What is left of a
 /// message has the deadlines of a request.
 ///
-/// A `take` does not know what lies behind its message. A protocol that asks `decide_keep_alive`, whose
-/// clients send requests without waiting for replies, calls [`Framing::find`] in a loop of its own and
-/// passes the length of the rest.
+/// How many bytes lie behind its message, [`Conn::unread`] says to `take`. A protocol whose clients send
+/// requests without waiting for replies passes that to `decide_keep_alive`.
 ///
 /// No request is counted here. If the protocol owes a reply to each message,
 /// [`begin_request`](Conn::begin_request) and [`end_request`](Conn::end_request) in `take` say so;
@@ -309,13 +308,15 @@ pub fn each<F: Framing>(
     }
     let mut rest = &input[..];
     let end = loop {
-        if !conn.wants_messages() {
+        // A message has at least one byte.
+        if rest.is_empty() || !conn.wants_messages() {
             break Ok(());
         }
         match framing.find(rest) {
             Ok(Some(frame)) => {
                 let payload = &rest[frame.payload];
                 rest = &rest[frame.len..];
+                conn.note_unread(rest.len());
                 if take(conn, payload).is_break() {
                     break Ok(());
                 }
@@ -324,6 +325,7 @@ pub fn each<F: Framing>(
             Err(error) => break Err(error),
         }
     };
+    conn.note_unread(0);
     let taken = input.len() - rest.len();
     take_off(input, taken);
     end

@@ -163,6 +163,9 @@ pub(crate) struct LoopState {
     pub(crate) scratch_owner: Option<ConnId>,
     /// Where the loop's buffer for reads begins, while `on_data` has it; zero at all other times.
     pub(crate) lent_at: usize,
+    /// Bytes of input behind the message that [`frame::each`](crate::frame::each) hands over; zero at
+    /// all other times.
+    pub(crate) unread: usize,
     /// What the callback in hand wrote was too much for `scratch`, or to be shared.
     pub(crate) spilled: bool,
     pub(crate) in_hand: Option<ConnId>,
@@ -230,6 +233,7 @@ impl LoopState {
             scratch: BytesMut::new(),
             scratch_owner: None,
             lent_at: 0,
+            unread: 0,
             spilled: false,
             in_hand: None,
             journal: Vec::new(),

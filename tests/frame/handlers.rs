@@ -281,7 +281,7 @@ impl Handler for Turns {
                 }
                 _ => {
                     conn.begin_request();
-                    let stays = conn.decide_keep_alive(0).stays();
+                    let stays = conn.decide_keep_alive(conn.unread()).stays();
                     conn.write(if stays { b"stay\n" } else { b"bye\n" });
                     conn.end_request();
                 }
@@ -290,6 +290,51 @@ impl Handler for Turns {
         });
         assert_eq!(served, Ok(()));
     }
+}
+
+/// Says of each line how much lies behind it, and at the end how much lies behind them all.
+struct Tells;
+
+impl Handler for Tells {
+    type Session = Lines;
+
+    fn on_open(&mut self, _: &mut Conn<'_>) -> Option<Lines> {
+        Some(frame::lines(LINE_MAX))
+    }
+
+    fn on_data(&mut self, conn: &mut Conn<'_>, lines: &mut Lines, input: &mut BytesMut) {
+        let served = frame::each(lines, conn, input, |conn, line| {
+            assert_ne!(line, b"panic");
+            let unread = conn.unread();
+            writeln!(conn, "{unread}");
+            if line == b"break" { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        });
+        assert_eq!(served, Ok(()));
+        let unread = conn.unread();
+        writeln!(conn, "end {unread}");
+    }
+}
+
+#[test]
+fn a_message_knows_how_much_lies_behind_it() {
+    let mut sim = Sim::new(1);
+    sim.allow_panics();
+    let server = sim.serve("10.0.0.1:7", Config::default(), Tells);
+    let peer = sim.connect(&server);
+    peer.send(b"a\nbb\nccc\npart");
+    sim.settle();
+    peer.expect(b"11\n8\n4\nend 0\n");
+    peer.send(b"\nbreak\nleft\n");
+    sim.settle();
+    peer.expect(b"11\n5\nend 0\n");
+    let panics = sim.connect(&server);
+    panics.send(b"panic\na\n");
+    sim.settle();
+    assert_eq!(server.stats().panics, 1);
+    let other = sim.connect(&server);
+    other.send(b"part");
+    sim.settle();
+    other.expect(b"end 0\n");
 }
 
 fn turns(config: Config) -> (Sim, wheelhouse::sim::Server<Turns>) {
