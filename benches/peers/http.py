@@ -2,7 +2,7 @@
 """Requests per CPU-second of the `http` example, as a ratio to nginx with one worker.
 
 As in benches/compare, both run in every round, pinned to the same core, and the ratio is taken within the
-round. Both answer `GET /` with 13 bytes of text from memory; the sizes of the whole replies must lie
+round, which begins and ends with nginx. Both answer `GET /` with 13 bytes of text from memory; the sizes of the whole replies must lie
 within 5 % of each other. The load is `wrk -t1`.
 """
 
@@ -16,10 +16,11 @@ import tempfile
 import time
 from pathlib import Path
 
-from harness import LOAD_CORE, SERVER_CORE, BenchError, Server, prepare
+from harness import LOAD_CORE, SERVER_CORE, BenchError, Server, prepare, quartiles
 
 EXAMPLE = "target/release/examples/http --listen {addr} --max-requests off"
 START_TIMEOUT_S = 10
+CONNECTIONS = (64, 1_000)
 
 NGINX = """
 daemon off;
@@ -72,15 +73,22 @@ def main():
     print("bytes of a reply:", ", ".join(f"{name} {size}" for name, size in sizes.items()))
     if abs(sizes["http"] - sizes["nginx"]) > 0.05 * sizes["nginx"]:
         raise BenchError("the replies are not of a size")
-    ratios = []
+    ratios = {connections: [] for connections in options.connections or CONNECTIONS}
     for number in range(options.rounds):
-        order = list(servers) if number % 2 == 0 else list(reversed(servers))
-        rates = {name: measure(servers[name], options) for name in order}
-        ratios.append(rates["http"] / rates["nginx"])
-        shown = ", ".join(f"{name} {rate:,.0f}" for name, rate in sorted(rates.items()))
-        print(f"round {number + 1}: {shown} requests per CPU-second, ratio {ratios[-1]:.3f}")
-    low, middle, high = statistics.quantiles(ratios, n=4)
-    print(f"http / nginx: {middle:.3f} [{low:.3f}, {high:.3f}]")
+        for connections, known in ratios.items():
+            first, ours, last = (
+                measure(server, connections, options.seconds)
+                for server in (Nginx, servers["http"], Nginx)
+            )
+            known.append(ours / statistics.mean((first, last)))
+            print(
+                f"round {number + 1}, {connections:,} connections: http {ours:,.0f}, nginx {first:,.0f} "
+                f"and {last:,.0f} requests per CPU-second, ratio {known[-1]:.3f}",
+                flush=True,
+            )
+    for connections, known in ratios.items():
+        low, middle, high = quartiles(known)
+        print(f"http / nginx, {connections:,} connections: {middle:.3f} [{low:.3f}, {high:.3f}]")
 
 
 def parse_options():
@@ -88,7 +96,12 @@ def parse_options():
     parser.add_argument("--server", default=EXAMPLE, metavar="COMMAND")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--seconds", type=int, default=2)
-    parser.add_argument("--connections", type=int, default=64)
+    parser.add_argument(
+        "--connections",
+        type=int,
+        action="append",
+        help="repeatable (default: " + " and ".join(map(str, CONNECTIONS)) + ")",
+    )
     return parser.parse_args()
 
 
@@ -103,11 +116,11 @@ def reply_size(server):
     return len(reply)
 
 
-def measure(server, options):
+def measure(server, connections, seconds):
     """Requests per second of CPU time that the server used."""
     with server() as running:
-        wrk = ["taskset", "-c", LOAD_CORE, "wrk", "-t1", f"-c{options.connections}"]
-        wrk += [f"-d{options.seconds}s", f"http://{running.address}/"]
+        wrk = ["taskset", "-c", LOAD_CORE, "wrk", "-t1", f"-c{connections}"]
+        wrk += [f"-d{seconds}s", f"http://{running.address}/"]
         before_ns = running.settle()
         output = subprocess.run(wrk, check=True, capture_output=True, text=True).stdout
         used_ns = running.settle() - before_ns
