@@ -8,6 +8,7 @@ use crate::close::{CloseReason, Closed};
 use crate::conn::{Conn, Context};
 use crate::error::AcquireError;
 use crate::id::{AlarmId, ConnId, ListenerId, WaitId};
+use crate::metrics::MetricsWriter;
 
 /// A protocol: its callbacks are the transitions of a connection's life.
 ///
@@ -220,6 +221,14 @@ pub trait Handler: Sized {
             cx.release(lease);
         }
     }
+
+    /// The [metrics](crate::Reactor::serve_metrics) are being collected: the moment to write those of
+    /// the application. The library has written its own.
+    ///
+    /// Called once for each request of `/metrics`, every 15 to 60 s for each collector, on the loop's
+    /// thread: it should only format numbers that are there. A panic here is counted, costs that scrape
+    /// its reply, and stops nothing.
+    fn on_scrape(&mut self, cx: &mut Context<'_>, out: &mut MetricsWriter) {}
 
     /// The time of [`Context::set_alarm`] has come.
     fn on_alarm(&mut self, cx: &mut Context<'_>, alarm: AlarmId) {}

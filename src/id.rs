@@ -79,6 +79,57 @@ impl fmt::Display for ConnId {
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct ListenerId(pub(crate) u32);
 
+/// The name of a listener of the library's own services, or of one of its connections, among the
+/// names of listeners: behind all that the application can have.
+///
+/// It packs a mark (bit 23), the service (3 bits), the place of the connection (5 bits) and its
+/// generation (15 bits). All bits are never set: that is the name of wake-ups.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct ServiceId(u32);
+
+impl ServiceId {
+    const MARK: u32 = 1 << (INDEX_BITS - 1);
+    const SERVICE_BITS: u32 = 20;
+    const PLACE_BITS: u32 = 15;
+    /// How many services there can be.
+    pub(crate) const SERVICES_MAX: usize = 6;
+
+    /// The listener of a service, if there can be so many.
+    pub(crate) const fn of_listener(service: usize) -> Option<Self> {
+        if service < Self::SERVICES_MAX { Some(Self(Self::of_service(service))) } else { None }
+    }
+
+    /// A connection of a service. Of the generation only the lowest bits count.
+    pub(crate) const fn of_conn(service: usize, place: usize, generation: u16) -> Self {
+        let place = (place as u32 + 1) << Self::PLACE_BITS;
+        Self(
+            Self::of_service(service) | place | (generation as u32 & ((1 << Self::PLACE_BITS) - 1)),
+        )
+    }
+
+    const fn of_service(service: usize) -> u32 {
+        Self::MARK | (service as u32) << Self::SERVICE_BITS
+    }
+
+    /// What the backend names it by.
+    pub(crate) const fn token(self) -> ListenerId {
+        ListenerId(self.0)
+    }
+
+    pub(crate) const fn of_token(id: ListenerId) -> Option<Self> {
+        if id.0 & Self::MARK == 0 { None } else { Some(Self(id.0)) }
+    }
+
+    pub(crate) const fn service(self) -> usize {
+        ((self.0 & !Self::MARK) >> Self::SERVICE_BITS) as usize
+    }
+
+    /// The place of a connection; `None` for the listener.
+    pub(crate) const fn place(self) -> Option<usize> {
+        ((self.0 >> Self::PLACE_BITS) as usize & 31).checked_sub(1)
+    }
+}
+
 /// The name of an alarm, never reused.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct AlarmId {
@@ -150,5 +201,23 @@ mod tests {
         assert_eq!(id.index(), PLACES_MAX - 1);
         assert_eq!(id.generation(), GENERATION_MAX);
         assert_eq!(ConnId::new(17, 3).to_string(), "17.3");
+    }
+
+    #[test]
+    fn the_names_of_services_are_no_others() {
+        for service in 0..ServiceId::SERVICES_MAX {
+            let listener = ServiceId::of_listener(service).unwrap();
+            assert_eq!((listener.service(), listener.place()), (service, None));
+            for place in 0..16 {
+                for generation in [0, 1, u16::MAX] {
+                    let id = ServiceId::of_conn(service, place, generation);
+                    assert_eq!((id.service(), id.place()), (service, Some(place)));
+                    assert_eq!(ServiceId::of_token(id.token()), Some(id));
+                    assert!(id.token().0 < PLACES_MAX as u32 - 1 && id != listener);
+                }
+            }
+        }
+        assert_eq!(ServiceId::of_listener(ServiceId::SERVICES_MAX), None);
+        assert_eq!(ServiceId::of_token(ListenerId(7)), None);
     }
 }

@@ -74,6 +74,8 @@
 //! - [`frame`]: messages out of the stream of bytes, and into it.
 //! - [`close`]: why connections end, how, and whose doing it was.
 //! - [`stats`]: the counters, and their export.
+//! - [`metrics`]: what the application adds to the metrics that the library
+//!   [serves](Reactor::serve_metrics).
 //! - [`backend`]: the operating system, and what a program may replace of it, such as the look-up of
 //!   names.
 //! - `sim`, with the feature of that name: a world in memory for tests of handlers.
@@ -140,6 +142,7 @@ pub mod frame;
 mod handler;
 mod id;
 mod log;
+pub mod metrics;
 #[cfg(feature = "planted-bugs")]
 #[doc(hidden)]
 pub mod planted;
@@ -147,6 +150,7 @@ pub mod planted;
 mod planted;
 mod probe;
 mod reactor;
+mod service;
 #[cfg(feature = "signals")]
 mod signals;
 #[cfg(feature = "sim")]

@@ -24,6 +24,8 @@ pub(crate) enum Step {
     Ready,
     /// Newcomers.
     Accept,
+    /// What the library serves itself.
+    Services,
     /// Closures that were posted.
     Posts,
     /// Deadlines and alarms.
@@ -43,10 +45,11 @@ pub(crate) enum Step {
 }
 
 impl Step {
-    pub(crate) const ALL: [Self; 11] = [
+    pub(crate) const ALL: [Self; 12] = [
         Self::Events,
         Self::Ready,
         Self::Accept,
+        Self::Services,
         Self::Posts,
         Self::Deadlines,
         Self::Checks,
@@ -63,6 +66,7 @@ impl Step {
             Self::Events => "events",
             Self::Ready => "ready",
             Self::Accept => "accept",
+            Self::Services => "services",
             Self::Posts => "posts",
             Self::Deadlines => "deadlines",
             Self::Checks => "checks",

@@ -21,6 +21,7 @@ pub(crate) mod pressure;
 pub(crate) mod ready;
 pub(crate) mod record;
 pub(crate) mod relay;
+pub(crate) mod service;
 pub(crate) mod share;
 pub(crate) mod stats;
 pub(crate) mod table;

@@ -146,6 +146,14 @@ numbers! {
     linger_expired: counter;
     /// Lingering connections that were evicted for others.
     linger_evicted: counter;
+    /// Connections of the library's own services at this moment.
+    /// Of the metrics; none of the other numbers counts them.
+    service_connections: gauge;
+    /// Connections that a service of the library refused as it had as many as it may.
+    service_refused: counter;
+    /// Samples and families of the application's metrics that were left out.
+    /// [`MetricsWriter`](crate::metrics::MetricsWriter) says when.
+    metrics_dropped: counter;
     /// Callbacks that panicked.
     panics: counter;
     /// Log events lost because the subscriber panicked.
@@ -292,7 +300,7 @@ impl Stats {
     }
 
     /// The step that took most of [the longest turn](Stats::worst_turn): `events`, `ready`,
-    /// `accept`, `posts`, `deadlines`, `checks`, `pools`, `dials`, `reached`, `closes` or `shutdown`, as
+    /// `accept`, `services`, `posts`, `deadlines`, `checks`, `pools`, `dials`, `reached`, `closes` or `shutdown`, as
     /// `docs/architecture.md` lists them. `None` while no turn has been long.
     pub const fn worst_step(&self) -> Option<&'static str> {
         if self.worst_turn == 0 { None } else { Some(Step::of_index(self.worst_step).label()) }

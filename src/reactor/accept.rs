@@ -22,7 +22,7 @@ use crate::core::gate::{
 use crate::core::record::NewConn;
 use crate::error::Error;
 use crate::handler::Handler;
-use crate::id::{AlarmId, ConnId, ListenerId, Origin};
+use crate::id::{AlarmId, ConnId, ListenerId, Origin, ServiceId};
 use crate::log::{LogLimiter, warn};
 use crate::planted::{Bug, planted};
 use crate::probe;
@@ -41,7 +41,7 @@ pub(super) struct Listener<L> {
 #[derive(Debug)]
 pub(super) struct Accepting {
     /// The next turn has something to do here: a listener may accept, deferred newcomers may be
-    /// decided on, or a search for idle connections goes on.
+    /// decided on, a search for idle connections goes on, or a service has something to do.
     due: bool,
     pub(super) gate: Gate,
     /// What ends a pause.
@@ -129,14 +129,16 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// Determines whether the next turn has something to do here. To be called after each change of
     /// what that depends on: a turn that waits otherwise would not come back for it.
     pub(super) fn update_due(&mut self) {
-        let Self { listeners, accepting, deferred, overload, .. } = self;
+        let Self { listeners, accepting, deferred, overload, services, .. } = self;
         accepting.due = deferred.is_check_due()
             || overload.is_searching()
+            || services.is_due()
             || listeners.iter().any(|it| accepting.gate.may_accept(&it.backlog));
     }
 
     /// The accept step of a turn. A search for idle connections goes first, as it may find one to
-    /// evict; deferred newcomers come before those in the backlogs, as they arrived earlier.
+    /// evict; deferred newcomers come before those in the backlogs, as they arrived earlier. The
+    /// services come last.
     #[inline(never)]
     fn accept_ready(&mut self, handler: &mut H) {
         let mut budget = self.begin_step(Step::Accept);
@@ -154,8 +156,9 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         for index in (first..count).chain(0..first) {
             self.accept_from(handler, index, &mut budget);
         }
-        self.update_due();
         self.end_step(&budget);
+        self.serve_services(handler);
+        self.update_due();
     }
 
     /// An event says that a backlog holds connections. They are accepted in the accept step of the
@@ -163,7 +166,12 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// so the count says how many wait.
     pub(super) fn note_listener_event(&mut self, id: ListenerId) {
         let listener = self.listeners.get_mut(id.0 as usize);
-        let Some(listener) = listener.filter(|listener| listener.socket.is_some()) else { return };
+        let Some(listener) = listener.filter(|listener| listener.socket.is_some()) else {
+            if let Some(id) = ServiceId::of_token(id) {
+                self.note_service_event(id);
+            }
+            return;
+        };
         listener.backlog.ready = true;
         let gate = &self.accepting.gate;
         self.accepting.due |= gate.may_accept(&listener.backlog);

@@ -52,7 +52,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             holdings.streams += usize::from(slot.stream.is_some());
             holdings.input += slot.input.len();
         }
-        holdings.streams += self.deferred.len() + self.attempts.len();
+        holdings.streams += self.deferred.len() + self.attempts.len() + self.services.len();
         for id in self.shared.table.ids() {
             holdings.output += self.shared.table.get(id).map_or(0, |record| record.queued());
         }

@@ -104,6 +104,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             (_, Purpose::AdvanceDial(id)) => self.resume_dial(handler, id),
             (_, Purpose::ServePool(pool)) => self.shared.wake_pool(pool),
             (_, Purpose::ServeEndpoint(id)) => self.shared.wake_endpoint(id),
+            (_, Purpose::ServeServices) => self.check_services(),
         }
     }
 

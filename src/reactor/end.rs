@@ -62,6 +62,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         self.shared.stopping = true;
         self.close_mailbox();
         self.close_listeners(true);
+        self.close_services();
         self.shared.pending_dials.clear();
         let ids: Vec<_> = self.shared.table.ids().collect();
         for id in &ids {

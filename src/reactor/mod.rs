@@ -20,6 +20,7 @@ mod pools;
 mod read_buffer;
 mod relay;
 mod serve;
+mod service;
 mod settle;
 mod shortage;
 mod shutdown;
@@ -118,6 +119,7 @@ pub struct Reactor<H: Handler, B: Backend = Os> {
     woken: bool,
     listeners: Vec<Listener<B::Listener>>,
     accepting: accept::Accepting,
+    services: service::Services<B::Listener, B::Stream>,
     /// Accepted connections of clients that seem to be at their limit.
     deferred: DeferredQueue<Newcomer<B::Stream>>,
     overload: overload::Overload,
@@ -210,6 +212,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             Mailbox::new(config.limits.mailbox_max, backend.waker(), Arc::clone(&shared.counters));
         Ok(Self {
             accepting: accept::Accepting::new(&config, capacity),
+            services: service::Services::default(),
             overload: overload::Overload::new(&config.limits),
             drain: Drain::new(&config),
             backend,
@@ -359,10 +362,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         listen: ListenConfig,
     ) -> Result<ListenerId, Error> {
         listen.refuse_out_of_range()?;
-        let address = address.to_address().map_err(|(address, error)| Error::Bind {
-            address,
-            source: std::io::Error::new(ErrorKind::InvalidInput, error),
-        })?;
+        let address = to_address(address)?;
         let options = self.socket_options(&listen);
         let bound = self.backend.bind(&address, &listen, &options);
         self.add_listener(bound, &listen, || address.to_string())
@@ -713,15 +713,23 @@ fn refresh_now_if_stale<B: Backend>(
     shared.seen = coarse;
 }
 
+/// An address that is to be listened on.
+fn to_address(address: impl ToAddress) -> Result<Address, Error> {
+    address.to_address().map_err(|(address, error)| Error::Bind {
+        address,
+        source: std::io::Error::new(ErrorKind::InvalidInput, error),
+    })
+}
+
 /// Why the reactor failed, as a turn returns it.
 #[cold]
 fn failed(why: &'static str) -> std::io::Error {
     std::io::Error::other(why)
 }
 
-/// Descriptors that a reactor leaves to the rest: files, listeners, the poll and its waker need some
-/// too.
-const DESCRIPTORS_RESERVED: usize = 32;
+/// Descriptors that a reactor leaves to the rest: exempt connections and those of its own services,
+/// files, listeners, the poll and its waker need some too.
+const DESCRIPTORS_RESERVED: usize = 64;
 
 /// How many descriptors a reactor asks for.
 fn descriptors_wanted(asked: Option<usize>) -> usize {
@@ -752,7 +760,7 @@ mod tests {
     #[test]
     fn connections_leave_descriptors_for_the_rest() {
         let of = |asked, left: usize| capacity(asked, left.min(descriptors_wanted(asked)));
-        assert_eq!(of(None, 20_000), 19_968);
+        assert_eq!(of(None, 20_000), 19_936);
         assert_eq!(of(None, 1_000_000), 65_536);
         assert_eq!(of(None, 32), 24);
         assert_eq!(of(Some(100), 32), 24);

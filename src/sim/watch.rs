@@ -23,6 +23,7 @@ use crate::conn::{Conn, Context};
 use crate::error::AcquireError;
 use crate::handler::Handler;
 use crate::id::{AlarmId, ConnId, ListenerId, WaitId};
+use crate::metrics::MetricsWriter;
 use crate::time::{Instant, nanos};
 
 /// How much longer than the world's clock a host's may take over a limit's time: its clock may
@@ -537,6 +538,10 @@ impl<H: Handler> Handler for Watched<H> {
     fn on_alarm(&mut self, cx: &mut Context<'_>, alarm: AlarmId) {
         self.net.borrow_mut().machines[self.machine].progress += 1;
         self.net_under("on_alarm", None, |handler| handler.on_alarm(cx, alarm));
+    }
+
+    fn on_scrape(&mut self, cx: &mut Context<'_>, out: &mut MetricsWriter) {
+        self.net_under("on_scrape", None, |handler| handler.on_scrape(cx, out));
     }
 
     fn on_listener_failed(

@@ -41,6 +41,8 @@ pub(crate) enum Purpose {
     ServePool(PoolId),
     /// An endpoint has something to do.
     ServeEndpoint(EndpointId),
+    /// The time of a service's connection may be over.
+    ServeServices,
 }
 
 impl LoopState {
