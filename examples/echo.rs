@@ -1,8 +1,6 @@
 //! Sends back what it is sent, with every deadline and limit armed.
 
 mod common;
-#[path = "common/metrics.rs"]
-mod metrics;
 
 use std::process::ExitCode;
 
@@ -34,5 +32,5 @@ impl Handler for Echo {
 }
 
 fn main() -> ExitCode {
-    common::main(|args: Args| metrics::serve(&args.server, Config::default(), Echo))
+    common::main(|args: Args| common::serve(&args.server, Config::default(), Echo))
 }

@@ -11,8 +11,6 @@
 
 #[path = "../../examples/common/mod.rs"]
 mod common;
-#[path = "../../examples/common/metrics.rs"]
-mod metrics;
 
 use std::process::ExitCode;
 
@@ -129,6 +127,6 @@ impl Handler for Front {
 fn main() -> ExitCode {
     common::main(|args: Args| {
         let front = Front { settings: args.settings, pool: None };
-        metrics::serve(&args.server, Config::default(), front)
+        common::serve(&args.server, Config::default(), front)
     })
 }

@@ -7,8 +7,6 @@
 
 #[path = "../../examples/common/mod.rs"]
 mod common;
-#[path = "../../examples/common/metrics.rs"]
-mod metrics;
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -85,6 +83,6 @@ fn main() -> ExitCode {
     common::main(|args: Args| {
         let alarms = Vec::with_capacity(args.alarms);
         let echo = Echo { wanted: args.alarms, alarms, next: 0, offset: 0 };
-        metrics::serve(&args.server, Config::default(), echo)
+        common::serve(&args.server, Config::default(), echo)
     })
 }

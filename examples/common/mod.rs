@@ -13,9 +13,7 @@ pub(crate) use self::output::{stderr, stdout};
 use clap::{Args, Parser};
 use tracing_subscriber::EnvFilter;
 use wheelhouse::config::Rate;
-use wheelhouse::{
-    Address, Config, Error, Handle, Handler, ListenConfig, ListenerId, Reactor, Target,
-};
+use wheelhouse::{Address, Config, Error, Handle, Handler, Reactor, Target};
 
 /// The options of a server. What is not given keeps the default of the library.
 #[derive(Args, Debug)]
@@ -76,7 +74,8 @@ pub(crate) struct ServerArgs {
     #[arg(long, value_name = "DURATION|off")]
     shutdown_spread: Option<OptionalDuration>,
 
-    /// Where to answer GET /metrics, exempt from all limits and until the end of a shutdown
+    /// Where to answer GET /metrics, /healthz and /readyz, beside all limits and until the end of a
+    /// shutdown
     #[arg(long, value_name = "ADDR")]
     pub(crate) metrics: Option<Address>,
 }
@@ -246,32 +245,34 @@ fn log_panics() {
     }));
 }
 
-/// Serves until a signal, and then prints how the connections ended. The handler is made with the
-/// listener for metrics, if there is to be one, whose connections it serves too, and a handle for other
-/// threads.
+/// Serves until a signal, and then prints how the connections ended. The settings are `defaults` with
+/// what was given put in.
+#[allow(dead_code, reason = "not every program needs it")]
+pub(crate) fn serve<H: Handler + 'static>(
+    args: &ServerArgs,
+    defaults: Config,
+    handler: H,
+) -> Result<u8, Error> {
+    run(args, args.config(defaults), |_| handler)
+}
+
+/// As [`serve`], with all settings, and a handler that is made with a handle for other threads.
 #[allow(dead_code, reason = "not every program needs it")]
 pub(crate) fn run<H: Handler + 'static>(
     args: &ServerArgs,
     config: Config,
-    handler: impl FnOnce(Option<ListenerId>, Handle<H>) -> H,
+    handler: impl FnOnce(Handle<H>) -> H,
 ) -> Result<u8, Error> {
     let mut reactor = Reactor::new(config)?;
     let listener = reactor.listen(args.listen.clone())?;
-    let metrics = match &args.metrics {
-        Some(address) => {
-            let exempt = ListenConfig { exempt: true, ..ListenConfig::default() };
-            Some(reactor.listen_with(address.clone(), exempt)?)
-        }
-        None => None,
-    };
+    stdout().line(format_args!("listening on {}", reactor.local_addr(listener)));
+    if let Some(address) = &args.metrics {
+        let address = reactor.serve_metrics(address.clone())?;
+        stdout().line(format_args!("metrics on {address}"));
+    }
     let handle = reactor.handle();
     handle.clone().shutdown_on_signals()?;
-    let mut handler = handler(metrics, handle);
-    stdout().line(format_args!("listening on {}", reactor.local_addr(listener)));
-    if let Some(metrics) = metrics {
-        stdout().line(format_args!("metrics on {}", reactor.local_addr(metrics)));
-    }
-    let report = reactor.run(&mut handler)?;
+    let report = reactor.run(&mut handler(handle))?;
     stdout().line(report);
     Ok(0)
 }

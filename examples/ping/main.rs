@@ -6,8 +6,6 @@
 
 #[path = "../common/mod.rs"]
 mod common;
-#[path = "../common/metrics.rs"]
-mod metrics;
 
 mod client;
 mod server;
@@ -46,6 +44,6 @@ struct Args {
 fn main() -> ExitCode {
     common::main(|args: Args| match args.connect {
         Some(target) => client::run(Client::new(target, args.count, args.interval)),
-        None => metrics::serve(&args.server, Config::default(), Server),
+        None => common::serve(&args.server, Config::default(), Server),
     })
 }

@@ -39,8 +39,6 @@
 
 #[path = "../common/mod.rs"]
 mod common;
-#[path = "../common/metrics.rs"]
-mod metrics;
 
 mod balance;
 mod check;
@@ -121,6 +119,6 @@ fn main() -> ExitCode {
             connect_total: args.connect_total,
             timeouts: args.server.config(defaults.clone()).timeouts,
         };
-        metrics::serve(&args.server, defaults, Proxy::new(settings))
+        common::serve(&args.server, defaults, Proxy::new(settings))
     })
 }

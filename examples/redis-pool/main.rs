@@ -45,8 +45,6 @@
 
 #[path = "../common/mod.rs"]
 mod common;
-#[path = "../common/metrics.rs"]
-mod metrics;
 #[allow(dead_code, reason = "what only the server of keys and values uses")]
 #[path = "../common/resp.rs"]
 mod resp;
@@ -105,6 +103,6 @@ fn main() -> ExitCode {
             check: args.check_interval,
             timeouts: args.server.config(pooler::defaults()).timeouts,
         };
-        metrics::serve(&args.server, pooler::defaults(), Pooler::new(settings))
+        common::serve(&args.server, pooler::defaults(), Pooler::new(settings))
     })
 }

@@ -14,8 +14,6 @@
 
 #[path = "../common/mod.rs"]
 mod common;
-#[path = "../common/metrics.rs"]
-mod metrics;
 #[path = "../common/resp.rs"]
 mod resp;
 
@@ -75,6 +73,6 @@ fn main() -> ExitCode {
             subscribed: Timeouts { idle: None, ..timeouts.clone() },
             timeouts,
         };
-        metrics::serve(&args.server, defaults, Resp::new(settings))
+        common::serve(&args.server, defaults, Resp::new(settings))
     })
 }

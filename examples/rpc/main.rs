@@ -21,8 +21,6 @@
 
 #[path = "../common/mod.rs"]
 mod common;
-#[path = "../common/metrics.rs"]
-mod metrics;
 
 mod client;
 mod server;
@@ -35,7 +33,6 @@ use std::time::Duration;
 use clap::Parser;
 use wheelhouse::{Config, Error, Target};
 
-use self::metrics::Metered;
 use self::server::{QUEUE, Rpc};
 use self::wire::Call;
 use self::workers::Threads;
@@ -92,13 +89,7 @@ fn main() -> ExitCode {
 
 fn serve(args: &Args) -> Result<u8, Error> {
     let config = args.server.config(Config::default());
-    if args.server.metrics.is_none() {
-        return common::run(&args.server, config, |_, handle| {
-            Rpc::new(Threads::start(args.workers, QUEUE, handle, |session| Some(session)))
-        });
-    }
-    common::run(&args.server, config, |listener, handle| {
-        let threads = Threads::start(args.workers, QUEUE, handle, metrics::Session::served);
-        Metered::new(Rpc::new(threads), listener.expect("a listener for metrics"))
+    common::run(&args.server, config, |handle| {
+        Rpc::new(Threads::start(args.workers, QUEUE, handle))
     })
 }

@@ -21,21 +21,18 @@ pub(crate) struct Threads {
 }
 
 impl Threads {
-    /// Starts `count` threads, which post what they did to the reactor of `handle`. `served` finds the
-    /// session of a call in that of its connection.
-    pub(crate) fn start<H: Handler + 'static>(
-        count: usize,
-        queue: usize,
-        handle: Handle<H>,
-        served: fn(&mut H::Session) -> Option<&mut Session>,
-    ) -> Self {
+    /// Starts `count` threads, which post what they did to the reactor of `handle`.
+    pub(crate) fn start<H>(count: usize, queue: usize, handle: Handle<H>) -> Self
+    where
+        H: Handler<Session = Session> + 'static,
+    {
         let (queue, jobs) = sync_channel(queue);
         let jobs = Arc::new(Mutex::new(jobs));
         for _ in 0..count {
             let (jobs, handle) = (Arc::clone(&jobs), handle.clone());
             thread::spawn(move || {
                 while let Some(job) = next(&jobs) {
-                    run(job, &handle, served);
+                    run(job, &handle);
                 }
             });
         }
@@ -54,11 +51,7 @@ fn next(jobs: &Mutex<Receiver<Job>>) -> Option<Job> {
     jobs.lock().unwrap_or_else(PoisonError::into_inner).recv().ok()
 }
 
-fn run<H: Handler + 'static>(
-    job: Job,
-    handle: &Handle<H>,
-    served: fn(&mut H::Session) -> Option<&mut Session>,
-) {
+fn run<H: Handler<Session = Session> + 'static>(job: Job, handle: &Handle<H>) {
     if job.cancelled.load(Ordering::Relaxed) {
         return;
     }
@@ -66,9 +59,7 @@ fn run<H: Handler + 'static>(
     let id = job.id;
     // It waits where too much is posted; if the connection or the reactor is gone nothing waits for it.
     let _ = handle.post_to(job.conn, move |_, conn, session| {
-        if let Some(session) = served(session) {
-            session.finish(conn, id, status, &body);
-        }
+        session.finish(conn, id, status, &body);
     });
 }
 
