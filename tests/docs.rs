@@ -164,7 +164,7 @@ fn defaults() -> BTreeMap<String, String> {
     assert_eq!((limits.clients.connections, limits.clients.rate), (None, None));
     assert_eq!((limits.accept_rate, &limits.at_limit), (None, &AtLimit::EvictIdle));
     assert_eq!((limits.clients.refusal, limits.clients.allowed.len()), (Refusal::Close, 0));
-    assert_eq!((listen.timeouts, listen.exempt), (None, false));
+    assert_eq!((listen.timeouts, listen.exempt, listen.mode), (None, false, None));
     let Keepalive { idle, interval, retries } = socket.keepalive.unwrap();
     let keepalive = format!("{}, {}, {retries}", time(Some(idle)), time(Some(interval)));
     let defaults = [
@@ -216,6 +216,7 @@ fn defaults() -> BTreeMap<String, String> {
         ("shutdown_busy", time(shutdown_busy)),
         ("backlog", number(listen.backlog as usize)),
         ("exempt", "off".into()),
+        ("mode", "the umask's".into()),
     ];
     defaults.into_iter().map(|(setting, default)| (setting.to_owned(), default)).collect()
 }

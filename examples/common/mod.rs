@@ -5,6 +5,7 @@ mod output;
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::fmt::Write as _;
 use std::panic::{self, AssertUnwindSafe};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::str::FromStr;
 use std::time::Duration;
@@ -77,7 +78,11 @@ pub(crate) struct ServerArgs {
     /// Where to answer GET /metrics, /healthz and /readyz, beside all limits and until the end of a
     /// shutdown
     #[arg(long, value_name = "ADDR")]
-    pub(crate) metrics: Option<Address>,
+    metrics: Option<Address>,
+
+    /// Where to serve a console, for the user of this process and root alone
+    #[arg(long, value_name = "PATH")]
+    console: Option<PathBuf>,
 }
 
 #[allow(dead_code, reason = "not every program needs it")]
@@ -269,6 +274,10 @@ pub(crate) fn run<H: Handler + 'static>(
     if let Some(address) = &args.metrics {
         let address = reactor.serve_metrics(address.clone())?;
         stdout().line(format_args!("metrics on {address}"));
+    }
+    if let Some(path) = &args.console {
+        let address = reactor.serve_console(path)?;
+        stdout().line(format_args!("console on {address}"));
     }
     let handle = reactor.handle();
     handle.clone().shutdown_on_signals()?;

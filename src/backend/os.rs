@@ -336,7 +336,7 @@ impl Backend for Os {
             }
             Address::Unix(path) => {
                 let socket = Socket::new(Domain::UNIX, sys::stream_type(), None)?;
-                let bound = path::listen(&socket, path, backlog)?;
+                let bound = path::listen(&socket, path, backlog, listen.mode)?;
                 limit_accept_wait(&socket);
                 let listener = UnixListener::from_std(OwnedFd::from(socket).into());
                 Ok(OsListener::new(Listener::Unix(bound, listener), self.seen))

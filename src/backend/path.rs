@@ -1,10 +1,10 @@
 //! Unix-domain paths: one listener at a time on each, and no file left behind.
 
 use std::ffi::OsString;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, ErrorKind};
-use std::os::fd::AsFd;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
@@ -45,9 +45,17 @@ impl Drop for BoundPath {
 ///
 /// Between the question whether a file is stale and the answer to listen(2) nothing may change, so a
 /// lock is held meanwhile. It cannot protect from programs that do not take it.
-pub(super) fn listen(socket: &Socket, path: &Path, backlog: i32) -> io::Result<Option<BoundPath>> {
+pub(super) fn listen(
+    socket: &Socket,
+    path: &Path,
+    backlog: i32,
+    mode: Option<u32>,
+) -> io::Result<Option<BoundPath>> {
     let addr = SockAddr::unix(path)?;
     let _lock = Lock::acquire(path)?;
+    if let Some(mode) = mode {
+        narrow(socket, mode)?;
+    }
     match socket.bind(&addr) {
         Err(error) if error.kind() == ErrorKind::AddrInUse && is_stale(path, &addr) => {
             fs::remove_file(path)?;
@@ -55,13 +63,28 @@ pub(super) fn listen(socket: &Socket, path: &Path, backlog: i32) -> io::Result<O
         }
         other => other?,
     }
-    let bound = fs::symlink_metadata(path).ok().map(|file| BoundPath {
-        path: path.into(),
-        device: file.dev(),
-        inode: file.ino(),
-    });
+    let file = fs::symlink_metadata(path).ok();
+    if let Some(mode) = mode
+        && file.as_ref().is_none_or(|file| file.mode() & 0o777 != mode)
+    {
+        // Nothing can connect before it listens, so it is not too late where the file did not get the
+        // mode of the socket, or the umask left less of it.
+        fs::set_permissions(path, Permissions::from_mode(mode))?;
+    }
+    let bound =
+        file.map(|file| BoundPath { path: path.into(), device: file.dev(), inode: file.ino() });
     socket.listen(backlog)?;
     Ok(bound)
+}
+
+/// Lets the file of a socket that is to be bound have no wider mode, where the system makes it by that
+/// of the socket, as Linux does.
+fn narrow(socket: &Socket, mode: u32) -> io::Result<()> {
+    let socket = File::from(OwnedFd::from(socket.try_clone()?));
+    if let Err(error) = socket.set_permissions(Permissions::from_mode(mode)) {
+        debug!(%error, "a socket has no mode of its own");
+    }
+    Ok(())
 }
 
 /// Whether nothing listens on the socket at `path`.

@@ -295,6 +295,16 @@ pub struct Network {
 }
 
 impl Network {
+    /// The network whose addresses begin with these bits, an IPv4 one with the first 32 of them.
+    pub(crate) const fn of_bits(is_v4: bool, bits: u128, prefix: u8) -> Self {
+        let address = if is_v4 {
+            IpAddr::V4(std::net::Ipv4Addr::from_bits((bits >> 96) as u32))
+        } else {
+            IpAddr::V6(std::net::Ipv6Addr::from_bits(bits))
+        };
+        Self { address, prefix }
+    }
+
     /// Whether `address` belongs to it. An IPv4 address mapped into IPv6 (`::ffff:0:0/96`) counts
     /// as IPv4. One that NAT64 translated with the well-known prefix (`64:ff9b::/96`, RFC 6052)
     /// counts as both: it belongs to the IPv4 networks of the address in its last 32 bits, and to

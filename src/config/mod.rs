@@ -134,7 +134,7 @@ impl Config {
             .saturating_add(one)
     }
 
-    /// The first setting that is out of its range, if one is.
+    /// Checks that no setting is out of its range, and says which is the first that is.
     pub(crate) fn refuse_out_of_range(&self) -> Result<(), ConfigError> {
         self.timeouts.refuse_zero()?;
         self.limits.refuse_out_of_range()?;
@@ -225,13 +225,16 @@ pub struct ListenConfig {
     /// listener last. For metrics and operators, which must get through when no other connection
     /// does: at most 16 such connections at once, of all such listeners together. Default off.
     pub exempt: bool,
+    /// The mode of the file of a Unix-domain listener, such as `0o600`: who may connect. The file never
+    /// has a wider one. Default `None`: what the umask of the process leaves of 0777.
+    pub mode: Option<u32>,
     #[doc(hidden)]
     pub _more: (),
 }
 
 impl Default for ListenConfig {
     fn default() -> Self {
-        Self { backlog: 4_096, timeouts: None, exempt: false, _more: () }
+        Self { backlog: 4_096, timeouts: None, exempt: false, mode: None, _more: () }
     }
 }
 
@@ -239,6 +242,9 @@ impl ListenConfig {
     pub(crate) fn refuse_out_of_range(&self) -> Result<(), ConfigError> {
         if self.backlog == 0 || i32::try_from(self.backlog).is_err() {
             return Err(ConfigError::new("backlog", "from 1 to 2,147,483,647"));
+        }
+        if self.mode.is_some_and(|mode| mode > 0o777) {
+            return Err(ConfigError::new("mode", "at most 0o777"));
         }
         self.timeouts.as_ref().map_or(Ok(()), Timeouts::refuse_zero)
     }

@@ -167,7 +167,7 @@ impl Default for Timeouts {
 }
 
 impl Timeouts {
-    pub(super) fn named(&self) -> [(&'static str, Option<Duration>); 17] {
+    pub(crate) fn named(&self) -> [(&'static str, Option<Duration>); 17] {
         // A new one is not forgotten here: all fields are named.
         let Self {
             connect,

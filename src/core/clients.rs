@@ -95,6 +95,29 @@ impl Clients {
         peer.ip().and_then(|addr| self.key_of(addr.ip()))
     }
 
+    /// The limits change while clients are counted.
+    pub(crate) fn change(&mut self, limits: &ClientLimits) {
+        self.connections = limits.connections.unwrap_or(u32::MAX);
+        self.rate = limits.rate;
+    }
+
+    /// At most `count` clients behind `from`, in their order, each with how many connections it has.
+    pub(crate) fn some_from(
+        &self,
+        from: Option<ClientKey>,
+        count: usize,
+    ) -> impl Iterator<Item = (ClientKey, u32)> {
+        let from = from.map_or(Bound::Unbounded, Bound::Excluded);
+        let known = self.known.range((from, Bound::Unbounded)).take(count);
+        known.map(|(key, client)| (*key, client.connections))
+    }
+
+    /// The network that a client is.
+    pub(crate) const fn network_of(&self, key: ClientKey) -> Network {
+        let prefix = if key.is_v4 { self.prefix_v4 } else { self.prefix_v6 };
+        Network::of_bits(key.is_v4, key.bits, prefix)
+    }
+
     /// How many connections all of them have.
     #[cfg(feature = "sim")]
     pub(crate) fn connections(&self) -> usize {

@@ -560,6 +560,15 @@ impl DeadlineClocks {
         self.since[deadline.clock()] = instant;
     }
 
+    /// The deadlines that run and when each is due, those that never are left out.
+    pub(crate) fn upcoming(
+        &self,
+        durations: &Durations,
+    ) -> impl Iterator<Item = (Instant, Deadline)> {
+        let all = self.running().iter().map(|deadline| (self.due(deadline, durations), deadline));
+        all.filter(|(due, _)| *due < Instant::FAR_FUTURE)
+    }
+
     /// Starts `deadline` anew, if it runs.
     pub(crate) const fn restart(&mut self, deadline: Deadline, now: Instant) {
         if self.running().contains(deadline) {

@@ -118,6 +118,15 @@ impl Drain {
         }
     }
 
+    /// The settings change. A stop that has begun goes on with those it began with.
+    pub(crate) const fn change(&mut self, config: &Config) {
+        if !self.has_begun() {
+            self.timeout = config.shutdown_timeout;
+            self.spread = config.shutdown_spread;
+            self.busy = config.shutdown_busy;
+        }
+    }
+
     /// Whether nothing is left to do.
     #[inline]
     pub(crate) const fn has_ended(&self) -> bool {

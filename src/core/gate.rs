@@ -220,6 +220,16 @@ impl Gate {
         }
     }
 
+    /// The limits change while listeners accept. Whether clients are counted at all stays as it was.
+    pub(crate) fn change(&mut self, limits: &Limits) {
+        if let Some(clients) = &mut self.clients {
+            clients.change(&limits.clients);
+        }
+        self.bucket = limits.accept_rate.map(Bucket::new);
+        self.restricts = self.clients.is_some() || limits.accept_rate.is_some();
+        self.throttled = false;
+    }
+
     /// Whether a listener may accept from its backlog, if that holds connections.
     #[inline]
     pub(crate) const fn may_accept(&self, backlog: &Backlog) -> bool {

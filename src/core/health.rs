@@ -13,7 +13,7 @@ use crate::time::{Instant, nanos, share_of};
 /// What the checks of an endpoint say of it.
 ///
 /// An endpoint is [available](EndpointStats::is_available) in `Up` and `GoingDown`, unless it is
-/// ejected.
+/// ejected or withdrawn.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 #[non_exhaustive]
 pub enum EndpointState {
@@ -30,14 +30,16 @@ pub enum EndpointState {
 
 /// What is known of an endpoint.
 ///
-/// The first six are of this moment, the others count since it was added.
+/// The first seven are of this moment, the others count since it was added.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[non_exhaustive]
 pub struct EndpointStats {
     /// What its checks say.
     pub state: EndpointState,
-    /// It is up or going down, and not ejected.
+    /// It is up or going down, and neither ejected nor withdrawn.
     pub is_available: bool,
+    /// An operator has taken it out of use, over the [console](crate::Reactor::serve_console).
+    pub is_withdrawn: bool,
     /// It is ejected because of failures that were [noted](crate::Context::note_endpoint_failure).
     pub is_ejected: bool,
     /// The share of what a balancer would send it otherwise, in percent: 0 while it is not available,
@@ -73,6 +75,15 @@ pub(crate) enum Work {
     Check,
     /// Its time is over: end the test connection.
     GiveUp(ConnId),
+}
+
+/// How an operator has taken an endpoint out of use.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Withdrawal {
+    /// Nothing new is dialled. Its checks go on.
+    Drain,
+    /// As `Drain`, and it is not checked.
+    Down,
 }
 
 /// Who saw how an exchange went.
@@ -166,6 +177,8 @@ pub(crate) struct Endpoint {
     check: Option<Check>,
     /// No check begins any more.
     stopped: bool,
+    /// An operator has taken it out of use.
+    withdrawn: Option<Withdrawal>,
     /// When the latest check ended, and the share of the pause after it.
     checked_at: Option<Instant>,
     jitter: u64,
@@ -245,6 +258,7 @@ impl Endpoint {
             streak: 0,
             check: None,
             stopped: false,
+            withdrawn: None,
             checked_at: None,
             jitter: 0,
             wanted_until: Instant::EPOCH,
@@ -264,6 +278,7 @@ impl Endpoint {
         EndpointStats {
             state: self.state,
             is_available: self.is_available(),
+            is_withdrawn: self.withdrawn.is_some(),
             is_ejected: self.is_ejected(),
             weight: self.weight(now),
             connections,
@@ -280,7 +295,7 @@ impl Endpoint {
 
     /// Whether it may be dialled.
     pub(crate) fn is_available(&self) -> bool {
-        self.is_up() && !self.is_ejected()
+        self.is_up() && !self.is_ejected() && self.withdrawn.is_none()
     }
 
     /// Whether its checks let it be dialled.
@@ -291,6 +306,23 @@ impl Endpoint {
     /// Whether no check has said anything yet.
     pub(crate) fn is_unknown(&self) -> bool {
         self.rules.checks && self.stats.checks == 0
+    }
+
+    pub(crate) const fn withdrawn(&self) -> Option<Withdrawal> {
+        self.withdrawn
+    }
+
+    /// An operator takes it out of use, or lets it be used again: as one that comes back, it then gets
+    /// its share by and by.
+    pub(crate) fn withdraw(&mut self, withdrawal: Option<Withdrawal>, now: Instant) {
+        let before = std::mem::replace(&mut self.withdrawn, withdrawal);
+        if before.is_some() && withdrawal.is_none() {
+            self.recovered_at = Some(now);
+        }
+        if before == Some(Withdrawal::Down) {
+            // What was last known of it is old.
+            self.checked_at = None;
+        }
     }
 
     pub(crate) const fn is_ejected(&self) -> bool {
@@ -359,7 +391,8 @@ impl Endpoint {
 
     /// When the next check begins.
     fn check_at(&self, now: Instant) -> Instant {
-        if !self.rules.checks || self.stopped {
+        let down = self.withdrawn == Some(Withdrawal::Down);
+        if !self.rules.checks || self.stopped || down {
             return Instant::FAR_FUTURE;
         }
         let Some(checked_at) = self.checked_at else { return Instant::EPOCH };

@@ -58,7 +58,7 @@ macro_rules! numbers {
 
         impl Stats {
             /// The name, kind, meaning and value of every plain number.
-            fn numbers(&self) -> impl Iterator<Item = (&'static str, &'static str, &'static str, u64)> {
+            pub(crate) fn numbers(&self) -> impl Iterator<Item = (&'static str, &'static str, &'static str, u64)> {
                 [$((stringify!($name), stringify!($kind), $help, self.$name),)*].into_iter()
             }
         }
@@ -119,7 +119,7 @@ numbers! {
     pool_dials_failed: counter;
     /// Endpoints that are available at this moment.
     endpoints_up: gauge;
-    /// Endpoints that are down at this moment, or have yet to pass a check.
+    /// Endpoints that are down or withdrawn at this moment, or have yet to pass a check.
     endpoints_down: gauge;
     /// Endpoints that are up and ejected at this moment.
     endpoints_ejected: gauge;

@@ -118,6 +118,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             Standing::Up if begins => info!(target, "an endpoint is up"),
             Standing::Up => info!(target, times, "an endpoint is back"),
             Standing::Down => warn!(target, reason, times, "an endpoint is down"),
+            Standing::Withdrawn => info!(target, times, "an endpoint is withdrawn by an operator"),
             Standing::Ejected => warn!(target, reason, times, "an endpoint is ejected"),
         }
     }

@@ -7,6 +7,7 @@
 //! nothing.
 
 use std::collections::VecDeque;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
@@ -17,26 +18,22 @@ use super::read_buffer::rewind;
 use super::{READ_BUDGET, Reactor};
 use crate::address::{Address, ToAddress};
 use crate::backend::{Backend, Token};
-use crate::config::ListenConfig;
+use crate::config::{Config, ListenConfig};
 use crate::core::budget::{Budget, ITEMS_PER_STEP, Step};
 use crate::core::gate::{ACCEPTS_PER_TURN, AcceptFault};
 use crate::core::service::{CONNECTIONS_MAX, Clocks, Phase};
 use crate::error::{ConfigError, Error};
 use crate::handler::Handler;
-use crate::id::{AlarmId, ServiceId};
+use crate::id::{AlarmId, ConnId, ServiceId};
 use crate::log::{LogLimiter, debug, error, info, warn};
 use crate::metrics::MetricsWriter;
-use crate::service::{Desk, Kind, Next, Service};
+use crate::service::{Desk, Kind, Next, OUTPUT_HIGH, Order, Service};
 use crate::state::Purpose;
 use crate::time::Instant;
 use crate::unwind::catch;
 
 /// Questions of one connection that are answered in one turn.
 const QUESTIONS_PER_TURN: u32 = 16;
-
-/// While so much of its output waits to be sent, a connection is not read, and its service not asked
-/// for more.
-const OUTPUT_HIGH: usize = 64 * 1024;
 
 /// How long a listener waits after it failed to accept.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -74,6 +71,8 @@ impl<L, S> Default for Services<L, S> {
 #[derive(Debug)]
 struct Host<L, S> {
     kind: Kind,
+    /// Whoever connects may see the addresses of peers: it does so from this machine.
+    is_local: bool,
     listener: Option<L>,
     /// The backlog may hold connections.
     ready: bool,
@@ -233,6 +232,35 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         self.add_service(Kind::Metrics, bound, &address)
     }
 
+    /// Serves a console at a path: a Unix-domain socket whose file has the mode 0600, on which the user
+    /// that runs this process asks what it does, and root.
+    ///
+    /// A line asks and a reply answers: `help` lists the questions. `connections` lists connections by
+    /// state, client, age or what they hold, with the deadline that comes next; `connection`, `close` and
+    /// `abort` are about one; `stats`, `pools`, `endpoints` and `clients` show what there is; `set` changes
+    /// some limits while the reactor runs, and `shutdown` ends it. A reply is some lines and an empty one;
+    /// with `json` before a question it is one line of JSON. `docs/operations.md` has more.
+    ///
+    /// A file that a dead process left behind is replaced, as for any listener. At most 16 consoles are
+    /// served; a newcomer takes the place of the one that has been idle longest, or is refused while none
+    /// is. A question of at most 4 KiB has 10 s to arrive, its reply 5 minutes to be read and 30 s for
+    /// each step, and a console may be idle for 10 minutes. No limit of the application applies to them,
+    /// the handler never sees them, and a shutdown does not wait for them.
+    ///
+    /// It costs nothing while nothing is asked. A listing is made in steps of at most 4,096 places, as
+    /// its reader reads, and holds 80 KiB; one that sorts holds at most 1,000 ids beside.
+    ///
+    /// # Errors
+    ///
+    /// If the path cannot be bound, there are six services already, or the reactor is shutting down.
+    pub fn serve_console(&mut self, path: impl Into<PathBuf>) -> Result<Address, Error> {
+        let address = Address::Unix(path.into());
+        let listen = ListenConfig { mode: Some(0o600), ..ListenConfig::default() };
+        let options = self.socket_options(&listen);
+        let bound = self.backend.bind(&address, &listen, &options);
+        self.add_service(Kind::Console, bound, &address)
+    }
+
     fn add_service(
         &mut self,
         kind: Kind,
@@ -254,6 +282,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             registered.map_err(|source| Error::Bind { address: address.to_string(), source })?;
         self.services.hosts.push(Host {
             kind,
+            is_local: address.ip().is_none_or(|addr| addr.ip().to_canonical().is_loopback()),
             listener: Some(socket),
             ready: true,
             retry_at: None,
@@ -488,6 +517,13 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
                     }
                 }
                 Some(Next::Answered) => conn.clocks.begin_reply(self.shared.now),
+                Some(Next::More) => {
+                    if !self.send_service(conn) {
+                        return Progress::Ended { reset: true };
+                    }
+                    has_work = conn.output.len() < OUTPUT_HIGH;
+                    break;
+                }
                 Some(Next::Close) => {
                     conn.clocks.begin_reply(self.shared.now);
                     conn.ending = true;
@@ -616,15 +652,54 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         conn: &mut ServiceConn<B::Stream>,
         call: impl FnOnce(&mut dyn Service, &mut Desk<'_>, &mut BytesMut, &mut BytesMut) -> Next,
     ) -> Option<Next> {
+        let shows_peers = self.services.hosts[conn.id.service()].is_local;
+        let ServiceConn { session, input, output, eof, .. } = conn;
+        self.lend_desk(*eof, shows_peers, |desk| call(session.as_mut(), desk, input, output))
+    }
+
+    /// Lends what services may see, and does what they order. `None` if `call` panicked.
+    fn lend_desk<T>(
+        &mut self,
+        eof: bool,
+        shows_peers: bool,
+        call: impl FnOnce(&mut Desk<'_>) -> T,
+    ) -> Option<T> {
         let unready = self.unready();
-        let ServiceConn { session, input, output, .. } = conn;
-        let mut desk = Desk { shared: &mut self.shared, unready };
-        let outcome = catch(|| call(session.as_mut(), &mut desk, input, output));
+        let Self { slots, shared, config, accepting, started_at, .. } = self;
+        let uptime = shared.now.duration_since(*started_at);
+        let unread = |id: ConnId| slots.get(id.index()).map_or(0, |slot| slot.input.len());
+        let mut orders = Vec::new();
+        let mut desk = Desk {
+            shared,
+            config,
+            gate: &accepting.gate,
+            unread: &unread,
+            unready,
+            uptime,
+            eof,
+            shows_peers,
+            orders: &mut orders,
+        };
+        let outcome = catch(|| call(&mut desk));
+        for Order::Change(config) in orders {
+            self.change_settings(*config);
+        }
         if outcome.is_err() {
             error!("a service panicked; its connection is aborted");
             self.shared.counters.panics.add(1);
         }
         outcome.ok()
+    }
+
+    /// The settings change while the reactor runs, those that may.
+    fn change_settings(&mut self, config: Config) {
+        self.shared.change(&self.config, &config);
+        self.accepting.gate.change(&config.limits);
+        self.drain.change(&config);
+        self.config = config;
+        // What all may hold may be less now.
+        self.bound_buffers();
+        self.update_due();
     }
 
     /// Why new connections are not served, if they are not.
@@ -642,6 +717,24 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             Some("no listener is left")
         } else {
             None
+        }
+    }
+
+    /// What a console would answer.
+    #[cfg(feature = "sim")]
+    pub(crate) fn ask_console(&mut self, question: &str) -> String {
+        self.refresh_now();
+        let mut session = Kind::Console.open();
+        let mut input = BytesMut::from(question);
+        let mut reply = BytesMut::new();
+        loop {
+            let mut output = BytesMut::new();
+            let next =
+                self.lend_desk(true, true, |desk| session.serve(desk, &mut input, &mut output));
+            reply.extend_from_slice(&output);
+            if !matches!(next, Some(Next::More | Next::Answered)) {
+                return String::from_utf8_lossy(&reply).into_owned();
+            }
         }
     }
 

@@ -185,6 +185,42 @@ impl<H: Handler> Server<H> {
         }
     }
 
+    /// Asks what the [console](crate::Reactor::serve_console) of its reactor would answer, which need not
+    /// have one: `connections sort=queued`, `connection 3.1`, `json stats`. What a question changes is
+    /// changed, as by an operator.
+    ///
+    /// A failing test prints what `connections` answers.
+    ///
+    /// ```
+    /// # use bytes::BytesMut;
+    /// # use wheelhouse::{Config, Conn, Handler, sim::Sim};
+    /// # struct Echo;
+    /// # impl Handler for Echo {
+    /// #     type Session = ();
+    /// #     fn on_open(&mut self, _: &mut Conn<'_>) -> Option<()> { Some(()) }
+    /// #     fn on_data(&mut self, conn: &mut Conn<'_>, _: &mut (), input: &mut BytesMut) {
+    /// #         conn.write_buf(input);
+    /// #     }
+    /// # }
+    /// let mut sim = Sim::new(1);
+    /// let server = sim.serve("10.0.0.1:7", Config::default(), Echo);
+    /// let peer = sim.connect(&server);
+    /// peer.send(b"hello");
+    /// sim.settle();
+    /// assert!(server.ask("connections state=idle").contains("shown 1"));
+    /// ```
+    ///
+    /// # Panics
+    ///
+    /// If its reactor has ended.
+    #[track_caller]
+    pub fn ask(&self, question: &str) -> String {
+        let node = &mut *self.node.borrow_mut();
+        let Some(reactor) = &mut node.reactor else { panic!("the reactor at {} ended", self.ip()) };
+        node.wakes_at = Instant::EPOCH;
+        reactor.ask_console(question)
+    }
+
     /// How long its longest turn was since this was last asked: the time that passed in it, by
     /// [calls](super::Sim::charge_calls) and by callbacks that [stall](super::Sim::stall).
     pub fn take_longest_turn(&self) -> Duration {
@@ -457,6 +493,7 @@ impl<H: Handler> Turns for Node<H> {
         const SHOWN: usize = 8;
         let Some(reactor) = &mut self.reactor else { return "none, as the reactor ended".into() };
         let raw = reactor.describe_first();
+        let listing = reactor.ask_console(&format!("connections limit={SHOWN}"));
         let mut cx = reactor.context();
         let ids = cx.ids();
         if ids.is_empty() {
@@ -492,6 +529,9 @@ impl<H: Handler> Turns for Node<H> {
             let _ = write!(text, "\n    timeouts that are off: {}", off.join(", "));
         }
         let _ = write!(text, "\n    of the first: {raw}");
+        for line in listing.lines().filter(|line| !line.is_empty()) {
+            let _ = write!(text, "\n    {line}");
+        }
         text
     }
 }

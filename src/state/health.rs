@@ -11,7 +11,7 @@ use crate::close::CloseReason;
 use crate::config::{EndpointConfig, HealthCheck};
 use crate::core::dial::{Blame, blame_for};
 use crate::core::flags::ColdFlags;
-use crate::core::health::{self, Endpoint, EndpointStats, Outcome, Witness};
+use crate::core::health::{self, Endpoint, EndpointStats, Outcome, Withdrawal, Witness};
 use crate::core::lifecycle::State;
 #[cfg(feature = "sim")]
 use crate::core::stats::Counter;
@@ -29,6 +29,8 @@ pub(crate) enum Standing {
     Up,
     Down,
     Ejected,
+    /// By an operator.
+    Withdrawn,
 }
 
 /// An endpoint, and what its test connections are made from.
@@ -62,7 +64,9 @@ impl EndpointEntry {
     }
 
     pub(crate) fn standing(&self) -> Standing {
-        if self.policy.is_unknown() {
+        if self.policy.withdrawn().is_some() {
+            Standing::Withdrawn
+        } else if self.policy.is_unknown() {
             Standing::Unknown
         } else if !self.policy.is_up() {
             Standing::Down
@@ -229,6 +233,15 @@ impl LoopState {
         }
     }
 
+    /// An operator takes an endpoint out of use, or lets it be used again.
+    pub(crate) fn withdraw_endpoint(&mut self, id: EndpointId, withdrawal: Option<Withdrawal>) {
+        let now = self.now;
+        if let Some(state) = self.endpoints.get_mut(id) {
+            state.policy.withdraw(withdrawal, now);
+        }
+        self.endpoints.wake(id);
+    }
+
     pub(crate) fn endpoint_stats(&self, id: EndpointId) -> Option<EndpointStats> {
         let state = self.endpoints.get(id)?;
         Some(state.policy.stats(self.now, state.connections))
@@ -382,7 +395,9 @@ impl LoopState {
     pub(crate) fn count_standing(&self, standing: Standing, stands: bool) {
         let counter = match standing {
             Standing::Up => &self.counters.endpoints_up,
-            Standing::Unknown | Standing::Down => &self.counters.endpoints_down,
+            Standing::Unknown | Standing::Down | Standing::Withdrawn => {
+                &self.counters.endpoints_down
+            }
             Standing::Ejected => &self.counters.endpoints_ejected,
         };
         if stands {
@@ -489,7 +504,7 @@ impl LoopState {
             }
             standings[match state.said {
                 Standing::Up => 0,
-                Standing::Unknown | Standing::Down => 1,
+                Standing::Unknown | Standing::Down | Standing::Withdrawn => 1,
                 Standing::Ejected => 2,
             }] += 1;
             if state.policy.is_ejected() && state.group.is_none() {

@@ -80,6 +80,27 @@ pub(crate) struct Bounds {
     easy: usize,
 }
 
+impl Bounds {
+    fn new(config: &Config) -> Self {
+        let pressed_from = pressure::matters_from(config.limits.shrink_idle_from);
+        Self {
+            watermarks: config.watermarks,
+            input_max: config.limits.input_max,
+            read_max: config.limits.input_max.min(READ_BUDGET),
+            output_max: config.limits.output_max,
+            requests_max: config.limits.requests_max.unwrap_or(u64::MAX),
+            flush_rate: config.limits.flush_rate,
+            buffered_max: config.limits.buffered_max as u64,
+            buffered_pressed: pressure::part(config.limits.buffered_max as u64, pressed_from),
+            pressed_from,
+            buffered_all: (config.limits.buffered_max as u64)
+                .saturating_add(config.limits.output_max as u64),
+            stall: config.stall_report.map_or(u64::MAX, nanos),
+            easy: config.watermarks.high().min(config.limits.output_max).min(SCRATCH_MAX),
+        }
+    }
+}
+
 /// A copy of the counters, with what the process as a whole counts.
 pub(crate) fn stats(counters: &Counters) -> Stats {
     let mut stats = counters.snapshot();
@@ -183,7 +204,6 @@ pub(crate) struct LoopState {
 
 impl LoopState {
     pub(crate) fn new(config: &Config, capacity: usize, now: Instant) -> Self {
-        let pressed_from = pressure::matters_from(config.limits.shrink_idle_from);
         Self {
             now,
             wall: (Duration::ZERO, now),
@@ -194,21 +214,7 @@ impl LoopState {
             pending_dials: Vec::new(),
             reaped: Vec::new(),
             counters: Arc::default(),
-            bounds: Bounds {
-                watermarks: config.watermarks,
-                input_max: config.limits.input_max,
-                read_max: config.limits.input_max.min(READ_BUDGET),
-                output_max: config.limits.output_max,
-                requests_max: config.limits.requests_max.unwrap_or(u64::MAX),
-                flush_rate: config.limits.flush_rate,
-                buffered_max: config.limits.buffered_max as u64,
-                buffered_pressed: pressure::part(config.limits.buffered_max as u64, pressed_from),
-                pressed_from,
-                buffered_all: (config.limits.buffered_max as u64)
-                    .saturating_add(config.limits.output_max as u64),
-                stall: config.stall_report.map_or(u64::MAX, nanos),
-                easy: config.watermarks.high().min(config.limits.output_max).min(SCRATCH_MAX),
-            },
+            bounds: Bounds::new(config),
             profiles: vec![Durations::new(&config.timeouts)],
             dial_timeouts: config.timeouts.clone(),
             dial_options: config.socket.clone(),
@@ -242,6 +248,14 @@ impl LoopState {
             alarms_set: 0,
             due_alarms: BinaryHeap::new(),
             feeders: BTreeSet::new(),
+        }
+    }
+
+    /// Some settings change while the loop runs.
+    pub(crate) fn change(&mut self, before: &Config, config: &Config) {
+        self.bounds = Bounds::new(config);
+        if before.limits.lag_max != config.limits.lag_max {
+            self.lag = Lag::new(config.limits.lag_max);
         }
     }
 

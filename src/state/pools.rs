@@ -95,6 +95,12 @@ impl Pools {
         &mut self.list[pool.0 as usize]
     }
 
+    /// All pools, and what each dials.
+    pub(crate) fn targets(&self) -> impl Iterator<Item = (PoolId, &Target)> {
+        let pools = self.list.iter().enumerate();
+        pools.map(|(index, state)| (PoolId(index as u32), &state.target))
+    }
+
     pub(crate) fn take_due(&mut self) -> Option<PoolId> {
         let pool = self.queue.pop_front()?;
         self.get(pool).queued = false;

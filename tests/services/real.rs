@@ -1,10 +1,16 @@
 //! Services over the operating system's sockets.
 
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::net::UnixListener;
 use std::process::Command;
 use std::thread;
 
 use wheelhouse::{Config, Handle, Reactor};
 
+use crate::client::Client;
+use crate::programs::{Program, TempPath, example, exchange};
+use crate::sample::Sample;
 use crate::world::Echo;
 
 /// Runs a server with metrics on a thread of its own, while `body` talks to it.
@@ -56,4 +62,98 @@ fn curl_gets_metrics_and_health() {
         let old = curl(&["--http1.0", "--write-out", "%{http_code}", &url("/nowhere")]).unwrap();
         assert!(old.ends_with("404"), "{old}");
     });
+}
+
+/// A server of the examples with a console at `path`, and the umask that is given.
+fn start_echo(path: &TempPath, umask: &str) -> (Program, String) {
+    let echo = crate::programs::example_path("echo");
+    let command = format!(
+        "umask {umask} && exec {} --listen 127.0.0.1:0 --max-connections 100 --console {}",
+        echo.display(),
+        path.0.display()
+    );
+    let program = Program::start(Command::new("sh").args(["-c", &command]));
+    let address = program.stdout.next();
+    let address = address.strip_prefix("listening on ").expect(&address).to_owned();
+    assert_eq!(program.stdout.next(), format!("console on unix:{}", path.0.display()));
+    (program, address)
+}
+
+#[test]
+fn only_its_user_may_connect_to_a_console_whatever_the_umask() {
+    for umask in ["000", "022", "077", "777"] {
+        let path = TempPath::new();
+        let (_echo, _) = start_echo(&path, umask);
+        let mode = fs::metadata(&path.0).unwrap().permissions().mode();
+        assert_eq!(mode & 0o7777, 0o600, "umask {umask}");
+        assert!(Client::connect(&path.0).unwrap().ask_json("stats").is_ok());
+    }
+}
+
+#[test]
+fn the_file_of_a_dead_console_is_replaced_and_that_of_a_living_one_is_not() {
+    let path = TempPath::new();
+    drop(UnixListener::bind(&path.0).unwrap());
+    fs::set_permissions(&path.0, fs::Permissions::from_mode(0o666)).unwrap();
+    let (mut echo, _) = start_echo(&path, "022");
+    assert_eq!(fs::metadata(&path.0).unwrap().mode() & 0o777, 0o600);
+    let mut second = example("echo");
+    second
+        .args(["--listen", "127.0.0.1:0", "--max-connections", "10"])
+        .arg("--console")
+        .arg(&path.0);
+    let output = second.output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(text.starts_with("error: cannot listen on unix:"), "{text}");
+    echo.signal("TERM");
+    assert_eq!(echo.exit_code(), Some(0));
+    assert!(!path.0.exists(), "the file goes with its console");
+}
+
+#[test]
+fn a_shell_asks_a_question_and_gets_its_reply() {
+    let path = TempPath::new();
+    let (_echo, address) = start_echo(&path, "022");
+    let mut client = std::net::TcpStream::connect(&address).unwrap();
+    exchange(&mut client, b"hello", b"hello");
+    let ask = |question: &[&str]| {
+        let output = example("console").arg(&path.0).args(question).output().unwrap();
+        (output.status.code().unwrap(), String::from_utf8(output.stdout).unwrap())
+    };
+    let (code, text) = ask(&["connections", "state=idle"]);
+    assert_eq!(code, 0);
+    let lines: Vec<_> = text.lines().collect();
+    assert!(lines[0].starts_with("id ") && lines[1].starts_with("0.1 "), "{text}");
+    assert_eq!(lines[2..], ["shown 1"]);
+    let (code, text) = ask(&["json", "connection", "0.1"]);
+    assert_eq!(code, 0);
+    let reply: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(reply["peer"], client.local_addr().unwrap().to_string());
+    assert_eq!(ask(&["nonsense"]), (1, "error: this is no question: help lists them\n".into()));
+    assert_eq!(ask(&["json", "close", "7.7"]).0, 1);
+    assert_eq!(ask(&["close", "0.1"]), (0, "connection 0.1 ends\n".into()));
+    assert_eq!(crate::programs::read_to_end(&mut client), b"");
+    // Without a terminal there is no live view, and without a server no reply.
+    assert_eq!(ask(&[]).0, 1);
+    let nowhere = example("console").args(["/nowhere/at/all", "stats"]).output().unwrap();
+    assert_eq!(nowhere.status.code(), Some(1));
+}
+
+#[test]
+fn the_live_view_reads_what_the_console_says() {
+    let path = TempPath::new();
+    let (_echo, address) = start_echo(&path, "022");
+    let mut client = std::net::TcpStream::connect(&address).unwrap();
+    exchange(&mut client, b"hello", b"hello");
+    let mut console = Client::connect(&path.0).unwrap();
+    let before = Sample::take(&mut console, "in").unwrap();
+    for _ in 0..10 {
+        exchange(&mut client, b"hello", b"hello");
+    }
+    let now = Sample::take(&mut console, "in").unwrap();
+    assert_eq!((now.number("requests"), now.number("state_idle")), (11.0, 1.0));
+    assert!(now.rate(&before, "requests") > 0.0);
+    assert_eq!(now.connections[0]["bytes_in"], 55);
+    assert_eq!(now.text("version"), env!("CARGO_PKG_VERSION"));
 }
