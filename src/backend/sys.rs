@@ -136,6 +136,7 @@ pub(super) fn send_more(fd: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
 }
 
 #[cfg(target_os = "linux")]
+#[inline(always)]
 unsafe fn call_recv(fd: BorrowedFd<'_>, buffer: *mut c_void, len: usize) -> io::Result<usize> {
     let arguments = [argument(fd), buffer as usize, len, RECV_FLAGS as usize, 0, 0];
     // SAFETY: the caller's `buffer` is writable for `len` bytes; no address is asked for.
@@ -151,6 +152,7 @@ pub(super) fn send(fd: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
 }
 
 #[cfg(not(target_os = "linux"))]
+#[inline(always)]
 unsafe fn call_recv(fd: BorrowedFd<'_>, buffer: *mut c_void, len: usize) -> io::Result<usize> {
     // SAFETY: the caller's `buffer` is writable for `len` bytes.
     count(unsafe { libc::recv(fd.as_raw_fd(), buffer, len, RECV_FLAGS) })
