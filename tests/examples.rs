@@ -225,11 +225,12 @@ mod end {
             let text = collect("/metrics");
             assert!(text.starts_with("HTTP/1.1 200 OK\r\n"), "{text}");
             assert_eq!(value(&text, "wheelhouse_accepted_total"), 1, "{text}");
-            assert!(collect("/").starts_with("HTTP/1.1 404 "));
+            assert!(collect("/nowhere").starts_with("HTTP/1.1 404 "));
             assert!(collect("/metrics?x=/&y").starts_with("HTTP/1.1 200 OK\r\n"));
             assert!(collect("http://a:80/metrics?x").starts_with("HTTP/1.1 200 OK\r\n"));
             assert!(collect("/x?/metrics").starts_with("HTTP/1.1 404 "));
-            for (path, status) in [("/metrics", 200), ("/metrics?x", 200), ("/", 404)] {
+            for (path, status) in [("/metrics", 200), ("/metrics?x", 200), ("/", 200), ("/x", 404)]
+            {
                 let head = ask("HEAD", path);
                 assert!(head.starts_with(&format!("HTTP/1.1 {status} ")), "{head}");
                 assert!(head.contains("\r\nContent-Length: "), "{head}");

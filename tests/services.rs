@@ -2,6 +2,8 @@
 //! the example servers do.
 #![expect(clippy::disallowed_methods, reason = "programs are timed by the clock on the wall")]
 
+#[path = "services/browser.rs"]
+mod browser;
 #[allow(dead_code, reason = "what only the program needs")]
 #[path = "../examples/console/client.rs"]
 mod client;
@@ -11,6 +13,8 @@ mod console;
 mod endpoints;
 #[path = "services/metrics.rs"]
 mod metrics;
+#[path = "services/page.rs"]
+mod page;
 #[allow(dead_code, reason = "what only the other tests of programs use")]
 mod programs;
 #[path = "services/real.rs"]

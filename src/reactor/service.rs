@@ -187,7 +187,9 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// [`Handler::on_scrape`] writes. `/healthz` answers 200 as long as the loop turns. `/readyz`
     /// answers 200 while new connections are served, and 503 with the reason while they are not: a
     /// shutdown has begun or been asked for, the table is full and nothing in it can be evicted, the
-    /// system is short of descriptors, or no listener is left. Queries are ignored.
+    /// system is short of descriptors, or no listener is left. `/` is a page for a browser, read-only and
+    /// in one piece, which refreshes itself; addresses of peers are on it only where the listener is a
+    /// loopback or a Unix-domain one, and was asked by an address or as `localhost`. Queries are ignored.
     ///
     /// The handler never sees these connections, no limit of the application applies to them, and
     /// neither [`Context::len`](crate::Context::len), nor [`Stats`](crate::Stats) counts them among the

@@ -1,8 +1,10 @@
-//! The metrics, and whether the process is alive and ready: what collectors and balancers ask for.
+//! The metrics, and whether the process is alive and ready: what collectors and balancers ask for; and a
+//! page.
 
 use bytes::BytesMut;
 
 use super::http::{self, Reply, Request, Status};
+use super::page::Page;
 use super::{Desk, Next, Service};
 use crate::metrics::MetricsWriter;
 use crate::state::stats;
@@ -10,17 +12,26 @@ use crate::state::stats;
 /// The text format of Prometheus.
 const TEXT_FORMAT: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-const PATHS: &str = "There are /metrics, /healthz and /readyz.\n";
+const PATHS: &str = "There are /, /metrics, /healthz and /readyz.\n";
 
 /// The dialogue with one collector.
 #[derive(Debug, Default)]
 pub(crate) struct Metrics {
     /// The request that waits for the application's metrics.
     scrape: Option<Request>,
+    /// The reply that is being made.
+    page: Option<Page>,
 }
 
 impl Service for Metrics {
     fn serve(&mut self, desk: &mut Desk<'_>, input: &mut BytesMut, output: &mut BytesMut) -> Next {
+        if let Some(page) = &mut self.page {
+            let next = page.step(desk, output);
+            if next != Next::More {
+                self.page = None;
+            }
+            return next;
+        }
         let request = match http::take(input) {
             Ok(Some(request)) => request,
             Ok(None) => return Next::Input,
@@ -30,12 +41,16 @@ impl Service for Metrics {
             }
         };
         let (status, text) = match &request.path[..] {
-            "/metrics" | "/healthz" | "/readyz" if request.is_other => {
+            "/" | "/state.json" | "/metrics" | "/healthz" | "/readyz" if request.is_other => {
                 (Status::MethodNotAllowed, "There are GET and HEAD.\n".into())
             }
             "/metrics" => {
                 self.scrape = Some(request);
                 return Next::Scrape;
+            }
+            "/" | "/state.json" => {
+                self.page = Some(Page::begin(request));
+                return Next::Answered;
             }
             "/healthz" => (Status::Ok, "alive\n".into()),
             "/readyz" => match desk.unready {

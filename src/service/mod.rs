@@ -7,6 +7,7 @@
 pub(crate) mod console;
 pub(crate) mod http;
 pub(crate) mod metrics;
+pub(crate) mod page;
 
 use std::fmt;
 use std::time::Duration;

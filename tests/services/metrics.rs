@@ -65,7 +65,9 @@ fn only_get_and_head_of_three_paths_are_answered() {
     let mut sim = Sim::new(1);
     let server = serve(&mut sim, Config::default(), Echo::default());
     let collector = sim.connect(METRICS);
-    for (path, status) in [("/healthz", 200), ("/readyz", 200), ("/metrics/", 404), ("/x", 404)] {
+    for (path, status) in
+        [("/healthz", 200), ("/readyz", 200), ("/", 200), ("/metrics/", 404), ("/x", 404)]
+    {
         assert_eq!(ask(&mut sim, &collector, path).0, status, "{path}");
     }
     for (method, path, status) in [("HEAD", "/metrics", 200), ("HEAD", "/nowhere", 404)] {
@@ -153,7 +155,7 @@ fn a_peer_that_never_answers_our_fin_is_waited_for_shortly() {
     let mut sim = Sim::new(1);
     let server = serve(&mut sim, Config::default(), Echo::default());
     let collector = sim.connect(METRICS);
-    collector.send(b"GET / HTTP/1.0\r\n\r\n");
+    collector.send(b"GET /healthz HTTP/1.0\r\n\r\n");
     sim.settle();
     assert_eq!(collector.closed(), Some(End::Fin));
     assert_eq!(server.stats().service_connections, 1);

@@ -4,10 +4,10 @@
 //! is a line of JSON. Text that is no question is answered by an error; what is no text, or too long,
 //! ends the connection behind it.
 
-mod connections;
-mod reply;
+pub(super) mod connections;
+pub(super) mod reply;
 mod settings;
-mod show;
+pub(super) mod show;
 
 use bytes::{Buf, BytesMut};
 
