@@ -226,8 +226,9 @@ pub trait Handler: Sized {
     /// the application. The library has written its own.
     ///
     /// Called once for each request of `/metrics`, every 15 to 60 s for each collector, on the loop's
-    /// thread: it should only format numbers that are there. A panic here is counted, costs that scrape
-    /// its reply, and stops nothing.
+    /// thread: it should only format numbers that are there. A panic here is counted and costs that scrape
+    /// its reply; it does not count towards [`Config::panic_limit`](crate::Config::panic_limit), as a peer
+    /// chooses when it comes.
     fn on_scrape(&mut self, cx: &mut Context<'_>, out: &mut MetricsWriter) {}
 
     /// The time of [`Context::set_alarm`] has come.

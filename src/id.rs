@@ -2,7 +2,6 @@
 
 use std::fmt;
 use std::num::NonZeroU64;
-use std::str::FromStr;
 
 /// The name of a connection, never reused: once it is closed its id resolves to `None`, not to the
 /// connection that got its place.
@@ -76,21 +75,19 @@ impl fmt::Display for ConnId {
     }
 }
 
-/// As it is displayed.
-impl FromStr for ConnId {
-    type Err = ();
-
-    fn from_str(text: &str) -> Result<Self, ()> {
-        let (index, generation) = text.split_once('.').ok_or(())?;
+impl ConnId {
+    /// Reads it as it is displayed.
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        let (index, generation) = text.split_once('.')?;
         // Only digits: a number as such could have a sign.
         let digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
         if !digits(index) || !digits(generation) {
-            return Err(());
+            return None;
         }
-        let index = index.parse().ok().filter(|index| (*index as usize) < PLACES_MAX);
+        let index = index.parse().ok().filter(|index| (*index as usize) < PLACES_MAX)?;
         let generations = 1..GENERATION_MAX;
-        let generation = generation.parse().ok().filter(|it| generations.contains(it));
-        Ok(Self::new(index.ok_or(())?, generation.ok_or(())?))
+        let generation = generation.parse().ok().filter(|it| generations.contains(it))?;
+        Some(Self::new(index, generation))
     }
 }
 
@@ -220,13 +217,13 @@ mod tests {
         assert_eq!(id.index(), PLACES_MAX - 1);
         assert_eq!(id.generation(), GENERATION_MAX);
         assert_eq!(ConnId::new(17, 3).to_string(), "17.3");
-        assert_eq!("17.3".parse(), Ok(ConnId::new(17, 3)));
+        assert_eq!(ConnId::parse("17.3"), Some(ConnId::new(17, 3)));
         let last = format!("{}.{}", PLACES_MAX - 1, GENERATION_MAX - 1);
-        assert_eq!(last.parse::<ConnId>().unwrap().to_string(), last);
+        assert_eq!(ConnId::parse(&last).unwrap().to_string(), last);
         for text in
             ["", "17", "17.", ".3", "17.0", "17.-3", "+17.3", "16777216.1", "1.1099511627775"]
         {
-            assert_eq!(text.parse::<ConnId>(), Err(()), "{text}");
+            assert_eq!(ConnId::parse(text), None, "{text}");
         }
     }
 

@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::fmt::{self, Write};
 
-use crate::log::warn;
+use crate::log::debug;
 
 /// The most text that one scrape takes from the application.
 pub(crate) const TEXT_MAX: usize = 1 << 20;
@@ -25,8 +25,8 @@ const RESERVED: &str = "wheelhouse_";
 /// What is written is bounded by 1 MiB for each scrape. A sample that does not fit is left out as a
 /// whole, with its family's head if it would have been the first, and counted in
 /// [`Stats::metrics_dropped`](crate::Stats::metrics_dropped). So are names that the format does not
-/// allow or that are the library's (`wheelhouse_`), and families that come twice; those are mistakes
-/// of the program, and panic in debug builds. Names match `[a-zA-Z_:][a-zA-Z0-9_:]*`, those of labels
+/// allow or that are the library's (`wheelhouse_`), families that come twice, and labels that do; those
+/// are mistakes of the program, and panic in debug builds. Names match `[a-zA-Z_:][a-zA-Z0-9_:]*`, those of labels
 /// `[a-zA-Z_][a-zA-Z0-9_]*` without two underscores in front. Values of labels and help texts may be
 /// any text: they are escaped. That two samples of a family have different labels is not checked.
 ///
@@ -68,14 +68,22 @@ const RESERVED: &str = "wheelhouse_";
 /// # let lines = ["shop_orders_total 0", "shop_waiting{desk=\"books\"} 0"];
 /// # assert!(lines.iter().all(|line| out.as_str().lines().any(|it| it == *line)));
 /// ```
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct MetricsWriter {
     text: String,
-    /// Families that were begun.
+    /// The names of the samples of the families that were begun.
     families: BTreeSet<String>,
+    /// How long these are together.
+    names: usize,
     /// Samples and families that were left out.
     dropped: u64,
     most: usize,
+}
+
+impl Default for MetricsWriter {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 /// What kind of family it is.
@@ -93,6 +101,14 @@ impl Kind {
             Self::Gauge => "gauge",
             Self::Histogram => "histogram",
         }
+    }
+
+    fn names_of_samples(self, name: &str) -> Vec<String> {
+        let suffixes: &[&str] = match self {
+            Self::Counter | Self::Gauge => &[""],
+            Self::Histogram => &["", "_bucket", "_sum", "_count"],
+        };
+        suffixes.iter().map(|suffix| format!("{name}{suffix}")).collect()
     }
 }
 
@@ -162,7 +178,7 @@ impl MetricsWriter {
 
     /// One that takes at most so much text.
     fn bounded(most: usize) -> Self {
-        Self { most, ..Self::default() }
+        Self { text: String::new(), families: BTreeSet::new(), names: 0, dropped: 0, most }
     }
 
     /// Begins a counter: a number that only grows while the program runs. By convention its name ends
@@ -206,10 +222,19 @@ impl MetricsWriter {
     fn family(&mut self, name: &str, help: &str, kind: Kind) -> Family<'_> {
         let allowed = is_name(name, true) && !name.starts_with(RESERVED);
         debug_assert!(allowed, "{name:?} is no name for metrics of an application");
-        let begins = allowed && self.families.insert(name.to_owned());
-        debug_assert!(!allowed || begins, "the metrics {name} come twice");
-        if !begins {
-            warn!(name, "metrics are left out: their name is not allowed, or comes twice");
+        let names = kind.names_of_samples(name);
+        let is_new = !names.iter().any(|name| self.families.contains(name));
+        debug_assert!(is_new, "the metrics {name} come twice");
+        let size = names.iter().map(String::len).sum::<usize>();
+        let begins = allowed && is_new && self.names + size <= TEXT_MAX;
+        if begins {
+            self.names += size;
+            self.families.extend(names);
+        } else {
+            debug!(
+                name,
+                "metrics are left out: their name is not allowed or comes twice, or all are long"
+            );
             self.dropped += 1;
             return Family { out: self, name: None, head: String::new() };
         }
@@ -251,7 +276,7 @@ impl Family<'_> {
     ///
     /// # Panics
     ///
-    /// In debug builds, if the name of a label is not allowed.
+    /// In debug builds, if the name of a label is not allowed, or comes twice.
     pub fn labelled(&mut self, labels: &[(&str, &str)], value: impl Into<Value>) {
         let Some(name) = &self.name else { return };
         let mut line = String::new();
@@ -269,14 +294,15 @@ pub struct Histogram<'a>(Family<'a>);
 
 impl Histogram<'_> {
     /// Writes what was observed under these labels: how many observations were in each bucket, and the
-    /// sum of all. Each bucket is its upper end and how many were in it, those of the buckets before it
-    /// left out; what was above the last end is `beyond`.
+    /// sum of all. Each bucket is its upper end, which is finite, and how many were in it, those of the
+    /// buckets before it left out; what was above the last end is `beyond`.
     ///
     /// All its lines are written, or none if they do not fit.
     ///
     /// # Panics
     ///
-    /// In debug builds, if the ends do not grow, or the name of a label is not allowed or is `le`.
+    /// In debug builds, if the ends are not finite or do not grow, or the name of a label is not allowed,
+    /// comes twice, or is `le`.
     pub fn observed(
         &mut self,
         labels: &[(&str, &str)],
@@ -285,7 +311,8 @@ impl Histogram<'_> {
         sum: f64,
     ) {
         let Some(name) = &self.0.name else { return };
-        let grows = buckets.windows(2).all(|pair| pair[0].0 < pair[1].0);
+        let grows = buckets.iter().all(|(end, _)| end.is_finite())
+            && buckets.windows(2).all(|pair| pair[0].0 < pair[1].0);
         let named = labels.iter().all(|(label, _)| *label != "le");
         debug_assert!(
             grows && named,
@@ -325,9 +352,10 @@ fn sample(
 ) -> fmt::Result {
     write!(lines, "{name}{suffix}")?;
     let mut open = '{';
-    for (label, text) in labels {
-        let allowed = is_name(label, false) && !label.starts_with("__");
-        debug_assert!(allowed, "{label:?} is no name for a label");
+    for (at, (label, text)) in labels.iter().enumerate() {
+        let comes_twice = labels[..at].iter().any(|(before, _)| before == label);
+        let allowed = is_name(label, false) && !label.starts_with("__") && !comes_twice;
+        debug_assert!(allowed, "{label:?} is no name for a label, or comes twice");
         if !allowed {
             return Err(fmt::Error);
         }
@@ -415,6 +443,17 @@ mod tests {
     }
 
     #[test]
+    fn the_samples_of_a_histogram_are_no_other_family() {
+        let mut out = MetricsWriter::new();
+        out.gauge("a_count", "A.").value(1_u64);
+        let taken = crate::unwind::catch(|| _ = out.histogram("a", "A.")).is_err();
+        assert_eq!((taken, out.dropped()), (cfg!(debug_assertions), 1 - u64::from(taken)));
+        out.histogram("b", "B.").observed(&[], &[], 1, 1.0);
+        assert!(crate::unwind::catch(|| _ = out.gauge("b_sum", "B.")).is_err() == taken);
+        assert!(MetricsWriter::default().most > 0);
+    }
+
+    #[test]
     fn what_is_no_number_has_a_name() {
         let texts =
             [f64::NAN, f64::INFINITY, f64::NEG_INFINITY].map(|it| Value::from(it).to_string());
@@ -443,12 +482,16 @@ mod tests {
     #[test]
     fn a_mistake_is_left_out() {
         type Mistake = fn(&mut MetricsWriter);
-        let mistakes: [Mistake; 5] = [
+        let mistakes: [Mistake; 9] = [
             |out| out.gauge("a b", "").value(1_u64),
             |out| out.gauge("wheelhouse_turns", "").value(1_u64),
             |out| out.gauge("good", "").value(1_u64),
             |out| out.gauge("labels", "").labelled(&[("a-b", "")], 1_u64),
+            |out| out.gauge("labels", "").labelled(&[("a", ""), ("b", ""), ("a", "")], 1_u64),
+            |out| out.histogram("good", "").observed(&[], &[], 0, 0.0),
             |out| out.histogram("order", "").observed(&[], &[(2.0, 1), (1.0, 1)], 0, 0.0),
+            |out| out.histogram("order", "").observed(&[], &[(f64::INFINITY, 1)], 0, 0.0),
+            |out| out.histogram("order", "").observed(&[], &[(f64::NAN, 1)], 0, 0.0),
         ];
         for mistake in mistakes {
             let mut out = MetricsWriter::new();

@@ -15,6 +15,8 @@ mod endpoints;
 mod metrics;
 #[path = "services/page.rs"]
 mod page;
+#[path = "services/patience.rs"]
+mod patience;
 #[allow(dead_code, reason = "what only the other tests of programs use")]
 mod programs;
 #[path = "services/real.rs"]

@@ -226,7 +226,8 @@ pub struct ListenConfig {
     /// does: at most 16 such connections at once, of all such listeners together. Default off.
     pub exempt: bool,
     /// The mode of the file of a Unix-domain listener, such as `0o600`: who may connect. The file never
-    /// has a wider one. Default `None`: what the umask of the process leaves of 0777.
+    /// has a wider one. Default `None`: what the umask of the process leaves of 0777. A listener that makes
+    /// no file, on an IP address or an inherited socket, has none.
     pub mode: Option<u32>,
     #[doc(hidden)]
     pub _more: (),
@@ -247,6 +248,14 @@ impl ListenConfig {
             return Err(ConfigError::new("mode", "at most 0o777"));
         }
         self.timeouts.as_ref().map_or(Ok(()), Timeouts::refuse_zero)
+    }
+
+    /// A mode that no file would have, as the listener makes none, would be an illusion.
+    pub(crate) fn refuse_mode_without_file(&self, makes_file: bool) -> Result<(), ConfigError> {
+        if self.mode.is_some() && !makes_file {
+            return Err(ConfigError::new("mode", "None where the listener makes no file"));
+        }
+        Ok(())
     }
 }
 

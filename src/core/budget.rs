@@ -111,6 +111,12 @@ impl Budget {
         Self::with_checks(most, 1)
     }
 
+    /// As [`Budget::of_slow_items`], for items that come one by one and may each take longer than the whole
+    /// step: the first one counts too.
+    pub(crate) const fn of_slow_items_from(now: Instant, most: u32) -> Self {
+        Self { timed_from: Some(now), ..Self::with_checks(most, 1) }
+    }
+
     pub(crate) const fn with_checks(most: u32, every: u32) -> Self {
         let next_check = if every < most { every } else { most };
         Self { served: 0, most, next_check, check_every: every, timed_from: None }
@@ -132,9 +138,13 @@ impl Budget {
     }
 
     fn is_used_up(&mut self, now: Instant) -> bool {
-        self.next_check = self.served.saturating_add(self.check_every).min(self.most);
         let from = *self.timed_from.get_or_insert(now);
-        now.nanos_since(from) >= STEP_NANOS
+        let used_up = now.nanos_since(from) >= STEP_NANOS;
+        // Once it is used up, it is for each that asks.
+        if !used_up {
+            self.next_check = self.served.saturating_add(self.check_every).min(self.most);
+        }
+        used_up
     }
 
     /// Whether the step has served so many items that it was timed.
@@ -164,6 +174,17 @@ mod tests {
             assert!(served < 1_000_000);
         }
         (served, readings)
+    }
+
+    #[test]
+    fn the_first_item_counts_where_it_is_timed() {
+        let from_the_start = || Budget::of_slow_items_from(Instant::EPOCH, ITEMS_PER_STEP);
+        assert_eq!(served_of(from_the_start(), STEP_NANOS).0, 1);
+        assert_eq!(served_of(from_the_start(), STEP_NANOS / 2).0, 2);
+        assert_eq!(served_of(Budget::of_slow_items(ITEMS_PER_STEP), STEP_NANOS).0, 2);
+        let mut over = from_the_start();
+        let late = Instant::EPOCH.after(STEP_NANOS);
+        assert_eq!([(); 3].map(|()| over.allows(|| late)), [true, false, false]);
     }
 
     #[test]

@@ -225,8 +225,14 @@ impl Gate {
         if let Some(clients) = &mut self.clients {
             clients.change(&limits.clients);
         }
-        self.bucket = limits.accept_rate.map(Bucket::new);
         self.restricts = self.clients.is_some() || limits.accept_rate.is_some();
+        let rate = limits.accept_rate.map(Bucket::new);
+        match (&mut self.bucket, rate) {
+            // What came lately counts on.
+            (Some(bucket), Some(rate)) => (bucket.each, bucket.most) = (rate.each, rate.most),
+            (bucket, rate) => *bucket = rate,
+        }
+        // Whether the next one may come at once, it shows.
         self.throttled = false;
     }
 
@@ -553,6 +559,26 @@ mod tests {
         let mut limits = Limits::default();
         change(&mut limits);
         Gate::new(&limits, CAPACITY)
+    }
+
+    #[test]
+    fn what_came_lately_counts_when_the_rate_changes() {
+        let rate = |count| Limits {
+            accept_rate: Some(Rate::new(count, Duration::from_secs(60))),
+            ..Limits::default()
+        };
+        let mut gate = Gate::new(&rate(2), CAPACITY);
+        let mut backlog = Backlog::new(false);
+        for _ in 0..2 {
+            assert_eq!(gate.check_rate(&backlog, at(0)), None);
+            gate.count_accepted(&mut backlog);
+            gate.arrive(&peer(1), at(0));
+        }
+        assert!(gate.check_rate(&backlog, at(0)).is_some());
+        gate.change(&rate(2));
+        assert!(gate.check_rate(&backlog, at(0)).is_some());
+        gate.change(&Limits::default());
+        assert_eq!(gate.check_rate(&backlog, at(0)), None);
     }
 
     fn peer(number: u8) -> Address {

@@ -20,6 +20,8 @@ pub(crate) struct Patience {
     pub(crate) reply: Duration,
     /// From our FIN to the peer's.
     pub(crate) linger: Duration,
+    /// One that is as old as that makes room for a newcomer where none is idle, whatever it is at.
+    pub(crate) settled: Duration,
 }
 
 /// What a connection is at.
@@ -41,37 +43,43 @@ pub(crate) struct Clocks {
     since: Instant,
     /// When the reply last moved.
     moved_at: Instant,
+    opened_at: Instant,
 }
 
 impl Clocks {
     pub(crate) const fn new(now: Instant) -> Self {
-        Self { phase: Phase::Idle, since: now, moved_at: now }
+        Self { phase: Phase::Idle, since: now, moved_at: now, opened_at: now }
     }
 
     pub(crate) const fn phase(&self) -> Phase {
         self.phase
     }
 
-    pub(crate) const fn since(&self) -> Instant {
-        self.since
-    }
-
     /// It is at `phase`; if it was before, its clock runs on.
     pub(crate) fn enter(&mut self, phase: Phase, now: Instant) {
         if self.phase != phase {
-            *self = Self { phase, since: now, moved_at: now };
+            *self = Self { phase, since: now, moved_at: now, opened_at: self.opened_at };
         }
     }
 
-    /// A question is whole. With each one the clock of its reply begins, also where a peer asks on
-    /// without a pause.
-    pub(crate) const fn begin_reply(&mut self, now: Instant) {
-        // That the reply before has not moved counts on.
-        if !matches!(self.phase, Phase::Reply) {
-            self.moved_at = now;
+    /// A question is whole. The clock of its reply begins, unless some of the reply before `is_left`: a
+    /// peer that asks on and reads slowly has no more time for that.
+    pub(crate) fn begin_reply(&mut self, is_left: bool, now: Instant) {
+        if self.phase != Phase::Reply {
+            self.enter(Phase::Reply, now);
+        } else if !is_left {
+            (self.since, self.moved_at) = (now, now);
         }
-        self.phase = Phase::Reply;
-        self.since = now;
+    }
+
+    /// How readily it makes room for a newcomer, the least first, if it does at all: idle ones before
+    /// all others, by how long they have been, and then the oldest.
+    pub(crate) fn rank(&self, patience: Patience, now: Instant) -> Option<(bool, Instant)> {
+        match self.phase {
+            Phase::Idle => Some((false, self.since)),
+            _ if self.opened_at + patience.settled <= now => Some((true, self.opened_at)),
+            _ => None,
+        }
     }
 
     /// The socket took some of the reply.
@@ -100,6 +108,7 @@ mod tests {
         write: Duration::from_secs(20),
         reply: Duration::from_secs(50),
         linger: Duration::from_secs(2),
+        settled: Duration::from_secs(60),
     };
 
     fn at(seconds: u64) -> Instant {
@@ -113,7 +122,7 @@ mod tests {
         clocks.enter(Phase::Question, at(5));
         clocks.enter(Phase::Question, at(9));
         assert_eq!(clocks.due(PATIENCE), at(15));
-        clocks.begin_reply(at(10));
+        clocks.begin_reply(false, at(10));
         assert_eq!(clocks.due(PATIENCE), at(30));
         clocks.enter(Phase::Linger, at(11));
         assert_eq!(clocks.due(PATIENCE), at(13));
@@ -122,7 +131,7 @@ mod tests {
     #[test]
     fn a_reply_that_moves_has_its_time_in_all() {
         let mut clocks = Clocks::new(at(0));
-        clocks.begin_reply(at(0));
+        clocks.begin_reply(false, at(0));
         for second in (10..50).step_by(10) {
             clocks.note_moved(at(second));
             assert_eq!(clocks.due(PATIENCE), at((second + 20).min(50)));
@@ -130,10 +139,32 @@ mod tests {
     }
 
     #[test]
-    fn a_peer_that_asks_on_and_reads_nothing_is_not_put_off() {
+    fn a_peer_that_asks_on_and_reads_slowly_has_no_more_time() {
         let mut clocks = Clocks::new(at(0));
-        clocks.begin_reply(at(0));
-        clocks.begin_reply(at(15));
+        clocks.begin_reply(false, at(0));
+        clocks.begin_reply(true, at(15));
         assert_eq!(clocks.due(PATIENCE), at(20));
+        clocks.note_moved(at(19));
+        clocks.begin_reply(true, at(30));
+        assert_eq!(clocks.due(PATIENCE), at(39));
+        clocks.begin_reply(false, at(30));
+        assert_eq!(clocks.due(PATIENCE), at(50));
+    }
+
+    #[test]
+    fn an_idle_one_makes_room_first_and_then_the_oldest() {
+        let busy = |opened| {
+            let mut clocks = Clocks::new(at(opened));
+            clocks.enter(Phase::Question, at(70));
+            clocks
+        };
+        let ranks = |now| {
+            let clocks = [Clocks::new(at(20)), Clocks::new(at(10)), busy(5), busy(0)];
+            clocks.map(|clocks| clocks.rank(PATIENCE, at(now)))
+        };
+        let (idle, old) = (|since| Some((false, at(since))), |since| Some((true, at(since))));
+        assert_eq!(ranks(70), [idle(20), idle(10), old(5), old(0)]);
+        assert!(idle(20) < old(0));
+        assert_eq!(ranks(62), [idle(20), idle(10), None, old(0)]);
     }
 }

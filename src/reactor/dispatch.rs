@@ -13,6 +13,7 @@ use crate::core::flags::Flags;
 use crate::handler::Handler;
 use crate::id::ConnId;
 use crate::log::error;
+use crate::metrics::MetricsWriter;
 use crate::planted::{Bug, planted};
 use crate::probe;
 use crate::state::{LoopState, READ_BUDGET};
@@ -176,13 +177,33 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         name: &'static str,
         callback: impl FnOnce(&mut Context<'_>),
     ) -> bool {
+        self.call_shared_or(name, callback, Self::count_panic)
+    }
+
+    /// Runs `on_scrape`, and says whether it returned. A panic there does not count towards the limit
+    /// that stops the reactor: when it comes is chosen by a peer.
+    pub(super) fn call_scrape(&mut self, handler: &mut H, out: &mut MetricsWriter) -> bool {
+        let take_back = |reactor: &mut Self| {
+            reactor.shared.roll_back();
+            reactor.shared.counters.panics.add(1);
+        };
+        self.call_shared_or("on_scrape", |cx| handler.on_scrape(cx, out), take_back)
+    }
+
+    #[inline(always)]
+    fn call_shared_or(
+        &mut self,
+        name: &'static str,
+        callback: impl FnOnce(&mut Context<'_>),
+        take_back: impl FnOnce(&mut Self),
+    ) -> bool {
         self.shared.begin_journal();
         let mut cx = Context { shared: &mut self.shared };
         probe::callback_start(None, name);
         let outcome = catch(|| callback(&mut cx));
         probe::callback_end(None, name);
         if outcome.is_err() {
-            self.count_panic();
+            take_back(self);
         }
         self.refresh_now_if_stale(name, None);
         self.bound_buffers();

@@ -363,6 +363,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     ) -> Result<ListenerId, Error> {
         listen.refuse_out_of_range()?;
         let address = to_address(address)?;
+        listen.refuse_mode_without_file(matches!(address, Address::Unix(_)))?;
         let options = self.socket_options(&listen);
         let bound = self.backend.bind(&address, &listen, &options);
         self.add_listener(bound, &listen, || address.to_string())
@@ -376,6 +377,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// If the descriptor is no listening stream socket or a setting is out of its range.
     pub fn adopt(&mut self, fd: OwnedFd, listen: ListenConfig) -> Result<ListenerId, Error> {
         listen.refuse_out_of_range()?;
+        listen.refuse_mode_without_file(false)?;
         let options = self.socket_options(&listen);
         let adopted = self.backend.adopt(fd, &options);
         self.add_listener(adopted, &listen, || "the inherited descriptor".into())

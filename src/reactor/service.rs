@@ -163,17 +163,19 @@ impl<L, S> Host<L, S> {
         self.ready && self.retry_at.is_none() && self.listener.is_some()
     }
 
-    /// A place for a newcomer: a free one, or that of the connection that has been idle longest.
-    fn place(&self) -> Option<usize> {
-        let idle_since = |conn: &ServiceConn<S>| {
-            (conn.clocks.phase() == Phase::Idle && !conn.due).then(|| conn.clocks.since())
+    /// A place for a newcomer: a free one, or that of the connection that makes room most readily.
+    fn place(&self, now: Instant) -> Option<usize> {
+        let patience = self.kind.patience();
+        let rank = |conn: &ServiceConn<S>| {
+            // Of an idle one that is due a question may have come.
+            let begins = conn.due && conn.clocks.phase() == Phase::Idle;
+            conn.clocks.rank(patience, now).filter(|_| !begins)
         };
         let free = self.conns.iter().position(Option::is_none);
         free.or_else(|| {
             let places = self.conns.iter().enumerate();
-            let idle =
-                places.filter_map(|(place, conn)| Some((idle_since(conn.as_ref()?)?, place)));
-            idle.min().map(|(_, place)| place)
+            let ranks = places.filter_map(|(place, conn)| Some((rank(conn.as_ref()?)?, place)));
+            ranks.min().map(|(_, place)| place)
         })
     }
 }
@@ -193,8 +195,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     ///
     /// The handler never sees these connections, no limit of the application applies to them, and
     /// neither [`Context::len`](crate::Context::len), nor [`Stats`](crate::Stats) counts them among the
-    /// others. There are at most 16; a newcomer takes the place of the one that has been idle longest,
-    /// or is refused while none is. A request has 10 s to arrive, its reply 60 s to leave and 20 s for
+    /// others. There are at most 16. A newcomer takes the place of the one that has been idle longest, or
+    /// where none is, of the oldest, if that is a minute old; else it is refused. A request has 10 s to arrive, its reply 60 s to leave and 20 s for
     /// each step, and a connection may be idle for 150 s. A shutdown does not wait for them, and they
     /// are answered until it is over.
     ///
@@ -228,10 +230,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// # Ok::<(), wheelhouse::Error>(())
     /// ```
     pub fn serve_metrics(&mut self, address: impl ToAddress) -> Result<Address, Error> {
-        let (address, listen) = (super::to_address(address)?, ListenConfig::default());
-        let options = self.socket_options(&listen);
-        let bound = self.backend.bind(&address, &listen, &options);
-        self.add_service(Kind::Metrics, bound, &address)
+        let address = super::to_address(address)?;
+        self.add_service(Kind::Metrics, &address, &ListenConfig::default())
     }
 
     /// Serves a console at a path: a Unix-domain socket whose file has the mode 0600, on which the user
@@ -244,8 +244,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// with `json` before a question it is one line of JSON. `docs/operations.md` has more.
     ///
     /// A file that a dead process left behind is replaced, as for any listener. At most 16 consoles are
-    /// served; a newcomer takes the place of the one that has been idle longest, or is refused while none
-    /// is. A question of at most 4 KiB has 10 s to arrive, its reply 5 minutes to be read and 30 s for
+    /// served. A newcomer takes the place of the one that has been idle longest, or where none is, of the
+    /// oldest, if that is five minutes old; else it is refused. A question of at most 4 KiB has 10 s to arrive, its reply 5 minutes to be read and 30 s for
     /// each step, and a console may be idle for 10 minutes. No limit of the application applies to them,
     /// the handler never sees them, and a shutdown does not wait for them.
     ///
@@ -258,16 +258,14 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     pub fn serve_console(&mut self, path: impl Into<PathBuf>) -> Result<Address, Error> {
         let address = Address::Unix(path.into());
         let listen = ListenConfig { mode: Some(0o600), ..ListenConfig::default() };
-        let options = self.socket_options(&listen);
-        let bound = self.backend.bind(&address, &listen, &options);
-        self.add_service(Kind::Console, bound, &address)
+        self.add_service(Kind::Console, &address, &listen)
     }
 
     fn add_service(
         &mut self,
         kind: Kind,
-        bound: std::io::Result<B::Listener>,
         address: &Address,
+        listen: &ListenConfig,
     ) -> Result<Address, Error> {
         if self.shared.is_shutting_down() {
             return Err(Error::Io(std::io::Error::other("the reactor is shutting down")));
@@ -275,6 +273,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let Some(id) = ServiceId::of_listener(self.services.hosts.len()) else {
             return Err(Error::Config(ConfigError::new("the number of services", "at most 6")));
         };
+        let options = self.socket_options(listen);
+        let bound = self.backend.bind(address, listen, &options);
         let registered = bound.and_then(|mut socket| {
             let address = self.backend.listener_addr(&socket)?;
             self.backend.register_listener(&mut socket, Token::of_listener(id.token()))?;
@@ -334,7 +334,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     fn serve_some_services(&mut self, handler: &mut H) {
         self.begin_step(Step::Services);
         // One may make much of a listing, or of a scrape: the clock is read after each.
-        let mut budget = Budget::of_slow_items(ITEMS_PER_STEP);
+        let mut budget = Budget::of_slow_items_from(self.backend.now(), ITEMS_PER_STEP);
         if std::mem::take(&mut self.services.check_due) {
             self.check_service_times();
         }
@@ -346,7 +346,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
                 break;
             }
             let Some(id) = self.services.due.pop_front() else { break };
-            self.serve_service(handler, id);
+            self.serve_service(handler, id, &mut budget);
         }
         self.end_step(&budget);
         self.services.update_pending();
@@ -395,7 +395,9 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
                             self.backend.close_listener(listener);
                         }
                     }
-                    AcceptFault::Transient | AcceptFault::Exhausted => {
+                    // It is the newcomer that failed.
+                    AcceptFault::Transient => self.shared.counters.accept_errors.add(1),
+                    AcceptFault::Exhausted => {
                         host.retry_at = Some(self.shared.now + ACCEPT_PAUSE);
                         self.shared.counters.accept_errors.add(1);
                         if let Some(times) = self.services.failures.times(self.shared.now) {
@@ -411,15 +413,16 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     fn admit_to_service(&mut self, service: usize, mut stream: B::Stream, peer: &Address) {
         let host = &mut self.services.hosts[service];
         let kind = host.kind;
-        let Some(place) = host.place() else {
+        let Some(place) = host.place(self.shared.now) else {
             return self.refuse_service(kind, stream, peer);
         };
         let evicted = host.conns[place].take();
         host.generation = host.generation.wrapping_add(1);
         let id = ServiceId::of_conn(service, place, host.generation);
         if let Some(conn) = evicted {
-            debug!(service = kind.label(), "a connection that was idle makes room for another");
-            self.close_service(conn, false);
+            debug!(service = kind.label(), "a connection makes room for another");
+            let reset = conn.clocks.phase() == Phase::Reply;
+            self.close_service(conn, reset);
         }
         if let Err(error) = self.backend.register(&mut stream, Token::of_listener(id.token())) {
             debug!(service = kind.label(), %error, "a connection cannot be registered");
@@ -454,11 +457,11 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         self.reject(stream, false);
     }
 
-    fn serve_service(&mut self, handler: &mut H, id: ServiceId) {
+    fn serve_service(&mut self, handler: &mut H, id: ServiceId, budget: &mut Budget) {
         let Some(mut conn) = self.services.conn_mut(id).and_then(Option::take) else { return };
         conn.due = false;
         let kind = self.services.hosts[id.service()].kind;
-        let mut progress = self.progress_service(handler, kind, &mut conn);
+        let mut progress = self.progress_service(handler, kind, &mut conn, budget);
         let now = self.shared.now;
         // What was read just now came before the end of its time.
         if !matches!(progress, Progress::Ended { .. }) && conn.clocks.due(kind.patience()) <= now {
@@ -491,6 +494,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         handler: &mut H,
         kind: Kind,
         conn: &mut ServiceConn<B::Stream>,
+        budget: &mut Budget,
     ) -> Progress {
         if conn.clocks.phase() == Phase::Linger {
             return self.linger_service(conn);
@@ -503,10 +507,11 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             if conn.ending || conn.output.len() >= OUTPUT_HIGH {
                 break;
             }
-            if asked == QUESTIONS_PER_TURN {
+            if asked == QUESTIONS_PER_TURN || (asked > 0 && !budget.allows(|| self.backend.now())) {
                 has_work = true;
                 break;
             }
+            let is_left = !conn.output.is_empty();
             if !self.read_service(kind, conn) {
                 return Progress::Ended { reset: true };
             }
@@ -518,7 +523,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
                         break;
                     }
                 }
-                Some(Next::Answered) => conn.clocks.begin_reply(self.shared.now),
+                Some(Next::Answered) => conn.clocks.begin_reply(is_left, self.shared.now),
                 Some(Next::More) => {
                     if !self.send_service(conn) {
                         return Progress::Ended { reset: true };
@@ -527,7 +532,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
                     break;
                 }
                 Some(Next::Close) => {
-                    conn.clocks.begin_reply(self.shared.now);
+                    conn.clocks.begin_reply(is_left, self.shared.now);
                     conn.ending = true;
                 }
             }
@@ -641,7 +646,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             return Some(next);
         }
         let mut out = MetricsWriter::new();
-        let returned = self.call_shared("on_scrape", |cx| handler.on_scrape(cx, &mut out));
+        let returned = self.call_scrape(handler, &mut out);
         self.shared.counters.metrics_dropped.add(out.dropped());
         let application = returned.then_some(&out);
         self.call_service(conn, |session, desk, _, output| {

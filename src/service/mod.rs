@@ -139,6 +139,7 @@ impl Kind {
                 write: Duration::from_secs(20),
                 reply: Duration::from_secs(60),
                 linger: Duration::from_secs(2),
+                settled: Duration::from_secs(60),
             },
             // An operator thinks between two questions, and reads slowly.
             Self::Console => Patience {
@@ -147,6 +148,7 @@ impl Kind {
                 write: Duration::from_secs(30),
                 reply: Duration::from_secs(300),
                 linger: Duration::from_secs(2),
+                settled: Duration::from_secs(300),
             },
         }
     }

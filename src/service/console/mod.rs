@@ -13,6 +13,7 @@ use bytes::{Buf, BytesMut};
 
 use self::connections::{Filter, Listing};
 use self::reply::Form;
+use self::settings::Standing;
 use self::show::ClientListing;
 use super::{Desk, Next, Order, Service};
 use crate::close::CloseReason;
@@ -80,7 +81,8 @@ impl Service for Console {
         let len = end.unwrap_or(input.len());
         // A CR at its end is not part of it.
         if len > QUESTION_MAX + 1 {
-            Form::Text.error(output, "a question is a line of at most 4,096 bytes");
+            let form = if input.starts_with(b"json ") { Form::Json } else { Form::Text };
+            form.error(output, "a question is a line of at most 4,096 bytes");
             return Next::Close;
         }
         // The last line of a peer that has sent its FIN need not end.
@@ -113,11 +115,9 @@ impl Console {
         let text = text.trim();
         let (form, text) = match text.split_once([' ', '\t']) {
             Some(("json", question)) => (Form::Json, question),
+            _ if text == "json" => (Form::Json, ""),
             _ => (Form::Text, text),
         };
-        if text.is_empty() {
-            return;
-        }
         if let Err(error) = self.try_answer(form, text, desk, output) {
             form.error(output, &error);
         }
@@ -167,7 +167,11 @@ impl Console {
             }
             ("limits", []) => show::limits(form, desk, output),
             ("set", [name, value]) => {
-                let config = settings::changed(desk.config, name, value)?;
+                let standing = Standing {
+                    counts_clients: desk.gate.clients().is_some(),
+                    is_stopping: desk.shared.is_shutting_down(),
+                };
+                let config = settings::changed(desk.config, standing, name, value)?;
                 desk.orders.push(Order::Change(Box::new(config)));
                 form.done(output, &format!("{name} is {value}"));
                 info!(setting = name, value, "an operator changes a setting");
@@ -186,7 +190,7 @@ impl Console {
 
 /// Parses an id as it is shown.
 fn parse_id(text: &str) -> Result<ConnId, String> {
-    text.parse().map_err(|()| format!("{text:?} is no connection: an id is like 17.3"))
+    ConnId::parse(text).ok_or_else(|| format!("{text:?} is no connection: an id is like 17.3"))
 }
 
 fn end(id: &str, reason: CloseReason, desk: &mut Desk<'_>) -> Result<String, String> {

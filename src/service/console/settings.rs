@@ -102,12 +102,26 @@ pub(crate) const SETTINGS: [Setting; 12] = [
     },
 ];
 
+/// What a change depends on, beside the settings.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Standing {
+    /// Clients are counted, as one of their limits was set at the start.
+    pub(crate) counts_clients: bool,
+    /// A shutdown has begun.
+    pub(crate) is_stopping: bool,
+}
+
 /// The settings with one of them changed.
 ///
 /// # Errors
 ///
 /// Why not: for the reply.
-pub(crate) fn changed(config: &Config, name: &str, value: &str) -> Result<Config, String> {
+pub(crate) fn changed(
+    config: &Config,
+    standing: Standing,
+    name: &str,
+    value: &str,
+) -> Result<Config, String> {
     let Some(setting) = SETTINGS.iter().find(|setting| setting.name == name) else {
         return Err(format!("{name:?} is no setting that may change: limits lists them"));
     };
@@ -115,9 +129,13 @@ pub(crate) fn changed(config: &Config, name: &str, value: &str) -> Result<Config
     if (setting.set)(&mut changed, value).is_none() {
         return Err(format!("{name} must be {}", setting.form));
     }
-    // Who is counted is decided when a client comes, and those that are there were not.
-    let clients = &config.limits.clients;
-    if clients.are_off() && !changed.limits.clients.are_off() {
+    if standing.is_stopping && name.starts_with("shutdown_") {
+        return Err(format!(
+            "{name} cannot change once a shutdown has begun: shutdown ends it at once"
+        ));
+    }
+    // A client is counted when it comes, and those that are there were not.
+    if !standing.counts_clients && !changed.limits.clients.are_off() {
         return Err(format!(
             "{name} can only change where a limit of clients was set at the start"
         ));
@@ -197,6 +215,8 @@ fn parse_rate(text: &str) -> Option<Rate> {
 mod tests {
     use super::*;
 
+    const LIMITED: Standing = Standing { counts_clients: true, is_stopping: false };
+
     fn limited() -> Config {
         let mut config = Config::default();
         config.limits.clients.connections = Some(10);
@@ -208,7 +228,7 @@ mod tests {
         let config = limited();
         for Setting { name, show, .. } in SETTINGS {
             let shown = show(&config);
-            let changed = changed(&config, name, &shown).unwrap();
+            let changed = changed(&config, LIMITED, name, &shown).unwrap();
             assert_eq!(show(&changed), shown, "{name}");
         }
     }
@@ -230,7 +250,7 @@ mod tests {
             ("shutdown_timeout", "90s"),
             ("stall_report", "off"),
         ] {
-            let changed = changed(&config, name, value).unwrap();
+            let changed = changed(&config, LIMITED, name, value).unwrap();
             for Setting { name: other, show, .. } in SETTINGS {
                 let expected = if other == name { value.to_owned() } else { show(&config) };
                 assert_eq!(show(&changed), expected, "{other} after {name} was set");
@@ -259,11 +279,17 @@ mod tests {
             ("limits.lag_max", "5"),
             ("shutdown_timeout", "999999999999h"),
         ] {
-            assert!(changed(&config, name, value).is_err(), "{name} {value}");
+            assert!(changed(&config, LIMITED, name, value).is_err(), "{name} {value}");
         }
-        let off = Config::default();
-        assert!(changed(&off, "limits.clients.connections", "3").is_err());
-        assert!(changed(&off, "limits.clients.connections", "off").is_ok());
+        let off = Standing { counts_clients: false, ..LIMITED };
+        let config = Config::default();
+        assert!(changed(&config, off, "limits.clients.connections", "3").is_err());
+        assert!(changed(&config, off, "limits.clients.connections", "off").is_ok());
+        // It was on at the start, and an operator has turned it off.
+        assert!(changed(&config, LIMITED, "limits.clients.connections", "3").is_ok());
+        let stops = Standing { is_stopping: true, ..LIMITED };
+        assert!(changed(&config, stops, "shutdown_timeout", "1s").is_err());
+        assert!(changed(&config, stops, "stall_report", "1s").is_ok());
     }
 
     #[test]
