@@ -249,8 +249,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// each step, and a console may be idle for 10 minutes. No limit of the application applies to them,
     /// the handler never sees them, and a shutdown does not wait for them.
     ///
-    /// It costs nothing while nothing is asked. A listing is made in steps of at most 4,096 places, as
-    /// its reader reads, and holds 80 KiB; one that sorts holds at most 1,000 ids beside.
+    /// It costs nothing while nothing is asked. A listing is made in steps of at most 4,096 places and 256
+    /// rows, as its reader reads, and holds 80 KiB; one that sorts holds at most 1,000 ids beside.
     ///
     /// # Errors
     ///

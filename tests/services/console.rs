@@ -269,6 +269,7 @@ fn a_listing_goes_on_while_connections_come_and_go() {
     let before: BTreeSet<String> =
         server.with(|_, cx| cx.ids().iter().map(ToString::to_string).collect());
     console.read_at(2_000_000);
+    let turns = server.stats().turns;
     console.send(b"json connections\n");
     let mut text = Vec::new();
     let mut rounds = 0;
@@ -284,6 +285,8 @@ fn a_listing_goes_on_while_connections_come_and_go() {
         text.extend(console.take());
     }
     assert!(rounds > 20, "{rounds}");
+    // A turn makes a few hundred rows at most.
+    assert!(server.stats().turns - turns > many() as u64 / 256);
     let reply: Value = serde_json::from_slice(&text).unwrap();
     let rows = reply["connections"].as_array().unwrap();
     let ids: BTreeSet<_> = rows.iter().map(|row| row["id"].as_str().unwrap().to_owned()).collect();

@@ -26,6 +26,9 @@ use crate::time::Instant;
 pub(crate) const SORTED_MAX: usize = 1_000;
 const SORTED_DEFAULT: usize = 20;
 
+/// Rows that one step writes: each takes a microsecond.
+const ROWS_PER_STEP: u64 = 256;
+
 const COLUMNS: &[Column] = &[
     ("id", 9, false),
     ("peer", 21, false),
@@ -172,8 +175,10 @@ impl Listing {
 
     /// Makes the next step. Returns whether the listing goes on.
     pub(crate) fn step(&mut self, desk: &Desk<'_>, output: &mut BytesMut) -> bool {
+        let most = self.list.rows() + ROWS_PER_STEP;
         if let Some(found) = &mut self.found {
             while output.len() < OUTPUT_HIGH
+                && self.list.rows() < most
                 && let Some(id) = found.pop()
             {
                 if let Some(record) = desk.shared.table.get(id) {
@@ -191,11 +196,11 @@ impl Listing {
                 Some(sort) => self.rank(measure(sort, record, desk), record.id),
                 None => row(&mut self.list, record, desk, output),
             }
-            let most = self.filter.limit.filter(|_| self.filter.sort.is_none());
-            if most.is_some_and(|most| self.list.rows() >= most as u64) {
+            let limit = self.filter.limit.filter(|_| self.filter.sort.is_none());
+            if limit.is_some_and(|limit| self.list.rows() >= limit as u64) {
                 return self.end(output);
             }
-            if output.len() >= OUTPUT_HIGH {
+            if output.len() >= OUTPUT_HIGH || self.list.rows() >= most {
                 self.cursor.stop_behind(index);
                 return true;
             }
