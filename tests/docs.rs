@@ -472,6 +472,21 @@ fn the_size_of_a_record_is_the_one_asserted() {
 }
 
 #[test]
+fn a_whole_server_takes_sixty_lines_beside_its_protocol() {
+    let section = between(GUIDE, "\n## A whole server\n", "\n## ");
+    let program = between(section, "\n// -- the protocol is", "\n```");
+    // The rest of the comment, empty lines and closing brackets alone are no lines of code.
+    let is_code = |line: &&str| line.chars().any(char::is_alphanumeric) && !line.starts_with("# ");
+    let lines = program.lines().skip(1).filter(is_code).count();
+    assert!((30..=60).contains(&lines), "{lines}");
+    for part in
+        ["frame::each", "serve_metrics", "serve_console", "shutdown_on_signals", "lossy(true)"]
+    {
+        assert!(program.contains(part), "{part}");
+    }
+}
+
+#[test]
 fn the_programs_of_the_guide_include_what_it_shows() {
     let store = read("docs/guide/store.rs");
     for part in store.split("\n#[derive(Default)]\n") {

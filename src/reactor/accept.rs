@@ -164,6 +164,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// An event says that a backlog holds connections. They are accepted in the accept step of the
     /// turn. If they have to wait, the operator is warned: an event comes with each new connection,
     /// so the count says how many wait.
+    #[inline(never)]
     pub(super) fn note_listener_event(&mut self, id: ListenerId) {
         let listener = self.listeners.get_mut(id.0 as usize);
         let Some(listener) = listener.filter(|listener| listener.socket.is_some()) else {
