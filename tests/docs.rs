@@ -10,6 +10,7 @@ use bytes::BytesMut;
 use wheelhouse::config::{AtLimit, Keepalive, Refusal};
 use wheelhouse::health::EndpointConfig;
 use wheelhouse::pool::PoolConfig;
+use wheelhouse::sim::{End, Sim};
 use wheelhouse::stats::Stats;
 use wheelhouse::{Config, Conn, Handler, ListenConfig, Reactor};
 
@@ -484,6 +485,103 @@ fn a_whole_server_takes_sixty_lines_beside_its_protocol() {
     {
         assert!(program.contains(part), "{part}");
     }
+}
+
+/// Echoes, and takes its time over a message that says so.
+struct Echo {
+    stall: Box<dyn Fn(Duration)>,
+}
+
+impl Handler for Echo {
+    type Session = ();
+
+    fn on_open(&mut self, _: &mut Conn<'_>) -> Option<()> {
+        Some(())
+    }
+
+    fn on_data(&mut self, conn: &mut Conn<'_>, (): &mut (), input: &mut BytesMut) {
+        if input.starts_with(b"report") {
+            (self.stall)(Duration::from_millis(400));
+        }
+        conn.write_buf(input);
+    }
+}
+
+/// What an operator asks in it, and what the console answers, follow from what happens here.
+#[test]
+fn the_incident_of_the_operator_is_what_the_console_says() {
+    let mut sim = Sim::new(1);
+    let stall = Box::new(sim.stall());
+    let mut config = Config::default();
+    config.limits.clients.connections = Some(4);
+    let server = sim.serve("10.0.0.1:7000", config, Echo { stall });
+    let connect = |sim: &mut Sim, host: u8, port: u16| {
+        let client = sim.connect_from(format!("192.0.2.{host}:{port}"), "10.0.0.1:7000");
+        sim.advance(Duration::from_millis(700));
+        client.send(b"hello");
+        client
+    };
+    let few: Vec<_> = (1..4).map(|host| connect(&mut sim, host, 4_000)).collect();
+    let deaf = connect(&mut sim, 66, 5_000);
+    deaf.stop_reading();
+    deaf.send(&vec![b'x'; 1_000_000]);
+    let proxied: Vec<_> = (0..7).map(|port| connect(&mut sim, 80, 6_000 + port)).collect();
+    sim.advance(Duration::from_secs(20));
+    few[0].send(b"report");
+    sim.advance(Duration::from_secs(4));
+    assert_eq!(proxied.iter().filter(|client| client.is_open()).count(), 4);
+    let section = between(OPERATIONS, "\n### An incident\n", "\n## ");
+    let blocks = section.split("```console\n").skip(1);
+    let told: String = blocks.map(|block| block.split("```").next().unwrap_or_default()).collect();
+    let questions = told.lines().filter_map(|line| line.strip_prefix("$ "));
+    let mut said = String::new();
+    for question in questions {
+        let (asked, word) = question.split_once(" | grep ").unwrap_or((question, ""));
+        let reply = server.ask(asked.strip_prefix("console /run/echo.console ").unwrap());
+        let lines = reply.lines().filter(|line| !line.is_empty() && line.contains(word));
+        said.push_str(&format!("$ {question}\n"));
+        said.extend(lines.map(|line| format!("{line}\n")));
+        sim.settle();
+    }
+    assert_eq!(told, said, "\n{said}");
+    assert_eq!(deaf.closed(), Some(End::Reset));
+    assert_eq!(server.stats().buffered, 0);
+}
+
+#[test]
+fn the_settings_that_may_change_are_those_of_the_documents() {
+    let mut sim = Sim::new(1);
+    let stall = Box::new(sim.stall());
+    let server = sim.serve("10.0.0.1:7000", Config::default(), Echo { stall });
+    let listed = server.ask("limits");
+    let listed: BTreeSet<_> = listed
+        .lines()
+        .filter(|line| line.ends_with("  yes"))
+        .map(|line| line.split(' ').next().unwrap())
+        .collect();
+    let section = between(OPERATIONS, "\n## The console\n", "\n### ");
+    let table = between(section, "| setting | value |", "\n\n");
+    let told: BTreeSet<_> = table
+        .lines()
+        .filter_map(|line| line.strip_prefix("| ")?.split_once(" | "))
+        .flat_map(|(names, _)| names.split(", "))
+        .map(|name| name.trim_matches('`'))
+        .filter(|name| !name.starts_with("---"))
+        .collect();
+    assert_eq!(told, listed);
+    // Each question of `help` is in the table, and the other way round.
+    let word = |line: &str| line.split([' ', '[']).next().unwrap_or_default().to_owned();
+    let help = server.ask("help");
+    let asked = help.lines().filter(|line| line.starts_with(char::is_alphabetic));
+    let asked: BTreeSet<_> = asked.map(word).filter(|name| name != "json").collect();
+    let rows = rows_of_questions(between(section, "| question | answer |", "\n\n"));
+    assert_eq!(rows.iter().map(|question| word(question)).collect::<BTreeSet<_>>(), asked);
+}
+
+/// What stands between backticks in the first cells of a table.
+fn rows_of_questions(table: &str) -> Vec<String> {
+    let cells = table.lines().filter_map(|line| line.strip_prefix("| ")?.split_once(" | "));
+    cells.flat_map(|(cell, _)| quoted(cell).map(str::to_owned).collect::<Vec<_>>()).collect()
 }
 
 #[test]

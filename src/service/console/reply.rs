@@ -77,6 +77,7 @@ impl fmt::Display for Cell<'_> {
         match self {
             Self::Text(text) => f.pad(text),
             Self::Count(count) => f.pad(&count.to_string()),
+            Self::Time(time) if time.as_secs() == 0 => f.pad(&format!("{}ms", time.as_millis())),
             Self::Time(time) => f.pad(&format!("{:.1}s", time.as_secs_f64())),
             Self::Flag(flag) => f.pad(if *flag { "yes" } else { "no" }),
             Self::Nothing => f.pad("-"),
