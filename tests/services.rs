@@ -11,6 +11,8 @@ mod client;
 mod console;
 #[path = "services/endpoints.rs"]
 mod endpoints;
+#[path = "services/faults.rs"]
+mod faults;
 #[path = "services/metrics.rs"]
 mod metrics;
 #[path = "services/page.rs"]

@@ -35,6 +35,11 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         self.shared.table.len()
     }
 
+    /// How many connections the library's own services have.
+    pub(crate) fn service_connections(&self) -> usize {
+        self.services.len()
+    }
+
     /// Whether a connection that is being dialled may wait for the answer to this look-up.
     pub(crate) fn waits_for(&self, token: Token) -> bool {
         matches!(token.source(), Source::Conn(id) if self.shared.table.get(id).is_some())

@@ -482,7 +482,9 @@ impl<H: Handler> Turns for Node<H> {
     }
 
     fn is_busy(&self, net: &Net) -> bool {
-        self.reactor.is_some() && (self.connections() > 0 || net.waiting(self.machine) > 0)
+        let Some(reactor) = &self.reactor else { return false };
+        let connections = self.connections() + reactor.service_connections();
+        connections > 0 || net.waiting(self.machine) > 0
     }
 
     fn connections(&self) -> usize {
