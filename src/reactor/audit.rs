@@ -319,12 +319,12 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     }
 
     /// How much was done so far that makes no call: closures and entries of the wheel taken,
-    /// deadlines and alarms served.
+    /// deadlines and alarms served, services asked.
     pub(crate) fn done_without_calls(&self) -> u64 {
         let (own, others) = self.mailbox.waiting();
         let taken = self.mailbox.posted() - (own + others + self.tasks.len()) as u64;
         let served = self.shared.counters.fired_total() + self.shared.alarms_gone();
-        taken + self.entries_taken + served
+        taken + self.entries_taken + served + self.services.asked()
     }
 
     /// Where as many closures wait as may, no more are taken.

@@ -32,7 +32,8 @@ use crate::state::Purpose;
 use crate::time::Instant;
 use crate::unwind::catch;
 
-/// Questions of one connection that are answered in one turn.
+/// Questions of one connection that are answered in one turn, of which one may want the metrics of the
+/// application.
 const QUESTIONS_PER_TURN: u32 = 16;
 
 /// How long a listener waits after it failed to accept.
@@ -48,6 +49,9 @@ pub(super) struct Services<L, S> {
     check_due: bool,
     /// There is something to do, of whichever kind.
     pending: bool,
+    /// How often a service was asked.
+    #[cfg(feature = "sim")]
+    asked: u64,
     alarm: Option<(AlarmId, Instant)>,
     refusals: LogLimiter,
     failures: LogLimiter,
@@ -60,6 +64,8 @@ impl<L, S> Default for Services<L, S> {
             due: VecDeque::new(),
             check_due: false,
             pending: false,
+            #[cfg(feature = "sim")]
+            asked: 0,
             alarm: None,
             refusals: LogLimiter::default(),
             failures: LogLimiter::default(),
@@ -127,6 +133,12 @@ impl<L, S> Services<L, S> {
     fn update_pending(&mut self) {
         self.pending =
             !self.due.is_empty() || self.check_due || self.hosts.iter().any(Host::may_accept);
+    }
+
+    /// How often services were asked: what is made of one reply in many turns makes no call in most.
+    #[cfg(feature = "sim")]
+    pub(super) const fn asked(&self) -> u64 {
+        self.asked
     }
 
     /// How many connections there are, of all services together.
@@ -500,6 +512,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             return self.linger_service(conn);
         }
         let mut has_work = false;
+        let mut scrapes = false;
         for asked in 0.. {
             if !self.send_service(conn) {
                 return Progress::Ended { reset: true };
@@ -507,7 +520,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             if conn.ending || conn.output.len() >= OUTPUT_HIGH {
                 break;
             }
-            if asked == QUESTIONS_PER_TURN || (asked > 0 && !budget.allows(|| self.backend.now())) {
+            let out_of_time = asked > 0 && !budget.allows(|| self.backend.now());
+            if scrapes || out_of_time || asked == QUESTIONS_PER_TURN {
                 has_work = true;
                 break;
             }
@@ -515,7 +529,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             if !self.read_service(kind, conn) {
                 return Progress::Ended { reset: true };
             }
-            match self.ask_service(handler, conn) {
+            match self.ask_service(handler, conn, &mut scrapes) {
                 None => return Progress::Ended { reset: true },
                 Some(Next::Input | Next::Scrape) => {
                     conn.ending = conn.eof;
@@ -637,14 +651,21 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         Some(0)
     }
 
-    /// Lets a service take a question. `None` if it panicked.
-    fn ask_service(&mut self, handler: &mut H, conn: &mut ServiceConn<B::Stream>) -> Option<Next> {
+    /// Lets a service take a question, and notes whether the application's metrics were wanted for it.
+    /// `None` if the service panicked.
+    fn ask_service(
+        &mut self,
+        handler: &mut H,
+        conn: &mut ServiceConn<B::Stream>,
+        scrapes: &mut bool,
+    ) -> Option<Next> {
         let next = self.call_service(conn, |session, desk, input, output| {
             session.serve(desk, input, output)
         })?;
         if next != Next::Scrape {
             return Some(next);
         }
+        *scrapes = true;
         let mut out = MetricsWriter::new();
         let returned = self.call_scrape(handler, &mut out);
         self.shared.counters.metrics_dropped.add(out.dropped());
@@ -659,6 +680,10 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         conn: &mut ServiceConn<B::Stream>,
         call: impl FnOnce(&mut dyn Service, &mut Desk<'_>, &mut BytesMut, &mut BytesMut) -> Next,
     ) -> Option<Next> {
+        #[cfg(feature = "sim")]
+        {
+            self.services.asked += 1;
+        }
         let shows_peers = self.services.hosts[conn.id.service()].is_local;
         let ServiceConn { session, input, output, eof, .. } = conn;
         self.lend_desk(*eof, shows_peers, |desk| call(session.as_mut(), desk, input, output))

@@ -118,6 +118,20 @@ fn requests_may_come_in_any_pieces_and_one_behind_another() {
     sim.assert_clean();
 }
 
+/// One after another wants them, as fast as it can.
+#[test]
+fn a_turn_collects_the_metrics_once_for_each_collector() {
+    let mut sim = Sim::new(1);
+    let server = serve(&mut sim, Config::default(), Echo::default());
+    let collector = sim.connect(METRICS);
+    sim.settle();
+    let turns = server.stats().turns;
+    collector.send(get("/metrics").repeat(20).as_bytes());
+    sim.settle();
+    assert_eq!(server.handler().scrapes, 20);
+    assert!(server.stats().turns - turns >= 20);
+}
+
 #[test]
 fn each_thing_that_takes_too_long_ends_its_connection() {
     let mut sim = Sim::new(1);
