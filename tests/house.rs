@@ -39,7 +39,7 @@ fn collect(folder: &Path, module: &mut Vec<String>, found: &mut Vec<Source>) {
             module.push(name);
             collect(&path, module, found);
             module.pop();
-        } else if name != "lib" {
+        } else if name != "lib" && path.extension().is_some_and(|extension| extension == "rs") {
             let mut module = module.clone();
             if name != "mod" {
                 module.push(name);

@@ -54,6 +54,11 @@ impl Lag {
         self.average = before.saturating_add(turn.min(self.most)) / TURNS;
     }
 
+    /// It, in nanoseconds.
+    pub(crate) const fn nanos(&self) -> u64 {
+        self.average
+    }
+
     pub(crate) fn pressure(&self) -> Permille {
         share(self.average, self.most)
     }

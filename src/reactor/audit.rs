@@ -46,8 +46,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     }
 
     /// Whether a walk over all connections goes on, which takes some turns in a row.
-    pub(crate) const fn is_walking(&self) -> bool {
-        self.drain.is_walking() || self.overload.is_searching()
+    pub(crate) fn is_walking(&self) -> bool {
+        self.drain.is_walking() || self.overload.is_searching() || self.services.is_walking()
     }
 
     pub(crate) fn holdings(&self) -> Holdings {

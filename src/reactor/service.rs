@@ -109,6 +109,8 @@ struct ServiceConn<S> {
     eof: bool,
     /// Nothing more is asked: what is left is sent, and then our FIN.
     ending: bool,
+    /// Its service goes on in the next turn.
+    works: bool,
     clocks: Clocks,
 }
 
@@ -144,6 +146,12 @@ impl<L, S> Services<L, S> {
     /// How many connections there are, of all services together.
     pub(super) fn len(&self) -> usize {
         self.hosts.iter().flat_map(|host| &host.conns).flatten().count()
+    }
+
+    /// Whether a service goes on in the next turn with what it does, which takes some turns in a row.
+    #[cfg(feature = "sim")]
+    pub(super) fn is_walking(&self) -> bool {
+        self.hosts.iter().flat_map(|host| &host.conns).flatten().any(|conn| conn.works)
     }
 
     fn conn_mut(&mut self, id: ServiceId) -> Option<&mut Option<ServiceConn<S>>> {
@@ -201,9 +209,13 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// [`Handler::on_scrape`] writes. `/healthz` answers 200 as long as the loop turns. `/readyz`
     /// answers 200 while new connections are served, and 503 with the reason while they are not: a
     /// shutdown has begun or been asked for, the table is full and nothing in it can be evicted, the
-    /// system is short of descriptors, or no listener is left. `/` is a page for a browser, read-only and
-    /// in one piece, which refreshes itself; addresses of peers are on it only where the listener is a
-    /// loopback or a Unix-domain one, and was asked by an address or as `localhost`. Queries are ignored.
+    /// system is short of descriptors, or no listener is left. Queries are ignored.
+    ///
+    /// `/` is a page for people, which shows the same and more: the connections that hold most, pools,
+    /// endpoints and limits, with plots of the last minutes. It loads nothing from elsewhere, and can be read
+    /// without scripts. Addresses of peers, and of what pools and endpoints dial, are on it only where
+    /// `address` is a loopback address or a Unix-domain path, and the request names this machine as
+    /// `localhost` or by an IP address.
     ///
     /// The handler never sees these connections, no limit of the application applies to them, and
     /// neither [`Context::len`](crate::Context::len), nor [`Stats`](crate::Stats) counts them among the
@@ -213,7 +225,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// are answered until it is over.
     ///
     /// It costs nothing while it is not asked. A scrape formats some 100 lines, 50 µs of the loop's
-    /// time, and what `on_scrape` takes. A reply takes at most 1.1 MiB until it has left, of each of
+    /// time, and what `on_scrape` takes; a page that is open asks once a second, and takes as much and
+    /// a step of a turn for each 4,096 places of the table. A reply takes at most 1.1 MiB until it has left, of each of
     /// the 16 connections.
     ///
     /// Whoever can connect can read the metrics: listen on a loopback address or in a network of
@@ -452,6 +465,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             writable: true,
             eof: false,
             ending: false,
+            works: false,
             clocks: Clocks::new(self.shared.now),
         });
         self.services.mark_due(id);
@@ -529,7 +543,9 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             if !self.read_service(kind, conn) {
                 return Progress::Ended { reset: true };
             }
-            match self.ask_service(handler, conn, &mut scrapes) {
+            let next = self.ask_service(handler, conn, &mut scrapes);
+            conn.works = next == Some(Next::More);
+            match next {
                 None => return Progress::Ended { reset: true },
                 Some(Next::Input | Next::Scrape) => {
                     conn.ending = conn.eof;
@@ -697,15 +713,17 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         call: impl FnOnce(&mut Desk<'_>) -> T,
     ) -> Option<T> {
         let unready = self.unready();
-        let Self { slots, shared, config, accepting, started_at, .. } = self;
+        let Self { slots, listeners, shared, config, accepting, started_at, .. } = self;
         let uptime = shared.now.duration_since(*started_at);
         let unread = |id: ConnId| slots.get(id.index()).map_or(0, |slot| slot.input.len());
+        let listens = |index: usize| listeners.get(index).is_some_and(|it| it.socket.is_some());
         let mut orders = Vec::new();
         let mut desk = Desk {
             shared,
             config,
             gate: &accepting.gate,
             unread: &unread,
+            listens: &listens,
             unready,
             uptime,
             eof,

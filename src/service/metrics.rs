@@ -1,5 +1,5 @@
-//! The metrics, and whether the process is alive and ready: what collectors and balancers ask for; and a
-//! page.
+//! The metrics, whether the process is alive and ready, and the page: what collectors, balancers and
+//! people ask for.
 
 use bytes::BytesMut;
 
@@ -19,18 +19,14 @@ const PATHS: &str = "There are /, /metrics, /healthz and /readyz.\n";
 pub(crate) struct Metrics {
     /// The request that waits for the application's metrics.
     scrape: Option<Request>,
-    /// The reply that is being made.
+    /// The page that is made.
     page: Option<Page>,
 }
 
 impl Service for Metrics {
     fn serve(&mut self, desk: &mut Desk<'_>, input: &mut BytesMut, output: &mut BytesMut) -> Next {
-        if let Some(page) = &mut self.page {
-            let next = page.step(desk, output);
-            if next != Next::More {
-                self.page = None;
-            }
-            return next;
+        if self.page.is_some() {
+            return self.make_page(desk, output);
         }
         let request = match http::take(input) {
             Ok(Some(request)) => request,
@@ -41,23 +37,25 @@ impl Service for Metrics {
             }
         };
         let (status, text) = match &request.path[..] {
-            "/" | "/state.json" | "/metrics" | "/healthz" | "/readyz" if request.is_other => {
+            "/" | "/state" | "/metrics" | "/healthz" | "/readyz" if request.is_other => {
                 (Status::MethodNotAllowed, "There are GET and HEAD.\n".into())
             }
             "/metrics" => {
                 self.scrape = Some(request);
                 return Next::Scrape;
             }
-            "/" | "/state.json" => {
-                self.page = Some(Page::begin(request));
-                return Next::Answered;
-            }
             "/healthz" => (Status::Ok, "alive\n".into()),
             "/readyz" => match desk.unready {
                 None => (Status::Ok, "ready\n".into()),
                 Some(why) => (Status::ServiceUnavailable, format!("not ready: {why}\n")),
             },
-            _ => (Status::NotFound, PATHS.to_owned()),
+            _ => match Page::begin(&request) {
+                Some(page) => {
+                    self.page = Some(page);
+                    return self.make_page(desk, output);
+                }
+                None => (Status::NotFound, PATHS.to_owned()),
+            },
         };
         answer(&Reply::to(&request, status, &text), output)
     }
@@ -77,6 +75,18 @@ impl Service for Metrics {
         text.push_str(application.as_str());
         let reply = Reply { content_type: TEXT_FORMAT, ..Reply::to(&request, Status::Ok, &text) };
         answer(&reply, output)
+    }
+}
+
+impl Metrics {
+    fn make_page(&mut self, desk: &Desk<'_>, output: &mut BytesMut) -> Next {
+        let Some(page) = &mut self.page else { return Next::Input };
+        if !page.go_on(desk, output) {
+            return Next::More;
+        }
+        let closes = page.closes();
+        self.page = None;
+        if closes { Next::Close } else { Next::Answered }
     }
 }
 

@@ -1,4 +1,4 @@
-//! What the library serves itself, beside the application's handler: the metrics, and a console.
+//! What the library serves itself, beside the application's handler: the metrics, a page and a console.
 //!
 //! A [`Service`] is the dialogue with one peer: it takes questions off its input, and writes replies. It
 //! has no socket, no deadline and no limit on connections: those are in `reactor/service.rs`, which
@@ -7,7 +7,7 @@
 pub(crate) mod console;
 pub(crate) mod http;
 pub(crate) mod metrics;
-pub(crate) mod page;
+mod page;
 
 use std::fmt;
 use std::time::Duration;
@@ -51,6 +51,8 @@ pub(crate) struct Desk<'a> {
     pub(crate) unready: Option<&'static str>,
     /// How long the reactor has lived.
     pub(crate) uptime: Duration,
+    /// Whether the listener of this number is open.
+    pub(crate) listens: &'a dyn Fn(usize) -> bool,
     /// The peer has sent its FIN.
     pub(crate) eof: bool,
     /// The peer may see the addresses of others.

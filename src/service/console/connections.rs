@@ -89,11 +89,6 @@ fn named<T: Copy>(list: &[(&'static str, T)], name: &str) -> Result<T, String> {
 }
 
 impl Filter {
-    /// Those with the most output queued.
-    pub(crate) fn most_queued() -> Self {
-        Self { sort: Some(Sort::Queued), ..Self::default() }
-    }
-
     /// Parses what stands behind `connections`.
     ///
     /// # Errors
@@ -228,7 +223,7 @@ impl Listing {
         let shown = ("shown", self.list.rows().into());
         // Without sorting the walk ends at the limit, and what lies behind it is not known.
         match (self.filter.sort, self.form) {
-            (None, Form::Text | Form::Html) => self.list.end(output, &[shown]),
+            (None, Form::Text) => self.list.end(output, &[shown]),
             (None, Form::Json) => self.list.end(output, &[shown, ("matched", Cell::Nothing)]),
             _ => self.list.end(output, &[shown, ("matched", self.matched.into())]),
         }
@@ -291,7 +286,10 @@ fn deadlines(record: &Record, shared: &LoopState) -> Vec<(Instant, &'static str)
 }
 
 /// The deadline that comes next, and in how long.
-fn next_deadline(record: &Record, shared: &LoopState) -> (Option<&'static str>, Option<Duration>) {
+pub(crate) fn next_deadline(
+    record: &Record,
+    shared: &LoopState,
+) -> (Option<&'static str>, Option<Duration>) {
     match deadlines(record, shared).first() {
         Some((at, deadline)) => (Some(*deadline), Some(at.duration_since(shared.now))),
         None => (None, None),

@@ -7,7 +7,7 @@
 pub(super) mod connections;
 pub(super) mod reply;
 mod settings;
-pub(super) mod show;
+mod show;
 
 use bytes::{Buf, BytesMut};
 

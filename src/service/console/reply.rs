@@ -1,4 +1,4 @@
-//! The forms of a reply: text for people, and JSON for programs; and HTML for a page.
+//! The two forms of a reply: text for people, and JSON for programs.
 //!
 //! A reply in text is some lines and an empty one behind them; none of its lines is empty. A reply in
 //! JSON is one line.
@@ -15,8 +15,6 @@ pub(crate) enum Form {
     #[default]
     Text,
     Json,
-    /// A table.
-    Html,
 }
 
 /// A value.
@@ -100,29 +98,8 @@ impl fmt::Display for Json<'_, '_> {
     }
 }
 
-/// A value as it stands in HTML.
-struct Html<'a, 'b>(&'a Cell<'b>);
-
-impl fmt::Display for Html<'_, '_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for letter in self.0.to_string().chars() {
-            match letter {
-                '<' => f.write_str("&lt;")?,
-                '&' => f.write_str("&amp;")?,
-                letter => f.write_char(letter)?,
-            }
-        }
-        Ok(())
-    }
-}
-
-/// The class of a cell with a number.
-const fn class(is_number: bool) -> &'static str {
-    if is_number { " class=n" } else { "" }
-}
-
 /// RFC 8259, 7. What ends a script in a page, or a line for some readers, is escaped too.
-fn quote(f: &mut impl Write, text: &str) -> fmt::Result {
+pub(crate) fn quote(f: &mut impl Write, text: &str) -> fmt::Result {
     f.write_char('"')?;
     for letter in text.chars() {
         match letter {
@@ -159,13 +136,6 @@ impl Form {
                 object(output, cells)?;
                 output.write_str("\n")
             }
-            Self::Html => {
-                output.write_str("<table>")?;
-                for (name, cell) in cells {
-                    writeln!(output, "<tr><th>{name}</th><td class=n>{}</td></tr>", Html(cell))?;
-                }
-                output.write_str("</table>")
-            }
             Self::Text => {
                 let width = cells.iter().map(|(name, _)| name.len()).max().unwrap_or_default();
                 for (name, cell) in cells {
@@ -180,7 +150,7 @@ impl Form {
     /// The reply to what was done.
     pub(crate) fn done(self, output: &mut BytesMut, text: &str) {
         match self {
-            Self::Json | Self::Html => self.record(output, &[("done", text.into())]),
+            Self::Json => self.record(output, &[("done", text.into())]),
             Self::Text => written(write!(output, "{text}\n\n")),
         }
     }
@@ -188,7 +158,7 @@ impl Form {
     /// The reply to what cannot be done.
     pub(crate) fn error(self, output: &mut BytesMut, text: &str) {
         match self {
-            Self::Json | Self::Html => self.record(output, &[("error", text.into())]),
+            Self::Json => self.record(output, &[("error", text.into())]),
             Self::Text => written(write!(output, "error: {text}\n\n")),
         }
     }
@@ -215,13 +185,6 @@ impl List {
     ) -> Self {
         match form {
             Form::Json => written(write!(output, "{{\"{name}\":[")),
-            Form::Html => {
-                written(output.write_str("<table><thead><tr>"));
-                for (name, _, right) in columns {
-                    written(write!(output, "<th{}>{name}</th>", class(*right)));
-                }
-                written(output.write_str("</tr></thead>\n"));
-            }
             Form::Text => {
                 let names = columns.iter().map(|(name, ..)| Cell::from(*name));
                 written(line(output, columns, names));
@@ -250,13 +213,6 @@ impl List {
                 }
                 output.write_str("}")
             }
-            Form::Html => {
-                output.write_str("<tr>")?;
-                for ((_, _, right), cell) in self.columns.iter().zip(&cells) {
-                    write!(output, "<td{}>{}</td>", class(*right), Html(cell))?;
-                }
-                output.write_str("</tr>\n")
-            }
             Form::Text => line(output, self.columns, cells.iter().cloned()),
         };
         written(write());
@@ -272,7 +228,6 @@ impl List {
                 }
                 output.write_str("}\n")
             }
-            Form::Html => output.write_str("</table>"),
             Form::Text => {
                 let texts: Vec<_> =
                     cells.iter().map(|(name, cell)| format!("{name} {cell}")).collect();
@@ -327,19 +282,6 @@ mod tests {
         let rows = "{\"id\":\"1.1\",\"count\":7,\"why\":null},\
                     {\"id\":\"22.1\",\"count\":70,\"why\":\"a \\\"b\\\"\"}";
         assert_eq!(list(Form::Json), format!("{{\"things\":[{rows}],\"shown\":2}}\n"));
-    }
-
-    #[test]
-    fn a_list_is_a_table() {
-        let mut output = BytesMut::new();
-        let mut list = List::begin(Form::Html, &mut output, "things", COLUMNS);
-        list.row(&mut output, ["<b>".into(), 7_u64.into(), "a&b".into()]);
-        list.end(&mut output, &[]);
-        assert_eq!(
-            &output[..],
-            b"<table><thead><tr><th>id</th><th class=n>count</th><th>why</th></tr></thead>\n\
-              <tr><td>&lt;b></td><td class=n>7</td><td>a&amp;b</td></tr>\n</table>"
-        );
     }
 
     #[test]
