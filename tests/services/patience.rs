@@ -1,7 +1,5 @@
 //! Peers that wear out the patience of a service: they are never idle, read slowly, and ask without end.
 
-use std::cell::RefCell;
-use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::BytesMut;
@@ -65,9 +63,9 @@ fn a_slow_reader_gets_no_more_time_by_asking_on() {
 }
 
 /// Its scrapes take 5 ms each.
-struct Slow(Rc<RefCell<Box<dyn Fn(Duration)>>>);
+struct Slow<F>(F);
 
-impl Handler for Slow {
+impl<F: Fn(Duration)> Handler for Slow<F> {
     type Session = ();
 
     fn on_open(&mut self, _: &mut Conn<'_>) -> Option<()> {
@@ -77,14 +75,14 @@ impl Handler for Slow {
     fn on_data(&mut self, _: &mut Conn<'_>, (): &mut (), _: &mut BytesMut) {}
 
     fn on_scrape(&mut self, _: &mut Context<'_>, _: &mut MetricsWriter) {
-        self.0.borrow()(millis(5));
+        (self.0)(millis(5));
     }
 }
 
 #[test]
 fn many_scrapes_take_many_turns() {
     let mut sim = Sim::new(1);
-    let stall: Rc<RefCell<Box<dyn Fn(Duration)>>> = Rc::new(RefCell::new(Box::new(sim.stall())));
+    let stall = sim.stall();
     let server = sim.spawn("10.0.0.1", Config::default(), Slow(stall), |reactor| {
         reactor.listen(HERE).unwrap();
         reactor.serve_metrics(METRICS).unwrap();
