@@ -7,6 +7,7 @@ import re
 import resource
 import shlex
 import signal
+import socket
 import statistics
 import subprocess
 import tempfile
@@ -157,6 +158,32 @@ class Server:
         self.process.kill()
         self.process.wait()
         self.output.close()
+
+
+class PortServer(Server):
+    """A server that is told its port, and does not say when it listens."""
+
+    def __init__(self, words, port):
+        self.command = " ".join(map(str, words))
+        self.arguments = ["taskset", "-c", SERVER_CORE, *words]
+        self.port = port
+
+    def _listening_address(self):
+        give_up = time.monotonic() + START_TIMEOUT_S
+        while time.monotonic() < give_up:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
+                    return f"127.0.0.1:{self.port}"
+            if self.process.poll() is not None:
+                break
+            time.sleep(0.01)
+        raise BenchError(f"it does not listen: {self.command}")
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def run_load(server, *options):

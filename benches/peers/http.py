@@ -13,13 +13,11 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
-from harness import LOAD_CORE, SERVER_CORE, BenchError, Server, prepare, quartiles
+from harness import LOAD_CORE, BenchError, PortServer, Server, free_port, prepare, quartiles
 
 EXAMPLE = "target/release/examples/http --listen {addr} --max-requests off"
-START_TIMEOUT_S = 10
 CONNECTIONS = (64, 1_000)
 
 NGINX = """
@@ -40,29 +38,15 @@ http {{
 """
 
 
-class Nginx(Server):
+class Nginx(PortServer):
     """nginx in one process, so that its CPU time is that of the process."""
 
     def __init__(self):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
         self.directory = tempfile.TemporaryDirectory()
         settings = Path(self.directory.name) / "nginx.conf"
-        settings.write_text(NGINX.format(directory=self.directory.name, port=self.port))
-        # The base class wants a place for an address; nginx has its own in the settings.
-        super().__init__(f"nginx -c {settings} -p {self.directory.name} -g '#{{addr}}'")
-        self.arguments = ["taskset", "-c", SERVER_CORE, "nginx", "-c", settings]
-        self.arguments += ["-p", self.directory.name]
-
-    def _listening_address(self):
-        give_up = time.monotonic() + START_TIMEOUT_S
-        while time.monotonic() < give_up:
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
-                    return f"127.0.0.1:{self.port}"
-            time.sleep(0.01)
-        raise BenchError("nginx does not listen")
+        port = free_port()
+        settings.write_text(NGINX.format(directory=self.directory.name, port=port))
+        super().__init__(["nginx", "-c", settings, "-p", self.directory.name], port)
 
 
 def main():

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 from harness import (
-    BUILD, LOAD_CORE, SERVER_CORE, BenchError, Server, build_c, prepare, report, run_load,
+    BUILD, LOAD_CORE, BenchError, PortServer, Server, build_c, free_port, prepare, report, run_load,
 )
 
 EXAMPLE = "target/release/examples/proxy --listen {{addr}} --upstream {upstream}"
@@ -58,21 +58,17 @@ SCENARIOS = {
 }
 
 
-class Haproxy(Server):
+class Haproxy(PortServer):
     """HAProxy in one process with one thread."""
 
     def __init__(self, upstream, option=""):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
         self.directory = tempfile.TemporaryDirectory()
         settings = Path(self.directory.name) / "haproxy.cfg"
+        port = free_port()
         settings.write_text(HAPROXY.format(
-            directory=self.directory.name, port=self.port, upstream=upstream, option=option
+            directory=self.directory.name, port=port, upstream=upstream, option=option
         ))
-        # The base class wants a place for an address; HAProxy has its own in the settings.
-        super().__init__(f"haproxy -db -f {settings} '#{{addr}}'")
-        self.arguments = ["taskset", "-c", SERVER_CORE, "haproxy", "-db", "-q", "-f", settings]
+        super().__init__(["haproxy", "-db", "-q", "-f", settings], port)
 
     def __exit__(self, failure, *rest):
         try:
@@ -81,15 +77,6 @@ class Haproxy(Server):
             # 143 says that it ended by the signal.
             if self.process.returncode not in (0, 143, -15):
                 raise
-
-    def _listening_address(self):
-        give_up = time.monotonic() + START_TIMEOUT_S
-        while time.monotonic() < give_up:
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
-                    return f"127.0.0.1:{self.port}"
-            time.sleep(0.01)
-        raise BenchError("haproxy does not listen")
 
 
 class Upstream(Server):
