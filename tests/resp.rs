@@ -6,6 +6,8 @@
 mod command;
 #[path = "../examples/resp/glob.rs"]
 mod glob;
+#[path = "../examples/resp/hash.rs"]
+mod hash;
 #[path = "../examples/resp/hashes.rs"]
 mod hashes;
 #[path = "../examples/resp/keys.rs"]

@@ -2,6 +2,7 @@
 
 use wheelhouse::Conn;
 
+use crate::hash::word;
 use crate::parse::Args;
 use crate::reply::Fault;
 use crate::store::Store;
@@ -40,6 +41,8 @@ pub(crate) enum Special {
 #[derive(Debug)]
 pub(crate) struct Command {
     pub(crate) name: &'static str,
+    /// [`letters`] of the name.
+    letters: u64,
     /// Arguments with the name, or, negative, the least number of them.
     pub(crate) arity: i32,
     /// Whether it may take memory, and is refused where that is used up.
@@ -51,14 +54,22 @@ impl Command {
     /// The command of this name.
     #[inline]
     pub(crate) fn of(name: &[u8]) -> Option<&'static Self> {
-        let mut place = hash(name);
+        let letters = letters(name);
+        let mut place = place(letters);
         loop {
             let command = COMMANDS.get(usize::from(PLACES[place]))?;
-            if command.name.as_bytes().eq_ignore_ascii_case(name) {
+            if command.letters == letters && command.has_rest(name) {
                 return Some(command);
             }
             place = (place + 1) % PLACES.len();
         }
+    }
+
+    /// Whether it has this name, which has the same [`letters`].
+    #[inline]
+    fn has_rest(&self, name: &[u8]) -> bool {
+        self.name.len() == name.len()
+            && (name.len() <= 8 || self.name.as_bytes()[8..].eq_ignore_ascii_case(&name[8..]))
     }
 
     #[inline]
@@ -74,11 +85,11 @@ impl Command {
 /// No command.
 const NONE: u8 = u8::MAX;
 
-/// Where a command is in [`COMMANDS`], by the hash of its name and in the places after that.
+/// Where a command is in [`COMMANDS`], by the letters of its name and in the places after that.
 static PLACES: [u8; 256] = {
     let (mut places, mut index) = ([NONE; 256], 0);
     while index < COMMANDS.len() {
-        let mut place = hash(COMMANDS[index].name.as_bytes());
+        let mut place = place(COMMANDS[index].letters);
         while places[place] != NONE {
             place = (place + 1) % places.len();
         }
@@ -88,24 +99,31 @@ static PLACES: [u8; 256] = {
     places
 };
 
-const fn hash(name: &[u8]) -> usize {
-    if name.is_empty() {
-        return 0;
-    }
-    let first = (name[0] | 0x20) as usize;
-    let middle = (name[name.len() / 2] | 0x20) as usize;
-    let last = (name[name.len() - 1] | 0x20) as usize;
-    (first * 31 + middle * 13 + last * 7 + name.len()) % 256
+/// The first eight bytes of a name with capitals as small letters. All names are letters, and no other
+/// byte becomes one.
+#[inline]
+const fn letters(name: &[u8]) -> u64 {
+    let first = if name.len() > 8 { name.split_at(8).0 } else { name };
+    word(first) | 0x2020_2020_2020_2020
+}
+
+/// Where to look for a name first.
+#[inline]
+const fn place(letters: u64) -> usize {
+    // The golden ratio: what differs in any bit differs in the highest ones.
+    (letters.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as usize
 }
 
 const fn data(name: &'static str, arity: i32, takes_memory: bool, run: Run) -> Command {
-    Command { name, arity, takes_memory, action: Action::Data(run) }
+    let letters = letters(name.as_bytes());
+    Command { name, letters, arity, takes_memory, action: Action::Data(run) }
 }
 
 const fn client(name: &'static str, arity: i32, special: Special) -> Command {
     // Channels are kept for as long as a client wants.
     let takes_memory = matches!(special, Special::Subscribe);
-    Command { name, arity, takes_memory, action: Action::Client(special) }
+    let letters = letters(name.as_bytes());
+    Command { name, letters, arity, takes_memory, action: Action::Client(special) }
 }
 
 pub(crate) static COMMANDS: &[Command] = &[

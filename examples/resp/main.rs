@@ -19,6 +19,7 @@ mod resp;
 
 mod command;
 mod glob;
+mod hash;
 mod hashes;
 mod keys;
 mod lists;
@@ -65,10 +66,12 @@ fn main() -> ExitCode {
     common::main(|args: Args| {
         let defaults = server::defaults(args.max_request);
         let timeouts = args.server.config(defaults.clone()).timeouts;
+        let random = RandomState::new();
         let settings = Settings {
             memory_max: args.max_memory,
             request_max: args.max_request,
-            seed: RandomState::new().hash_one(0),
+            seed: random.hash_one(0),
+            secret: [random.hash_one(1), random.hash_one(2)],
             // A subscriber waits for as long as nothing is published. Keepalive finds one that is gone.
             subscribed: Timeouts { idle: None, ..timeouts.clone() },
             timeouts,

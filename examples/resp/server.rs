@@ -15,7 +15,7 @@ use crate::parse::{Args, Parsed, Parser, Progress, Span};
 use crate::reply::{self, Fault};
 use crate::resp::number;
 use crate::store::Store;
-use crate::value::{Hasher, Text, allocation};
+use crate::value::{Hasher, Text};
 
 /// Commands served in one callback. Others have their turn before a client that sent more at once
 /// goes on.
@@ -36,6 +36,8 @@ pub(crate) struct Settings {
     pub(crate) request_max: usize,
     /// What random choices follow from.
     pub(crate) seed: u64,
+    /// What clients must not know: where keys lie follows from it.
+    pub(crate) secret: [u64; 2],
     /// The timeouts of a client that has subscribed.
     pub(crate) subscribed: Timeouts,
     pub(crate) timeouts: Timeouts,
@@ -98,7 +100,7 @@ struct Transaction {
 impl Resp {
     pub(crate) fn new(settings: Settings) -> Self {
         let core = Core {
-            store: Store::new(settings.memory_max, settings.request_max, settings.seed),
+            store: Store::new(&settings),
             clients: HashMap::default(),
             channels: HashMap::default(),
             numbers: 0,
@@ -181,7 +183,7 @@ impl Handler for Resp {
             core.store.give_back(transaction.cost);
         }
         if let Some(client) = core.clients.remove(&closed.id) {
-            core.store.give_back(allocation(client.name.len()));
+            core.store.give_back(Text::cost(client.name.len()));
         }
     }
 
@@ -431,7 +433,7 @@ impl Core {
         }
         for channel in args.from(1) {
             if session.channels.insert(channel.into()) {
-                self.store.take(2 * (NAME + allocation(channel.len())));
+                self.store.take(2 * (NAME + Text::cost(channel.len())));
                 self.channels.entry(channel.into()).or_default().insert(conn.id());
             }
             confirm(conn, "subscribe", Some(channel), session.channels.len());
@@ -467,7 +469,7 @@ impl Core {
     }
 
     fn leave(&mut self, id: ConnId, channel: &[u8]) {
-        self.store.give_back(2 * (NAME + allocation(channel.len())));
+        self.store.give_back(2 * (NAME + Text::cost(channel.len())));
         if let Some(subscribers) = self.channels.get_mut(channel) {
             subscribers.swap_remove(&id);
             if subscribers.is_empty() {
@@ -533,9 +535,9 @@ impl Core {
                     return Err(Fault::OUT_OF_MEMORY);
                 }
                 if let Some(client) = self.clients.get_mut(&id) {
-                    self.store.give_back(allocation(client.name.len()));
-                    client.name = args[2].into();
-                    self.store.take(allocation(client.name.len()));
+                    self.store.give_back(Text::cost(client.name.len()));
+                    client.name = Text::from(&args[2]);
+                    self.store.take(Text::cost(client.name.len()));
                 }
                 reply::ok(conn);
             }

@@ -3,10 +3,14 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use hashbrown::HashTable;
+use hashbrown::hash_table::OccupiedEntry;
 use wheelhouse::{AlarmId, Context, Instant};
 
+use crate::hash::KeyHasher;
 use crate::reply::Fault;
-use crate::value::{Hasher, Map, Text, Value, allocation, entry_slot};
+use crate::server::Settings;
+use crate::value::{Hasher, Text, Value, allocation, table_slot};
 
 /// A time of the loop's clock, in milliseconds: what clients count in.
 pub(crate) type Millis = i64;
@@ -16,10 +20,12 @@ pub(crate) fn now(cx: &Context<'_>) -> Millis {
     (cx.now().as_nanos() / 1_000_000) as Millis
 }
 
+/// A key and what it holds. All of a short one lies here, in one line of the cache or two.
 #[derive(Debug)]
 struct Entry {
+    key: Text,
     value: Value,
-    expiry: Option<Expiry>,
+    expiry: Option<Box<Expiry>>,
 }
 
 /// The end of a key. Whatever comes first ends it: a command that finds it past, or its alarm.
@@ -35,38 +41,47 @@ impl Entry {
     fn is_over(&self, cx: &Context<'_>) -> bool {
         self.expiry.as_ref().is_some_and(|expiry| expiry.last < now(cx))
     }
+
+    fn cost(&self) -> usize {
+        ENTRY + Text::cost(self.key.len()) + self.value.cost()
+    }
 }
 
 /// What a key takes beside what it points to.
-const ENTRY: usize = entry_slot(size_of::<Entry>());
+const ENTRY: usize = table_slot(size_of::<Entry>());
 
-/// What an alarm takes: the loop's 48 bytes, and its place in the map here.
-const ALARM: usize = 48 + 2 * (size_of::<AlarmId>() + size_of::<Text>() + 1);
+/// What an alarm takes: the loop's 48 bytes, what is known of it here, and its place in the map.
+const ALARM: usize =
+    48 + allocation(size_of::<Expiry>()) + 2 * (size_of::<AlarmId>() + size_of::<Text>() + 1);
 
 #[derive(Debug)]
 pub(crate) struct Store {
-    entries: Map<Entry>,
-    alarms: HashMap<AlarmId, Text, Hasher>,
-    /// Memory that clients have had taken, for keys and for other things.
-    used: usize,
-    used_max: usize,
+    hasher: KeyHasher,
+    entries: HashTable<Entry>,
+    ledger: Ledger,
     text_max: usize,
-    expired: u64,
     random: u64,
 }
 
+/// What keys leave beside their entries.
+#[derive(Debug, Default)]
+struct Ledger {
+    /// Memory that clients have had taken, for keys and for other things.
+    used: usize,
+    used_max: usize,
+    /// The alarms of keys that expire.
+    alarms: HashMap<AlarmId, Text, Hasher>,
+    expired: u64,
+}
+
 impl Store {
-    /// Takes up to `used_max` bytes, with strings of up to `text_max`. What is chosen at random follows
-    /// from `seed`.
-    pub(crate) fn new(used_max: usize, text_max: usize, seed: u64) -> Self {
+    pub(crate) fn new(settings: &Settings) -> Self {
         Self {
-            entries: Map::default(),
-            alarms: HashMap::default(),
-            used: 0,
-            used_max,
-            text_max,
-            expired: 0,
-            random: seed,
+            hasher: KeyHasher::new(settings.secret),
+            entries: HashTable::new(),
+            ledger: Ledger { used_max: settings.memory_max, ..Ledger::default() },
+            text_max: settings.request_max,
+            random: settings.seed,
         }
     }
 
@@ -76,20 +91,20 @@ impl Store {
 
     /// Keys that have a time to live.
     pub(crate) fn expiring(&self) -> usize {
-        self.alarms.len()
+        self.ledger.alarms.len()
     }
 
     /// Keys that have expired.
     pub(crate) const fn expired(&self) -> u64 {
-        self.expired
+        self.ledger.expired
     }
 
     pub(crate) const fn used(&self) -> usize {
-        self.used
+        self.ledger.used
     }
 
     pub(crate) const fn used_max(&self) -> usize {
-        self.used_max
+        self.ledger.used_max
     }
 
     /// The longest string.
@@ -100,17 +115,17 @@ impl Store {
     /// Whether nothing that takes memory is allowed.
     #[inline]
     pub(crate) const fn is_full(&self) -> bool {
-        self.used > self.used_max
+        self.ledger.used > self.ledger.used_max
     }
 
     /// Counts memory that a client has had taken for something else than keys.
     pub(crate) const fn take(&mut self, bytes: usize) {
-        self.used += bytes;
+        self.ledger.used += bytes;
     }
 
     /// Counts such memory as free again.
     pub(crate) const fn give_back(&mut self, bytes: usize) {
-        self.used -= bytes;
+        self.ledger.used -= bytes;
     }
 
     /// A number below `end` by which something is chosen.
@@ -122,27 +137,32 @@ impl Store {
         ((u128::from(mixed ^ (mixed >> 31)) * end as u128) >> 64) as usize
     }
 
-    /// Where a key is that has not expired.
+    /// A key that has not expired. `hash` is its hash.
     #[inline]
-    fn place(&mut self, cx: &mut Context<'_>, key: &[u8]) -> Option<usize> {
-        let place = self.entries.get_index_of(key)?;
-        if self.entries[place].is_over(cx) {
-            self.remove_at(cx, place);
-            self.expired += 1;
+    fn find(&mut self, cx: &mut Context<'_>, key: &[u8], hash: u64) -> Option<Found<'_>> {
+        let entry = self.entries.find_entry(hash, |entry| *entry.key == *key).ok()?;
+        let found = Found { entry, hasher: self.hasher, ledger: &mut self.ledger };
+        if found.entry.get().is_over(cx) {
+            found.ledger.expired += 1;
+            found.remove(cx);
             return None;
         }
-        Some(place)
+        Some(found)
+    }
+
+    #[inline]
+    fn find_key(&mut self, cx: &mut Context<'_>, key: &[u8]) -> Option<Found<'_>> {
+        self.find(cx, key, self.hasher.hash(key))
     }
 
     /// What a key holds.
     #[inline]
     pub(crate) fn get(&mut self, cx: &mut Context<'_>, key: &[u8]) -> Option<&Value> {
-        let place = self.place(cx, key)?;
-        Some(&self.entries[place].value)
+        self.find_key(cx, key).map(|found| &found.entry.into_mut().value)
     }
 
     pub(crate) fn has(&mut self, cx: &mut Context<'_>, key: &[u8]) -> bool {
-        self.place(cx, key).is_some()
+        self.find_key(cx, key).is_some()
     }
 
     /// Makes a key hold a string.
@@ -154,22 +174,24 @@ impl Store {
         text: &[u8],
         keeps_expiry: bool,
     ) {
-        let Some(place) = self.place(cx, key) else {
-            return self.insert(key, Value::Text(text.to_vec()));
+        let hash = self.hasher.hash(key);
+        let Some(mut found) = self.find(cx, key, hash) else {
+            self.insert(key, hash, Value::Text(text.into()));
+            return;
         };
-        let entry = &mut self.entries[place];
-        let before = entry.value.cost();
-        entry.value.set_text(text);
-        self.used = self.used + entry.value.cost() - before;
-        if entry.expiry.is_some() && !keeps_expiry {
-            self.forget_expiry(cx, place);
+        if !keeps_expiry {
+            found.persist(cx);
         }
+        found.update(|value| value.set_text(text));
     }
 
     /// Adds a key that is not there.
-    fn insert(&mut self, key: &[u8], value: Value) {
-        self.used += ENTRY + allocation(key.len()) + value.cost();
-        self.entries.insert(key.into(), Entry { value, expiry: None });
+    fn insert(&mut self, key: &[u8], hash: u64, value: Value) -> Found<'_> {
+        let entry = Entry { key: key.into(), value, expiry: None };
+        self.ledger.used += entry.cost();
+        let hasher = self.hasher;
+        let entry = self.entries.insert_unique(hash, entry, |entry| hasher.hash(&entry.key));
+        Found { entry, hasher, ledger: &mut self.ledger }
     }
 
     /// Lets `change` change what a key holds. `None` if there is no such key. A key that is left with
@@ -180,8 +202,7 @@ impl Store {
         key: &[u8],
         change: impl FnOnce(&mut Value) -> T,
     ) -> Option<T> {
-        let place = self.place(cx, key)?;
-        Some(self.change_at(cx, place, change))
+        Some(self.find_key(cx, key)?.change(cx, change))
     }
 
     /// As [`change`](Self::change), of what `new` makes if there is no such key.
@@ -192,70 +213,36 @@ impl Store {
         new: impl FnOnce() -> Value,
         change: impl FnOnce(&mut Value) -> T,
     ) -> T {
-        let place = self.place(cx, key).unwrap_or_else(|| {
-            self.insert(key, new());
-            self.entries.len() - 1
-        });
-        self.change_at(cx, place, change)
-    }
-
-    fn change_at<T>(
-        &mut self,
-        cx: &mut Context<'_>,
-        place: usize,
-        change: impl FnOnce(&mut Value) -> T,
-    ) -> T {
-        let value = &mut self.entries[place].value;
-        let before = value.cost();
-        let changed = change(value);
-        self.used = self.used + value.cost() - before;
-        let is_empty = match value {
-            Value::Text(_) | Value::Number(_) => false,
-            Value::List(list) => list.items().is_empty(),
-            Value::Set(set) => set.members().is_empty(),
-            Value::Hash(hash) => hash.fields().is_empty(),
+        let hash = self.hasher.hash(key);
+        let found = match self.find(cx, key, hash) {
+            Some(found) => found,
+            None => self.insert(key, hash, new()),
         };
-        if is_empty {
-            self.remove_at(cx, place);
-        }
-        changed
+        found.change(cx, change)
     }
 
     /// Returns whether it was there.
     pub(crate) fn remove(&mut self, cx: &mut Context<'_>, key: &[u8]) -> bool {
-        let place = self.place(cx, key);
-        place.is_some_and(|place| {
-            self.remove_at(cx, place);
-            true
-        })
-    }
-
-    fn remove_at(&mut self, cx: &mut Context<'_>, place: usize) {
-        self.forget_expiry(cx, place);
-        let Some((key, entry)) = self.entries.swap_remove_index(place) else { return };
-        self.used -= ENTRY + allocation(key.len()) + entry.value.cost();
-        if self.entries.capacity() > 1_024 && self.entries.len() < self.entries.capacity() / 4 {
-            self.entries.shrink_to(self.entries.capacity() / 2);
-        }
+        self.find_key(cx, key).map(|found| found.remove(cx)).is_some()
     }
 
     pub(crate) fn clear(&mut self, cx: &mut Context<'_>) {
-        for alarm in self.alarms.keys() {
+        for alarm in self.ledger.alarms.keys() {
             cx.cancel_alarm(*alarm);
         }
-        for (key, entry) in std::mem::take(&mut self.entries) {
-            self.used -= ENTRY + allocation(key.len()) + entry.value.cost();
+        for entry in std::mem::take(&mut self.entries) {
+            self.ledger.used -= entry.cost();
             if entry.expiry.is_some() {
-                self.used -= ALARM + allocation(key.len());
+                self.ledger.used -= ALARM + Text::cost(entry.key.len());
             }
         }
-        self.alarms = HashMap::default();
+        self.ledger.alarms = HashMap::default();
     }
 
     /// The keys that have not expired.
     pub(crate) fn keys(&self, now: Millis) -> impl Iterator<Item = &[u8]> {
-        let lives = move |entry: &Entry| entry.expiry.as_ref().is_none_or(|it| it.last >= now);
-        self.entries.iter().filter(move |(_, entry)| lives(entry)).map(|(key, _)| &**key)
+        let lives = move |entry: &&Entry| entry.expiry.as_ref().is_none_or(|it| it.last >= now);
+        self.entries.iter().filter(lives).map(|entry| &*entry.key)
     }
 }
 
@@ -263,49 +250,87 @@ impl Store {
 impl Store {
     /// The last millisecond of a key; `Some(None)` if it has no end, and `None` if it is not there.
     pub(crate) fn expiry(&mut self, cx: &mut Context<'_>, key: &[u8]) -> Option<Option<Millis>> {
-        let place = self.place(cx, key)?;
-        Some(self.entries[place].expiry.as_ref().map(|expiry| expiry.last))
+        let found = self.find_key(cx, key)?;
+        Some(found.entry.get().expiry.as_ref().map(|expiry| expiry.last))
     }
 
     /// Lets a key expire after `last`, at once if that is not in the future. Returns whether the key
     /// was there.
     pub(crate) fn expire(&mut self, cx: &mut Context<'_>, key: &[u8], last: Millis) -> bool {
-        let Some(place) = self.place(cx, key) else { return false };
+        let Some(mut found) = self.find_key(cx, key) else { return false };
         if last <= now(cx) {
-            self.remove_at(cx, place);
+            found.remove(cx);
             return true;
         }
-        self.forget_expiry(cx, place);
+        found.persist(cx);
         let after = Duration::from_millis(last.unsigned_abs().saturating_add(1));
         let alarm = cx.set_alarm(Instant::EPOCH + after);
-        self.alarms.insert(alarm, key.into());
-        self.used += ALARM + allocation(key.len());
-        self.entries[place].expiry = Some(Expiry { last, alarm });
+        found.ledger.alarms.insert(alarm, key.into());
+        found.ledger.used += ALARM + Text::cost(key.len());
+        found.entry.get_mut().expiry = Some(Box::new(Expiry { last, alarm }));
         true
     }
 
     /// Takes the end of a key away. Returns whether it had one.
     pub(crate) fn persist(&mut self, cx: &mut Context<'_>, key: &[u8]) -> bool {
-        let place = self.place(cx, key);
-        place.is_some_and(|place| self.forget_expiry(cx, place))
-    }
-
-    #[inline]
-    fn forget_expiry(&mut self, cx: &mut Context<'_>, place: usize) -> bool {
-        let Some(expiry) = self.entries[place].expiry.take() else { return false };
-        cx.cancel_alarm(expiry.alarm);
-        if let Some(key) = self.alarms.remove(&expiry.alarm) {
-            self.used -= ALARM + allocation(key.len());
-        }
-        true
+        self.find_key(cx, key).is_some_and(|mut found| found.persist(cx))
     }
 
     /// The time of an alarm has come.
     pub(crate) fn handle_alarm(&mut self, cx: &mut Context<'_>, alarm: AlarmId) {
-        let Some(key) = self.alarms.get(&alarm) else { return };
-        let Some(place) = self.entries.get_index_of(key) else { return };
-        self.remove_at(cx, place);
-        self.expired += 1;
+        let Some(key) = self.ledger.alarms.get(&alarm) else { return };
+        let hash = self.hasher.hash(key);
+        let Ok(entry) = self.entries.find_entry(hash, |entry| entry.key == *key) else { return };
+        self.ledger.expired += 1;
+        Found { entry, hasher: self.hasher, ledger: &mut self.ledger }.remove(cx);
+    }
+}
+
+/// A key that is there.
+struct Found<'a> {
+    entry: OccupiedEntry<'a, Entry>,
+    hasher: KeyHasher,
+    ledger: &'a mut Ledger,
+}
+
+impl Found<'_> {
+    /// Lets `change` change what it holds, and removes it if that is empty then.
+    fn change<T>(mut self, cx: &mut Context<'_>, change: impl FnOnce(&mut Value) -> T) -> T {
+        let changed = self.update(change);
+        if self.entry.get().value.is_empty() {
+            self.remove(cx);
+        }
+        changed
+    }
+
+    #[inline]
+    fn update<T>(&mut self, change: impl FnOnce(&mut Value) -> T) -> T {
+        let value = &mut self.entry.get_mut().value;
+        let before = value.cost();
+        let changed = change(value);
+        self.ledger.used = self.ledger.used + value.cost() - before;
+        changed
+    }
+
+    fn remove(mut self, cx: &mut Context<'_>) {
+        self.persist(cx);
+        let (entry, place) = self.entry.remove();
+        self.ledger.used -= entry.cost();
+        let entries = place.into_table();
+        if entries.capacity() > 1_024 && entries.len() < entries.capacity() / 4 {
+            entries.shrink_to(entries.capacity() / 2, |entry| self.hasher.hash(&entry.key));
+        }
+    }
+
+    /// Takes its end away. Returns whether it had one.
+    #[inline]
+    fn persist(&mut self, cx: &mut Context<'_>) -> bool {
+        let Some(expiry) = self.entry.get_mut().expiry.take() else { return false };
+        cx.cancel_alarm(expiry.alarm);
+        if let Some(key) = self.ledger.alarms.remove(&expiry.alarm) {
+            self.ledger.used -= ALARM + Text::cost(key.len());
+        }
+        true
     }
 }
 

@@ -7,7 +7,7 @@ use crate::parse::Args;
 use crate::reply::{self, Fault};
 use crate::resp::number;
 use crate::store::{Store, refuse_too_long};
-use crate::value::Value;
+use crate::value::{Text, Value};
 
 type Done = Result<(), Fault>;
 
@@ -189,12 +189,9 @@ pub(crate) fn append(store: &mut Store, conn: &mut Conn<'_>, args: Args<'_>) -> 
     let len = store.change_or_insert(
         conn.cx(),
         &args[1],
-        || Value::Text(Vec::new()),
+        || Value::Text(Text::default()),
         |value| {
-            if let Value::Number(_) = value {
-                *value = Value::Text(value.with_text(<[u8]>::to_vec)?);
-            }
-            let Value::Text(text) = value else { return Err(Fault::WRONG_TYPE) };
+            let text = value.buffer_mut()?;
             text.extend_from_slice(tail);
             Ok(text.len())
         },

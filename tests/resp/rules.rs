@@ -11,7 +11,14 @@ const REQUEST_MAX: usize = 1 << 20;
 fn serve(sim: &mut Sim, memory_max: usize, config: Config) -> Server<Resp> {
     let timeouts = config.timeouts.clone();
     let subscribed = Timeouts { idle: None, ..config.timeouts };
-    let settings = Settings { memory_max, request_max: REQUEST_MAX, seed: 1, subscribed, timeouts };
+    let settings = Settings {
+        memory_max,
+        request_max: REQUEST_MAX,
+        seed: 1,
+        secret: [2, 3],
+        subscribed,
+        timeouts,
+    };
     sim.serve("10.0.0.1:7", config, Resp::new(settings))
 }
 
