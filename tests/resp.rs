@@ -37,6 +37,7 @@ mod value;
 
 #[path = "resp"]
 mod resp_tests {
+    mod hashing;
     mod real;
     mod rules;
 }
