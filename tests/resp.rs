@@ -2,6 +2,10 @@
 //! that is installed.
 #![expect(clippy::disallowed_methods, reason = "programs are timed by the clock on the wall")]
 
+#[path = "../examples/resp/channels.rs"]
+mod channels;
+#[path = "../examples/resp/clients.rs"]
+mod clients;
 #[path = "../examples/resp/command.rs"]
 mod command;
 #[path = "../examples/resp/glob.rs"]
@@ -10,6 +14,8 @@ mod glob;
 mod hash;
 #[path = "../examples/resp/hashes.rs"]
 mod hashes;
+#[path = "../examples/resp/info.rs"]
+mod info;
 #[path = "../examples/resp/keys.rs"]
 mod keys;
 #[path = "../examples/resp/lists.rs"]

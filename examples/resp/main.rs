@@ -17,10 +17,13 @@ mod common;
 #[path = "../common/resp.rs"]
 mod resp;
 
+mod channels;
+mod clients;
 mod command;
 mod glob;
 mod hash;
 mod hashes;
+mod info;
 mod keys;
 mod lists;
 mod parse;

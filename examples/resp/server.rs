@@ -1,16 +1,15 @@
 //! The server: commands in, replies out, in order.
 
-use std::collections::HashMap;
-
 use bytes::BytesMut;
 use indexmap::IndexSet;
 use wheelhouse::{
-    AlarmId, CloseReason, Closed, Config, Conn, ConnId, Context, Handler, Instant, Timeout,
-    Timeouts, frame,
+    AlarmId, CloseReason, Closed, Config, Conn, Context, Handler, Timeout, Timeouts, frame,
 };
 
-use crate::command::{Action, COMMANDS, Command, Special};
-use crate::glob;
+use crate::channels::{self, Channels};
+use crate::clients::{self, Clients};
+use crate::command::{Action, Command, Special};
+use crate::info;
 use crate::parse::{Args, Parsed, Parser, Progress, Span};
 use crate::reply::{self, Fault};
 use crate::resp::number;
@@ -23,9 +22,6 @@ const COMMANDS_PER_CALL: usize = 128;
 
 /// Messages that cost as much as a command.
 const MESSAGES_PER_COMMAND: usize = 16;
-
-/// What a name of a channel, or of a client, takes beside its bytes.
-const NAME: usize = 128;
 
 /// The settings of the store.
 #[derive(Clone, Debug)]
@@ -59,22 +55,13 @@ pub(crate) struct Resp {
 
 /// All but the command at hand.
 #[derive(Debug)]
-struct Core {
-    settings: Settings,
-    store: Store,
-    clients: HashMap<ConnId, Client, Hasher>,
-    channels: HashMap<Text, IndexSet<ConnId, Hasher>, Hasher>,
-    numbers: u64,
-    commands: u64,
-}
-
-/// What is known of a client beside its session, which its own callbacks alone reach.
-#[derive(Debug)]
-struct Client {
-    number: u64,
-    name: Text,
-    since: Instant,
-    channels: usize,
+pub(crate) struct Core {
+    pub(crate) settings: Settings,
+    pub(crate) store: Store,
+    pub(crate) clients: Clients,
+    pub(crate) channels: Channels,
+    /// Commands that came.
+    pub(crate) commands: u64,
 }
 
 /// The state of a connection.
@@ -83,7 +70,7 @@ pub(crate) struct Session {
     number: u64,
     progress: Progress,
     transaction: Option<Box<Transaction>>,
-    channels: IndexSet<Text, Hasher>,
+    pub(crate) channels: IndexSet<Text, Hasher>,
 }
 
 /// Commands that wait for EXEC.
@@ -101,9 +88,8 @@ impl Resp {
     pub(crate) fn new(settings: Settings) -> Self {
         let core = Core {
             store: Store::new(&settings),
-            clients: HashMap::default(),
-            channels: HashMap::default(),
-            numbers: 0,
+            clients: Clients::default(),
+            channels: Channels::default(),
             commands: 0,
             settings,
         };
@@ -117,12 +103,8 @@ impl Handler for Resp {
     fn on_open(&mut self, conn: &mut Conn<'_>) -> Option<Session> {
         // An empty line is input, and no request.
         conn.manual_requests();
-        self.core.numbers += 1;
-        let number = self.core.numbers;
-        let client = Client { number, name: Text::default(), since: conn.now(), channels: 0 };
-        self.core.clients.insert(conn.id(), client);
         Some(Session {
-            number,
+            number: self.core.clients.open(conn),
             progress: Progress::default(),
             transaction: None,
             channels: IndexSet::default(),
@@ -177,14 +159,12 @@ impl Handler for Resp {
     fn on_closed(&mut self, _: &mut Context<'_>, closed: Closed, session: Session) {
         let core = &mut self.core;
         for channel in &session.channels {
-            core.leave(closed.id, channel);
+            channels::leave(core, closed.id, channel);
         }
         if let Some(transaction) = &session.transaction {
             core.store.give_back(transaction.cost);
         }
-        if let Some(client) = core.clients.remove(&closed.id) {
-            core.store.give_back(Text::cost(client.name.len()));
-        }
+        core.clients.close(closed.id, &mut core.store);
     }
 
     fn on_alarm(&mut self, cx: &mut Context<'_>, alarm: AlarmId) {
@@ -330,14 +310,14 @@ impl Core {
                 reply::ok(conn);
             }
             Special::Exec => return self.exec(conn, session),
-            Special::Subscribe => self.subscribe(conn, session, args),
-            Special::Unsubscribe => self.unsubscribe(conn, session, args),
-            Special::Publish => return Ok(self.publish(conn, args)),
-            Special::Client => self.client(conn, session, args)?,
-            Special::Command => command(conn, args),
-            Special::Config => self.config(conn, args),
-            Special::Hello => self.hello(conn, session, args)?,
-            Special::Info => self.info(conn),
+            Special::Subscribe => channels::subscribe(self, conn, session, args),
+            Special::Unsubscribe => channels::unsubscribe(self, conn, session, args),
+            Special::Publish => return Ok(self.channels.publish(conn, &args[1], &args[2])),
+            Special::Client => clients::command(&mut self.clients, &mut self.store, conn, args)?,
+            Special::Command => info::command(conn, args),
+            Special::Config => info::config(&self.store, conn, args),
+            Special::Hello => info::hello(conn, session.number, args)?,
+            Special::Info => info::info(self, conn),
         }
         Ok(0)
     }
@@ -425,278 +405,8 @@ impl Transaction {
     }
 }
 
-/// Channels.
-impl Core {
-    fn subscribe(&mut self, conn: &mut Conn<'_>, session: &mut Session, args: Args<'_>) {
-        if session.channels.is_empty() {
-            conn.set_timeouts(&self.settings.subscribed);
-        }
-        for channel in args.from(1) {
-            if session.channels.insert(channel.into()) {
-                self.store.take(2 * (NAME + Text::cost(channel.len())));
-                self.channels.entry(channel.into()).or_default().insert(conn.id());
-            }
-            confirm(conn, "subscribe", Some(channel), session.channels.len());
-        }
-        self.note_channels(conn.id(), session);
-    }
-
-    fn unsubscribe(&mut self, conn: &mut Conn<'_>, session: &mut Session, args: Args<'_>) {
-        let was_subscribed = !session.channels.is_empty();
-        if args.len() == 1 && !was_subscribed {
-            confirm(conn, "unsubscribe", None, 0);
-        }
-        let all: Vec<Text> = match args.len() {
-            1 => session.channels.iter().cloned().collect(),
-            _ => args.from(1).map(Text::from).collect(),
-        };
-        for channel in all {
-            if session.channels.swap_remove(&channel) {
-                self.leave(conn.id(), &channel);
-            }
-            confirm(conn, "unsubscribe", Some(&channel), session.channels.len());
-        }
-        if was_subscribed && session.channels.is_empty() {
-            conn.set_timeouts(&self.settings.timeouts);
-        }
-        self.note_channels(conn.id(), session);
-    }
-
-    fn note_channels(&mut self, id: ConnId, session: &Session) {
-        if let Some(client) = self.clients.get_mut(&id) {
-            client.channels = session.channels.len();
-        }
-    }
-
-    fn leave(&mut self, id: ConnId, channel: &[u8]) {
-        self.store.give_back(2 * (NAME + Text::cost(channel.len())));
-        if let Some(subscribers) = self.channels.get_mut(channel) {
-            subscribers.swap_remove(&id);
-            if subscribers.is_empty() {
-                self.channels.remove(channel);
-            }
-        }
-    }
-
-    /// Sends a message to all subscribers, which share its bytes. Returns how many they are.
-    fn publish(&self, conn: &mut Conn<'_>, args: Args<'_>) -> usize {
-        let (channel, text) = (&args[1], &args[2]);
-        let mut receivers = 0;
-        if let Some(subscribers) = self.channels.get(channel) {
-            let mut message = b"*3\r\n$7\r\nmessage\r\n".to_vec();
-            for part in [channel, text] {
-                message.extend_from_slice(format!("${}\r\n", part.len()).as_bytes());
-                message.extend_from_slice(part);
-                message.extend_from_slice(b"\r\n");
-            }
-            let message = conn.cx().share(message);
-            for id in subscribers {
-                if let Some(mut subscriber) = conn.other(*id).filter(|it| !it.is_closing()) {
-                    subscriber.write_shared(&message);
-                    receivers += 1;
-                }
-            }
-        }
-        reply::count(conn, receivers);
-        receivers
-    }
-}
-
-/// Confirms a subscription or its end.
-fn confirm(conn: &mut Conn<'_>, what: &str, channel: Option<&[u8]>, count: usize) {
-    reply::array(conn, 3);
-    reply::bulk(conn, what.as_bytes());
-    reply::optional_bulk(conn, channel);
-    reply::count(conn, count);
-}
-
-/// Clients and the server.
-impl Core {
-    fn client(
-        &mut self,
-        conn: &mut Conn<'_>,
-        session: &Session,
-        args: Args<'_>,
-    ) -> Result<(), Fault> {
-        let id = conn.id();
-        match (&args[1].to_ascii_uppercase()[..], args.len()) {
-            (b"ID", 2) => reply::integer(conn, session.number as i64),
-            (b"GETNAME", 2) => {
-                let name = self.clients.get(&id).map(|client| &*client.name);
-                reply::optional_bulk(conn, name.filter(|name| !name.is_empty()));
-            }
-            (b"SETNAME", 3) => {
-                if !args[2].iter().all(|byte| (b'!'..=b'~').contains(byte)) {
-                    let text = "ERR Client names cannot contain spaces, newlines or special \
-                                characters.";
-                    return Err(Fault::of(text));
-                }
-                if self.store.is_full() {
-                    return Err(Fault::OUT_OF_MEMORY);
-                }
-                if let Some(client) = self.clients.get_mut(&id) {
-                    self.store.give_back(Text::cost(client.name.len()));
-                    client.name = Text::from(&args[2]);
-                    self.store.take(Text::cost(client.name.len()));
-                }
-                reply::ok(conn);
-            }
-            (b"LIST", 2) => {
-                let text = self.list(conn);
-                reply::bulk(conn, text.as_bytes());
-            }
-            (b"KILL", 3) => {
-                let found = self.clients.keys().copied().find(|id| is_at(conn, *id, &args[2]));
-                let found = found.ok_or(Fault::of("ERR No such client"))?;
-                reply::ok(conn);
-                end(conn, found);
-            }
-            (b"KILL", 4) if args[2].eq_ignore_ascii_case(b"ID") => {
-                let number = number(&args[3]).filter(|number| *number > 0);
-                let number = number.ok_or(Fault::of("ERR client-id should be greater than 0"))?;
-                let found = self.clients.iter().find(|(_, it)| it.number == number as u64);
-                let found = found.map(|(id, _)| *id);
-                // The client that asks is spared, as SKIPME is yes.
-                let found = found.filter(|found| *found != id && is_live(conn, *found));
-                reply::count(conn, found.into_iter().count());
-                if let Some(found) = found {
-                    end(conn, found);
-                }
-            }
-            (b"KILL", 4) if args[2].eq_ignore_ascii_case(b"ADDR") => {
-                let found = self.clients.keys().copied().find(|id| is_at(conn, *id, &args[3]));
-                let found = found.filter(|found| *found != id && is_live(conn, *found));
-                reply::count(conn, found.into_iter().count());
-                if let Some(found) = found {
-                    end(conn, found);
-                }
-            }
-            (b"KILL", 4..) => return Err(Fault::SYNTAX),
-            _ => return Err(Fault::SYNTAX),
-        }
-        Ok(())
-    }
-
-    fn list(&self, conn: &mut Conn<'_>) -> String {
-        let now = conn.now();
-        let mut clients: Vec<_> = self.clients.iter().collect();
-        clients.sort_unstable_by_key(|(_, client)| client.number);
-        let mut text = String::new();
-        for (id, client) in clients {
-            let Some(other) = conn.other(*id) else { continue };
-            text += &format!(
-                "id={} addr={} name={} age={} flags={} db=0 sub={} psub=0 omem={} user=default \
-                 resp=2\n",
-                client.number,
-                other.peer_addr(),
-                String::from_utf8_lossy(&client.name),
-                now.duration_since(client.since).as_secs(),
-                if client.channels > 0 { 'P' } else { 'N' },
-                client.channels,
-                other.queued(),
-            );
-        }
-        text
-    }
-
-    /// Settings that clients ask for; none can be changed.
-    fn config(&self, conn: &mut Conn<'_>, args: Args<'_>) {
-        let settings = [
-            ("save", String::new()),
-            ("appendonly", "no".to_owned()),
-            ("databases", "1".to_owned()),
-            ("maxmemory", self.store.used_max().to_string()),
-            ("maxmemory-policy", "noeviction".to_owned()),
-            ("proto-max-bulk-len", self.store.text_max().to_string()),
-        ];
-        let matches = |name: &str| {
-            args.from(2).any(|it| glob::matches(&it.to_ascii_lowercase(), name.as_bytes()))
-        };
-        let found: Vec<_> = settings.iter().filter(|(name, _)| matches(name)).collect();
-        reply::array(conn, 2 * found.len());
-        for (name, value) in found {
-            reply::bulk(conn, name.as_bytes());
-            reply::bulk(conn, value.as_bytes());
-        }
-    }
-
-    fn hello(&self, conn: &mut Conn<'_>, session: &Session, args: Args<'_>) -> Result<(), Fault> {
-        match args.get(1).map(number) {
-            None | Some(Some(2)) => {}
-            Some(Some(_)) => return Err(Fault::of("NOPROTO unsupported protocol version")),
-            Some(None) => {
-                let text = "ERR Protocol version is not an integer or out of range";
-                return Err(Fault::of(text));
-            }
-        }
-        if args.len() > 2 {
-            return Err(Fault::SYNTAX);
-        }
-        reply::array(conn, 14);
-        for (name, value) in [("server", "redis"), ("version", "7.0.0")] {
-            reply::bulk(conn, name.as_bytes());
-            reply::bulk(conn, value.as_bytes());
-        }
-        reply::bulk(conn, b"proto");
-        reply::integer(conn, 2);
-        reply::bulk(conn, b"id");
-        reply::integer(conn, session.number as i64);
-        for (name, value) in [("mode", "standalone"), ("role", "master")] {
-            reply::bulk(conn, name.as_bytes());
-            reply::bulk(conn, value.as_bytes());
-        }
-        reply::bulk(conn, b"modules");
-        reply::array(conn, 0);
-        Ok(())
-    }
-
-    fn info(&self, conn: &mut Conn<'_>) {
-        let text = format!(
-            "# Server\r\nredis_version:7.0.0\r\nredis_mode:standalone\r\n\r\n\
-             # Clients\r\nconnected_clients:{}\r\n\r\n\
-             # Memory\r\nused_memory:{}\r\nmaxmemory:{}\r\nmaxmemory_policy:noeviction\r\n\r\n\
-             # Stats\r\ntotal_commands_processed:{}\r\nexpired_keys:{}\r\npubsub_channels:{}\r\n\r\n\
-             # Keyspace\r\ndb0:keys={},expires={}\r\n",
-            self.clients.len(),
-            self.store.used(),
-            self.store.used_max(),
-            self.commands,
-            self.store.expired(),
-            self.channels.len(),
-            self.store.len(),
-            self.store.expiring(),
-        );
-        reply::bulk(conn, text.as_bytes());
-    }
-}
-
 fn unknown_subcommand(command: &str, word: &[u8]) -> Fault {
     let word = &word[..word.len().min(128)];
     let text = [b"ERR unknown subcommand '", word, b"'. Try ", command.as_bytes(), b" HELP."];
     Fault::quoting(text.concat())
-}
-
-/// What COMMAND says: redis-cli goes without the documentation of commands.
-fn command(conn: &mut Conn<'_>, args: Args<'_>) {
-    match args.get(1) {
-        Some(word) if word.eq_ignore_ascii_case(b"COUNT") => reply::count(conn, COMMANDS.len()),
-        _ => reply::array(conn, 0),
-    }
-}
-
-fn is_live(conn: &mut Conn<'_>, id: ConnId) -> bool {
-    conn.other(id).is_some_and(|it| !it.is_closing())
-}
-
-fn is_at(conn: &mut Conn<'_>, id: ConnId, address: &[u8]) -> bool {
-    is_live(conn, id)
-        && conn.other(id).is_some_and(|it| it.peer_addr().to_string().as_bytes() == address)
-}
-
-/// Ends a client. One that does not read what is queued for it is not waited for.
-fn end(conn: &mut Conn<'_>, id: ConnId) {
-    let own = conn.id() == id;
-    if let Some(mut client) = conn.other(id) {
-        if own || client.queued() == 0 { client.close() } else { client.abort() }
-    }
 }

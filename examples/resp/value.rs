@@ -96,6 +96,7 @@ impl fmt::Debug for Text {
 pub(crate) enum Value {
     Text(Text),
     /// A string that was appended to.
+    #[expect(clippy::box_collection, reason = "it would be the longest by a word")]
     Buffer(Box<Vec<u8>>),
     /// A string that is a number, since it was counted with.
     Number(i64),

@@ -3,6 +3,7 @@
 use std::fs;
 use std::process::Output;
 
+use crate::programs::redis::Redis;
 use crate::programs::{Server, TempPath, example, unreachable_address};
 
 fn load(args: &[&str]) -> Output {
@@ -11,7 +12,11 @@ fn load(args: &[&str]) -> Output {
 
 /// Runs a short load with these options, and returns what it printed.
 fn measured(server: &Server, mode: &str, options: &[&str]) -> String {
-    let short = [mode, &server.addr, "-d", "300ms", "-w", "50ms", "-c", "8"];
+    measured_at(&server.addr, mode, options)
+}
+
+fn measured_at(address: &str, mode: &str, options: &[&str]) -> String {
+    let short = [mode, address, "-d", "300ms", "-w", "50ms", "-c", "8"];
     let output = load(&[&short, options].concat());
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let failed = String::from_utf8_lossy(&output.stderr);
@@ -33,6 +38,32 @@ fn each_mode_measures_its_server() {
             assert!(text.contains("latency    p50 "), "{mode}: {text}");
         }
     }
+}
+
+/// Pipelined and at a given rate too, and that what is counted are replies to SET and GET in turn.
+#[test]
+fn a_server_of_keys_and_a_real_redis_are_measured_alike() {
+    let server = Server::start("resp", &[]);
+    let redis = Redis::start();
+    let addresses = [Some(&server.addr), redis.as_ref().map(|redis| &redis.address)];
+    for address in addresses.into_iter().flatten() {
+        for options in [&[][..], &["-p", "16"], &["-s", "20000"], &["--rate", "2000"]] {
+            let text = measured_at(address, "resp", &[&["--json"], options].concat());
+            let report: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+            assert!(report["replies"].as_u64() > Some(0), "{options:?}: {text}");
+            let errors = report["errors"].as_object().expect("errors by kind");
+            assert!(errors.values().all(|count| count.as_u64() == Some(0)), "{options:?}: {text}");
+        }
+    }
+}
+
+/// What is none of RESP is an error, and no reply.
+#[test]
+fn replies_that_are_none_are_counted_as_errors() {
+    let server = Server::start("echo", &[]);
+    let output = load(&["resp", &server.addr, "-d", "200ms", "-w", "0s", "-c", "2"]);
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(!text.contains("errors     none"), "{text}");
 }
 
 #[test]

@@ -12,6 +12,9 @@ use std::sync::mpsc::{self, Receiver};
 use std::time::{Duration, Instant};
 use std::{env, fs, process, thread};
 
+#[allow(dead_code, reason = "not every test needs it")]
+pub(crate) mod redis;
+
 /// How long anything may take that is not a matter of a deadline under test.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 

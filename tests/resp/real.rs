@@ -2,42 +2,10 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 
-use crate::programs::{PATIENCE, Server, eventually, unreachable_address};
-
-struct Redis {
-    child: Child,
-    address: String,
-}
-
-impl Redis {
-    fn start() -> Option<Self> {
-        if Command::new("redis-server").arg("--version").output().is_err() {
-            eprintln!("skipped: no redis-server here");
-            return None;
-        }
-        let address = unreachable_address();
-        let (host, port) = address.rsplit_once(':').expect("a port");
-        let child = Command::new("redis-server")
-            .args(["--bind", host, "--port", port, "--save", "", "--databases", "1"])
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("it was there before");
-        let redis = Self { child, address };
-        eventually("Redis listens", || TcpStream::connect(&redis.address).is_ok());
-        Some(redis)
-    }
-}
-
-impl Drop for Redis {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
+use crate::programs::redis::Redis;
+use crate::programs::{PATIENCE, Server, eventually};
 
 /// One reply; an array that has no order is sorted.
 fn reply(reader: &mut impl BufRead, sorts: bool) -> Vec<u8> {
@@ -262,6 +230,127 @@ fn fifteen_thousand_commands_have_the_replies_of_redis() {
                 &lately[lately.len().saturating_sub(12)..]
             );
         }
+    }
+}
+
+/// Commands about clients, each sent by the first of three: one named `b`, and one that has subscribed.
+/// `1`, `2` and `3` after ID stand for the three, `@2` for the address of the second, `@` for the
+/// server's.
+const ON_CLIENTS: &[&str] = &[
+    "CLIENT LIST",
+    "CLIENT LIST ID 2",
+    "CLIENT LIST ID 3 1 1",
+    "CLIENT LIST ID 77777",
+    "CLIENT LIST ID x",
+    "CLIENT LIST ID",
+    "CLIENT LIST FOO",
+    "CLIENT LIST TYPE",
+    "CLIENT LIST TYPE normal",
+    "CLIENT LIST TYPE PUBSUB",
+    "CLIENT LIST TYPE master",
+    "CLIENT LIST TYPE replica",
+    "CLIENT LIST TYPE foo",
+    "CLIENT LIST TYPE normal pubsub",
+    "CLIENT KILL ID 0",
+    "CLIENT KILL ID x",
+    "CLIENT KILL ID 77777",
+    "CLIENT KILL ID 1",
+    "CLIENT KILL ID 2",
+    "CLIENT KILL ID 2 TYPE pubsub",
+    "CLIENT KILL ID 1 SKIPME no",
+    "CLIENT KILL id 2 skipme YES",
+    "CLIENT KILL SKIPME yes",
+    "CLIENT KILL SKIPME no",
+    "CLIENT KILL SKIPME maybe",
+    "CLIENT KILL TYPE normal",
+    "CLIENT KILL TYPE normal SKIPME no",
+    "CLIENT KILL TYPE pubsub",
+    "CLIENT KILL TYPE slave",
+    "CLIENT KILL TYPE foo",
+    "CLIENT KILL ADDR @2",
+    "CLIENT KILL ADDR 127.0.0.1:1",
+    "CLIENT KILL LADDR @",
+    "CLIENT KILL LADDR 127.0.0.1:1",
+    "CLIENT KILL LADDR @ ADDR @2 ID 2",
+    "CLIENT KILL USER default",
+    "CLIENT KILL USER nobody",
+    "CLIENT KILL FOO 1",
+    "CLIENT KILL ID 2 FOO",
+    "CLIENT KILL 127.0.0.1:1",
+    "CLIENT KILL @2",
+    "CLIENT KILL @1",
+];
+
+/// What came of one of [`ON_CLIENTS`], in words that both servers share.
+fn outcome_on_clients(address: &str, command: &str) -> String {
+    let mut clients: Vec<_> = (0..3).map(|_| Client::dial(address)).collect();
+    let addresses: Vec<_> = clients
+        .iter()
+        .map(|it| it.0.get_ref().local_addr().expect("it is open").to_string())
+        .collect();
+    let mut ask = |client: usize, text: &str| {
+        let words: Vec<_> = text.split(' ').map(str::to_owned).collect();
+        clients[client].send(&words);
+        String::from_utf8(reply(&mut clients[client].0, false)).expect("text")
+    };
+    let ids = [0, 1, 2].map(|client| {
+        let id = ask(client, "CLIENT ID");
+        id.trim_end().trim_start_matches(':').to_owned()
+    });
+    ask(1, "CLIENT SETNAME b");
+    ask(2, "SUBSCRIBE c");
+    let is_id = command.to_ascii_uppercase().contains(" ID ");
+    let word = |word: &str| match word {
+        "1" | "2" | "3" if is_id => ids[word.parse::<usize>().expect("a number") - 1].clone(),
+        "@" => address.to_owned(),
+        "@1" => addresses[0].clone(),
+        "@2" => addresses[1].clone(),
+        word => word.to_owned(),
+    };
+    let replied = ask(0, &command.split(' ').map(word).collect::<Vec<_>>().join(" "));
+    let mut outcome = if command.starts_with("CLIENT LIST") && replied.starts_with('$') {
+        // Which they are, with the fields that both have.
+        let lines = replied.lines().filter(|line| line.starts_with("id="));
+        let known = |line: &str| {
+            let fields = line.split(' ').filter(|field| {
+                let name = field.split('=').next().unwrap_or_default();
+                ["name", "flags", "db", "sub", "psub", "user", "resp"].contains(&name)
+            });
+            let id = line.split([' ', '=']).nth(1).expect("an id");
+            let place = ids.iter().position(|it| it == id).map_or(0, |place| place + 1);
+            // Neither has anything to say of those that went just before.
+            (place > 0).then(|| format!("{place} {}\n", fields.collect::<Vec<_>>().join(" ")))
+        };
+        lines.filter_map(known).collect()
+    } else {
+        replied
+    };
+    for (client, other) in clients.iter_mut().enumerate() {
+        let mut rest = Vec::new();
+        let socket = other.0.get_mut();
+        socket.write_all(b"PING\r\n").ok();
+        socket.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+        let is_open = other.0.read_until(b'\n', &mut rest).is_ok_and(|count| count > 0);
+        outcome += &format!("{} {}\n", client + 1, if is_open { "is open" } else { "has ended" });
+    }
+    outcome
+}
+
+#[test]
+fn clients_are_listed_and_killed_as_by_redis() {
+    for command in ON_CLIENTS {
+        // One server each: all that a command meets are the three.
+        let Some(redis) = Redis::start() else { return };
+        let server = Server::start("resp", &[]);
+        eventually("the probe of the port has gone", || {
+            let mut client = Client::dial(&redis.address);
+            client.send(&["CLIENT".to_owned(), "LIST".to_owned()]);
+            let listed = reply(&mut client.0, false);
+            String::from_utf8_lossy(&listed).matches("id=").count() == 1
+        });
+        let theirs = outcome_on_clients(&redis.address, command);
+        let ours = outcome_on_clients(&server.addr, command);
+        assert_eq!(theirs, ours, "{command}");
     }
 }
 
