@@ -30,8 +30,8 @@ LOADS = {
 }
 
 FRAMES = "target/release/examples/peer-frames"
-FRAMES_FEW = 10_000
-FRAMES_MANY = 50_000
+TIMES_FEW = 10_000
+TIMES_MANY = 50_000
 FRAMES_OF = {
     "behind a length": "length",
     "of one length": "fixed",
@@ -40,13 +40,18 @@ FRAMES_OF = {
     "behind a varint": "varint",
 }
 
+HTTP_CONNECTIONS = 64
+HTTP_FEW = 30
+HTTP_MANY = 180
+HTTP_REQUEST = b"GET / HTTP/1.1\r\nHost: 127.0.0.1:8080\r\n\r\n"
+
 POOLED = "target/release/examples/peer-pooled --listen {addr} --upstream"
 POOLED_LOAD = ["--conns", 1, "--size", 64]
 
 CALLGRIND = ["valgrind", "-q", "--tool=callgrind"]
 
 # The first-level data cache that is simulated: 48 KiB, 12 ways, as recent cores of Intel's have.
-CACHE = ["--cache-sim=yes", "--D1=49152,12,64"]
+CACHE = ["--cache-sim=yes", "--D1=49152,12,64", "--LL=33554432,16,64"]
 MISSES_AT = (64, 1_000, 10_000)
 MISSES_MESSAGES = 30_000
 
@@ -130,11 +135,7 @@ def count_instructions(command):
 def count_frames(_):
     print("user instructions per message")
     for title, framing in FRAMES_OF.items():
-        few, many = (
-            events_of_program(f"{FRAMES} {framing} {batches}")["Ir"]
-            for batches in (FRAMES_FEW, FRAMES_MANY)
-        )
-        print_count(title, (many - few) / (FRAMES_MANY - FRAMES_FEW) / 16)
+        print_count(title, instructions_each(f"{FRAMES} {framing}") / 16)
 
 
 def count_pooled(command):
@@ -166,13 +167,36 @@ def count_misses(command):
     servers = {"this server": command, "bare mio": MIO, "C epoll": BASELINE}
     for name, server in servers.items():
         for conns in MISSES_AT:
-            load = ["--conns", conns, "--size", 64, "--messages"]
-            # Some messages of each connection first, so that what it touches once is left out.
-            few, many = (
-                misses_of_run(server, [*load, messages])
-                for messages in (2 * conns, 2 * conns + MISSES_MESSAGES)
-            )
-            print_count(f"{name}, {conns:,} connections", (many - few) / MISSES_MESSAGES)
+            print_count(f"{name}, {conns:,} connections", misses_per_message(server, conns))
+
+
+def instructions_of_http(command):
+    """User instructions of a server for one `GET /` on one of many connections."""
+    few, many = (
+        events_under(command, lambda server: request_on_each(server, rounds))["Ir"]
+        for rounds in (HTTP_FEW, HTTP_MANY)
+    )
+    return (many - few) / (HTTP_MANY - HTTP_FEW) / HTTP_CONNECTIONS
+
+
+def request_on_each(server, rounds):
+    with connected(server, HTTP_CONNECTIONS) as connections:
+        for _ in range(rounds):
+            for connection in connections:
+                connection.sendall(HTTP_REQUEST)
+            for connection in connections:
+                reply = connection.recv(4096)
+                if not (reply.startswith(b"HTTP/1.1 200 ") and reply.endswith(b"World!")):
+                    raise BenchError(f"no reply to GET /: {reply}")
+
+
+def misses_per_message(command, conns):
+    # Some messages of each connection first, so that what it touches once is left out.
+    few, many = (
+        misses_of_run(command, ["--conns", conns, "--size", 64, "--messages", messages])
+        for messages in (2 * conns, 2 * conns + MISSES_MESSAGES)
+    )
+    return (many - few) / MISSES_MESSAGES
 
 
 def misses_of_run(command, load):
@@ -182,11 +206,22 @@ def misses_of_run(command, load):
 
 def events_of_run(command, load, options=()):
     """Returns what callgrind counted of each kind of event in a server under a load."""
+    return events_under(command, lambda server: run_load(server, *load), options)
+
+
+def events_under(command, drive, options=()):
+    """Returns what callgrind counted of each kind of event in a server that `drive` uses."""
     with tempfile.TemporaryDirectory() as directory:
         out = Path(directory) / "callgrind.out"
         with Server(command, [*CALLGRIND, f"--callgrind-out-file={out}", *options]) as server:
-            run_load(server, *load)
+            drive(server)
         return events_in(out)
+
+
+def instructions_each(command):
+    """User instructions of a program that does something as often as its last argument says."""
+    few, many = (events_of_program(f"{command} {times}")["Ir"] for times in (TIMES_FEW, TIMES_MANY))
+    return (many - few) / (TIMES_MANY - TIMES_FEW)
 
 
 def events_of_program(command):
@@ -210,18 +245,21 @@ def events_in(out):
 def count_syscalls(command):
     print("system calls per")
     for title, load in LOADS.items():
-        few, many = (
-            syscalls_of_run(command, [*load, "--messages", messages])
-            for messages in (MESSAGES_FEW, MESSAGES_MANY)
-        )
-        per_message = {
-            name: (many[name] - few.get(name, 0)) / (MESSAGES_MANY - MESSAGES_FEW)
-            for name in many
-        }
+        per_message = syscalls_per_message(command, load)
         total = per_message.pop("total")
         calls = sorted(per_message.items(), key=lambda item: -item[1])
         detail = ", ".join(f"{name} {count:.2f}" for name, count in calls if count >= 0.005)
         print_count(title, total, f"  ({detail})")
+
+
+def syscalls_per_message(command, load):
+    """The calls of each kind and their total, for each message."""
+    few, many = (
+        syscalls_of_run(command, [*load, "--messages", messages])
+        for messages in (MESSAGES_FEW, MESSAGES_MANY)
+    )
+    spread = MESSAGES_MANY - MESSAGES_FEW
+    return {name: (many[name] - few.get(name, 0)) / spread for name in many}
 
 
 def syscalls_of_run(command, load):
