@@ -51,7 +51,7 @@ POOLED_LOAD = ["--conns", 1, "--size", 64]
 CALLGRIND = ["valgrind", "-q", "--tool=callgrind"]
 
 # The first-level data cache that is simulated: 48 KiB, 12 ways, as recent cores of Intel's have.
-CACHE = ["--cache-sim=yes", "--D1=49152,12,64", "--LL=33554432,16,64"]
+CACHE = ["--cache-sim=yes", "--D1=49152,12,64"]
 MISSES_AT = (64, 1_000, 10_000)
 MISSES_MESSAGES = 30_000
 
