@@ -1,7 +1,7 @@
 //! The program before the example servers.
 
 use std::fs;
-use std::process::Output;
+use std::process::{Command, Output};
 
 use crate::programs::redis::Redis;
 use crate::programs::{Server, TempPath, example, unreachable_address};
@@ -116,4 +116,49 @@ fn without_a_server_it_fails() {
     assert_eq!(output.status.code(), Some(1), "{text}");
     assert!(text.contains("replies    0"), "{text}");
     assert!(!text.contains("errors     none"), "{text}");
+}
+
+/// What a browser makes of a page, after the script has written into it what was laid out.
+const LAID_OUT: &str = r#"<script>
+const seen = [...document.querySelectorAll("svg")].map(svg => {
+    const box = svg.getBoundingClientRect();
+    const lines = [...svg.querySelectorAll("polyline, path")].map(line => line.getTotalLength());
+    const texts = [...svg.querySelectorAll("text")].filter(it => it.getBBox().width > 0);
+    return [box.width > 200 && box.height > 100, Math.max(0, ...lines) > 50, texts.length > 3];
+});
+const loaded = performance.getEntriesByType("resource").map(it => it.name);
+document.body.dataset.seen = JSON.stringify(seen);
+document.body.dataset.loaded = JSON.stringify(loaded);
+</script>"#;
+
+#[test]
+fn a_browser_shows_the_plots_and_loads_nothing() {
+    let Some(browser) = ["chromium", "chromium-browser", "google-chrome"]
+        .into_iter()
+        .find(|name| Command::new(name).arg("--version").output().is_ok())
+    else {
+        eprintln!("skipped: no chromium here");
+        return;
+    };
+    let server = Server::start("echo", &[]);
+    let page = TempPath::new();
+    let path = page.0.with_extension("html");
+    measured(&server, "echo", &["--html", path.to_str().expect("UTF-8")]);
+    let text = fs::read_to_string(&path).expect("a page");
+    fs::write(&path, text.replace("</body>", &format!("{LAID_OUT}</body>"))).expect("its copy");
+    let profile = TempPath::new();
+    let output = Command::new(browser)
+        .args(["--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"])
+        .args(["--window-size=1200,1600", "--no-first-run", "--disable-dev-shm-usage"])
+        .arg(format!("--user-data-dir={}", profile.0.display()))
+        .arg(format!("file://{}", path.display()))
+        .output()
+        .expect("it was there before");
+    fs::remove_file(&path).ok();
+    fs::remove_dir_all(&profile.0).ok();
+    let dom = String::from_utf8_lossy(&output.stdout);
+    let said = String::from_utf8_lossy(&output.stderr);
+    let is_there = |name: &str, value: &str| dom.contains(&format!("data-{name}=\"{value}\""));
+    let plots = "[[true,true,true],[true,true,true],[true,true,true]]";
+    assert!(is_there("seen", plots) && is_there("loaded", "[]"), "{dom}{said}");
 }
