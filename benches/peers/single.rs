@@ -5,8 +5,6 @@
 //! peer-single turn 10000
 //! ```
 
-#![expect(clippy::disallowed_methods, reason = "the loop has the clock of the system")]
-
 use std::hint::black_box;
 use std::process::ExitCode;
 use std::time::Duration;
