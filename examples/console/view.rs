@@ -131,7 +131,11 @@ impl View {
             format!("connected {:>7}  idle    {:>7}", count("connected"), count("idle")),
             format!("connecting {:>6}  closing {:>7}", count("connecting"), count("closing")),
             format!("buffered {:>8}", short(now.number("buffered"))),
-            format!("pressure {:>7.1}%", now.number("pressure_permille") / 10.0),
+            format!(
+                "pressure {:>7.1}%  lag {:>10.1}%",
+                now.number("pressure_permille") / 10.0,
+                now.number("lag_permille") / 10.0
+            ),
             format!(
                 "worst turn {:>6} ({})",
                 short_time(now.number("worst_turn")),

@@ -28,6 +28,7 @@ pub(crate) fn counters(form: Form, desk: &Desk<'_>, output: &mut BytesMut) {
         ("ready", desk.unready.is_none().into()),
         ("unready_because", desk.unready.into()),
         ("pressure_permille", desk.shared.pressure().into()),
+        ("lag_permille", desk.shared.lag.pressure().into()),
         ("worst_step", stats.worst_step().into()),
     ];
     for (name, _, _, value) in stats.numbers() {
