@@ -54,13 +54,15 @@ impl Clients {
     }
 }
 
+/// Serves the subcommands of CLIENT. Returns how many clients were looked through.
 pub(crate) fn command(
     clients: &mut Clients,
     store: &mut Store,
     conn: &mut Conn<'_>,
     args: Args<'_>,
-) -> Result<(), Fault> {
+) -> Result<usize, Fault> {
     let own = clients.open.get(&conn.id());
+    let mut passed = 0;
     match &args[1].to_ascii_uppercase()[..] {
         b"ID" => reply::integer(conn, own.map_or(0, |client| client.number as i64)),
         b"GETNAME" => {
@@ -72,12 +74,16 @@ pub(crate) fn command(
             reply::ok(conn);
         }
         b"LIST" => {
+            passed = clients.open.len();
             let text = list(clients, conn, args)?;
             reply::bulk(conn, text.as_bytes());
         }
-        _ => kill(clients, conn, args)?,
+        _ => {
+            passed = clients.open.len();
+            kill(clients, conn, args)?;
+        }
     }
-    Ok(())
+    Ok(passed)
 }
 
 fn set_name(
@@ -215,14 +221,14 @@ impl<'a> Filter<'a> {
     }
 
     fn matches(&self, conn: &mut Conn<'_>, id: ConnId, client: &Client) -> bool {
-        if self.spares_own && conn.id() == id {
-            return false;
-        }
-        let Some(other) = conn.other(id).filter(|other| !other.is_closing()) else { return false };
+        let may_be = !(self.spares_own && conn.id() == id)
+            && self.number.is_none_or(|number| client.number as i64 == number)
+            && self.kind.is_none_or(|kind| Kind::of(client) == kind);
+        // Another connection is reached last: what is reached is settled at the end of the turn.
+        let other = if may_be { conn.other(id) } else { None };
+        let Some(other) = other.filter(|other| !other.is_closing()) else { return false };
         let is = |address: &Address, text: &[u8]| address.to_string().as_bytes() == text;
-        self.number.is_none_or(|number| client.number as i64 == number)
-            && self.kind.is_none_or(|kind| Kind::of(client) == kind)
-            && self.peer.is_none_or(|text| is(other.peer_addr(), text))
+        self.peer.is_none_or(|text| is(other.peer_addr(), text))
             && self.local.is_none_or(|text| other.local_addr().is_some_and(|it| is(it, text)))
     }
 }

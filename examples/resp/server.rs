@@ -313,7 +313,9 @@ impl Core {
             Special::Subscribe => channels::subscribe(self, conn, session, args),
             Special::Unsubscribe => channels::unsubscribe(self, conn, session, args),
             Special::Publish => return Ok(self.channels.publish(conn, &args[1], &args[2])),
-            Special::Client => clients::command(&mut self.clients, &mut self.store, conn, args)?,
+            Special::Client => {
+                return clients::command(&mut self.clients, &mut self.store, conn, args);
+            }
             Special::Command => info::command(conn, args),
             Special::Config => info::config(&self.store, conn, args),
             Special::Hello => info::hello(conn, session.number, args)?,

@@ -73,10 +73,16 @@ impl Clocks {
     }
 
     /// How readily it makes room for a newcomer, the least first, if it does at all: idle ones before
-    /// all others, by how long they have been, and then the oldest.
-    pub(crate) fn rank(&self, patience: Patience, now: Instant) -> Option<(bool, Instant)> {
+    /// all others, by how long they have been, and then the oldest. One that is due `begins` to be asked,
+    /// and is idle no more.
+    pub(crate) fn rank(
+        &self,
+        begins: bool,
+        patience: Patience,
+        now: Instant,
+    ) -> Option<(bool, Instant)> {
         match self.phase {
-            Phase::Idle => Some((false, self.since)),
+            Phase::Idle if !begins => Some((false, self.since)),
             _ if self.opened_at + patience.settled <= now => Some((true, self.opened_at)),
             _ => None,
         }
@@ -160,11 +166,13 @@ mod tests {
         };
         let ranks = |now| {
             let clocks = [Clocks::new(at(20)), Clocks::new(at(10)), busy(5), busy(0)];
-            clocks.map(|clocks| clocks.rank(PATIENCE, at(now)))
+            clocks.map(|clocks| clocks.rank(false, PATIENCE, at(now)))
         };
         let (idle, old) = (|since| Some((false, at(since))), |since| Some((true, at(since))));
         assert_eq!(ranks(70), [idle(20), idle(10), old(5), old(0)]);
         assert!(idle(20) < old(0));
         assert_eq!(ranks(62), [idle(20), idle(10), None, old(0)]);
+        assert_eq!(Clocks::new(at(20)).rank(true, PATIENCE, at(79)), None);
+        assert_eq!(Clocks::new(at(20)).rank(true, PATIENCE, at(80)), old(20));
     }
 }

@@ -306,18 +306,20 @@ pub fn each<F: Framing>(
     if framing.greatest() > max {
         return refuse_greatest(framing.greatest(), max);
     }
+    let outer = conn.unread();
+    let handing = Handing { conn, outer };
     let mut rest = &input[..];
     let end = loop {
         // A message has at least one byte.
-        if rest.is_empty() || !conn.wants_messages() {
+        if rest.is_empty() || !handing.conn.wants_messages() {
             break Ok(());
         }
         match framing.find(rest) {
             Ok(Some(frame)) => {
                 let payload = &rest[frame.payload];
                 rest = &rest[frame.len..];
-                conn.note_unread(rest.len());
-                if take(conn, payload).is_break() {
+                handing.conn.note_unread(rest.len());
+                if take(handing.conn, payload).is_break() {
                     break Ok(());
                 }
             }
@@ -325,10 +327,22 @@ pub fn each<F: Framing>(
             Err(error) => break Err(error),
         }
     };
-    conn.note_unread(0);
+    drop(handing);
     let taken = input.len() - rest.len();
     take_off(input, taken);
     end
+}
+
+/// Lets [`Conn::unread`] say again what it said before, also where a message that is handed over panics.
+struct Handing<'a, 'c> {
+    conn: &'a mut Conn<'c>,
+    outer: usize,
+}
+
+impl Drop for Handing<'_, '_> {
+    fn drop(&mut self) {
+        self.conn.note_unread(self.outer);
+    }
 }
 
 #[cold]

@@ -23,7 +23,7 @@ use crate::core::record::NewConn;
 use crate::error::Error;
 use crate::handler::Handler;
 use crate::id::{AlarmId, ConnId, ListenerId, Origin, ServiceId};
-use crate::log::{LogLimiter, warn};
+use crate::log::{LogLimiter, info, warn};
 use crate::planted::{Bug, planted};
 use crate::probe;
 use crate::state::{READ_BUDGET, log_state};
@@ -113,6 +113,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             wildcard: address.ip().is_some_and(|addr| addr.ip().is_unspecified()),
             backlog: Backlog::new(listen.exempt),
         });
+        info!(%address, "listening");
         self.shared.listening_on.push(address);
         self.update_due();
         Ok(id)

@@ -244,7 +244,6 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         self.count_panic();
         self.shared.leave();
         self.shared.spilled = false;
-        self.shared.unread = 0;
         self.drop_output(id);
         // It may have panicked over a buffer of its own that had taken the place of the loop's.
         self.slots[id.index()].input = BytesMut::new();

@@ -187,9 +187,8 @@ impl<L, S> Host<L, S> {
     fn place(&self, now: Instant) -> Option<usize> {
         let patience = self.kind.patience();
         let rank = |conn: &ServiceConn<S>| {
-            // Of an idle one that is due a question may have come.
-            let begins = conn.due && conn.clocks.phase() == Phase::Idle;
-            conn.clocks.rank(patience, now).filter(|_| !begins)
+            // A question may have come.
+            conn.clocks.rank(conn.due, patience, now)
         };
         let free = self.conns.iter().position(Option::is_none);
         free.or_else(|| {

@@ -416,9 +416,12 @@ mod tests {
             }
             for (state_before, flags_before) in all() {
                 let before = DeadlineInputs::new(state_before, flags_before);
-                // One that has not had its first byte has had no deadline before.
+                // One that has not had its first byte was never at rest, nor anything else before.
                 let comes = inputs.sole_deadline() == Some(Deadline::FirstByte);
-                if before == inputs || (comes && before != DeadlineInputs::default()) {
+                let silent = state_before == State::Connected
+                    && flags_before.has(Flags::INBOUND)
+                    && !flags_before.has(Flags::RECEIVED);
+                if before == inputs || (comes && !silent) {
                     continue;
                 }
                 let now = reactor.shared.now;
@@ -427,6 +430,12 @@ mod tests {
                     record.pose(state, flags);
                     record.clocks.reset();
                     record.clocks.update(before, Instant::EPOCH);
+                    let LoopState { table, profiles, .. } = &mut reactor.shared;
+                    let record = table.at(id.index());
+                    if let Some(at) = record.clocks.next(record.durations(profiles)) {
+                        reactor.shared.arm(id, at);
+                    }
+                    let record = reactor.shared.table.at(id.index());
                     // A message came, or the connection did.
                     record.clocks.touch_read(now);
                     record.counted = if comes { State::Connected } else { state_before };

@@ -118,7 +118,14 @@ fn parse(head: &[u8]) -> Result<Request, Refused> {
         }
         _ => return Err(MALFORMED),
     };
-    let fields = parse_fields(lines)?;
+    let is_other = !matches!(method, "GET" | "HEAD");
+    let fields = parse_fields(lines).map_err(|refused| match refused {
+        // What it lacks is the method, whatever body it has.
+        (Status::ContentTooLarge, _) if is_other => {
+            (Status::MethodNotAllowed, "There are GET and HEAD.\n")
+        }
+        refused => refused,
+    })?;
     if fields.host.is_none() && !is_old {
         return Err((Status::BadRequest, "a request has one Host\n"));
     }
@@ -126,7 +133,7 @@ fn parse(head: &[u8]) -> Result<Request, Refused> {
     let host = authority.or(fields.host).unwrap_or_default();
     Ok(Request {
         is_head: method == "HEAD",
-        is_other: !matches!(method, "GET" | "HEAD"),
+        is_other,
         path: path.split(['?', '#']).next().unwrap_or_default().to_owned(),
         host: without_port(host).to_owned(),
         closes: is_old || fields.closes,

@@ -189,7 +189,8 @@ impl<H: Handler> Server<H> {
     /// have one: `connections sort=queued`, `connection 3.1`, `json stats`. What a question changes is
     /// changed, as by an operator.
     ///
-    /// A failing test prints what `connections` answers.
+    /// A check that fails because connections are still there, such as
+    /// [`assert_clean`](Server::assert_clean), prints what `connections` answers by itself.
     ///
     /// ```
     /// # use bytes::BytesMut;

@@ -305,6 +305,11 @@ impl Handler for Tells {
     fn on_data(&mut self, conn: &mut Conn<'_>, lines: &mut Lines, input: &mut BytesMut) {
         let served = frame::each(lines, conn, input, |conn, line| {
             assert_ne!(line, b"panic");
+            if line == b"nest" {
+                let nested = &mut BytesMut::from("x\n");
+                let goes_on = |_: &mut Conn<'_>, _: &[u8]| ControlFlow::Continue(());
+                frame::each(&mut frame::lines(LINE_MAX), conn, nested, goes_on).unwrap();
+            }
             let unread = conn.unread();
             writeln!(conn, "{unread}");
             if line == b"break" { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
@@ -324,9 +329,9 @@ fn a_message_knows_how_much_lies_behind_it() {
     peer.send(b"a\nbb\nccc\npart");
     sim.settle();
     peer.expect(b"11\n8\n4\nend 0\n");
-    peer.send(b"\nbreak\nleft\n");
+    peer.send(b"\nnest\nbreak\nleft\n");
     sim.settle();
-    peer.expect(b"11\n5\nend 0\n");
+    peer.expect(b"16\n11\n5\nend 0\n");
     let panics = sim.connect(&server);
     panics.send(b"panic\na\n");
     sim.settle();

@@ -83,7 +83,10 @@ impl Pair {
         while got < expected.len() {
             self.reactor.turn(&mut self.handler, Some(Duration::from_millis(1))).unwrap();
             match self.client.read(&mut buffer[got..]) {
-                Ok(count) => got += count,
+                Ok(count) => {
+                    assert_ne!(count, 0, "the server closed");
+                    got += count;
+                }
                 Err(error) => assert_eq!(error.kind(), ErrorKind::WouldBlock),
             }
         }

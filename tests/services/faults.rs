@@ -36,7 +36,7 @@ fn expect_answers<H: Handler>(sim: &mut Sim, server: &Server<H>) {
     }
     for (address, question, answer) in [
         (METRICS, &get("/healthz")[..], "alive\n"),
-        (CONSOLE, "set stall_report 30ms\n", " is 30ms\n\n"),
+        (CONSOLE, "set stall_report 30ms\n", " is 30ms, and was"),
     ] {
         let answered = (0..3).any(|_| {
             let peer = sim.connect(address);
@@ -45,7 +45,7 @@ fn expect_answers<H: Handler>(sim: &mut Sim, server: &Server<H>) {
             let reply = String::from_utf8(peer.take()).unwrap();
             peer.close();
             sim.advance(secs(1));
-            reply.ends_with(answer)
+            reply.contains(answer)
         });
         assert!(answered, "nothing is answered at {address}");
     }
@@ -59,7 +59,7 @@ fn let_loose(sim: &mut Sim) -> Vec<Peer> {
         b"json connections sort=age limit=3\n",
         b"stats\nstats\nclose 0.1\nabort 1.1\n",
         b"\xff\n",
-        b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\nGET /state.json HTTP/1.0\r\n\r\n",
+        b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\nGET /state HTTP/1.0\r\n\r\n",
         b"GET / HTTP/1.1\r\nHost: a\r\n\r\n",
         b"POST /metrics HTTP/1.1\r\n\r\n",
         b"set limits.buffered_max 1KiB\nset limits.buffered_max 1GiB\n",

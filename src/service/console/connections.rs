@@ -279,9 +279,17 @@ fn deadlines(record: &Record, shared: &LoopState) -> Vec<(Instant, &'static str)
     // A check of the progress ends nothing.
     let running = record.clocks.upcoming(record.durations(&shared.profiles));
     let running = running.filter(|(_, deadline)| *deadline != Deadline::ProgressCheck);
-    let mut all: Vec<_> = running.map(|(at, deadline)| (at, deadline.label())).collect();
+    // In a shutdown that clock says when it is to end.
+    let is_planned_end = shared.stopping && !record.is_aged();
+    let mut all: Vec<_> = running
+        .map(|(at, deadline)| match deadline {
+            Deadline::Lifetime if is_planned_end => (at, "shutdown"),
+            deadline => (at, deadline.label()),
+        })
+        .collect();
     all.extend(record.ping_due().map(|at| (at, "ping")));
-    all.sort_unstable();
+    // Of those that come together the first one acts, and they are in that order.
+    all.sort_by_key(|(at, _)| *at);
     all
 }
 

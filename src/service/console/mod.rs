@@ -170,16 +170,18 @@ impl Console {
                 let standing = Standing {
                     counts_clients: desk.gate.clients().is_some(),
                     is_stopping: desk.shared.is_shutting_down(),
+                    buffered: desk.shared.buffered(),
                 };
-                let config = settings::changed(desk.config, standing, name, value)?;
+                let (config, before) = settings::changed(desk.config, standing, name, value)?;
                 desk.orders.push(Order::Change(Box::new(config)));
-                form.done(output, &format!("{name} is {value}"));
-                info!(setting = name, value, "an operator changes a setting");
+                form.done(output, &format!("{name} is {value}, and was {before}"));
+                info!(setting = name, value, before, "an operator changes a setting");
             }
             ("shutdown", []) => {
+                let again = desk.shared.is_shutting_down();
                 desk.shared.shutdowns_asked = desk.shared.shutdowns_asked.saturating_add(1);
-                form.done(output, "it is shutting down");
-                info!("an operator asks for a shutdown");
+                form.done(output, if again { "it ends at once" } else { "it is shutting down" });
+                info!(again, "an operator asks for a shutdown");
             }
             ("help", []) => form.done(output, HELP),
             _ => return Err("this is no question: help lists them".into()),

@@ -109,9 +109,11 @@ pub(crate) struct Standing {
     pub(crate) counts_clients: bool,
     /// A shutdown has begun.
     pub(crate) is_stopping: bool,
+    /// What all connections hold now.
+    pub(crate) buffered: u64,
 }
 
-/// The settings with one of them changed.
+/// The settings with one of them changed, and what that was.
 ///
 /// # Errors
 ///
@@ -121,7 +123,7 @@ pub(crate) fn changed(
     standing: Standing,
     name: &str,
     value: &str,
-) -> Result<Config, String> {
+) -> Result<(Config, String), String> {
     let Some(setting) = SETTINGS.iter().find(|setting| setting.name == name) else {
         return Err(format!("{name:?} is no setting that may change: limits lists them"));
     };
@@ -134,6 +136,11 @@ pub(crate) fn changed(
             "{name} cannot change once a shutdown has begun: shutdown ends it at once"
         ));
     }
+    // A unit that was forgotten would cost the connections that hold most.
+    if (changed.limits.buffered_max as u64) < standing.buffered {
+        let held = standing.buffered;
+        return Err(format!("{name} cannot be less than what is held now, which is {held}"));
+    }
     // A client is counted when it comes, and those that are there were not.
     if !standing.counts_clients && !changed.limits.clients.are_off() {
         return Err(format!(
@@ -141,7 +148,7 @@ pub(crate) fn changed(
         ));
     }
     changed.refuse_out_of_range().map_err(|error: ConfigError| error.to_string())?;
-    Ok(changed)
+    Ok((changed, (setting.show)(config)))
 }
 
 /// As it stands in `set`.
@@ -215,7 +222,8 @@ fn parse_rate(text: &str) -> Option<Rate> {
 mod tests {
     use super::*;
 
-    const LIMITED: Standing = Standing { counts_clients: true, is_stopping: false };
+    const LIMITED: Standing =
+        Standing { counts_clients: true, is_stopping: false, buffered: 2_000 };
 
     fn limited() -> Config {
         let mut config = Config::default();
@@ -228,8 +236,8 @@ mod tests {
         let config = limited();
         for Setting { name, show, .. } in SETTINGS {
             let shown = show(&config);
-            let changed = changed(&config, LIMITED, name, &shown).unwrap();
-            assert_eq!(show(&changed), shown, "{name}");
+            let (changed, before) = changed(&config, LIMITED, name, &shown).unwrap();
+            assert_eq!((show(&changed), &before), (shown.clone(), &shown), "{name}");
         }
     }
 
@@ -250,7 +258,7 @@ mod tests {
             ("shutdown_timeout", "90s"),
             ("stall_report", "off"),
         ] {
-            let changed = changed(&config, LIMITED, name, value).unwrap();
+            let (changed, _) = changed(&config, LIMITED, name, value).unwrap();
             for Setting { name: other, show, .. } in SETTINGS {
                 let expected = if other == name { value.to_owned() } else { show(&config) };
                 assert_eq!(show(&changed), expected, "{other} after {name} was set");
@@ -264,6 +272,7 @@ mod tests {
         for (name, value) in [
             ("limits.input_max", "1"),
             ("limits", "1"),
+            ("limits.buffered_max", "1999"),
             ("limits.output_max", "0"),
             ("limits.output_max", "-1"),
             ("limits.output_max", "1kB"),
