@@ -244,6 +244,9 @@ impl Core {
         {
             return Ok(Some(command));
         }
+        if !transaction.has_room(args) {
+            return Err(Fault::OUT_OF_MEMORY);
+        }
         let before = transaction.cost;
         transaction.push(command, args);
         self.store.take(transaction.cost - before);
@@ -393,6 +396,12 @@ fn refuse_while_subscribed(command: &Command) -> Result<(), Fault> {
 }
 
 impl Transaction {
+    /// Whether all of it can still be told apart by its places.
+    fn has_room(&self, args: Args<'_>) -> bool {
+        let more: usize = args.from(0).map(<[u8]>::len).sum();
+        u32::try_from(self.bytes.len() + more).is_ok()
+    }
+
     fn push(&mut self, command: &'static Command, args: Args<'_>) {
         for arg in args.from(0) {
             let start = self.bytes.len() as u32;

@@ -97,7 +97,7 @@ pub(crate) struct Budget {
     /// So many items, `most` or fewer, are served before the clock is read.
     next_check: u32,
     check_every: u32,
-    /// When the first items had been served.
+    /// When the first items had been served, or began to be.
     timed_from: Option<Instant>,
 }
 
