@@ -190,7 +190,7 @@ impl<H: Handler> Server<H> {
     /// changed, as by an operator.
     ///
     /// A check that fails because connections are still there, such as
-    /// [`assert_clean`](Server::assert_clean), prints what `connections` answers by itself.
+    /// [`Sim::assert_clean`](crate::sim::Sim::assert_clean), prints what `connections` answers by itself.
     ///
     /// ```
     /// # use bytes::BytesMut;
