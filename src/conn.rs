@@ -254,7 +254,7 @@ impl Conn<'_> {
     }
 
     /// How many bytes of input lie behind the message that [`frame::each`](crate::frame::each) has handed
-    /// to its closure: what [`decide_keep_alive`](Conn::decide_keep_alive) is to be told there. 0 elsewhere.
+    /// to its closure: the closure passes it to [`decide_keep_alive`](Conn::decide_keep_alive). 0 elsewhere.
     pub fn unread(&self) -> usize {
         let shared = &self.cx.shared;
         if shared.in_hand == Some(self.id) { shared.unread } else { 0 }

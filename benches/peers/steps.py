@@ -13,17 +13,10 @@ import sys
 import tempfile
 from pathlib import Path
 
+from count import DEFAULT_SERVER, LOADS, MESSAGES_FEW, MESSAGES_MANY
 from harness import BenchError, Server, prepare, run_load, split_command
 
-DEFAULT_SERVER = "target/release/examples/echo --listen {addr} --max-connections 15000"
-
-MESSAGES_FEW = 2_000
-MESSAGES_MANY = 12_000
-LOADS = {
-    "echo, 64 connections": ["--conns", 64, "--size", 64],
-    "echo, 1 connection": ["--conns", 1, "--size", 64],
-    "churned connection, 64 at a time": ["--conns", 64, "--size", 64, "--churn"],
-}
+TITLES = ("echo, 64 connections", "echo, 1 connection", "churned connection, 64 at a time")
 
 # An instruction belongs to the first step of which a function is among those that it was inlined from,
 # written as file:function. What is in no step of ours is named by its function.
@@ -62,9 +55,9 @@ def main():
     options = parse_options()
     prepare()
     binary = split_command(options.server)[0]
-    for title, load in LOADS.items():
+    for title in TITLES:
         print(f"user instructions per {title}")
-        steps = instructions_by_step(options.server, binary, load)
+        steps = instructions_by_step(options.server, binary, LOADS[title])
         for step in [*STEPS, OTHER]:
             if steps[step] >= 0.5:
                 print(f"  {step:<40}{steps[step]:>8,.0f}")

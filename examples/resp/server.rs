@@ -396,7 +396,7 @@ fn refuse_while_subscribed(command: &Command) -> Result<(), Fault> {
 }
 
 impl Transaction {
-    /// Whether all of it can still be told apart by its places.
+    /// Whether the places of these arguments behind the others fit into a [`Span`].
     fn has_room(&self, args: Args<'_>) -> bool {
         let more: usize = args.from(0).map(<[u8]>::len).sum();
         u32::try_from(self.bytes.len() + more).is_ok()

@@ -19,7 +19,7 @@ pub(crate) type Map<V> = IndexMap<Text, V, Hasher>;
 /// Bytes that a [`Text`] has in place.
 const IN_PLACE: usize = 22;
 
-/// A string that does not grow. The bytes of a short one lie in place: who has found it has them in the
+/// A string that does not grow. The bytes of a short one lie in place: what has found it has them in the
 /// cache, too.
 #[derive(Clone)]
 pub(crate) enum Text {

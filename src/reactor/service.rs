@@ -20,7 +20,7 @@ use crate::address::{Address, ToAddress};
 use crate::backend::{Backend, Token};
 use crate::config::{Config, ListenConfig};
 use crate::core::budget::{Budget, ITEMS_PER_STEP, Step};
-use crate::core::gate::{ACCEPTS_PER_TURN, AcceptFault};
+use crate::core::gate::{ACCEPTS_PER_TURN, AcceptFault, FAILURES_PER_TURN};
 use crate::core::service::{CONNECTIONS_MAX, Clocks, Phase};
 use crate::error::{ConfigError, Error};
 use crate::handler::Handler;
@@ -110,6 +110,7 @@ struct ServiceConn<S> {
     /// Nothing more is asked: what is left is sent, and then our FIN.
     ending: bool,
     /// Its service goes on in the next turn.
+    #[cfg(feature = "sim")]
     works: bool,
     clocks: Clocks,
 }
@@ -219,14 +220,14 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// The handler never sees these connections, no limit of the application applies to them, and
     /// neither [`Context::len`](crate::Context::len), nor [`Stats`](crate::Stats) counts them among the
     /// others. There are at most 16. A newcomer takes the place of the one that has been idle longest, or
-    /// where none is, of the oldest, if that is a minute old; else it is refused. A request has 10 s to arrive, its reply 60 s to leave and 20 s for
-    /// each step, and a connection may be idle for 150 s. A shutdown does not wait for them, and they
-    /// are answered until it is over.
+    /// where none is, of the oldest, if that is a minute old; else it is refused. A request has 10 s to
+    /// arrive, its reply 60 s to leave and 20 s for each step, and a connection may be idle for 150 s. A
+    /// shutdown does not wait for them, and they are answered until it is over.
     ///
     /// It costs nothing while it is not asked. A scrape formats some 100 lines, 50 µs of the loop's
     /// time, and what `on_scrape` takes; a page that is open asks once a second, and takes as much and
-    /// a step of a turn for each 4,096 places of the table. A reply takes at most 1.1 MiB until it has left, of each of
-    /// the 16 connections.
+    /// a step of a turn for each 4,096 places of the table. A reply takes at most 1.1 MiB until it has
+    /// left, of each of the 16 connections.
     ///
     /// Whoever can connect can read the metrics: listen on a loopback address or in a network of
     /// its own.
@@ -402,6 +403,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     }
 
     fn accept_for_service(&mut self, service: usize) {
+        let mut failures = 0;
         for _ in 0..ACCEPTS_PER_TURN {
             let host = &mut self.services.hosts[service];
             if !host.may_accept() {
@@ -411,6 +413,11 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             match self.backend.accept(listener) {
                 Ok((stream, peer)) => self.admit_to_service(service, stream, &peer),
                 Err(error) => match AcceptFault::of(error.raw_os_error(), || error.kind()) {
+                    // It is the newcomer that failed, unless all do.
+                    AcceptFault::Transient if failures + 1 < FAILURES_PER_TURN => {
+                        failures += 1;
+                        self.shared.counters.accept_errors.add(1);
+                    }
                     AcceptFault::Drained => host.ready = false,
                     AcceptFault::Interrupted => {}
                     AcceptFault::Dead => {
@@ -419,9 +426,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
                             self.backend.close_listener(listener);
                         }
                     }
-                    // It is the newcomer that failed.
-                    AcceptFault::Transient => self.shared.counters.accept_errors.add(1),
-                    AcceptFault::Exhausted => {
+                    AcceptFault::Transient | AcceptFault::Exhausted => {
                         host.retry_at = Some(self.shared.now + ACCEPT_PAUSE);
                         self.shared.counters.accept_errors.add(1);
                         if let Some(times) = self.services.failures.times(self.shared.now) {
@@ -464,6 +469,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             writable: true,
             eof: false,
             ending: false,
+            #[cfg(feature = "sim")]
             works: false,
             clocks: Clocks::new(self.shared.now),
         });
@@ -543,7 +549,10 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
                 return Progress::Ended { reset: true };
             }
             let next = self.ask_service(handler, conn, &mut scrapes);
-            conn.works = next == Some(Next::More);
+            #[cfg(feature = "sim")]
+            {
+                conn.works = next == Some(Next::More);
+            }
             match next {
                 None => return Progress::Ended { reset: true },
                 Some(Next::Input | Next::Scrape) => {

@@ -5,6 +5,7 @@
 //! gives it the input that has come and sends what it wrote.
 
 pub(crate) mod console;
+mod greatest;
 pub(crate) mod http;
 pub(crate) mod metrics;
 mod page;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::BytesMut;
 use wheelhouse::config::Rate;
 use wheelhouse::metrics::MetricsWriter;
-use wheelhouse::sim::Sim;
+use wheelhouse::sim::{Call, Sim, errno};
 use wheelhouse::{Config, Conn, Context, Handler};
 
 use super::world::{Echo, HERE, METRICS, get, reply, serve};
@@ -60,6 +60,27 @@ fn a_slow_reader_gets_no_more_time_by_asking_on() {
         peer.take();
     }
     assert_eq!(server.stats().service_connections, 0);
+}
+
+#[test]
+fn accepts_that_all_fail_are_tried_again_after_a_pause() {
+    let mut sim = Sim::new(1);
+    let server = serve(&mut sim, Config::default(), Echo::default());
+    sim.settle();
+    for after in 0..300 {
+        server.fail(Call::Accept, after, errno::ECONNABORTED);
+    }
+    let _aborted = sim.connect(METRICS);
+    sim.settle();
+    let at_once = server.stats().accept_errors;
+    assert!((1..300).contains(&at_once), "{at_once} at once");
+    // 16 in each turn, and 100 ms behind them.
+    sim.advance(secs(3));
+    assert_eq!(server.stats().accept_errors, 300);
+    let collector = sim.connect(METRICS);
+    collector.send(get("/healthz").as_bytes());
+    sim.settle();
+    assert_eq!(reply(&collector, false).0, 200);
 }
 
 /// Its scrapes take 5 ms each.

@@ -4,8 +4,6 @@
 //! has come by places, which connections keep: whatever comes and goes meanwhile, a connection that is
 //! there all the while is listed once.
 
-use std::cmp::Reverse;
-use std::collections::BinaryHeap;
 use std::time::Duration;
 
 use bytes::BytesMut;
@@ -18,6 +16,7 @@ use crate::core::lifecycle::State;
 use crate::core::record::Record;
 use crate::core::table::Cursor;
 use crate::id::{ConnId, Origin};
+use crate::service::greatest::Greatest;
 use crate::service::{Desk, OUTPUT_HIGH};
 use crate::state::LoopState;
 use crate::time::Instant;
@@ -64,7 +63,7 @@ pub(crate) struct Filter {
     limit: Option<usize>,
 }
 
-const STATES: [(&str, State); 4] = [
+pub(super) const STATES: [(&str, State); 4] = [
     ("connecting", State::Connecting),
     ("connected", State::Connected),
     ("idle", State::Idle),
@@ -149,21 +148,22 @@ pub(crate) struct Listing {
     cursor: Cursor,
     /// Connections that the filter admitted.
     matched: u64,
-    /// The greatest so far, the least of them first; with a number that tells equal ones apart.
-    greatest: BinaryHeap<Reverse<(u64, Reverse<ConnId>)>>,
+    /// Those that come first where they are sorted.
+    greatest: Greatest<u64, ConnId>,
     /// What the walk has found, the last first.
     found: Option<Vec<ConnId>>,
 }
 
 impl Listing {
     pub(crate) fn begin(filter: Filter, form: Form, output: &mut BytesMut) -> Self {
+        let most = filter.limit.unwrap_or(SORTED_DEFAULT).min(SORTED_MAX);
         Self {
             filter,
             list: List::begin(form, output, "connections", COLUMNS),
             form,
             cursor: Cursor::default(),
             matched: 0,
-            greatest: BinaryHeap::new(),
+            greatest: Greatest::new(most),
             found: None,
         }
     }
@@ -188,7 +188,7 @@ impl Listing {
             let Some(record) = record.filter(|record| self.filter.admits(record)) else { continue };
             self.matched += 1;
             match self.filter.sort {
-                Some(sort) => self.rank(measure(sort, record, desk), record.id),
+                Some(sort) => self.greatest.note(measure(sort, record, desk), record.id),
                 None => row(&mut self.list, record, desk, output),
             }
             let limit = self.filter.limit.filter(|_| self.filter.sort.is_none());
@@ -206,17 +206,8 @@ impl Listing {
         if self.filter.sort.is_none() {
             return self.end(output);
         }
-        let greatest = std::mem::take(&mut self.greatest).into_sorted_vec();
-        self.found = Some(greatest.into_iter().rev().map(|Reverse((_, Reverse(id)))| id).collect());
+        self.found = Some(self.greatest.sorted().rev().map(|(_, id)| id).collect());
         true
-    }
-
-    /// Keeps it if it is among the greatest.
-    fn rank(&mut self, measure: u64, id: ConnId) {
-        self.greatest.push(Reverse((measure, Reverse(id))));
-        if self.greatest.len() > self.filter.limit.unwrap_or(SORTED_DEFAULT) {
-            self.greatest.pop();
-        }
     }
 
     fn end(&self, output: &mut BytesMut) -> bool {

@@ -1,19 +1,17 @@
 //! What there is beside connections: counters, pools, endpoints, clients, settings.
 
-use std::cmp::Reverse;
-use std::collections::BinaryHeap;
 use std::time::Duration;
 
 use bytes::BytesMut;
 
-use super::connections;
+use super::connections::STATES;
 use super::reply::{Cell, Column, Form, List};
 use super::settings::{self, SETTINGS};
 use crate::core::clients::ClientKey;
 use crate::core::health::{EndpointState, Withdrawal};
-use crate::core::lifecycle::State;
 use crate::id::{EndpointId, PoolId};
 use crate::service::Desk;
+use crate::service::greatest::Greatest;
 use crate::state::stats;
 
 /// Counters whose numbers are nanoseconds.
@@ -39,9 +37,7 @@ pub(crate) fn counters(form: Form, desk: &Desk<'_>, output: &mut BytesMut) {
         cells.push((name, cell));
     }
     let prefixed = |prefix: &str, name: &str| format!("{prefix}_{name}");
-    let states = [State::Connecting, State::Connected, State::Idle, State::Closing];
-    let states =
-        states.map(|state| (prefixed("state", connections::state(state)), stats.in_state(state)));
+    let states = STATES.map(|(name, state)| (prefixed("state", name), stats.in_state(state)));
     let closed = stats.closed_by_label().map(|(label, count)| (prefixed("closed", label), count));
     let fired = stats.deadlines_by_label();
     let fired = fired.map(|(label, count)| (prefixed("deadline", label), count));
@@ -184,10 +180,9 @@ const CLIENTS_MAX: usize = 1_000;
 #[derive(Debug)]
 pub(crate) struct ClientListing {
     form: Form,
-    limit: usize,
     reached: Option<ClientKey>,
     known: u64,
-    greatest: BinaryHeap<Reverse<(u32, Reverse<ClientKey>)>>,
+    greatest: Greatest<u32, ClientKey>,
 }
 
 impl ClientListing {
@@ -213,7 +208,7 @@ impl ClientListing {
         if desk.gate.clients().is_none() {
             return Err("clients are not counted: limits.clients is off".into());
         }
-        Ok(Self { form, limit, reached: None, known: 0, greatest: BinaryHeap::new() })
+        Ok(Self { form, reached: None, known: 0, greatest: Greatest::new(limit) })
     }
 
     /// Makes the next step. Returns whether the listing goes on.
@@ -223,19 +218,14 @@ impl ClientListing {
         for (key, connections) in clients.some_from(self.reached, CLIENTS_PER_STEP) {
             self.reached = Some(key);
             visited += 1;
-            self.greatest.push(Reverse((connections, Reverse(key))));
-            if self.greatest.len() > self.limit {
-                self.greatest.pop();
-            }
+            self.greatest.note(connections, key);
         }
         self.known += visited as u64;
         if visited == CLIENTS_PER_STEP {
             return true;
         }
         let mut list = List::begin(self.form, output, "clients", CLIENT_COLUMNS);
-        for Reverse((connections, Reverse(key))) in
-            std::mem::take(&mut self.greatest).into_sorted_vec()
-        {
+        for (connections, key) in self.greatest.sorted() {
             let client = clients.network_of(key).to_string();
             list.row(output, [client.into(), u64::from(connections).into()]);
         }

@@ -1,11 +1,9 @@
 //! The connections that hold most: found in a walk over all of them, in memory for a few.
 
-use std::cmp::Reverse;
-use std::collections::BinaryHeap;
-
 use crate::core::record::Record;
 use crate::core::table::{Cursor, Table};
 use crate::id::ConnId;
+use crate::service::greatest::Greatest;
 
 /// As many connections are shown.
 pub(super) const SHOWN: usize = 20;
@@ -14,11 +12,16 @@ pub(super) const SHOWN: usize = 20;
 type Rank = (u64, u64, u64);
 
 /// A walk that keeps the [`SHOWN`] connections that hold most.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Top {
     cursor: Cursor,
-    /// Those found so far; the least of them comes first.
-    found: BinaryHeap<Reverse<(Rank, Reverse<ConnId>)>>,
+    found: Greatest<Rank, ConnId>,
+}
+
+impl Default for Top {
+    fn default() -> Self {
+        Self { cursor: Cursor::default(), found: Greatest::new(SHOWN) }
+    }
 }
 
 impl Top {
@@ -26,28 +29,15 @@ impl Top {
     pub(super) fn walk(&mut self, table: &Table) -> bool {
         for index in table.walk(&mut self.cursor) {
             if let Some(record) = table.id_in(index).and_then(|id| table.get(id)) {
-                self.note(record.id, rank(record));
+                self.found.note(rank(record), record.id);
             }
         }
         table.is_at_end(self.cursor)
     }
 
-    fn note(&mut self, id: ConnId, rank: Rank) {
-        let candidate = Reverse((rank, Reverse(id)));
-        if self.found.len() < SHOWN {
-            self.found.push(candidate);
-        } else if let Some(mut least) = self.found.peek_mut()
-            && candidate < *least
-        {
-            *least = candidate;
-        }
-    }
-
     /// Those that were found, the one that holds most first.
     pub(super) fn ids(&self) -> Vec<ConnId> {
-        let mut found: Vec<_> = self.found.iter().copied().collect();
-        found.sort_unstable();
-        found.into_iter().map(|Reverse((_, Reverse(id)))| id).collect()
+        self.found.sorted().map(|(_, id)| id).collect()
     }
 }
 
@@ -58,6 +48,8 @@ fn rank(record: &Record) -> Rank {
 
 #[cfg(test)]
 mod tests {
+    use std::cmp::Reverse;
+
     use proptest::prelude::*;
 
     use super::*;
