@@ -10,7 +10,7 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::process::Command;
 use std::time::{Duration, Instant, SystemTime};
-use std::{fs, thread};
+use std::{fs, io, thread};
 
 use crate::programs::*;
 
@@ -716,7 +716,7 @@ mod outputs {
                     (device.expect("a device of Linux").into(), None)
                 }
                 Self::BrokenPipe => {
-                    let (_, writer) = std::io::pipe().expect("descriptors to spare");
+                    let (_, writer) = io::pipe().expect("descriptors to spare");
                     (writer.into(), None)
                 }
                 Self::FullPipe | Self::FullNonBlockingPipe => {
@@ -839,20 +839,20 @@ mod outputs {
     }
 
     /// Asks a server of this name for something little.
-    fn ask(name: &str, peer: &mut TcpStream) {
-        match name {
-            "echo" => exchange(peer, b"hello", b"hello"),
-            "ping" => exchange(peer, b"PING 1\n", b"PONG 1\n"),
-            _ => {
-                peer.write_all(b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n").expect("it reads");
-                let mut reply = Vec::new();
-                while !reply.ends_with(b"\r\n\r\nok\n") {
-                    let mut byte = [0];
-                    peer.read_exact(&mut byte).expect("a reply");
-                    reply.push(byte[0]);
-                }
-            }
+    fn ask(name: &str, peer: &mut TcpStream) -> io::Result<()> {
+        let (request, end): (&[u8], &[u8]) = match name {
+            "echo" => (b"hello", b"hello"),
+            "ping" => (b"PING 1\n", b"PONG 1\n"),
+            _ => (b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n", b"\r\n\r\nok\n"),
+        };
+        peer.write_all(request)?;
+        let mut reply = Vec::new();
+        while !reply.ends_with(end) {
+            let mut byte = [0];
+            peer.read_exact(&mut byte)?;
+            reply.push(byte[0]);
         }
+        Ok(())
     }
 
     /// So often, so that more is logged than waits to be written: each exchange logs two lines at
@@ -870,14 +870,17 @@ mod outputs {
         ];
         let mut server = Started::new(name, &options, stdout, stderr);
         let mut peer = server.dial(&addr);
-        for _ in 0..TIMES {
-            ask(name, &mut peer);
+        let streams = format!("{name} with stdout {stdout:?} and stderr {stderr:?}");
+        for time in 0..TIMES {
+            if let Err(error) = ask(name, &mut peer) {
+                let status = server.program.0.try_wait();
+                panic!("{streams}, request {time}: {error}, its status is {status:?}");
+            }
         }
         let mut refused = server.dial(&addr);
         assert_eq!(read_to_end(&mut refused), b"", "one client too many");
-        ask(name, &mut peer);
+        ask(name, &mut peer).expect("the first client is served on");
         server.program.signal("TERM");
-        let streams = format!("{name} with stdout {stdout:?} and stderr {stderr:?}");
         assert_eq!(read_to_end(&mut peer), b"", "{streams}");
         drop(peer);
         assert_eq!(server.exit_code(), Some(0), "{streams}");
@@ -955,7 +958,7 @@ mod outputs {
             let mut server = Started::new("echo", &options, outlet, outlet);
             let mut peer = server.dial(&addr);
             for _ in 0..TIMES {
-                ask("echo", &mut peer);
+                ask("echo", &mut peer).expect("a reply");
             }
             let mut stdout = server.stdout.take().expect("the reader of a pipe");
             let mut stderr = server.stderr.take().expect("the reader of a pipe");

@@ -3,7 +3,7 @@
 //! The programs are those that `cargo build --examples` or a plain `cargo test` made.
 
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -222,9 +222,16 @@ impl Server {
     }
 }
 
-/// An address where nothing listens.
+/// An address where nothing listens, at a host of this call's own: no other test listens there or
+/// dials it, also not a client that goes on dialling a server that ended.
 pub(crate) fn unreachable_address() -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    static COUNT: AtomicU32 = AtomicU32::new(1);
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    // Linux has all of 127.0.0.0/8 on its loopback device, other systems have one address.
+    let host =
+        if cfg!(target_os = "linux") { (process::id() << 8 | count & 0xff) & 0xff_ffff } else { 1 };
+    let host = Ipv4Addr::from_bits(Ipv4Addr::new(127, 0, 0, 0).to_bits() | host);
+    let listener = TcpListener::bind((host, 0)).expect("a free port");
     listener.local_addr().expect("a bound socket").to_string()
 }
 

@@ -46,14 +46,13 @@ pub(super) struct Daemon {
 }
 
 impl Daemon {
-    /// Starts a program with this file of settings, in which `{port}` and `{directory}` are
+    /// Starts a program with this file of settings, in which `{address}` and `{directory}` are
     /// replaced, and the words before it.
     fn start(words: &[&str], settings: &str) -> Self {
         let (directory, address) = (Directory::new(), unreachable_address());
-        let (_, port) = address.rsplit_once(':').expect("a port");
         let place = directory.0.display().to_string();
         let file = directory.0.join("settings");
-        let text = settings.replace("{port}", port).replace("{directory}", &place);
+        let text = settings.replace("{address}", &address).replace("{directory}", &place);
         fs::write(&file, text).expect("room for a file");
         let mut command = Command::new(words[0]);
         command.args(&words[1..]).arg(&file).stdin(Stdio::null());
@@ -93,7 +92,7 @@ impl Daemon {
                 uwsgi_temp_path {directory}/uwsgi;
                 scgi_temp_path {directory}/scgi;
                 server {
-                    listen 127.0.0.1:{port} reuseport backlog=4096;
+                    listen {address} reuseport backlog=4096;
                     location / { return 200 "NAME"; }
                 }
             }
@@ -113,7 +112,7 @@ impl Daemon {
                 timeout client 1m
                 timeout server 1m
             listen relay
-                bind 127.0.0.1:{port}
+                bind {address}
                 server upstream UPSTREAM
         ";
         let settings: Vec<_> = settings.lines().map(str::trim_start).collect();

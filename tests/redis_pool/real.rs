@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-use std::{env, fs, process, thread};
+use std::{env, fs, thread};
 
 use crate::command::Class;
 use crate::programs::{PATIENCE, Server, eventually, exchange, unreachable_address};
@@ -34,8 +34,7 @@ impl Redis {
             return None;
         }
         let address = unreachable_address();
-        let (_, port) = address.rsplit_once(':').expect("a port");
-        let directory = env::temp_dir().join(format!("wheelhouse-redis-{}-{port}", process::id()));
+        let directory = env::temp_dir().join(format!("wheelhouse-redis-{address}"));
         fs::create_dir_all(&directory).expect("a place for temporary files");
         let child = Self::spawn(&address, &directory);
         let redis = Self { child, address, directory };
