@@ -151,6 +151,10 @@ numbers! {
     service_connections: gauge;
     /// Connections that a service of the library refused as it had as many as it may.
     service_refused: counter;
+    /// Connections that a service ended to make room for others.
+    service_evicted: counter;
+    /// Connections that a service ended as a question took too long to come, or its reply to leave.
+    service_expired: counter;
     /// Samples and families of the application's metrics that were left out.
     /// [`MetricsWriter`](crate::metrics::MetricsWriter) says when.
     metrics_dropped: counter;

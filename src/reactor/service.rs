@@ -449,6 +449,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         host.generation = host.generation.wrapping_add(1);
         let id = ServiceId::of_conn(service, place, host.generation);
         if let Some(conn) = evicted {
+            self.shared.counters.service_evicted.add(1);
             debug!(service = kind.label(), "a connection makes room for another");
             let reset = conn.clocks.phase() == Phase::Reply;
             self.close_service(conn, reset);
@@ -496,8 +497,12 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let now = self.shared.now;
         // What was read just now came before the end of its time.
         if !matches!(progress, Progress::Ended { .. }) && conn.clocks.due(kind.patience()) <= now {
-            debug!(service = kind.label(), phase = ?conn.clocks.phase(), "a connection took too long");
-            progress = Progress::Ended { reset: conn.clocks.phase() == Phase::Reply };
+            let phase = conn.clocks.phase();
+            if matches!(phase, Phase::Question | Phase::Reply) {
+                self.shared.counters.service_expired.add(1);
+            }
+            debug!(service = kind.label(), ?phase, "a connection took too long");
+            progress = Progress::Ended { reset: phase == Phase::Reply };
         }
         match progress {
             Progress::Ended { reset } => return self.close_service(conn, reset),

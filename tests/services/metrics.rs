@@ -158,6 +158,8 @@ fn each_thing_that_takes_too_long_ends_its_connection() {
     assert!(idle.is_open());
     sim.advance(secs(91));
     assert_eq!(idle.closed(), Some(End::Fin));
+    // Of those the slow, the deaf and the trickling one were at something.
+    assert_eq!((server.stats().service_expired, server.stats().service_evicted), (3, 0));
     drop((idle, slow, deaf, trickle));
     sim.settle();
     assert_eq!(server.stats().service_connections, 0);
@@ -202,7 +204,7 @@ fn a_newcomer_takes_the_place_of_the_connection_that_has_been_idle_longest() {
     sim.settle();
     assert_eq!(reply(&refused, false).0, 503);
     assert_eq!(refused.closed(), Some(End::Fin));
-    assert_eq!(server.stats().service_refused, 1);
+    assert_eq!((server.stats().service_refused, server.stats().service_evicted), (1, 1));
     assert_eq!(server.handler().opened.get(), 0);
 }
 
