@@ -119,7 +119,7 @@ impl Subscriber for Broken {
     fn exit(&self, _: &Id) {}
 }
 
-/// One client is served and closes.
+/// A server listens, and one client is served and closes.
 fn visit() -> Stats {
     let mut sim = Sim::new(1);
     let server = sim.serve(SERVER, Config::default(), Echo);
@@ -134,7 +134,7 @@ fn visit() -> Stats {
     server.stats()
 }
 
-const LIFE: [&str; 5] = ["connecting", "connected", "idle", "closing", "closed"];
+const LIFE: [&str; 6] = ["listening", "connecting", "connected", "idle", "closing", "closed"];
 
 #[test]
 fn a_subscriber_that_always_panics_loses_its_events_only() {
