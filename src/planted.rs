@@ -27,6 +27,8 @@ pub enum Bug {
     AcceptNotRetried,
     /// No callback says that congested output has drained.
     WatermarkEdgeLost,
+    /// Input that waited for congested output to drain is not handed over behind `on_drained`.
+    InputBehindDrainLost,
     /// What other threads ask for does not wake the reactor.
     LostWake,
     /// A read error is not reported.

@@ -711,6 +711,17 @@ fn a_drain_that_is_not_told_is_noticed() {
 }
 
 #[test]
+fn input_that_is_forgotten_behind_a_drain_is_noticed() {
+    must_catch(Bug::InputBehindDrainLost, "and no on_data followed", |sim| {
+        let server = serve(sim);
+        let peer = sim.connect(server.address());
+        peer.send(b"!!!!");
+        sim.advance(secs(1));
+        assert_eq!(peer.take().len(), 4 * 50_000, "all is answered");
+    });
+}
+
+#[test]
 fn a_post_that_does_not_wake_its_reactor_is_noticed() {
     must_catch(Bug::LostWake, "the task was run", |sim| {
         let server = serve(sim);

@@ -423,6 +423,19 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         })
     }
 
+    /// Whether an open connection that is read, and waits for no more of it, has input left, and no
+    /// callback is going to follow.
+    pub(crate) fn has_input_forgotten(&self, id: ConnId) -> bool {
+        self.shared.table.get(id).is_some_and(|record| {
+            let open = matches!(record.state(), State::Connected | State::Idle);
+            let held = Flags::CALLBACK_DUE.and(Flags::DIVERTED).and(Flags::INPUT_AWAITED);
+            open && record.requested().is_none()
+                && !record.is_reading_stopped()
+                && !record.flags.has(held)
+                && !self.slots[id.index()].input.is_empty()
+        })
+    }
+
     /// What is known of the first connection, to see why it is still there.
     pub(crate) fn describe_first(&self) -> String {
         let shared = &self.shared;

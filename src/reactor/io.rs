@@ -344,7 +344,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         {
             record.flags.remove(Flags::CONGESTED.and(Flags::PAUSED_BY_OUTPUT));
             if !planted(Bug::WatermarkEdgeLost) {
-                record.flags.insert(Flags::CALLBACK_DUE);
+                record.flags.insert(Flags::DRAINED);
             }
             if record.cold_flags.has(ColdFlags::IS_SINK) {
                 self.shared.resume_feeders(id);
@@ -509,7 +509,7 @@ fn deliver<H: Handler, B: Backend>(
             return false;
         }
         // A handler that ends the connection may leave any input.
-        let taken_up = record.is_reading_stopped() || record.flags.has(Flags::DATA_DUE);
+        let taken_up = record.is_reading_stopped() || record.flags.has(Flags::CALLBACK_DUE);
         if left >= bounds.input_max && !taken_up && record.requested().is_none() {
             record.request_close(CloseReason::InputLimit);
         }

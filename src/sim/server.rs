@@ -441,6 +441,11 @@ impl<H: Handler> Turns for Node<H> {
         if let Some(id) = self.handler.congested().find(|id| reactor.has_drained_unheard(*id)) {
             return Err(format!("the output of {id} has drained, and no callback followed"));
         }
+        if let Some(id) = self.handler.drained().find(|id| reactor.has_input_forgotten(*id)) {
+            return Err(format!(
+                "{id} has input left behind its on_drained, and no on_data followed"
+            ));
+        }
         let net = net.borrow();
         if let Some(id) = net.failed(self.machine).find(|id| reactor.is_at_peace(*id)) {
             return Err(format!("the socket of {id} has failed, and it goes on as if it had not"));

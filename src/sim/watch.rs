@@ -94,6 +94,8 @@ struct Life {
     timers: u64,
     /// It was left congested, and has not been notified of the end of that.
     congested: bool,
+    /// Its latest `on_drained` is later than its latest `on_data`.
+    drained: bool,
 }
 
 impl Life {
@@ -121,9 +123,9 @@ impl Life {
             What::Active => self.idle = false,
             What::Eof => self.eof = true,
             What::Closing => self.closing = true,
+            What::Data => self.drained = false,
+            What::Drained => self.drained = true,
             What::Open
-            | What::Data
-            | What::Drained
             | What::Timer
             | What::HealthCheck
             | What::TestRequest
@@ -195,6 +197,11 @@ impl<H: Handler> Watched<H> {
     /// Connections that were left congested, and have not been notified of the end of that.
     pub(super) fn congested(&self) -> impl Iterator<Item = ConnId> {
         self.lives.iter().filter(|(_, life)| life.congested && !life.closing).map(|(id, _)| *id)
+    }
+
+    /// Connections that had `on_drained`, and no `on_data` since.
+    pub(super) fn drained(&self) -> impl Iterator<Item = ConnId> {
+        self.lives.iter().filter(|(_, life)| life.drained && !life.closing).map(|(id, _)| *id)
     }
 
     const fn account(&self, id: ConnId) -> Account {

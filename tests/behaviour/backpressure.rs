@@ -28,6 +28,7 @@ behaviours! {
         a_connection_that_expects_input_is_not_idle
         an_empty_write_sends_nothing
         on_drained_follows_a_write_above_the_mark_that_leaves_at_once
+        input_behind_replies_that_leave_at_once_is_served
         throttling_on_a_closed_sink_pauses_nothing
         a_connection_may_pause_and_resume_another
         a_connection_may_make_another_yield
@@ -168,6 +169,40 @@ fn on_drained_follows_a_write_above_the_mark_that_leaves_at_once<W: World>(world
     fixture.until("three drains", |fixture| fixture.handler.count(0, What::Drained) == 3);
     assert!(!fixture.with(0, |conn| conn.is_congested()));
     assert_eq!(fixture.reactor.handle().stats().panics, 0);
+    fixture.leave(peer);
+    fixture.expect_closed(CloseReason::PeerEof);
+}
+
+/// A reply has so many parts, each above the high watermark.
+const PARTS: usize = 3;
+const PART: usize = 8;
+
+fn input_behind_replies_that_leave_at_once_is_served<W: World>(world: &mut W) {
+    let config = Config { watermarks: Watermarks::new(0, 4).unwrap(), ..Config::default() };
+    // The request that is answered, and the parts of its reply that are not written.
+    let reply = Rc::new(Cell::new((0, 0)));
+    let write_part = |conn: &mut Conn<'_>, (request, left): (u8, usize)| {
+        conn.write(&[request; PART]);
+        (request, left - 1)
+    };
+    let (begun, going_on) = (Rc::clone(&reply), reply);
+    let handler = RecordingHandler::echo()
+        .when_data(move |conn, _, input| {
+            while begun.get().1 == 0 && !conn.is_congested() && !input.is_empty() {
+                begun.set(write_part(conn, (input.split_to(1)[0], PARTS)));
+            }
+        })
+        .when_drained(move |conn, _| {
+            if going_on.get().1 > 0 {
+                going_on.set(write_part(conn, going_on.get()));
+            }
+        });
+    let mut fixture = Fixture::new(world, config, handler);
+    let peer = fixture.connect();
+    fixture.send(peer, b"abc");
+    for request in *b"abc" {
+        fixture.expect(peer, &[request; PARTS * PART]);
+    }
     fixture.leave(peer);
     fixture.expect_closed(CloseReason::PeerEof);
 }
