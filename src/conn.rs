@@ -536,6 +536,11 @@ impl Conn<'_> {
     }
 }
 
+/// Whether it can be reached: it has neither been released nor refused.
+fn is_there(record: &Record) -> bool {
+    record.state() != State::Closed && !record.flags.has(Flags::REAPED)
+}
+
 /// Whether its end has begun or was asked for.
 fn is_ending(record: &Record) -> bool {
     !record.state().is_open() || record.requested().is_some()
@@ -839,7 +844,7 @@ impl Context<'_> {
     /// session; what is asked of it happens at the end of the turn.
     pub fn conn(&mut self, id: ConnId) -> Option<Conn<'_>> {
         let id = self.shared.resolve(id);
-        self.shared.table.get(id).filter(|record| record.state() != State::Closed)?;
+        self.shared.table.get(id).filter(|record| is_there(record))?;
         if !self.shared.may_reach(id) {
             return None;
         }
@@ -851,7 +856,7 @@ impl Context<'_> {
     /// walked.
     pub fn ids(&self) -> Vec<ConnId> {
         let table = &self.shared.table;
-        let lives = |id: &ConnId| table.get(*id).is_some_and(|it| it.state() != State::Closed);
+        let lives = |id: &ConnId| table.get(*id).is_some_and(is_there);
         table.ids().filter(lives).collect()
     }
 

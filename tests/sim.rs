@@ -176,6 +176,50 @@ fn a_link_has_latency_and_bandwidth() {
     assert_eq!(peer.take().len(), 1_000);
 }
 
+/// Lets the first connection skip four bytes when another sends something.
+#[derive(Default)]
+struct Skips {
+    first: Option<ConnId>,
+    got: Vec<u8>,
+}
+
+impl Handler for Skips {
+    type Session = ();
+
+    fn on_open(&mut self, conn: &mut Conn<'_>) -> Option<()> {
+        self.first.get_or_insert_with(|| conn.id());
+        Some(())
+    }
+
+    fn on_data(&mut self, conn: &mut Conn<'_>, (): &mut (), input: &mut BytesMut) {
+        if Some(conn.id()) == self.first {
+            self.got.extend_from_slice(input);
+        } else {
+            conn.other(self.first.unwrap()).unwrap().skip(4);
+        }
+        input.clear();
+    }
+}
+
+#[test]
+fn a_connection_may_let_another_skip_input() {
+    let mut sim = Sim::new(1);
+    let server = sim.serve(SERVER, Config::default(), Skips::default());
+    let [first, second] = [(); 2].map(|()| sim.connect(SERVER));
+    sim.settle();
+    second.send(b"skip");
+    sim.settle();
+    first.send(b"1234rest");
+    sim.settle();
+    server.with(|skips, cx| cx.conn(skips.first.unwrap()).unwrap().skip(4));
+    first.send(b"5678more");
+    sim.settle();
+    assert_eq!(server.with(|skips, _| skips.got.clone()), b"restmore");
+    drop([first, second]);
+    sim.settle();
+    sim.assert_clean();
+}
+
 #[test]
 fn a_partition_holds_back_and_a_repair_lets_go() {
     let mut sim = Sim::new(1);

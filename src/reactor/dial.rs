@@ -51,12 +51,11 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         while begun < pending_dials.len() && budget.allows(|| self.backend.now()) {
             let id = pending_dials[begun];
             begun += 1;
-            self.make_slot(id);
-            if !self.call_open(handler, id) {
-                self.discard(id);
+            if !self.has_session(id) && !self.open_dialled(handler, id) {
                 continue;
             }
-            if self.shared.table.at(id.index()).requested().is_none() {
+            let record = self.shared.table.at(id.index());
+            if record.state() == State::Connecting && record.requested().is_none() {
                 self.begin_dial(handler, id);
             }
             self.guard(handler, |reactor, handler| reactor.settle(handler, id));
@@ -65,6 +64,20 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         pending_dials.append(&mut self.shared.pending_dials);
         self.shared.pending_dials = pending_dials;
         self.end_step(&budget);
+    }
+
+    /// Runs `on_open` of a connection that is to be dialled, and says whether that took it.
+    #[inline(never)]
+    pub(super) fn open_dialled(&mut self, handler: &mut H, id: ConnId) -> bool {
+        if !self.is_unopened(id) {
+            return false;
+        }
+        self.make_slot(id);
+        let taken = self.call_open(handler, id);
+        if !taken {
+            self.discard(id);
+        }
+        taken
     }
 
     fn begin_dial(&mut self, handler: &mut H, id: ConnId) {

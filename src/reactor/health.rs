@@ -100,7 +100,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             state.log.note();
             self.shared.count_standing(before, false);
             self.shared.count_standing(standing, true);
-            self.shared.hold_pools(id, standing != Standing::Up);
+            let held = standing != Standing::Up && !self.shared.stopping;
+            self.shared.hold_pools(id, held);
         }
         self.log_standing(id, before == Standing::Unknown);
     }

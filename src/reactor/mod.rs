@@ -646,13 +646,13 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     }
 
     /// Whether a connection is there and has been given to the handler.
-    fn has_session(&self, id: ConnId) -> bool {
+    pub(super) fn has_session(&self, id: ConnId) -> bool {
         self.shared.table.get(id).is_some()
             && self.slots.get(id.index()).is_some_and(|slot| slot.session.is_some())
     }
 
     /// Whether a connection is to be dialled, and its handler has not heard of it.
-    fn is_unopened(&self, id: ConnId) -> bool {
+    pub(super) fn is_unopened(&self, id: ConnId) -> bool {
         let record = self.shared.table.get(id);
         record.is_some_and(|record| !record.flags.has(Flags::REAPED)) && !self.has_session(id)
     }

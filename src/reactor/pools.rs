@@ -160,6 +160,13 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     ) {
         match waiter.owner {
             Some(owner) => {
+                // One that was dialled in this turn may have asked before its `on_open`. If that refuses
+                // it, its end is the end of the lease.
+                if self.slots.get(owner.index()).is_none_or(|slot| slot.session.is_none())
+                    && !self.open_dialled(handler, owner)
+                {
+                    return;
+                }
                 match waiter.replay {
                     Some(replay) => self.call(owner, "on_lease_replaced", |conn, session| {
                         handler.on_lease_replaced(conn, session, replay.lost, lease());
@@ -232,7 +239,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         }
         let unusable = if !whole && !planted(Bug::UncleanKept) {
             Some(CloseReason::PoolUnclean)
-        } else if self.shared.pools.is_needed_elsewhere(pool) {
+        } else if self.shared.pools.is_needed_elsewhere(pool, self.shared.now) {
             Some(CloseReason::PoolSurplus)
         } else if record.flags.has(Flags::MAY_READ) {
             // Where it was read until nothing was left, an event says what has come since.
@@ -339,7 +346,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let now = self.shared.now;
         let waits = self.shared.pools.get(pool).policy.has_waiters();
         let pools = &self.shared.pools;
-        if (!waits && pools.others_wait(pool)) || pools.last_place_is_due_elsewhere(pool) {
+        if (!waits && pools.others_wait(pool)) || pools.last_place_is_due_elsewhere(pool, now) {
             // What is dialled for later does not compete with what waits, and what has waited longest
             // comes first.
             return self.shared.pools.get(pool).policy.note_shortage(now);

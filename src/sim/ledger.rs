@@ -103,8 +103,8 @@ impl Account {
     }
 
     /// Any callback may want input to be skipped.
-    pub(super) fn note_later_skip(self, net: &mut Net, conn: &mut Conn<'_>) {
-        let record = conn.cx().shared.table.get(self.id);
+    pub(super) fn note_later_skip(self, net: &mut Net, cx: &Context<'_>) {
+        let record = cx.shared.table.get(self.id);
         if let Some(ledger) = net.ledger(self.machine, self.token()) {
             ledger.skips_later |= record.map_or(0, Record::to_skip) > ledger.to_skip;
         }

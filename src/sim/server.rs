@@ -95,7 +95,10 @@ impl<H: Handler> Server<H> {
             panic!("the reactor at {} ended at {:?}: {why}", self.ip(), node.turned_at);
         };
         node.wakes_at = Instant::EPOCH;
-        act(&mut node.handler, &mut reactor.context())
+        let mut cx = reactor.context();
+        let result = act(&mut node.handler, &mut cx);
+        node.handler.note_reached(&mut cx);
+        result
     }
 
     /// What other threads would reach it by. Once the reactor has ended posting is refused, as in

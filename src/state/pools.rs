@@ -176,19 +176,19 @@ impl Pools {
     /// Whether the pools of the group of `pool` have as many connections as they may, and in another
     /// of them something has waited for longer than all that wait in this one.
     #[inline(always)]
-    pub(crate) fn is_needed_elsewhere(&self, pool: PoolId) -> bool {
-        self.list[pool.0 as usize].group.is_some() && self.is_needed_in_group(pool)
+    pub(crate) fn is_needed_elsewhere(&self, pool: PoolId, now: Instant) -> bool {
+        self.list[pool.0 as usize].group.is_some() && self.is_needed_in_group(pool, now)
     }
 
     #[cold]
-    fn is_needed_in_group(&self, pool: PoolId) -> bool {
-        self.group_room(pool) == Some(0) && self.waits_longer_elsewhere(pool)
+    fn is_needed_in_group(&self, pool: PoolId, now: Instant) -> bool {
+        self.group_room(pool) == Some(0) && self.waits_longer_elsewhere(pool, now)
     }
 
     /// Whether the last place of the group of `pool` is for another of its pools, in which something
     /// has waited for longer.
-    pub(crate) fn last_place_is_due_elsewhere(&self, pool: PoolId) -> bool {
-        self.group_room(pool) == Some(1) && self.waits_longer_elsewhere(pool)
+    pub(crate) fn last_place_is_due_elsewhere(&self, pool: PoolId, now: Instant) -> bool {
+        self.group_room(pool) == Some(1) && self.waits_longer_elsewhere(pool, now)
     }
 
     /// How many more connections the group of `pool` may have, if it has one.
@@ -199,13 +199,13 @@ impl Pools {
         Some(self.groups[group.0 as usize].saturating_sub(open))
     }
 
-    fn waits_longer_elsewhere(&self, pool: PoolId) -> bool {
+    fn waits_longer_elsewhere(&self, pool: PoolId, now: Instant) -> bool {
         let state = &self.list[pool.0 as usize];
         let own = state.policy.oldest_wait();
         self.list
             .iter()
             .filter(|other| {
-                let dials = !other.policy.is_down() && !other.policy.is_held();
+                let dials = !other.policy.is_down() && other.policy.wants_dial(now);
                 other.group == state.group && dials
             })
             .any(|other| {

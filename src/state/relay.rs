@@ -9,6 +9,10 @@ use crate::core::relay::{After, Heard, after_end, may_be_relayed};
 use crate::id::ConnId;
 use crate::planted::{Bug, planted};
 
+/// What a relay changes in the marks of both connections.
+const BEFORE_RELAY: [Flags; 5] =
+    [Flags::TUNNEL, Flags::PAUSED, Flags::PAUSED_BY_OUTPUT, Flags::THROTTLED, Flags::DATA_DUE];
+
 impl LoopState {
     /// Lets the reactor pass on what it reads from each of the two to the other. Returns whether
     /// that is possible.
@@ -39,7 +43,7 @@ impl LoopState {
         for (id, before) in pair {
             let Some(record) = self.table.get_mut(id) else { continue };
             record.take_relay();
-            for flag in [Flags::TUNNEL, Flags::PAUSED, Flags::THROTTLED, Flags::DATA_DUE] {
+            for flag in BEFORE_RELAY {
                 record.flags.set(flag, before.has(flag));
             }
         }

@@ -15,8 +15,8 @@ pub(super) const PAUSE_LEAST: u64 = 1_000_000;
 /// After a shortage of our own, such as of ports, the next dial waits so long.
 const SHORTAGE_PAUSE: u64 = 100_000_000;
 
-/// How long a dialled connection that was never leased counts as new: its peer cannot have closed it
-/// as idle yet.
+/// How long a connection that is idle and was never leased counts as new: its peer cannot have closed
+/// it as idle yet.
 const NEW_FOR: u64 = 100_000_000;
 
 /// A server that ends a connection within this time, before an exchange has come to its end over it,
@@ -54,6 +54,8 @@ pub(super) struct Member {
     pub(super) until: Instant,
     /// When it stood.
     pub(super) stood_at: Instant,
+    /// When it was idle for the first time, behind its handshake if it has one.
+    pub(super) came_at: Instant,
     /// Since when it has been used for nothing but pings.
     pub(super) unused_since: Instant,
     /// It has answered a ping, or none was sent: it is as unused as before.
@@ -76,7 +78,7 @@ pub(super) struct Member {
 
 impl Member {
     pub(super) fn is_new(&self, now: Instant) -> bool {
-        self.leases == 0 && now.nanos_since(self.stood_at) < NEW_FOR
+        self.leases == 0 && now.nanos_since(self.came_at) < NEW_FOR
     }
 
     /// It begins a phase that is over by itself at `until`. Returns the one before.
@@ -101,6 +103,7 @@ impl Pool {
             since: now,
             until: Instant::FAR_FUTURE,
             stood_at: Instant::FAR_FUTURE,
+            came_at: Instant::FAR_FUTURE,
             unused_since: now,
             pinged: false,
             proven: false,
@@ -203,6 +206,7 @@ impl Pool {
         if !std::mem::take(&mut member.pinged) {
             member.unused_since = now;
         }
+        member.came_at = member.came_at.min(now);
         let unused_since = member.unused_since;
         let until = now.after(member.ping_after);
         let before = member.begin(Phase::Idle, now, until);

@@ -242,7 +242,7 @@ impl Pool {
 
     /// Whether another connection is wanted, whenever it may be dialled.
     #[inline]
-    fn wants_dial(&self, now: Instant) -> bool {
+    pub(crate) fn wants_dial(&self, now: Instant) -> bool {
         // Mostly nothing waits, and enough are idle.
         (self.has_waiters() || self.idle.len() < self.rules.idle_min) && self.lacks_one(now)
     }

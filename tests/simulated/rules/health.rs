@@ -4,8 +4,8 @@
 use std::net::SocketAddr;
 
 use wheelhouse::ConnectError;
-use wheelhouse::health::{EndpointConfig, EndpointState, EndpointStats, HealthCheck};
-use wheelhouse::pool::{AcquireFailure, AcquireOptions, PoolConfig, PoolId};
+use wheelhouse::health::{EndpointConfig, EndpointId, EndpointState, EndpointStats, HealthCheck};
+use wheelhouse::pool::{AcquireError, AcquireFailure, AcquireOptions, PoolConfig, PoolId, WaitId};
 
 use super::*;
 use crate::endpoints::{Balancer, SERVERS, Weak};
@@ -34,6 +34,7 @@ with_each_personality! {
     checks_leave_half_of_an_operators_places,
     failures_that_the_application_notes_eject_though_connections_end_well,
     a_shutdown_lets_pools_dial_what_was_down,
+    an_ejection_during_a_shutdown_holds_no_pool,
     an_endpoint_that_is_removed_is_checked_no_more,
     a_shutdown_ends_checks_and_begins_none,
     the_connections_of_an_endpoint_are_counted_until_they_are_closed,
@@ -659,7 +660,7 @@ struct Follower {
     sim: Sim,
     proxy: Server<Proxy>,
     pool: PoolId,
-    endpoint: wheelhouse::health::EndpointId,
+    endpoint: EndpointId,
     _machine: Server<Echo>,
 }
 
@@ -719,6 +720,67 @@ fn a_shutdown_lets_pools_dial_what_was_down() {
     setup.sim.advance(secs(4));
     peer.expect(b"line\n");
     assert_eq!(upstream.stats().accepted, 1, "and no check came");
+}
+
+/// Owes a reply to each client, and leases for the loop from a pool that follows the first of two
+/// endpoints.
+#[derive(Default)]
+struct Owes {
+    endpoints: Vec<EndpointId>,
+    pool: Option<PoolId>,
+    leases: u32,
+}
+
+impl Handler for Owes {
+    type Session = ();
+
+    fn on_start(&mut self, cx: &mut Context<'_>) {
+        let group = Some(cx.add_endpoint_group());
+        let config = EndpointConfig { group, ..EndpointConfig::default() };
+        self.endpoints = SERVERS.map(|server| cx.add_endpoint(server, &config).unwrap()).to_vec();
+        let config = PoolConfig { endpoint: Some(self.endpoints[0]), ..PoolConfig::default() };
+        self.pool = Some(cx.add_pool(SERVERS[0], &config).unwrap());
+    }
+
+    fn on_open(&mut self, _: &mut Conn<'_>) -> Option<()> {
+        Some(())
+    }
+
+    fn on_data(&mut self, conn: &mut Conn<'_>, (): &mut (), input: &mut BytesMut) {
+        input.clear();
+        conn.begin_request();
+    }
+
+    fn on_loop_acquired(
+        &mut self,
+        _: &mut Context<'_>,
+        _: WaitId,
+        lease: Result<ConnId, AcquireError>,
+    ) {
+        lease.unwrap();
+        self.leases += 1;
+    }
+}
+
+fn an_ejection_during_a_shutdown_holds_no_pool() {
+    let mut sim = world(1);
+    let _machines = SERVERS.map(|server| sim.serve(server, Config::default(), Echo));
+    let front = sim.serve(SERVER, Config::default(), Owes::default());
+    let client = sim.connect(SERVER);
+    client.send(b"request");
+    sim.advance(secs(1));
+    front.shutdown();
+    sim.advance(secs(1));
+    front.with(|owes, cx| {
+        for _ in 0..10 {
+            cx.note_endpoint_failure(owes.endpoints[0]);
+        }
+    });
+    sim.advance(millis(10));
+    assert_eq!(front.stats().endpoint_ejections, 1);
+    front.with(|owes, cx| cx.acquire(owes.pool.unwrap(), AcquireOptions::default()).unwrap());
+    sim.advance(secs(1));
+    assert_eq!(front.with(|owes, _| owes.leases), 1);
 }
 
 /// What waited before the endpoint went down is no reason to check it less often.

@@ -25,9 +25,11 @@ macro_rules! with_each_personality {
 }
 
 mod admission;
+mod asking;
 mod backpressure;
 mod closing;
 mod dialling;
+mod groups;
 mod health;
 mod listeners;
 mod overload;

@@ -13,6 +13,7 @@ with_each_personality! {
     panics_in_a_row_do_not_starve_other_steps,
     panics_in_one_batch_of_events_stop_the_reactor_at_the_limit,
     output_that_a_panic_takes_back_sheds_no_connection,
+    a_congested_connection_is_not_read_after_a_panic_that_takes_a_relay_back,
 }
 
 /// Panics in the callbacks that are chosen.
@@ -303,4 +304,49 @@ fn output_that_a_panic_takes_back_sheds_no_connection() {
     friend.expect(b"hi");
     friend.close();
     sim.settle();
+}
+
+/// Writes much to a connection, and lets another be relayed with it and panics.
+#[derive(Default)]
+struct Relays {
+    first: Option<ConnId>,
+    read_while_congested: bool,
+}
+
+impl Handler for Relays {
+    type Session = ();
+
+    fn on_open(&mut self, _: &mut Conn<'_>) -> Option<()> {
+        Some(())
+    }
+
+    fn on_data(&mut self, conn: &mut Conn<'_>, (): &mut (), input: &mut BytesMut) {
+        self.read_while_congested |= conn.is_congested();
+        match &input.split()[..] {
+            b"fill" => {
+                self.first = Some(conn.id());
+                conn.write(&[0; 400_000]);
+            }
+            b"relay" => {
+                assert!(conn.relay_with(self.first.unwrap()));
+                panic!("on purpose");
+            }
+            _ => {}
+        }
+    }
+}
+
+fn a_congested_connection_is_not_read_after_a_panic_that_takes_a_relay_back() {
+    let mut sim = world(1);
+    sim.allow_panics();
+    sim.set_buffers(4_096, 4_096);
+    let server = sim.serve(SERVER, Config::default(), Relays::default());
+    let [first, second] = [(); 2].map(|()| sim.connect(SERVER));
+    first.stop_reading();
+    for (peer, sent) in [(&first, "fill"), (&second, "relay"), (&first, "more")] {
+        peer.send(sent.as_bytes());
+        sim.advance(millis(50));
+    }
+    assert_eq!(server.stats().panics, 1);
+    assert!(!server.with(|relays, _| relays.read_while_congested));
 }
