@@ -169,6 +169,12 @@ impl Handler for Asks {
     fn on_closed(&mut self, cx: &mut Context<'_>, _: Closed, (): ()) {
         if let Some(id) = self.refused.take() {
             self.was_there = Some(cx.conn(id).is_some() || cx.ids().contains(&id));
+            // To feed it is to feed nothing.
+            for other in cx.ids() {
+                if let Some(mut other) = cx.conn(other) {
+                    other.throttle_on(id);
+                }
+            }
         }
     }
 }
@@ -208,9 +214,13 @@ fn a_connection_that_asks_before_its_on_open_and_is_refused_costs_no_place() {
 
 fn a_connection_that_its_on_open_refused_is_gone() {
     let (mut sim, server, client) = asks();
+    let other = sim.connect(SERVER);
     client.send(b"refuse, then ask");
     client.half_close();
     sim.advance(secs(1));
+    other.send(b"ask");
+    sim.advance(secs(1));
+    assert_eq!(server.with(|asks, _| asks.answers), 2);
     let (was_there, stats) = server.with(|asks, cx| (asks.was_there, asks.stats(cx)));
     assert_eq!((was_there, stats.leased, stats.waiting), (Some(false), 0, 0));
 }
