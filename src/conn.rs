@@ -399,6 +399,8 @@ impl Conn<'_> {
     /// that follows.
     pub fn skip(&mut self, len: u64) {
         if len > 0 && self.record().state().is_open() {
+            #[cfg(feature = "sim")]
+            self.cx.shared.note_skip(self.id, len);
             let record = self.record_mut();
             record.await_skipped(len);
             record.flags.insert(Flags::EXPECTS_MORE_INPUT.and(Flags::DATA_DUE));

@@ -414,12 +414,12 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     pub(crate) fn has_drained_unheard(&self, id: ConnId) -> bool {
         self.shared.table.get(id).is_some_and(|record| {
             let open = matches!(record.state(), State::Connected | State::Idle);
-            // A relayed connection has no such callback, and neither has one that was relayed and only
-            // has its last output to send.
+            // A connection that is relayed or idle in its pool has no such callback, and neither has one
+            // that was relayed and only has its last output to send.
             let ends = Flags::FINISHED.and(Flags::CLOSE_REQUESTED);
-            let relayed = record.cold_flags.has(ColdFlags::RELAYED)
+            let diverted = record.flags.has(Flags::DIVERTED)
                 || (record.flags.has(Flags::TUNNEL) && record.flags.has(ends));
-            open && !relayed && !record.flags.has(Flags::CONGESTED.and(Flags::DRAINED))
+            open && !diverted && !record.flags.has(Flags::CONGESTED.and(Flags::DRAINED))
         })
     }
 

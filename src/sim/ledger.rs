@@ -36,27 +36,30 @@ impl Account {
 
     /// `on_data` has input, and comes when all is skipped that was to be. After that it may have
     /// none.
-    pub(super) fn check_data(self, net: &mut Net, input: &BytesMut) {
+    pub(super) fn check_data(self, net: &mut Net, cx: &Context<'_>, input: &BytesMut) {
         let Some(ledger) = net.ledger(self.machine, self.token()) else { return };
         let early = ledger.to_skip > ledger.unused.len() as u64;
-        let vain = input.is_empty() && ledger.to_skip == 0 && !ledger.skips_later;
+        let skips_later = cx.shared.skips_of(self.id) != ledger.skips;
+        let vain = input.is_empty() && ledger.to_skip == 0 && !skips_later;
         if early {
             net.fail_check(format!("{} has on_data before its input is skipped", self.id));
         } else if vain {
             net.fail_check(format!("{} has on_data without input", self.id));
         }
-        self.check_input(net, input);
+        self.check_input(net, cx, input);
     }
 
     /// What a handler is given is what its socket gave and the handler has neither used nor
     /// skipped, all of it.
-    pub(super) fn check_input(self, net: &mut Net, input: &BytesMut) {
+    pub(super) fn check_input(self, net: &mut Net, cx: &Context<'_>, input: &BytesMut) {
         let Some(ledger) = net.ledger(self.machine, self.token()) else { return };
         let skipped = ledger.unused.len().min(ledger.to_skip as usize);
         ledger.unused.drain(..skipped);
         ledger.to_skip = 0;
-        // How much of what was skipped later was there before is not known.
-        let same = if std::mem::take(&mut ledger.skips_later) {
+        // Any callback may have wanted more to be skipped since, and how much of that was there before
+        // is not known.
+        let skips = cx.shared.skips_of(self.id);
+        let same = if std::mem::replace(&mut ledger.skips, skips) != skips {
             ledger.unused.ends_with(input)
         } else {
             ledger.unused == input[..]
@@ -99,14 +102,7 @@ impl Account {
         let record = conn.cx().shared.table.get(self.id);
         if let Some(ledger) = net.ledger(self.machine, self.token()) {
             ledger.to_skip = record.map_or(0, Record::to_skip);
-        }
-    }
-
-    /// Any callback may want input to be skipped.
-    pub(super) fn note_later_skip(self, net: &mut Net, cx: &Context<'_>) {
-        let record = cx.shared.table.get(self.id);
-        if let Some(ledger) = net.ledger(self.machine, self.token()) {
-            ledger.skips_later |= record.map_or(0, Record::to_skip) > ledger.to_skip;
+            ledger.skips = conn.cx().shared.skips_of(self.id);
         }
     }
 

@@ -95,10 +95,7 @@ impl<H: Handler> Server<H> {
             panic!("the reactor at {} ended at {:?}: {why}", self.ip(), node.turned_at);
         };
         node.wakes_at = Instant::EPOCH;
-        let mut cx = reactor.context();
-        let result = act(&mut node.handler, &mut cx);
-        node.handler.note_reached(&mut cx);
-        result
+        act(&mut node.handler, &mut reactor.context())
     }
 
     /// What other threads would reach it by. Once the reactor has ended posting is refused, as in

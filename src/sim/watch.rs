@@ -212,18 +212,8 @@ impl<H: Handler> Watched<H> {
     fn note_left(&mut self, conn: &mut Conn<'_>) {
         let id = conn.id();
         self.account(id).note_output(&mut self.net.borrow_mut(), conn);
-        self.account(id).note_later_skip(&mut self.net.borrow_mut(), conn.cx());
-        self.note_reached(conn.cx());
         if let Some(life) = self.lives.get_mut(&id) {
             life.congested = conn.is_congested();
-        }
-    }
-
-    /// A callback has returned, which may have asked something of connections that it reached.
-    pub(super) fn note_reached(&self, cx: &mut Context<'_>) {
-        let reached: Vec<_> = cx.shared.reached().collect();
-        for id in reached {
-            self.account(id).note_later_skip(&mut self.net.borrow_mut(), cx);
         }
     }
 
@@ -401,7 +391,7 @@ impl<H: Handler> Handler for Watched<H> {
     fn on_data(&mut self, conn: &mut Conn<'_>, session: &mut H::Session, input: &mut BytesMut) {
         let id = conn.id();
         self.enter(What::Data, id, conn.now(), None);
-        self.account(id).check_data(&mut self.net.borrow_mut(), input);
+        self.account(id).check_data(&mut self.net.borrow_mut(), conn.cx(), input);
         self.run(What::Data, id, |handler| handler.on_data(conn, session, input));
         self.account(id).note_unused(&mut self.net.borrow_mut(), input);
         self.account(id).note_skip(&mut self.net.borrow_mut(), conn);
@@ -459,14 +449,13 @@ impl<H: Handler> Handler for Watched<H> {
         }
         self.closed.push_back(closed.clone());
         self.net_under("on_closed", Some(id), |handler| handler.on_closed(cx, closed, session));
-        self.note_reached(cx);
     }
 
     fn on_eof(&mut self, conn: &mut Conn<'_>, session: &mut H::Session, input: &mut BytesMut) {
         let id = conn.id();
         self.enter(What::Eof, id, conn.now(), None);
         self.account(id).check_eof(&mut self.net.borrow_mut());
-        self.account(id).check_input(&mut self.net.borrow_mut(), input);
+        self.account(id).check_input(&mut self.net.borrow_mut(), conn.cx(), input);
         self.run(What::Eof, id, |handler| handler.on_eof(conn, session, input));
         self.account(id).note_unused(&mut self.net.borrow_mut(), &BytesMut::new());
         self.note_left(conn);
@@ -550,13 +539,11 @@ impl<H: Handler> Handler for Watched<H> {
         self.net_under("on_loop_acquired", None, |handler| {
             handler.on_loop_acquired(cx, wait, lease);
         });
-        self.note_reached(cx);
     }
 
     fn on_alarm(&mut self, cx: &mut Context<'_>, alarm: AlarmId) {
         self.net.borrow_mut().machines[self.machine].progress += 1;
         self.net_under("on_alarm", None, |handler| handler.on_alarm(cx, alarm));
-        self.note_reached(cx);
     }
 
     fn on_scrape(&mut self, cx: &mut Context<'_>, out: &mut MetricsWriter) {
@@ -572,17 +559,14 @@ impl<H: Handler> Handler for Watched<H> {
         self.net_under("on_listener_failed", None, |handler| {
             handler.on_listener_failed(cx, listener, error);
         });
-        self.note_reached(cx);
     }
 
     fn on_start(&mut self, cx: &mut Context<'_>) {
         self.net_under("on_start", None, |handler| handler.on_start(cx));
-        self.note_reached(cx);
     }
 
     fn on_shutdown(&mut self, cx: &mut Context<'_>) {
         self.net_under("on_shutdown", None, |handler| handler.on_shutdown(cx));
-        self.note_reached(cx);
     }
 }
 

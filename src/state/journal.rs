@@ -41,15 +41,6 @@ impl LoopState {
         self.journal.push(Entry::Reached { id, queued, marks, owed, requests });
     }
 
-    /// The connections that the latest callback reached.
-    #[cfg(feature = "sim")]
-    pub(crate) fn reached(&self) -> impl Iterator<Item = ConnId> {
-        self.journal.iter().filter_map(|entry| match entry {
-            Entry::Reached { id, .. } => Some(*id),
-            _ => None,
-        })
-    }
-
     /// From here on a callback runs that may have to be rolled back.
     #[inline]
     pub(crate) fn begin_journal(&mut self) {

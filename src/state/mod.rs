@@ -145,6 +145,9 @@ pub(crate) struct LoopState {
     pub(crate) bounds: Bounds,
     /// The timeouts of dialled connections first, then those of each listener.
     pub(crate) profiles: Vec<Durations>,
+    /// How much input callbacks have wanted to be skipped, by connection: what the simulator compares.
+    #[cfg(feature = "sim")]
+    skips: std::collections::BTreeMap<ConnId, u64>,
     /// The timeouts and the options of dialled connections.
     pub(crate) dial_timeouts: Timeouts,
     pub(crate) dial_options: SocketOptions,
@@ -216,6 +219,8 @@ impl LoopState {
             counters: Arc::default(),
             bounds: Bounds::new(config),
             profiles: vec![Durations::new(&config.timeouts)],
+            #[cfg(feature = "sim")]
+            skips: std::collections::BTreeMap::new(),
             dial_timeouts: config.timeouts.clone(),
             dial_options: config.socket.clone(),
             pools: Pools::default(),
@@ -324,7 +329,20 @@ impl LoopState {
         if holds {
             self.give_up_buffers(id);
         }
+        #[cfg(feature = "sim")]
+        self.skips.remove(&id);
         self.table.remove(id);
+    }
+
+    #[cfg(feature = "sim")]
+    pub(crate) fn note_skip(&mut self, id: ConnId, len: u64) {
+        let skips = self.skips.entry(id).or_default();
+        *skips = skips.saturating_add(len);
+    }
+
+    #[cfg(feature = "sim")]
+    pub(crate) fn skips_of(&self, id: ConnId) -> u64 {
+        self.skips.get(&id).copied().unwrap_or_default()
     }
 
     /// Frees what the place of a connection takes elsewhere.

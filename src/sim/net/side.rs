@@ -117,8 +117,8 @@ pub(in crate::sim) struct Ledger {
     pub(in crate::sim) unused: Vec<u8>,
     /// Bytes at the front of that which its latest `on_data` wanted to be skipped.
     pub(in crate::sim) to_skip: u64,
-    /// Another callback wanted some to be skipped since.
-    pub(in crate::sim) skips_later: bool,
+    /// All that callbacks had wanted to be skipped then, whatever became of it.
+    pub(in crate::sim) skips: u64,
     /// Bytes that callbacks left to be written.
     pub(in crate::sim) promised: BytesMut,
     /// A read said that no more bytes will come.
