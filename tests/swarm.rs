@@ -5,6 +5,9 @@
 
 mod scenarios;
 
+#[path = "scenarios/arbitrary.rs"]
+mod arbitrary;
+
 #[path = "scenarios/endpoints.rs"]
 #[allow(dead_code, reason = "what only the rules look at")]
 mod endpoints;
@@ -48,6 +51,11 @@ fn run(name: &str, scenario: fn(&mut Sim)) {
 #[expect(clippy::print_stdout, reason = "figures for the reader of the output")]
 fn print(name: &str, summary: &Summary) {
     println!("swarm {name}: {summary}");
+}
+
+#[test]
+fn swarm_arbitrary() {
+    run("arbitrary", arbitrary::arbitrary);
 }
 
 #[test]
