@@ -346,7 +346,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let now = self.shared.now;
         let waits = self.shared.pools.get(pool).policy.has_waiters();
         let pools = &self.shared.pools;
-        if (!waits && pools.others_wait(pool)) || pools.last_place_is_due_elsewhere(pool, now) {
+        if (!waits && pools.others_wait(pool, now)) || pools.last_place_is_due_elsewhere(pool, now)
+        {
             // What is dialled for later does not compete with what waits, and what has waited longest
             // comes first.
             return self.shared.pools.get(pool).policy.note_shortage(now);

@@ -214,11 +214,11 @@ impl Pools {
             })
     }
 
-    /// Whether something waits in another pool of the group of `pool`.
-    pub(crate) fn others_wait(&self, pool: PoolId) -> bool {
+    /// Whether something waits for a dial in another pool of the group of `pool`.
+    pub(crate) fn others_wait(&self, pool: PoolId, now: Instant) -> bool {
         let group = self.list[pool.0 as usize].group;
         let mut others = self.list.iter().filter(|other| group.is_some() && other.group == group);
-        others.any(|other| other.policy.has_waiters() && !other.policy.is_held())
+        others.any(|other| other.policy.has_waiters() && other.policy.wants_dial(now))
     }
 }
 

@@ -1,6 +1,8 @@
 //! Groups of pools: a place that one of them cannot use is another's.
 
-use wheelhouse::pool::{AcquireError, AcquireOptions, PoolConfig, PoolId, WaitId};
+use wheelhouse::pool::{
+    AcquireError, AcquireOptions, PoolConfig, PoolGroupId, PoolId, PoolStats, WaitId,
+};
 
 use super::*;
 
@@ -8,6 +10,7 @@ with_each_personality! {
     a_pool_at_its_size_keeps_no_place_of_its_group_free,
     a_dial_that_hangs_keeps_no_place_of_its_group_free,
     a_connection_is_not_closed_for_a_pool_that_is_at_its_size,
+    what_waits_in_a_pool_at_its_size_keeps_no_other_from_its_least_idle,
 }
 
 const FIRST: &str = "10.0.0.2:9";
@@ -17,13 +20,14 @@ const SECOND: &str = "10.0.0.3:9";
 /// that it names, and keeps it until it says `back`.
 #[derive(Default)]
 struct Grouped {
+    group: Option<PoolGroupId>,
     pools: Vec<PoolId>,
     /// Leases of each pool.
     leased: [u32; 2],
 }
 
 impl Grouped {
-    fn stats(&self, cx: &Context<'_>) -> [wheelhouse::pool::PoolStats; 2] {
+    fn stats(&self, cx: &Context<'_>) -> [PoolStats; 2] {
         [0, 1].map(|pool: usize| cx.pool_stats(self.pools[pool]))
     }
 }
@@ -32,8 +36,8 @@ impl Handler for Grouped {
     type Session = Option<ConnId>;
 
     fn on_start(&mut self, cx: &mut Context<'_>) {
-        let group = Some(cx.add_pool_group(3));
-        let config = PoolConfig { size: 2, group, ..PoolConfig::default() };
+        self.group = Some(cx.add_pool_group(3));
+        let config = PoolConfig { size: 2, group: self.group, ..PoolConfig::default() };
         self.pools = [FIRST, SECOND].map(|target| cx.add_pool(target, &config).unwrap()).to_vec();
     }
 
@@ -110,4 +114,17 @@ fn a_connection_is_not_closed_for_a_pool_that_is_at_its_size() {
     let [first, second] = server.with(|grouped, cx| grouped.stats(cx));
     assert_eq!((first.leased, first.waiting), (2, 1));
     assert_eq!((second.idle, second.surplus), (1, 0));
+}
+
+fn what_waits_in_a_pool_at_its_size_keeps_no_other_from_its_least_idle() {
+    let (mut sim, server) = group();
+    let _first = [(); 3].map(|()| ask(&mut sim, b"first"));
+    let spare = server.with(|grouped, cx| {
+        let config = PoolConfig { idle_min: 1, group: grouped.group, ..PoolConfig::default() };
+        cx.add_pool(SECOND, &config).unwrap()
+    });
+    sim.advance(secs(1));
+    let [first, _] = server.with(|grouped, cx| grouped.stats(cx));
+    assert_eq!((first.leased, first.waiting), (2, 1));
+    assert_eq!(server.with(|_, cx| cx.pool_stats(spare)).idle, 1);
 }
