@@ -52,15 +52,24 @@ impl Class {
     }
 }
 
-/// Whether XREAD or XREADGROUP may block: BLOCK is among what comes before STREAMS.
+/// The options of XREAD and XREADGROUP that may come before STREAMS in any order, and how many words
+/// belong to each, which may be any.
+const STREAM_OPTIONS: [(&[u8], usize); 4] =
+    [(b"CLAIM", 1), (b"COUNT", 1), (b"GROUP", 2), (b"NOACK", 0)];
+
+/// Whether XREAD or XREADGROUP may block: BLOCK is among its options. Where there is no option Redis
+/// refuses the command at once.
 pub(crate) fn has_block(command: &Command<'_>) -> bool {
-    // GROUP, and the names of a group and a consumer, which may be any word.
-    let names = if command.arg(0).len() == "XREADGROUP".len() { 4 } else { 1 };
-    let mut options = command.args().skip(names);
-    options
-        .by_ref()
-        .take_while(|arg| !arg.eq_ignore_ascii_case(b"STREAMS"))
-        .any(|arg| arg.eq_ignore_ascii_case(b"BLOCK"))
+    let mut words = command.args().skip(1);
+    while let Some(word) = words.next() {
+        if word.eq_ignore_ascii_case(b"BLOCK") {
+            return true;
+        }
+        let option = STREAM_OPTIONS.iter().find(|(name, _)| word.eq_ignore_ascii_case(name));
+        let Some((_, belonging)) = option else { return false };
+        words.by_ref().take(*belonging).for_each(drop);
+    }
+    false
 }
 
 /// The commands of Redis up to version 8, sorted. Of those that only read, the ones that are often

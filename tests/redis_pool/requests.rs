@@ -178,10 +178,28 @@ fn only_a_read_of_a_stream_with_block_blocks() {
         Ok(Parsed::Command(command)) => has_block(&command),
         other => panic!("{other:?}"),
     };
-    assert!(blocks("XREAD COUNT 1 block 0 STREAMS s $\n"));
-    assert!(blocks("XREADGROUP GROUP streams c BLOCK 0 STREAMS s >\n"));
-    assert!(!blocks("XREAD COUNT 1 STREAMS block 0\n"));
-    assert!(!blocks("XREADGROUP GROUP block block STREAMS s >\n"));
+    for line in [
+        "XREAD COUNT 1 block 0 STREAMS s $\n",
+        "XREAD BLOCK 0 COUNT 1 STREAMS s $\n",
+        "XREADGROUP GROUP streams c BLOCK 0 STREAMS s >\n",
+        // Options come in any order, and names may be those of options.
+        "XREADGROUP BLOCK 0 GROUP g c STREAMS s >\n",
+        "XREADGROUP count 1 noack block 0 group g c streams s >\n",
+        "XREADGROUP NOACK GROUP count noack CLAIM 5 BLOCK 0 STREAMS s >\n",
+    ] {
+        assert!(blocks(line), "{line}");
+    }
+    for line in [
+        "XREAD COUNT 1 STREAMS block 0\n",
+        "XREAD COUNT BLOCK STREAMS s 0\n",
+        "XREADGROUP GROUP block block STREAMS s >\n",
+        "XREADGROUP NOACK GROUP g block COUNT block STREAMS s >\n",
+        // Redis refuses what is no option.
+        "XREAD FOO BLOCK 0 STREAMS s $\n",
+        "XREADGROUP GROUP g\n",
+    ] {
+        assert!(!blocks(line), "{line}");
+    }
 }
 
 proptest! {
