@@ -20,8 +20,9 @@ pub(crate) struct Words<'a> {
 pub(crate) struct UnbalancedQuotes;
 
 impl<'a> Words<'a> {
-    /// Those of a line without its end.
-    pub(crate) const fn new(text: &'a [u8]) -> Self {
+    /// Those of a line without its end. They end at a NUL, as a string of C does.
+    pub(crate) fn new(text: &'a [u8]) -> Self {
+        let text = text.split(|byte| *byte == 0).next().unwrap_or_default();
         Self { text, at: 0 }
     }
 
@@ -35,7 +36,7 @@ impl<'a> Words<'a> {
         }
         while let Some(byte) = self.take() {
             match byte {
-                byte if is_space(byte) => break,
+                b' ' | b'\t' | b'\n' | b'\r' => break,
                 quote @ (b'"' | b'\'') => {
                     self.quoted(quote, word)?;
                     // Nothing may follow the closing quote.
@@ -97,7 +98,7 @@ fn hex(digit: u8) -> Option<u8> {
     char::from(digit).to_digit(16).map(|digit| digit as u8)
 }
 
-/// `isspace` of C.
+/// `isspace` of C: what is skipped between words. Fewer bytes end a word that has begun.
 const fn is_space(byte: u8) -> bool {
     matches!(byte, b' ' | b'\t'..=b'\r')
 }

@@ -88,6 +88,13 @@ fn inline_commands_are_quoted_as_for_redis() {
     // A quote may begin within a word.
     assert_eq!(words(br#"a"b c""#), [b"ab c".to_vec()]);
     assert_eq!(words(br#""\x5" "\xzz""#), [b"x5".to_vec(), b"xzz".to_vec()]);
+    // Between words more bytes are space than end a word.
+    assert_eq!(words(b"PING\x0bfoo\x0c \x0b\x0c a"), [&b"PING\x0bfoo\x0c"[..], b"a"]);
+    assert_eq!(words(b"\x0bECHO \"a\"\x0b\"b\"\x0cc"), [&b"ECHO"[..], b"a", b"b", b"c"]);
+    assert_eq!(words(b"GET a\rb\r"), [b"GET".to_vec(), b"a".to_vec(), b"b".to_vec()]);
+    assert_eq!(words(b"GET a\0b c"), [b"GET".to_vec(), b"a".to_vec()]);
+    assert_eq!(refused(b"GET \"a\0\"\r\n"), ProtocolError::Quotes);
+    assert_eq!(Parser::default().next(b"\0GET a\r\n"), Ok(Parsed::Nothing(8)));
     for line in [r#"GET "a"#, r#"GET 'a"#, r#"GET "a"b"#, r#"GET "a\"#, r#"GET 'a'b"#] {
         assert_eq!(refused(format!("{line}\r\n").as_bytes()), ProtocolError::Quotes, "{line}");
     }
