@@ -11,7 +11,7 @@ const BATCH_BYTES: usize = 64 * 1_024;
 /// The longest batch that the library keeps to send it again.
 const REPLAY_MAX: usize = 64 * 1_024;
 
-/// The error text of a refused command.
+/// The error that a refused command gets: its code and its text.
 pub(crate) type Refusal = &'static str;
 
 /// What the reply that comes next is to.

@@ -17,7 +17,7 @@ use crate::command::{Class, has_block};
 use crate::exchange::{Batch, Exchange, Expect, Meaning, Pins, Refusal};
 use crate::reply::Scanner;
 use crate::request::{Command, Parsed, Parser, REQUEST_MAX};
-use crate::resp::INLINE_MAX;
+use crate::resp::{INLINE_MAX, number};
 
 /// Clients that may wait for a connection at once.
 const WAITERS_MAX: usize = 1 << 17;
@@ -490,7 +490,9 @@ fn route(class: Class, command: &Command<'_>, pins: Pins) -> Route {
     let plain = Route::Send(Expect::Plain, pins);
     if pins.subscribed {
         return match class {
-            Class::Ping => Route::Send(Expect::Pong, pins),
+            // With more arguments it fails. A failure that the server replies says nothing of what
+            // it is to, so none is provoked.
+            Class::Ping if command.count <= 2 => Route::Send(Expect::Pong, pins),
             Class::Subscribe if command.count > 1 => Route::Subscribe,
             Class::Unsubscribe => Route::Subscribe,
             _ => Route::Local,
@@ -499,8 +501,9 @@ fn route(class: Class, command: &Command<'_>, pins: Pins) -> Route {
     let ended = Pins { transaction: false, watched: false, ..pins };
     if pins.transaction {
         return match class {
-            // With more arguments they fail, and the transaction goes on.
-            Class::Exec | Class::Discard if command.count == 1 => Route::Send(Expect::Ends, ended),
+            // With more arguments EXEC aborts the transaction, and DISCARD fails and leaves it.
+            Class::Exec => Route::Send(Expect::Ends, ended),
+            Class::Discard if command.count == 1 => Route::Send(Expect::Ends, ended),
             Class::Quit | Class::Http => Route::Local,
             _ => match refusal(class, command) {
                 Some(text) => Route::Send(Expect::Refused(text), pins),
@@ -532,24 +535,27 @@ fn refusal(class: Class, command: &Command<'_>) -> Option<Refusal> {
     let first = command.arg(1);
     Some(match class {
         Class::Select => {
-            "SELECT of another database than 0 is not possible: connections are shared"
+            "ERR SELECT of another database than 0 is not possible: connections are shared"
         }
         Class::Client => {
-            "only CLIENT ID, GETNAME, SETNAME and SETINFO are possible: connections are shared"
+            "ERR only CLIENT ID, GETNAME, SETNAME and SETINFO are possible: connections are shared"
         }
-        Class::Hello if command.count == 1 || command.count == 2 && first == b"2" => return None,
-        Class::Hello if command.count > 2 => {
-            "HELLO with options is not possible: connections are shared"
-        }
-        Class::Hello => "only protocol version 2 is possible",
+        Class::Hello if command.count == 1 => return None,
+        // The codes are those of Redis: clients go on with version 2 where they get the first.
+        Class::Hello => match number(first) {
+            Some(2) if command.count == 2 => return None,
+            Some(2) => "ERR HELLO with options is not possible: connections are shared",
+            Some(_) => "NOPROTO unsupported protocol version",
+            None => "ERR Protocol version is not an integer or out of range",
+        },
         Class::Script if first.eq_ignore_ascii_case(b"DEBUG") => {
-            "SCRIPT DEBUG is not possible: connections are shared"
+            "ERR SCRIPT DEBUG is not possible: connections are shared"
         }
-        Class::Connection => "this command would change a connection that clients share",
-        Class::Server => "this command would change the server for all clients",
-        Class::Unknown => "this command is not known to the pooler",
+        Class::Connection => "ERR this command would change a connection that clients share",
+        Class::Server => "ERR this command would change the server for all clients",
+        Class::Unknown => "ERR this command is not known to the pooler",
         Class::Subscribe | Class::Unsubscribe => {
-            "subscriptions are not possible within a transaction"
+            "ERR subscriptions are not possible within a transaction"
         }
         _ => return None,
     })
@@ -609,6 +615,9 @@ impl Pooler {
                     name.escape_ascii(),
                 );
             }
+            Class::Ping if subscribed => {
+                conn.write(b"-ERR wrong number of arguments for 'ping' command\r\n");
+            }
             _ if subscribed => {
                 conn.write(
                     b"-ERR only (P|S)SUBSCRIBE, (P|S)UNSUBSCRIBE, PING and QUIT are allowed while \
@@ -618,8 +627,8 @@ impl Pooler {
             Class::Select if command.count == 2 && command.arg(1) == b"0" => conn.write(OK),
             Class::Client => client.answer(conn, &command),
             class => {
-                let text = refusal(class, &command).unwrap_or("wrong number of arguments");
-                write!(conn, "-ERR {text}\r\n");
+                let text = refusal(class, &command).unwrap_or("ERR wrong number of arguments");
+                write!(conn, "-{text}\r\n");
             }
         }
         conn.end_request();
@@ -633,6 +642,7 @@ impl Client {
         let what = command.arg(1).to_ascii_uppercase();
         match (&what[..], command.count) {
             (b"ID", 2) => write!(conn, ":{}\r\n", self.number),
+            (b"GETNAME", 2) if self.name.is_empty() => conn.write(b"$-1\r\n"),
             (b"GETNAME", 2) => {
                 write!(conn, "${}\r\n", self.name.len());
                 conn.write(&self.name);
@@ -656,7 +666,7 @@ impl Client {
             }
             _ => {
                 let text = refusal(Class::Client, command).unwrap_or_default();
-                write!(conn, "-ERR {text}\r\n");
+                write!(conn, "-{text}\r\n");
             }
         }
     }
@@ -716,7 +726,7 @@ impl Pooler {
             match exchange.note_reply(scanner.head(), aborted) {
                 Meaning::Reply => client.end_request(),
                 Meaning::Instead(text) => {
-                    write!(client, "-ERR {text}\r\n");
+                    write!(client, "-{text}\r\n");
                     client.end_request();
                 }
                 Meaning::Other => {}

@@ -54,6 +54,10 @@ impl Fake {
                 }
                 return reply;
             }
+            ("EXEC", _) => {
+                (state.queue, state.is_broken, state.watches) = (None, false, false);
+                return b"-EXECABORT wrong number of arguments\r\n".to_vec();
+            }
             ("DISCARD", 1) if state.queue.is_some() => {
                 state.queue = None;
                 state.is_broken = false;

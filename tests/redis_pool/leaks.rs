@@ -28,6 +28,8 @@ const ATTEMPTS: &[&str] = &[
     "MONITOR",
     "AUTH x",
     "HELLO 3",
+    "MULTI\nSELECT 3\nEXEC x",
+    "WATCH k\nMULTI\nEXEC x\nWATCH k",
     "HELLO 2 AUTH a b",
     "RESET",
     "READONLY",
@@ -158,8 +160,12 @@ fn names_and_numbers_are_a_clients_own() {
     let mut world = world(1);
     let (first, second) = (world.client(), world.client());
     world.expect(&first, "CLIENT SETNAME one\nCLIENT GETNAME\nCLIENT ID", "+OK|$3|one|:1|");
-    world.expect(&second, "CLIENT GETNAME\nCLIENT ID\nCLIENT SETINFO lib-name x", "$0||:2|+OK|");
+    world.expect(&second, "CLIENT GETNAME\nCLIENT ID\nCLIENT SETINFO lib-name x", "$-1|:2|+OK|");
     world.expect(&first, "CLIENT GETNAME", "$3|one|");
+    // An empty name is none.
+    let unnamed = b"*3\r\n$6\r\nCLIENT\r\n$7\r\nSETNAME\r\n$0\r\n\r\n";
+    assert_eq!(world.ask(&first, unnamed), "+OK|");
+    world.expect(&first, "CLIENT GETNAME", "$-1|");
     assert_eq!(world.upstreams(), 0, "nothing of this needs a connection");
     world.end();
 }

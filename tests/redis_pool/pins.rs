@@ -31,6 +31,46 @@ fn a_refused_command_fails_its_transaction() {
     world.end();
 }
 
+/// The texts are those of Redis: a client that asks for version 3 goes on with 2 at the first.
+#[test]
+fn other_versions_of_the_protocol_are_refused_as_by_redis() {
+    let mut world = world(1);
+    let client = world.client();
+    let other = "-NOPROTO unsupported protocol version|";
+    let none = "-ERR Protocol version is not an integer or out of range|";
+    for (asked, replies) in [
+        ("HELLO 3", other),
+        ("HELLO 3 AUTH a b", other),
+        ("hello -1", other),
+        ("HELLO x", none),
+        ("HELLO 02", none),
+        ("HELLO x SETNAME y", none),
+        ("HELLO 2 x", "-ERR HELLO with options is not possible: connections are shared|"),
+    ] {
+        world.expect(&client, asked, replies);
+    }
+    world.expect(&client, "MULTI\nHELLO 3\nEXEC", &format!("+OK|{other}-EXECABORT discarded|"));
+    world.end();
+}
+
+/// Redis ends a transaction at EXEC with arguments, and what follows is none of it.
+#[test]
+fn a_transaction_ends_at_exec_with_arguments() {
+    let mut world = world(2);
+    let client = world.client();
+    world.expect(&client, "WATCH a\nMULTI\nINCR a", "+OK|+OK|+QUEUED|");
+    world.expect(&client, "EXEC x", "-EXECABORT wrong number of arguments|");
+    let pinned = world.pooler.with(|pooler, _| format!("{pooler:?}"));
+    assert!(pinned.contains("pinned: 0"), "{pinned}");
+    world.expect(&client, "ECHO x\nGET a", "+0 false 0|$-1|");
+    // It is seen that this waits.
+    client.send(&commands("BLPOP l 0"));
+    world.advance(secs(600));
+    assert!(client.is_open());
+    client.close();
+    world.end();
+}
+
 #[test]
 fn at_most_half_are_pinned() {
     let mut world = world(4);
@@ -119,6 +159,8 @@ fn subscriptions_last_until_there_are_none() {
     world.expect(&writer, "PUBLISH b there", ":1|");
     assert_eq!(world.settle(&reader), "*3|$7|message|$1|b|$5|there|");
     world.expect(&reader, "PING", "*2|$4|pong|$0||");
+    let wrong = "-ERR wrong number of arguments for 'ping' command|";
+    world.expect(&reader, "PING x y\nPING", &format!("{wrong}*2|$4|pong|$0||"));
     world.expect(
         &reader,
         "GET a\nUNSUBSCRIBE a",
