@@ -92,7 +92,7 @@ impl<W: Workers> Handler for Rpc<W> {
             && *due <= now
         {
             let id = *id;
-            session.finish(conn, id, Status::Late, &[]);
+            session.end(conn, id, Status::Late, &[]);
         }
         session.set_timer(conn);
     }
@@ -130,7 +130,7 @@ impl Session {
         self.calls.insert(id, InHand { due, cancelled });
         self.due.insert((due, id));
         if !workers.submit(job) {
-            self.finish(conn, id, Status::Busy, &[]);
+            self.end(conn, id, Status::Busy, &[]);
         } else if self.calls.len() >= CALLS_MAX {
             conn.pause_reading();
         }
@@ -138,8 +138,16 @@ impl Session {
         true
     }
 
-    /// Ends a call with its reply, unless it has ended already. A result is of no use then.
-    pub(crate) fn finish(&mut self, conn: &mut Conn<'_>, id: CallId, status: Status, body: &[u8]) {
+    /// Ends the call of a job with its result, unless that has ended already. The result is of no use
+    /// then, and the number of the call may be that of another one.
+    pub(crate) fn finish(&mut self, conn: &mut Conn<'_>, job: &Job, status: Status, body: &[u8]) {
+        if !job.cancelled.load(Ordering::Relaxed) {
+            self.end(conn, job.id, status, body);
+        }
+    }
+
+    /// Ends the call that has this number now with its reply.
+    fn end(&mut self, conn: &mut Conn<'_>, id: CallId, status: Status, body: &[u8]) {
         let Some(call) = self.calls.remove(&id) else { return };
         self.due.remove(&(call.due, id));
         call.cancelled.store(true, Ordering::Relaxed);

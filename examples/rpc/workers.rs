@@ -56,10 +56,9 @@ fn run<H: Handler<Session = Session> + 'static>(job: Job, handle: &Handle<H>) {
         return;
     }
     let Some((status, body)) = work(&job) else { return };
-    let id = job.id;
     // It waits where too much is posted; if the connection or the reactor is gone nothing waits for it.
     let _ = handle.post_to(job.conn, move |_, conn, session| {
-        session.finish(conn, id, status, &body);
+        session.finish(conn, &job, status, &body);
     });
 }
 
@@ -76,9 +75,13 @@ pub(crate) fn work(job: &Job) -> Option<(Status, Vec<u8>)> {
                 return Some((Status::BadBody, Vec::new()));
             };
             let mut left = Duration::from_millis(millis.into());
-            while left > Duration::ZERO {
+            loop {
+                // After the last nap too: the call may have ended in it.
                 if job.cancelled.load(Ordering::Relaxed) {
                     return None;
+                }
+                if left == Duration::ZERO {
+                    break;
                 }
                 let nap = left.min(NAP);
                 thread::sleep(nap);

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use wheelhouse::sim::{End, Peer, Server, Sim};
-use wheelhouse::{CloseReason, Config, ConnId, Timeout};
+use wheelhouse::{CloseReason, Config, Timeout};
 
 use crate::server::{CALLS_MAX, Job, Rpc, Workers};
 use crate::wire::{Call, Reply, Request, Status};
@@ -57,13 +57,14 @@ impl World {
     fn work(&mut self, at: usize) -> u64 {
         let job = self.jobs.borrow_mut().remove(at);
         let (status, body) = work(&job).expect("it is still waited for");
-        self.finish(job.conn, job.id, status, body);
-        job.id
+        let id = job.id;
+        self.finish(job, status, body);
+        id
     }
 
-    fn finish(&mut self, conn: ConnId, id: u64, status: Status, body: Vec<u8>) {
-        let posted = self.server.handle().post_to(conn, move |_, conn, session| {
-            session.finish(conn, id, status, &body);
+    fn finish(&mut self, job: Job, status: Status, body: Vec<u8>) {
+        let posted = self.server.handle().post_to(job.conn, move |_, conn, session| {
+            session.finish(conn, &job, status, &body);
         });
         posted.expect("the reactor is there");
         self.sim.settle();
@@ -135,10 +136,37 @@ fn a_late_call_is_answered_at_its_deadline_and_its_result_dropped() {
     assert_eq!(world.replies(), [(1, Status::Late)]);
     assert!(world.is_cancelled(0) && !world.is_cancelled(1));
     let job = world.jobs.borrow_mut().remove(0);
-    world.finish(job.conn, job.id, Status::Done, Vec::new());
+    world.finish(job, Status::Done, Vec::new());
     assert_eq!(world.replies(), []);
     world.sim.advance(2 * SECOND);
     assert_eq!(world.replies(), [(2, Status::Late)]);
+}
+
+/// The number of a call is free once it has ended, whatever its worker still does.
+#[test]
+fn the_result_of_a_late_call_is_not_that_of_another_with_its_number() {
+    let mut world = World::new(9);
+    world.call(1, SECOND);
+    world.sim.advance(SECOND + Duration::from_millis(20));
+    assert_eq!(world.replies(), [(1, Status::Late)]);
+    let late = world.jobs.borrow_mut().remove(0);
+    world.call(1, SECOND);
+    world.finish(late, Status::BadBody, Vec::new());
+    assert_eq!(world.replies(), []);
+    assert!(!world.is_cancelled(0));
+    world.work(0);
+    assert_eq!(world.replies(), [(1, Status::Done)]);
+}
+
+#[test]
+fn a_call_that_ends_while_it_sleeps_has_no_result() {
+    let mut world = World::new(9);
+    world.peer.send(&request(1, SECOND, Call::Sleep, &[0; 4]));
+    world.sim.settle();
+    let job = world.jobs.borrow_mut().remove(0);
+    job.cancelled.store(true, Ordering::Relaxed);
+    // All of its sleep is over.
+    assert_eq!(work(&job), None);
 }
 
 #[test]
