@@ -151,7 +151,7 @@ fn list(clients: &Clients, conn: &mut Conn<'_>, args: Args<'_>) -> Result<String
             let mut asked = Vec::new();
             for word in args.from(3) {
                 let number = number(word).ok_or(Fault::of("ERR Invalid client ID"))?;
-                let number = number.unsigned_abs();
+                let Ok(number) = u64::try_from(number) else { continue };
                 let place = chosen.binary_search_by_key(&number, |(_, client)| client.number);
                 asked
                     .extend(place.ok().filter(|_| asked.len() < chosen.len()).map(|at| chosen[at]));

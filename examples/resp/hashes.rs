@@ -29,8 +29,7 @@ fn insert(
     name: &str,
 ) -> Result<usize, Fault> {
     if !args.len().is_multiple_of(2) {
-        let text = format!("ERR wrong number of arguments for '{name}' command");
-        return Err(Fault::quoting(text.into_bytes()));
+        return Err(Fault::wrong_arity(name));
     }
     store.change_or_insert(
         conn.cx(),

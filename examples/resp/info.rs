@@ -61,8 +61,10 @@ pub(crate) fn hello(conn: &mut Conn<'_>, client: u64, args: Args<'_>) -> Result<
             return Err(Fault::of(text));
         }
     }
-    if args.len() > 2 {
-        return Err(Fault::SYNTAX);
+    if let Some(option) = args.get(2) {
+        let option = &option[..option.len().min(128)];
+        let text = [b"ERR Syntax error in HELLO option '", option, b"'"].concat();
+        return Err(Fault::quoting(text));
     }
     reply::array(conn, 14);
     for (name, value) in [("server", "redis"), ("version", "7.0.0")] {

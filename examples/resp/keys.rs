@@ -12,7 +12,8 @@ use crate::strings::bad_time;
 type Done = Result<(), Fault>;
 
 /// The loop's time that a client means: so many units from now, or since 1970. `None` if that is
-/// beyond all times.
+/// beyond all times of Redis, which count the milliseconds since 1970; the loop's begin later, and what
+/// is before them is as good as the first.
 pub(crate) fn deadline(
     cx: &Context<'_>,
     time: i64,
@@ -22,7 +23,7 @@ pub(crate) fn deadline(
     let millis = time.checked_mul(unit)?;
     let unix = i64::try_from(cx.now_unix().as_millis()).ok()?;
     let since_1970 = if is_absolute { millis } else { millis.checked_add(unix)? };
-    since_1970.checked_sub(unix)?.checked_add(now(cx))
+    Some(since_1970.saturating_sub(unix).saturating_add(now(cx)))
 }
 
 pub(crate) fn del(store: &mut Store, conn: &mut Conn<'_>, args: Args<'_>) -> Done {
@@ -152,7 +153,7 @@ pub(crate) fn persist(store: &mut Store, conn: &mut Conn<'_>, args: Args<'_>) ->
 }
 
 pub(crate) fn ttl(store: &mut Store, conn: &mut Conn<'_>, args: Args<'_>) -> Done {
-    time_left(store, conn, args, |millis| (millis + 500) / 1_000)
+    time_left(store, conn, args, |millis| millis.saturating_add(500) / 1_000)
 }
 
 pub(crate) fn pttl(store: &mut Store, conn: &mut Conn<'_>, args: Args<'_>) -> Done {

@@ -42,6 +42,12 @@ pub(crate) fn rpop(store: &mut Store, conn: &mut Conn<'_>, args: Args<'_>) -> Do
 }
 
 fn pop(store: &mut Store, conn: &mut Conn<'_>, args: Args<'_>, side: Side) -> Done {
+    if args.len() > 3 {
+        return Err(Fault::wrong_arity(match side {
+            Side::Left => "lpop",
+            Side::Right => "rpop",
+        }));
+    }
     let most = args.get(2).map(most).transpose()?;
     let Some(len) = store.get(conn.cx(), &args[1]).map(Value::list).transpose()? else {
         match most {
@@ -98,8 +104,9 @@ pub(crate) fn lrange(store: &mut Store, conn: &mut Conn<'_>, args: Args<'_>) -> 
     };
     let len = list.items().len() as i64;
     let from_front = |index: i64| if index < 0 { index + len } else { index };
-    let first = from_front(first).max(0);
-    let last = from_front(last).min(len - 1);
+    // Within the list both are small enough to calculate with.
+    let first = from_front(first).clamp(0, len);
+    let last = from_front(last).clamp(-1, len - 1);
     let count = usize::try_from(last - first + 1).unwrap_or(0);
     reply::array(conn, count);
     let first = usize::try_from(first).unwrap_or(0);

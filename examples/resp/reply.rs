@@ -30,6 +30,11 @@ impl Fault {
         Self(Cow::Borrowed(text.as_bytes()))
     }
 
+    /// The error of a command of this name that has the wrong number of arguments.
+    pub(crate) fn wrong_arity(name: &str) -> Self {
+        Self::quoting(format!("ERR wrong number of arguments for '{name}' command").into_bytes())
+    }
+
     /// An error whose text holds what a client sent. It stays one line.
     pub(crate) fn quoting(mut text: Vec<u8>) -> Self {
         for byte in &mut text {

@@ -172,9 +172,9 @@ impl Handler for Resp {
     }
 }
 
-/// The name of a command that has the wrong number of arguments.
-fn wrong_arity(name: &str) -> Fault {
-    Fault::quoting(format!("ERR wrong number of arguments for '{name}' command").into_bytes())
+/// Whether this is no command, but the beginning of a line of HTTP: a browser was made to send it.
+fn is_http(name: &[u8]) -> bool {
+    name.eq_ignore_ascii_case(b"POST") || name.eq_ignore_ascii_case(b"HOST:")
 }
 
 fn unknown(args: Args<'_>) -> Fault {
@@ -196,6 +196,13 @@ fn unknown(args: Args<'_>) -> Fault {
     Fault::quoting(text.concat())
 }
 
+/// The error of an EXEC that executes nothing, and why it does not.
+fn aborted_by(fault: &Fault) -> Fault {
+    let cause = fault.text();
+    let cause = cause.strip_prefix(b"ERR ").unwrap_or(cause);
+    Fault::quoting([b"EXECABORT Transaction discarded because of: ", cause].concat())
+}
+
 impl Core {
     /// Executes or queues a command and replies to it. Returns how many messages that sent.
     #[inline]
@@ -207,10 +214,13 @@ impl Core {
                 conn.write(b"+QUEUED\r\n");
                 0
             }
+            // As Redis does: the next lines may be commands that an attacker chose.
+            Err(_) if is_http(&args[0]) => {
+                conn.close();
+                0
+            }
             Err(fault) => {
-                if let Some(transaction) = &mut session.transaction {
-                    transaction.has_failed = true;
-                }
+                let fault = self.fail_transaction(session, &args[0], fault);
                 reply::error(conn, &fault);
                 0
             }
@@ -226,7 +236,7 @@ impl Core {
     ) -> Result<Option<&'static Command>, Fault> {
         let command = Command::of(&args[0]).ok_or_else(|| unknown(args))?;
         if !command.takes(args.len()) {
-            return Err(wrong_arity(command.name));
+            return Err(Fault::wrong_arity(command.name));
         }
         refuse_subcommand(command, args)?;
         if self.store.is_full()
@@ -251,6 +261,21 @@ impl Core {
         transaction.push(command, args);
         self.store.take(transaction.cost - before);
         Ok(None)
+    }
+
+    /// A command of this name was refused: EXEC fails if there is a transaction, and EXEC itself ends
+    /// it. Returns what the reply is.
+    fn fail_transaction(&mut self, session: &mut Session, name: &[u8], fault: Fault) -> Fault {
+        if !name.eq_ignore_ascii_case(b"EXEC") {
+            if let Some(transaction) = &mut session.transaction {
+                transaction.has_failed = true;
+            }
+            return fault;
+        }
+        if let Some(transaction) = session.transaction.take() {
+            self.store.give_back(transaction.cost);
+        }
+        aborted_by(&fault)
     }
 
     #[inline]
@@ -279,7 +304,7 @@ impl Core {
         args: Args<'_>,
     ) -> Result<usize, Fault> {
         match special {
-            Special::Ping if args.len() > 2 => return Err(wrong_arity("ping")),
+            Special::Ping if args.len() > 2 => return Err(Fault::wrong_arity("ping")),
             Special::Ping if !session.channels.is_empty() => {
                 reply::array(conn, 2);
                 reply::bulk(conn, b"pong");
@@ -296,6 +321,11 @@ impl Core {
             }
             Special::Select => match number(&args[1]) {
                 Some(0) => reply::ok(conn),
+                Some(number) if i32::try_from(number).is_err() => {
+                    let text = "ERR value is out of range, value must between -2147483648 and \
+                                2147483647";
+                    return Err(Fault::of(text));
+                }
                 Some(_) => return Err(Fault::of("ERR DB index is out of range")),
                 None => return Err(Fault::NO_INTEGER),
             },
@@ -336,9 +366,7 @@ impl Core {
             return Err(Fault::of(text));
         }
         if transaction.takes_memory && self.store.is_full() {
-            let mut text = b"EXECABORT Transaction discarded because of: ".to_vec();
-            text.extend_from_slice(Fault::OUT_OF_MEMORY.text());
-            return Err(Fault::quoting(text));
+            return Err(aborted_by(&Fault::OUT_OF_MEMORY));
         }
         reply::array(conn, transaction.commands.len());
         let (mut from, mut messages) = (0, 0);
@@ -376,7 +404,7 @@ fn refuse_subcommand(command: &Command, args: Args<'_>) -> Result<(), Fault> {
     if args.len() == least || *arity < 0 && args.len() > least {
         return Ok(());
     }
-    Err(wrong_arity(&format!("{}|{name}", command.name)))
+    Err(Fault::wrong_arity(&format!("{}|{name}", command.name)))
 }
 
 fn refuse_while_subscribed(command: &Command) -> Result<(), Fault> {

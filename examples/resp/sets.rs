@@ -57,10 +57,10 @@ pub(crate) fn smembers(store: &mut Store, conn: &mut Conn<'_>, args: Args<'_>) -
 }
 
 pub(crate) fn spop(store: &mut Store, conn: &mut Conn<'_>, args: Args<'_>) -> Done {
-    let most = args.get(2).map(most).transpose()?;
     if args.len() > 3 {
         return Err(Fault::SYNTAX);
     }
+    let most = args.get(2).map(most).transpose()?;
     let set = store.get(conn.cx(), &args[1]).map(Value::set).transpose()?;
     let len = set.map_or(0, |set| set.members().len());
     let count = most.unwrap_or(1).min(len);

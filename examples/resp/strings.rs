@@ -24,21 +24,22 @@ pub(crate) fn get(store: &mut Store, conn: &mut Conn<'_>, args: Args<'_>) -> Don
 
 /// The options of SET.
 #[derive(Default)]
-struct Options {
+struct Options<'a> {
     if_absent: bool,
     if_there: bool,
     replies_old: bool,
     keeps_expiry: bool,
-    /// The unit of a time, whether that is an absolute one, and the time.
-    expiry: Option<(i64, bool, i64)>,
+    /// The unit of a time, whether that is an absolute one, and the word that should be the time.
+    expiry: Option<((i64, bool), &'a [u8])>,
 }
 
-impl Options {
-    fn parse(args: Args<'_>) -> Result<Self, Fault> {
+impl<'a> Options<'a> {
+    /// One that is given more than once counts as it was given last. What excludes another one is an
+    /// error, and that before a time that is none.
+    fn parse(args: Args<'a>) -> Result<Self, Fault> {
         let (mut options, mut words) = (Self::default(), args.from(3));
         while let Some(word) = words.next() {
             let is = |name: &str| word.eq_ignore_ascii_case(name.as_bytes());
-            let free = options.expiry.is_none() && !options.keeps_expiry;
             if is("NX") && !options.if_there {
                 options.if_absent = true;
             } else if is("XX") && !options.if_absent {
@@ -47,10 +48,11 @@ impl Options {
                 options.replies_old = true;
             } else if is("KEEPTTL") && options.expiry.is_none() {
                 options.keeps_expiry = true;
-            } else if free && let Some((unit, absolute)) = time_option(word) {
-                let time = words.next().ok_or(Fault::SYNTAX)?;
-                let time = number(time).ok_or(Fault::NO_INTEGER);
-                options.expiry = Some((unit, absolute, time?));
+            } else if !options.keeps_expiry
+                && let Some(kind) = time_option(word)
+                && options.expiry.is_none_or(|(other, _)| other == kind)
+            {
+                options.expiry = Some((kind, words.next().ok_or(Fault::SYNTAX)?));
             } else {
                 return Err(Fault::SYNTAX);
             }
@@ -75,9 +77,10 @@ pub(crate) fn set(store: &mut Store, conn: &mut Conn<'_>, args: Args<'_>) -> Don
     }
     let options = Options::parse(args)?;
     let expiry = match options.expiry {
-        Some((_, _, time)) if time <= 0 => return Err(bad_time("set")),
-        Some((unit, absolute, time)) => {
-            Some(deadline(conn.cx(), time, unit, absolute).ok_or_else(|| bad_time("set"))?)
+        Some(((unit, absolute), time)) => {
+            let time = number(time).ok_or(Fault::NO_INTEGER)?;
+            let last = deadline(conn.cx(), time, unit, absolute).filter(|_| time > 0);
+            Some(last.ok_or_else(|| bad_time("set"))?)
         }
         None => None,
     };
@@ -161,7 +164,7 @@ pub(crate) fn mget(store: &mut Store, conn: &mut Conn<'_>, args: Args<'_>) -> Do
 
 pub(crate) fn mset(store: &mut Store, conn: &mut Conn<'_>, args: Args<'_>) -> Done {
     if args.len().is_multiple_of(2) {
-        return Err(Fault::of("ERR wrong number of arguments for 'mset' command"));
+        return Err(Fault::wrong_arity("mset"));
     }
     for (key, value) in args.pairs_from(1) {
         store.set_text(conn.cx(), key, value, false);

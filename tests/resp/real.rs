@@ -1,7 +1,7 @@
 //! Reply by reply beside a real Redis. Where it is not installed that is reported.
 
-use std::io::{BufRead, BufReader, Write};
-use std::net::TcpStream;
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::net::{Shutdown, TcpStream};
 use std::process::Command;
 
 use crate::programs::redis::Redis;
@@ -81,12 +81,28 @@ const COMMANDS: &[&str] = &[
     "SET k v KEEPTTL",
     "SET k v EX 0",
     "SET k v EX x",
+    "SET k v EX x EX s",
+    "SET k v EX x FOO",
+    "SET k v EX s EX s",
+    "SET k v PX 1 PX s000",
+    "SET k v EX s EX",
+    "SET k v EX s EX 0",
+    "SET k v PX 1 EX 1",
+    "SET k v NX NX",
+    "SET k v XX XX",
+    "SET k v GET GET",
+    "SET k v KEEPTTL KEEPTTL",
+    "SET k v KEEPTTL EX s",
+    "SET k v EX 9223372036854775807",
+    "SET k v PX 9223372036854775807",
+    "SET k v PXAT 9223372036854775807",
     "SET k v NX XX",
     "SET k v EX s KEEPTTL",
     "SET k v FOO",
     "SETNX k v",
     "SETEX k s v",
     "SETEX k -1 v",
+    "SETEX k 9223372036854775807 v",
     "PSETEX k 0 v",
     "GETSET k v",
     "GETDEL k",
@@ -98,6 +114,7 @@ const COMMANDS: &[&str] = &[
     "DECRBY k n",
     "INCRBY k x",
     "DECRBY k -9223372036854775808",
+    "INCRBY k -9223372036854775808",
     "INCRBY k 9223372036854775807",
     "MGET k k k",
     "MSET k v k v",
@@ -118,8 +135,19 @@ const COMMANDS: &[&str] = &[
     "EXPIRE k s GT LT",
     "EXPIRE k s FOO",
     "EXPIRE k 9223372036854775807",
+    "EXPIRE k -9223372036854775",
+    "EXPIRE k -9223372036854776",
     "PEXPIRE k s000",
+    "PEXPIRE k 9223372036854775807",
+    "PEXPIRE k -9223372036854775808",
     "EXPIREAT k 1",
+    "EXPIREAT k 9223372036854775",
+    "EXPIREAT k 9223372036854776",
+    "EXPIREAT k -9223372036854775",
+    "EXPIREAT k -9223372036854776",
+    "PEXPIREAT k 9223372036854775807",
+    "PEXPIREAT k -9223372036854775808",
+    "PEXPIREAT k -9223372036854775808 GT",
     "TTL k",
     "PERSIST k",
     "LPUSH k v v",
@@ -130,12 +158,23 @@ const COMMANDS: &[&str] = &[
     "RPOP k 0",
     "LPOP k -1",
     "LPOP k x",
+    "LPOP k 9223372036854775807",
+    "LPOP k -9223372036854775808",
+    "LPOP k 1 2",
+    "RPOP k 1 2",
+    "LPOP k x y",
     "LRANGE k 0 -1",
     "LRANGE k n n",
     "LRANGE k x 1",
+    "LRANGE k 9223372036854775807 -9223372036854775808",
+    "LRANGE k -9223372036854775808 9223372036854775807",
+    "LRANGE k 9223372036854775807 9223372036854775807",
+    "LRANGE k -9223372036854775808 -9223372036854775808",
     "LLEN k",
     "LINDEX k n",
     "LINDEX k x",
+    "LINDEX k 9223372036854775807",
+    "LINDEX k -9223372036854775808",
     "SADD k f f",
     "SREM k f",
     "SISMEMBER k f",
@@ -144,6 +183,8 @@ const COMMANDS: &[&str] = &[
     "SPOP k 1000",
     "SPOP k -1",
     "SPOP k 1 2",
+    "SPOP k x y",
+    "SPOP k -9223372036854775808",
     "HSET k f v",
     "HSET k f v f v",
     "HSET k f v f",
@@ -167,10 +208,16 @@ const COMMANDS: &[&str] = &[
     "SELECT 0",
     "SELECT 1",
     "SELECT x",
+    "SELECT -1",
+    "SELECT 2147483648",
+    "SELECT -9223372036854775808",
     "MULTI",
     "EXEC",
     "EXEC",
     "DISCARD",
+    "EXEC x",
+    "DISCARD x",
+    "MULTI x",
     "GET",
     "GET k k",
     "FOO k v",
@@ -181,6 +228,10 @@ const COMMANDS: &[&str] = &[
     "CLIENT ID k",
     "HELLO x",
     "HELLO 9",
+    "HELLO 9 x",
+    "HELLO x y",
+    "HELLO 2 x",
+    "HELLO 2 SETNAME",
     "PUBLISH c v",
     "UNSUBSCRIBE",
     "FLUSHALL FOO",
@@ -233,6 +284,69 @@ fn fifteen_thousand_commands_have_the_replies_of_redis() {
     }
 }
 
+/// What is sent as it is, before a PING.
+const LINES: &[&str] = &[
+    // What ends a word, and what lies between two.
+    "PING\x0bfoo\r\n",
+    "PING\x0cfoo\r\n",
+    "PING\x0b\r\n",
+    "\x0bECHO\t\x0b\x0c a\x0c\r\n",
+    "\x0b\x0c\r\n",
+    "ECHO \"a\"\x0b\"b\"\r\n",
+    "ECHO \"a\"\x0bb\r\n",
+    "ECHO \"a\"b\r\n",
+    "ECHO a\rb\r\n",
+    "ECHO a\r\r\n",
+    "ECHO 'a\x0bb'\r\n",
+    // Requests of HTTP.
+    "POST / HTTP/1.1\r\nHost: x\r\n\r\nSET a 1\r\n",
+    "post\r\n",
+    "Host: x\r\n",
+    "HOST:\r\n",
+    "HOST\x1a x\r\n",
+    "Hosts: x\r\n",
+    "GET / HTTP/1.1\r\nHost: x\r\n\r\nSET a 1\r\n",
+    "*1\r\n$4\r\nPOST\r\n",
+    "*2\r\n$5\r\nhost:\r\n$1\r\nx\r\n",
+    "MULTI\r\nPOST /\r\n",
+    // Transactions, and clients that have subscribed.
+    "EXEC x\r\n",
+    "MULTI\r\nSET a 1\r\nEXEC x\r\nEXEC\r\nGET a\r\n",
+    "MULTI\r\nGET\r\nEXEC x\r\nMULTI\r\nEXEC\r\n",
+    "MULTI\r\nLPOP a 1 2\r\nEXEC\r\n",
+    "SUBSCRIBE c\r\nEXEC\r\n",
+    "SUBSCRIBE c\r\nEXEC x\r\n",
+    "SUBSCRIBE c\r\nPING x y\r\n",
+];
+
+/// All that a server replies to one of [`LINES`] and a PING, until it closes the connection.
+fn replies_to_lines(address: &str, lines: &str) -> String {
+    let mut peer = TcpStream::connect(address).expect("it listens");
+    peer.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+    peer.write_all(lines.as_bytes()).expect("it reads");
+    // One that has closed the connection by now resets it.
+    peer.write_all(b"PING\r\n").ok();
+    peer.shutdown(Shutdown::Write).ok();
+    let mut replies = Vec::new();
+    match peer.read_to_end(&mut replies) {
+        Err(error) if error.kind() != ErrorKind::ConnectionReset => panic!("{lines:?}: {error}"),
+        _ => replies.escape_ascii().to_string(),
+    }
+}
+
+#[test]
+fn lines_have_the_replies_of_redis() {
+    let Some(redis) = Redis::start() else { return };
+    let server = Server::start("resp", &[]);
+    for lines in LINES {
+        let [theirs, ours] =
+            [&redis.address, &server.addr].map(|address| replies_to_lines(address, lines));
+        // Where it takes a line for one of HTTP it drops what it has not sent.
+        let is_dropped = theirs.is_empty() && !ours.contains("PONG");
+        assert!(theirs == ours || is_dropped, "{lines:?}: {theirs}, {ours}");
+    }
+}
+
 /// Commands about clients, each sent by the first of three: one named `b`, and one that has subscribed.
 /// `1`, `2` and `3` after ID stand for the three, `@2` for the address of the second, `@` for the
 /// server's.
@@ -242,6 +356,8 @@ const ON_CLIENTS: &[&str] = &[
     "CLIENT LIST ID 3 1 1",
     "CLIENT LIST ID 77777",
     "CLIENT LIST ID x",
+    "CLIENT LIST ID -1",
+    "CLIENT LIST ID -9223372036854775808",
     "CLIENT LIST ID",
     "CLIENT LIST FOO",
     "CLIENT LIST TYPE",

@@ -144,6 +144,59 @@ fn a_transaction_is_executed_as_one() {
         "EXEC\r\nDISCARD\r\n",
         "-ERR EXEC without MULTI|-ERR DISCARD without MULTI|",
     );
+    let sent = "MULTI\r\nSET a 9\r\nEXEC x\r\nEXEC\r\nGET a\r\n";
+    let aborted = "-EXECABORT Transaction discarded because of: wrong number of arguments for 'exec' \
+                   command|";
+    let replies = format!("+OK|+QUEUED|{aborted}-ERR EXEC without MULTI|$1|2|");
+    expect(&mut sim, &peer, sent, &replies);
+    expect(&mut sim, &peer, "EXEC x\r\nDEL a\r\n", &format!("{aborted}:1|"));
+    // The memory of what is not executed comes back.
+    peer.send(b"INFO\r\n");
+    sim.settle();
+    assert!(String::from_utf8_lossy(&peer.take()).contains("used_memory:0\r\n"));
+}
+
+#[test]
+fn numbers_at_the_ends_of_their_range_are_calculated_with() {
+    let (mut sim, server) = world();
+    let peer = sim.connect(&server);
+    let (least, most) = (i64::MIN, i64::MAX);
+    expect(&mut sim, &peer, "RPUSH l a b\r\n", ":2|");
+    for (sent, replies) in [
+        (format!("LRANGE l {most} {least}"), "*0|"),
+        (format!("LRANGE l {most} {most}"), "*0|"),
+        (format!("LRANGE l {least} {least}"), "*0|"),
+        (format!("LRANGE l {least} {most}"), "*2|$1|a|$1|b|"),
+        (format!("LINDEX l {least}"), "$-1|"),
+        (format!("LINDEX l {most}"), "$-1|"),
+        (format!("INCRBY n {most}"), ":9223372036854775807|"),
+        (format!("DECRBY n {least}"), "-ERR decrement would overflow|"),
+        // A time long past ends a key, and one beyond all times is none.
+        (format!("PEXPIREAT n {least}"), ":1|"),
+        (format!("PEXPIREAT n {least}"), ":0|"),
+        (format!("EXPIREAT l {}", least / 1_000), ":1|"),
+        (
+            format!("EXPIREAT l {}", least / 1_000 - 1),
+            "-ERR invalid expire time in 'expireat' command|",
+        ),
+        (format!("CLIENT LIST ID -1 {least}"), "$0||"),
+    ] {
+        expect(&mut sim, &peer, &format!("{sent}\r\n"), replies);
+    }
+}
+
+/// A page in a browser can send lines of its own choice to any port, but not these first ones.
+#[test]
+fn a_request_of_http_ends_the_connection() {
+    for first in ["POST / HTTP/1.1", "GET / HTTP/1.1\r\nhOST: x", "MULTI\r\nHost:"] {
+        let (mut sim, server) = world();
+        let peer = sim.connect(&server);
+        peer.send(format!("{first}\r\n\r\nSET a 1\r\n").as_bytes());
+        sim.settle();
+        assert_eq!(peer.closed(), Some(End::Fin), "{first}");
+        let other = sim.connect(&server);
+        expect(&mut sim, &other, "EXISTS a\r\n", ":0|");
+    }
 }
 
 #[test]
