@@ -6,6 +6,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::mem;
 use std::net::IpAddr;
+use std::ops::Range;
 use std::time::Duration;
 
 use bytes::BytesMut;
@@ -140,10 +141,7 @@ pub(crate) struct Load {
     held: usize,
     /// The number of the next request.
     next: usize,
-    /// The lane of the next request of an open loop.
-    turn: usize,
-    /// In an open loop: when its first request was due, and how many were.
-    schedule: Option<(u64, u64)>,
+    schedule: Option<Schedule>,
     /// Connections of an open loop that are due while all lanes are taken.
     waiting_dials: VecDeque<u64>,
     /// The lanes of such a loop that have no connection.
@@ -153,6 +151,50 @@ pub(crate) struct Load {
     measured_from: u64,
     measured_to: Option<u64>,
     alarms: Alarms,
+}
+
+/// When the requests of an open loop are due. The lanes have them in turns.
+#[derive(Clone, Copy, Debug)]
+struct Schedule {
+    /// When the first one was due, in nanoseconds.
+    first: u64,
+    /// Requests a second.
+    rate: usize,
+    /// How many were due so far. A great rate has more than 64 bits count.
+    count: u128,
+}
+
+impl Schedule {
+    /// When the one with this number is due.
+    const fn due_at(&self, number: u128) -> u64 {
+        self.first.saturating_add((number * 1_000_000_000 / self.rate as u128) as u64)
+    }
+
+    /// Takes all that are due at `now`. Returns their numbers.
+    fn take_due(&mut self, now: u64) -> Range<u128> {
+        let from = self.count;
+        if let Some(passed) = now.checked_sub(self.first) {
+            // Their times are rounded down, so all that are due before the next nanosecond are.
+            let ended = (u128::from(passed) + 1) * self.rate as u128;
+            self.count = self.count.max(ended.div_ceil(1_000_000_000));
+        }
+        from..self.count
+    }
+
+    /// Appends the times of each `step`th of these requests to those that wait, as far as there is
+    /// room for so many. Returns how many found none.
+    fn queue(
+        &self,
+        numbers: Range<u128>,
+        step: usize,
+        waiting: &mut VecDeque<u64>,
+        most: usize,
+    ) -> u64 {
+        let all = (numbers.end - numbers.start).div_ceil(step as u128);
+        let room = most.saturating_sub(waiting.len());
+        waiting.extend(numbers.step_by(step).take(room).map(|number| self.due_at(number)));
+        u64::try_from(all.saturating_sub(room as u128)).unwrap_or(u64::MAX)
+    }
 }
 
 #[derive(Debug, Default)]
@@ -174,7 +216,6 @@ impl Load {
             connected: 0,
             held: 0,
             next: 0,
-            turn: 0,
             schedule: None,
             waiting_dials: VecDeque::new(),
             free: (0..plan.connections).collect(),
@@ -225,39 +266,35 @@ impl Load {
 
     /// When the next request of an open loop is due.
     fn next_due(&self) -> Option<u64> {
-        let ((first, sent), rate) = (self.schedule?, self.plan.rate?);
-        let after = u128::from(sent) * 1_000_000_000 / rate as u128;
-        (self.phase != Phase::Ending).then(|| first + after as u64)
+        let schedule = self.schedule.filter(|_| self.phase != Phase::Ending)?;
+        Some(schedule.due_at(schedule.count))
     }
 
-    /// Sends what is due in an open loop.
+    /// Sends what is due in an open loop. What that costs depends on how much may wait, and not on how
+    /// much was due since the last time.
     pub(crate) fn send_due(&mut self, cx: &mut Context<'_>) {
         let now = self.clock.nanos(cx.now());
-        while let Some(due_at) = self.next_due().filter(|due_at| *due_at <= now) {
-            if let Some((_, sent)) = &mut self.schedule {
-                *sent += 1;
-            }
-            let lane = self.turn % self.lanes.len();
-            self.turn += 1;
-            let (waiting, share) = if self.plan.churn {
-                (&mut self.waiting_dials, 1)
-            } else {
-                (&mut self.lanes[lane].waiting, self.plan.connections)
-            };
-            if waiting.len() >= (WAITING_MAX / share).max(1) {
-                self.tally.count_error("too many waited to be sent", 1);
-                continue;
-            }
-            waiting.push_back(due_at);
-            if !self.plan.churn
-                && let Some(mut conn) = self.lanes[lane].conn.and_then(|id| cx.conn(id))
-            {
-                self.send(&mut conn, lane);
-            }
-        }
+        let Some(schedule) = self.schedule.as_mut().filter(|_| self.phase != Phase::Ending) else {
+            return;
+        };
+        let due = schedule.take_due(now);
+        let (schedule, lanes, mut refused) = (*schedule, self.lanes.len(), 0_u64);
         if self.plan.churn {
+            refused = schedule.queue(due, 1, &mut self.waiting_dials, WAITING_MAX);
             self.dial_due(cx);
+        } else {
+            let share = (WAITING_MAX / lanes).max(1);
+            for number in due.clone().take(lanes) {
+                let lane = (number % lanes as u128) as usize;
+                let waiting = &mut self.lanes[lane].waiting;
+                let more = schedule.queue(number..due.end, lanes, waiting, share);
+                refused = refused.saturating_add(more);
+                if let Some(mut conn) = self.lanes[lane].conn.and_then(|id| cx.conn(id)) {
+                    self.send(&mut conn, lane);
+                }
+            }
         }
+        self.tally.count_error("too many waited to be sent", refused);
     }
 
     /// Sends what a lane may have on its way now.
@@ -332,15 +369,21 @@ impl Load {
         }
     }
 
-    /// All connections stand for the first time, or one failed: the load begins.
+    /// All connections stand for the first time, or one failed: the load begins. Without a warm-up
+    /// the first request begins it.
     fn begin(&mut self, cx: &mut Context<'_>) {
         if self.phase != Phase::Starting || self.alarms.phase.is_some() {
             return;
         }
         let now = cx.now();
-        self.alarms.phase = Some(cx.set_alarm(now + self.plan.warm_up));
-        if self.plan.rate.is_some() {
-            self.schedule = Some((self.clock.nanos(now), 0));
+        if self.plan.warm_up.is_zero() {
+            // An alarm would come a tick later, behind what is sent by then.
+            self.measure(cx);
+        } else {
+            self.alarms.phase = Some(cx.set_alarm(now + self.plan.warm_up));
+        }
+        if let Some(rate) = self.plan.rate {
+            self.schedule = Some(Schedule { first: self.clock.nanos(now), rate, count: 0 });
             self.alarms.tick = Some(cx.set_alarm(now + TICK));
         }
     }
@@ -386,16 +429,16 @@ impl Load {
 
     fn end(&mut self, cx: &mut Context<'_>) {
         if !cx.is_shutting_down() {
-            // The request of a connection that is being dialled is on its way too.
-            let dialled = |lane: &Lane| self.plan.churn && lane.conn.is_some() && !lane.connected;
-            let missing = |lane: &Lane| lane.in_flight.len() + usize::from(dialled(lane));
-            let missing = self.lanes.iter().map(missing).sum::<usize>();
-            self.tally.count_error("no reply by the end", missing as u64);
-            let waiting = self.lanes.iter().map(|lane| lane.waiting.len()).sum::<usize>();
-            let unsent = waiting + self.waiting_dials.len();
-            self.tally.count_error("not sent by the end", unsent as u64);
             cx.shutdown();
         }
+    }
+
+    /// What waits is not sent any more. What is on its way is not lost yet: its connections have the
+    /// time of a shutdown, and what has no reply is counted when they end.
+    fn drop_waiting(&mut self) {
+        let waiting = self.lanes.iter_mut().map(|lane| mem::take(&mut lane.waiting).len());
+        let unsent = waiting.sum::<usize>() + mem::take(&mut self.waiting_dials).len();
+        self.tally.count_error("not sent by the end", unsent as u64);
     }
 
     /// Takes the replies that have come.
@@ -455,6 +498,10 @@ impl Handler for Load {
         if self.plan.churn && self.plan.rate.is_some() {
             return self.begin(cx);
         }
+        if self.plan.churn && self.plan.warm_up.is_zero() {
+            // A dial is part of its exchange.
+            self.begin(cx);
+        }
         for lane in 0..self.lanes.len() {
             self.dial_now(cx, lane);
         }
@@ -471,7 +518,9 @@ impl Handler for Load {
             self.begin(conn.cx());
             return self.send_once(conn, *lane);
         }
-        if self.connected == self.lanes.len() {
+        // A closed loop sends on each connection as soon as that stands.
+        let sends = self.plan.protocol.is_some() && self.plan.rate.is_none();
+        if self.connected == self.lanes.len() || sends && self.plan.warm_up.is_zero() {
             self.begin(conn.cx());
         }
         self.send(conn, *lane);
@@ -491,11 +540,20 @@ impl Handler for Load {
 
     fn on_closing(&mut self, conn: &mut Conn<'_>, lane: &mut usize, reason: &CloseReason) {
         let at = &mut self.lanes[*lane];
-        self.connected -= usize::from(mem::take(&mut at.connected));
+        let was_connected = mem::take(&mut at.connected);
+        self.connected -= usize::from(was_connected);
         let lost = at.in_flight.len();
         at.in_flight.clear();
-        // Ends that are ours: of an exchange, and of all.
-        if conn.cx().is_shutting_down() || *reason == CloseReason::HandlerClose {
+        // Ends that are ours: of all, and of an exchange.
+        if conn.cx().is_shutting_down() {
+            // The request of a connection that is being dialled is on its way too.
+            let dialled = self.plan.churn && !was_connected;
+            self.tally.count_error("no reply by the end", (lost + usize::from(dialled)) as u64);
+            // What was to be asked again.
+            let unsent = mem::take(&mut at.waiting).len();
+            return self.tally.count_error("not sent by the end", unsent as u64);
+        }
+        if *reason == CloseReason::HandlerClose {
             return;
         }
         if *reason != CloseReason::HandlerAbort {
@@ -550,5 +608,6 @@ impl Handler for Load {
         if self.phase != Phase::Ending {
             self.close_measurement(cx.now());
         }
+        self.drop_waiting();
     }
 }

@@ -59,7 +59,8 @@ impl Tally {
 
     pub(crate) fn count_error(&mut self, kind: &'static str, count: u64) {
         if count > 0 {
-            *self.errors.entry(kind).or_default() += count;
+            let counted = self.errors.entry(kind).or_default();
+            *counted = counted.saturating_add(count);
         }
     }
 
@@ -106,6 +107,10 @@ impl Tally {
 
     pub(crate) fn seconds(&self) -> &[Second] {
         &self.seconds
+    }
+
+    pub(crate) fn error_count(&self) -> u64 {
+        self.errors.values().fold(0, |sum, count| sum.saturating_add(*count))
     }
 
     pub(crate) const fn errors(&self) -> &BTreeMap<&'static str, u64> {

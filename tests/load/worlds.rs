@@ -193,6 +193,109 @@ fn replies_that_come_behind_the_end_do_not_make_the_server_faster() {
     assert!(tally.replies() > 2_900, "{}", tally.replies());
 }
 
+/// What was counted of a run: replies and errors of any kind.
+fn counted(load: &Server<Load>) -> u64 {
+    let tally = &load.handler().tally;
+    tally.replies() + tally.error_count()
+}
+
+#[test]
+fn each_request_is_counted_once() {
+    // An exchange takes 100 ms, so two connections serve 20 a second, and a dial for each one 10.
+    for (churn, ends_early) in [(false, false), (true, false), (false, true), (true, true)] {
+        let mut sim = Sim::new(1);
+        sim.set_link(Link { latency: millis(50), ..Link::default() });
+        let server = sim.serve(SERVER, Config::default(), Stalling::default());
+        let plan = plan(|plan| {
+            (plan.connections, plan.rate, plan.churn) = (2, Some(100), churn);
+            (plan.warm_up, plan.amount) = (Duration::ZERO, Amount::Time(secs(2)));
+        });
+        let load = sim.serve(CLIENT, plan.config(), Load::new(plan));
+        for turn in 0..10_000 {
+            sim.advance(millis(1));
+            if load.is_finished() {
+                break;
+            }
+            if ends_early && turn == 1_000 {
+                load.shutdown();
+            }
+            load.with(Load::send_due);
+        }
+        assert!(load.is_finished());
+        let due = if ends_early { 80..=101 } else { 195..=201 };
+        let all = counted(&load);
+        assert!(due.contains(&all), "{all}, {:?}", load.handler().tally.errors());
+        let replies = load.handler().tally.replies();
+        assert!(replies >= 5, "{replies}");
+        assert_eq!(server.stats().bytes_in, 64 * replies);
+        let unsent = load.handler().tally.errors()["not sent by the end"];
+        assert!(unsent > 40, "{unsent}");
+    }
+}
+
+/// Reads, and answers nothing.
+struct Silent;
+
+impl Handler for Silent {
+    type Session = ();
+
+    fn on_open(&mut self, _: &mut Conn<'_>) -> Option<()> {
+        Some(())
+    }
+
+    fn on_data(&mut self, _: &mut Conn<'_>, (): &mut (), input: &mut BytesMut) {
+        input.clear();
+    }
+}
+
+#[test]
+fn what_has_no_reply_when_its_connection_ends_is_counted_once() {
+    for (churn, pipeline) in [(false, 5), (true, 1)] {
+        let mut sim = Sim::new(1);
+        let server = sim.serve(SERVER, Config::default(), Silent);
+        let plan = plan(|plan| {
+            (plan.connections, plan.pipeline, plan.churn) = (4, pipeline, churn);
+            (plan.warm_up, plan.amount) = (Duration::ZERO, Amount::Time(secs(2)));
+        });
+        let load = until_it_ends(&mut sim, plan);
+        let missing = load.handler().tally.errors()["no reply by the end"];
+        assert_eq!((missing, counted(&load)), (4 * pipeline as u64, missing));
+        assert_eq!(server.stats().bytes_in, 64 * missing);
+    }
+}
+
+#[test]
+fn without_a_warm_up_the_first_request_is_measured() {
+    for (churn, rate) in [(false, None), (true, None), (false, Some(1_000)), (true, Some(1_000))] {
+        let mut sim = Sim::new(1);
+        sim.set_link(Link { latency: millis(1), ..Link::default() });
+        let server = sim.serve(SERVER, Config::default(), Stalling::default());
+        let plan = plan(|plan| {
+            (plan.connections, plan.churn, plan.rate) = (3, churn, rate);
+            (plan.warm_up, plan.amount) = (Duration::ZERO, Amount::Replies(50));
+        });
+        let load = until_it_ends(&mut sim, plan);
+        let tally = &load.handler().tally;
+        assert!(tally.errors().is_empty(), "{:?}", tally.errors());
+        assert_eq!(tally.bytes, server.stats().bytes_in, "churn {churn}, rate {rate:?}");
+    }
+}
+
+#[test]
+fn a_rate_beyond_all_measure_is_refused_in_one_step() {
+    for churn in [false, true] {
+        let great = plan(|plan| {
+            (plan.connections, plan.churn, plan.rate) = (4, churn, Some(usize::MAX));
+            (plan.warm_up, plan.amount) = (Duration::ZERO, Amount::Time(secs(3)));
+        });
+        let load = run(&mut Sim::new(1), false, great);
+        let tally = &load.handler().tally;
+        assert!(tally.replies() > 1_000, "{}", tally.replies());
+        assert!(tally.errors()["too many waited to be sent"] > u64::MAX / 2);
+        assert!(tally.errors()["not sent by the end"] <= 1 << 20);
+    }
+}
+
 /// Answers requests of HTTP, and announces the end of each connection with its third response.
 struct Three;
 
