@@ -29,6 +29,11 @@ use wheelhouse::Target;
 use self::client::{Amount, Plan};
 use self::protocol::Protocol;
 
+/// What `--connections`, `--size` and `--pipeline` may be, as their help says.
+const CONNECTIONS_MAX: usize = 1 << 20;
+const SIZE_MAX: usize = 64 << 20;
+const PIPELINE_MAX: usize = 1 << 16;
+
 /// A load generator: measures how a server answers
 #[derive(Parser)]
 #[command(version)]
@@ -41,16 +46,18 @@ pub(crate) struct Args {
     #[arg(value_name = "ADDR", value_parser = common::target)]
     target: Target,
 
-    /// Connections at once
-    #[arg(short, long, value_name = "N", value_parser = common::positive, default_value = "64")]
+    /// Connections at once, at most 1048576: a process of Linux has no more descriptors by default
+    #[arg(short, long, value_name = "N", value_parser = up_to(CONNECTIONS_MAX))]
+    #[arg(default_value = "64")]
     connections: usize,
 
-    /// Bytes of an echo, or of a value that is set
-    #[arg(short, long, value_name = "BYTES", value_parser = common::positive, default_value = "64")]
+    /// Bytes of an echo, or of a value that is set, at most 67108864: each connection keeps its requests
+    /// whole in memory
+    #[arg(short, long, value_name = "BYTES", value_parser = up_to(SIZE_MAX), default_value = "64")]
     size: usize,
 
-    /// Requests on their way on each connection
-    #[arg(short, long, value_name = "N", value_parser = common::positive, default_value = "1")]
+    /// Requests on their way on each connection, at most 65536: all of them are kept in memory
+    #[arg(short, long, value_name = "N", value_parser = up_to(PIPELINE_MAX), default_value = "1")]
     pipeline: usize,
 
     /// How long to measure
@@ -96,6 +103,14 @@ pub(crate) struct Args {
     /// Write a page with plots to this file
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
+}
+
+/// Makes what parses a count of at most `max`.
+fn up_to(max: usize) -> impl Fn(&str) -> Result<usize, String> + Clone {
+    move |text| {
+        let count = common::positive(text).ok().filter(|count| *count <= max);
+        count.ok_or_else(|| format!("a whole number from 1 to {max} is needed"))
+    }
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]

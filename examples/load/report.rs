@@ -21,6 +21,9 @@ const QUANTILES: [(&str, f64); 6] =
 /// How often the line of progress is drawn.
 const PROGRESS_EVERY: Duration = Duration::from_millis(250);
 
+/// Bytes that requests on their way may take in memory.
+const ON_THEIR_WAY_MAX: usize = 4 << 30;
+
 /// What a load measured.
 pub(crate) struct Report<'a> {
     pub(crate) title: String,
@@ -121,7 +124,7 @@ fn progress() -> ProgressBar {
 fn line(tally: &Tally, measured: Duration) -> String {
     let rate = tally.in_time() as f64 / measured.as_secs_f64();
     let p99 = tally.latencies().value_at_quantile(0.99);
-    let errors = tally.errors().values().sum::<u64>();
+    let errors = tally.error_count();
     format!("{rate:.0} replies/s, p99 {}, {errors} errors", time(p99))
 }
 
@@ -148,8 +151,17 @@ impl Args {
             Mode::Idle => None,
             _ if self.sources > 1 => Some("--sources is for idle connections"),
             Mode::Churn if self.pipeline > 1 => Some("churn has one request on each connection"),
+            _ if self.on_their_way() > ON_THEIR_WAY_MAX => {
+                Some("--connections, --size and --pipeline together take more than 4 GiB of memory")
+            }
             _ => None,
         }
+    }
+
+    /// Bytes that the requests on their way take in memory, at most, with what is known of each.
+    const fn on_their_way(&self) -> usize {
+        let each = self.size.saturating_add(64);
+        each.saturating_mul(self.pipeline).saturating_mul(self.connections)
     }
 
     fn title(&self) -> String {

@@ -1,10 +1,11 @@
 //! The program before the example servers.
 
-use std::fs;
 use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+use std::{fs, thread};
 
 use crate::programs::redis::Redis;
-use crate::programs::{Server, TempPath, example, unreachable_address};
+use crate::programs::{PATIENCE, Program, Server, TempPath, example, refusal, unreachable_address};
 
 fn load(args: &[&str]) -> Output {
     example("load").args(args).output().expect("it runs")
@@ -106,6 +107,52 @@ fn options_that_mean_nothing_together_are_refused() {
         assert_eq!(output.status.code(), Some(1), "{options:?}");
         let said = String::from_utf8_lossy(&output.stderr);
         assert_eq!(said.lines().count(), 1, "{options:?}: {said}");
+    }
+}
+
+/// What would not fit into memory is refused before anything is allocated.
+#[test]
+fn sizes_are_bounded() {
+    for (option, value) in [
+        ("--size", "67108865"),
+        ("--size", "99999999999"),
+        ("--size", "99999999999999999999"),
+        ("--size", "0"),
+        ("--pipeline", "65537"),
+        ("--pipeline", "99999999999"),
+        ("--connections", "1048577"),
+        ("--connections", "99999999999"),
+    ] {
+        let said = refusal("load", &["echo", "127.0.0.1:7", option, value]);
+        assert!(said.contains("a whole number from 1 to "), "{said}");
+    }
+    // Each of them would do.
+    let together = ["--size", "67108864", "--pipeline", "65536"];
+    let output = load(&[&["echo", "127.0.0.1:7"], &together[..]].concat());
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!((output.status.code(), said.lines().count()), (Some(1), 1), "{said}");
+}
+
+/// More is due at once than a computer counts to.
+#[test]
+fn any_rate_ends_in_its_time_and_at_a_signal() {
+    let server = Server::start("echo", &[]);
+    for rate in ["1000000000", "18446744073709551615"] {
+        for mode in ["echo", "churn"] {
+            let begun = Instant::now();
+            let options = ["-d", "200ms", "-w", "0s", "-c", "8", "--rate", rate];
+            let output = load(&[&[mode, &server.addr], &options[..]].concat());
+            let text = String::from_utf8_lossy(&output.stdout);
+            assert_eq!(output.status.code(), Some(1), "{text}");
+            assert!(text.contains("too many waited to be sent"), "{text}");
+            assert!(begun.elapsed() < PATIENCE, "{:?}", begun.elapsed());
+        }
+        let options = ["-d", "1h", "-c", "8", "--rate", rate];
+        let mut program =
+            Program::start(example("load").args(["echo", &server.addr]).args(options));
+        thread::sleep(Duration::from_millis(500));
+        program.signal("INT");
+        assert_eq!(program.exit_code(), Some(1));
     }
 }
 
