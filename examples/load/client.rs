@@ -418,18 +418,12 @@ impl Load {
         self.phase = Phase::Ending;
     }
 
-    fn end_if_quiet(&mut self, cx: &mut Context<'_>) {
+    fn end_if_quiet(&self, cx: &mut Context<'_>) {
         if self.phase == Phase::Ending
             && self.waiting_dials.is_empty()
             && self.lanes.iter().all(|lane| lane.is_quiet(self.plan.churn))
         {
-            self.end(cx);
-        }
-    }
-
-    fn end(&mut self, cx: &mut Context<'_>) {
-        if !cx.is_shutting_down() {
-            cx.shutdown();
+            end(cx);
         }
     }
 
@@ -487,6 +481,13 @@ impl Load {
             self.stop_sending(conn.cx());
         }
         self.end_if_quiet(conn.cx());
+    }
+}
+
+/// Nothing more is waited for but what is on its way. A second call would reset that.
+fn end(cx: &mut Context<'_>) {
+    if !cx.is_shutting_down() {
+        cx.shutdown();
     }
 }
 
@@ -596,7 +597,7 @@ impl Handler for Load {
             match self.phase {
                 Phase::Starting => self.measure(cx),
                 Phase::Measuring => self.stop_sending(cx),
-                Phase::Ending => self.end(cx),
+                Phase::Ending => end(cx),
             }
         } else if let Some(lane) = self.redials.remove(&alarm) {
             self.dial_now(cx, lane);
