@@ -4,6 +4,9 @@
 //! without patterns, and what redis-cli and redis-benchmark ask of a server. Nothing is stored on a
 //! disk. Each key that expires has an alarm of the loop.
 //!
+//! A line that begins a request of HTTP, `POST` or `Host:`, ends its connection, as with Redis: a page
+//! in a browser could send commands behind it.
+//!
 //! # Limits
 //!
 //! What clients leave here takes at most `--max-memory`, by an estimate of what the allocator needs;
