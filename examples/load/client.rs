@@ -150,6 +150,8 @@ pub(crate) struct Load {
     redials: HashMap<AlarmId, usize>,
     measured_from: u64,
     measured_to: Option<u64>,
+    /// A signal ended the measurement.
+    interrupted: bool,
     alarms: Alarms,
 }
 
@@ -222,6 +224,7 @@ impl Load {
             redials: HashMap::new(),
             measured_from: 0,
             measured_to: None,
+            interrupted: false,
             alarms: Alarms::default(),
             plan,
         }
@@ -547,8 +550,9 @@ impl Handler for Load {
         at.in_flight.clear();
         // Ends that are ours: of all, and of an exchange.
         if conn.cx().is_shutting_down() {
-            // The request of a connection that is being dialled is on its way too.
-            let dialled = self.plan.churn && !was_connected;
+            // The request of a connection that is being dialled is on its way too, unless it is a
+            // signal that ends the dial.
+            let dialled = self.plan.churn && !was_connected && !self.interrupted;
             self.tally.count_error("no reply by the end", (lost + usize::from(dialled)) as u64);
             // What was to be asked again.
             let unsent = mem::take(&mut at.waiting).len();
@@ -608,6 +612,7 @@ impl Handler for Load {
         // A signal ends a measurement early.
         if self.phase != Phase::Ending {
             self.close_measurement(cx.now());
+            self.interrupted = true;
         }
         self.drop_waiting();
     }

@@ -249,6 +249,24 @@ impl Handler for Silent {
 }
 
 #[test]
+fn a_dial_that_a_signal_ends_is_no_error() {
+    // Wherever an exchange is: some of its times are those of a dial.
+    for offset in 0..8 {
+        let mut sim = Sim::new(1);
+        sim.set_link(Link { latency: millis(50), ..Link::default() });
+        sim.serve(SERVER, Config::default(), Stalling::default());
+        let plan = plan(|plan| (plan.connections, plan.churn) = (4, true));
+        let load = sim.serve(CLIENT, plan.config(), Load::new(plan));
+        sim.advance(millis(2_025 + 50 * offset));
+        load.shutdown();
+        sim.advance(secs(5));
+        assert!(load.is_finished());
+        let tally = &load.handler().tally;
+        assert!(tally.replies() > 0 && tally.errors().is_empty(), "{:?}", tally.errors());
+    }
+}
+
+#[test]
 fn what_has_no_reply_when_its_connection_ends_is_counted_once() {
     for (churn, pipeline) in [(false, 5), (true, 1)] {
         let mut sim = Sim::new(1);
