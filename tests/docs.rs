@@ -290,6 +290,35 @@ fn the_readme_knows_the_options_of_the_examples() {
     }
 }
 
+/// As many descriptors as the most connections there are by default, and the reserve.
+#[test]
+fn the_unit_of_systemd_has_descriptors_for_all_connections() {
+    let reactor = read("src/reactor/mod.rs");
+    let constant = |name| -> usize {
+        let value = between(&reactor, &format!("const {name}: usize = "), ";");
+        value.replace('_', "").parse().unwrap()
+    };
+    let descriptors = constant("CONNECTIONS_DEFAULT_MAX") + constant("DESCRIPTORS_RESERVED");
+    assert!(OPERATIONS.contains(&format!("\nLimitNOFILE={descriptors}\n")), "{descriptors}");
+    assert!(OPERATIONS.contains(&format!("\nmust be {} (", number(descriptors))));
+}
+
+#[test]
+fn the_profile_for_profilers_is_the_one_that_pages_show() {
+    let manifest = read("Cargo.toml");
+    let (_, profile) = manifest.split_once("\n[profile.profiling]\n").expect("it is there");
+    let profile = profile.split("\n\n").next().unwrap_or_default().trim_end();
+    let profile = format!("```toml\n[profile.profiling]\n{profile}\n```");
+    for page in [GUIDE, &read("docs/perf.md")] {
+        assert!(page.contains(&profile), "{profile}");
+    }
+    let command = "cargo build --profile profiling";
+    for page in [README, GUIDE, &read("docs/perf.md")] {
+        assert!(page.contains(&format!("RUSTFLAGS='-C force-frame-pointers=yes' {command}")));
+        assert!(page.contains("perf record -e cpu-clock -g target/profiling/"));
+    }
+}
+
 #[test]
 fn the_map_is_the_tree() {
     let listed: Vec<_> = between(ARCHITECTURE, "## The map\n", "\n```\n\n")
