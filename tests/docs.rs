@@ -582,8 +582,16 @@ fn the_settings_that_may_change_are_those_of_the_documents() {
     let mut sim = Sim::new(1);
     let stall = Box::new(sim.stall());
     let server = sim.serve("10.0.0.1:7000", Config::default(), Echo { stall });
-    let listed = server.ask("limits");
-    let listed: BTreeSet<_> = listed
+    let limits = server.ask("limits");
+    // All but those of one listener, and the line that counts them.
+    let mut settings: BTreeSet<_> = defaults().into_keys().collect();
+    for of_listener in ["backlog", "exempt", "mode"] {
+        assert!(settings.remove(of_listener), "{of_listener}");
+    }
+    let rows = limits.lines().skip(1).filter(|line| !line.starts_with("shown"));
+    let names = rows.filter_map(|line| line.split_whitespace().next()).map(str::to_owned);
+    assert_eq!(names.collect::<BTreeSet<_>>(), settings);
+    let listed: BTreeSet<_> = limits
         .lines()
         .filter(|line| line.ends_with("  yes"))
         .map(|line| line.split(' ').next().unwrap())

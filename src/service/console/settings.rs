@@ -1,11 +1,11 @@
-//! The settings that may change while a reactor runs.
+//! The settings as they are shown, and those that may change while a reactor runs.
 //!
-//! Others are built into what is there: the size of the table, the deadlines of connections that have
+//! The others are built into what is there: the size of the table, the deadlines of connections that have
 //! them armed, the input that they may hold.
 
 use std::time::Duration;
 
-use crate::config::{Config, ConfigError, Rate};
+use crate::config::{AtLimit, Config, ConfigError, Keepalive, Network, Rate, Refusal};
 
 /// A setting that may change.
 pub(crate) struct Setting {
@@ -22,7 +22,7 @@ const COUNT_OR_OFF: &str = "a whole number, or off";
 const RATE_OR_OFF: &str = "a rate such as 100/s or 10/1m, or off";
 const TIME_OR_OFF: &str = "a duration such as 250ms, 30s or 5m, or off";
 
-/// All of them, by name.
+/// All that may change, by name.
 pub(crate) const SETTINGS: [Setting; 12] = [
     Setting {
         name: "limits.accept_rate",
@@ -102,6 +102,58 @@ pub(crate) const SETTINGS: [Setting; 12] = [
     },
 ];
 
+/// The settings that may not change, and their values; `capacity` is what `limits.max_connections` came to.
+pub(crate) fn fixed(config: &Config, capacity: usize) -> Vec<(&'static str, String)> {
+    let Config { limits, watermarks, socket, timeouts, panic_limit, .. } = config;
+    let at_limit = match limits.at_limit {
+        AtLimit::EvictIdle => "evict_idle",
+        AtLimit::Pause => "pause",
+        AtLimit::Reject(_) => "reject",
+    };
+    let refusal = match limits.clients.refusal {
+        Refusal::Close => "close",
+        Refusal::Reset => "reset",
+    };
+    let percent = |percent| format!("{percent}%");
+    let number = |number: u64| number.to_string();
+    let mut settings = vec![
+        ("limits.max_connections", capacity.to_string()),
+        ("limits.at_limit", at_limit.to_owned()),
+        ("limits.clients.refusal", refusal.to_owned()),
+        ("limits.clients.prefix_v4", limits.clients.prefix_v4.to_string()),
+        ("limits.clients.prefix_v6", limits.clients.prefix_v6.to_string()),
+        ("limits.clients.allowed", networks_text(&limits.clients.allowed)),
+        ("limits.input_max", limits.input_max.to_string()),
+        ("limits.shrink_idle_from", show(limits.shrink_idle_from, percent)),
+        ("limits.mailbox_max", limits.mailbox_max.to_string()),
+        ("watermarks", format!("{},{}", watermarks.low(), watermarks.high())),
+        ("socket.nodelay", if socket.nodelay { "on" } else { "off" }.to_owned()),
+        ("socket.keepalive", show(socket.keepalive, keepalive_text)),
+        ("socket.user_timeout", show(socket.user_timeout, time_text)),
+        ("socket.notsent_lowat", show(socket.notsent_lowat.map(u64::from), number)),
+        ("socket.local", socket.local.map_or_else(|| "any".to_owned(), |it| it.to_string())),
+        ("timeouts.request_rate", show(timeouts.request_rate, number)),
+        ("panic_limit", show(*panic_limit, rate_text)),
+    ];
+    settings.extend(timeouts.named().map(|(name, timeout)| (name, show(timeout, time_text))));
+    settings
+}
+
+/// The networks, the first 16 by their names.
+fn networks_text(networks: &[Network]) -> String {
+    const NAMED: usize = 16;
+    let mut names: Vec<_> = networks.iter().take(NAMED).map(Network::to_string).collect();
+    if networks.len() > NAMED {
+        names.push(format!("and_{}_more", networks.len() - NAMED));
+    }
+    if names.is_empty() { "none".to_owned() } else { names.join(",") }
+}
+
+fn keepalive_text(keepalive: Keepalive) -> String {
+    let Keepalive { idle, interval, retries } = keepalive;
+    format!("{},{},{retries}", time_text(idle), time_text(interval))
+}
+
 /// What a change depends on, beside the settings.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Standing {
@@ -152,12 +204,12 @@ pub(crate) fn changed(
 }
 
 /// As it stands in `set`.
-pub(crate) fn show<T>(value: Option<T>, text: impl FnOnce(T) -> String) -> String {
+fn show<T>(value: Option<T>, text: impl FnOnce(T) -> String) -> String {
     value.map_or_else(|| "off".to_owned(), text)
 }
 
 /// A duration in the greatest unit of which it is a whole number.
-pub(crate) fn time_text(time: Duration) -> String {
+fn time_text(time: Duration) -> String {
     let nanos = time.as_nanos();
     let unit = UNITS.iter().rev().find(|(_, unit)| nanos >= *unit && nanos.is_multiple_of(*unit));
     let (name, unit) = unit.unwrap_or(&UNITS[0]);
@@ -299,6 +351,38 @@ mod tests {
         let stops = Standing { is_stopping: true, ..LIMITED };
         assert!(changed(&config, stops, "shutdown_timeout", "1s").is_err());
         assert!(changed(&config, stops, "stall_report", "1s").is_ok());
+    }
+
+    #[test]
+    fn those_that_may_not_change_are_shown() {
+        let mut config = limited();
+        config.limits.at_limit = AtLimit::Reject("busy".into());
+        config.limits.clients.allowed = vec!["10.0.0.0/8".parse().unwrap(); 18];
+        config.limits.shrink_idle_from = None;
+        config.timeouts.request_rate = Some(240);
+        config.panic_limit = Some(Rate::new(5, Duration::from_secs(60)));
+        let shown = fixed(&config, 77);
+        let value = |name| shown.iter().find(|(it, _)| *it == name).unwrap().1.clone();
+        for (name, expected) in [
+            ("limits.max_connections", "77"),
+            ("limits.at_limit", "reject"),
+            ("limits.clients.refusal", "close"),
+            ("limits.clients.prefix_v6", "64"),
+            ("limits.shrink_idle_from", "off"),
+            ("watermarks", "32768,65536"),
+            ("socket.nodelay", "on"),
+            ("socket.keepalive", "1m,10s,3"),
+            ("socket.notsent_lowat", "131072"),
+            ("socket.local", "any"),
+            ("timeouts.request_rate", "240"),
+            ("timeouts.idle", "75s"),
+            ("panic_limit", "5/1m"),
+        ] {
+            assert_eq!(value(name), expected, "{name}");
+        }
+        let allowed = ["10.0.0.0/8"; 16].join(",") + ",and_2_more";
+        assert_eq!(value("limits.clients.allowed"), allowed);
+        assert_eq!(networks_text(&[]), "none");
     }
 
     #[test]

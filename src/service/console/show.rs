@@ -234,26 +234,18 @@ impl ClientListing {
     }
 }
 
-/// The settings: those that may change, and the timeouts.
+/// All settings of the reactor, by name.
 pub(crate) fn limits(form: Form, desk: &Desk<'_>, output: &mut BytesMut) {
     const LIMIT_COLUMNS: &[Column] =
         &[("name", 26, false), ("value", 14, false), ("may_change", 10, false)];
     let mut list = List::begin(form, output, "limits", LIMIT_COLUMNS);
-    let config = desk.config;
-    let capacity = desk.shared.table.capacity().to_string();
-    let fixed = [
-        ("limits.max_connections", capacity),
-        ("limits.input_max", config.limits.input_max.to_string()),
-    ];
-    for (name, value) in fixed {
-        list.row(output, [name.into(), value.into(), false.into()]);
-    }
-    for setting in &SETTINGS {
-        list.row(output, [setting.name.into(), (setting.show)(config).into(), true.into()]);
-    }
-    for (name, timeout) in config.timeouts.named() {
-        let value = settings::show(timeout, settings::time_text);
-        list.row(output, [name.into(), value.into(), false.into()]);
+    let fixed = settings::fixed(desk.config, desk.shared.table.capacity());
+    let changing = SETTINGS.iter().map(|it| (it.name, (it.show)(desk.config), true));
+    let mut rows: Vec<_> = fixed.into_iter().map(|(name, value)| (name, value, false)).collect();
+    rows.extend(changing);
+    rows.sort_unstable();
+    for (name, value, may_change) in rows {
+        list.row(output, [name.into(), value.into(), may_change.into()]);
     }
     list.end(output, &[("shown", list.rows().into())]);
 }
