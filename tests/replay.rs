@@ -68,6 +68,8 @@ fn printed<'a>(said: &'a str, variable: &str) -> (&'a str, &'a str) {
         .unwrap_or_else(|| panic!("no command in {said}"));
     let (value, command) = line.split_once(' ').expect("a command follows");
     assert!(command.starts_with("cargo test --test replay -- --exact "), "{command}");
+    // The tests that fail are ignored, and were asked for.
+    assert!(command.ends_with(" --nocapture --include-ignored"), "{command}");
     (value, command.split_whitespace().nth(6).expect("a test is named"))
 }
 

@@ -522,6 +522,52 @@ fn what_a_peer_read_can_be_checked_before_it_is_taken() {
 }
 
 #[test]
+fn the_end_of_one_connection_of_several_is_taken() {
+    let mut sim = Sim::new(1);
+    let server = serve_echo(&mut sim);
+    let [first, second, third] = [(); 3].map(|()| sim.connect(&server));
+    for peer in [&first, &second, &third] {
+        peer.send(b"x");
+        sim.settle();
+    }
+    first.reset();
+    sim.settle();
+    second.close();
+    sim.settle();
+    third.reset();
+    sim.settle();
+    let closed =
+        server.expect_closed_where(CloseReason::PeerEof, |it| it.reason == CloseReason::PeerEof);
+    let peers: Vec<_> = server.take_closed().into_iter().map(|it| it.peer).collect();
+    assert_eq!(peers.len(), 2);
+    assert!(!peers.contains(&closed.peer));
+}
+
+#[test]
+#[should_panic = "instead of PeerReset"]
+fn the_end_that_is_meant_has_to_have_the_reason() {
+    let mut sim = Sim::new(1);
+    let server = serve_echo(&mut sim);
+    let peer = sim.connect(&server);
+    sim.settle();
+    peer.close();
+    sim.settle();
+    server.expect_closed_where(CloseReason::PeerReset, |closed| closed.requests == 0);
+}
+
+#[test]
+#[should_panic = "no connection has ended, and PeerEof was expected"]
+fn an_end_that_is_meant_and_has_not_come_is_missed() {
+    let mut sim = Sim::new(1);
+    let server = serve_echo(&mut sim);
+    let peer = sim.connect(&server);
+    sim.settle();
+    peer.close();
+    sim.settle();
+    server.expect_closed_where(CloseReason::PeerEof, |closed| closed.requests > 0);
+}
+
+#[test]
 fn a_server_knows_where_it_listened() {
     let mut sim = Sim::new(1);
     let server = serve_echo(&mut sim);

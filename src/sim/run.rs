@@ -282,9 +282,16 @@ fn reporting<T>(what: &str, replay: Option<&str>, run: impl FnOnce() -> T) -> T 
 /// The command that replays a run: the name of a test is that of its thread.
 fn command(variable: &str) -> String {
     let cargo = format!("{variable} cargo test{}", target().unwrap_or_default());
+    // A test that is left out by default runs only where that is asked for again.
+    let runs_all = env::args_os().any(|it| it == "--ignored" || it == "--include-ignored");
+    let ignored = if runs_all { " --include-ignored" } else { "" };
     match thread::current().name().filter(|name| *name != "main") {
-        Some(test) => format!("; replay it with\n    {cargo} -- --exact {test} --nocapture"),
-        None => format!("; replay it in the test that ran it with\n    {cargo} -- --nocapture"),
+        Some(test) => {
+            format!("; replay it with\n    {cargo} -- --exact {test} --nocapture{ignored}")
+        }
+        None => {
+            format!("; replay it in the test that ran it with\n    {cargo} -- --nocapture{ignored}")
+        }
     }
 }
 

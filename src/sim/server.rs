@@ -77,7 +77,38 @@ impl<H: Handler> Server<H> {
         self.net.borrow().machines[self.machine].ip
     }
 
-    /// Its handler.
+    /// Borrows its handler, to look at what it holds.
+    ///
+    /// It must not live while the reactor may run: let it go out of scope before [`with`](Server::with),
+    /// [`ask`](Server::ask), [`Sim::advance`](super::Sim::advance) and all else that lets time pass or
+    /// takes turns, which borrow the handler to change it.
+    ///
+    /// # Panics
+    ///
+    /// Within [`with`](Server::with), and in a callback. Those other calls panic while what it returned
+    /// lives.
+    ///
+    /// ```
+    /// # use bytes::BytesMut;
+    /// # use wheelhouse::{Config, Conn, Handler, sim::Sim};
+    /// # #[derive(Default)]
+    /// # struct Counts { opened: u32 }
+    /// # impl Handler for Counts {
+    /// #     type Session = ();
+    /// #     fn on_open(&mut self, _: &mut Conn<'_>) -> Option<()> {
+    /// #         self.opened += 1;
+    /// #         Some(())
+    /// #     }
+    /// #     fn on_data(&mut self, _: &mut Conn<'_>, _: &mut (), input: &mut BytesMut) { input.clear(); }
+    /// # }
+    /// let mut sim = Sim::new(1);
+    /// let server = sim.serve("10.0.0.1:7", Config::default(), Counts::default());
+    /// let peer = sim.connect(&server);
+    /// sim.settle();
+    /// assert_eq!(server.handler().opened, 1); // it ends with the statement
+    /// sim.settle();
+    /// # drop(peer);
+    /// ```
     pub fn handler(&self) -> Ref<'_, H> {
         Ref::map(self.node.borrow(), |node| &*node.handler)
     }
@@ -137,13 +168,65 @@ impl<H: Handler> Server<H> {
     /// Takes the connection that ended first of those not yet [taken](Server::take_closed), and
     /// checks that it ended for this reason.
     ///
+    /// All connections count, those of pools and of checks too: a server with an endpoint that is
+    /// checked has a connection that ended with [`CheckPassed`](CloseReason::CheckPassed) after each
+    /// check. There, [`expect_closed_where`](Server::expect_closed_where) takes one of those that the
+    /// test means.
+    ///
     /// # Panics
     ///
     /// If it ended for another one, or none has ended; then the panic lists those that have not.
     #[track_caller]
     pub fn expect_closed(&self, reason: CloseReason) -> Closed {
+        self.expect_closed_where(reason, |_| true)
+    }
+
+    /// Takes the connection that ended first of those that `is_meant` and that are not yet
+    /// [taken](Server::take_closed), and checks that it ended for this reason. Others stay, to be taken
+    /// later.
+    ///
+    /// [`Closed::origin`] tells accepted connections from those of pools and checks.
+    ///
+    /// # Panics
+    ///
+    /// If it ended for another one, or none of those has ended; then the panic lists the connections
+    /// that have not.
+    ///
+    /// ```
+    /// use wheelhouse::sim::Sim;
+    /// use wheelhouse::{CloseReason, Config, Origin};
+    /// # use bytes::BytesMut;
+    /// # use wheelhouse::{Conn, Context, Handler, health::EndpointConfig};
+    /// # struct Checked;
+    /// # impl Handler for Checked {
+    /// #     type Session = ();
+    /// #     fn on_start(&mut self, cx: &mut Context<'_>) {
+    /// #         cx.add_endpoint("10.0.0.2:9", &EndpointConfig::default()).expect("sound settings");
+    /// #     }
+    /// #     fn on_open(&mut self, _: &mut Conn<'_>) -> Option<()> { Some(()) }
+    /// #     fn on_data(&mut self, _: &mut Conn<'_>, _: &mut (), input: &mut BytesMut) { input.clear(); }
+    /// # }
+    ///
+    /// let mut sim = Sim::new(1);
+    /// let listener = sim.listen("10.0.0.2:9", 16);
+    /// let server = sim.serve("10.0.0.1:7", Config::default(), Checked);
+    /// let client = sim.connect(&server);
+    /// sim.advance(std::time::Duration::from_secs(5)); // some checks pass
+    /// client.close();
+    /// sim.settle();
+    /// let accepted = |origin| matches!(origin, Origin::Accepted(_));
+    /// server.expect_closed_where(CloseReason::PeerEof, |closed| accepted(closed.origin));
+    /// # drop(listener);
+    /// ```
+    #[track_caller]
+    pub fn expect_closed_where(
+        &self,
+        reason: CloseReason,
+        is_meant: impl FnMut(&Closed) -> bool,
+    ) -> Closed {
         let node = &mut *self.node.borrow_mut();
-        match node.handler.closed.pop_front() {
+        let at = node.handler.closed.iter().position(is_meant);
+        match at.and_then(|at| node.handler.closed.remove(at)) {
             Some(closed) if closed.reason == reason => closed,
             Some(Closed { id, reason: other, .. }) => {
                 panic!("connection {id} ended with {other:?} ({other}) instead of {reason:?}")
