@@ -730,17 +730,30 @@ impl Conn<'_> {
     }
 
     /// Begins a request on `lease` and writes it, and has it sent again if the lease is lost before
-    /// the reply: a server may close an idle connection while a request is on its way to it. Returns
-    /// whether it may be sent again.
+    /// the reply: a server may close an idle connection while a request is on its way to it.
+    ///
+    /// Returns whether the request would be sent again. The request is sent in either case: `false`
+    /// says that a lost lease is an end like any other, of which the
+    /// [`on_closing`](crate::Handler::on_closing) of the leased connection tells.
+    ///
+    /// If the lease is over, because it was [released](Conn::release) or the connection is gone,
+    /// nothing is sent, `false` is returned, and no callback follows. In
+    /// [`on_acquired`](crate::Handler::on_acquired) the lease is there; later,
+    /// [`conn.other(lease)`](Conn::other) tells.
     ///
     /// It is sent again once, over a newly dialled connection, if all of this holds: the connection
     /// was not new when it was leased; its peer closes or resets it, or it fails; and no byte has come
     /// back. The request must be the only one on its way, with nothing written behind it, and at most
     /// 64 KiB long, which are kept until the lease ends. Then
-    /// [`Handler::on_lease_replaced`](crate::Handler::on_lease_replaced) follows.
+    /// [`Handler::on_lease_replaced`](crate::Handler::on_lease_replaced) follows, with the lease over
+    /// which it was sent again, or why there is none.
     ///
     /// The server may have executed the request all the same: by this call the handler asserts that
     /// it may be executed twice ([RFC 9110 §9.2.2](https://www.rfc-editor.org/rfc/rfc9110#section-9.2.2)).
+    ///
+    /// # Panics
+    ///
+    /// In debug builds, if the connection is leased to another one.
     pub fn send_replayable(&mut self, lease: ConnId, request: impl Into<Bytes>) -> bool {
         let request = request.into();
         let again = self.cx.shared.keep_replay(self.id, lease, &request);

@@ -121,7 +121,10 @@ impl error::Error for ConnectError {}
 pub enum AcquireFailure {
     /// [`PoolConfig::waiters_max`](crate::pool::PoolConfig::waiters_max) others wait already.
     TooManyWaiters,
-    /// None was free in time.
+    /// None was free in time. The server or the [endpoint](crate::pool::PoolConfig::endpoint) may be
+    /// down all the same: that is answered by the failures below only where the pool
+    /// [fails fast](crate::pool::PoolConfig::fail_fast) and no connection is leased or dialled any more.
+    /// [`AcquireError::last_dial`] says how the latest dial or check failed.
     Timeout,
     /// None could be dialled, and the pool does not wait for the next try
     /// ([`PoolConfig::fail_fast`](crate::pool::PoolConfig::fail_fast)).

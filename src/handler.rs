@@ -194,7 +194,10 @@ pub trait Handler: Sized {
     /// [sent](Conn::send_replayable) over it has been sent again: over `lease`, which is leased to
     /// this one in its place. Or there is none, and the request has failed.
     ///
-    /// It comes once for each lease that is lost so. The callbacks of the lost connection's end have
+    /// It comes once for each lease that is lost so, and
+    /// [`PoolStats::replayed`](crate::pool::PoolStats::replayed) counts the requests that were sent
+    /// again. [`PoolStats::replaced`](crate::pool::PoolStats::replaced) counts something else:
+    /// connections that the pool closes for their age, which are not leased then. The callbacks of the lost connection's end have
     /// come before, without an [owner](Conn::owner).
     fn on_lease_replaced(
         &mut self,

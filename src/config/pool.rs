@@ -95,6 +95,13 @@ pub struct PoolConfig {
     pub fall: u32,
     /// Whether what waits is answered with an error as soon as a dial fails and no connection is
     /// left. Default `false`: it waits until its own time is over.
+    ///
+    /// A connection that is leased, or still dialled, is left: it may serve what waits. So where the
+    /// server has become unreachable without a reset, one connection that waits for a reply, until its
+    /// [`Timeouts::read`] (30 s), or a dial without an answer, until its [`Timeouts::connect`] (10 s),
+    /// makes the others wait for all of [`acquire`](PoolConfig::acquire), and they get
+    /// [`AcquireFailure::Timeout`](crate::pool::AcquireFailure::Timeout). Shorter ones in
+    /// [`timeouts`](PoolConfig::timeouts) bound that.
     pub fail_fast: bool,
     /// The endpoint whose health the pool follows: it dials only while that is available, at once
     /// when it comes back, and its failed dials and replies that do not come count against it. With

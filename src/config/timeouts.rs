@@ -46,6 +46,13 @@ pub struct Timeouts {
     /// each window of 5 s, or of `request` if that is shorter: the bytes read in the window must
     /// come to the rate times its length, and a window that brought more does not make up for the
     /// next. The next request has a grace of its own.
+    ///
+    /// At 240 bytes per second each window has to bring 1,200 bytes, for which a client that sends
+    /// 12 kB/s needs 0.1 s. So a pause of 4.9 s of that client never ends the request. One of up to
+    /// 9.8 s may or may not: it does not where enough comes before it in one window, and behind it in
+    /// the next. A longer one than 10 s always covers a whole window, and the request ends with
+    /// [`Timeout::Request`](crate::Timeout::Request). Within the grace a pause may last for as long as
+    /// [`read`](Timeouts::read) allows.
     pub request_rate: Option<u64>,
     /// Between two bytes of a request, or of the reply to a request of ours. Default 30 s, which
     /// spans several retransmissions.

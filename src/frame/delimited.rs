@@ -8,6 +8,33 @@ const END_MAX: usize = 8;
 
 /// Lines of at most `max` bytes. A line ends with `\n`; one `\r` before that belongs to the end too.
 ///
+/// [`find`](Framing::find) takes nothing off, so it suits lines that announce what follows them: the
+/// handler finds the line, leaves it in the input until all that it announces is there, and finds it
+/// again in the next call. That searches the line anew, which is at most `max` bytes long.
+///
+/// ```
+/// use bytes::BytesMut;
+/// use wheelhouse::frame::{self, Framing, Lines};
+///
+/// /// Takes a line that says a length, and the body of that length behind it, once both are there.
+/// fn take_body(lines: &mut Lines, input: &mut BytesMut) -> Option<Vec<u8>> {
+///     let line = lines.find(input).ok()??;
+///     let body: usize = str::from_utf8(&input[line.payload.clone()]).ok()?.parse().ok()?;
+///     let whole = line.len.checked_add(body).filter(|whole| *whole <= input.len())?;
+///     let body = input[line.len..whole].to_vec();
+///     frame::take_off(input, whole);
+///     Some(body)
+/// }
+///
+/// let mut lines = frame::lines(16);
+/// let mut input = BytesMut::from("5\r\nhel");
+/// assert_eq!(take_body(&mut lines, &mut input), None);
+/// input.extend_from_slice(b"lo3\r\n");
+/// assert_eq!(take_body(&mut lines, &mut input), Some(b"hello".to_vec()));
+/// assert_eq!(take_body(&mut lines, &mut input), None);
+/// assert_eq!(&input[..], b"3\r\n");
+/// ```
+///
 /// # Panics
 ///
 /// If `max` is so near `usize::MAX` that no end fits beside it.

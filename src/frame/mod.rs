@@ -173,8 +173,8 @@ pub trait Framing {
     /// Where the first message of `input` lies; `None` while it is not whole.
     ///
     /// Once it is not `None` the answer for a longer input is the same, an error too. A message has at
-    /// least one byte. The caller
-    /// [takes the message off](Frame::take_off) before it asks for the next one. What it asks about after
+    /// least one byte. The caller [takes the message off](Frame::take_off) before it asks for the next
+    /// one; until then it may ask again, and finds the same message. What it asks about after
     /// a `None` begins with the same bytes: what was searched is not searched again.
     ///
     /// # Errors
