@@ -354,6 +354,44 @@ fn paths_in_prose_lead_somewhere() {
     }
 }
 
+/// The name by which a page links to one of its headings.
+fn anchor(heading: &str) -> String {
+    let kept = heading.chars().filter(|letter| letter.is_alphanumeric() || " -".contains(*letter));
+    kept.map(|letter| if letter == ' ' { '-' } else { letter.to_ascii_lowercase() }).collect()
+}
+
+/// What a page links to within itself.
+fn links(text: &str) -> BTreeSet<&str> {
+    text.split("](#").skip(1).map(|rest| rest.split(')').next().unwrap_or_default()).collect()
+}
+
+#[test]
+fn the_table_of_the_guide_has_each_section() {
+    let prose: String = GUIDE.split("\n```").step_by(2).collect();
+    let headings: BTreeSet<_> = prose
+        .lines()
+        .filter(|line| line.starts_with("## ") || line.starts_with("### "))
+        .map(|line| anchor(line.trim_start_matches('#').trim()))
+        .collect();
+    let table = between(GUIDE, "\n| you want | read |\n", "\n\n");
+    assert_eq!(links(table), headings.iter().map(String::as_str).collect());
+}
+
+#[test]
+fn links_within_a_page_lead_somewhere() {
+    let pages = PAGES.into_iter().map(|(name, text)| (name, text.to_owned()));
+    let others = ["docs/perf.md", "docs/testing.md"].map(|name| (name, read(name)));
+    for (name, text) in pages.chain(others) {
+        let named = text.split("<a id=\"").skip(1).filter_map(|rest| rest.split('"').next());
+        let headings = text.lines().filter(|line| line.starts_with('#'));
+        let anchors = headings.map(|line| anchor(line.trim_start_matches('#').trim()));
+        let anchors: BTreeSet<_> = anchors.chain(named.map(str::to_owned)).collect();
+        for link in links(&text) {
+            assert!(anchors.contains(link), "{name}: #{link}");
+        }
+    }
+}
+
 #[test]
 fn the_plots_are_there() {
     let plots: Vec<_> = PERFORMANCE
