@@ -48,7 +48,7 @@ pub struct Timeouts {
     /// next. The next request has a grace of its own.
     ///
     /// At 240 bytes per second each window has to bring 1,200 bytes, for which a client that sends
-    /// 12 kB/s needs 0.1 s. So a pause of 4.9 s of that client never ends the request. One of up to
+    /// 12 kB/s needs 0.1 s. So a pause of 4.8 s of that client never ends the request. One of up to
     /// 9.8 s may or may not: it does not where enough comes before it in one window, and behind it in
     /// the next. A longer one than 10 s always covers a whole window, and the request ends with
     /// [`Timeout::Request`](crate::Timeout::Request). Within the grace a pause may last for as long as
