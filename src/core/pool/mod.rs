@@ -67,7 +67,8 @@ pub struct PoolStats {
     pub idle_closed: u64,
     /// Connections closed because there were enough idle ones when they were given back.
     pub surplus: u64,
-    /// Connections replaced because of their age.
+    /// Connections replaced because of their age. Leases that were replaced are not among them:
+    /// [`replayed`](PoolStats::replayed) counts those.
     pub replaced: u64,
     /// Connections that ended while they were idle, or were found to have: the server closed them,
     /// or sent what was not asked for.
