@@ -543,27 +543,27 @@ fn the_end_of_one_connection_of_several_is_taken() {
     assert!(!peers.contains(&closed.peer));
 }
 
-#[test]
-#[should_panic = "instead of PeerReset"]
-fn the_end_that_is_meant_has_to_have_the_reason() {
-    let mut sim = Sim::new(1);
-    let server = serve_echo(&mut sim);
+/// A server whose one connection has ended with a FIN.
+fn one_that_left(sim: &mut Sim) -> sim::Server<Echo> {
+    let server = serve_echo(sim);
     let peer = sim.connect(&server);
     sim.settle();
     peer.close();
     sim.settle();
+    server
+}
+
+#[test]
+#[should_panic = "instead of PeerReset"]
+fn the_end_that_is_meant_has_to_have_the_reason() {
+    let server = one_that_left(&mut Sim::new(1));
     server.expect_closed_where(CloseReason::PeerReset, |closed| closed.requests == 0);
 }
 
 #[test]
 #[should_panic = "no connection has ended, and PeerEof was expected"]
 fn an_end_that_is_meant_and_has_not_come_is_missed() {
-    let mut sim = Sim::new(1);
-    let server = serve_echo(&mut sim);
-    let peer = sim.connect(&server);
-    sim.settle();
-    peer.close();
-    sim.settle();
+    let server = one_that_left(&mut Sim::new(1));
     server.expect_closed_where(CloseReason::PeerEof, |closed| closed.requests > 0);
 }
 

@@ -100,8 +100,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             state.log.note();
             self.shared.count_standing(before, false);
             self.shared.count_standing(standing, true);
-            let held = standing != Standing::Up && !self.shared.stopping;
-            self.shared.hold_pools(id, held);
+            self.shared.hold_pools(id, standing != Standing::Up);
         }
         self.log_standing(id, before == Standing::Unknown);
     }

@@ -162,9 +162,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             Some(owner) => {
                 // One that was dialled in this turn may have asked before its `on_open`. If that refuses
                 // it, its end is the end of the lease.
-                if self.slots.get(owner.index()).is_none_or(|slot| slot.session.is_none())
-                    && !self.open_dialled(handler, owner)
-                {
+                if !self.has_session(owner) && !self.open_dialled(handler, owner) {
                     return;
                 }
                 match waiter.replay {

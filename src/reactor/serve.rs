@@ -152,7 +152,11 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             }
         }
         let record = self.shared.table.at(id.index());
-        if record.is_reading_stopped() || record.requested().is_some() {
+        // Input of what is relayed or given back to its pool from now on is not for the handler.
+        if record.is_reading_stopped()
+            || record.requested().is_some()
+            || record.flags.has(Flags::DIVERTED)
+        {
             return;
         }
         if record.flags.take(Flags::DATA_DUE) {

@@ -88,7 +88,7 @@ pub(crate) struct Endpoints {
     /// How many of the members of each group may be ejected at once, in percent.
     groups: Vec<u8>,
     /// No check begins any more.
-    stopped: bool,
+    pub(super) stopped: bool,
 }
 
 /// The share of a group that may be ejected at once, in percent.

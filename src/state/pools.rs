@@ -490,8 +490,10 @@ impl LoopState {
         self.pools.wake(pool);
     }
 
-    /// A pool may dial, as its endpoint is available, or not.
+    /// A pool may dial, as its endpoint is available, or not. Where nothing is checked any more it always
+    /// may, as nothing would let it again.
     pub(crate) fn hold_pool(&mut self, pool: PoolId, held: bool) {
+        let held = held && !self.endpoints.stopped;
         self.pools.get(pool).policy.hold(held);
         self.pools.wake(pool);
     }

@@ -7,6 +7,7 @@ use crate::scenarios::pattern;
 with_each_personality! {
     bytes_are_passed_on_in_both_directions,
     what_the_handler_left_and_wrote_comes_first,
+    what_is_left_when_a_relay_begins_in_on_drained_is_passed_on,
     an_end_that_came_before_is_passed_on,
     a_half_close_is_passed_on_from_either_side,
     a_slow_side_holds_the_other_and_little_is_kept,
@@ -89,6 +90,48 @@ fn what_the_handler_left_and_wrote_comes_first() {
     upstream.expect(b"line\nthe rest, and more");
     assert_eq!(upstream.closed(), Some(End::Fin));
     client.expect(b"hello\nreply");
+}
+
+/// Answers the first bytes of its second connection with much, and begins a relay with the first one when
+/// that has left.
+#[derive(Default)]
+struct Later {
+    first: Option<ConnId>,
+    got: Vec<u8>,
+}
+
+impl Handler for Later {
+    type Session = ();
+
+    fn on_open(&mut self, conn: &mut Conn<'_>) -> Option<()> {
+        self.first.get_or_insert_with(|| conn.id());
+        Some(())
+    }
+
+    fn on_data(&mut self, conn: &mut Conn<'_>, (): &mut (), input: &mut BytesMut) {
+        if self.got.is_empty() {
+            self.got.extend_from_slice(&input.split_to(4));
+            conn.write(&[b'!'; 100_000]);
+        } else {
+            self.got.extend_from_slice(&input.split());
+        }
+    }
+
+    fn on_drained(&mut self, conn: &mut Conn<'_>, (): &mut ()) {
+        assert!(conn.relay_with(self.first.unwrap()));
+    }
+}
+
+fn what_is_left_when_a_relay_begins_in_on_drained_is_passed_on() {
+    let mut sim = world(1);
+    let server = sim.serve(SERVER, Config::default(), Later::default());
+    let [first, second] = [(); 2].map(|()| sim.connect(SERVER));
+    sim.settle();
+    second.send(b"muchrest");
+    sim.advance(secs(1));
+    second.expect(&[b'!'; 100_000]);
+    first.expect(b"rest");
+    assert_eq!(server.with(|later, _| later.got.clone()), b"much");
 }
 
 fn an_end_that_came_before_is_passed_on() {
