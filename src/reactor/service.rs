@@ -270,9 +270,10 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     ///
     /// A file that a dead process left behind is replaced, as for any listener. At most 16 consoles are
     /// served. A newcomer takes the place of the one that has been idle longest, or where none is, of the
-    /// oldest, if that is five minutes old; else it is refused. A question of at most 4 KiB has 10 s to arrive, its reply 5 minutes to be read and 30 s for
-    /// each step, and a console may be idle for 10 minutes. No limit of the application applies to them,
-    /// the handler never sees them, and a shutdown does not wait for them.
+    /// oldest, if that is five minutes old; else it is refused. A question of at most 4 KiB has 10 s to
+    /// arrive, its reply 5 minutes to be read and 30 s for each step, and a console may be idle for 10
+    /// minutes. No limit of the application applies to them, the handler never sees them, and a shutdown
+    /// does not wait for them.
     ///
     /// It costs nothing while nothing is asked. A listing is made in steps of at most 4,096 places and 256
     /// rows, as its reader reads, and holds 80 KiB; one that sorts holds at most 1,000 ids beside.

@@ -77,7 +77,7 @@ impl<H: Handler> Server<H> {
         self.net.borrow().machines[self.machine].ip
     }
 
-    /// Borrows its handler, to look at what it holds.
+    /// Borrows its handler, to read what it holds.
     ///
     /// It must not live while the reactor may run: let it go out of scope before [`with`](Server::with),
     /// [`ask`](Server::ask), [`Sim::advance`](super::Sim::advance) and all else that lets time pass or
@@ -185,7 +185,8 @@ impl<H: Handler> Server<H> {
     /// [taken](Server::take_closed), and checks that it ended for this reason. Others stay, to be taken
     /// later.
     ///
-    /// [`Closed::origin`] tells accepted connections from those of pools and checks.
+    /// [`Closed::origin`] tells accepted connections from those of pools and checks. The server is borrowed
+    /// while `is_meant` runs, so that must not call it.
     ///
     /// # Panics
     ///
