@@ -330,7 +330,9 @@ impl LoopState {
             self.give_up_buffers(id);
         }
         #[cfg(feature = "sim")]
-        self.skips.remove(&id);
+        if !self.skips.is_empty() {
+            self.skips.remove(&id);
+        }
         self.table.remove(id);
     }
 
