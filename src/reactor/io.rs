@@ -216,6 +216,10 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
                 if rested {
                     return Read::Rested;
                 }
+                if shared.asks {
+                    self.answer_at_once(handler, id);
+                }
+                let Self { backend, shared, .. } = self;
                 note_data(backend, shared, id);
                 if shared.spilled {
                     self.flush(id);

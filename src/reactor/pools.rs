@@ -185,6 +185,48 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         }
     }
 
+    /// Answers what `on_data`, which has just run, asked for, as it may have an idle connection at once.
+    /// As behind [`Reactor::call_idle`], the clock is read once behind both callbacks, and a panic is
+    /// left to [`Reactor::guard`].
+    #[inline(never)]
+    pub(super) fn answer_at_once(&mut self, handler: &mut H, owner: ConnId) {
+        if self.shared.spilled {
+            self.flush(owner);
+        }
+        let Some(asked) = self.shared.take_asked() else { return };
+        let Some(lease) = self.lease_at_once(owner, asked.id.pool()) else {
+            return self.shared.put_off(asked);
+        };
+        let Some(session) = self.slots[owner.index()].session.as_mut() else { return };
+        self.shared.enter(owner);
+        probe::callback_start(Some(owner), "on_acquired");
+        handler.on_acquired(&mut Conn::new(&mut self.shared, owner), session, asked.id, Ok(lease));
+        probe::callback_end(Some(owner), "on_acquired");
+        self.shared.leave();
+        self.send_written(owner);
+    }
+
+    /// Leases a spare connection of `pool` to what asks now, if it checks out.
+    #[inline(always)]
+    fn lease_at_once(&mut self, owner: ConnId, pool: PoolId) -> Option<ConnId> {
+        let record = self.shared.table.at(owner.index());
+        if !record.state().is_open() || record.requested().is_some() {
+            return None;
+        }
+        let now = self.shared.now;
+        let (place, id) = self.shared.pools.get(pool).policy.spare(now)?;
+        if self.shared.table.at(id.index()).requested().is_some() {
+            return None;
+        }
+        if let Some(reason) = self.check_before_lease(id) {
+            self.shared.table.at(id.index()).request_close(reason);
+            self.shared.mark_dirty(id);
+            return None;
+        }
+        self.shared.lease_at_once(owner, pool, place, id);
+        Some(id)
+    }
+
     /// Whether nothing follows from the callback of a connection that has just run.
     fn is_settled(&mut self, id: ConnId) -> bool {
         let requests_max = self.shared.bounds.requests_max;
@@ -194,7 +236,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
 
     #[inline(never)]
     fn judge_waiting(&mut self, handler: &mut H, pool: PoolId, place: Place, id: ConnId) {
-        if let Some(reason) = self.judge(pool, place, id) {
+        if let Err(reason) = self.judge(pool, place, id) {
             self.end_pooled(handler, id, reason);
         }
     }
@@ -211,8 +253,9 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         }
         let Some((pool, place)) = record.pooled() else { return };
         match self.judge(pool, place, id) {
-            Some(reason) => self.end_judged(handler, id, reason),
-            None => self.shared.note_rested(pool),
+            Ok(true) => self.shared.pools.wake(pool),
+            Ok(false) => {}
+            Err(reason) => self.end_judged(handler, id, reason),
         }
     }
 
@@ -222,10 +265,10 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         self.settle(handler, id);
     }
 
-    /// Keeps what was given back or has become ready, if it is at the end of an exchange; or says why it
-    /// is to be closed.
+    /// Keeps what was given back or has become ready, if it is at the end of an exchange, and returns
+    /// whether its pool is to be served for that; or says why it is to be closed.
     #[inline(always)]
-    fn judge(&mut self, pool: PoolId, place: Place, id: ConnId) -> Option<CloseReason> {
+    fn judge(&mut self, pool: PoolId, place: Place, id: ConnId) -> Result<bool, CloseReason> {
         let record = self.shared.table.at(id.index());
         let whole = record.deadline_inputs().at_rest()
             && !record.flags.has(Flags::NOT_REUSABLE)
@@ -233,7 +276,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         if let Some(reason) = record.requested() {
             // Its end is about to begin.
             self.leave_pool(id, reason);
-            return None;
+            return Ok(false);
         }
         let unusable = if !whole && !planted(Bug::UncleanKept) {
             Some(CloseReason::PoolUnclean)
@@ -247,11 +290,11 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         };
         let LoopState { table, pools, now, .. } = &mut self.shared;
         let (state, record) = (pools.get(pool), table.at(id.index()));
-        let reason = match unusable {
-            Some(reason) => Some(reason),
+        let kept = match unusable {
+            Some(reason) => Err(reason),
             None => state.policy.keep(place, *now),
         };
-        if reason.is_none() {
+        if kept.is_ok() {
             record.flags.insert(Flags::DIVERTED);
         }
         if let Some(endpoint) = state.endpoint
@@ -261,10 +304,10 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             self.shared.note_endpoint_success(endpoint, Witness::Reactor);
         }
         // Of its own callbacks all else is settled, and callbacks of others leave it dirty.
-        if reason.is_none() && self.shared.take_back(pool, id) {
+        if kept.is_ok() && self.shared.take_back(pool, id) {
             self.shared.mark_dirty(id);
         }
-        reason
+        kept
     }
 
     /// Why the socket of a connection between two exchanges cannot be used any more, if it cannot:

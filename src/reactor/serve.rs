@@ -115,7 +115,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let inputs = record.deadline_inputs();
         if record.flags.has(Flags::UNSETTLED) {
             if record.is_quiet() {
-                self.settle_diverted(handler, id);
+                self.settle_given_back(handler, id, inputs);
             } else {
                 self.settle(handler, id);
             }

@@ -64,6 +64,23 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         }
     }
 
+    /// [`Reactor::settle_diverted`] for one that has gone idle, and which nothing is left to do for.
+    #[inline(never)]
+    pub(super) fn settle_given_back(
+        &mut self,
+        handler: &mut H,
+        id: ConnId,
+        inputs: DeadlineInputs,
+    ) {
+        let record = self.shared.table.at(id.index());
+        if inputs != record.clocks.inputs() && !self.arm_sole_deadline(id, inputs) {
+            self.arm_and_queue(handler, id);
+        }
+        if self.shared.table.at(id.index()).cold_flags.has(ColdFlags::RETURNED) {
+            self.judge_settled(handler, id);
+        }
+    }
+
     /// [`Reactor::settle`] for a connection that was just accepted: the short way if its handler has
     /// asked for nothing.
     #[inline(always)]

@@ -75,6 +75,9 @@ impl LoopState {
         if let Some(id) = self.in_hand {
             self.count_dropped(id, scratch);
         }
+        if let Some(asked) = self.take_asked() {
+            self.pools.get(asked.id.pool()).policy.note_cancelled();
+        }
         while let Some(entry) = self.journal.pop() {
             match entry {
                 Entry::Reached { id, queued, marks, owed, requests } => {

@@ -192,6 +192,8 @@ pub(crate) struct LoopState {
     pub(crate) unread: usize,
     /// What the callback in hand wrote was too much for `scratch`, or to be shared.
     pub(crate) spilled: bool,
+    /// The callback in hand asked a pool for a connection, and may have it at once.
+    pub(crate) asks: bool,
     pub(crate) in_hand: Option<ConnId>,
     /// What the callback that runs has done beyond its own connection.
     journal: Vec<Entry>,
@@ -246,6 +248,7 @@ impl LoopState {
             lent_at: 0,
             unread: 0,
             spilled: false,
+            asks: false,
             in_hand: None,
             journal: Vec::new(),
             journal_full: JOURNAL_KEPT,

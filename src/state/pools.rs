@@ -82,6 +82,19 @@ pub(crate) struct Pools {
     /// Waits and leases of each connection, by its place in the table.
     holds: Vec<u32>,
     waits: u64,
+    /// What the `on_data` that runs, or has just run, has asked for.
+    asked: Option<Asked>,
+}
+
+/// What a connection has asked for in its own `on_data`. It waits only if it cannot have a connection as
+/// soon as that has returned.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Asked {
+    pub(crate) id: WaitId,
+    owner: ConnId,
+    options: AcquireOptions,
+    /// What the asking has hidden of the owner.
+    was_ready: bool,
 }
 
 impl Pools {
@@ -274,7 +287,12 @@ impl LoopState {
     }
 
     pub(crate) fn pool_stats(&self, pool: PoolId) -> PoolStats {
-        self.pools.list[pool.0 as usize].policy.stats()
+        let mut stats = self.pools.list[pool.0 as usize].policy.stats();
+        if self.pools.asked.is_some_and(|asked| asked.id.pool == pool) {
+            stats.waiting += 1;
+            stats.asked += 1;
+        }
+        stats
     }
 
     /// What an answer says that is no lease.
@@ -303,6 +321,10 @@ impl LoopState {
         pool: PoolId,
         options: AcquireOptions,
     ) -> Result<WaitId, AcquireError> {
+        if self.asks {
+            // They wait in the order in which they ask.
+            self.queue_asked();
+        }
         let closing = owner.is_some_and(|owner| {
             let record = self.table.at(owner.index());
             !record.state().is_open() || record.requested().is_some()
@@ -316,19 +338,85 @@ impl LoopState {
             state.policy.note_refused();
             AcquireFailure::TooManyWaiters
         } else {
-            let until = self.now.after(options.timeout.map_or(state.acquire, nanos));
-            if let Some(endpoint) = state.endpoint {
-                self.want_endpoint(endpoint, until);
-            }
             let id = self.pools.next_wait(pool);
-            self.pools.get(pool).policy.wait(Waiter { id, owner, until, replay: None });
-            self.hold(owner);
-            self.pools.wake(pool);
-            self.journal.push(Entry::Waits(id));
+            match owner {
+                Some(owner) if self.lent_at != 0 && self.in_hand == Some(owner) => {
+                    self.ask(id, owner, options);
+                }
+                _ => self.let_wait(id, owner, options),
+            }
             probe::acquire(owner, pool);
             return Ok(id);
         };
         Err(self.acquire_error(pool, failure))
+    }
+
+    /// Notes what `owner`, whose `on_data` runs, asks for.
+    #[inline(always)]
+    fn ask(&mut self, id: WaitId, owner: ConnId, options: AcquireOptions) {
+        let flags = &mut self.table.at(owner.index()).flags;
+        let was_ready = flags.has(Flags::READ_READY);
+        // It does not go idle before it is answered.
+        flags.insert(Flags::READ_READY);
+        self.pools.asked = Some(Asked { id, owner, options, was_ready });
+        self.asks = true;
+    }
+
+    #[inline(always)]
+    pub(crate) fn take_asked(&mut self) -> Option<Asked> {
+        self.asks = false;
+        let asked = self.pools.asked.take()?;
+        if !asked.was_ready {
+            self.table.at(asked.owner.index()).flags.remove(Flags::READ_READY);
+        }
+        Some(asked)
+    }
+
+    /// Lets what was asked for wait.
+    #[cold]
+    fn queue_asked(&mut self) {
+        if let Some(asked) = self.take_asked() {
+            self.put_off(asked);
+        }
+    }
+
+    /// What was asked for cannot be had at once.
+    #[cold]
+    pub(crate) fn put_off(&mut self, asked: Asked) {
+        self.let_wait(asked.id, Some(asked.owner), asked.options);
+    }
+
+    #[inline(never)]
+    fn let_wait(&mut self, id: WaitId, owner: Option<ConnId>, options: AcquireOptions) {
+        let state = self.pools.get(id.pool);
+        let until = self.now.after(options.timeout.map_or(state.acquire, nanos));
+        if let Some(endpoint) = state.endpoint {
+            self.want_endpoint(endpoint, until);
+        }
+        self.pools.get(id.pool).policy.wait(Waiter { id, owner, until, replay: None });
+        self.hold(owner);
+        self.pools.wake(id.pool);
+        self.journal.push(Entry::Waits(id));
+    }
+
+    /// Leases a spare connection, whose socket has been checked, to what has asked.
+    #[inline(always)]
+    pub(crate) fn lease_at_once(
+        &mut self,
+        owner: ConnId,
+        pool: PoolId,
+        place: Place,
+        lease: ConnId,
+    ) {
+        let now = self.now;
+        if self.pools.get(pool).policy.lease_at_once(owner, place, now) {
+            self.pools.wake(pool);
+        }
+        self.hold(Some(owner));
+        let record = self.table.at(lease.index());
+        record.flags.remove(Flags::DIVERTED);
+        record.cold_mut().owner = Some(owner);
+        probe::lease(Some(owner), lease, pool);
     }
 
     #[inline]
@@ -344,6 +432,11 @@ impl LoopState {
     /// Takes back what [`LoopState::acquire`] asked for, if it has not been answered. Returns
     /// whether it has not.
     pub(crate) fn cancel_wait(&mut self, wait: WaitId) -> bool {
+        if self.pools.asked.is_some_and(|asked| asked.id == wait) {
+            self.take_asked();
+            self.pools.get(wait.pool).policy.note_cancelled();
+            return true;
+        }
         let Some(waiter) = self.pools.get(wait.pool).policy.cancel(wait) else { return false };
         self.pools.unhold(waiter.owner);
         self.pools.wake(wait.pool);
@@ -391,16 +484,6 @@ impl LoopState {
             self.mark_dirty(lease);
         }
         self.pools.wake(pool);
-    }
-
-    /// A connection is idle in its pool from now on. The pool is served if anything follows from that.
-    #[inline]
-    pub(crate) fn note_rested(&mut self, pool: PoolId) {
-        let now = self.now;
-        let state = self.pools.get(pool);
-        if state.policy.has_waiters() || state.has_news(now) || !state.is_armed(now) {
-            self.pools.wake(pool);
-        }
     }
 
     /// Takes back what a lease may leave behind and the next one must not find: a pause, a timer,
@@ -614,6 +697,9 @@ impl LoopState {
             .filter(|id| self.table.get(*id).is_some_and(|it| it.pooled().is_some()));
         let pooled = pooled.count();
         self.audit_counts()?;
+        if let Some(asked) = self.pools.asked {
+            return Err(format!("{asked:?} is neither answered nor waits"));
+        }
         if pooled != members {
             return Err(format!("{pooled} connections are pools', which know {members}"));
         }

@@ -199,11 +199,13 @@ impl Pool {
         }
     }
 
-    /// What was given back becomes idle, until it is to be `replaced` at the latest.
+    /// What was given back becomes idle, until it is to be `replaced` at the latest. Returns whether
+    /// something is due earlier than before.
     #[inline(always)]
-    fn rest(&mut self, place: Place, replaced: Instant, now: Instant) {
+    fn rest(&mut self, place: Place, replaced: Instant, now: Instant) -> bool {
         let member = &mut self.members[place as usize];
-        if !std::mem::take(&mut member.pinged) {
+        let was_used = !std::mem::take(&mut member.pinged);
+        if was_used {
             member.unused_since = now;
         }
         member.came_at = member.came_at.min(now);
@@ -212,21 +214,53 @@ impl Pool {
         let before = member.begin(Phase::Idle, now, until);
         debug_assert_eq!(before, Phase::Returned, "what becomes idle was given back");
         let due = unused_since.after(self.rules.idle).min(replaced).min(until);
-        self.members_due = self.members_due.min(due);
-        self.join_idle(place, unused_since);
+        if was_used {
+            // None has been used later.
+            self.idle.push_back(place);
+        } else {
+            self.join_idle(place, unused_since);
+        }
+        self.comes_due(due)
+    }
+
+    /// Something of a member is due then. Returns whether that is earlier than all that was.
+    #[inline(always)]
+    fn comes_due(&mut self, at: Instant) -> bool {
+        let earlier = at < self.members_due;
+        if earlier {
+            self.members_due = at;
+        }
+        earlier
     }
 
     /// Leases an idle connection to what has waited longest, which is taken out.
     #[inline(always)]
     pub(crate) fn lease(&mut self, place: Place, now: Instant) -> Option<Waiter> {
-        let member = &mut self.members[place as usize];
-        let is_new = member.is_new(now);
+        let is_new = self.members[place as usize].is_new(now);
         let waiter = if is_new && !self.replays.is_empty() {
             self.replays.pop_front()?
         } else {
             self.waiters.pop_front()?
         };
-        let before = member.begin(Phase::Leased(waiter.owner), now, Instant::FAR_FUTURE);
+        self.counters.pool_waiting.sub(1);
+        self.lease_to(waiter.owner, place, now);
+        Some(waiter)
+    }
+
+    /// Leases a [spare](Pool::spare) connection to what has just asked, which has not waited. Returns
+    /// whether the pool is to be served for that.
+    #[inline(always)]
+    pub(crate) fn lease_at_once(&mut self, owner: ConnId, place: Place, now: Instant) -> bool {
+        self.stats.asked += 1;
+        self.lease_to(Some(owner), place, now) || self.idle.len() < self.rules.idle_min
+    }
+
+    /// Returns whether something is due earlier than before.
+    #[inline(always)]
+    fn lease_to(&mut self, owner: Option<ConnId>, place: Place, now: Instant) -> bool {
+        let member = &mut self.members[place as usize];
+        let is_new = member.is_new(now);
+        let before = member.begin(Phase::Leased(owner), now, Instant::FAR_FUTURE);
         debug_assert_eq!(before, Phase::Idle, "what is leased was idle");
         member.leases += 1;
         member.used = !is_new;
@@ -234,13 +268,11 @@ impl Pool {
         member.reported = false;
         self.stats.leases += 1;
         self.stats.reused += u64::from(member.leases > 1);
-        self.members_due = self.members_due.min(now.after(self.rules.report));
         self.leave_idle(place);
         self.leased += 1;
         self.counters.pool_leased.add(1);
         self.counters.pool_leases.add(1);
-        self.counters.pool_waiting.sub(1);
-        Some(waiter)
+        self.comes_due(now.after(self.rules.report))
     }
 
     /// Whether it was not new when it was leased.
@@ -278,11 +310,13 @@ impl Pool {
         self.enter(place, Phase::Cleaning, now, self.rules.cleaning);
     }
 
-    /// What was given back is at the end of an exchange. Keeps it, or says why it is to be closed.
+    /// What was given back is at the end of an exchange. Keeps it, and returns whether the pool is to be
+    /// served for that; or says why it is to be closed.
     #[inline(always)]
-    pub(crate) fn keep(&mut self, place: Place, now: Instant) -> Option<CloseReason> {
+    pub(crate) fn keep(&mut self, place: Place, now: Instant) -> Result<bool, CloseReason> {
         let member = &self.members[place as usize];
-        if member.proven {
+        let recovers = member.proven && self.stats.last_dial.is_some();
+        if recovers {
             self.failures = 0;
             self.stats.last_dial = None;
         }
@@ -296,10 +330,10 @@ impl Pool {
         } else if !self.has_waiters() && self.idle.len() >= self.rules.idle_max {
             CloseReason::PoolSurplus
         } else {
-            self.rest(place, replaced, now);
-            return None;
+            let comes_due = self.rest(place, replaced, now);
+            return Ok(comes_due || recovers || self.has_waiters());
         };
-        Some(reason)
+        Err(reason)
     }
 
     /// The end of a connection begins. If it never could be leased, that is a failed dial: returns
@@ -439,7 +473,7 @@ impl Pool {
         self.idle.retain(|idle| *idle != place);
     }
 
-    #[inline(always)]
+    #[cold]
     fn join_idle(&mut self, place: Place, unused_since: Instant) {
         let last = self.idle.back().map(|last| self.members[*last as usize].unused_since);
         if last.is_none_or(|last| last <= unused_since) {

@@ -307,6 +307,13 @@ impl Pool {
         self.counters.pool_waiting.add(1);
     }
 
+    /// What asked and has not waited takes that back.
+    #[cold]
+    pub(crate) fn note_cancelled(&mut self) {
+        self.stats.asked += 1;
+        self.stats.cancelled += 1;
+    }
+
     /// Takes out what waits under `id`, if it still does.
     pub(crate) fn cancel(&mut self, id: WaitId) -> Option<Waiter> {
         for list in [&mut self.waiters, &mut self.replays] {
@@ -515,7 +522,7 @@ mod tests {
                     }
                     Work::Fail(waiter) => self.answered(waiter),
                     Work::Judge(place, _) => {
-                        if let Some(reason) = self.pool.keep(place, self.now) {
+                        if let Err(reason) = self.pool.keep(place, self.now) {
                             self.end(place, reason, Blame::Theirs);
                         }
                     }
@@ -715,7 +722,7 @@ mod tests {
             while let Some(work) = pool.next(now) {
                 match work {
                     Work::Dial => places.push(pool.add(conn(pool.len() as u64), now)),
-                    Work::Judge(place, _) => assert_eq!(pool.keep(place, now), None),
+                    Work::Judge(place, _) => assert!(pool.keep(place, now).is_ok()),
                     Work::Offer(place, _) => _ = pool.lease(place, now),
                     work => panic!("{work:?}"),
                 }

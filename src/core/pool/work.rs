@@ -34,11 +34,7 @@ impl Pool {
     #[inline]
     pub(crate) fn next(&mut self, now: Instant) -> Option<Work> {
         // Mostly something that waits can have an idle connection, or nothing is to be done.
-        let is_calm = self.returned.is_empty()
-            && self.replays.is_empty()
-            && !self.fails
-            && !self.held
-            && now < self.members_due;
+        let is_calm = self.is_calm(now);
         if is_calm && !self.waiters.is_empty() {
             if let Some(place) = self.candidate() {
                 return Some(Work::Offer(place, self.members[place as usize].conn));
@@ -47,6 +43,26 @@ impl Pool {
             return None;
         }
         self.next_of_all(now)
+    }
+
+    /// The idle connection that may be [leased](Pool::lease_at_once) at once, if something asks now: nothing
+    /// has asked before, and nothing else is to be done.
+    #[inline(always)]
+    pub(crate) fn spare(&self, now: Instant) -> Option<(Place, ConnId)> {
+        if !self.is_calm(now) || !self.waiters.is_empty() {
+            return None;
+        }
+        self.candidate().map(|place| (place, self.members[place as usize].conn))
+    }
+
+    /// Whether nothing is to be done, but for what waits.
+    #[inline(always)]
+    fn is_calm(&self, now: Instant) -> bool {
+        self.returned.is_empty()
+            && self.replays.is_empty()
+            && !self.fails
+            && !self.held
+            && now < self.members_due
     }
 
     /// [`Pool::next`], whatever there is to be done.
