@@ -26,6 +26,7 @@ macro_rules! with_each_personality {
 
 mod admission;
 mod asking;
+mod at_once;
 mod backpressure;
 mod closing;
 mod dialling;
