@@ -11,9 +11,9 @@ use bytes::BytesMut;
 use tracing::Level;
 use wheelhouse::config::{AtLimit, Rate};
 use wheelhouse::health::EndpointConfig;
-use wheelhouse::pool::PoolConfig;
+use wheelhouse::pool::{AcquireError, AcquireOptions, PoolConfig, PoolId, WaitId};
 use wheelhouse::sim::{Call, Sim, errno};
-use wheelhouse::{Config, Conn, Context, Handler, Reactor};
+use wheelhouse::{Config, Conn, ConnId, Context, Handler, Reactor};
 
 use crate::basics::{Echo, SERVER, millis};
 
@@ -336,6 +336,59 @@ fn a_callback_that_stalls_is_named() {
         assert_eq!(lines.len(), 1);
         assert!(lines[0].starts_with(&said) && lines[0].ends_with("times=1"), "{}", lines[0]);
     }
+}
+
+/// Asks for a connection over which a line is passed on, and keeps the loop waiting with the answer.
+struct LateUser {
+    stall: Box<dyn Fn(Duration)>,
+    pool: Option<PoolId>,
+}
+
+impl Handler for LateUser {
+    type Session = ();
+
+    fn on_start(&mut self, cx: &mut Context<'_>) {
+        let config = PoolConfig { idle_min: 1, ..PoolConfig::default() };
+        self.pool = Some(cx.add_pool(UPSTREAM, &config).unwrap());
+    }
+
+    fn on_open(&mut self, _: &mut Conn<'_>) -> Option<()> {
+        Some(())
+    }
+
+    fn on_data(&mut self, conn: &mut Conn<'_>, (): &mut (), input: &mut BytesMut) {
+        input.clear();
+        conn.begin_request();
+        conn.acquire(self.pool.unwrap(), AcquireOptions::default()).unwrap();
+    }
+
+    fn on_acquired(
+        &mut self,
+        conn: &mut Conn<'_>,
+        (): &mut (),
+        _: WaitId,
+        lease: Result<ConnId, AcquireError>,
+    ) {
+        conn.release(lease.unwrap());
+        (self.stall)(millis(60));
+    }
+}
+
+#[test]
+fn an_answer_that_stalls_right_behind_on_data_is_named() {
+    let lines = warnings(|| {
+        let mut sim = Sim::new(1);
+        let stall = Box::new(sim.stall());
+        let _upstream = sim.listen(UPSTREAM, 8);
+        let server = sim.serve(SERVER, Config::default(), LateUser { stall, pool: None });
+        let peer = sim.connect(SERVER);
+        sim.advance(millis(500));
+        peer.send(b"line");
+        sim.advance(millis(500));
+        assert_eq!(server.stats().stalls, 1);
+    });
+    assert_eq!(lines.len(), 1);
+    assert!(lines[0].contains("callback=\"on_data or on_acquired\""), "{}", lines[0]);
 }
 
 /// Watches an endpoint, and has a pool of connections to it.

@@ -11,7 +11,7 @@ use crate::close::CloseReason;
 use crate::conn::{Conn, Context};
 use crate::core::flags::Flags;
 use crate::handler::Handler;
-use crate::id::ConnId;
+use crate::id::{ConnId, WaitId};
 use crate::log::error;
 use crate::metrics::MetricsWriter;
 use crate::planted::{Bug, planted};
@@ -57,9 +57,9 @@ pub(super) fn call_data<H: Handler>(
 }
 
 impl<H: Handler, B: Backend> Reactor<H, B> {
-    /// Does `work`, and if `on_data`, `on_active` or `on_idle` panics in it, which it calls without
-    /// a net for the sake of speed, aborts the connection whose callback that was. Returns whether
-    /// one did.
+    /// Does `work`, and if `on_data`, `on_active`, `on_idle`, or an `on_acquired` right behind `on_data`
+    /// panics in it, which it calls without a net for the sake of speed, aborts the connection whose
+    /// callback that was. Returns whether one did.
     pub(super) fn guard(&mut self, handler: &mut H, work: impl FnOnce(&mut Self, &mut H)) -> bool {
         let outcome = catch_unwind(AssertUnwindSafe(|| work(self, handler)));
         let panicked = outcome.is_err();
@@ -88,6 +88,25 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         if self.shared.wrote() {
             self.send_written(id);
         }
+    }
+
+    /// Runs `on_acquired` right behind `on_data`, on the same terms as `on_idle`: a panic is left to
+    /// [`Reactor::guard`], and the caller reads the clock once behind both.
+    #[inline(always)]
+    pub(super) fn call_acquired(
+        &mut self,
+        handler: &mut H,
+        owner: ConnId,
+        wait: WaitId,
+        lease: ConnId,
+    ) {
+        let Some(session) = self.slots[owner.index()].session.as_mut() else { return };
+        self.shared.enter(owner);
+        probe::callback_start(Some(owner), "on_acquired");
+        handler.on_acquired(&mut Conn::new(&mut self.shared, owner), session, wait, Ok(lease));
+        probe::callback_end(Some(owner), "on_acquired");
+        self.shared.leave();
+        self.send_written(owner);
     }
 
     /// Runs another callback of a connection that has a session, and sends what it wrote.

@@ -216,11 +216,13 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
                 if rested {
                     return Read::Rested;
                 }
+                let mut name = "on_data";
                 if shared.asks {
+                    name = "on_data or on_acquired";
                     self.answer_at_once(handler, id);
                 }
                 let Self { backend, shared, .. } = self;
-                note_data(backend, shared, id);
+                note_data(backend, shared, id, name);
                 if shared.spilled {
                     self.flush(id);
                 }
@@ -271,7 +273,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         if rested {
             return self.call_idle(handler, id, "on_data or on_idle");
         }
-        note_data(backend, shared, id);
+        note_data(backend, shared, id, "on_data");
         if self.shared.spilled {
             self.flush(id);
         }
@@ -554,9 +556,9 @@ fn take_awaited(
 
 /// Reads the clock after an `on_data` that no `on_idle` follows.
 #[inline(never)]
-fn note_data<B: Backend>(backend: &mut B, shared: &mut LoopState, id: ConnId) {
+fn note_data<B: Backend>(backend: &mut B, shared: &mut LoopState, id: ConnId, name: &'static str) {
     let before = shared.now;
-    refresh_now_if_stale(backend, shared, "on_data", Some(id));
+    refresh_now_if_stale(backend, shared, name, Some(id));
     if shared.now != before {
         let clocks = &mut shared.table.at(id.index()).clocks;
         // What the callback wrote left later than it was taken to, if it wrote anything.

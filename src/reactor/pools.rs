@@ -185,9 +185,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         }
     }
 
-    /// Answers what `on_data`, which has just run, asked for, as it may have an idle connection at once.
-    /// As behind [`Reactor::call_idle`], the clock is read once behind both callbacks, and a panic is
-    /// left to [`Reactor::guard`].
+    /// `on_data`, which has just run, asked a pool for a connection. Leases an idle one to its connection,
+    /// or lets this wait.
     #[inline(never)]
     pub(super) fn answer_at_once(&mut self, handler: &mut H, owner: ConnId) {
         if self.shared.spilled {
@@ -197,20 +196,19 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let Some(lease) = self.lease_at_once(owner, asked.id.pool()) else {
             return self.shared.put_off(asked);
         };
-        let Some(session) = self.slots[owner.index()].session.as_mut() else { return };
-        self.shared.enter(owner);
-        probe::callback_start(Some(owner), "on_acquired");
-        handler.on_acquired(&mut Conn::new(&mut self.shared, owner), session, asked.id, Ok(lease));
-        probe::callback_end(Some(owner), "on_acquired");
-        self.shared.leave();
-        self.send_written(owner);
+        self.call_acquired(handler, owner, asked.id, lease);
     }
 
-    /// Leases a spare connection of `pool` to what asks now, if it checks out.
+    /// Leases an idle connection of `pool` to what has just asked, if its socket is sound and nothing has
+    /// asked before. One that is not sound is closed when the callback is settled.
     #[inline(always)]
     fn lease_at_once(&mut self, owner: ConnId, pool: PoolId) -> Option<ConnId> {
         let record = self.shared.table.at(owner.index());
-        if !record.state().is_open() || record.requested().is_some() {
+        if !record.state().is_open()
+            || !record.flags.has(Flags::OWED)
+            || record.requested().is_some()
+        {
+            // It may be about to end.
             return None;
         }
         let now = self.shared.now;

@@ -192,7 +192,8 @@ pub(crate) struct LoopState {
     pub(crate) unread: usize,
     /// What the callback in hand wrote was too much for `scratch`, or to be shared.
     pub(crate) spilled: bool,
-    /// The callback in hand asked a pool for a connection, and may have it at once.
+    /// The `on_data` in hand, or that has just run, asked a pool for a connection. It is not answered yet,
+    /// and nothing waits for that in the pool.
     pub(crate) asks: bool,
     pub(crate) in_hand: Option<ConnId>,
     /// What the callback that runs has done beyond its own connection.

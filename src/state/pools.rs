@@ -86,14 +86,14 @@ pub(crate) struct Pools {
     asked: Option<Asked>,
 }
 
-/// What a connection has asked for in its own `on_data`. It waits only if it cannot have a connection as
-/// soon as that has returned.
+/// What a connection has asked for in its own `on_data`. If it cannot have an idle connection as soon as
+/// that has returned, it waits from then on.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Asked {
     pub(crate) id: WaitId,
     owner: ConnId,
     options: AcquireOptions,
-    /// What the asking has hidden of the owner.
+    /// Its owner's socket had something to read.
     was_ready: bool,
 }
 
@@ -322,8 +322,8 @@ impl LoopState {
         options: AcquireOptions,
     ) -> Result<WaitId, AcquireError> {
         if self.asks {
-            // They wait in the order in which they ask.
-            self.queue_asked();
+            // What asks first is answered first.
+            self.put_off_asked();
         }
         let closing = owner.is_some_and(|owner| {
             let record = self.table.at(owner.index());
@@ -356,12 +356,14 @@ impl LoopState {
     fn ask(&mut self, id: WaitId, owner: ConnId, options: AcquireOptions) {
         let flags = &mut self.table.at(owner.index()).flags;
         let was_ready = flags.has(Flags::READ_READY);
-        // It does not go idle before it is answered.
+        // With something left to do it does not go idle before it is answered.
         flags.insert(Flags::READ_READY);
         self.pools.asked = Some(Asked { id, owner, options, was_ready });
         self.asks = true;
     }
 
+    /// What the callback in hand, or that has just run, has asked for. The caller answers it, lets it wait,
+    /// or takes it back.
     #[inline(always)]
     pub(crate) fn take_asked(&mut self) -> Option<Asked> {
         self.asks = false;
@@ -372,15 +374,15 @@ impl LoopState {
         Some(asked)
     }
 
-    /// Lets what was asked for wait.
+    /// Lets wait what was asked for before.
     #[cold]
-    fn queue_asked(&mut self) {
+    fn put_off_asked(&mut self) {
         if let Some(asked) = self.take_asked() {
             self.put_off(asked);
         }
     }
 
-    /// What was asked for cannot be had at once.
+    /// Lets wait what cannot have a connection at once.
     #[cold]
     pub(crate) fn put_off(&mut self, asked: Asked) {
         self.let_wait(asked.id, Some(asked.owner), asked.options);

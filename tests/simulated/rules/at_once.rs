@@ -12,7 +12,8 @@ with_each_personality! {
     a_callback_that_asks_and_panics_gets_no_answer,
     an_answer_that_panics_costs_its_connection_and_its_lease,
     a_connection_that_asks_and_closes_gets_no_answer,
-    a_connection_that_asks_and_ends_its_request_is_answered_before_it_goes_idle,
+    a_connection_without_a_request_goes_idle_before_it_is_answered,
+    a_connection_that_has_served_its_last_request_gets_no_lease,
     what_asks_counts_as_waiting_in_its_callback,
     a_pool_that_is_closed_behind_the_asking_answers_with_an_error,
     an_idle_connection_that_is_found_dead_is_replaced,
@@ -120,13 +121,17 @@ impl Setup {
         Self::with(PoolConfig::default())
     }
 
-    fn with(config: PoolConfig) -> Self {
+    fn with(pool: PoolConfig) -> Self {
+        Self::serving(Config::default(), pool)
+    }
+
+    fn serving(server: Config, config: PoolConfig) -> Self {
         let config = PoolConfig { size: 2, idle_min: 2, ..config };
         let mut sim = world(1);
         sim.allow_panics();
         let upstream = sim.listen(UPSTREAM, 64);
         let told = Told { config, pool: None, waits: vec![], answer: "", happened: vec![] };
-        let server = sim.serve(SERVER, Config::default(), told);
+        let server = sim.serve(SERVER, server, told);
         let client = sim.connect(SERVER);
         sim.advance(secs(1));
         let setup = Self { sim, upstream, server, client };
@@ -234,12 +239,23 @@ fn a_connection_that_asks_and_closes_gets_no_answer() {
     }
 }
 
-fn a_connection_that_asks_and_ends_its_request_is_answered_before_it_goes_idle() {
+fn a_connection_without_a_request_goes_idle_before_it_is_answered() {
     let mut setup = Setup::new();
     for (number, told) in ["begin ask end", "ask"].into_iter().enumerate() {
         let happens = setup.happens(told);
-        assert_eq!(happens, [told, &format!("lease {number}"), "idle"]);
+        assert_eq!(happens, [told, "idle", &format!("lease {number}")]);
     }
+}
+
+fn a_connection_that_has_served_its_last_request_gets_no_lease() {
+    let mut config = Config::default();
+    config.limits.requests_max = Some(1);
+    let mut setup = Setup::serving(config, PoolConfig::default());
+    let happens = setup.happens("ask");
+    assert_eq!(happens[0], "ask");
+    assert!(happens[1..].iter().all(|it| !it.starts_with("lease")), "{happens:?}");
+    let stats = setup.stats();
+    assert_eq!((stats.cancelled, stats.leases, stats.idle), (1, 0, 2));
 }
 
 fn what_asks_counts_as_waiting_in_its_callback() {
