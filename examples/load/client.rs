@@ -65,6 +65,7 @@ impl Plan {
         let mut config = Config::default();
         config.socket.local = self.local;
         config.timeouts.connect = Some(self.timeout);
+        config.timeouts.connect_attempt = Some(self.timeout);
         config.timeouts.read = Some(self.timeout);
         // Idle connections are held, and an open loop may leave any idle.
         config.timeouts.idle = None;

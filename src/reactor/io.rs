@@ -217,7 +217,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
                     return Read::Rested;
                 }
                 let mut name = "on_data";
-                if shared.asks {
+                if shared.pools.has_asked() {
                     name = "on_data or on_acquired";
                     self.answer_at_once(handler, id);
                 }

@@ -192,9 +192,6 @@ pub(crate) struct LoopState {
     pub(crate) unread: usize,
     /// What the callback in hand wrote was too much for `scratch`, or to be shared.
     pub(crate) spilled: bool,
-    /// The `on_data` in hand, or that has just run, asked a pool for a connection. It is not answered yet,
-    /// and nothing waits for that in the pool.
-    pub(crate) asks: bool,
     pub(crate) in_hand: Option<ConnId>,
     /// What the callback that runs has done beyond its own connection.
     journal: Vec<Entry>,
@@ -249,7 +246,6 @@ impl LoopState {
             lent_at: 0,
             unread: 0,
             spilled: false,
-            asks: false,
             in_hand: None,
             journal: Vec::new(),
             journal_full: JOURNAL_KEPT,

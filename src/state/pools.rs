@@ -143,6 +143,12 @@ impl Pools {
         self.holds.get(owner.index()).is_some_and(|holds| *holds > 0)
     }
 
+    /// Whether an `on_data` has asked for a connection, and is neither answered nor waits.
+    #[inline(always)]
+    pub(crate) const fn has_asked(&self) -> bool {
+        self.asked.is_some()
+    }
+
     fn next_wait(&mut self, pool: PoolId) -> WaitId {
         self.waits += 1;
         WaitId { serial: self.waits, pool }
@@ -321,7 +327,7 @@ impl LoopState {
         pool: PoolId,
         options: AcquireOptions,
     ) -> Result<WaitId, AcquireError> {
-        if self.asks {
+        if self.pools.has_asked() {
             // What asks first is answered first.
             self.put_off_asked();
         }
@@ -359,14 +365,12 @@ impl LoopState {
         // With something left to do it does not go idle before it is answered.
         flags.insert(Flags::READ_READY);
         self.pools.asked = Some(Asked { id, owner, options, was_ready });
-        self.asks = true;
     }
 
     /// What the callback in hand, or that has just run, has asked for. The caller answers it, lets it wait,
     /// or takes it back.
     #[inline(always)]
     pub(crate) fn take_asked(&mut self) -> Option<Asked> {
-        self.asks = false;
         let asked = self.pools.asked.take()?;
         if !asked.was_ready {
             self.table.at(asked.owner.index()).flags.remove(Flags::READ_READY);

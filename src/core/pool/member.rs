@@ -218,7 +218,7 @@ impl Pool {
             // None has been used later.
             self.idle.push_back(place);
         } else {
-            self.join_idle(place, unused_since);
+            self.join_middle(place, unused_since);
         }
         self.comes_due(due)
     }
@@ -471,16 +471,6 @@ impl Pool {
     #[cold]
     fn leave_middle(&mut self, place: Place) {
         self.idle.retain(|idle| *idle != place);
-    }
-
-    #[cold]
-    fn join_idle(&mut self, place: Place, unused_since: Instant) {
-        let last = self.idle.back().map(|last| self.members[*last as usize].unused_since);
-        if last.is_none_or(|last| last <= unused_since) {
-            self.idle.push_back(place);
-        } else {
-            self.join_middle(place, unused_since);
-        }
     }
 
     /// One that was only pinged is as unused as before.

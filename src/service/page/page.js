@@ -180,9 +180,11 @@
 
   const take = (state) => {
     const at = state.numbers.uptime;
+    const before = samples[samples.length - 1];
+    if (before?.at === at) return;
     // After a restart what was counted before says nothing.
-    if (samples.length > 0 && at < samples[samples.length - 1].at) samples = [];
-    if (samples.length > 0 && at === samples[samples.length - 1].at) return;
+    const restarted = before && (at < before.at || state.numbers.accepted < before.numbers.accepted);
+    if (restarted) samples = [];
     samples.push({ at, numbers: state.numbers, counts: state.counts });
     samples = samples.filter((sample) => at - sample.at <= SPAN);
     failedSince = null;
