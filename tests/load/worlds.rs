@@ -394,7 +394,7 @@ fn a_server_that_is_not_there_is_an_error_and_no_reply() {
     let mut sim = Sim::new(1);
     let plan = plan(|plan| plan.amount = Amount::Time(secs(1)));
     let load = sim.serve(CLIENT, plan.config(), Load::new(plan));
-    sim.advance(secs(10));
+    sim.advance(secs(15));
     assert!(load.is_finished());
     let tally = &load.handler().tally;
     assert_eq!(tally.replies(), 0);

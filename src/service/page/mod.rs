@@ -25,7 +25,7 @@ const TEMPLATE: &str = include_str!("page.html");
 
 /// Nothing is loaded and nothing runs but what the page itself has, named by its hash.
 const POLICY: &str = "Content-Security-Policy: default-src 'none'; \
-    script-src 'sha256-ZShCBzJ/ZBYN6vT8aaTnelQRfPVGh2S+tsTu5v83qoU='; \
+    script-src 'sha256-M5TG9E8C8w/Esvtu6UDn5mNzNiuyD/DMaYeICNsXT+8='; \
     style-src 'sha256-KpYBtYDUjsADD4eBmKMNYt5PvLZxWnkTw6NM4WT6Woc='; \
     connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'\r\n\
     Cross-Origin-Resource-Policy: same-origin\r\n\
