@@ -344,9 +344,10 @@ impl LoopState {
             state.policy.note_refused();
             AcquireFailure::TooManyWaiters
         } else {
+            let may_spare = state.policy.may_spare();
             let id = self.pools.next_wait(pool);
             match owner {
-                Some(owner) if self.lent_at != 0 && self.in_hand == Some(owner) => {
+                Some(owner) if may_spare && self.lent_at != 0 && self.in_hand == Some(owner) => {
                     self.ask(id, owner, options);
                 }
                 _ => self.let_wait(id, owner, options),
@@ -357,7 +358,7 @@ impl LoopState {
         Err(self.acquire_error(pool, failure))
     }
 
-    /// Notes what `owner`, whose `on_data` runs, asks for.
+    /// Notes what `owner`, whose `on_data` runs, asks for, and may have when that returns.
     #[inline(always)]
     fn ask(&mut self, id: WaitId, owner: ConnId, options: AcquireOptions) {
         let flags = &mut self.table.at(owner.index()).flags;

@@ -55,6 +55,12 @@ impl Pool {
         self.candidate().map(|place| (place, self.members[place as usize].conn))
     }
 
+    /// Whether there may be a [spare](Pool::spare) connection.
+    #[inline(always)]
+    pub(crate) fn may_spare(&self) -> bool {
+        self.waiters.is_empty() && !self.idle.is_empty()
+    }
+
     /// Whether nothing is to be done, but for what waits.
     #[inline(always)]
     fn is_calm(&self, now: Instant) -> bool {
