@@ -48,7 +48,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
-use wheelhouse::{Config, Target};
+use wheelhouse::Target;
 
 use self::balance::Policy;
 use self::check::Check;
@@ -107,8 +107,7 @@ fn main() -> ExitCode {
             common::stderr().line("error: at most 64 upstreams are possible");
             return Ok(2);
         }
-        let mut defaults = Config::default();
-        defaults.timeouts.connect = Some(args.connect_timeout);
+        let mut defaults = server::defaults(args.connect_timeout);
         defaults.timeouts.tunnel = args.tunnel_timeout.get();
         defaults.timeouts.half_closed = args.half_closed_timeout.get();
         let settings = Settings {

@@ -9,7 +9,8 @@ use bytes::BytesMut;
 use tracing::{debug, warn};
 use wheelhouse::health::{EndpointConfig, EndpointId, HealthCheck};
 use wheelhouse::{
-    CloseReason, Conn, ConnId, ConnectError, Context, Handler, Instant, Origin, Target, Timeouts,
+    CloseReason, Config, Conn, ConnId, ConnectError, Context, Handler, Instant, Origin, Target,
+    Timeouts,
 };
 
 use super::balance::{Balancer, Candidate, Policy, Tried};
@@ -17,6 +18,16 @@ use super::check::Check;
 
 /// Refusals are logged at most so often, with how many there were.
 const REFUSALS_EVERY: Duration = Duration::from_secs(1);
+
+/// The settings of a reactor that dials each upstream for so long.
+pub(crate) fn defaults(connect: Duration) -> Config {
+    let mut defaults = Config::default();
+    let timeouts = &mut defaults.timeouts;
+    timeouts.connect = Some(connect);
+    // One with a single address has all of it for that.
+    timeouts.connect_attempt = timeouts.connect_attempt.max(timeouts.connect);
+    defaults
+}
 
 /// The settings of the proxy.
 #[derive(Clone, Debug)]

@@ -8,7 +8,7 @@ use wheelhouse::{Config, Conn, Handler};
 
 use crate::balance::Policy;
 use crate::check::Check;
-use crate::server::{Proxy, Settings};
+use crate::server::{Proxy, Settings, defaults};
 use crate::shorthands::{millis, secs};
 
 const PROXY: &str = "10.0.0.1:7000";
@@ -57,13 +57,12 @@ fn settings(policy: Policy, check: &str) -> Settings {
 }
 
 fn config() -> Config {
-    let mut config = Config::default();
-    config.timeouts.connect = Some(secs(2));
-    config
+    defaults(secs(2))
 }
 
 fn proxy(sim: &mut Sim, settings: Settings) -> Server<Proxy> {
-    let server = sim.serve(PROXY, config(), Proxy::new(settings));
+    let config = Config { timeouts: settings.timeouts.clone(), ..config() };
+    let server = sim.serve(PROXY, config, Proxy::new(settings));
     sim.advance(millis(500));
     server
 }
@@ -170,6 +169,25 @@ fn upstreams_that_do_not_answer_take_no_longer_than_the_total() {
     let client = sim.connect(PROXY);
     // Two have 2 s, the last one what is left.
     sim.advance(millis(4_900));
+    assert!(client.is_open());
+    sim.advance(millis(200));
+    assert_eq!(client.closed(), Some(End::Reset));
+    server.assert_blameless();
+}
+
+#[test]
+fn an_upstream_has_all_the_time_that_it_is_given() {
+    let mut sim = Sim::new(1);
+    let _upstreams = [0, 1, 2].map(|index| serve(&mut sim, index));
+    let mut settings = settings(Policy::RoundRobin, "tcp");
+    settings.upstreams.truncate(1);
+    settings.check_interval = secs(600);
+    settings.connect_total = secs(60);
+    settings.timeouts = defaults(secs(20)).timeouts;
+    let server = proxy(&mut sim, settings);
+    sim.partition("10.0.0.1", "10.0.1.1");
+    let client = sim.connect(PROXY);
+    sim.advance(millis(19_900));
     assert!(client.is_open());
     sim.advance(millis(200));
     assert_eq!(client.closed(), Some(End::Reset));
