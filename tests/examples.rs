@@ -54,7 +54,7 @@ mod start {
         for (option, value) in [
             ("--upstream", "nowhere"),
             ("--pool-size", "0"),
-            ("--pool-size", "65537"),
+            ("--pool-size", "4097"),
             ("--acquire-timeout", "0"),
             ("--check-interval", "off"),
         ] {

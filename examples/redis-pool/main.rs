@@ -74,7 +74,7 @@ struct Args {
     #[arg(long, value_name = "ADDR", value_parser = common::target, default_value = "127.0.0.1:6379")]
     upstream: Target,
 
-    /// Connections to the Redis server, at most 65,536
+    /// Connections to the Redis server, at most 4,096
     #[arg(long, value_name = "N", value_parser = pool_size, default_value = "8")]
     pool_size: usize,
 
@@ -89,8 +89,8 @@ struct Args {
 
 fn pool_size(text: &str) -> Result<usize, &'static str> {
     match common::positive(text) {
-        Ok(size) if size <= 65_536 => Ok(size),
-        _ => Err("a whole number from 1 to 65,536 is needed"),
+        Ok(size) if size <= 4_096 => Ok(size),
+        _ => Err("a whole number from 1 to 4,096 is needed"),
     }
 }
 
