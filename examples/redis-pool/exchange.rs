@@ -166,6 +166,8 @@ pub(crate) struct Exchange {
     pub(crate) within: bool,
     /// The client has left input.
     pub(crate) held: bool,
+    /// The client sends nothing more that is served.
+    pub(crate) last: bool,
     /// The lease was lost, and what was sent over it is sent again over another one.
     pub(crate) lost: bool,
 }
@@ -201,6 +203,7 @@ impl Exchange {
             throttled: false,
             within: false,
             held,
+            last: false,
             lost: false,
         };
         exchange.begin(batch);

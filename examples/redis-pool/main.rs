@@ -37,6 +37,9 @@
 //! twice. A client whose reply was cut off is disconnected, and so is one whose transaction, watched
 //! keys or subscriptions are lost: they belonged to the connection, as they do without a pooler.
 //!
+//! In a shutdown, blocked clients and subscribers are disconnected, as what they wait for may never
+//! come. A blocking command that comes then is refused.
+//!
 //! # Limits
 //!
 //! A request is at most 1 MiB, an inline command at most 64 KiB. Replies of any size pass through

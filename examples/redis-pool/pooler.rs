@@ -5,6 +5,7 @@
 //! need it: the client's callbacks to send, the upstream connection's to pass the replies on.
 
 use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
@@ -329,11 +330,13 @@ impl Pooler {
     /// Sends a batch, when there is a connection for it. So many bytes of input are after it.
     fn start(&mut self, conn: &mut Conn<'_>, client: &mut Client, batch: Batch, unread: usize) {
         client.over = !conn.decide_keep_alive(unread).stays();
+        let is_subscribed = self.exchange(conn, client).is_some_and(|it| it.subscription_owed);
         for expect in &batch.expected {
-            if expect.is_owed() {
-                conn.begin_request();
-            } else if *expect == Expect::Pong {
-                conn.count_request();
+            match expect {
+                // What it owes for a subscription it owes once.
+                Expect::Pong => conn.count_request(),
+                Expect::Probe if is_subscribed => conn.count_request(),
+                _ => conn.begin_request(),
             }
         }
         if self.exchange(conn, client).is_some()
@@ -350,7 +353,16 @@ impl Pooler {
 
     /// Sends a batch over a leased connection.
     fn send(&mut self, conn: &mut Conn<'_>, client: &mut Client, lease: ConnId, mut batch: Batch) {
-        let again = batch.may_be_sent_again() && self.exchange(conn, client).is_none();
+        let ends = conn.cx().is_shutting_down();
+        let is_first = self.exchange(conn, client).is_none();
+        if batch.blocks && ends {
+            // What it waits for may never come, and would delay the end.
+            batch.pinned &= is_first;
+            self.fail_batch(conn, client, batch, &"the pooler is about to end");
+            client.over = true;
+            return conn.close();
+        }
+        let again = batch.may_be_sent_again() && is_first;
         client.lease = Some(lease);
         let held = std::mem::take(&mut client.held);
         let exchange = self
@@ -364,14 +376,8 @@ impl Pooler {
             // Its end has to be seen while it waits.
             conn.resume_reading();
         }
-        if exchange.pins.subscribed {
-            if exchange.subscription_owed {
-                conn.count_request();
-            } else {
-                conn.begin_request();
-            }
-            exchange.subscription_owed = true;
-        }
+        exchange.subscription_owed |= exchange.pins.subscribed;
+        exchange.last = client.over || ends;
         if (exchange.blocks || exchange.pins.subscribed) && !exchange.relaxed {
             exchange.relaxed = true;
             conn.set_timeouts(&self.settings.relaxed(false));
@@ -397,7 +403,7 @@ impl Pooler {
         conn: &mut Conn<'_>,
         client: &mut Client,
         batch: Batch,
-        error: &AcquireError,
+        error: &dyn Display,
     ) {
         self.unpin(batch.pinned);
         for _ in batch.expected.iter().filter(|expect| expect.is_owed()) {
@@ -406,7 +412,7 @@ impl Pooler {
         }
         if batch.pins.subscribed {
             write!(conn, "-ERR no upstream connection: {error}\r\n");
-            conn.count_request();
+            conn.end_request();
         }
         client.refused = batch.pins.transaction;
     }
@@ -788,6 +794,11 @@ impl Pooler {
                     client.end_request();
                 }
             }
+        } else if exchange.last
+            && let Some(mut client) = conn.other(owner)
+        {
+            // What it is subscribed to would keep it for ever.
+            return client.close();
         }
         if !exchange.pins.any() {
             let Some(exchange) = self.exchanges.remove(&id) else { return };

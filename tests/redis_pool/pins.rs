@@ -1,6 +1,7 @@
 //! Connections that belong to one client for a while.
 
-use super::world::{commands, secs, text, world};
+use super::world::{commands, secs, settings, text, world};
+use crate::pooler::{Pooler, defaults};
 
 #[test]
 fn a_transaction_over_several_batches_is_one() {
@@ -186,5 +187,79 @@ fn a_shutdown_does_not_wait_for_what_may_never_come() {
     world.pooler.shutdown();
     world.advance(secs(8));
     assert!(clients.iter().all(|client| !client.is_open()));
+    world.end();
+}
+
+/// Neither for one that asks for it while the shutdown goes on, or has waited for a connection since
+/// before it began.
+#[test]
+fn a_shutdown_begins_nothing_that_may_never_come() {
+    let ends = "-ERR no upstream connection: the pooler is about to end|";
+    for (asked, replies) in [
+        ("GET a\nBLPOP l 0\nGET a", ends.repeat(3)),
+        ("WATCH a\nBLPOP l 0", ends.repeat(2)),
+        ("XREAD BLOCK 0 STREAMS s $", ends.into()),
+        ("SUBSCRIBE c", "*3|$9|subscribe|$1|c|:1|".into()),
+        ("SUBSCRIBE c\nSUBSCRIBE d", "*3|$9|subscribe|$1|c|:1|".into()),
+    ] {
+        let mut world = world(4);
+        let (client, watches) = (world.client(), world.client());
+        world.expect(&client, "GET a", "$-1|");
+        world.expect(&watches, "WATCH a", "+OK|");
+        world.pooler.shutdown();
+        world.expect(&client, asked, &replies);
+        world.expect(&watches, "BLPOP l 0", ends);
+        world.advance(secs(1));
+        assert!(!client.is_open() && !watches.is_open(), "{asked}");
+        let pinned = world.pooler.with(|pooler, _| format!("{pooler:?}"));
+        assert!(pinned.contains("pinned: 0"), "{pinned}");
+        world.end();
+    }
+    // One that waited for a connection.
+    let mut world = world(1);
+    let (busy, waits) = (world.client(), world.client());
+    world.redis.with(|fake, _| fake.is_silent = true);
+    busy.send(&commands("GET a"));
+    world.sim.settle();
+    waits.send(&commands("BLPOP l 0"));
+    world.sim.settle();
+    world.pooler.shutdown();
+    world.redis.with(|_, cx| {
+        for id in cx.ids() {
+            if let Some(mut conn) = cx.conn(id) {
+                conn.write(b"$-1\r\n");
+            }
+        }
+    });
+    world.sim.settle();
+    assert_eq!((text(&busy.take()), text(&waits.take())), ("$-1|".into(), ends.into()));
+    world.advance(secs(1));
+    assert!(!waits.is_open());
+    world.end();
+}
+
+/// What a subscriber asks counts once, and its subscription when it ends. The last request is answered.
+#[test]
+fn a_limit_of_requests_ends_a_subscriber() {
+    let mut world = world(2);
+    let mut config = defaults();
+    config.limits.requests_max = Some(5);
+    let pooler = world.sim.serve("10.0.0.1:7001", config, Pooler::new(settings(2)));
+    for (asked, last) in [
+        ("GET a|GET a|GET a|GET a|SUBSCRIBE c", "*3|$9|subscribe|$1|c|:1|"),
+        ("SUBSCRIBE c|PING|PING|UNSUBSCRIBE|GET a", "$-1|"),
+        ("SUBSCRIBE c|PING|SUBSCRIBE d|PING|PING|PING", "*2|$4|pong|$0||"),
+    ] {
+        let client = world.sim.connect(&pooler);
+        world.sim.settle();
+        let mut reply = String::new();
+        for asked in asked.split('|') {
+            assert!(client.is_open(), "{asked} comes after {reply}");
+            reply = world.ask(&client, &commands(asked));
+        }
+        assert_eq!(reply, last, "{asked}");
+        assert!(!client.is_open(), "{asked}");
+    }
+    pooler.shutdown();
     world.end();
 }
