@@ -320,7 +320,14 @@ impl fmt::Display for OsError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.raw_os_error() {
             Some(errno) => io::Error::from_raw_os_error(errno).fmt(f),
-            None => self.kind.fmt(f),
+            None => match self.kind {
+                // A look-up found none, or none of the family that is dialled from.
+                io::ErrorKind::AddrNotAvailable | io::ErrorKind::NotFound => {
+                    f.write_str("the target has no address that can be dialled")
+                }
+                io::ErrorKind::QuotaExceeded => f.write_str("too many look-ups wait"),
+                kind => kind.fmt(f),
+            },
         }
     }
 }
@@ -368,6 +375,27 @@ mod tests {
         assert_eq!(labels.len(), CloseReason::COUNT);
         for (index, reason) in all().enumerate() {
             assert_eq!(reason.index(), index);
+        }
+    }
+
+    #[test]
+    fn a_dial_that_failed_says_why() {
+        let text = |error: io::Error| CloseReason::ConnectFailed(error.into()).to_string();
+        let none = "connect failed: the target has no address that can be dialled";
+        assert_eq!(text(io::Error::other("x")), "connect failed: other error");
+        assert_eq!(text(io::ErrorKind::AddrNotAvailable.into()), none);
+        assert_eq!(text(io::ErrorKind::NotFound.into()), none);
+        assert_eq!(
+            text(io::ErrorKind::QuotaExceeded.into()),
+            "connect failed: too many look-ups wait"
+        );
+        // The system's own words: no port is left, or a Unix-domain socket is not there.
+        for errno in [libc::EADDRNOTAVAIL, libc::ENOENT] {
+            let error = io::Error::from_raw_os_error(errno);
+            assert_eq!(
+                text(io::Error::from_raw_os_error(errno)),
+                format!("connect failed: {error}")
+            );
         }
     }
 
