@@ -42,7 +42,8 @@
 //!
 //! # Limits
 //!
-//! A request is at most 1 MiB, an inline command at most 64 KiB. Replies of any size pass through
+//! A request is at most 1 MiB, an inline command at most 64 KiB. `--max-requests` ends a client behind
+//! the batch in which it is reached. Replies of any size pass through
 //! without being collected: the upstream connection is read no faster than the client reads. Upstream
 //! servers that want a password, TLS, RESP3 and other databases than 0 are not supported.
 
