@@ -164,6 +164,8 @@ pub(crate) struct Exchange {
     pub(crate) throttled: bool,
     /// The client has got part of a reply.
     pub(crate) within: bool,
+    /// The reply at hand says that a transaction was aborted.
+    pub(crate) aborted: bool,
     /// The client has left input.
     pub(crate) held: bool,
     /// The client sends nothing more that is served.
@@ -202,6 +204,7 @@ impl Exchange {
             relaxed: false,
             throttled: false,
             within: false,
+            aborted: false,
             held,
             last: false,
             lost: false,
@@ -246,8 +249,8 @@ impl Exchange {
         }
     }
 
-    /// A reply has ended. `aborted` if it says that a transaction was.
-    pub(crate) fn note_reply(&mut self, head: Head, aborted: bool) -> Meaning {
+    /// A reply has ended.
+    pub(crate) fn note_reply(&mut self, head: Head) -> Meaning {
         if self.pins.subscribed {
             return self.note_while_subscribed(head);
         }
@@ -255,7 +258,7 @@ impl Exchange {
         self.came += 1;
         match expect {
             Expect::Refused(text) => return Meaning::Instead(text),
-            Expect::Ends if head.kind == b'-' && !aborted => self.tainted = true,
+            Expect::Ends if head.kind == b'-' && !self.aborted => self.tainted = true,
             _ => {}
         }
         Meaning::Reply

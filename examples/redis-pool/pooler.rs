@@ -38,6 +38,9 @@ const UNKNOWN: &[u8] = b"*1\r\n$18\r\nWHEELHOUSE-REFUSED\r\n";
 
 const OK: &[u8] = b"+OK\r\n";
 
+/// How the reply to an EXEC begins that ended its transaction without executing it.
+const ABORTED: &[u8] = b"-EXECABORT";
+
 /// Settings that suit clients which keep their connections, and requests of up to 1 MiB.
 pub(crate) fn defaults() -> Config {
     let mut config = Config { timeouts: Timeouts::for_pooled_clients(), ..Config::default() };
@@ -704,11 +707,14 @@ impl Pooler {
         // What goes to the client, and how much of it are whole replies.
         let (mut pass, mut whole) = (0, 0);
         let mut fate = Meaning::Other;
-        let mut aborted = false;
         while pass < input.len() && (!exchange.is_over() || exchange.pins.subscribed) {
             let rest = &input[pass..];
             if !scanner.is_within() {
-                aborted = rest.starts_with(b"-EXECABORT");
+                if rest.len() < ABORTED.len() && ABORTED.starts_with(rest) {
+                    // The rest will say whether it is that error.
+                    break;
+                }
+                exchange.aborted = rest.starts_with(ABORTED);
             }
             let Ok(step) = scanner.next(rest) else {
                 fate = Meaning::Wrong;
@@ -729,7 +735,7 @@ impl Pooler {
             if !step.ends {
                 break;
             }
-            match exchange.note_reply(scanner.head(), aborted) {
+            match exchange.note_reply(scanner.head()) {
                 Meaning::Reply => client.end_request(),
                 Meaning::Instead(text) => {
                     write!(client, "-{text}\r\n");

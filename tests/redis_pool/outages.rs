@@ -155,6 +155,31 @@ fn a_bad_reply_costs_the_upstream_connection() {
     assert!(!reply.contains('?'), "{reply}");
 }
 
+/// However its reply is split.
+#[test]
+fn an_aborted_transaction_costs_no_upstream_connection() {
+    let (queued, aborted) = (&b"+OK\r\n-ERR no\r\n"[..], &b"-EXECABORT discarded\r\n"[..]);
+    for (error, is_kept) in [(aborted, true), (b"-EXECABORX\r\n", false), (b"-E\r\n", false)] {
+        for at in 0..=error.len() {
+            let Played { mut sim, listener, pooler } = played(1);
+            let client = sim.connect(&pooler);
+            client.send(&commands("MULTI\nX\nEXEC"));
+            sim.settle();
+            let upstream = listener.accept().expect("a connection");
+            upstream.send(&[queued, &error[..at]].concat());
+            sim.settle();
+            upstream.send(&error[at..]);
+            sim.settle();
+            let replies = text(&client.take());
+            let expected =
+                [b"+OK\r\n-ERR this command is not known to the pooler\r\n", error].concat();
+            assert_eq!(replies, text(&expected), "{at}");
+            assert_eq!(upstream.is_open(), is_kept, "{at}");
+            pooler.assert_blameless();
+        }
+    }
+}
+
 #[test]
 fn a_reply_too_many_costs_the_upstream_connection() {
     let Played { mut sim, listener, pooler } = played(1);
