@@ -43,9 +43,11 @@
 //! # Limits
 //!
 //! A request is at most 1 MiB, an inline command at most 64 KiB. `--max-requests` ends a client behind
-//! the batch in which it is reached. Replies of any size pass through
-//! without being collected: the upstream connection is read no faster than the client reads. Upstream
-//! servers that want a password, TLS, RESP3 and other databases than 0 are not supported.
+//! the batch in which it is reached. Replies of any size pass through without being collected: the
+//! upstream connection is read no faster than the client reads. A client that has sent more than 64 KiB
+//! behind a command that blocks is not read, so that its end would not be seen: it waits for its reply
+//! no longer than a minute. Upstream servers that want a password, TLS, RESP3 and other databases than
+//! 0 are not supported.
 
 #[path = "../common/mod.rs"]
 mod common;

@@ -23,8 +23,8 @@ use crate::resp::{INLINE_MAX, number};
 /// Clients that may wait for a connection at once.
 const WAITERS_MAX: usize = 1 << 17;
 
-/// Input that a client which waits for its own reply may have before it is not read any more: until
-/// then its end is seen.
+/// Input that a client which waits for its own reply may have before it is not read any more. Until
+/// then its end is seen; from then on it waits no longer than for any reply.
 const HELD_MAX: usize = INLINE_MAX;
 
 const PING: &[u8] = b"*1\r\n$4\r\nPING\r\n";
@@ -227,6 +227,14 @@ impl Handler for Pooler {
         }
     }
 
+    /// A client that is not read may be gone.
+    fn on_timer(&mut self, conn: &mut Conn<'_>, session: &mut Session) {
+        if let Session::Client(client) = session {
+            self.say_late(conn, client);
+            conn.close();
+        }
+    }
+
     fn on_closing(&mut self, conn: &mut Conn<'_>, session: &mut Session, reason: &CloseReason) {
         match session {
             Session::Client(client) => self.end_client(conn, client, *reason),
@@ -320,7 +328,14 @@ impl Pooler {
             && !exchange.is_at_rest()
         {
             exchange.held = true;
-            pause = !exchange.blocks && !exchange.pins.subscribed || input.len() > HELD_MAX;
+            let waits = exchange.blocks || exchange.pins.subscribed;
+            pause = !waits || input.len() > HELD_MAX;
+            if waits
+                && pause
+                && let Some(most) = self.settings.timeouts.response
+            {
+                conn.set_timer(conn.now() + most);
+            }
         } else {
             return true;
         }
@@ -432,11 +447,17 @@ impl Pooler {
         if self.exchange(conn, client).is_none() {
             return;
         }
-        let Some(exchange) = client.lease.and_then(|lease| self.exchanges.remove(&lease)) else {
-            return;
-        };
-        self.unpin(exchange.pinned);
-        if reason == CloseReason::Timeout(Timeout::Response) && !exchange.within {
+        if reason == CloseReason::Timeout(Timeout::Response) {
+            self.say_late(conn, client);
+        }
+        if let Some(exchange) = client.lease.and_then(|lease| self.exchanges.remove(&lease)) {
+            self.unpin(exchange.pinned);
+        }
+    }
+
+    /// A client ends because its reply did not come, unless it has part of that.
+    fn say_late(&mut self, conn: &mut Conn<'_>, client: &mut Client) {
+        if self.exchange(conn, client).is_some_and(|exchange| !exchange.within) {
             conn.write(b"-ERR no reply of the upstream server in time\r\n");
         }
     }
@@ -690,6 +711,7 @@ fn expect(conn: &mut Conn<'_>, needed: usize, here: usize) {
 
 /// Lets a client be called with the input that it has left.
 fn resume(client: &mut Conn<'_>) {
+    client.clear_timer();
     client.resume_reading();
     client.yield_now();
 }

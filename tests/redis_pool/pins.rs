@@ -1,6 +1,8 @@
 //! Connections that belong to one client for a while.
 
-use super::world::{commands, secs, settings, text, world};
+use wheelhouse::sim::Peer;
+
+use super::world::{World, commands, secs, settings, text, world};
 use crate::pooler::{Pooler, defaults};
 
 #[test]
@@ -147,6 +149,49 @@ fn a_client_that_ends_while_it_is_blocked_frees_its_connection() {
         client.close();
         world.end();
     }
+}
+
+/// Its end is not seen where more input lies before it than is read meanwhile.
+#[test]
+fn a_client_that_is_blocked_and_not_read_waits_no_longer_than_for_any_reply() {
+    let much = format!("SET a {}", "x".repeat(100_000));
+    let blocked = |world: &mut World| {
+        let client = world.client();
+        client.send(&commands(&format!("BLPOP l 0\n{much}\nPING")));
+        world.advance(secs(50));
+        assert_eq!((world.upstreams(), client.is_open()), (1, true));
+        client
+    };
+    for end in [None, Some(Peer::close as fn(&Peer)), Some(Peer::reset)] {
+        let mut world = world(2);
+        let client = blocked(&mut world);
+        let ends_itself = end.is_some_and(|end| {
+            end(&client);
+            true
+        });
+        world.advance(secs(20));
+        assert_eq!(world.upstreams(), 0);
+        let late = "-ERR no reply of the upstream server in time|";
+        assert!(ends_itself || text(&client.take()) == late);
+        assert!(!client.is_open());
+        let pinned = world.pooler.with(|pooler, _| format!("{pooler:?}"));
+        assert!(pinned.contains("pinned: 0"), "{pinned}");
+        world.end();
+    }
+    // What comes in time is followed by what waits, and nothing is late any more.
+    let mut world = world(2);
+    let client = blocked(&mut world);
+    world.redis.with(|_, cx| {
+        for id in cx.ids() {
+            if let Some(mut conn) = cx.conn(id) {
+                conn.write(b"*-1\r\n");
+            }
+        }
+    });
+    assert_eq!(world.settle(&client), "*-1|+OK|+PONG|");
+    world.advance(secs(100));
+    assert!(client.is_open());
+    world.end();
 }
 
 #[test]
