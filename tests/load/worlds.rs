@@ -169,6 +169,17 @@ fn a_dial_that_is_under_way_at_the_end_is_an_error() {
 }
 
 #[test]
+fn a_dial_may_take_all_of_its_time() {
+    let mut sim = Sim::new(1);
+    sim.set_link(Link { latency: millis(4_500), ..Link::default() });
+    sim.serve(SERVER, Config::default(), Stalling::default());
+    let slow = plan(|plan| (plan.amount, plan.warm_up) = (Amount::Replies(1), Duration::ZERO));
+    let load = until_it_ends(&mut sim, slow);
+    let tally = &load.handler().tally;
+    assert_eq!((tally.replies(), tally.errors().len()), (1, 0), "{:?}", tally.errors());
+}
+
+#[test]
 fn an_echo_may_be_longer_than_what_the_library_keeps_unread() {
     let large = plan(|plan| {
         (plan.protocol, plan.pipeline) = (Some(Protocol::echo(1 << 20)), 2);
@@ -394,7 +405,7 @@ fn a_server_that_is_not_there_is_an_error_and_no_reply() {
     let mut sim = Sim::new(1);
     let plan = plan(|plan| plan.amount = Amount::Time(secs(1)));
     let load = sim.serve(CLIENT, plan.config(), Load::new(plan));
-    sim.advance(secs(15));
+    sim.advance(secs(12));
     assert!(load.is_finished());
     let tally = &load.handler().tally;
     assert_eq!(tally.replies(), 0);
