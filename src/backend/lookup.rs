@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::fs::File;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,6 +11,7 @@ use std::thread;
 use super::waker::Waker;
 use super::{Event, Events, Readiness, Token, Wake};
 use crate::address::Address;
+use crate::core::dial::is_shortage;
 use crate::unwind::catch;
 
 /// Look-ups at once that connections wait for: a resolver that hangs must not cost a thread per
@@ -153,12 +155,21 @@ fn ask(resolver: &dyn Resolve, host: &str, port: u16) -> io::Result<Vec<Address>
     let unavailable = |why: String| io::Error::new(io::ErrorKind::AddrNotAvailable, why);
     let asked = catch(|| match resolver.resolve(host, port) {
         Ok(found) => Ok(found.into_iter().map(Address::Ip).collect()),
-        Err(error) => Err(match error.raw_os_error() {
+        Err(error) => Err(match error.raw_os_error().or_else(shortage) {
             Some(errno) => io::Error::from_raw_os_error(errno),
             None => unavailable(error.to_string()),
         }),
     });
     asked.unwrap_or_else(|_| Err(unavailable("the resolver panicked".into())))
+}
+
+/// What keeps a file from being opened, if that is a shortage of descriptors. getaddrinfo(3) needs
+/// some, and where there are none it says that nobody knows the name.
+fn shortage() -> Option<i32> {
+    // One for a file or a socket, and one for a second one beside it.
+    let opened = [(); 2].map(|()| File::open("/dev/null"));
+    let errors = opened.iter().filter_map(|opened| opened.as_ref().err()?.raw_os_error());
+    errors.into_iter().find(|errno| is_shortage(Some(*errno)))
 }
 
 /// What is known without a resolver, and must not wait for one that hangs: an IP address in place

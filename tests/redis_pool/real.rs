@@ -278,3 +278,20 @@ fn a_restart_under_load_is_survived() {
     });
     assert!(connections(&redis) <= 8);
 }
+
+/// It says nothing of the name that is looked up.
+#[test]
+fn a_look_up_without_a_descriptor_is_no_failure_of_the_server() {
+    let options = ["--upstream=redis.invalid:6379", "--acquire-timeout=1s"];
+    let server = Server::start("redis-pool", &options);
+    if !server.program.can_be_limited() {
+        return eprintln!("skipped: the limit of a process cannot be set here");
+    }
+    // One more is for the client.
+    server.program.limit_descriptors(server.program.limit_for(1));
+    let mut peer = server.dial();
+    peer.write_all(b"PING\r\n").expect("it is connected");
+    let mut reply = String::new();
+    BufReader::new(peer).read_line(&mut reply).expect("a reply");
+    assert!(reply.contains("no place, port or descriptor was left"), "{reply}");
+}
