@@ -31,7 +31,7 @@ pub enum PoolOrder {
 #[derive(Clone, Debug)]
 pub struct PoolConfig {
     /// The most connections: those that are dialled, checked, idle, leased, or closing and not yet
-    /// closed. Default 64.
+    /// closed. Default 64, at most 4,096.
     pub size: usize,
     /// The most idle connections; one that is given back beyond them is closed with a FIN. Default
     /// 32, half of the size, so that a burst does not keep twice of what is needed open.
