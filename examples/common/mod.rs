@@ -269,7 +269,10 @@ pub(crate) fn run<H: Handler + 'static>(
     handler: impl FnOnce(Handle<H>) -> H,
 ) -> Result<u8, Error> {
     let mut reactor = Reactor::new(config)?;
+    let handle = reactor.handle();
     let listener = reactor.listen(args.listen.clone())?;
+    // Whoever reads that it listens may send a signal at once.
+    handle.clone().shutdown_on_signals()?;
     stdout().line(format_args!("listening on {}", reactor.local_addr(listener)));
     if let Some(address) = &args.metrics {
         let address = reactor.serve_metrics(address.clone())?;
@@ -279,8 +282,6 @@ pub(crate) fn run<H: Handler + 'static>(
         let address = reactor.serve_console(path)?;
         stdout().line(format_args!("console on {address}"));
     }
-    let handle = reactor.handle();
-    handle.clone().shutdown_on_signals()?;
     let report = reactor.run(&mut handler(handle))?;
     stdout().line(report);
     Ok(0)
