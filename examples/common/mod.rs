@@ -271,7 +271,7 @@ pub(crate) fn run<H: Handler + 'static>(
     let mut reactor = Reactor::new(config)?;
     let handle = reactor.handle();
     let listener = reactor.listen(args.listen.clone())?;
-    // Whoever reads that it listens may send a signal at once.
+    // A program that reads the line may send a signal at once.
     handle.clone().shutdown_on_signals()?;
     stdout().line(format_args!("listening on {}", reactor.local_addr(listener)));
     if let Some(address) = &args.metrics {

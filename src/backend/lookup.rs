@@ -164,7 +164,7 @@ fn ask(resolver: &dyn Resolve, host: &str, port: u16) -> io::Result<Vec<Address>
 }
 
 /// What keeps a file from being opened, if that is a shortage of descriptors. getaddrinfo(3) needs
-/// some, and where there are none it says that nobody knows the name.
+/// some, and where there are none it says that the name is not known.
 fn shortage() -> Option<i32> {
     // One for a file or a socket, and one for a second one beside it.
     let opened = [(); 2].map(|()| File::open("/dev/null"));
