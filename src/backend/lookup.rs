@@ -11,7 +11,6 @@ use std::thread;
 use super::waker::Waker;
 use super::{Event, Events, Readiness, Token, Wake};
 use crate::address::Address;
-use crate::core::dial::is_shortage;
 use crate::unwind::catch;
 
 /// Look-ups at once that connections wait for: a resolver that hangs must not cost a thread per
@@ -168,8 +167,8 @@ fn ask(resolver: &dyn Resolve, host: &str, port: u16) -> io::Result<Vec<Address>
 fn shortage() -> Option<i32> {
     // One for a file or a socket, and one for a second one beside it.
     let opened = [(); 2].map(|()| File::open("/dev/null"));
-    let errors = opened.iter().filter_map(|opened| opened.as_ref().err()?.raw_os_error());
-    errors.into_iter().find(|errno| is_shortage(Some(*errno)))
+    let mut errors = opened.iter().filter_map(|opened| opened.as_ref().err()?.raw_os_error());
+    errors.find(|errno| matches!(*errno, libc::EMFILE | libc::ENFILE | libc::ENOMEM))
 }
 
 /// What is known without a resolver, and must not wait for one that hangs: an IP address in place
