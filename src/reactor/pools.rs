@@ -18,7 +18,7 @@ use crate::id::{ConnId, PoolId};
 use crate::log::{info, warn};
 use crate::planted::{Bug, planted};
 use crate::probe;
-use crate::state::{LoopState, READ_BUDGET};
+use crate::state::{LoopState, READ_BUDGET, Stage};
 
 impl<H: Handler, B: Backend> Reactor<H, B> {
     /// Serves the pools that have something to do.
@@ -488,19 +488,12 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// The last connection has ended: what the loop waits for is answered. There is no other turn, so
     /// all of it is; a closed pool takes no more.
     pub(super) fn close_pools(&mut self, handler: &mut H) {
+        self.shared.end_pools(Stage::Closed);
         for pool in self.shared.pools.ids() {
-            self.shared.close_pool(pool);
             let now = self.shared.now;
             while let Some(work) = self.shared.pools.get(pool).policy.next(now) {
                 self.do_work(handler, pool, work);
             }
-        }
-    }
-
-    /// A shutdown has begun: pools serve what waits, and nothing for later.
-    pub(super) fn drain_pools(&mut self) {
-        for pool in self.shared.pools.ids() {
-            self.shared.pools.get(pool).policy.drain();
         }
     }
 }

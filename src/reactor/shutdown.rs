@@ -16,7 +16,7 @@ use crate::core::stats::Stats;
 use crate::handler::Handler;
 use crate::id::ConnId;
 use crate::log::info;
-use crate::state::{Purpose, stats};
+use crate::state::{Purpose, Stage, stats};
 use crate::time::Instant;
 
 /// What a reactor did, from its start to the end of its shutdown.
@@ -94,7 +94,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         self.shared.stopping = true;
         self.close_listeners(false);
         self.shared.stop_checks();
-        self.drain_pools();
+        self.shared.end_pools(Stage::Drains);
         self.call_loop("on_shutdown", |cx| handler.on_shutdown(cx));
         self.drain.announce();
     }
@@ -182,6 +182,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     pub(super) fn hard_stop(&mut self) {
         if self.drain.harden() {
             self.close_listeners(true);
+            self.shared.end_pools(Stage::Halts);
         }
     }
 

@@ -71,10 +71,35 @@ impl PoolState {
     }
 }
 
+/// How far the end of the reactor has come, for its pools: those that are added later are like the
+/// others.
+#[derive(Clone, Copy, Debug, Default, Eq, Ord, PartialEq, PartialOrd)]
+pub(crate) enum Stage {
+    #[default]
+    Serves,
+    /// What waits is served, and nothing is dialled for later.
+    Drains,
+    /// Nothing is dialled, as nothing would end it.
+    Halts,
+    Closed,
+}
+
+impl Stage {
+    fn apply_to(self, policy: &mut Pool) {
+        match self {
+            Self::Serves => {}
+            Self::Drains => policy.drain(),
+            Self::Halts => policy.halt(),
+            Self::Closed => policy.close(),
+        }
+    }
+}
+
 /// All pools of a reactor.
 #[derive(Debug, Default)]
 pub(crate) struct Pools {
     list: Vec<PoolState>,
+    stage: Stage,
     /// Those that have something to do.
     queue: VecDeque<PoolId>,
     /// The most connections that the pools of each group may have together.
@@ -260,9 +285,11 @@ impl LoopState {
         let timeouts =
             Timeouts { idle: None, ping_after: None, lifetime: None, ..timeouts.clone() };
         let socket = config.socket.as_ref().unwrap_or(&self.dial_options);
+        let mut policy = Pool::new(config, Arc::clone(&self.counters));
+        self.pools.stage.apply_to(&mut policy);
         let pool = PoolId(self.pools.list.len() as u32);
         self.pools.list.push(PoolState {
-            policy: Pool::new(config, Arc::clone(&self.counters)),
+            policy,
             target,
             durations: Durations::new(&timeouts),
             socket: socket.beside(&timeouts),
@@ -284,6 +311,18 @@ impl LoopState {
     pub(crate) fn add_pool_group(&mut self, max: usize) -> PoolGroupId {
         self.pools.groups.push(max);
         PoolGroupId(self.pools.groups.len() as u32 - 1)
+    }
+
+    /// The end of the reactor has come so far for all pools.
+    pub(crate) fn end_pools(&mut self, stage: Stage) {
+        if stage <= self.pools.stage {
+            return;
+        }
+        self.pools.stage = stage;
+        for pool in self.pools.ids() {
+            stage.apply_to(&mut self.pools.get(pool).policy);
+            self.pools.wake(pool);
+        }
     }
 
     /// Lets the pool serve nothing any more.

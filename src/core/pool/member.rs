@@ -405,6 +405,12 @@ impl Pool {
         self.drains = true;
     }
 
+    /// From here on nothing is dialled, also for what waits: that may have a connection which is there.
+    pub(crate) fn halt(&mut self) {
+        self.drain();
+        self.halted = true;
+    }
+
     /// The socket of a connection is closed: its place is free.
     pub(crate) fn remove(&mut self, place: Place) {
         debug_assert_eq!(self.members[place as usize].phase, Phase::Ending);

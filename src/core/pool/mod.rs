@@ -145,6 +145,8 @@ pub(crate) struct Pool {
     held: bool,
     /// Nothing is done for later.
     drains: bool,
+    /// Nothing is dialled any more.
+    halted: bool,
     closed: bool,
     stats: PoolStats,
     /// The sums over all pools.
@@ -230,6 +232,7 @@ impl Pool {
             fails: false,
             held: false,
             drains: false,
+            halted: false,
             closed: false,
             stats: PoolStats::default(),
             counters,

@@ -275,6 +275,7 @@ impl Pool {
         let idle = self.idle.is_empty() || (!self.replays.is_empty() && self.fresh(now).is_none());
         let spare = self.coming == 0 && self.idle.len() < self.rules.idle_min && !self.drains;
         !self.closed
+            && !self.halted
             && !self.held
             && self.members.len() < self.rules.size
             && self.coming < self.ramp

@@ -1,5 +1,6 @@
 //! The end of a server: connections in the backlog, requests on their way, replies still owed.
 
+use wheelhouse::pool::{AcquireError, AcquireFailure, AcquireOptions, PoolConfig, PoolId, WaitId};
 use wheelhouse::sim::Host;
 
 use super::*;
@@ -18,6 +19,8 @@ with_each_personality! {
     a_connection_that_is_paused_when_its_time_is_over_keeps_its_request,
     requests_read_before_a_shutdown_are_served,
     a_peer_may_vanish_while_a_shutdown_waits_for_it,
+    a_hard_stop_leaves_no_connection_that_a_pool_dials_afterwards,
+    a_pool_that_is_added_in_a_shutdown_is_like_those_before_it,
 }
 
 fn a_backlog_is_emptied_over_some_turns_before_a_shutdown_closes_it() {
@@ -375,4 +378,132 @@ fn a_peer_may_vanish_while_a_shutdown_waits_for_it() {
         assert_eq!(server.stats().closed(reason), 11);
         sim.assert_clean();
     }
+}
+
+/// Notes the end of each client at an upstream, over a pool.
+#[derive(Default)]
+struct Notary {
+    pool: Option<PoolId>,
+    answers: u64,
+}
+
+impl Handler for Notary {
+    type Session = ();
+
+    fn on_start(&mut self, cx: &mut Context<'_>) {
+        self.pool = Some(cx.add_pool("10.0.0.2:80", &PoolConfig::default()).unwrap());
+    }
+
+    fn on_open(&mut self, _: &mut Conn<'_>) -> Option<()> {
+        Some(())
+    }
+
+    fn on_data(&mut self, conn: &mut Conn<'_>, _: &mut (), input: &mut BytesMut) {
+        input.clear();
+        match conn.origin() {
+            Origin::Pool(_) => conn.end_request(),
+            _ => conn.begin_request(),
+        }
+    }
+
+    fn on_closed(&mut self, cx: &mut Context<'_>, closed: Closed, _: ()) {
+        if let Origin::Accepted(_) = closed.origin {
+            let _ = cx.acquire(self.pool.unwrap(), AcquireOptions::default());
+        }
+    }
+
+    fn on_loop_acquired(
+        &mut self,
+        cx: &mut Context<'_>,
+        _: WaitId,
+        lease: Result<ConnId, AcquireError>,
+    ) {
+        self.answers += 1;
+        if let Some(mut conn) = lease.ok().and_then(|lease| cx.conn(lease)) {
+            conn.begin_request();
+            conn.write(b"one has ended\n");
+        }
+    }
+}
+
+fn a_hard_stop_leaves_no_connection_that_a_pool_dials_afterwards() {
+    let mut sim = world(1);
+    sim.serve("10.0.0.2:80", Config::default(), Echo);
+    let server = sim.serve(SERVER, Config::default(), Notary::default());
+    // More than are closed in one turn.
+    let peers: Vec<_> = (0..1_500).map(|_| sim.connect(SERVER)).collect();
+    sim.advance(secs(1));
+    peers.iter().for_each(|peer| peer.send(b"owed"));
+    sim.advance(secs(1));
+    assert_eq!(server.connections(), 1_500);
+    server.shutdown();
+    sim.advance(secs(29));
+    assert_eq!(server.connections(), 1_500);
+    sim.advance(secs(2));
+    assert!(server.is_finished(), "{} are left", server.connections());
+}
+
+/// Adds a pool that keeps a connection idle when a shutdown begins, and another when all is over.
+#[derive(Default)]
+struct Late {
+    pools: Vec<PoolId>,
+    refusals: Vec<AcquireFailure>,
+}
+
+impl Late {
+    fn add(&mut self, cx: &mut Context<'_>) -> PoolId {
+        let config = PoolConfig { idle_min: 1, ..PoolConfig::default() };
+        let pool = cx.add_pool("10.0.0.2:80", &config).unwrap();
+        self.pools.push(pool);
+        pool
+    }
+}
+
+impl Handler for Late {
+    type Session = ();
+
+    fn on_open(&mut self, _: &mut Conn<'_>) -> Option<()> {
+        Some(())
+    }
+
+    fn on_data(&mut self, conn: &mut Conn<'_>, _: &mut (), input: &mut BytesMut) {
+        input.clear();
+        conn.begin_request();
+    }
+
+    fn on_shutdown(&mut self, cx: &mut Context<'_>) {
+        self.add(cx);
+    }
+
+    fn on_closed(&mut self, cx: &mut Context<'_>, _: Closed, _: ()) {
+        cx.acquire(self.pools[0], AcquireOptions::default()).unwrap();
+    }
+
+    fn on_loop_acquired(
+        &mut self,
+        cx: &mut Context<'_>,
+        _: WaitId,
+        lease: Result<ConnId, AcquireError>,
+    ) {
+        let pool = self.add(cx);
+        let asked = cx.acquire(pool, AcquireOptions::default());
+        self.refusals.extend([lease.err(), asked.err()].into_iter().flatten().map(|it| it.failure));
+    }
+}
+
+fn a_pool_that_is_added_in_a_shutdown_is_like_those_before_it() {
+    let mut sim = world(1);
+    sim.serve("10.0.0.2:80", Config::default(), Echo);
+    let server = sim.serve(SERVER, Config::default(), Late::default());
+    let peer = sim.connect(SERVER);
+    peer.send(b"owed");
+    sim.advance(secs(1));
+    server.shutdown();
+    sim.advance(secs(5));
+    let dialled = server.with(|late, cx| cx.pool_stats(late.pools[0]).dialled);
+    assert_eq!(dialled, 0, "for later");
+    peer.reset();
+    sim.advance(secs(1));
+    assert!(server.is_finished());
+    assert_eq!(server.handler().refusals, [AcquireFailure::Closed; 2]);
 }
