@@ -572,7 +572,7 @@ impl Conn<'_> {
     ///
     /// # Panics
     ///
-    /// If one of them is zero.
+    /// If one of them is zero or out of its range, as [`Reactor::new`](crate::Reactor::new) refuses it.
     pub fn set_timeouts(&mut self, timeouts: &Timeouts) {
         if let Err(error) = timeouts.refuse_zero() {
             panic!("{error}");

@@ -359,6 +359,17 @@ mod tests {
     }
 
     #[test]
+    fn what_is_refused_of_a_reactor_is_refused_of_a_pool() {
+        let socket = SocketOptions { notsent_lowat: Some(0), ..SocketOptions::default() };
+        let pool = PoolConfig { socket: Some(socket), ..PoolConfig::default() };
+        assert_eq!(pool.refuse_out_of_range().unwrap_err().setting(), "socket.notsent_lowat");
+        let timeouts = Timeouts { write: Some(Duration::ZERO), ..Timeouts::default() };
+        let pool = PoolConfig { timeouts: Some(timeouts), ..PoolConfig::default() };
+        assert_eq!(pool.refuse_out_of_range().unwrap_err().setting(), "timeouts.write");
+        PoolConfig::default().refuse_out_of_range().unwrap();
+    }
+
+    #[test]
     fn the_user_timeout_never_beats_the_write_deadline() {
         let mut timeouts = Timeouts::default();
         let user_timeout = Some(Duration::from_secs(90));

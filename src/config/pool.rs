@@ -201,6 +201,9 @@ impl PoolConfig {
         if self.lease_report.is_some_and(|report| report < Duration::from_secs(2)) {
             return Err(ConfigError::new("pool.lease_report", "at least 2 s, or None"));
         }
+        if let Some(socket) = &self.socket {
+            socket.refuse_out_of_range()?;
+        }
         self.timeouts.as_ref().map_or(Ok(()), Timeouts::refuse_zero)
     }
 }
