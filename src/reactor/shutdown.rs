@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::Reactor;
 use crate::backend::Backend;
 use crate::close::CloseReason;
+use crate::core::budget::Step;
 use crate::core::deadlines::Deadline;
 use crate::core::drain::{Due, Plan, Visit};
 use crate::core::flags::Flags;
@@ -53,7 +54,11 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     fn step_shutdown(&mut self, handler: &mut H) {
         let of_callbacks = self.shared.shutdowns_asked;
         let requests = self.mailbox.shutdowns().saturating_add(of_callbacks);
-        if self.drain.handle_requests(requests, of_callbacks) {
+        let is_asked = self.drain.handle_requests(requests, of_callbacks);
+        if is_asked || self.drain.is_active() {
+            self.begin_step(Step::Shutdown);
+        }
+        if is_asked {
             if self.drain.begin(self.shared.now) {
                 self.begin_shutdown(handler);
             }

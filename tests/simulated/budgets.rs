@@ -304,6 +304,37 @@ fn the_longest_turn_is_known_with_the_step_that_took_it() {
     assert!(Duration::from_nanos(stats.worst_turn) >= millis(40));
 }
 
+/// Takes its time over the beginning of a shutdown.
+struct SlowStop {
+    work: Box<dyn Fn(Duration)>,
+}
+
+impl Handler for SlowStop {
+    type Session = ();
+
+    fn on_open(&mut self, _: &mut Conn<'_>) -> Option<()> {
+        Some(())
+    }
+
+    fn on_data(&mut self, _: &mut Conn<'_>, (): &mut (), _: &mut BytesMut) {}
+
+    fn on_shutdown(&mut self, _: &mut Context<'_>) {
+        (self.work)(millis(40));
+    }
+}
+
+#[test]
+fn a_long_beginning_of_a_shutdown_is_known_as_such() {
+    let mut sim = Sim::new(1);
+    let work = Box::new(sim.stall());
+    let server = sim.serve("10.0.0.1:7", Config::default(), SlowStop { work });
+    let _peer = sim.connect(&server);
+    sim.advance(secs(1));
+    server.shutdown();
+    sim.advance(secs(1));
+    assert_eq!(server.stats().worst_step(), Some("shutdown"));
+}
+
 /// A tunnel whose timer comes again and again, and takes a millisecond each time.
 struct Busy {
     work: Box<dyn Fn(Duration)>,
