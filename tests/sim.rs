@@ -5,9 +5,11 @@ mod basics;
 
 use std::cell::RefCell;
 use std::rc::Rc;
+use std::time::Duration;
 
 use bytes::BytesMut;
-use wheelhouse::sim::{self, Call, End, Link, Random, Sim, errno};
+use wheelhouse::config::Rate;
+use wheelhouse::sim::{self, Call, End, Faults, Link, Random, Sim, errno};
 use wheelhouse::{
     Address, CloseReason, Closed, Config, Conn, ConnId, Context, Handler, ListenConfig, PostError,
     Target, Timeout,
@@ -674,4 +676,44 @@ fn a_call_that_fails_means_what_the_guide_says() {
         assert!(end.is_some());
     }
     assert_eq!(visit(Call::ShutdownWrite, errno::ENOTCONN, b"!"), served(b"!", HandlerClose));
+}
+
+/// Owes all replies.
+struct Forgetful;
+
+impl Handler for Forgetful {
+    type Session = ();
+
+    fn on_open(&mut self, _: &mut Conn<'_>) -> Option<()> {
+        Some(())
+    }
+
+    fn on_data(&mut self, conn: &mut Conn<'_>, (): &mut (), input: &mut BytesMut) {
+        input.clear();
+        conn.begin_request();
+    }
+}
+
+#[test]
+fn the_greatest_settings_disturb_no_check() {
+    let mut config = Config::default();
+    let mut own = config.timeouts.clone();
+    own.response = Some(secs(1));
+    config.timeouts.response = Some(Duration::MAX);
+    config.panic_limit = Some(Rate::new(1, Duration::MAX));
+    let mut sim = Sim::new(1);
+    let server = sim.spawn("10.0.0.1", config, Forgetful, |reactor| {
+        let listen = ListenConfig { timeouts: Some(own), ..ListenConfig::default() };
+        reactor.listen_with(SERVER, listen).unwrap();
+    });
+    for panic in [0, 1_000, 1_000] {
+        sim.set_faults(Faults { panic, ..Faults::NONE });
+        let peer = sim.connect(SERVER);
+        peer.send(b"hi");
+        sim.advance(secs(2));
+        assert!(peer.closed().is_some());
+        peer.close();
+    }
+    assert_eq!(server.stats().closed(CloseReason::Timeout(Timeout::Response)), 2);
+    assert_eq!(server.stats().panics, 1, "as many as are allowed");
 }

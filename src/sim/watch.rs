@@ -307,7 +307,7 @@ impl<H: Handler> Watched<H> {
             let panics = &mut net.machines[self.machine].panics;
             // Accidents must not stop the reactor.
             let allowed = self.panic_limit.is_none_or(|limit| {
-                panics.retain(|at| now - *at <= limit.per() + CLOCK_ERROR);
+                panics.retain(|at| now - *at <= limit.per().saturating_add(CLOCK_ERROR));
                 panics.push_back(now);
                 panics.len() <= limit.count() as usize
             });
@@ -342,7 +342,8 @@ impl<H: Handler> Watched<H> {
             CloseReason::InputLimit | CloseReason::OutputLimit => true,
             // No handler keeps a deadline that passes while its process or clock stands still.
             CloseReason::Timeout(Timeout::Response) => {
-                let patience = self.timeouts.response.unwrap_or_default() + DISTURBANCE;
+                let patience =
+                    self.timeouts.response.unwrap_or_default().saturating_add(DISTURBANCE);
                 disturbed.is_none_or(|until| net.now - until > patience)
             }
             _ => false,
