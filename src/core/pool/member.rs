@@ -389,7 +389,10 @@ impl Pool {
         self.stats.dials_failed += 1;
         self.counters.pool_dials_failed.add(1);
         if blame == Blame::Ours {
-            return self.note_shortage(now);
+            // The place that it leaves is not what it lacked.
+            self.lacks = true;
+            self.starved_until = now.after(SHORTAGE_PAUSE);
+            return;
         }
         // What was dialled before the latest failure belongs to its round.
         if self.failures == 0 || begun_at > self.failed_at {

@@ -133,6 +133,8 @@ pub(crate) struct Pool {
     jitter: u64,
     /// Before that nothing is dialled, as we lack something.
     shortage_until: Instant,
+    /// Nor before that, as a dial failed for want of something of ours, whatever places are free.
+    starved_until: Instant,
     /// The latest dial did not begin, or failed, for that.
     lacks: bool,
     /// How many may be coming at once.
@@ -226,6 +228,7 @@ impl Pool {
             failed_at: Instant::EPOCH,
             jitter: 0,
             shortage_until: Instant::EPOCH,
+            starved_until: Instant::EPOCH,
             lacks: false,
             ramp: config.size,
             replaced_at: None,

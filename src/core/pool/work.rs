@@ -252,14 +252,15 @@ impl Pool {
     /// Before that nothing is dialled: after a failure, or while we lack something. The pause is the
     /// shorter the sooner something waits.
     fn dial_at(&self) -> Instant {
+        let lacking_until = self.shortage_until.max(self.starved_until);
         if self.failures == 0 {
-            return self.shortage_until;
+            return lacking_until;
         }
         let rules = &self.rules;
         let doubled = rules.backoff.saturating_mul(1 << (self.failures - 1).min(32));
         let most = if self.has_waiters() { rules.backoff_waiting } else { rules.backoff_max };
         let pause = share_of(doubled.min(most), self.jitter).max(PAUSE_LEAST);
-        self.failed_at.after(pause).max(self.shortage_until)
+        self.failed_at.after(pause).max(lacking_until)
     }
 
     /// Whether another connection is wanted, whenever it may be dialled.

@@ -11,6 +11,7 @@ with_each_personality! {
     a_dial_that_hangs_keeps_no_place_of_its_group_free,
     a_connection_is_not_closed_for_a_pool_that_is_at_its_size,
     what_waits_in_a_pool_at_its_size_keeps_no_other_from_its_least_idle,
+    a_pool_of_a_group_pauses_while_descriptors_are_short,
 }
 
 const FIRST: &str = "10.0.0.2:9";
@@ -127,4 +128,21 @@ fn what_waits_in_a_pool_at_its_size_keeps_no_other_from_its_least_idle() {
     let [first, _] = server.with(|grouped, cx| grouped.stats(cx));
     assert_eq!((first.leased, first.waiting), (2, 1));
     assert_eq!(server.with(|_, cx| cx.pool_stats(spare)).idle, 1);
+}
+
+fn a_pool_of_a_group_pauses_while_descriptors_are_short() {
+    let mut sim = world(1);
+    sim.serve(FIRST, Config::default(), Echo);
+    let server = sim.serve(SERVER, Config::default(), Grouped::default());
+    let peer = sim.connect(SERVER);
+    sim.settle();
+    server.set_descriptors(server.descriptors());
+    peer.send(b"first");
+    sim.advance(secs(1));
+    let [first, _] = server.with(|grouped, cx| grouped.stats(cx));
+    assert!((2..=11).contains(&first.dials_failed), "{first:?}");
+    assert_eq!((first.waiting, first.is_down), (1, false));
+    server.set_descriptors(1_000);
+    sim.advance(millis(200));
+    assert_eq!(server.with(|grouped, cx| grouped.stats(cx))[0].leased, 1);
 }
