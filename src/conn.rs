@@ -789,7 +789,8 @@ impl Conn<'_> {
     ///
     /// As [`release`](Conn::release); but the connection keeps its place, leased to none, for at most
     /// [`PoolConfig::cleaning`](crate::pool::PoolConfig::cleaning), and is closed with
-    /// [`PoolUnclean`](CloseReason::PoolUnclean) then.
+    /// [`PoolUnclean`](CloseReason::PoolUnclean) then. Where it was held, by a pause or for its sink,
+    /// [`on_data`](crate::Handler::on_data) follows with the input that was left.
     pub fn clean(&mut self, lease: ConnId) {
         self.cx.shared.give_back(Some(self.id), lease, true);
     }

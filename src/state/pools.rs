@@ -520,11 +520,12 @@ impl LoopState {
         let policy = &mut self.pools.get(pool).policy;
         if is_unclean {
             policy.clean(place, now);
+            self.take_back_unclean(pool, lease);
         } else {
             policy.give_back(place, now);
             self.set_pooled_idle(lease, true);
+            self.take_back(pool, lease);
         }
-        self.take_back(pool, lease);
         // The callback of a connection is followed by what it has changed there.
         if self.in_hand != Some(lease) {
             self.mark_dirty(lease);
@@ -544,6 +545,19 @@ impl LoopState {
             self.take_back_rest(pool, id);
         }
         marked || more
+    }
+
+    /// [`LoopState::take_back`] for a connection that its handler is going to clean. The callbacks that
+    /// are due still are, and where it was held it is read again.
+    #[cold]
+    fn take_back_unclean(&mut self, pool: PoolId, id: ConnId) {
+        let record = self.table.at(id.index());
+        let (held, before) = (record.is_reading_stopped(), record.flags);
+        self.take_back(pool, id);
+        let record = self.table.at(id.index());
+        let resumed = held && !record.is_reading_stopped();
+        record.flags.set(Flags::DRAINED, before.has(Flags::DRAINED));
+        record.flags.set(Flags::DATA_DUE, resumed || before.has(Flags::DATA_DUE));
     }
 
     #[cold]

@@ -1,7 +1,7 @@
 //! Pools: what asks gets a connection that works, once, in its turn, and no place is ever lost.
 
 use wheelhouse::pool::{
-    AcquireError, AcquireFailure, AcquireOptions, PoolConfig, PoolId, PoolOrder, PoolStats,
+    AcquireError, AcquireFailure, AcquireOptions, PoolConfig, PoolId, PoolOrder, PoolStats, WaitId,
 };
 
 use super::*;
@@ -71,6 +71,7 @@ with_each_personality! {
     all_waits_of_the_loop_are_answered_at_the_end,
     a_reactor_that_ends_closes_its_pools,
     an_idle_connection_is_leased_at_once,
+    what_is_left_of_a_reply_comes_to_be_cleaned,
 }
 
 /// On the host of the upstream, which without it would not refuse a dial, but not be there.
@@ -1361,4 +1362,80 @@ fn an_idle_connection_is_leased_at_once() {
     setup.sim.advance(millis(100));
     let got = setup.proxy.with(|proxy, _| proxy.loop_leases.borrow().clone());
     assert!(got[0].is_ok(), "{got:?}");
+}
+
+/// Holds the reply on a lease back, gives the lease back to be cleaned, and takes the reply then.
+#[derive(Default)]
+struct Cleaner {
+    pool: Option<PoolId>,
+    /// How it holds the reply back.
+    holds: Option<fn(&mut Conn<'_>)>,
+    lease: Option<ConnId>,
+    cleans: bool,
+}
+
+impl Handler for Cleaner {
+    type Session = ();
+
+    fn on_start(&mut self, cx: &mut Context<'_>) {
+        self.pool = Some(cx.add_pool(UPSTREAM, &small(1)).unwrap());
+    }
+
+    fn on_open(&mut self, _: &mut Conn<'_>) -> Option<()> {
+        Some(())
+    }
+
+    fn on_data(&mut self, conn: &mut Conn<'_>, (): &mut (), input: &mut BytesMut) {
+        match conn.origin() {
+            Origin::Accepted(_) => {
+                input.clear();
+                conn.acquire(self.pool.unwrap(), AcquireOptions::default()).unwrap();
+                conn.set_timer(conn.now() + secs(1));
+            }
+            _ if self.cleans => {
+                assert_eq!(&input[..], b"line\n");
+                input.clear();
+                conn.end_request();
+                conn.ready();
+            }
+            _ => self.holds.unwrap()(conn),
+        }
+    }
+
+    fn on_acquired(
+        &mut self,
+        conn: &mut Conn<'_>,
+        (): &mut (),
+        _: WaitId,
+        lease: Result<ConnId, AcquireError>,
+    ) {
+        self.lease = lease.ok();
+        conn.send_replayable(self.lease.unwrap(), &b"line\n"[..]);
+    }
+
+    fn on_timer(&mut self, conn: &mut Conn<'_>, (): &mut ()) {
+        self.cleans = true;
+        conn.clean(self.lease.unwrap());
+    }
+}
+
+fn what_is_left_of_a_reply_comes_to_be_cleaned() {
+    let pauses: fn(&mut Conn<'_>) = |conn| conn.pause_reading();
+    let throttles: fn(&mut Conn<'_>) = |conn| {
+        let client = conn.owner().unwrap();
+        conn.other(client).unwrap().write(&[b'x'; 1 << 20]);
+        conn.throttle_on(client);
+    };
+    for holds in [pauses, throttles] {
+        let mut sim = world(1);
+        sim.serve(UPSTREAM, quiet(), Lines::default());
+        let cleaner = Cleaner { holds: Some(holds), ..Cleaner::default() };
+        let server = sim.serve(SERVER, quiet(), cleaner);
+        let client = sim.connect(SERVER);
+        client.stop_reading();
+        client.send(b"?");
+        sim.advance(secs(3));
+        let stats = server.with(|cleaner, cx| cx.pool_stats(cleaner.pool.unwrap()));
+        assert_eq!((stats.idle, stats.unclean), (1, 0), "{stats:?}");
+    }
 }
