@@ -223,6 +223,13 @@ impl<H: Handler> Watched<H> {
         }
     }
 
+    /// A lease begins: what was to follow from the one before has ended with that.
+    fn begin_lease(&mut self, lease: Result<ConnId, AcquireError>) {
+        if let Some(life) = lease.ok().and_then(|lease| self.lives.get_mut(&lease)) {
+            life.congested = false;
+        }
+    }
+
     /// A wait is answered once.
     fn check_wait(&mut self, wait: WaitId) {
         if !self.answered.insert(wait) {
@@ -504,6 +511,7 @@ impl<H: Handler> Handler for Watched<H> {
         let id = conn.id();
         self.enter(What::Acquired, id, conn.now(), None);
         self.check_wait(wait);
+        self.begin_lease(lease);
         if let Ok(lease) = lease {
             let owner = conn.other(lease).and_then(|leased| leased.owner());
             self.check(if owner == Some(id) {
@@ -525,6 +533,7 @@ impl<H: Handler> Handler for Watched<H> {
     ) {
         let id = conn.id();
         self.enter(What::LeaseReplaced, id, conn.now(), None);
+        self.begin_lease(lease);
         let what = What::LeaseReplaced;
         self.run(what, id, |handler| handler.on_lease_replaced(conn, session, lost, lease));
         self.note_left(conn);
@@ -537,6 +546,7 @@ impl<H: Handler> Handler for Watched<H> {
         lease: Result<ConnId, AcquireError>,
     ) {
         self.check_wait(wait);
+        self.begin_lease(lease);
         self.net_under("on_loop_acquired", None, |handler| {
             handler.on_loop_acquired(cx, wait, lease);
         });

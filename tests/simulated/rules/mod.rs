@@ -52,8 +52,8 @@ use bytes::{Buf, BytesMut};
 use wheelhouse::config::{AtLimit, Rate, Refusal, Watermarks};
 use wheelhouse::sim::{Call, End, Faults, Link, Peer, Personality, Server, Sim, errno};
 use wheelhouse::{
-    Address, CloseReason, Closed, Config, Conn, ConnId, Context, Handler, ListenConfig, ListenerId,
-    Origin, Reactor, State, Target, Timeout,
+    Address, AlarmId, CloseReason, Closed, Config, Conn, ConnId, Context, Handler, ListenConfig,
+    ListenerId, Origin, Reactor, State, Target, Timeout,
 };
 
 use crate::scenarios::{Echo, SERVER, millis, reasons, secs, serve_echo, with_places};

@@ -72,6 +72,7 @@ with_each_personality! {
     a_reactor_that_ends_closes_its_pools,
     an_idle_connection_is_leased_at_once,
     what_is_left_of_a_reply_comes_to_be_cleaned,
+    a_lease_begins_without_the_callbacks_of_the_one_before,
 }
 
 /// On the host of the upstream, which without it would not refuse a dial, but not be there.
@@ -1438,4 +1439,64 @@ fn what_is_left_of_a_reply_comes_to_be_cleaned() {
         let stats = server.with(|cleaner, cx| cx.pool_stats(cleaner.pool.unwrap()));
         assert_eq!((stats.idle, stats.unclean), (1, 0), "{stats:?}");
     }
+}
+
+/// Gives each lease back when it has just written much over it, which the kernel takes at once.
+#[derive(Default)]
+struct Talker {
+    leases: Vec<ConnId>,
+}
+
+impl Handler for Talker {
+    type Session = ();
+
+    fn on_start(&mut self, cx: &mut Context<'_>) {
+        let pool = cx.add_pool(UPSTREAM, &small(1)).unwrap();
+        for _ in 0..2 {
+            cx.acquire(pool, AcquireOptions::default()).unwrap();
+        }
+    }
+
+    fn on_open(&mut self, _: &mut Conn<'_>) -> Option<()> {
+        Some(())
+    }
+
+    fn on_data(&mut self, _: &mut Conn<'_>, (): &mut (), _: &mut BytesMut) {}
+
+    fn on_timer(&mut self, conn: &mut Conn<'_>, (): &mut ()) {
+        conn.write(&[b'x'; 100]);
+        assert!(conn.is_congested());
+    }
+
+    fn on_alarm(&mut self, cx: &mut Context<'_>, _: AlarmId) {
+        let lease = *self.leases.last().unwrap();
+        cx.conn(lease).unwrap().end_request();
+        cx.release(lease);
+    }
+
+    fn on_loop_acquired(
+        &mut self,
+        cx: &mut Context<'_>,
+        _: WaitId,
+        lease: Result<ConnId, AcquireError>,
+    ) {
+        self.leases.push(lease.unwrap());
+        let at = cx.now() + millis(100);
+        let mut conn = cx.conn(lease.unwrap()).unwrap();
+        conn.begin_request();
+        conn.set_timer(at);
+        // Alarms come behind the timers of their tick.
+        cx.set_alarm(at);
+    }
+}
+
+/// The world does not ask for an `on_drained` that was the lease's before.
+fn a_lease_begins_without_the_callbacks_of_the_one_before() {
+    let mut sim = world(1);
+    sim.serve(UPSTREAM, quiet(), Lines::default());
+    let config = Config { watermarks: Watermarks::new(1, 10).unwrap(), ..quiet() };
+    let server = sim.serve(SERVER, config, Talker::default());
+    sim.advance(secs(1));
+    let leases = &server.handler().leases;
+    assert!(leases.len() == 2 && leases[0] == leases[1], "{leases:?}");
 }
