@@ -17,14 +17,19 @@ use crate::planted::{Bug, planted};
 use crate::state::{LoopState, log_state};
 
 impl<H: Handler, B: Backend> Reactor<H, B> {
-    /// Any open state → [`State::Closing`], for `reason`, which is final.
+    /// Any open state → [`State::Closing`], for `reason`, which is final; or for what was asked for
+    /// before, if only that cuts off what the peer has not received.
     pub(super) fn begin_closing(&mut self, handler: &mut H, id: ConnId, reason: CloseReason) {
         let record = self.shared.table.at(id.index());
         debug_assert!(record.reason.is_none(), "{id} ends once");
+        // What was asked for in this turn may have dropped output, and a FIN would say that this was all.
+        let reason = match record.take_requested() {
+            Some(asked) if cuts_off(asked) && !cuts_off(reason) => asked,
+            _ => reason,
+        };
         let mode = reason.mode();
         let before = record.state();
         record.reason = Some(reason);
-        record.take_requested();
         record.flags.remove(Flags::ACTION_DUE.and(Flags::HAS_TIMER).and(Flags::PAUSED));
         record.cold_flags.set(ColdFlags::FINAL_REPLY, mode == CloseMode::Flush);
         record.apply(Transition::Close);
@@ -321,6 +326,11 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             }
         }
     }
+}
+
+/// Whether the peer sees that it has not had all.
+const fn cuts_off(reason: CloseReason) -> bool {
+    matches!(reason.mode(), CloseMode::Reset | CloseMode::Break)
 }
 
 /// What there is to say of a connection that is gone.

@@ -10,6 +10,8 @@ with_each_personality! {
     an_idle_peer_sees_a_shutdown_although_the_descriptor_is_duplicated,
     a_peer_that_ends_first_costs_no_shutdown,
     an_event_of_a_connection_that_is_gone_is_counted,
+    an_abort_comes_before_a_deadline_of_the_same_turn,
+    dropped_output_comes_before_a_deadline_of_the_same_turn,
 }
 
 fn a_flood_after_our_fin_is_read_a_part_at_a_time() {
@@ -126,4 +128,55 @@ fn an_event_of_a_connection_that_is_gone_is_counted() {
     sim.advance(secs(1));
     peer.expect(b"x");
     assert!(server.stats().stale_events > 0);
+}
+
+/// Owes its first client all replies, until a second one says what is to become of it.
+#[derive(Default)]
+struct Judge {
+    first: Option<ConnId>,
+}
+
+impl Handler for Judge {
+    type Session = ();
+
+    fn on_open(&mut self, _: &mut Conn<'_>) -> Option<()> {
+        Some(())
+    }
+
+    fn on_data(&mut self, conn: &mut Conn<'_>, (): &mut (), input: &mut BytesMut) {
+        let Some(mut first) = self.first.and_then(|first| conn.other(first)) else {
+            input.clear();
+            conn.begin_request();
+            self.first = Some(conn.id());
+            return;
+        };
+        match input.split()[0] {
+            b'a' => first.abort(),
+            _ => (0..3).for_each(|_| first.write(&[b'x'; 100_000])),
+        }
+    }
+}
+
+/// How the first client ends whose reply is late in the turn in which the second one says `word`.
+fn end_of_late(word: &[u8]) -> (CloseReason, Option<End>) {
+    let mut config = Config::default();
+    config.timeouts.response = Some(secs(1));
+    config.limits.output_max = 100_000;
+    let mut sim = world(1);
+    let server = sim.serve(SERVER, config, Judge::default());
+    let first = sim.connect(SERVER);
+    first.send(b"owed");
+    sim.settle();
+    let second = sim.connect(SERVER);
+    second.send_after(secs(1), word);
+    sim.advance(secs(2));
+    (server.take_closed()[0].reason, first.closed())
+}
+
+fn an_abort_comes_before_a_deadline_of_the_same_turn() {
+    assert_eq!(end_of_late(b"a"), (CloseReason::HandlerAbort, Some(End::Reset)));
+}
+
+fn dropped_output_comes_before_a_deadline_of_the_same_turn() {
+    assert_eq!(end_of_late(b"w"), (CloseReason::OutputLimit, Some(End::Reset)));
 }
