@@ -250,11 +250,13 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     }
 
     /// Descriptors of ours were closed, and places of the table are free. Each turn that closes
-    /// connections comes here, so it costs a few instructions unless a listener waits.
+    /// connections comes here, so it costs a few instructions unless a listener or a newcomer waits.
     #[inline]
     pub(super) fn note_release(&mut self) {
         if self.accepting.gate.note_release() {
             self.note_places();
+        } else {
+            self.recheck_deferred();
         }
         self.resume_accepting();
     }

@@ -36,6 +36,7 @@ with_each_personality! {
     a_client_that_is_refused_gets_a_fin_though_it_spoke_first,
     a_client_of_a_full_server_reads_the_reply_though_it_speaks_later,
     a_descriptor_that_is_freed_ends_a_pause_of_accepting,
+    a_deferred_newcomer_has_the_first_place_that_is_free_in_a_shutdown,
 }
 
 fn a_shortage_of_epoll_evicts_an_eighth_once() {
@@ -758,4 +759,40 @@ fn a_descriptor_that_is_freed_ends_a_pause_of_accepting() {
     sim.settle();
     second.expect(b"y");
     assert_eq!(server.descriptors(), 2);
+}
+
+/// Dials when its client says so.
+struct Dialler;
+
+impl Handler for Dialler {
+    type Session = ();
+
+    fn on_open(&mut self, _: &mut Conn<'_>) -> Option<()> {
+        Some(())
+    }
+
+    fn on_data(&mut self, conn: &mut Conn<'_>, _: &mut (), input: &mut BytesMut) {
+        for _ in input.split() {
+            conn.connect("10.0.0.2:80").unwrap();
+        }
+    }
+}
+
+fn a_deferred_newcomer_has_the_first_place_that_is_free_in_a_shutdown() {
+    let mut sim = world(1);
+    sim.serve("10.0.0.2:80", Config::default(), Echo);
+    let mut config = Config::default();
+    config.limits.max_connections = Some(2);
+    config.limits.clients.connections = Some(1);
+    let server = sim.serve(SERVER, config, Dialler);
+    let first = sim.connect_from("10.9.0.1:0", SERVER);
+    sim.settle();
+    let _second = sim.connect_from("10.9.0.1:0", SERVER);
+    server.shutdown();
+    sim.step();
+    // The table is full, and in the same turn its client may have another connection.
+    first.send(b"d");
+    first.half_close();
+    sim.settle();
+    assert_eq!(server.stats().accepted, 2);
 }
