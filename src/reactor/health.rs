@@ -73,6 +73,10 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     #[cold]
     pub(super) fn note_check_connected(&mut self, handler: &mut H, id: ConnId) {
         let record = self.shared.table.at(id.index());
+        // `on_connected` may have panicked, or asked for its end.
+        if record.requested().is_some() {
+            return;
+        }
         let endpoint = record.cold().and_then(|cold| cold.endpoint);
         let Some(endpoint) = endpoint.and_then(|id| self.shared.endpoints.get(id)) else { return };
         if endpoint.how == HealthCheck::TestRequest {

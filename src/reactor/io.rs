@@ -286,7 +286,9 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             // A part of the length that it expects came with the FIN.
             self.wake_session(handler, id);
         }
-        if !self.shared.table.at(id.index()).flags.has(Flags::DIVERTED) {
+        // `on_active` may have panicked, and what was left has been dropped then.
+        let ends = Flags::DIVERTED.and(Flags::CLOSE_REQUESTED);
+        if !self.shared.table.at(id.index()).flags.has(ends) {
             self.call_with_input(id, "on_eof", |conn, session, input| {
                 handler.on_eof(conn, session, input);
             });

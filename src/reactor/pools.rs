@@ -165,6 +165,13 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
                 if !self.has_session(owner) && !self.open_dialled(handler, owner) {
                     return;
                 }
+                // No callback follows one that panicked: as above, its end is about to begin.
+                let record = self.shared.table.at(owner.index());
+                if record.flags.has(Flags::CLOSE_REQUESTED)
+                    && record.requested() == Some(CloseReason::HandlerPanic)
+                {
+                    return;
+                }
                 match waiter.replay {
                     Some(replay) => self.call(owner, "on_lease_replaced", |conn, session| {
                         handler.on_lease_replaced(conn, session, replay.lost, lease());

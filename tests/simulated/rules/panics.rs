@@ -3,6 +3,9 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use wheelhouse::health::{EndpointConfig, HealthCheck};
+use wheelhouse::pool::{AcquireError, AcquireOptions, PoolConfig, PoolId, WaitId};
+
 use super::*;
 
 with_each_personality! {
@@ -14,6 +17,9 @@ with_each_personality! {
     panics_in_one_batch_of_events_stop_the_reactor_at_the_limit,
     output_that_a_panic_takes_back_sheds_no_connection,
     a_congested_connection_is_not_read_after_a_panic_that_takes_a_relay_back,
+    no_on_eof_follows_an_on_active_that_panicked,
+    no_on_test_request_follows_an_on_connected_that_panicked,
+    no_answer_of_a_pool_follows_one_that_panicked,
 }
 
 /// Panics in the callbacks that are chosen.
@@ -349,4 +355,126 @@ fn a_congested_connection_is_not_read_after_a_panic_that_takes_a_relay_back() {
     }
     assert_eq!(server.stats().panics, 1);
     assert!(!server.with(|relays, _| relays.read_while_congested));
+}
+
+/// Panics when it is told of a beginning, and notes what comes behind that.
+#[derive(Default)]
+struct Startled {
+    checks: bool,
+    later: Vec<&'static str>,
+}
+
+impl Handler for Startled {
+    type Session = ();
+
+    fn on_start(&mut self, cx: &mut Context<'_>) {
+        if self.checks {
+            let check = HealthCheck::TestRequest;
+            let config = EndpointConfig { check, ..EndpointConfig::default() };
+            cx.add_endpoint("10.0.0.2:80", &config).unwrap();
+        }
+    }
+
+    fn on_open(&mut self, _: &mut Conn<'_>) -> Option<()> {
+        Some(())
+    }
+
+    fn on_connected(&mut self, _: &mut Conn<'_>, (): &mut ()) {
+        assert!(!self.checks, "on purpose");
+    }
+
+    fn on_data(&mut self, conn: &mut Conn<'_>, (): &mut (), input: &mut BytesMut) {
+        input.clear();
+        conn.expect_input(10);
+    }
+
+    fn on_active(&mut self, _: &mut Conn<'_>, (): &mut ()) {
+        panic!("on purpose");
+    }
+
+    fn on_eof(&mut self, _: &mut Conn<'_>, (): &mut (), _: &mut BytesMut) {
+        self.later.push("on_eof");
+    }
+
+    fn on_test_request(&mut self, _: &mut Conn<'_>, (): &mut ()) {
+        self.later.push("on_test_request");
+    }
+}
+
+fn no_on_eof_follows_an_on_active_that_panicked() {
+    let mut sim = world(1);
+    sim.allow_panics();
+    let server = sim.serve(SERVER, Config::default(), Startled::default());
+    let peer = sim.connect(SERVER);
+    peer.send(b"x");
+    sim.settle();
+    peer.send(b"a part");
+    peer.half_close();
+    sim.settle();
+    server.expect_closed(CloseReason::HandlerPanic);
+    assert_eq!(server.handler().later, [""; 0]);
+}
+
+fn no_on_test_request_follows_an_on_connected_that_panicked() {
+    let mut sim = world(1);
+    sim.allow_panics();
+    sim.serve("10.0.0.2:80", Config::default(), Echo);
+    let startled = Startled { checks: true, ..Startled::default() };
+    let server = sim.serve(SERVER, Config::default(), startled);
+    sim.advance(millis(100));
+    server.expect_closed(CloseReason::HandlerPanic);
+    assert_eq!(server.handler().later, [""; 0]);
+}
+
+/// Asks a pool for two connections for each client, and panics over each that it gets.
+#[derive(Default)]
+struct Greedy {
+    pool: Option<PoolId>,
+    answers: u32,
+}
+
+impl Handler for Greedy {
+    type Session = ();
+
+    fn on_start(&mut self, cx: &mut Context<'_>) {
+        let config = PoolConfig { idle_min: 2, ..PoolConfig::default() };
+        self.pool = Some(cx.add_pool("10.0.0.2:80", &config).unwrap());
+    }
+
+    fn on_open(&mut self, _: &mut Conn<'_>) -> Option<()> {
+        Some(())
+    }
+
+    fn on_data(&mut self, conn: &mut Conn<'_>, (): &mut (), input: &mut BytesMut) {
+        input.clear();
+        for _ in 0..2 {
+            conn.acquire(self.pool.unwrap(), AcquireOptions::default()).unwrap();
+        }
+    }
+
+    fn on_acquired(
+        &mut self,
+        _: &mut Conn<'_>,
+        (): &mut (),
+        _: WaitId,
+        _: Result<ConnId, AcquireError>,
+    ) {
+        self.answers += 1;
+        panic!("on purpose");
+    }
+}
+
+fn no_answer_of_a_pool_follows_one_that_panicked() {
+    let mut sim = world(1);
+    sim.allow_panics();
+    sim.serve("10.0.0.2:80", Config::default(), Echo);
+    let server = sim.serve(SERVER, Config::default(), Greedy::default());
+    sim.advance(secs(1));
+    let peer = sim.connect(SERVER);
+    peer.send(b"x");
+    sim.settle();
+    server.expect_closed(CloseReason::HandlerPanic);
+    assert_eq!(server.handler().answers, 1);
+    let stats = server.with(|greedy, cx| cx.pool_stats(greedy.pool.unwrap()));
+    assert_eq!((stats.leased, stats.waiting), (0, 0), "{stats:?}");
 }
