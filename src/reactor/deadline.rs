@@ -113,8 +113,9 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         if self.is_delivery_due(id) {
             self.lingers_on(id);
         }
-        // Each deadline is served at most once; what it moves into the past waits for a tick.
-        let mut served = Set::EMPTY;
+        // Each deadline is served at most once; what it moves into the past waits for a tick. Before each
+        // that waits for input the socket is read, once too: others may come before it by that.
+        let (mut served, mut read) = (Set::EMPTY, Set::EMPTY);
         loop {
             let first = self.first_due(id, served);
             // What we sent meanwhile put idle off, but is no answer to a ping.
@@ -133,13 +134,14 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
                 continue;
             }
             let Some((due, deadline)) = first else { return };
-            served = served.with(deadline, true);
-            if deadline.waits_for_input() {
+            if deadline.waits_for_input() && !read.contains(deadline) {
+                read = read.with(deadline, true);
                 self.final_read(handler, id);
-                if self.first_due(id, served.without(Set::of(deadline))) != first {
+                if self.first_due(id, served) != first {
                     continue;
                 }
             }
+            served = served.with(deadline, true);
             probe::deadline(id, deadline.label(), self.shared.now.nanos_since(due));
             self.handle_deadline(handler, id, deadline);
             self.settle(handler, id);

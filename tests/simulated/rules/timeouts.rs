@@ -12,6 +12,7 @@ with_each_personality! {
     an_entry_that_is_far_ahead_does_not_stay_with_its_place,
     a_clock_that_jumps_expires_what_is_due_once,
     a_clock_that_is_set_back_ends_nothing_early_and_nothing_never,
+    a_timer_that_another_sets_puts_no_deadline_off,
 }
 
 fn output_of_ours_is_no_answer_to_a_ping() {
@@ -196,4 +197,45 @@ fn a_clock_that_is_set_back_ends_nothing_early_and_nothing_never() {
     assert_eq!(peer.closed(), Some(End::Fin));
     assert_eq!(reasons(&server), [CloseReason::Timeout(Timeout::FirstByte)]);
     sim.assert_clean();
+}
+
+/// Sets a timer of the first connection in the past when another sends something.
+#[derive(Default)]
+struct Alarming {
+    first: Option<ConnId>,
+    rang: u32,
+}
+
+impl Handler for Alarming {
+    type Session = ();
+
+    fn on_open(&mut self, conn: &mut Conn<'_>) -> Option<()> {
+        self.first.get_or_insert_with(|| conn.id());
+        Some(())
+    }
+
+    fn on_data(&mut self, conn: &mut Conn<'_>, (): &mut (), input: &mut BytesMut) {
+        input.clear();
+        let past = conn.now() - secs(1);
+        if let Some(first) = self.first.filter(|first| *first != conn.id()) {
+            conn.other(first).unwrap().set_timer(past);
+        }
+    }
+
+    fn on_timer(&mut self, _: &mut Conn<'_>, (): &mut ()) {
+        self.rang += 1;
+    }
+}
+
+fn a_timer_that_another_sets_puts_no_deadline_off() {
+    let mut sim = world(1);
+    let server = sim.serve(SERVER, hasty(), Alarming::default());
+    let first = sim.connect(SERVER);
+    first.send(b"x");
+    sim.settle();
+    let other = sim.connect(SERVER);
+    other.send_after(secs(1), b"x");
+    sim.advance(secs(1));
+    assert_eq!(server.handler().rang, 1);
+    assert_eq!(reasons(&server), [CloseReason::Timeout(Timeout::Idle)]);
 }
