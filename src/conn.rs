@@ -716,7 +716,7 @@ impl Conn<'_> {
     ///
     /// # Panics
     ///
-    /// If `pool` is another reactor's.
+    /// If there is no such pool, as `pool` is another reactor's.
     pub fn acquire(
         &mut self,
         pool: PoolId,
@@ -925,7 +925,7 @@ impl Context<'_> {
     ///
     /// # Panics
     ///
-    /// If `pool` is another reactor's.
+    /// If there is no such pool, as `pool` is another reactor's.
     pub fn close_pool(&mut self, pool: PoolId) {
         self.shared.close_pool(pool);
     }
@@ -934,7 +934,7 @@ impl Context<'_> {
     ///
     /// # Panics
     ///
-    /// If `pool` is another reactor's.
+    /// If there is no such pool, as `pool` is another reactor's.
     pub fn pool_stats(&self, pool: PoolId) -> PoolStats {
         self.shared.pool_stats(pool)
     }
@@ -949,7 +949,7 @@ impl Context<'_> {
     ///
     /// # Panics
     ///
-    /// If `pool` is another reactor's.
+    /// If there is no such pool, as `pool` is another reactor's.
     pub fn acquire(
         &mut self,
         pool: PoolId,

@@ -8,6 +8,10 @@ use std::num::NonZeroU64;
 ///
 /// It packs a place in the table (24 bits) and the place's generation (40 bits): a place would have
 /// to be filled a million times a second for twelve days before a name came back.
+///
+/// It is a name in one reactor. Another one has connections of the same names: where there are
+/// several, what is to reach a connection from outside keeps the [`Handle`](crate::Handle) of its
+/// reactor beside it.
 #[derive(Clone, Copy, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct ConnId(NonZeroU64);
 

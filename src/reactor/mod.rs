@@ -387,7 +387,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     ///
     /// # Panics
     ///
-    /// If `id` is another reactor's.
+    /// If there is no such listener, as `id` is another reactor's.
     pub fn local_addr(&self, id: ListenerId) -> &Address {
         &self.shared.listening_on[id.0 as usize]
     }
