@@ -349,7 +349,8 @@ impl<H: Handler> Handle<H> {
     }
 
     /// Runs `closure` with the connection of `id` and its session; it is dropped unrun if that
-    /// connection is gone by then. Otherwise as [`post`](Handle::post).
+    /// connection is gone by then, or a callback of it has panicked. Otherwise as
+    /// [`post`](Handle::post).
     ///
     /// `id` is one of this reactor's: that of another may be the name of a connection here as well.
     ///

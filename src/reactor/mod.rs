@@ -48,6 +48,7 @@ use self::mailbox::{Mailbox, Task};
 pub use self::shutdown::Report;
 use crate::address::{Address, ToAddress};
 use crate::backend::{Backend, EVENTS_PER_WAIT, Events, Os, Readiness, Source};
+use crate::close::CloseReason;
 use crate::config::{Config, ListenConfig};
 use crate::conn::Context;
 use crate::core::budget::{Budget, ITEMS_PER_STEP, STEP_NANOS, Step};
@@ -626,7 +627,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
                 Task::ToLoop(closure) => {
                     self.call_loop("a posted closure", |cx| closure(handler, cx));
                 }
-                Task::ToConn(id, closure) if self.has_session(id) => {
+                Task::ToConn(id, closure) if self.has_session(id) && !self.has_panicked(id) => {
                     let name = "a posted closure";
                     self.call(id, name, |conn, session| closure(handler, conn, session));
                     self.shared.mark_dirty(id);
@@ -649,6 +650,13 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     pub(super) fn has_session(&self, id: ConnId) -> bool {
         self.shared.table.get(id).is_some()
             && self.slots.get(id.index()).is_some_and(|slot| slot.session.is_some())
+    }
+
+    /// Whether a callback of a connection has panicked: only those of its end follow.
+    pub(super) fn has_panicked(&self, id: ConnId) -> bool {
+        let panicked = Some(CloseReason::HandlerPanic);
+        let record = self.shared.table.get(id);
+        record.is_some_and(|it| it.requested() == panicked || it.reason == panicked)
     }
 
     /// Whether a connection is to be dialled, and its handler has not heard of it.

@@ -166,10 +166,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
                     return;
                 }
                 // No callback follows one that panicked: as above, its end is about to begin.
-                let record = self.shared.table.at(owner.index());
-                if record.flags.has(Flags::CLOSE_REQUESTED)
-                    && record.requested() == Some(CloseReason::HandlerPanic)
-                {
+                let flags = self.shared.table.at(owner.index()).flags;
+                if flags.has(Flags::CLOSE_REQUESTED) && self.has_panicked(owner) {
                     return;
                 }
                 match waiter.replay {

@@ -20,6 +20,7 @@ with_each_personality! {
     no_on_eof_follows_an_on_active_that_panicked,
     no_on_test_request_follows_an_on_connected_that_panicked,
     no_answer_of_a_pool_follows_one_that_panicked,
+    no_posted_closure_follows_one_that_panicked,
 }
 
 /// Panics in the callbacks that are chosen.
@@ -477,4 +478,19 @@ fn no_answer_of_a_pool_follows_one_that_panicked() {
     assert_eq!(server.handler().answers, 1);
     let stats = server.with(|greedy, cx| cx.pool_stats(greedy.pool.unwrap()));
     assert_eq!((stats.leased, stats.waiting), (0, 0), "{stats:?}");
+}
+
+fn no_posted_closure_follows_one_that_panicked() {
+    let mut sim = world(1);
+    sim.allow_panics();
+    let server = sim.serve(SERVER, Config::default(), Startled::default());
+    let _peer = sim.connect(SERVER);
+    sim.settle();
+    let id = server.with(|_, cx| cx.ids()[0]);
+    let handle = server.handle();
+    handle.post_to(id, |_, _, ()| panic!("on purpose")).unwrap();
+    handle.post_to(id, |startled, _, ()| startled.later.push("a closure")).unwrap();
+    sim.settle();
+    server.expect_closed(CloseReason::HandlerPanic);
+    assert_eq!(server.handler().later, [""; 0]);
 }
