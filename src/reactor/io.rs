@@ -332,8 +332,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             record.change_output(spares, |output, buffers| output.consume(taken, buffers));
             budget = budget.saturating_sub(taken.max(1));
         }
-        let empty = !record.has_output() && slots[index].input.capacity() == 0;
-        if record.buffered > 0 && empty && !planted(Bug::StaleAccount) {
+        // Input that was left counts when this is settled. If the next call takes all of it, nothing may be.
+        if record.buffered > 0 && !record.has_output() && !planted(Bug::StaleAccount) {
             self.shared.set_owned(id, 0);
         } else {
             // A shared piece may have left its last queue, and nothing is settled behind the last flush.

@@ -239,3 +239,43 @@ fn a_reactor_and_what_it_gives_out_move_between_threads() {
     sends::<Shared>();
     shares::<Shared>();
 }
+
+/// Answers the first part of what it gets with much, leaves a little of it, and takes all of the next.
+#[derive(Default)]
+struct Leaves {
+    calls: u32,
+}
+
+impl Handler for Leaves {
+    type Session = ();
+
+    fn on_open(&mut self, _: &mut Conn<'_>) -> Option<()> {
+        Some(())
+    }
+
+    fn on_data(&mut self, conn: &mut Conn<'_>, (): &mut (), input: &mut BytesMut) {
+        self.calls += 1;
+        if input.len() == 4_096 && self.calls == 2 {
+            conn.write_bytes(vec![b'x'; 10_000]);
+            input.truncate(10);
+        } else {
+            input.clear();
+        }
+    }
+}
+
+/// The world compares the sums after each turn.
+#[test]
+fn what_was_sent_while_input_was_left_is_accounted_for() {
+    let mut sim = Sim::new(1);
+    sim.set_buffers(1 << 20, 1 << 20);
+    let mut config = Config::default();
+    config.limits.input_max = 4_096;
+    let server = sim.serve("10.0.0.1:7", config, Leaves::default());
+    let peer = sim.connect(&server);
+    peer.send(b"?");
+    sim.advance(millis(100));
+    peer.send(&[b'?'; 5_000]);
+    sim.advance(millis(100));
+    assert_eq!((server.handler().calls, server.stats().buffered), (3, 0));
+}
