@@ -388,7 +388,49 @@ fn an_answer_that_stalls_right_behind_on_data_is_named() {
         assert_eq!(server.stats().stalls, 1);
     });
     assert_eq!(lines.len(), 1);
-    assert!(lines[0].contains("callback=\"on_data or on_acquired\""), "{}", lines[0]);
+    assert!(lines[0].contains("callback=\"on_acquired\""), "{}", lines[0]);
+}
+
+/// Asks a pool without a connection, and keeps the loop waiting in `on_data`.
+struct LateAsker {
+    stall: Box<dyn Fn(Duration)>,
+    pool: Option<PoolId>,
+}
+
+impl Handler for LateAsker {
+    type Session = ();
+
+    fn on_start(&mut self, cx: &mut Context<'_>) {
+        self.pool = Some(cx.add_pool(UPSTREAM, &PoolConfig::default()).unwrap());
+    }
+
+    fn on_open(&mut self, _: &mut Conn<'_>) -> Option<()> {
+        Some(())
+    }
+
+    fn on_data(&mut self, conn: &mut Conn<'_>, (): &mut (), input: &mut BytesMut) {
+        input.clear();
+        conn.begin_request();
+        conn.acquire(self.pool.unwrap(), AcquireOptions::default()).unwrap();
+        (self.stall)(millis(60));
+    }
+}
+
+#[test]
+fn an_on_data_that_stalls_and_gets_no_answer_is_named_alone() {
+    let lines = warnings(|| {
+        let mut sim = Sim::new(1);
+        let stall = Box::new(sim.stall());
+        let _upstream = sim.listen(UPSTREAM, 8);
+        let server = sim.serve(SERVER, Config::default(), LateAsker { stall, pool: None });
+        let peer = sim.connect(SERVER);
+        sim.advance(millis(500));
+        peer.send(b"line");
+        sim.advance(millis(500));
+        assert_eq!(server.stats().stalls, 1);
+    });
+    assert_eq!(lines.len(), 1);
+    assert!(lines[0].contains("callback=\"on_data\""), "{}", lines[0]);
 }
 
 /// Watches an endpoint, and has a pool of connections to it.

@@ -90,8 +90,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         }
     }
 
-    /// Runs `on_acquired` right behind `on_data`, on the same terms as `on_idle`: a panic is left to
-    /// [`Reactor::guard`], and the caller reads the clock once behind both.
+    /// Runs `on_acquired` right behind `on_data`. As with that, a panic is left to [`Reactor::guard`], and
+    /// the caller reads the clock.
     #[inline(always)]
     pub(super) fn call_acquired(
         &mut self,

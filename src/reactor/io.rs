@@ -216,14 +216,11 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
                 if rested {
                     return Read::Rested;
                 }
-                let mut name = "on_data";
+                note_data(backend, shared, id, "on_data");
                 if shared.pools.has_asked() {
-                    name = "on_data or on_acquired";
                     self.answer_at_once(handler, id);
                 }
-                let Self { backend, shared, .. } = self;
-                note_data(backend, shared, id, name);
-                if shared.spilled {
+                if self.shared.spilled {
                     self.flush(id);
                 }
                 let record = self.shared.table.at(id.index());
@@ -556,9 +553,14 @@ fn take_awaited(
     due
 }
 
-/// Reads the clock after an `on_data` that no `on_idle` follows.
+/// Reads the clock after an `on_data` that no `on_idle` follows, or after an `on_acquired` behind it.
 #[inline(never)]
-fn note_data<B: Backend>(backend: &mut B, shared: &mut LoopState, id: ConnId, name: &'static str) {
+pub(super) fn note_data<B: Backend>(
+    backend: &mut B,
+    shared: &mut LoopState,
+    id: ConnId,
+    name: &'static str,
+) {
     let before = shared.now;
     refresh_now_if_stale(backend, shared, name, Some(id));
     if shared.now != before {

@@ -2,7 +2,7 @@
 //! answers what has asked.
 
 use super::Reactor;
-use super::io::Failure;
+use super::io::{Failure, note_data};
 use super::read_buffer::rewind;
 use crate::backend::Backend;
 use crate::close::CloseReason;
@@ -18,7 +18,7 @@ use crate::id::{ConnId, PoolId};
 use crate::log::{info, warn};
 use crate::planted::{Bug, planted};
 use crate::probe;
-use crate::state::{LoopState, READ_BUDGET, Stage};
+use crate::state::{Asked, LoopState, READ_BUDGET, Stage};
 
 impl<H: Handler, B: Backend> Reactor<H, B> {
     /// Serves the pools that have something to do.
@@ -198,25 +198,28 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             self.flush(owner);
         }
         let Some(asked) = self.shared.take_asked() else { return };
-        let Some(lease) = self.lease_at_once(owner, asked.id.pool()) else {
-            return self.shared.put_off(asked);
-        };
+        let Some(lease) = self.lease_at_once(&asked) else { return self.shared.put_off(asked) };
         self.call_acquired(handler, owner, asked.id, lease);
+        note_data(&mut self.backend, &mut self.shared, owner, "on_acquired");
     }
 
     /// Leases an idle connection of `pool` to what has just asked, if its socket is sound and nothing has
-    /// asked before. One that is not sound is closed when the callback is settled.
+    /// asked before. One that is not sound is closed in this turn.
     #[inline(always)]
-    fn lease_at_once(&mut self, owner: ConnId, pool: PoolId) -> Option<ConnId> {
+    fn lease_at_once(&mut self, asked: &Asked) -> Option<ConnId> {
+        let (owner, pool) = (asked.owner, asked.id.pool());
         let record = self.shared.table.at(owner.index());
         if !record.state().is_open()
             || !record.flags.has(Flags::OWED)
-            || record.requested().is_some()
+            || record.flags.has(Flags::ACTION_DUE.and(Flags::MAY_READ))
         {
-            // It may be about to end.
+            // It may be about to end: what is left in its socket may be its peer's end.
             return None;
         }
         let now = self.shared.now;
+        if self.shared.pools.is_needed_elsewhere(pool, now) {
+            return None;
+        }
         let (place, id) = self.shared.pools.get(pool).policy.spare(now)?;
         if self.shared.table.at(id.index()).requested().is_some() {
             return None;
@@ -226,7 +229,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             self.shared.mark_dirty(id);
             return None;
         }
-        self.shared.lease_at_once(owner, pool, place, id);
+        self.shared.lease_at_once(asked, place, id);
         Some(id)
     }
 
@@ -352,8 +355,10 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// Something happened to a connection that is idle in its pool.
     #[cold]
     pub(super) fn check_pooled(&mut self, handler: &mut H, id: ConnId) {
+        // A check may have found before that it has ended, and have taken the reason from the socket.
+        let requested = self.shared.table.at(id.index()).requested();
         if !planted(Bug::StrayInputKept)
-            && let Some(reason) = self.check_socket(id)
+            && let Some(reason) = requested.or_else(|| self.check_socket(id))
         {
             self.begin_closing(handler, id, reason);
         }

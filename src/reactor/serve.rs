@@ -72,6 +72,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
                 return self.serve_relayed(handler, id);
             }
             self.check_pooled(handler, id);
+            // While it is idle in its pool nothing is for its handler, whatever a late callback asked for.
+            self.shared.table.at(id.index()).flags.remove(Flags::CALLBACK_DUE);
         }
         self.settle_reached(handler, id);
         let record = self.shared.table.at(id.index());

@@ -27,7 +27,7 @@ use self::health::Endpoints;
 pub(crate) use self::health::Standing;
 use self::journal::{Entry, JOURNAL_KEPT};
 use self::pools::Pools;
-pub(crate) use self::pools::Stage;
+pub(crate) use self::pools::{Asked, Stage};
 pub(crate) use self::transitions::log_state;
 use self::writing::SCRATCH_MAX;
 use crate::address::{Address, Target};

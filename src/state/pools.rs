@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -116,7 +117,7 @@ pub(crate) struct Pools {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Asked {
     pub(crate) id: WaitId,
-    owner: ConnId,
+    pub(crate) owner: ConnId,
     options: AcquireOptions,
     /// Its owner's socket had something to read.
     was_ready: bool,
@@ -385,8 +386,10 @@ impl LoopState {
         } else {
             let may_spare = state.policy.may_spare();
             let id = self.pools.next_wait(pool);
+            // Behind anything else that the callback has asked for it waits.
+            let is_first = may_spare && self.lent_at != 0 && self.journal.is_empty();
             match owner {
-                Some(owner) if may_spare && self.lent_at != 0 && self.in_hand == Some(owner) => {
+                Some(owner) if is_first && self.in_hand == Some(owner) => {
                     self.ask(id, owner, options);
                 }
                 _ => self.let_wait(id, owner, options),
@@ -434,27 +437,30 @@ impl LoopState {
 
     #[inline(never)]
     fn let_wait(&mut self, id: WaitId, owner: Option<ConnId>, options: AcquireOptions) {
-        let state = self.pools.get(id.pool);
-        let until = self.now.after(options.timeout.map_or(state.acquire, nanos));
-        if let Some(endpoint) = state.endpoint {
-            self.want_endpoint(endpoint, until);
-        }
+        let until = self.want_server(id.pool, options.timeout);
         self.pools.get(id.pool).policy.wait(Waiter { id, owner, until, replay: None });
         self.hold(owner);
         self.pools.wake(id.pool);
         self.journal.push(Entry::Waits(id));
     }
 
+    /// Something asks a pool, or its lost request does: while it may wait, the checks of the pool's
+    /// endpoint are fast. Returns until when it may.
+    #[inline(always)]
+    fn want_server(&mut self, pool: PoolId, timeout: Option<Duration>) -> Instant {
+        let state = self.pools.get(pool);
+        let until = self.now.after(timeout.map_or(state.acquire, nanos));
+        if let Some(endpoint) = state.endpoint {
+            self.want_endpoint(endpoint, until);
+        }
+        until
+    }
+
     /// Leases a spare connection, whose socket has been checked, to what has asked.
     #[inline(always)]
-    pub(crate) fn lease_at_once(
-        &mut self,
-        owner: ConnId,
-        pool: PoolId,
-        place: Place,
-        lease: ConnId,
-    ) {
-        let now = self.now;
+    pub(crate) fn lease_at_once(&mut self, asked: &Asked, place: Place, lease: ConnId) {
+        let (owner, pool, now) = (asked.owner, asked.id.pool, self.now);
+        self.want_server(pool, asked.options.timeout);
         if self.pools.get(pool).policy.lease_at_once(owner, place, now) {
             self.pools.wake(pool);
         }
@@ -623,8 +629,7 @@ impl LoopState {
             return;
         }
         self.end_lease(id);
-        let state = self.pools.get(pool);
-        let until = self.now.after(state.acquire);
+        let until = self.want_server(pool, None);
         let wait = self.pools.next_wait(pool);
         let replay = Some(Box::new(Replay { lost: id, request: replay.request }));
         let waiter = Waiter { id: wait, owner, until, replay };

@@ -1,8 +1,16 @@
 //! What a connection asks a pool for in its own `on_data`: it gets an idle one as soon as that returns.
 
-use wheelhouse::pool::{AcquireError, AcquireFailure, AcquireOptions, PoolConfig, PoolId, WaitId};
+use std::collections::BTreeMap;
+
+use wheelhouse::Instant;
+use wheelhouse::health::{EndpointConfig, EndpointState};
+use wheelhouse::pool::{
+    AcquireError, AcquireFailure, AcquireOptions, PoolConfig, PoolId, PoolOrder, PoolStats, WaitId,
+};
+use wheelhouse::sim::PeerListener;
 
 use super::*;
+use crate::pooled::Proxy;
 
 with_each_personality! {
     an_idle_connection_is_leased_right_behind_on_data,
@@ -18,9 +26,18 @@ with_each_personality! {
     a_pool_that_is_closed_behind_the_asking_answers_with_an_error,
     an_idle_connection_that_is_found_dead_is_replaced,
     what_is_asked_for_in_an_answer_comes_with_the_next_turn,
+    what_asks_two_pools_is_answered_in_the_order_of_asking,
+    what_asks_first_in_a_group_is_answered_first,
+    a_connection_whose_write_failed_gets_no_lease,
+    a_connection_whose_peer_is_gone_gets_no_lease,
+    an_answer_behind_a_long_on_data_knows_the_time,
+    what_an_answer_asks_for_behind_a_long_on_data_waits_its_time,
+    a_lost_request_makes_the_checks_of_its_endpoint_fast,
+    a_connection_that_is_idle_in_its_pool_and_yields_costs_no_turns,
 }
 
 const UPSTREAM: &str = "10.0.0.2:9";
+const SECOND: &str = "10.0.0.3:9";
 
 /// Does what each word of its input says, and keeps a list of what happens.
 struct Told {
@@ -110,7 +127,7 @@ impl Handler for Told {
 
 struct Setup {
     sim: Sim,
-    upstream: wheelhouse::sim::PeerListener,
+    upstream: PeerListener,
     server: Server<Told>,
     client: Peer,
 }
@@ -139,7 +156,7 @@ impl Setup {
         setup
     }
 
-    fn stats(&self) -> wheelhouse::pool::PoolStats {
+    fn stats(&self) -> PoolStats {
         self.server.with(|told, cx| cx.pool_stats(told.pool.unwrap()))
     }
 
@@ -169,10 +186,13 @@ fn an_idle_connection_is_leased_right_behind_on_data() {
     other.send(b"begin ask other");
     let happens = setup.happens("begin ask one");
     assert_eq!(happens.len(), 4, "{happens:?}");
-    // Whichever comes first has its lease before the other is read.
+    // Whichever comes first has its lease before the other is read, unless the backend does not say that
+    // nothing is left in its socket: that could be its peer's end.
+    let is_weak = PERSONALITY.get() == Some(Personality::Weakest);
+    let second = if is_weak { 1 } else { 2 };
     assert!(happens[0].starts_with("begin ask"), "{happens:?}");
-    assert_eq!(happens[1], "lease 0");
-    assert!(happens[2].starts_with("begin ask"), "{happens:?}");
+    assert!(happens[second].starts_with("begin ask"), "{happens:?}");
+    assert_eq!(happens[3 - second], "lease 0");
     assert_eq!(happens[3], "lease 1");
     let stats = setup.stats();
     assert_eq!((stats.asked, stats.leases, stats.leased), (2, 2, 0));
@@ -295,4 +315,310 @@ fn what_is_asked_for_in_an_answer_comes_with_the_next_turn() {
     let happens = setup.happens("begin ask");
     assert_eq!(happens, ["begin ask", "lease 0", "lease 1"]);
     setup.expect_sound();
+}
+
+/// Asks the pools that it is told to, of two that may be a group.
+struct Two {
+    group: Option<usize>,
+    pools: Vec<PoolId>,
+    waits: BTreeMap<WaitId, usize>,
+    happened: Vec<String>,
+    keep: bool,
+}
+
+impl Handler for Two {
+    type Session = ();
+
+    fn on_start(&mut self, cx: &mut Context<'_>) {
+        let group = self.group.map(|max| cx.add_pool_group(max));
+        let config = PoolConfig { size: 2, group, ..PoolConfig::default() };
+        self.pools =
+            [UPSTREAM, SECOND].map(|target| cx.add_pool(target, &config).unwrap()).to_vec();
+    }
+
+    fn on_open(&mut self, _: &mut Conn<'_>) -> Option<()> {
+        Some(())
+    }
+
+    fn on_data(&mut self, conn: &mut Conn<'_>, (): &mut (), input: &mut BytesMut) {
+        let told = String::from_utf8(input.split().to_vec()).unwrap();
+        for word in told.split(' ') {
+            match word {
+                "begin" => conn.begin_request(),
+                "end" => conn.end_request(),
+                "write" => conn.write(b"100"),
+                "0" | "1" => {
+                    let pool: usize = word.parse().unwrap();
+                    let wait = conn.acquire(self.pools[pool], AcquireOptions::default()).unwrap();
+                    self.waits.insert(wait, pool);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn on_acquired(
+        &mut self,
+        conn: &mut Conn<'_>,
+        (): &mut (),
+        wait: WaitId,
+        lease: Result<ConnId, AcquireError>,
+    ) {
+        let pool = self.waits[&wait];
+        match lease {
+            Ok(lease) => {
+                self.happened.push(format!("lease of {pool}"));
+                if !self.keep {
+                    conn.release(lease);
+                }
+            }
+            Err(error) => self.happened.push(format!("none of {pool}: {:?}", error.failure)),
+        }
+    }
+}
+
+fn two(group: Option<usize>) -> (Sim, Server<Two>, Vec<PeerListener>) {
+    let mut sim = world(1);
+    let listeners = [UPSTREAM, SECOND].map(|it| sim.listen(it, 8)).into();
+    let two = Two { group, pools: vec![], waits: BTreeMap::new(), happened: vec![], keep: false };
+    let server = sim.serve(SERVER, Config::default(), two);
+    (sim, server, listeners)
+}
+
+fn warm(sim: &mut Sim, pools: &str) {
+    let peer = sim.connect(SERVER);
+    peer.send(format!("begin {pools} end").as_bytes());
+    sim.advance(secs(1));
+    peer.close();
+    sim.advance(secs(1));
+}
+
+fn what_asks_first_in_a_group_is_answered_first() {
+    let (mut sim, server, _listeners) = two(Some(1));
+    warm(&mut sim, "1");
+    assert_eq!(server.with(|it, cx| cx.pool_stats(it.pools[1]).idle), 1);
+    server.with(|it, _| it.happened.clear());
+    let peer = sim.connect(SERVER);
+    peer.send(b"begin 0 1");
+    sim.advance(secs(1));
+    assert_eq!(server.with(|it, _| it.happened.clone()), ["lease of 0", "lease of 1"]);
+}
+
+fn what_asks_two_pools_is_answered_in_the_order_of_asking() {
+    let (mut sim, server, _listeners) = two(None);
+    warm(&mut sim, "0 1");
+    server.with(|it, _| it.happened.clear());
+    let peer = sim.connect(SERVER);
+    peer.send(b"begin 0 1");
+    sim.advance(secs(1));
+    assert_eq!(server.with(|it, _| it.happened.clone()), ["lease of 0", "lease of 1"]);
+}
+
+fn a_connection_whose_write_failed_gets_no_lease() {
+    let (mut sim, server, _listeners) = two(None);
+    warm(&mut sim, "0");
+    server.with(|it, _| (it.happened.clear(), it.keep = true));
+    let peer = sim.connect(SERVER);
+    sim.settle();
+    server.fail(Call::Write, 0, errno::EPIPE);
+    peer.send(b"begin write 0");
+    sim.advance(secs(1));
+    let stats = server.with(|it, cx| cx.pool_stats(it.pools[0]));
+    let happened = server.with(|it, _| it.happened.clone());
+    assert_eq!((stats.leases, stats.owner_gone, stats.idle), (1, 0, 1), "{happened:?}");
+}
+
+fn a_connection_whose_peer_is_gone_gets_no_lease() {
+    let (mut sim, server, _listeners) = two(None);
+    warm(&mut sim, "0");
+    server.with(|it, _| (it.happened.clear(), it.keep = true));
+    let peer = sim.connect(SERVER);
+    sim.settle();
+    peer.send(b"begin 0");
+    peer.reset();
+    sim.advance(secs(1));
+    let stats = server.with(|it, cx| cx.pool_stats(it.pools[0]));
+    let happened = server.with(|it, _| it.happened.clone());
+    assert_eq!((stats.leases, stats.owner_gone, stats.idle), (1, 0, 1), "{happened:?}");
+}
+
+/// Asks in an `on_data` that takes long.
+struct Late {
+    stall: Box<dyn Fn(Duration)>,
+    pool: Option<PoolId>,
+    came: Vec<(Instant, bool)>,
+    asks_again: bool,
+}
+
+impl Handler for Late {
+    type Session = ();
+
+    fn on_start(&mut self, cx: &mut Context<'_>) {
+        let config = PoolConfig { size: 1, idle_min: 1, ..PoolConfig::default() };
+        self.pool = Some(cx.add_pool(UPSTREAM, &config).unwrap());
+    }
+
+    fn on_open(&mut self, _: &mut Conn<'_>) -> Option<()> {
+        Some(())
+    }
+
+    fn on_data(&mut self, conn: &mut Conn<'_>, (): &mut (), input: &mut BytesMut) {
+        input.clear();
+        conn.begin_request();
+        conn.acquire(self.pool.unwrap(), AcquireOptions::default()).unwrap();
+        (self.stall)(millis(60));
+    }
+
+    fn on_acquired(
+        &mut self,
+        conn: &mut Conn<'_>,
+        (): &mut (),
+        _: WaitId,
+        lease: Result<ConnId, AcquireError>,
+    ) {
+        self.came.push((conn.now(), lease.is_ok()));
+        if std::mem::take(&mut self.asks_again) {
+            let timeout = Some(millis(50));
+            let options = AcquireOptions { timeout, ..AcquireOptions::default() };
+            conn.acquire(self.pool.unwrap(), options).unwrap();
+            conn.set_timer(conn.now() + millis(20));
+        }
+    }
+
+    fn on_timer(&mut self, conn: &mut Conn<'_>, (): &mut ()) {
+        self.came.push((conn.now(), true));
+    }
+}
+
+fn late(asks_again: bool) -> (Instant, Vec<(Instant, bool)>) {
+    let mut sim = world(1);
+    let stall = Box::new(sim.stall());
+    let _listener = sim.listen(UPSTREAM, 8);
+    let late = Late { stall, pool: None, came: vec![], asks_again };
+    let server = sim.serve(SERVER, Config::default(), late);
+    let peer = sim.connect(SERVER);
+    sim.advance(secs(1));
+    let asked = server.with(|_, cx| cx.now());
+    peer.send(b"x");
+    sim.advance(secs(1));
+    (asked, server.with(|it, _| it.came.clone()))
+}
+
+fn an_answer_behind_a_long_on_data_knows_the_time() {
+    let (asked, came) = late(false);
+    assert!(came[0].0.duration_since(asked) >= millis(55), "{asked:?} {came:?}");
+}
+
+fn what_an_answer_asks_for_behind_a_long_on_data_waits_its_time() {
+    let (_, came) = late(true);
+    // The timer, and then the wait: 20 and 50 ms behind the first answer, which came behind 60 ms.
+    let after: Vec<_> = came.iter().map(|it| it.0.duration_since(came[0].0)).collect();
+    assert!(after[1] >= millis(19) && after[1] < millis(30), "{after:?}");
+    assert!(after[2] >= millis(49) && after[2] < millis(60), "{after:?}");
+}
+
+fn a_lost_request_makes_the_checks_of_its_endpoint_fast() {
+    let mut sim = world(1);
+    let listener = sim.listen(UPSTREAM, 64);
+    let mut proxy =
+        Proxy::new(PoolConfig { idle_min: 1, acquire: secs(100), ..PoolConfig::default() });
+    proxy.replays = true;
+    proxy.checks = Some(EndpointConfig {
+        interval: secs(1),
+        down_interval: secs(40),
+        ..EndpointConfig::default()
+    });
+    let mut config = Config::default();
+    config.timeouts.read = Some(secs(1000));
+    config.timeouts.response = Some(secs(1000));
+    let proxy = sim.serve(SERVER, config, proxy);
+    sim.advance(secs(1));
+    let client = sim.connect(SERVER);
+    sim.settle();
+    client.send(b"line\n");
+    sim.advance(millis(100));
+    let mut upstream = None;
+    while let Some(peer) = listener.accept() {
+        if peer.take() == b"line\n" {
+            upstream = Some(peer);
+        }
+    }
+    let upstream = upstream.unwrap();
+    drop(listener);
+    let state = |proxy: &Server<Proxy>| {
+        proxy.with(|it, cx| cx.endpoint(it.endpoint.unwrap()).unwrap().state)
+    };
+    for _ in 0..10_000 {
+        if state(&proxy) == EndpointState::Down {
+            break;
+        }
+        sim.advance(millis(1));
+    }
+    assert_eq!(state(&proxy), EndpointState::Down);
+    sim.advance(secs(2));
+    upstream.reset();
+    sim.advance(millis(10));
+    let stats = proxy.with(|it, cx| cx.pool_stats(it.pool.unwrap()));
+    assert_eq!((stats.waiting, stats.replayed), (1, 1));
+    let _listener = sim.listen(UPSTREAM, 64);
+    let began = sim.now();
+    while state(&proxy) != EndpointState::Up {
+        sim.advance(millis(1));
+        assert!(sim.now() - began < secs(90));
+    }
+    assert!(sim.now() - began < secs(3), "it took {:?}", sim.now() - began);
+}
+
+/// Lets a connection that has just been given back ask for another one, and yield in the answer.
+#[derive(Default)]
+struct Yields {
+    pool: Option<PoolId>,
+    answers: u32,
+}
+
+impl Handler for Yields {
+    type Session = ();
+
+    fn on_start(&mut self, cx: &mut Context<'_>) {
+        let config = PoolConfig { idle_min: 2, order: PoolOrder::Fifo, ..PoolConfig::default() };
+        self.pool = Some(cx.add_pool(UPSTREAM, &config).unwrap());
+    }
+
+    fn on_open(&mut self, _: &mut Conn<'_>) -> Option<()> {
+        Some(())
+    }
+
+    fn on_data(&mut self, conn: &mut Conn<'_>, (): &mut (), input: &mut BytesMut) {
+        input.clear();
+        conn.begin_request();
+        conn.acquire(self.pool.unwrap(), AcquireOptions::default()).unwrap();
+    }
+
+    fn on_acquired(
+        &mut self,
+        conn: &mut Conn<'_>,
+        (): &mut (),
+        _: WaitId,
+        lease: Result<ConnId, AcquireError>,
+    ) {
+        self.answers += 1;
+        let lease = lease.unwrap();
+        if conn.id() != lease && matches!(conn.origin(), Origin::Accepted(_)) {
+            let mut upstream = conn.other(lease).unwrap();
+            upstream.acquire(self.pool.unwrap(), AcquireOptions::default()).unwrap();
+        }
+        conn.release(lease);
+        conn.yield_now();
+    }
+}
+
+fn a_connection_that_is_idle_in_its_pool_and_yields_costs_no_turns() {
+    let mut sim = world(1);
+    let _upstream = sim.listen(UPSTREAM, 8);
+    let server = sim.serve(SERVER, Config::default(), Yields::default());
+    let peer = sim.connect(SERVER);
+    sim.advance(secs(1));
+    peer.send(b"x");
+    sim.advance(secs(1));
+    assert_eq!(server.handler().answers, 2);
 }
