@@ -702,9 +702,9 @@ impl Conn<'_> {
     /// Asks `pool` for a connection, which then is leased to this one.
     ///
     /// The answer is one call of [`Handler::on_acquired`](crate::Handler::on_acquired) for this
-    /// connection. It comes right behind the [`on_data`](crate::Handler::on_data) that asked for an
-    /// [active request](Conn::begin_request), if nothing waits and a connection of the pool is idle;
-    /// else later in this turn or in another one. What asked first is answered first. If this
+    /// connection. It mostly comes right behind the [`on_data`](crate::Handler::on_data) that asked for an
+    /// [active request](Conn::begin_request), where nothing waits and a connection of the pool is idle;
+    /// otherwise later in this turn or in another one. What asked first is answered first. If this
     /// connection ends, the wait is cancelled and no answer comes; what it has leased is closed with
     /// [`OwnerGone`](CloseReason::OwnerGone). It costs 40 bytes while it waits, and 4 bytes for each
     /// place in the table from the first time on.
