@@ -12,7 +12,7 @@ use tracing::Level;
 
 use super::dispatch::{BeforeData, call_data};
 use super::read_buffer::{rewind, rewind_with};
-use super::{READ_BUDGET, Reactor, refresh_now_if_stale};
+use super::{READ_BUDGET, Reactor};
 use crate::backend::Backend;
 use crate::close::{CloseReason, OsError};
 use crate::core::flags::{ColdFlags, Flags};
@@ -216,13 +216,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
                 if rested {
                     return Read::Rested;
                 }
-                note_data(backend, shared, id, "on_data");
-                if shared.pools.has_asked() {
-                    self.answer_at_once(handler, id);
-                }
-                if self.shared.spilled {
-                    self.flush(id);
-                }
+                self.end_data(handler, id);
                 let record = self.shared.table.at(id.index());
                 let done = drained
                     || *budget == 0
@@ -270,9 +264,33 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         if rested {
             return self.call_idle(handler, id, "on_data or on_idle");
         }
-        note_data(backend, shared, id, "on_data");
+        self.end_data(handler, id);
+    }
+
+    /// What comes behind an `on_data` that no `on_idle` follows: a reading of the clock, the answer to what
+    /// it asked a pool for, and its output that is queued.
+    #[inline(never)]
+    fn end_data(&mut self, handler: &mut H, id: ConnId) {
+        self.note_callback(id, "on_data");
+        if self.shared.pools.has_asked() {
+            self.answer_at_once(handler, id);
+        }
         if self.shared.spilled {
             self.flush(id);
+        }
+    }
+
+    /// Reads the clock after a callback that is called on short terms.
+    #[inline(always)]
+    pub(super) fn note_callback(&mut self, id: ConnId, name: &'static str) {
+        let before = self.shared.now;
+        self.refresh_now_if_stale(name, Some(id));
+        if self.shared.now != before {
+            let clocks = &mut self.shared.table.at(id.index()).clocks;
+            // What the callback wrote left later than it was taken to, if it wrote anything.
+            if clocks.written_at() == before {
+                clocks.touch_write(self.shared.now);
+            }
         }
     }
 
@@ -551,25 +569,6 @@ fn take_awaited(
         count_part(record, false, now);
     }
     due
-}
-
-/// Reads the clock after an `on_data` that no `on_idle` follows, or after an `on_acquired` behind it.
-#[inline(never)]
-pub(super) fn note_data<B: Backend>(
-    backend: &mut B,
-    shared: &mut LoopState,
-    id: ConnId,
-    name: &'static str,
-) {
-    let before = shared.now;
-    refresh_now_if_stale(backend, shared, name, Some(id));
-    if shared.now != before {
-        let clocks = &mut shared.table.at(id.index()).clocks;
-        // What the callback wrote left later than it was taken to, if it wrote anything.
-        if clocks.written_at() == before {
-            clocks.touch_write(shared.now);
-        }
-    }
 }
 
 /// Prepares a record for `on_data`.

@@ -2,7 +2,7 @@
 //! answers what has asked.
 
 use super::Reactor;
-use super::io::{Failure, note_data};
+use super::io::Failure;
 use super::read_buffer::rewind;
 use crate::backend::Backend;
 use crate::close::CloseReason;
@@ -200,7 +200,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let Some(asked) = self.shared.take_asked() else { return };
         let Some(lease) = self.lease_at_once(&asked) else { return self.shared.put_off(asked) };
         self.call_acquired(handler, owner, asked.id, lease);
-        note_data(&mut self.backend, &mut self.shared, owner, "on_acquired");
+        self.note_callback(owner, "on_acquired");
     }
 
     /// Leases an idle connection of `pool` to what has just asked, if its socket is sound and nothing has
