@@ -105,6 +105,8 @@ pub(crate) struct Pass {
     waits_min: i32,
     /// All are decided on, whether their time is over or not.
     decides_all: bool,
+    /// The turns of a shutdown follow each other while there are newcomers.
+    draining: bool,
     /// The newcomers that are visited: those whose time is over, then the others.
     over_time: bool,
     /// The next place of the queue.
@@ -217,6 +219,7 @@ impl<T> DeferredQueue<T> {
             now: inputs.now,
             waits_min: if inputs.behind { WAITS_MAX } else { 1 },
             decides_all: hurries && !surplus_goes,
+            draining: inputs.draining,
             over_time: true,
             at: 0,
             lacks_place: false,
@@ -267,9 +270,10 @@ impl<T> DeferredQueue<T> {
         self.queue.remove(pass.at).map(|deferred| deferred.newcomer)
     }
 
-    /// Ends a pass. Those that could not be decided on are checked again in a tick.
+    /// Ends a pass. Those that could not be decided on are checked again in a tick; in a shutdown in the
+    /// next turn, as that waits for them and does not sleep.
     pub(crate) fn end_pass(&mut self, pass: &Pass) -> NextCheck {
-        self.recheck |= pass.recheck;
+        self.recheck |= pass.recheck || (pass.undecided && pass.draining);
         let next = self.queue.iter().map(|it| it.until).find(|until| *until > pass.now);
         if pass.undecided {
             let again = pass.now + TICK;
@@ -421,6 +425,15 @@ mod tests {
         let (admitted, refused, next) = pass(&mut queue, inputs(100), Standing::Unknown);
         assert_eq!((admitted, refused), (vec![], vec![]));
         assert_eq!(next, NextCheck::At(at(100) + TICK));
+    }
+
+    #[test]
+    fn an_unknown_standing_is_determined_in_the_next_turn_of_a_shutdown() {
+        let mut queue = queue(&[1]);
+        let draining = PassInputs { urgent: true, draining: true, ..inputs(10) };
+        pass(&mut queue, draining, Standing::Unknown);
+        assert!(queue.is_check_due());
+        assert_eq!(pass(&mut queue, draining, Standing::Over).1, [0]);
     }
 
     #[test]

@@ -37,6 +37,7 @@ with_each_personality! {
     a_client_of_a_full_server_reads_the_reply_though_it_speaks_later,
     a_descriptor_that_is_freed_ends_a_pause_of_accepting,
     a_deferred_newcomer_has_the_first_place_that_is_free_in_a_shutdown,
+    a_shutdown_does_not_spin_for_newcomers_of_clients_that_read_slowly,
 }
 
 fn a_shortage_of_epoll_evicts_an_eighth_once() {
@@ -795,4 +796,33 @@ fn a_deferred_newcomer_has_the_first_place_that_is_free_in_a_shutdown() {
     first.half_close();
     sim.settle();
     assert_eq!(server.stats().accepted, 2);
+}
+
+fn a_shutdown_does_not_spin_for_newcomers_of_clients_that_read_slowly() {
+    let mut config = Config::default();
+    config.limits.clients.connections = Some(40);
+    let mut sim = world(1);
+    let server = sim.serve(SERVER, config, Farewell);
+    let clients = ["10.9.0.1:0", "10.9.0.2:0", "10.9.0.3:0"];
+    let slow: Vec<_> = clients
+        .iter()
+        .flat_map(|client| [client; 40])
+        .map(|client| {
+            let peer = sim.connect_from(*client, SERVER);
+            peer.stop_reading();
+            peer
+        })
+        .collect();
+    sim.settle();
+    slow.iter().for_each(|peer| peer.send(&[0; 200]));
+    sim.advance(secs(1));
+    let newcomers = clients.map(|client| sim.connect_from(client, SERVER));
+    sim.settle();
+    // In each turn only so many of those that linger are asked for what is unacknowledged.
+    let turns = server.stats().turns;
+    server.shutdown();
+    sim.settle();
+    assert!(newcomers.iter().all(|peer| !peer.is_open()));
+    assert_eq!(server.stats().refused_client, 3);
+    assert!(server.stats().turns - turns < 10, "{}", server.stats().turns - turns);
 }
