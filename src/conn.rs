@@ -613,7 +613,8 @@ impl Conn<'_> {
     /// Lets the reactor pass on whatever is read from this connection to `other`, and the other way
     /// round, until they end. Returns whether it does.
     ///
-    /// Input that either handler has not taken is passed on first. From then on neither has
+    /// Input that either handler has not taken is passed on first, also beyond
+    /// [`Limits::output_max`](crate::Limits::output_max). From then on neither has
     /// [`on_data`](crate::Handler::on_data), [`on_eof`](crate::Handler::on_eof) or
     /// [`on_drained`](crate::Handler::on_drained); timers, [`close`](Conn::close) and
     /// [`abort`](Conn::abort) work as before, and what is [written](Conn::write) goes between what is
@@ -622,7 +623,8 @@ impl Conn<'_> {
     /// request that is owed still is: end it before, as [`Timeouts::half_closed`] stands still for it.
     ///
     /// Bytes are written from the loop's buffer. What a socket does not take is queued, and until
-    /// that has left the other connection is not read: a direction holds at most 64 KiB.
+    /// that has left the other connection is not read: a direction holds at most 64 KiB beside what was
+    /// there before.
     ///
     /// A FIN is passed on behind all bytes that came before it, and the pair ends when both sides
     /// have sent theirs. Bytes in either direction put off [`Timeouts::tunnel`] of both, and

@@ -284,7 +284,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     }
 
     /// Where the limit was reached nothing more is taken: what is queued does not grow until some of
-    /// it has left.
+    /// it has left, but for the input that is moved there when a relay begins.
     fn audit_queue(
         &self,
         memory: &mut Memory,
@@ -293,13 +293,18 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     ) -> Result<(), String> {
         let Some(record) = self.shared.table.get(id) else { return Ok(()) };
         let queued = record.queued();
-        let full = Full { queued, left: record.bytes_out };
+        let source = record.relay().and_then(|source| self.shared.table.get(source));
+        let passed = source.is_some_and(|source| !source.flags.has(Flags::CALLBACK_DUE));
+        let full = Full { queued, left: record.bytes_out, passed };
+        // A connection that has been relayed stays a tunnel.
+        let moved = |known: &Full| !known.passed && record.flags.has(Flags::TUNNEL);
         if queued < self.shared.bounds.output_max {
             return Ok(());
         }
         if let Some(known) = before.get(&id).and_then(|seen| seen.full)
             && known.left == full.left
             && known.queued < queued
+            && !moved(&known)
         {
             return Err(format!("{queued} bytes are queued, after {} at the limit", known.queued));
         }
@@ -510,6 +515,8 @@ impl Late {
 struct Full {
     queued: usize,
     left: u64,
+    /// It is relayed, and what was left of the other side's input has been moved.
+    passed: bool,
 }
 
 /// The lists that a record is marked to be in.

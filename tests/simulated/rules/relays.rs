@@ -8,6 +8,7 @@ with_each_personality! {
     bytes_are_passed_on_in_both_directions,
     what_the_handler_left_and_wrote_comes_first,
     what_is_left_when_a_relay_begins_in_on_drained_is_passed_on,
+    what_is_left_when_a_relay_begins_is_passed_on_beyond_the_output_limit,
     an_end_that_came_before_is_passed_on,
     a_half_close_is_passed_on_from_either_side,
     a_slow_side_holds_the_other_and_little_is_kept,
@@ -132,6 +133,42 @@ fn what_is_left_when_a_relay_begins_in_on_drained_is_passed_on() {
     second.expect(&[b'!'; 100_000]);
     first.expect(b"rest");
     assert_eq!(server.with(|later, _| later.got.clone()), b"much");
+}
+
+/// Leaves all input.
+struct Leaving;
+
+impl Handler for Leaving {
+    type Session = ();
+
+    fn on_open(&mut self, _: &mut Conn<'_>) -> Option<()> {
+        Some(())
+    }
+
+    fn on_data(&mut self, _: &mut Conn<'_>, (): &mut (), _: &mut BytesMut) {}
+}
+
+fn what_is_left_when_a_relay_begins_is_passed_on_beyond_the_output_limit() {
+    let mut sim = world(1);
+    let server = sim.serve(SERVER, config(|it| it.limits.output_max = 1_000), Leaving);
+    let [reader, sender] = [(); 2].map(|()| sim.connect(SERVER));
+    reader.stop_reading();
+    sender.send(b"rest");
+    sim.settle();
+    let ids = server.with(|_, cx| cx.ids());
+    let queued = |at: usize| server.with(|_, cx| cx.conn(ids[at]).unwrap().queued());
+    server.with(|_, cx| cx.conn(ids[0]).unwrap().write(&[b'!'; 1_000_000]));
+    sim.settle();
+    let before = queued(0);
+    assert!(before > 1_000, "{before}");
+    server.with(|_, cx| assert!(cx.conn(ids[0]).unwrap().relay_with(ids[1])));
+    sim.settle();
+    assert_eq!(queued(0), before + 4);
+    reader.resume_reading();
+    sim.settle();
+    let mut all = vec![b'!'; 1_000_000];
+    all.extend_from_slice(b"rest");
+    reader.expect(&all);
 }
 
 fn an_end_that_came_before_is_passed_on() {
