@@ -179,6 +179,12 @@ pub(super) fn check_timeout(
             };
             (now.nanos_since(record.opened_at) >= endpoint.policy.timeout(), 0)
         }
+        // Where the write timeout is off, an end that waits for its delivery bounds that itself.
+        Timeout::Write if durations.of(Deadline::Write) == u64::MAX => {
+            let [idle, tunnel] =
+                [Deadline::Idle, Deadline::Tunnel].map(|deadline| durations.delivery(deadline));
+            (true, idle.min(tunnel))
+        }
         timeout => {
             let of = |deadline: &Deadline| deadline.timeout() == Some(timeout);
             let Some(deadline) = Deadline::ALL.into_iter().find(of) else { return Ok(()) };

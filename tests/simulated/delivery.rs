@@ -46,6 +46,15 @@ fn read_on(sim: &mut Sim, peer: &Peer, most: Duration) {
 }
 
 #[test]
+fn without_a_write_timeout_the_idle_time_bounds_the_wait_for_a_peer_that_reads_nothing() {
+    let mut sim = Sim::new(1);
+    let server = serve(&mut sim, |config| config.timeouts.write = None);
+    let _peer = ask(&mut sim, &server, b"r");
+    sim.advance(secs(1_000));
+    server.expect_closed(CloseReason::Timeout(Timeout::Write));
+}
+
+#[test]
 fn an_idle_end_waits_until_the_peer_has_the_reply() {
     let mut sim = Sim::new(1);
     let server = serve(&mut sim, |_| {});
