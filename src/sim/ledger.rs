@@ -179,8 +179,9 @@ pub(super) fn check_timeout(
             };
             (now.nanos_since(record.opened_at) >= endpoint.policy.timeout(), 0)
         }
-        // Where the write timeout is off, an end that waits for its delivery bounds that itself.
-        Timeout::Write if durations.of(Deadline::Write) == u64::MAX => {
+        // An end that waited for its delivery has a clock of its own, and bounds that itself where the
+        // write timeout is off.
+        Timeout::Write if !record.has_output() || durations.of(Deadline::Write) == u64::MAX => {
             let [idle, tunnel] =
                 [Deadline::Idle, Deadline::Tunnel].map(|deadline| durations.delivery(deadline));
             (true, idle.min(tunnel))

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use wheelhouse::config::AtLimit;
 use wheelhouse::sim::{End, Link, Peer, Server, Sim};
-use wheelhouse::{CloseReason, Config, Timeout};
+use wheelhouse::{CloseReason, Config, Timeout, Timeouts};
 
 use crate::large::{Large, reply};
 use crate::scenarios::{millis, secs};
@@ -50,6 +50,18 @@ fn without_a_write_timeout_the_idle_time_bounds_the_wait_for_a_peer_that_reads_n
     let mut sim = Sim::new(1);
     let server = serve(&mut sim, |config| config.timeouts.write = None);
     let _peer = ask(&mut sim, &server, b"r");
+    sim.advance(secs(1_000));
+    server.expect_closed(CloseReason::Timeout(Timeout::Write));
+}
+
+#[test]
+fn a_tunnel_whose_peer_reads_nothing_ends_by_the_write_timeout_whenever_its_fin_comes() {
+    let mut sim = Sim::new(1);
+    let server = serve(&mut sim, |config| config.timeouts = Timeouts::for_tunnels());
+    let peer = ask(&mut sim, &server, b"r");
+    server.with(|_, cx| cx.conn(cx.ids()[0]).unwrap().tunnel());
+    sim.advance(secs(100));
+    peer.half_close();
     sim.advance(secs(1_000));
     server.expect_closed(CloseReason::Timeout(Timeout::Write));
 }
