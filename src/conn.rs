@@ -383,6 +383,12 @@ impl Conn<'_> {
         }
     }
 
+    /// Whether it waits for a length of input.
+    #[cfg(feature = "sim")]
+    pub(crate) fn awaits_input(&self) -> bool {
+        self.record().flags.has(Flags::INPUT_AWAITED)
+    }
+
     /// Discards the next `len` bytes of the input: what is left of it, then what arrives. The rest
     /// of a message that is too large, or of an upload that was refused.
     ///

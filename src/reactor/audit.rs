@@ -441,6 +441,11 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         })
     }
 
+    /// Whether a connection waits for a length of input.
+    pub(crate) fn awaits_input(&self, id: ConnId) -> bool {
+        self.shared.table.get(id).is_some_and(|record| record.flags.has(Flags::INPUT_AWAITED))
+    }
+
     /// What is known of the first connection, to see why it is still there.
     pub(crate) fn describe_first(&self) -> String {
         let shared = &self.shared;

@@ -530,6 +530,7 @@ impl<H: Handler> Turns for Node<H> {
                 "{id} has input left behind its on_drained, and no on_data followed"
             ));
         }
+        self.handler.note_awaiting(|id| reactor.awaits_input(id));
         let net = net.borrow();
         if let Some(id) = net.failed(self.machine).find(|id| reactor.is_at_peace(*id)) {
             return Err(format!("the socket of {id} has failed, and it goes on as if it had not"));

@@ -94,7 +94,8 @@ struct Life {
     timers: u64,
     /// It was left congested, and has not been notified of the end of that.
     congested: bool,
-    /// Its latest `on_drained` is later than its latest `on_data`.
+    /// Its latest `on_drained` is later than its latest `on_data`, and it has waited for no length of
+    /// input since.
     drained: bool,
 }
 
@@ -199,9 +200,18 @@ impl<H: Handler> Watched<H> {
         self.lives.iter().filter(|(_, life)| life.congested && !life.closing).map(|(id, _)| *id)
     }
 
-    /// Connections that had `on_drained`, and no `on_data` since.
+    /// Connections that had `on_drained`, and no `on_data` since, and have not waited for a length of
+    /// input.
     pub(super) fn drained(&self) -> impl Iterator<Item = ConnId> {
         self.lives.iter().filter(|(_, life)| life.drained && !life.closing).map(|(id, _)| *id)
+    }
+
+    /// Those that wait for a length of input are called when that is there; and if they are not to wait
+    /// any more, when more input comes.
+    pub(super) fn note_awaiting(&mut self, awaits: impl Fn(ConnId) -> bool) {
+        for (id, life) in &mut self.lives {
+            life.drained = life.drained && !awaits(*id);
+        }
     }
 
     const fn account(&self, id: ConnId) -> Account {
@@ -214,6 +224,7 @@ impl<H: Handler> Watched<H> {
         self.account(id).note_output(&mut self.net.borrow_mut(), conn);
         if let Some(life) = self.lives.get_mut(&id) {
             life.congested = conn.is_congested();
+            life.drained = life.drained && !conn.awaits_input();
         }
     }
 
