@@ -105,6 +105,8 @@ struct Lane {
     /// Due while as much was on its way as may be, by when they were.
     waiting: VecDeque<u64>,
     progress: Progress,
+    /// Bytes that have come of the reply that is not whole.
+    received: usize,
     /// When its connection was dialled, or was to be.
     dialled_at: u64,
 }
@@ -446,20 +448,23 @@ impl Load {
             return conn.abort();
         };
         let now = self.clock.nanos(conn.now());
-        let Lane { in_flight, waiting, progress, .. } = &mut self.lanes[lane];
+        let Lane { in_flight, waiting, progress, received, .. } = &mut self.lanes[lane];
         while !input.is_empty() {
             let Some(request) = in_flight.front() else {
                 self.tally.count_error("unexpected bytes", 1);
                 return conn.abort();
             };
             let before = input.len();
-            match protocol.take_reply(request.number, progress, input) {
+            let taken = protocol.take_reply(request.number, progress, input);
+            *received += before - input.len();
+            match taken {
                 Ok(reply @ (Reply::Whole | Reply::Last)) => {
                     if self.phase != Phase::Starting && request.due_at >= self.measured_from {
                         let latency = now.saturating_sub(request.due_at);
                         let in_time = self.phase == Phase::Measuring;
-                        self.tally.count_reply(latency, before - input.len(), in_time);
+                        self.tally.count_reply(latency, *received, in_time);
                     }
+                    *received = 0;
                     in_flight.pop_front();
                     conn.end_request();
                     if reply == Reply::Last {

@@ -67,6 +67,27 @@ fn replies_that_are_none_are_counted_as_errors() {
     assert!(!text.contains("errors     none"), "{text}");
 }
 
+/// Also of replies that come in many parts.
+#[test]
+fn the_bytes_of_whole_replies_are_counted() {
+    let cases = [
+        ("echo", &["-s", "500000"][..], 20 * 500_000),
+        ("http", &["--path", "/bytes/500000"], 20 * 500_000),
+        // Every other one is to a GET.
+        ("resp", &["-s", "500000"], 10 * 500_000),
+    ];
+    for (name, options, bodies) in cases {
+        let server = Server::start(name, &[]);
+        let short = [name, &server.addr, "--json", "-c", "1", "-n", "20", "-w", "0s"];
+        let output = load(&[&short, options].concat());
+        let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        assert_eq!(report["replies"].as_u64(), Some(20), "{name}: {report}");
+        let bytes = report["bytes"].as_u64().expect("a count");
+        // What frames them comes on top.
+        assert!((bodies..bodies + 20 * 400).contains(&bytes), "{name}: {report}");
+    }
+}
+
 #[test]
 fn a_report_is_text_json_and_a_page() {
     let server = Server::start("echo", &[]);
