@@ -238,7 +238,7 @@ impl Core {
         if !command.takes(args.len()) {
             return Err(Fault::wrong_arity(command.name));
         }
-        refuse_subcommand(command, args)?;
+        let subcommand = subcommand(command, args)?;
         if self.store.is_full()
             && (command.takes_memory || session.transaction.is_some())
             && !matches!(command.action, Action::Client(Special::Exec | Special::Discard))
@@ -246,7 +246,7 @@ impl Core {
             return Err(Fault::OUT_OF_MEMORY);
         }
         if !session.channels.is_empty() && session.transaction.is_none() {
-            refuse_while_subscribed(command)?;
+            refuse_while_subscribed(command, subcommand)?;
         }
         let Some(transaction) = &mut session.transaction else { return Ok(Some(command)) };
         if let Action::Client(Special::Exec | Special::Discard | Special::Multi | Special::Quit) =
@@ -389,10 +389,11 @@ const SUBCOMMANDS: &[(Special, &str, i32)] = &[
     (Special::Config, "get", -3),
 ];
 
+/// The name of the subcommand, if the command has some.
 #[inline]
-fn refuse_subcommand(command: &Command, args: Args<'_>) -> Result<(), Fault> {
+fn subcommand(command: &Command, args: Args<'_>) -> Result<Option<&'static str>, Fault> {
     let Action::Client(special @ (Special::Client | Special::Config)) = command.action else {
-        return Ok(());
+        return Ok(None);
     };
     let found = SUBCOMMANDS
         .iter()
@@ -402,12 +403,12 @@ fn refuse_subcommand(command: &Command, args: Args<'_>) -> Result<(), Fault> {
     };
     let least = arity.unsigned_abs() as usize;
     if args.len() == least || *arity < 0 && args.len() > least {
-        return Ok(());
+        return Ok(Some(name));
     }
     Err(Fault::wrong_arity(&format!("{}|{name}", command.name)))
 }
 
-fn refuse_while_subscribed(command: &Command) -> Result<(), Fault> {
+fn refuse_while_subscribed(command: &Command, subcommand: Option<&str>) -> Result<(), Fault> {
     let is_allowed = matches!(
         command.action,
         Action::Client(Special::Ping | Special::Quit | Special::Subscribe | Special::Unsubscribe)
@@ -415,10 +416,11 @@ fn refuse_while_subscribed(command: &Command) -> Result<(), Fault> {
     if is_allowed {
         return Ok(());
     }
+    let (name, bar) = (command.name, if subcommand.is_some() { "|" } else { "" });
     let text = format!(
-        "ERR Can't execute '{}': only (P|S)SUBSCRIBE / (P|S)UNSUBSCRIBE / PING / QUIT / RESET are \
-         allowed in this context",
-        command.name
+        "ERR Can't execute '{name}{bar}{}': only (P|S)SUBSCRIBE / (P|S)UNSUBSCRIBE / PING / QUIT / \
+         RESET are allowed in this context",
+        subcommand.unwrap_or_default()
     );
     Err(Fault::quoting(text.into_bytes()))
 }

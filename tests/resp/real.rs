@@ -317,6 +317,9 @@ const LINES: &[&str] = &[
     "SUBSCRIBE c\r\nEXEC\r\n",
     "SUBSCRIBE c\r\nEXEC x\r\n",
     "SUBSCRIBE c\r\nPING x y\r\n",
+    "SUBSCRIBE c\r\nGET a\r\n",
+    "SUBSCRIBE c\r\nCONFIG GET a\r\n",
+    "SUBSCRIBE c\r\nclient SETNAME a\r\n",
 ];
 
 /// All that a server replies to one of [`LINES`] and a PING, until it closes the connection.
