@@ -31,9 +31,8 @@ impl Client {
         if question.contains(['\n', '\r']) {
             return Err(io::Error::new(ErrorKind::InvalidInput, "a question is one line"));
         }
-        self.stream.write_all(format!("{question}\n").as_bytes())?;
-        let is_json = question.trim_start().starts_with("json ");
-        let end: &[u8] = if is_json { b"\n" } else { b"\n\n" };
+        self.stream.write_all(format!("{question}\n").as_bytes()).map_err(say_late)?;
+        let end: &[u8] = if asks_for_json(question) { b"\n" } else { b"\n\n" };
         let mut piece = vec![0; 64 * 1024];
         // An end may be split between two reads, so what may be its first half is kept back.
         let mut kept = 0;
@@ -44,7 +43,7 @@ impl Client {
                 }
                 Ok(count) => kept + count,
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
-                Err(error) => return Err(error),
+                Err(error) => return Err(say_late(error)),
             };
             if piece[..count].ends_with(end) {
                 return take(&piece[..count]);
@@ -63,5 +62,56 @@ impl Client {
             Ok(())
         })?;
         Ok(serde_json::from_slice(&reply)?)
+    }
+}
+
+/// Whether the reply is in JSON. The console parses the word in the same way.
+fn asks_for_json(question: &str) -> bool {
+    question.trim().split([' ', '\t']).next() == Some("json")
+}
+
+/// Says so where a step took too long: by itself the system speaks of a resource.
+fn say_late(error: io::Error) -> io::Error {
+    match error.kind() {
+        ErrorKind::WouldBlock | ErrorKind::TimedOut => {
+            let text = format!("the server has said nothing for {} s", PATIENCE.as_secs());
+            io::Error::new(ErrorKind::TimedOut, text)
+        }
+        _ => error,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a client makes of a reply to its question, after which the server says nothing more.
+    fn asked(question: &str, reply: &str) -> io::Result<String> {
+        let (stream, mut server) = UnixStream::pair()?;
+        stream.set_read_timeout(Some(Duration::from_millis(20)))?;
+        server.write_all(reply.as_bytes())?;
+        let mut taken = Vec::new();
+        Client { stream }.ask(question, |piece| {
+            taken.extend_from_slice(piece);
+            Ok(())
+        })?;
+        Ok(String::from_utf8_lossy(&taken).into_owned())
+    }
+
+    #[test]
+    fn a_reply_in_json_is_one_line() {
+        for question in ["json stats", "json", " json ", "json\tstats", "\tjson \tstats"] {
+            assert_eq!(asked(question, "{}\n").unwrap(), "{}\n", "{question:?}");
+        }
+        for question in ["stats", "", "jsons", "stats json"] {
+            assert_eq!(asked(question, "a\nb\n\n").unwrap(), "a\nb\n\n", "{question:?}");
+            assert!(asked(question, "a\n").is_err(), "{question:?}");
+        }
+    }
+
+    #[test]
+    fn a_server_that_says_nothing_is_named() {
+        let error = asked("stats", "").unwrap_err();
+        assert_eq!(error.to_string(), "the server has said nothing for 30 s");
     }
 }

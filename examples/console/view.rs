@@ -54,7 +54,7 @@ fn show(
 fn wait_for_keys(view: &mut View, interval: Duration) -> io::Result<bool> {
     #[expect(clippy::disallowed_methods, reason = "the view is for people, in their time")]
     let now = Instant::now;
-    let until = now() + interval;
+    let until = end_of(interval, now());
     while event::poll(until.saturating_duration_since(now()))? {
         let Event::Key(key) = event::read()? else { return Ok(true) };
         match key.code {
@@ -70,6 +70,11 @@ fn wait_for_keys(view: &mut View, interval: Duration) -> io::Result<bool> {
         }
     }
     Ok(true)
+}
+
+/// When an interval that begins now is over. None is longer than a year, as the clock has an end.
+fn end_of(interval: Duration, now: Instant) -> Instant {
+    now + interval.min(Duration::from_secs(365 * 24 * 60 * 60))
 }
 
 impl View {
@@ -252,6 +257,14 @@ mod tests {
         ] {
             assert!(text.contains(part), "{part} in\n{text}");
         }
+    }
+
+    #[test]
+    fn any_interval_has_an_end() {
+        #[expect(clippy::disallowed_methods, reason = "as above")]
+        let now = Instant::now();
+        assert_eq!(end_of(Duration::from_secs(1), now), now + Duration::from_secs(1));
+        assert!(end_of(Duration::MAX, now) > now);
     }
 
     #[test]
