@@ -87,6 +87,16 @@ pub(crate) fn take(input: &mut BytesMut) -> Result<Option<Request>, Refused> {
     Ok(Some(request))
 }
 
+/// Whether what begins `input` asks for a head only: the reply to it has no body, also if it is refused
+/// (RFC 9110, 9.3.2).
+pub(crate) fn asks_for_head(input: &[u8]) -> bool {
+    let mut input = input;
+    while let Some(rest) = input.strip_prefix(b"\r\n") {
+        input = rest;
+    }
+    input.starts_with(b"HEAD ")
+}
+
 /// Whether there is a CR or LF that is not part of a CR LF. A CR at the very end may become one.
 fn has_bare_line_end(head: &[u8]) -> bool {
     head.iter().enumerate().any(|(at, byte)| match byte {

@@ -32,7 +32,8 @@ impl Service for Metrics {
             Ok(Some(request)) => request,
             Ok(None) => return Next::Input,
             Err((status, text)) => {
-                Reply::error(status, text).write(output);
+                let is_head = http::asks_for_head(input);
+                Reply { is_head, ..Reply::error(status, text) }.write(output);
                 return Next::Close;
             }
         };

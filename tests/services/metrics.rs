@@ -94,6 +94,27 @@ fn only_get_and_head_of_three_paths_are_answered() {
 }
 
 #[test]
+fn the_reply_to_head_has_no_body_also_if_it_is_refused() {
+    let mut sim = Sim::new(1);
+    let _server = serve(&mut sim, Config::default(), Echo::default());
+    for (request, status) in [
+        ("HEAD / HTTP/1.1\r\n\r\n", 400),
+        ("\r\n\r\nHEAD / HTTP/1.1\r\nHost: a\r\n b\r\n\r\n", 400),
+        ("HEAD /metrics HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\n", 413),
+        ("HEAD / HTTP/3.0\r\nHost: a\r\n\r\n", 505),
+    ] {
+        let collector = sim.connect(METRICS);
+        collector.send(request.as_bytes());
+        sim.settle();
+        let (got, head, body) = reply(&collector, true);
+        assert_eq!((got, &body[..]), (status, ""), "{request}");
+        assert!(!head.contains("Content-Length: 0"), "{head}");
+        collector.close();
+        sim.settle();
+    }
+}
+
+#[test]
 fn requests_may_come_in_any_pieces_and_one_behind_another() {
     let mut sim = Sim::new(1);
     let server = serve(&mut sim, Config::default(), Echo::default());
