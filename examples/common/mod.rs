@@ -258,21 +258,23 @@ pub(crate) fn serve<H: Handler + 'static>(
     defaults: Config,
     handler: H,
 ) -> Result<u8, Error> {
-    run(args, args.config(defaults), |_| handler)
+    run(args, args.config(defaults), |_| Ok(handler))
 }
 
-/// As [`serve`], with all settings, and a handler that is made with a handle for other threads.
+/// As [`serve`], with all settings, and a handler that is made with a handle for other threads before
+/// anything is listened on.
 #[allow(dead_code, reason = "not every program needs it")]
 pub(crate) fn run<H: Handler + 'static>(
     args: &ServerArgs,
     config: Config,
-    handler: impl FnOnce(Handle<H>) -> H,
+    handler: impl FnOnce(Handle<H>) -> Result<H, Error>,
 ) -> Result<u8, Error> {
     let mut reactor = Reactor::new(config)?;
     let handle = reactor.handle();
+    let mut handler = handler(handle.clone())?;
     let listener = reactor.listen(args.listen.clone())?;
     // A program that reads the line may send a signal at once.
-    handle.clone().shutdown_on_signals()?;
+    handle.shutdown_on_signals()?;
     stdout().line(format_args!("listening on {}", reactor.local_addr(listener)));
     if let Some(address) = &args.metrics {
         let address = reactor.serve_metrics(address.clone())?;
@@ -282,7 +284,7 @@ pub(crate) fn run<H: Handler + 'static>(
         let address = reactor.serve_console(path)?;
         stdout().line(format_args!("console on {address}"));
     }
-    let report = reactor.run(&mut handler(handle))?;
+    let report = reactor.run(&mut handler)?;
     stdout().line(report);
     Ok(0)
 }

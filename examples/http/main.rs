@@ -35,6 +35,6 @@ const WALL_CLOCK: fn() -> SystemTime = SystemTime::now;
 fn main() -> ExitCode {
     common::main(|args: Args| {
         let config = args.server.config(server::defaults());
-        common::run(&args.server, config, |_| Http::new(WALL_CLOCK))
+        common::run(&args.server, config, |_| Ok(Http::new(WALL_CLOCK)))
     })
 }

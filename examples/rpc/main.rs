@@ -27,6 +27,7 @@ mod server;
 mod wire;
 mod workers;
 
+use std::io;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -90,6 +91,10 @@ fn main() -> ExitCode {
 fn serve(args: &Args) -> Result<u8, Error> {
     let config = args.server.config(Config::default());
     common::run(&args.server, config, |handle| {
-        Rpc::new(Threads::start(args.workers, QUEUE, handle))
+        let threads = Threads::start(args.workers, QUEUE, handle).map_err(|error| {
+            let text = format!("cannot start {} threads: {error}", args.workers);
+            io::Error::new(error.kind(), text)
+        })?;
+        Ok(Rpc::new(threads))
     })
 }

@@ -3,8 +3,8 @@
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
 use std::time::Duration;
+use std::{io, thread};
 
 use wheelhouse::{Handle, Handler};
 
@@ -22,7 +22,11 @@ pub(crate) struct Threads {
 
 impl Threads {
     /// Starts `count` threads, which post what they did to the reactor of `handle`.
-    pub(crate) fn start<H>(count: usize, queue: usize, handle: Handle<H>) -> Self
+    ///
+    /// # Errors
+    ///
+    /// If one of them cannot be started. Those before it end.
+    pub(crate) fn start<H>(count: usize, queue: usize, handle: Handle<H>) -> io::Result<Self>
     where
         H: Handler<Session = Session> + 'static,
     {
@@ -30,13 +34,14 @@ impl Threads {
         let jobs = Arc::new(Mutex::new(jobs));
         for _ in 0..count {
             let (jobs, handle) = (Arc::clone(&jobs), handle.clone());
-            thread::spawn(move || {
+            let work = move || {
                 while let Some(job) = next(&jobs) {
                     run(job, &handle);
                 }
-            });
+            };
+            thread::Builder::new().name("worker".into()).spawn(work)?;
         }
-        Self { queue }
+        Ok(Self { queue })
     }
 }
 

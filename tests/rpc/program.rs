@@ -2,9 +2,9 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::process::Output;
+use std::process::{Command, Output};
 
-use crate::programs::{PATIENCE, Server, example, refusal, unreachable_address};
+use crate::programs::{PATIENCE, Server, example, example_path, refusal, unreachable_address};
 
 fn client(server: &str, args: &[&str]) -> Output {
     example("rpc").args(["--connect", server]).args(args).output().expect("it runs")
@@ -52,6 +52,22 @@ fn a_client_without_a_server_says_so() {
     assert_eq!(output.status.code(), Some(1), "{text}{failed}");
     assert!(failed.starts_with("error: the connection ended: "), "{failed}");
     assert!(text.starts_with("0 done, "), "{text}");
+}
+
+#[test]
+fn threads_that_cannot_be_started_are_an_error() {
+    let rpc = example_path("rpc");
+    // Their stacks find no room, whatever other limits there are.
+    let mut run = Command::new("prlimit");
+    run.arg("--as=1073741824").arg(rpc).args(["--workers", "100000"]);
+    let Ok(output) = run.args(["--listen", "127.0.0.1:0"]).output() else {
+        return eprintln!("skipped: no prlimit(1) here");
+    };
+    let failed = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{failed}");
+    assert!(failed.starts_with("error: cannot start 100000 threads: "), "{failed}");
+    assert_eq!(failed.lines().count(), 1, "{failed}");
+    assert!(output.stdout.is_empty(), "it listens on nothing before");
 }
 
 #[test]
