@@ -18,8 +18,14 @@ pub(crate) fn run(target: Target, calls: Calls) -> Result<u8, Error> {
     reactor.handle().shutdown_on_signals()?;
     let mut client = Client::new(target, calls);
     reactor.run(&mut client)?;
-    if let Some(reason) = client.lost {
-        common::stderr().line(format_args!("error: the connection ended: {reason}"));
+    match client.lost {
+        None => {}
+        Some(CloseReason::HandlerAbort) => {
+            common::stderr().line("error: what the server sent is no reply to a call");
+        }
+        Some(reason) => {
+            common::stderr().line(format_args!("error: the connection ended: {reason}"));
+        }
     }
     common::stdout().line(&client.tally);
     Ok(u8::from(client.tally.done < client.calls.count))

@@ -55,6 +55,15 @@ fn a_client_without_a_server_says_so() {
 }
 
 #[test]
+fn a_server_of_another_protocol_is_told_from_one_that_has_gone() {
+    let other = Server::start("http", &[]);
+    let output = client(&other.addr, &["--count", "1"]);
+    let failed = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{failed}");
+    assert_eq!(failed, "error: what the server sent is no reply to a call\n");
+}
+
+#[test]
 fn threads_that_cannot_be_started_are_an_error() {
     let rpc = example_path("rpc");
     // Their stacks find no room, whatever other limits there are.
