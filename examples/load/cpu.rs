@@ -11,6 +11,13 @@ use std::time::Duration;
 ///
 /// If there is no such process, or this system does not say.
 pub(crate) fn of_process(pid: u32) -> io::Result<Duration> {
+    of_tasks(pid).map_err(|error| {
+        let text = format!("cannot read the processor time of process {pid}: {error}");
+        io::Error::new(error.kind(), text)
+    })
+}
+
+fn of_tasks(pid: u32) -> io::Result<Duration> {
     let mut nanos = 0;
     for task in fs::read_dir(format!("/proc/{pid}/task"))? {
         let text = match fs::read_to_string(task?.path().join("schedstat")) {

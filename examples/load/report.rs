@@ -49,6 +49,10 @@ pub(crate) fn run(args: &Args) -> Result<u8, Error> {
     if let Some(what) = args.mistake() {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, what).into());
     }
+    if let Some(pid) = args.pid {
+        // One that is not there is to be known before the load and not after its warm-up.
+        cpu::of_process(pid)?;
+    }
     let progress = progress();
     let outcome = thread::scope(|scope| {
         let others: Vec<_> = (1..args.sources)
@@ -68,7 +72,9 @@ pub(crate) fn run(args: &Args) -> Result<u8, Error> {
         Report { title: args.title(), tally, measured: *measured, connected: *held, cpu: *cpu };
     common::stdout().line(if args.json { report.json() } else { report.text() });
     if let Some(path) = &args.html {
-        fs::write(path, page::page(&report))?;
+        fs::write(path, page::page(&report)).map_err(|error| {
+            io::Error::new(error.kind(), format!("cannot write {}: {error}", path.display()))
+        })?;
     }
     let holds = args.mode == Mode::Idle || tally.replies() > 0;
     Ok(if holds && tally.errors().is_empty() { 0 } else { 1 })

@@ -109,6 +109,22 @@ fn a_report_is_text_json_and_a_page() {
 }
 
 #[test]
+fn a_process_that_is_not_there_and_a_page_that_cannot_be_written_are_named() {
+    let server = Server::start("echo", &[]);
+    for (option, value, said) in [
+        ("--pid", "4294967295", "error: cannot read the processor time of process 4294967295: "),
+        ("--html", "/nowhere/page.html", "error: cannot write /nowhere/page.html: "),
+    ] {
+        let output = load(&["echo", &server.addr, "-n", "1", "-w", "0s", option, value]);
+        let failed = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{failed}");
+        assert!(failed.starts_with(said) && failed.lines().count() == 1, "{failed}");
+        // What was measured is told all the same.
+        assert_eq!(output.stdout.is_empty(), option == "--pid");
+    }
+}
+
+#[test]
 fn idle_connections_come_from_several_sources() {
     let server = Server::start("echo", &["--max-per-client", "3"]);
     let text = measured(&server, "idle", &["--sources", "3"]);
