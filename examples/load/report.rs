@@ -195,10 +195,10 @@ impl Report<'_> {
         QUANTILES.into_iter().map(|(name, at)| (name, latencies.value_at_quantile(at)))
     }
 
-    /// Processor time of the server for each reply, and its share of one processor.
-    fn cpu_share(&self) -> Option<(u64, f64)> {
+    /// Processor time of the server for each reply, if there were some, and its share of one processor.
+    fn cpu_share(&self) -> Option<(Option<u64>, f64)> {
         let used = self.cpu?;
-        let each = used.as_nanos() as u64 / self.tally.in_time().max(1);
+        let each = (used.as_nanos() as u64).checked_div(self.tally.in_time());
         Some((each, used.as_secs_f64() / self.measured.as_secs_f64()))
     }
 
@@ -221,8 +221,11 @@ impl Report<'_> {
             let _ = write!(text, "{}{kind} {count}", if at > 0 { ", " } else { "" });
         }
         if let Some((each, share)) = self.cpu_share() {
-            let _ = write!(text, "\n  server     {} of its processor for each reply", time(each));
-            let _ = write!(text, ", {:.0} % of one", share * 100.0);
+            text.push_str("\n  server     ");
+            if let Some(each) = each {
+                let _ = write!(text, "{} of its processor for each reply, ", time(each));
+            }
+            let _ = write!(text, "{:.0} % of one processor", share * 100.0);
         }
         text
     }

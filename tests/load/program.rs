@@ -58,6 +58,22 @@ fn a_server_of_keys_and_a_real_redis_are_measured_alike() {
     }
 }
 
+/// A server that replied nothing has used no time for each reply.
+#[test]
+fn the_processor_time_of_a_reply_is_told_where_there_are_replies() {
+    let server = Server::start("echo", &[]);
+    let pid = server.program.pid();
+    let text = measured(&server, "idle", &["--pid", &pid]);
+    assert!(text.contains("% of one processor"), "{text}");
+    assert!(!text.contains("for each reply"), "{text}");
+    let text = measured(&server, "idle", &["--pid", &pid, "--json"]);
+    let report: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    assert!(report["server_cpu"]["ns_per_reply"].is_null(), "{text}");
+    assert!(report["server_cpu"]["share"].is_number(), "{text}");
+    let text = measured(&server, "echo", &["--pid", &pid]);
+    assert!(text.contains(" of its processor for each reply, "), "{text}");
+}
+
 /// What is none of RESP is an error, and no reply.
 #[test]
 fn replies_that_are_none_are_counted_as_errors() {
