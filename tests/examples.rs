@@ -26,6 +26,40 @@ mod start {
         }
     }
 
+    /// The defaults that are not those of the library are named in the help.
+    #[test]
+    fn the_defaults_in_the_help_are_those_that_hold() {
+        for (name, [requests, first_byte, idle]) in [
+            ("echo", ["off", "10s", "75s"]),
+            ("http", ["1000", "10s", "75s"]),
+            ("resp", ["off", "35m", "35m"]),
+            ("redis-pool", ["off", "35m", "35m"]),
+        ] {
+            let path = TempPath::new();
+            let file = path.0.to_str().expect("UTF-8");
+            let server = Server::start(name, &["--console", file]);
+            assert!(server.program.stdout.next().starts_with("console on "), "{name}");
+            let limits = example("console").args([file, "limits"]).output().expect("it runs");
+            let limits = String::from_utf8_lossy(&limits.stdout).into_owned();
+            let help = example(name).arg("--help").output().expect("it runs");
+            let help = String::from_utf8_lossy(&help.stdout).into_owned();
+            for (option, setting, value) in [
+                ("--max-requests", "limits.requests_max", requests),
+                ("--first-byte-timeout", "timeouts.first_byte", first_byte),
+                ("--idle-timeout", "timeouts.idle", idle),
+            ] {
+                let mut lines = limits.lines().map(|line| line.split_whitespace());
+                let line = lines.find_map(|mut words| {
+                    (words.next() == Some(setting)).then(|| words.next().map(str::to_owned))
+                });
+                assert_eq!(line.flatten().as_deref(), Some(value), "{name}: {limits}");
+                let said = help.split(option).nth(1).and_then(|text| text.split("--").next());
+                let said = said.expect("the option is there");
+                assert!(said.contains(value), "{name}: {said}");
+            }
+        }
+    }
+
     #[test]
     fn a_wrong_option_is_reported_in_one_line() {
         let durations = ["first-byte", "request", "read", "write", "idle", "linger", "shutdown"];

@@ -35,7 +35,7 @@ pub(crate) struct ServerArgs {
     #[arg(long, value_name = "N|off")]
     accept_rate: Option<OptionalCount>,
 
-    /// Requests on one connection [default: off]
+    /// Requests on one connection [default: off, of http 1000]
     #[arg(long, value_name = "N|off")]
     max_requests: Option<OptionalCount>,
 
@@ -43,7 +43,7 @@ pub(crate) struct ServerArgs {
     #[arg(long, value_name = "DURATION|off")]
     lifetime: Option<OptionalDuration>,
 
-    /// From accept to the first byte, such as 500ms or 30s [default: 10s]
+    /// From accept to the first byte, such as 500ms or 30s [default: 10s, of resp and redis-pool 35m]
     #[arg(long, value_name = "DURATION|off")]
     first_byte_timeout: Option<OptionalDuration>,
 
@@ -59,7 +59,7 @@ pub(crate) struct ServerArgs {
     #[arg(long, value_name = "DURATION|off")]
     write_timeout: Option<OptionalDuration>,
 
-    /// Between two requests [default: 75s]
+    /// Between two requests [default: 75s, of resp and redis-pool 35m]
     #[arg(long, value_name = "DURATION|off")]
     idle_timeout: Option<OptionalDuration>,
 
