@@ -31,19 +31,17 @@ impl Client {
         if question.contains(['\n', '\r']) {
             return Err(io::Error::new(ErrorKind::InvalidInput, "a question is one line"));
         }
-        self.stream.write_all(format!("{question}\n").as_bytes()).map_err(say_late)?;
+        self.stream.write_all(format!("{question}\n").as_bytes()).map_err(name_server)?;
         let end: &[u8] = if asks_for_json(question) { b"\n" } else { b"\n\n" };
         let mut piece = vec![0; 64 * 1024];
         // An end may be split between two reads, so what may be its first half is kept back.
         let mut kept = 0;
         loop {
             let count = match self.stream.read(&mut piece[kept..]) {
-                Ok(0) => {
-                    return Err(io::Error::new(ErrorKind::UnexpectedEof, "the server hung up"));
-                }
+                Ok(0) => return Err(hung_up()),
                 Ok(count) => kept + count,
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
-                Err(error) => return Err(say_late(error)),
+                Err(error) => return Err(name_server(error)),
             };
             if piece[..count].ends_with(end) {
                 return take(&piece[..count]);
@@ -70,15 +68,20 @@ fn asks_for_json(question: &str) -> bool {
     question.trim().split([' ', '\t']).next() == Some("json")
 }
 
-/// Says so where a step took too long: by itself the system speaks of a resource.
-fn say_late(error: io::Error) -> io::Error {
+/// Names the server as the cause where it is: the system speaks of a resource, or of a pipe.
+fn name_server(error: io::Error) -> io::Error {
     match error.kind() {
         ErrorKind::WouldBlock | ErrorKind::TimedOut => {
             let text = format!("the server has said nothing for {} s", PATIENCE.as_secs());
             io::Error::new(ErrorKind::TimedOut, text)
         }
+        ErrorKind::BrokenPipe | ErrorKind::ConnectionReset => hung_up(),
         _ => error,
     }
+}
+
+fn hung_up() -> io::Error {
+    io::Error::new(ErrorKind::UnexpectedEof, "the server hung up")
 }
 
 #[cfg(test)]
@@ -113,5 +116,13 @@ mod tests {
     fn a_server_that_says_nothing_is_named() {
         let error = asked("stats", "").unwrap_err();
         assert_eq!(error.to_string(), "the server has said nothing for 30 s");
+    }
+
+    #[test]
+    fn a_server_that_has_gone_hung_up() {
+        let (stream, server) = UnixStream::pair().unwrap();
+        drop(server);
+        let error = Client { stream }.ask("stats", |_| Ok(())).unwrap_err();
+        assert_eq!(error.to_string(), "the server hung up");
     }
 }
