@@ -217,8 +217,9 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     #[inline(always)]
     fn note_released(&mut self, id: ConnId, holds: bool) {
         self.shared.reaped.push(id);
-        // It may be reaped some turns later, and what it held is gone now.
-        if holds {
+        // It may be reaped some turns later. The output that it held is gone now, and input that its
+        // last callback left is there until then.
+        if holds || self.slots.get(id.index()).is_some_and(|slot| slot.input.capacity() > 0) {
             self.account(id);
         }
         self.depart(id);

@@ -2,6 +2,8 @@
 //! many connections share counts once. After every turn the world compares the gauge with what the
 //! records, the queues and the shared pieces hold.
 
+use std::time::Duration;
+
 use crate::scenarios::{millis, secs};
 use bytes::{Bytes, BytesMut};
 use wheelhouse::sim::{Link, Peer, Server, Sim};
@@ -278,4 +280,35 @@ fn what_was_sent_while_input_was_left_is_accounted_for() {
     peer.send(&[b'?'; 5_000]);
     sim.advance(millis(100));
     assert_eq!((server.handler().calls, server.stats().buffered), (3, 0));
+}
+
+/// Aborts with its input left, and takes its time over each end.
+struct Leaver<F>(F);
+
+impl<F: Fn(Duration) + 'static> Handler for Leaver<F> {
+    type Session = ();
+
+    fn on_open(&mut self, _: &mut Conn<'_>) -> Option<()> {
+        Some(())
+    }
+
+    fn on_data(&mut self, conn: &mut Conn<'_>, (): &mut (), _: &mut BytesMut) {
+        conn.abort();
+    }
+
+    fn on_closed(&mut self, _: &mut Context<'_>, _: Closed, (): ()) {
+        (self.0)(millis(1));
+    }
+}
+
+#[test]
+fn what_was_left_by_connections_that_end_counts_until_they_are_closed() {
+    let mut sim = Sim::new(1);
+    let server = sim.serve("10.0.0.1:7", Config::default(), Leaver(sim.stall()));
+    let peers: Vec<_> = (0..60).map(|_| sim.connect(&server)).collect();
+    sim.settle();
+    peers.iter().for_each(|peer| peer.send(b"left"));
+    sim.advance(secs(1));
+    assert!(peers.iter().all(|peer| !peer.is_open()));
+    assert_eq!(server.stats().buffered, 0);
 }
