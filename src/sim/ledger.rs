@@ -136,7 +136,10 @@ impl Account {
             net.fail_check(format!("{} has other bytes queued than it wrote", self.id));
             return;
         }
-        if known >= shared.bounds.output_max && queued.len() > known {
+        // What others wrote since its last callback may have come before the limit was lowered.
+        let output_max = shared.bounds.output_max;
+        let limit = output_max.max(std::mem::replace(&mut ledger.output_max, output_max));
+        if known >= limit && queued.len() > known {
             net.fail_check(format!("{} took more output than its limit allows", self.id));
             return;
         }

@@ -312,3 +312,36 @@ fn what_was_left_by_connections_that_end_counts_until_they_are_closed() {
     assert!(peers.iter().all(|peer| !peer.is_open()));
     assert_eq!(server.stats().buffered, 0);
 }
+
+/// Answers with much, and has a timer after that.
+struct Answerer;
+
+impl Handler for Answerer {
+    type Session = ();
+
+    fn on_open(&mut self, _: &mut Conn<'_>) -> Option<()> {
+        Some(())
+    }
+
+    fn on_data(&mut self, conn: &mut Conn<'_>, (): &mut (), input: &mut BytesMut) {
+        input.clear();
+        conn.write(&[b'a'; 1_000_000]);
+        conn.set_timer(conn.now() + secs(1));
+    }
+}
+
+#[test]
+fn output_may_have_been_queued_before_its_limit_was_lowered() {
+    let mut sim = Sim::new(1);
+    let server = sim.serve("10.0.0.1:7", Config::default(), Answerer);
+    let peer = sim.connect(&server);
+    peer.stop_reading();
+    peer.send(b"?");
+    sim.settle();
+    server.with(|_, cx| cx.conn(cx.ids()[0]).unwrap().write(b"more"));
+    server.ask("set limits.output_max 1KiB");
+    sim.advance(secs(2));
+    peer.resume_reading();
+    sim.settle();
+    assert_eq!(peer.take().len(), 1_000_004);
+}

@@ -121,6 +121,8 @@ pub(in crate::sim) struct Ledger {
     pub(in crate::sim) skips: u64,
     /// Bytes that callbacks left to be written.
     pub(in crate::sim) promised: BytesMut,
+    /// The limit of its output at its last callback.
+    pub(in crate::sim) output_max: usize,
     /// A read said that no more bytes will come.
     pub(in crate::sim) eof: bool,
     /// A call failed for good.
