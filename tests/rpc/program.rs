@@ -74,8 +74,9 @@ fn threads_that_cannot_be_started_are_an_error() {
     };
     let failed = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{failed}");
-    assert!(failed.starts_with("error: cannot start 100000 threads: "), "{failed}");
-    assert_eq!(failed.lines().count(), 1, "{failed}");
+    // Where the room ends within the start of a thread, that complains too.
+    let is_said = |line: &str| line.starts_with("error: cannot start 100000 threads: ");
+    assert_eq!(failed.lines().filter(|line| is_said(line)).count(), 1, "{failed}");
     assert!(output.stdout.is_empty(), "it listens on nothing before");
 }
 
