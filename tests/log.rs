@@ -338,99 +338,71 @@ fn a_callback_that_stalls_is_named() {
     }
 }
 
-/// Asks for a connection over which a line is passed on, and keeps the loop waiting with the answer.
+/// Asks a pool for a connection, and keeps the loop waiting in `on_data` or with the answer.
 struct LateUser {
     stall: Box<dyn Fn(Duration)>,
+    idle_min: usize,
     pool: Option<PoolId>,
 }
 
 impl Handler for LateUser {
-    type Session = ();
+    /// It is the answer that is late.
+    type Session = bool;
 
     fn on_start(&mut self, cx: &mut Context<'_>) {
-        let config = PoolConfig { idle_min: 1, ..PoolConfig::default() };
+        let config = PoolConfig { idle_min: self.idle_min, ..PoolConfig::default() };
         self.pool = Some(cx.add_pool(UPSTREAM, &config).unwrap());
     }
 
-    fn on_open(&mut self, _: &mut Conn<'_>) -> Option<()> {
-        Some(())
+    fn on_open(&mut self, _: &mut Conn<'_>) -> Option<bool> {
+        Some(false)
     }
 
-    fn on_data(&mut self, conn: &mut Conn<'_>, (): &mut (), input: &mut BytesMut) {
+    fn on_data(&mut self, conn: &mut Conn<'_>, late: &mut bool, input: &mut BytesMut) {
+        *late = input.starts_with(b"later");
         input.clear();
         conn.begin_request();
         conn.acquire(self.pool.unwrap(), AcquireOptions::default()).unwrap();
+        if !*late {
+            (self.stall)(millis(60));
+        }
     }
 
     fn on_acquired(
         &mut self,
         conn: &mut Conn<'_>,
-        (): &mut (),
+        late: &mut bool,
         _: WaitId,
         lease: Result<ConnId, AcquireError>,
     ) {
         conn.release(lease.unwrap());
-        (self.stall)(millis(60));
+        if *late {
+            (self.stall)(millis(60));
+        }
     }
 }
 
 #[test]
-fn an_answer_that_stalls_right_behind_on_data_is_named() {
-    let lines = warnings(|| {
-        let mut sim = Sim::new(1);
-        let stall = Box::new(sim.stall());
-        let _upstream = sim.listen(UPSTREAM, 8);
-        let server = sim.serve(SERVER, Config::default(), LateUser { stall, pool: None });
-        let peer = sim.connect(SERVER);
-        sim.advance(millis(500));
-        peer.send(b"line");
-        sim.advance(millis(500));
-        assert_eq!(server.stats().stalls, 1);
-    });
-    assert_eq!(lines.len(), 1);
-    assert!(lines[0].contains("callback=\"on_acquired\""), "{}", lines[0]);
-}
-
-/// Asks a pool without a connection, and keeps the loop waiting in `on_data`.
-struct LateAsker {
-    stall: Box<dyn Fn(Duration)>,
-    pool: Option<PoolId>,
-}
-
-impl Handler for LateAsker {
-    type Session = ();
-
-    fn on_start(&mut self, cx: &mut Context<'_>) {
-        self.pool = Some(cx.add_pool(UPSTREAM, &PoolConfig::default()).unwrap());
+fn a_stall_around_an_answer_right_behind_on_data_is_named_by_its_callback() {
+    for (idle_min, line, callback) in
+        [(1, "later", "on_acquired"), (1, "now", "on_data"), (0, "now", "on_data")]
+    {
+        let lines = warnings(|| {
+            let mut sim = Sim::new(1);
+            let stall = Box::new(sim.stall());
+            let _upstream = sim.listen(UPSTREAM, 8);
+            let user = LateUser { stall, idle_min, pool: None };
+            let server = sim.serve(SERVER, Config::default(), user);
+            let peer = sim.connect(SERVER);
+            sim.advance(millis(500));
+            peer.send(line.as_bytes());
+            sim.advance(millis(500));
+            assert_eq!(server.stats().stalls, 1);
+        });
+        assert_eq!(lines.len(), 1);
+        let said = format!("callback=\"{callback}\"");
+        assert!(lines[0].contains(&said), "{}", lines[0]);
     }
-
-    fn on_open(&mut self, _: &mut Conn<'_>) -> Option<()> {
-        Some(())
-    }
-
-    fn on_data(&mut self, conn: &mut Conn<'_>, (): &mut (), input: &mut BytesMut) {
-        input.clear();
-        conn.begin_request();
-        conn.acquire(self.pool.unwrap(), AcquireOptions::default()).unwrap();
-        (self.stall)(millis(60));
-    }
-}
-
-#[test]
-fn an_on_data_that_stalls_and_gets_no_answer_is_named_alone() {
-    let lines = warnings(|| {
-        let mut sim = Sim::new(1);
-        let stall = Box::new(sim.stall());
-        let _upstream = sim.listen(UPSTREAM, 8);
-        let server = sim.serve(SERVER, Config::default(), LateAsker { stall, pool: None });
-        let peer = sim.connect(SERVER);
-        sim.advance(millis(500));
-        peer.send(b"line");
-        sim.advance(millis(500));
-        assert_eq!(server.stats().stalls, 1);
-    });
-    assert_eq!(lines.len(), 1);
-    assert!(lines[0].contains("callback=\"on_data\""), "{}", lines[0]);
 }
 
 /// Watches an endpoint, and has a pool of connections to it.

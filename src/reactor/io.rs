@@ -273,7 +273,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     fn end_data(&mut self, handler: &mut H, id: ConnId) {
         self.note_callback(id, "on_data");
         if self.shared.pools.has_asked() {
-            self.answer_at_once(handler, id);
+            self.answer_at_once(handler);
         }
         if self.shared.spilled {
             self.flush(id);

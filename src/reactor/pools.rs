@@ -107,8 +107,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// Leases an idle connection, or ends it.
     #[inline(never)]
     fn offer(&mut self, handler: &mut H, pool: PoolId, place: Place, id: ConnId) {
-        let requested = self.shared.table.at(id.index()).requested();
-        match requested.or_else(|| self.check_before_lease(id)) {
+        match self.check_before_lease(id) {
             Some(reason) => self.end_pooled(handler, id, reason),
             None => self.lease(handler, pool, place, id),
         }
@@ -125,13 +124,11 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     fn lease(&mut self, handler: &mut H, pool: PoolId, place: Place, id: ConnId) {
         let now = self.shared.now;
         let Some(waiter) = self.shared.pools.get(pool).policy.lease(place, now) else { return };
-        self.shared.set_pooled_idle(id, false);
         // The wait becomes the lease: both are held by the owner.
-        self.shared.table.at(id.index()).cold_mut().owner = waiter.owner;
+        self.shared.begin_lease(waiter.owner, pool, id);
         if let Some(replay) = &waiter.replay {
             self.send_again(id, replay);
         }
-        probe::lease(waiter.owner, id, pool);
         self.answer(handler, waiter, || Ok(id));
     }
 
@@ -193,17 +190,18 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// `on_data`, which has just run, asked a pool for a connection. Leases an idle one to its connection,
     /// or lets this wait.
     #[inline(never)]
-    pub(super) fn answer_at_once(&mut self, handler: &mut H, owner: ConnId) {
+    pub(super) fn answer_at_once(&mut self, handler: &mut H) {
+        let Some(asked) = self.shared.take_asked() else { return };
+        let owner = asked.owner;
         if self.shared.spilled {
             self.flush(owner);
         }
-        let Some(asked) = self.shared.take_asked() else { return };
         let Some(lease) = self.lease_at_once(&asked) else { return self.shared.put_off(asked) };
         self.call_acquired(handler, owner, asked.id, lease);
         self.note_callback(owner, "on_acquired");
     }
 
-    /// Leases an idle connection of `pool` to what has just asked, if its socket is sound and nothing has
+    /// Leases an idle connection to what has just asked, if its socket is sound and nothing has
     /// asked before. One that is not sound is closed in this turn.
     #[inline(always)]
     fn lease_at_once(&mut self, asked: &Asked) -> Option<ConnId> {
@@ -221,9 +219,6 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             return None;
         }
         let (place, id) = self.shared.pools.get(pool).policy.spare(now)?;
-        if self.shared.table.at(id.index()).requested().is_some() {
-            return None;
-        }
         if let Some(reason) = self.check_before_lease(id) {
             self.shared.table.at(id.index()).request_close(reason);
             self.shared.mark_dirty(id);
@@ -247,14 +242,13 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         }
     }
 
-    /// [`Reactor::judge`] for a connection that was given back in a callback of its own, now that this
+    /// [`Reactor::judge`] for a connection, if it was given back in a callback of its own, now that this
     /// is settled.
     #[inline(never)]
     pub(super) fn judge_settled(&mut self, handler: &mut H, id: ConnId) {
         let record = self.shared.table.at(id.index());
-        record.cold_flags.remove(ColdFlags::RETURNED);
         // Its end may have begun meanwhile.
-        if !record.state().is_open() {
+        if !record.cold_flags.take(ColdFlags::RETURNED) || !record.state().is_open() {
             return;
         }
         let Some((pool, place)) = record.pooled() else { return };
@@ -329,6 +323,10 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let Self { backend, slots, shared, read_buffer, .. } = self;
         let stream = slots[id.index()].stream.as_mut()?;
         let record = shared.table.at(id.index());
+        // An earlier check may have taken the reason from the socket.
+        if let Some(reason) = record.requested() {
+            return Some(reason);
+        }
         loop {
             rewind(read_buffer);
             let read = backend.read(stream, read_buffer, READ_BUDGET);
@@ -355,10 +353,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     /// Something happened to a connection that is idle in its pool.
     #[cold]
     pub(super) fn check_pooled(&mut self, handler: &mut H, id: ConnId) {
-        // A check may have found before that it has ended, and have taken the reason from the socket.
-        let requested = self.shared.table.at(id.index()).requested();
         if !planted(Bug::StrayInputKept)
-            && let Some(reason) = requested.or_else(|| self.check_socket(id))
+            && let Some(reason) = self.check_socket(id)
         {
             self.begin_closing(handler, id, reason);
         }

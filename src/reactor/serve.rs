@@ -121,8 +121,8 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             } else {
                 self.settle(handler, id);
             }
-        } else if inputs != record.clocks.inputs() && !self.arm_sole_deadline(id, inputs) {
-            self.arm_and_queue(handler, id);
+        } else {
+            self.arm_changed(handler, id, inputs);
         }
     }
 

@@ -59,9 +59,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     #[inline(never)]
     pub(super) fn settle_diverted(&mut self, handler: &mut H, id: ConnId) {
         self.arm_and_queue(handler, id);
-        if self.shared.table.at(id.index()).cold_flags.has(ColdFlags::RETURNED) {
-            self.judge_settled(handler, id);
-        }
+        self.judge_settled(handler, id);
     }
 
     /// [`Reactor::settle_diverted`] for one that has gone idle, and which nothing is left to do for.
@@ -72,12 +70,17 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         id: ConnId,
         inputs: DeadlineInputs,
     ) {
-        let record = self.shared.table.at(id.index());
-        if inputs != record.clocks.inputs() && !self.arm_sole_deadline(id, inputs) {
+        self.arm_changed(handler, id, inputs);
+        self.judge_settled(handler, id);
+    }
+
+    /// [`Reactor::arm_and_queue`] for a connection that nothing is left to do for, if other deadlines run
+    /// than before.
+    #[inline(always)]
+    pub(super) fn arm_changed(&mut self, handler: &mut H, id: ConnId, inputs: DeadlineInputs) {
+        let changed = inputs != self.shared.table.at(id.index()).clocks.inputs();
+        if changed && !self.arm_sole_deadline(id, inputs) {
             self.arm_and_queue(handler, id);
-        }
-        if self.shared.table.at(id.index()).cold_flags.has(ColdFlags::RETURNED) {
-            self.judge_settled(handler, id);
         }
     }
 

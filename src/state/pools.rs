@@ -465,10 +465,15 @@ impl LoopState {
             self.pools.wake(pool);
         }
         self.hold(Some(owner));
-        let record = self.table.at(lease.index());
-        record.flags.remove(Flags::DIVERTED);
-        record.cold_mut().owner = Some(owner);
-        probe::lease(Some(owner), lease, pool);
+        self.begin_lease(Some(owner), pool, lease);
+    }
+
+    /// A connection that was idle in its pool is `owner`'s, or the loop's.
+    #[inline(always)]
+    pub(crate) fn begin_lease(&mut self, owner: Option<ConnId>, pool: PoolId, lease: ConnId) {
+        self.set_pooled_idle(lease, false);
+        self.table.at(lease.index()).cold_mut().owner = owner;
+        probe::lease(owner, lease, pool);
     }
 
     #[inline]
