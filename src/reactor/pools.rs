@@ -11,14 +11,14 @@ use crate::core::budget::Step;
 use crate::core::dial::{Blame, blame_for};
 use crate::core::flags::{ColdFlags, Flags};
 use crate::core::health::{Witness, fell_silent};
-use crate::core::pool::{Place, Replay, Waiter, Work};
+use crate::core::pool::{Place, Replay, Stage, Waiter, Work};
 use crate::error::{AcquireError, AcquireFailure};
 use crate::handler::Handler;
 use crate::id::{ConnId, PoolId};
 use crate::log::{info, warn};
 use crate::planted::{Bug, planted};
 use crate::probe;
-use crate::state::{Asked, LoopState, READ_BUDGET, Stage};
+use crate::state::{Asked, LoopState, READ_BUDGET};
 
 impl<H: Handler, B: Backend> Reactor<H, B> {
     /// Serves the pools that have something to do.

@@ -13,11 +13,12 @@ use crate::core::deadlines::Deadline;
 use crate::core::drain::{Due, Plan, Visit};
 use crate::core::flags::Flags;
 use crate::core::lifecycle::State;
+use crate::core::pool::Stage;
 use crate::core::stats::Stats;
 use crate::handler::Handler;
 use crate::id::ConnId;
 use crate::log::info;
-use crate::state::{Purpose, Stage, stats};
+use crate::state::{Purpose, stats};
 use crate::time::Instant;
 
 /// What a reactor did, from its start to the end of its shutdown.

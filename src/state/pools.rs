@@ -14,7 +14,7 @@ use crate::close::CloseReason;
 use crate::config::{AcquireOptions, PoolConfig, SocketOptions, Timeouts};
 use crate::core::deadlines::Durations;
 use crate::core::flags::{ColdFlags, Flags};
-use crate::core::pool::{Phase, Place, Pool, PoolStats, Replay, Waiter};
+use crate::core::pool::{Phase, Place, Pool, PoolStats, Replay, Stage, Waiter};
 use crate::core::record::Replayable;
 use crate::error::{AcquireError, AcquireFailure, ConfigError};
 use crate::id::{AlarmId, ConnId, EndpointId, PoolGroupId, PoolId, WaitId};
@@ -72,34 +72,11 @@ impl PoolState {
     }
 }
 
-/// How far the end of the reactor has come, for its pools: those that are added later are like the
-/// others.
-#[derive(Clone, Copy, Debug, Default, Eq, Ord, PartialEq, PartialOrd)]
-pub(crate) enum Stage {
-    #[default]
-    Serves,
-    /// What waits is served, and nothing is dialled for later.
-    Drains,
-    /// Nothing is dialled, as nothing would end it.
-    Halts,
-    Closed,
-}
-
-impl Stage {
-    fn apply_to(self, policy: &mut Pool) {
-        match self {
-            Self::Serves => {}
-            Self::Drains => policy.drain(),
-            Self::Halts => policy.halt(),
-            Self::Closed => policy.close(),
-        }
-    }
-}
-
 /// All pools of a reactor.
 #[derive(Debug, Default)]
 pub(crate) struct Pools {
     list: Vec<PoolState>,
+    /// How far the end of the reactor has come: those that are added later are like the others.
     stage: Stage,
     /// Those that have something to do.
     queue: VecDeque<PoolId>,
@@ -287,7 +264,7 @@ impl LoopState {
             Timeouts { idle: None, ping_after: None, lifetime: None, ..timeouts.clone() };
         let socket = config.socket.as_ref().unwrap_or(&self.dial_options);
         let mut policy = Pool::new(config, Arc::clone(&self.counters));
-        self.pools.stage.apply_to(&mut policy);
+        policy.advance(self.pools.stage);
         let pool = PoolId(self.pools.list.len() as u32);
         self.pools.list.push(PoolState {
             policy,
@@ -321,14 +298,14 @@ impl LoopState {
         }
         self.pools.stage = stage;
         for pool in self.pools.ids() {
-            stage.apply_to(&mut self.pools.get(pool).policy);
+            self.pools.get(pool).policy.advance(stage);
             self.pools.wake(pool);
         }
     }
 
     /// Lets the pool serve nothing any more.
     pub(crate) fn close_pool(&mut self, pool: PoolId) {
-        self.pools.get(pool).policy.close();
+        self.pools.get(pool).policy.advance(Stage::Closed);
         self.pools.wake(pool);
     }
 

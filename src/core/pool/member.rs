@@ -321,7 +321,7 @@ impl Pool {
             self.stats.last_dial = None;
         }
         let replaced = self.replacement_due(member);
-        let reason = if self.closed {
+        let reason = if self.is_closed() {
             CloseReason::Shutdown
         } else if member.leases >= self.rules.leases_max {
             CloseReason::MaxRequests
@@ -401,17 +401,6 @@ impl Pool {
         }
         self.failed_at = now;
         self.ramp = 1;
-    }
-
-    /// From here on only what waits is served: nothing is dialled or pinged for later.
-    pub(crate) fn drain(&mut self) {
-        self.drains = true;
-    }
-
-    /// From here on nothing is dialled, also for what waits: that may have a connection which is there.
-    pub(crate) fn halt(&mut self) {
-        self.drain();
-        self.halted = true;
     }
 
     /// The socket of a connection is closed: its place is free.

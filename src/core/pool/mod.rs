@@ -85,6 +85,19 @@ pub struct PoolStats {
     pub last_dial: Option<CloseReason>,
 }
 
+/// How near its end a pool is.
+#[derive(Clone, Copy, Debug, Default, Eq, Ord, PartialEq, PartialOrd)]
+pub(crate) enum Stage {
+    #[default]
+    Serves,
+    /// What waits is served; nothing is dialled or pinged for later.
+    Drains,
+    /// Nothing is dialled, also for what waits: that may have a connection which is there.
+    Halts,
+    /// What waits is answered with an error, and what is idle is closed.
+    Closed,
+}
+
 /// What waits for a connection.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct Waiter {
@@ -145,11 +158,7 @@ pub(crate) struct Pool {
     fails: bool,
     /// Nothing is dialled, as the endpoint is not available.
     held: bool,
-    /// Nothing is done for later.
-    drains: bool,
-    /// Nothing is dialled any more.
-    halted: bool,
-    closed: bool,
+    stage: Stage,
     stats: PoolStats,
     /// The sums over all pools.
     counters: Arc<Counters>,
@@ -234,9 +243,7 @@ impl Pool {
             replaced_at: None,
             fails: false,
             held: false,
-            drains: false,
-            halted: false,
-            closed: false,
+            stage: Stage::default(),
             stats: PoolStats::default(),
             counters,
         }
@@ -276,8 +283,13 @@ impl Pool {
         self.held
     }
 
-    pub(crate) const fn is_closed(&self) -> bool {
-        self.closed
+    pub(crate) fn is_closed(&self) -> bool {
+        self.stage == Stage::Closed
+    }
+
+    /// Whether nothing is done for later.
+    fn drains(&self) -> bool {
+        self.stage >= Stage::Drains
     }
 
     /// The wait that has lasted longest.
@@ -339,11 +351,13 @@ impl Pool {
         self.cancel(id)
     }
 
-    /// The pool is not used any more: what waits is answered with an error, and what is idle closed.
-    pub(crate) fn close(&mut self) {
-        self.closed = true;
-        self.fails = true;
-        self.members_due = Instant::EPOCH;
+    /// The pool, or its reactor, nears its end. It never goes back.
+    pub(crate) fn advance(&mut self, stage: Stage) {
+        self.stage = self.stage.max(stage);
+        if self.is_closed() {
+            self.fails = true;
+            self.members_due = Instant::EPOCH;
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! What a pool is to do next, and when.
 
 use super::member::PAUSE_LEAST;
-use super::{Member, Phase, Place, Pool, Waiter};
+use super::{Member, Phase, Place, Pool, Stage, Waiter};
 use crate::close::{CloseReason, Timeout};
 use crate::core::stats::Counters;
 use crate::id::ConnId;
@@ -210,7 +210,7 @@ impl Pool {
                     next = next.min(member.until);
                 }
                 Phase::Idle => {
-                    if self.closed {
+                    if self.is_closed() {
                         return Some(self.end(at as Place, CloseReason::Shutdown, now));
                     }
                     let replaced = self.replacement_due(member);
@@ -218,13 +218,13 @@ impl Pool {
                         let reason = CloseReason::Timeout(Timeout::Lifetime);
                         return Some(self.end(at as Place, reason, now));
                     }
-                    if member.until <= now && !self.drains {
+                    if member.until <= now && !self.drains() {
                         self.stats.pinged += 1;
                         self.members[at].pinged = true;
                         self.enter(at as Place, Phase::Checked, now, self.rules.ping);
                         return Some(Work::Ping(at as Place, conn));
                     }
-                    let ping = if self.drains { Instant::FAR_FUTURE } else { member.until };
+                    let ping = if self.drains() { Instant::FAR_FUTURE } else { member.until };
                     next = next.min(replaced).min(ping);
                 }
             }
@@ -274,9 +274,8 @@ impl Pool {
         let needed = (self.waiters.len() + self.replays.len()).saturating_sub(self.coming);
         // What is sent again wants a new one.
         let idle = self.idle.is_empty() || (!self.replays.is_empty() && self.fresh(now).is_none());
-        let spare = self.coming == 0 && self.idle.len() < self.rules.idle_min && !self.drains;
-        !self.closed
-            && !self.halted
+        let spare = self.coming == 0 && self.idle.len() < self.rules.idle_min && !self.drains();
+        self.stage < Stage::Halts
             && !self.held
             && self.members.len() < self.rules.size
             && self.coming < self.ramp
