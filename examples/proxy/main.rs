@@ -44,6 +44,7 @@ mod balance;
 mod check;
 mod server;
 
+use std::hash::{BuildHasher, RandomState};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -117,6 +118,7 @@ fn main() -> ExitCode {
             check_interval: args.check_interval,
             connect_total: args.connect_total,
             timeouts: args.server.config(defaults.clone()).timeouts,
+            seed: RandomState::new().hash_one(0),
         };
         common::serve(&args.server, defaults, Proxy::new(settings))
     })

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
 
 use bytes::BytesMut;
@@ -39,6 +38,8 @@ pub(crate) struct Settings {
     pub(crate) connect_total: Duration,
     /// Those of the reactor.
     pub(crate) timeouts: Timeouts,
+    /// What the choices that chance makes begin with.
+    pub(crate) seed: u64,
 }
 
 /// What is dialled for a client that has no upstream yet.
@@ -117,10 +118,9 @@ impl Refusals {
 
 impl Proxy {
     pub(crate) fn new(settings: Settings) -> Self {
-        let seed = RandomState::new().hash_one(0);
         Self {
             upstreams: Vec::new(),
-            balancer: Balancer::new(settings.policy, seed),
+            balancer: Balancer::new(settings.policy, settings.seed),
             attempts: BTreeMap::new(),
             candidates: Vec::new(),
             refusals: Refusals::default(),

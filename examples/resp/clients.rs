@@ -1,7 +1,6 @@
 //! What is known of clients: CLIENT LIST, KILL, SETNAME and the like.
 
-use std::collections::HashMap;
-
+use indexmap::IndexMap;
 use wheelhouse::{Address, Conn, ConnId, Instant};
 
 use crate::parse::Args;
@@ -12,7 +11,8 @@ use crate::value::{Hasher, Text};
 
 #[derive(Debug, Default)]
 pub(crate) struct Clients {
-    open: HashMap<ConnId, Client, Hasher>,
+    /// In an order that does not depend on their hashes: a run is replayed call by call.
+    open: IndexMap<ConnId, Client, Hasher>,
     numbers: u64,
 }
 
@@ -37,7 +37,7 @@ impl Clients {
 
     /// Removes one, with what it had taken of the store's memory.
     pub(crate) fn close(&mut self, id: ConnId, store: &mut Store) {
-        if let Some(client) = self.open.remove(&id) {
+        if let Some(client) = self.open.swap_remove(&id) {
             store.give_back(Text::cost(client.name.len()));
         }
     }

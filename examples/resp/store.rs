@@ -227,12 +227,10 @@ impl Store {
     }
 
     pub(crate) fn clear(&mut self, cx: &mut Context<'_>) {
-        for alarm in self.ledger.alarms.keys() {
-            cx.cancel_alarm(*alarm);
-        }
         for entry in std::mem::take(&mut self.entries) {
             self.ledger.used -= entry.cost();
-            if entry.expiry.is_some() {
+            if let Some(expiry) = entry.expiry {
+                cx.cancel_alarm(expiry.alarm);
                 self.ledger.used -= ALARM + Text::cost(entry.key.len());
             }
         }

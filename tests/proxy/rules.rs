@@ -53,6 +53,7 @@ fn settings(policy: Policy, check: &str) -> Settings {
         check_interval: secs(1),
         connect_total: secs(5),
         timeouts: config().timeouts,
+        seed: 1,
     }
 }
 
