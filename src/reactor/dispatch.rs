@@ -11,7 +11,7 @@ use crate::close::CloseReason;
 use crate::conn::{Conn, Context};
 use crate::core::flags::Flags;
 use crate::handler::Handler;
-use crate::id::{ConnId, WaitId};
+use crate::id::ConnId;
 use crate::log::error;
 use crate::metrics::MetricsWriter;
 use crate::planted::{Bug, planted};
@@ -57,9 +57,8 @@ pub(super) fn call_data<H: Handler>(
 }
 
 impl<H: Handler, B: Backend> Reactor<H, B> {
-    /// Does `work`, and if `on_data`, `on_active`, `on_idle`, or an `on_acquired` right behind `on_data`
-    /// panics in it, which it calls without a net for the sake of speed, aborts the connection whose
-    /// callback that was. Returns whether one did.
+    /// Does `work`, and if `on_data`, `on_active` or `on_idle` panics in it, which it calls without a
+    /// net for the sake of speed, aborts the connection whose callback that was. Returns whether one did.
     pub(super) fn guard(&mut self, handler: &mut H, work: impl FnOnce(&mut Self, &mut H)) -> bool {
         let outcome = catch_unwind(AssertUnwindSafe(|| work(self, handler)));
         let panicked = outcome.is_err();
@@ -90,25 +89,6 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         }
     }
 
-    /// Runs `on_acquired` right behind `on_data`. As with that, a panic is left to [`Reactor::guard`], and
-    /// the caller reads the clock.
-    #[inline(always)]
-    pub(super) fn call_acquired(
-        &mut self,
-        handler: &mut H,
-        owner: ConnId,
-        wait: WaitId,
-        lease: ConnId,
-    ) {
-        let Some(session) = self.slots[owner.index()].session.as_mut() else { return };
-        self.shared.enter(owner);
-        probe::callback_start(Some(owner), "on_acquired");
-        handler.on_acquired(&mut Conn::new(&mut self.shared, owner), session, wait, Ok(lease));
-        probe::callback_end(Some(owner), "on_acquired");
-        self.shared.leave();
-        self.send_written(owner);
-    }
-
     /// Runs another callback of a connection that has a session, and sends what it wrote.
     pub(super) fn call(
         &mut self,
@@ -117,6 +97,32 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         callback: impl FnOnce(&mut Conn<'_>, &mut H::Session),
     ) {
         self.call_with_input(id, name, |conn, session, _| callback(conn, session));
+    }
+
+    /// As [`Reactor::call`], for a callback that gets `lease`: what it wrote to that is sent, too.
+    #[inline(always)]
+    pub(super) fn call_leased(
+        &mut self,
+        owner: ConnId,
+        lease: ConnId,
+        name: &'static str,
+        callback: impl FnOnce(&mut Conn<'_>, &mut H::Session),
+    ) {
+        let Self { slots, shared, .. } = self;
+        let Some(session) = slots[owner.index()].session.as_mut() else { return };
+        shared.enter_leased(owner, lease);
+        let mut conn = Conn::new(shared, owner);
+        probe::callback_start(Some(owner), name);
+        let outcome = catch(|| callback(&mut conn, session));
+        probe::callback_end(Some(owner), name);
+        self.refresh_now_if_stale(name, Some(owner));
+        if self.shared.scratch_owner == Some(lease)
+            && outcome.is_ok()
+            && !self.shared.scratch.is_empty()
+        {
+            self.flush_scratch(lease);
+        }
+        self.end_callback(owner, outcome.is_err());
     }
 
     /// As [`Reactor::call`], with the input that the handler left.

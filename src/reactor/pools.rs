@@ -129,7 +129,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         if let Some(replay) = &waiter.replay {
             self.send_again(id, replay);
         }
-        self.answer(handler, waiter, || Ok(id));
+        self.answer(handler, waiter, Some(id), || Ok(id));
     }
 
     #[cold]
@@ -144,15 +144,17 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     fn refuse(&mut self, handler: &mut H, waiter: Waiter, failure: AcquireFailure) {
         self.shared.pools.unhold(waiter.owner);
         let error = self.shared.acquire_error(waiter.id.pool(), failure);
-        self.answer(handler, waiter, || Err(error));
+        self.answer(handler, waiter, None, || Err(error));
     }
 
-    /// Calls the handler back. It makes the answer in its place, as one that may be an error is large.
+    /// Calls the handler back, and settles what it has `leased`, if it has. It makes the answer in its
+    /// place, as one that may be an error is large.
     #[inline(always)]
     fn answer(
         &mut self,
         handler: &mut H,
         waiter: Waiter,
+        leased: Option<ConnId>,
         lease: impl FnOnce() -> Result<ConnId, AcquireError>,
     ) {
         match waiter.owner {
@@ -168,12 +170,30 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
                     return;
                 }
                 match waiter.replay {
-                    Some(replay) => self.call(owner, "on_lease_replaced", |conn, session| {
-                        handler.on_lease_replaced(conn, session, replay.lost, lease());
-                    }),
-                    None => self.call(owner, "on_acquired", |conn, session| {
-                        handler.on_acquired(conn, session, waiter.id, lease());
-                    }),
+                    Some(replay) => {
+                        let name = "on_lease_replaced";
+                        self.call_answered(
+                            handler,
+                            owner,
+                            leased,
+                            name,
+                            |handler, conn, session| {
+                                handler.on_lease_replaced(conn, session, replay.lost, lease());
+                            },
+                        );
+                    }
+                    None => {
+                        let name = "on_acquired";
+                        self.call_answered(
+                            handler,
+                            owner,
+                            leased,
+                            name,
+                            |handler, conn, session| {
+                                handler.on_acquired(conn, session, waiter.id, lease());
+                            },
+                        );
+                    }
                 }
                 if !self.is_settled(owner) {
                     self.shared.mark_dirty(owner);
@@ -187,6 +207,43 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         }
     }
 
+    /// Runs a callback that answers, and settles what it has leased.
+    #[inline(always)]
+    fn call_answered(
+        &mut self,
+        handler: &mut H,
+        owner: ConnId,
+        leased: Option<ConnId>,
+        name: &'static str,
+        callback: impl FnOnce(&mut H, &mut Conn<'_>, &mut H::Session),
+    ) {
+        let Some(lease) = leased else {
+            return self.call(owner, name, |conn, session| callback(handler, conn, session));
+        };
+        self.call_leased(owner, lease, name, |conn, session| callback(handler, conn, session));
+        self.settle_leased(handler, lease);
+    }
+
+    /// What comes behind the callback that got a lease: the deadlines of that run from what has been sent
+    /// to it. What was asked of it waits for its step of the turn.
+    #[inline(always)]
+    fn settle_leased(&mut self, handler: &mut H, lease: ConnId) {
+        if self.shared.table.at(lease.index()).has_output() {
+            self.flush(lease);
+        }
+        let requests_max = self.shared.bounds.requests_max;
+        let record = self.shared.table.at(lease.index());
+        if record.flags.has(Flags::DIRTY) {
+            return;
+        }
+        let asked = Flags::TO_ACT_ON.and(Flags::DIVERTED);
+        if record.flags.has(asked) || record.requests >= requests_max {
+            self.shared.mark_dirty(lease);
+        } else {
+            self.arm_and_queue(handler, lease);
+        }
+    }
+
     /// `on_data`, which has just run, asked a pool for a connection. Leases an idle one to its connection,
     /// or lets this wait.
     #[inline(never)]
@@ -197,8 +254,9 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             self.flush(owner);
         }
         let Some(lease) = self.lease_at_once(&asked) else { return self.shared.put_off(asked) };
-        self.call_acquired(handler, owner, asked.id, lease);
-        self.note_callback(owner, "on_acquired");
+        self.call_answered(handler, owner, Some(lease), "on_acquired", |handler, conn, session| {
+            handler.on_acquired(conn, session, asked.id, Ok(lease));
+        });
     }
 
     /// Leases an idle connection to what has just asked, if its socket is sound and nothing has

@@ -35,7 +35,10 @@ impl LoopState {
             self.compact_journal();
         }
         let record = self.table.at(id.index());
-        mark_dirty(record, &mut self.dirty);
+        // What was just leased is settled behind the callback.
+        if self.scratch_owner != Some(id) {
+            mark_dirty(record, &mut self.dirty);
+        }
         let (queued, marks) = (record.queued(), record.flags);
         let (owed, requests) = (record.owed(), record.requests);
         self.journal.push(Entry::Reached { id, queued, marks, owed, requests });
@@ -72,7 +75,7 @@ impl LoopState {
     pub(crate) fn roll_back(&mut self) {
         let scratch = self.scratch.len();
         self.scratch.clear();
-        if let Some(id) = self.in_hand {
+        if let Some(id) = self.scratch_owner {
             self.count_dropped(id, scratch);
         }
         if let Some(asked) = self.take_asked() {

@@ -182,16 +182,17 @@ pub(crate) struct LoopState {
     /// How far the walk has come that announces the shutdown to connections.
     pub(crate) announced: Cursor,
     pub(crate) spares: Spares,
-    /// What the callback that runs has written to its own connection.
+    /// What the callback that runs has written to one connection, which is mostly its own.
     pub(crate) scratch: BytesMut,
-    /// The connection whose writes go to `scratch`: the one in hand, unless it has output queued.
+    /// The connection whose writes go to `scratch`: the one in hand, or what this has just leased. None
+    /// that has output queued.
     pub(crate) scratch_owner: Option<ConnId>,
     /// Where the loop's buffer for reads begins, while `on_data` has it; zero at all other times.
     pub(crate) lent_at: usize,
     /// Bytes of input behind the message that [`frame::each`](crate::frame::each) hands over; zero at
     /// all other times.
     pub(crate) unread: usize,
-    /// What the callback in hand wrote was too much for `scratch`, or to be shared.
+    /// What the callback in hand wrote to its own connection is queued, where nothing was.
     pub(crate) spilled: bool,
     pub(crate) in_hand: Option<ConnId>,
     /// What the callback that runs has done beyond its own connection.
@@ -293,6 +294,17 @@ impl LoopState {
         self.spilled = false;
         self.scratch_owner = drained.then_some(id);
         self.begin_journal();
+    }
+
+    /// As [`LoopState::enter`], for a callback that gets `lease`. Most of what it writes is for that, and
+    /// nothing else writes to it meanwhile: so this is what gathers.
+    #[inline(always)]
+    pub(crate) fn enter_leased(&mut self, owner: ConnId, lease: ConnId) {
+        self.enter(owner);
+        // A request that is sent again is queued.
+        if !self.table.at(lease.index()).has_output() {
+            self.scratch_owner = Some(lease);
+        }
     }
 
     /// Takes the connection back from its callback.

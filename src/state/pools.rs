@@ -579,9 +579,9 @@ impl LoopState {
         let again = by != lease
             && request.len() <= REPLAY_MAX
             && self.pools.get(pool).policy.is_used(place);
-        let record = self.table.at(lease.index());
         // Of several requests one would be sent again, and get the reply to another.
-        let again = again && record.owed() == 0 && !record.has_output();
+        let again = again && self.queued(lease) == 0 && self.table.at(lease.index()).owed() == 0;
+        let record = self.table.at(lease.index());
         let (read, written) = (record.bytes_in, record.bytes_out + request.len() as u64);
         let request = again.then(|| request.clone());
         record.cold_mut().replay = request.map(|request| Replayable { request, read, written });

@@ -160,13 +160,15 @@ impl LoopState {
     /// once, because one callback may write to many connections.
     #[inline(never)]
     fn queue(&mut self, id: ConnId, push: impl FnOnce(&mut Output, &mut SpareBuffers)) {
+        if self.in_hand == Some(id) && !self.table.at(id.index()).has_output() {
+            self.spilled = true;
+        }
         if self.scratch_owner == Some(id) {
             let mut scratch = std::mem::take(&mut self.scratch);
             self.change_output(id, |output, spares| output.push_copy(&scratch, spares));
             scratch.clear();
             self.scratch = scratch;
             self.scratch_owner = None;
-            self.spilled = true;
         }
         self.change_output(id, push);
     }

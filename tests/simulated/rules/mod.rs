@@ -32,6 +32,7 @@ mod closing;
 mod dialling;
 mod groups;
 mod health;
+mod leased;
 mod listeners;
 mod overload;
 mod panics;
