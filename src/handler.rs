@@ -5,7 +5,8 @@ use std::io;
 use bytes::BytesMut;
 
 use crate::close::{CloseReason, Closed};
-use crate::conn::{Conn, Context};
+use crate::conn::Conn;
+use crate::context::Context;
 use crate::error::AcquireError;
 use crate::id::{AlarmId, ConnId, ListenerId, WaitId};
 use crate::metrics::MetricsWriter;

@@ -136,6 +136,7 @@ pub mod backend;
 pub mod close;
 pub mod config;
 mod conn;
+mod context;
 mod core;
 mod error;
 pub mod frame;
@@ -200,7 +201,8 @@ pub use crate::address::{Address, Target};
 pub use crate::close::{CloseReason, Closed, Timeout};
 #[doc(inline)]
 pub use crate::config::{Config, Limits, ListenConfig, Timeouts};
-pub use crate::conn::{Conn, Context, KeepAlive};
+pub use crate::conn::{Conn, KeepAlive};
+pub use crate::context::Context;
 pub use crate::core::lifecycle::State;
 pub use crate::core::share::Shared;
 #[doc(inline)]

@@ -636,6 +636,11 @@ impl Record {
         }
     }
 
+    /// Whether callbacks can reach it: it has neither been released nor refused.
+    pub(crate) fn is_there(&self) -> bool {
+        self.state != State::Closed && !self.flags.has(Flags::REAPED)
+    }
+
     /// Whether writes are taken: before the end was asked for.
     pub(crate) const fn takes_writes(&self) -> bool {
         let open = self.state.is_open() || self.cold_flags.has(ColdFlags::FINAL_REPLY);

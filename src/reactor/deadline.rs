@@ -388,7 +388,8 @@ mod tests {
     use bytes::BytesMut;
 
     use crate::config::Config;
-    use crate::conn::{Conn, Context};
+    use crate::conn::Conn;
+    use crate::context::Context;
     use crate::handler::Handler;
     use crate::id::{ConnId, Origin, PoolId};
     use crate::pool::{AcquireError, AcquireOptions, PoolConfig, WaitId};

@@ -7,7 +7,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::{fmt, mem, ptr};
 
 use crate::backend::Wake;
-use crate::conn::{Conn, Context};
+use crate::conn::Conn;
+use crate::context::Context;
 use crate::core::stats::{Counters, Stats};
 use crate::error::PostError;
 use crate::handler::Handler;

@@ -50,7 +50,7 @@ use crate::address::{Address, ToAddress};
 use crate::backend::{Backend, EVENTS_PER_WAIT, Events, Os, Readiness, Source};
 use crate::close::CloseReason;
 use crate::config::{Config, ListenConfig};
-use crate::conn::Context;
+use crate::context::Context;
 use crate::core::budget::{Budget, ITEMS_PER_STEP, STEP_NANOS, Step};
 use crate::core::deferred::DeferredQueue;
 use crate::core::drain::Drain;

@@ -15,7 +15,7 @@ use crate::address::Address;
 use crate::backend::Token;
 use crate::close::{CloseReason, Closed};
 use crate::config::Timeouts;
-use crate::conn::Context;
+use crate::context::Context;
 use crate::core::deadlines::{BOUNDING, Deadline, Durations};
 use crate::core::lifecycle::State;
 use crate::core::stats::Stats;
