@@ -175,9 +175,10 @@ pub trait Handler: Sized {
     /// cancelled.
     ///
     /// [`conn.other(lease)`](Conn::other) reaches the leased connection, and no other connection
-    /// does. What this writes to it is sent as soon as it returns, before other callbacks come. Its session is in the hands of its own callbacks, where [`Conn::owner`] names this one.
-    /// If it ends while it is leased, its [`on_closing`](Handler::on_closing) comes as always, and
-    /// still knows its owner.
+    /// does. What is written to it here leaves as soon as this callback has returned, as far as its
+    /// socket takes it. Its session is in the hands of its own callbacks, where [`Conn::owner`] names
+    /// this one. If it ends while it is leased, its [`on_closing`](Handler::on_closing) comes as
+    /// always, and still knows its owner.
     fn on_acquired(
         &mut self,
         conn: &mut Conn<'_>,

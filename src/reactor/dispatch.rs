@@ -117,13 +117,21 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         let outcome = catch(|| callback(&mut conn, session));
         probe::callback_end(Some(owner), name);
         self.refresh_now_if_stale(name, Some(owner));
-        if self.shared.scratch_owner == Some(lease)
-            && outcome.is_ok()
-            && !self.shared.scratch.is_empty()
-        {
-            self.flush_scratch(lease);
+        if outcome.is_ok() {
+            // Before what follows finds that all hold too much.
+            self.send_leased(lease);
         }
         self.end_callback(owner, outcome.is_err());
+    }
+
+    /// Sends what the callback that has just run wrote to `lease`, which it got.
+    #[inline(always)]
+    fn send_leased(&mut self, lease: ConnId) {
+        if self.shared.scratch_owner == Some(lease) && !self.shared.scratch.is_empty() {
+            self.flush_scratch(lease);
+        } else if self.shared.table.at(lease.index()).has_output() {
+            self.send_spilled(lease);
+        }
     }
 
     /// As [`Reactor::call`], with the input that the handler left.

@@ -282,7 +282,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
 
     /// Reads the clock after a callback that is called on short terms.
     #[inline(always)]
-    pub(super) fn note_callback(&mut self, id: ConnId, name: &'static str) {
+    fn note_callback(&mut self, id: ConnId, name: &'static str) {
         let before = self.shared.now;
         self.refresh_now_if_stale(name, Some(id));
         if self.shared.now != before {
@@ -320,13 +320,17 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         self.note_lost_peer(id);
     }
 
-    /// Sends what the callback that has just run wrote to its own connection.
+    /// Sends what the callback that has just run wrote to the connection whose writes gathered.
     pub(super) fn flush_scratch(&mut self, id: ConnId) {
         let Self { backend, slots, shared, .. } = self;
         let LoopState { table, scratch, spares, now, counters, .. } = shared;
         let record = table.at(id.index());
         let stream = slots[id.index()].stream.as_mut();
         send_scratch(backend, stream, record, scratch, spares, *now, counters, true);
+        if self.shared.table.at(id.index()).has_output() {
+            // It may be settled in a later turn.
+            self.account(id);
+        }
     }
 
     /// Writes queued output until it is gone, the socket is full or the budget is used.

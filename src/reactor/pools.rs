@@ -169,32 +169,14 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
                 if flags.has(Flags::CLOSE_REQUESTED) && self.has_panicked(owner) {
                     return;
                 }
-                match waiter.replay {
-                    Some(replay) => {
-                        let name = "on_lease_replaced";
-                        self.call_answered(
-                            handler,
-                            owner,
-                            leased,
-                            name,
-                            |handler, conn, session| {
-                                handler.on_lease_replaced(conn, session, replay.lost, lease());
-                            },
-                        );
+                let is_again = waiter.replay.is_some();
+                let name = if is_again { "on_lease_replaced" } else { "on_acquired" };
+                self.call_answered(handler, owner, leased, name, |handler, conn, session| {
+                    match waiter.replay {
+                        Some(it) => handler.on_lease_replaced(conn, session, it.lost, lease()),
+                        None => handler.on_acquired(conn, session, waiter.id, lease()),
                     }
-                    None => {
-                        let name = "on_acquired";
-                        self.call_answered(
-                            handler,
-                            owner,
-                            leased,
-                            name,
-                            |handler, conn, session| {
-                                handler.on_acquired(conn, session, waiter.id, lease());
-                            },
-                        );
-                    }
-                }
+                });
                 if !self.is_settled(owner) {
                     self.shared.mark_dirty(owner);
                 }
@@ -224,13 +206,10 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         self.settle_leased(handler, lease);
     }
 
-    /// What comes behind the callback that got a lease: the deadlines of that run from what has been sent
-    /// to it. What was asked of it waits for its step of the turn.
+    /// [`Reactor::settle`] for a lease, behind the callback that got it. What it has been sent leaves
+    /// mostly only deadlines to choose; if anything was asked of it, it is settled in its step of the turn.
     #[inline(always)]
     fn settle_leased(&mut self, handler: &mut H, lease: ConnId) {
-        if self.shared.table.at(lease.index()).has_output() {
-            self.flush(lease);
-        }
         let requests_max = self.shared.bounds.requests_max;
         let record = self.shared.table.at(lease.index());
         if record.flags.has(Flags::DIRTY) {

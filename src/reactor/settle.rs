@@ -1,8 +1,8 @@
 //! What follows from an event or a callback: the next state, the deadlines that run, the ready
 //! queue.
 //!
-//! Events and callbacks set flags. [`Reactor::settle`] comes after each of them, and is the only place
-//! that draws the consequences, always in this order:
+//! Events and callbacks set flags. [`Reactor::settle`] comes after each of them, or one of its short ways
+//! does, and draws the consequences, always in this order:
 //!
 //! 1. What was asked for is done: a FIN, an end.
 //! 2. A connection with no active request goes idle.
@@ -10,8 +10,8 @@
 //! 4. What is left to do, and no event will announce, is queued for the next turn.
 //! 5. What was given back to its pool in its own callback is judged.
 //!
-//! Most messages leave nothing to do but the third step for a single deadline. For those there is a
-//! short way, [`Reactor::arm_sole_deadline`]; a test compares it with the long one for all inputs.
+//! Most messages leave nothing to do but the third step for a single deadline. For those
+//! [`Reactor::arm_sole_deadline`] does the same; a test compares the two for all inputs.
 
 use super::{Reactor, Slot};
 use crate::backend::Backend;

@@ -25,8 +25,8 @@ pub(super) enum Entry {
 }
 
 impl LoopState {
-    /// Notes that the running callback reached `id`: it is settled at the end of the turn, and if
-    /// the callback panics what it writes from here on is taken back.
+    /// Notes that the running callback reached `id`: it is settled later in the turn, and if the
+    /// callback panics what this writes to it from here on is taken back.
     pub(crate) fn touch(&mut self, id: ConnId) {
         if self.in_hand == Some(id) {
             return;
@@ -35,7 +35,7 @@ impl LoopState {
             self.compact_journal();
         }
         let record = self.table.at(id.index());
-        // What was just leased is settled behind the callback.
+        // A new lease is settled right behind the callback that gets it.
         if self.scratch_owner != Some(id) {
             mark_dirty(record, &mut self.dirty);
         }

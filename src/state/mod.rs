@@ -296,8 +296,8 @@ impl LoopState {
         self.begin_journal();
     }
 
-    /// As [`LoopState::enter`], for a callback that gets `lease`. Most of what it writes is for that, and
-    /// nothing else writes to it meanwhile: so this is what gathers.
+    /// As [`LoopState::enter`], for a callback that gets `lease`: what the callback writes to the lease
+    /// gathers, as that is most of what it writes, and nothing else writes to the lease meanwhile.
     #[inline(always)]
     pub(crate) fn enter_leased(&mut self, owner: ConnId, lease: ConnId) {
         self.enter(owner);

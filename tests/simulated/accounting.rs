@@ -345,3 +345,47 @@ fn output_may_have_been_queued_before_its_limit_was_lowered() {
     sim.settle();
     assert_eq!(peer.take().len(), 1_000_004);
 }
+
+/// Takes its time when a connection becomes active.
+struct Slow<F>(F);
+
+impl<F: Fn(Duration) + 'static> Handler for Slow<F> {
+    type Session = ();
+
+    fn on_open(&mut self, _: &mut Conn<'_>) -> Option<()> {
+        Some(())
+    }
+
+    fn on_data(&mut self, _: &mut Conn<'_>, (): &mut (), input: &mut BytesMut) {
+        input.clear();
+    }
+
+    fn on_active(&mut self, _: &mut Conn<'_>, (): &mut ()) {
+        (self.0)(millis(1));
+    }
+}
+
+/// The world compares the sums after each turn, and the others take more than one.
+#[test]
+fn what_a_posted_closure_wrote_counts_while_others_come_first() {
+    let mut sim = Sim::new(1);
+    sim.set_buffers(4_096, 4_096);
+    let server = sim.serve("10.0.0.1:7", Config::default(), Slow(sim.stall()));
+    let peers: Vec<_> = (0..50).map(|_| sim.connect(&server)).collect();
+    peers.iter().for_each(|peer| peer.send(b"x"));
+    sim.settle();
+    let mut ids = server.with(|_, cx| cx.ids());
+    let last = ids.pop().unwrap();
+    peers.iter().for_each(Peer::stop_reading);
+    let handle = server.handle();
+    let reach_others = move |_: &mut _, cx: &mut Context<'_>| {
+        ids.iter().for_each(|id| cx.conn(*id).unwrap().begin_request());
+    };
+    handle.post(reach_others).unwrap();
+    handle.post_to(last, |_, conn, _| conn.write(&[b'x'; 40_000])).unwrap();
+    sim.settle();
+    assert!(server.stats().buffered > 20_000);
+    peers.iter().for_each(Peer::resume_reading);
+    sim.advance(secs(1));
+    assert_eq!(server.stats().buffered, 0);
+}

@@ -23,6 +23,8 @@ with_each_personality! {
     a_lease_whose_write_fails_ends,
     a_request_behind_another_is_not_sent_again,
     what_was_sent_again_comes_before_what_is_written,
+    what_is_left_of_a_lease_that_ends_is_accounted_for_while_others_come_first,
+    what_is_written_to_a_lease_is_sent_before_buffers_are_too_large,
 }
 
 const UPSTREAM: &str = "10.0.0.2:9";
@@ -35,6 +37,8 @@ struct Told {
     /// Bytes that had left when input came.
     sent: Vec<u64>,
     answered: Vec<bool>,
+    /// What takes long when a client's request begins.
+    stall: Option<Box<dyn Fn(Duration)>>,
 }
 
 #[derive(Default)]
@@ -52,6 +56,15 @@ impl Told {
                 "replay" => answered.push(conn.send_replayable(lease, &b"again"[..])),
                 "release" => conn.release(lease),
                 "panic" => panic!("on purpose"),
+                "reach" => {
+                    for id in conn.cx().ids() {
+                        if id != lease
+                            && let Some(mut other) = conn.other(id)
+                        {
+                            other.begin_request();
+                        }
+                    }
+                }
                 of_lease => Self::act_on(&mut conn.other(lease).unwrap(), of_lease),
             }
         }
@@ -65,6 +78,7 @@ impl Told {
                 lease.write(b"request");
             }
             "end" => lease.end_request(),
+            "part" => lease.write(&vec![b'p'; 40_000]),
             "long" => lease.write(&vec![b'l'; LONG]),
             "whole" => lease.write_bytes(Bytes::from(vec![b'w'; LONG])),
             "close" => lease.close(),
@@ -97,7 +111,7 @@ impl Handler for Told {
             return;
         }
         let told = String::from_utf8(input.to_vec()).unwrap();
-        let (way, told) = told.split_once(' ').unwrap();
+        let Some((way, told)) = told.split_once(' ') else { return };
         session.told = told.into();
         // With an active request the answer comes right behind this.
         session.is_late = way == "later";
@@ -119,6 +133,12 @@ impl Handler for Told {
             conn.begin_request();
         }
         self.answered.extend(Self::act(conn, lease, &session.told));
+    }
+
+    fn on_active(&mut self, conn: &mut Conn<'_>, _: &mut Session) {
+        if let (Some(stall), Origin::Accepted(_)) = (&self.stall, conn.origin()) {
+            stall(millis(1));
+        }
     }
 
     fn on_lease_replaced(
@@ -144,15 +164,18 @@ struct Setup {
 impl Setup {
     /// A pool of one idle connection, and a client.
     fn new() -> Self {
+        Self::with(world(1), Config::default())
+    }
+
+    fn with(mut sim: Sim, server: Config) -> Self {
         let timeouts =
             Timeouts { write: Some(secs(5)), read: Some(secs(10)), ..Timeouts::default() };
         let timeouts = Some(timeouts);
         let config = PoolConfig { size: 1, idle_min: 1, timeouts, ..PoolConfig::default() };
-        let mut sim = world(1);
         sim.allow_panics();
         let upstreams = sim.listen(UPSTREAM, 64);
-        let told = Told { pool: None, config, sent: vec![], answered: vec![] };
-        let server = sim.serve(SERVER, Config::default(), told);
+        let told = Told { pool: None, config, sent: vec![], answered: vec![], stall: None };
+        let server = sim.serve(SERVER, server, told);
         let client = sim.connect(SERVER);
         sim.advance(secs(1));
         let upstream = upstreams.accept().unwrap();
@@ -366,5 +389,37 @@ fn what_was_sent_again_comes_before_what_is_written() {
         let upstream = setup.upstreams.accept().unwrap();
         assert_eq!(upstream.take(), b"againmore");
         assert_eq!(setup.client.take(), b"own");
+    }
+}
+
+fn what_is_left_of_a_lease_that_ends_is_accounted_for_while_others_come_first() {
+    for way in WAYS {
+        let mut sim = world(1);
+        sim.set_buffers(4_096, 4_096);
+        let mut setup = Setup::with(sim, Config::default());
+        setup.upstream.stop_reading();
+        let others: Vec<_> = (0..50).map(|_| setup.sim.connect(SERVER)).collect();
+        others.iter().for_each(|other| other.send(b"hi"));
+        setup.sim.settle();
+        let stall = setup.sim.stall();
+        setup.server.with(|told, _| told.stall = Some(Box::new(stall)));
+        setup.tell(way, "reach part close");
+        setup.sim.advance(secs(60));
+    }
+}
+
+fn what_is_written_to_a_lease_is_sent_before_buffers_are_too_large() {
+    for way in WAYS {
+        for told in ["request whole own", "own request whole", "request whole"] {
+            let mut sim = world(1);
+            sim.set_buffers(2 * LONG, 2 * LONG);
+            let mut config = Config::default();
+            config.limits.buffered_max = LONG / 2;
+            let mut setup = Setup::with(sim, config);
+            setup.tell(way, told);
+            let closed = setup.server.take_closed();
+            assert!(closed.is_empty(), "{way} {told}: {closed:?}");
+            assert_eq!(setup.upstream.take().len(), 7 + LONG, "{way} {told}");
+        }
     }
 }
