@@ -305,6 +305,10 @@ impl Backend for Host {
         let now = net.now;
         net.machines[self.machine].resumed = false;
         net.machines[self.machine].wakes_at = end_of_wait(now, timeout);
+        if interrupted.is_err() {
+            // It is not the reactor's doing that nothing came to its turn.
+            net.machines[self.machine].progress += 1;
+        }
         interrupted?;
         let capacity = events.capacity();
         let waiting = net.machines[self.machine].notices.len();

@@ -8,7 +8,7 @@ use bytes::BytesMut;
 
 use super::net::Net;
 use crate::backend::Token;
-use crate::close::{CloseReason, Timeout};
+use crate::close::{CloseMode, CloseReason, Timeout};
 use crate::conn::Conn;
 use crate::context::Context;
 use crate::core::deadlines::Deadline;
@@ -113,9 +113,9 @@ impl Account {
         let Some(ledger) = net.ledger(self.machine, self.token()) else { return };
         let shared = &*conn.cx().shared;
         let Some(record) = shared.table.get(self.id) else { return };
-        // What is dropped at once is not queued any more.
-        let dropped = [CloseReason::BufferLimit, CloseReason::HandlerPanic].map(Some);
-        if dropped.contains(&record.requested().or(record.reason)) {
+        // What is queued for a connection that is to be reset may be dropped before that.
+        let ends = record.requested().or(record.reason);
+        if ends.is_some_and(|reason| reason.mode() == CloseMode::Reset) {
             return;
         }
         let mut pieces = [IoSlice::new(&[]); PIECES];
