@@ -274,7 +274,9 @@ impl Pool {
         let needed = (self.waiters.len() + self.replays.len()).saturating_sub(self.coming);
         // What is sent again wants a new one.
         let idle = self.idle.is_empty() || (!self.replays.is_empty() && self.fresh(now).is_none());
-        let spare = self.coming == 0 && self.idle.len() < self.rules.idle_min && !self.drains();
+        // What is pinged, cleaned or judged is about to be idle again.
+        let unused = self.members.len() - self.coming - self.leased - self.ending;
+        let spare = self.coming == 0 && unused < self.rules.idle_min && !self.drains();
         self.stage < Stage::Halts
             && !self.held
             && self.members.len() < self.rules.size
