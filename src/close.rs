@@ -170,9 +170,9 @@ reasons! {
     PeerReset: "peer_reset", Drop, Peer, "reset by the peer";
     /// Its pool had enough idle connections.
     PoolSurplus: "pool_surplus", Close, None, "one idle connection too many";
-    /// It was given back to its pool in the middle of an exchange, or was not brought to the end of
-    /// one in time.
-    PoolUnclean: "pool_unclean", Reset, Handler, "given back in the middle of an exchange";
+    /// It was given back to its pool, or was [ready](crate::Conn::ready) to be leased, and not at the end
+    /// of an exchange; or it was not brought to that in time.
+    PoolUnclean: "pool_unclean", Reset, Handler, "not at the end of an exchange when it was given back";
     /// The connection it was [relayed with](crate::Conn::relay_with) was cut off: reset, lost, or
     /// aborted. This one has had what was read before that, and is reset.
     RelayBroken: "relay_broken", Break, None, "the other end of its relay was cut off";

@@ -530,7 +530,7 @@ impl Conn<'_> {
             Some(CloseReason::Timeout(Timeout::Lifetime))
         } else if self.cx.is_shutting_down() && self.ends_by_shutdown(record, unread) {
             Some(CloseReason::Shutdown)
-        } else if record.requests.saturating_add(1) >= self.cx.shared.bounds.requests_max {
+        } else if record.is_used_up(self.cx.shared.bounds.requests_max.saturating_sub(1)) {
             Some(CloseReason::MaxRequests)
         } else if self.cx.shared.pressure() >= NO_KEEP_ALIVE && !record.is_exempt() {
             Some(CloseReason::Overload)
@@ -745,8 +745,9 @@ impl Conn<'_> {
     /// It is sent again once, over a newly dialled connection, if all of this holds: the connection
     /// was not new when it was leased; its peer closes or resets it, or it fails; and no byte has come
     /// back. The request must be the only one on its way, with nothing written behind it, and at most
-    /// 64 KiB long, which are kept until the lease ends. Then
-    /// [`Handler::on_lease_replaced`](crate::Handler::on_lease_replaced) follows, with the lease over
+    /// 64 KiB long, which are kept until the lease ends. It waits for the new connection for as long as
+    /// [`PoolConfig::acquire`](crate::pool::PoolConfig::acquire) says, whatever was asked for the first.
+    /// Then [`Handler::on_lease_replaced`](crate::Handler::on_lease_replaced) follows, with the lease over
     /// which it was sent again, or why there is none.
     ///
     /// The server may have executed the request all the same: by this call the handler asserts that
@@ -799,6 +800,9 @@ impl Conn<'_> {
     /// has answered a [ping](crate::pool::PoolConfig::ping_after). Of a check of an endpoint that
     /// stands it says that it has passed, and ends it. At other times, and for other connections, it
     /// does nothing.
+    ///
+    /// The handler takes the whole reply off its input first: a connection of a pool that has input left
+    /// when the callback returns is closed with [`PoolUnclean`](CloseReason::PoolUnclean).
     pub fn ready(&mut self) {
         self.cx.shared.note_ready(self.id);
     }

@@ -64,7 +64,8 @@ pub struct Limits {
     /// From which [pressure](#overload) on, in percent, idle times shrink. Default 80; up to 94, as
     /// from 95 on connections are evicted. `None`: they stay as they are.
     pub shrink_idle_from: Option<u8>,
-    /// Requests a connection may make before it is closed. Default `None`, unlimited.
+    /// Requests a connection may make before it is closed. Default `None`, unlimited. Connections of a
+    /// pool have [`PoolConfig::leases_max`](crate::pool::PoolConfig::leases_max) in its place.
     pub requests_max: Option<u64>,
     /// The least average rate, in bytes per second, at which the last output of a closing
     /// connection must leave after [`Timeouts::flush`](crate::Timeouts::flush). Default 240, as

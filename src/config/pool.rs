@@ -75,7 +75,8 @@ pub struct PoolConfig {
     pub ping: Duration,
     /// The pause after a dial that failed. A connection that its server ends within a second, before an
     /// exchange over it has come to its end, its handshake aside, counts as a dial that failed: it was
-    /// accepted and not served. The pause doubles with each further failure up to
+    /// accepted and not served. So does one that cannot be leased when its handshake is over, as input is
+    /// left. The pause doubles with each further failure up to
     /// [`backoff_max`](PoolConfig::backoff_max), and is shortened at random by up to all of it, so
     /// that many pools do not dial in step ("full jitter", Brooker 2015). After a failure one
     /// connection is dialled at a time, and with each success one more, as in TCP's slow start.

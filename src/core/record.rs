@@ -550,7 +550,7 @@ impl Record {
         let rests = self.state == State::Connected
             && self.is_quiet()
             && self.deadline_inputs().at_rest()
-            && self.requests < requests_max;
+            && !self.is_used_up(requests_max);
         if rests {
             self.apply(Transition::Rest);
         }
@@ -634,6 +634,13 @@ impl Record {
             // A dialled connection waits for its socket to be writable, which is an event.
             matches!(self.state, State::Closing) && (reads || writes)
         }
+    }
+
+    /// Whether it has served as many requests as one connection may. Those of a pool have another limit,
+    /// on their leases.
+    #[inline(always)]
+    pub(crate) const fn is_used_up(&self, requests_max: u64) -> bool {
+        self.requests >= requests_max && !self.cold_flags.has(ColdFlags::POOLED)
     }
 
     /// Whether callbacks can reach it: it has neither been released nor refused.

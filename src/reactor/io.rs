@@ -220,7 +220,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
                 let record = self.shared.table.at(id.index());
                 let done = drained
                     || *budget == 0
-                    || record.requests >= self.shared.bounds.requests_max
+                    || record.is_used_up(self.shared.bounds.requests_max)
                     || record.was_the_last();
                 if done { Read::Done } else { Read::More }
             }

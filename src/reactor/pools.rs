@@ -216,7 +216,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             return;
         }
         let asked = Flags::TO_ACT_ON.and(Flags::DIVERTED);
-        if record.flags.has(asked) || record.requests >= requests_max {
+        if record.flags.has(asked) || record.is_used_up(requests_max) {
             self.shared.mark_dirty(lease);
         } else {
             self.arm_and_queue(handler, lease);
@@ -269,7 +269,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     fn is_settled(&mut self, id: ConnId) -> bool {
         let requests_max = self.shared.bounds.requests_max;
         let record = self.shared.table.at(id.index());
-        record.is_settled() && record.requests < requests_max
+        record.is_settled() && !record.is_used_up(requests_max)
     }
 
     #[inline(never)]

@@ -35,7 +35,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     pub(super) fn settle(&mut self, handler: &mut H, id: ConnId) {
         let requests_max = self.shared.bounds.requests_max;
         let mut record = self.shared.table.at(id.index());
-        if record.flags.has(Flags::TO_ACT_ON) || record.requests >= requests_max {
+        if record.flags.has(Flags::TO_ACT_ON) || record.is_used_up(requests_max) {
             self.act_on_requests(handler, id);
             record = self.shared.table.at(id.index());
             if record.flags.has(Flags::REAPED) {
@@ -381,7 +381,7 @@ fn ended(record: &Record, requests_max: u64) -> Option<CloseReason> {
         };
     if eof {
         Some(CloseReason::PeerEof)
-    } else if record.requests >= requests_max
+    } else if record.is_used_up(requests_max)
         && !record.flags.has(Flags::OWED)
         && !flags.has(Flags::TUNNEL)
     {

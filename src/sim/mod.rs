@@ -631,7 +631,8 @@ impl Sim {
     /// Checks that nothing is left: no connection, session, stream, buffer or deadline, no
     /// descriptor but those of listeners, none in a backlog, no closure that was posted and not
     /// taken, and no [failure](Sim::fail) that was ordered and never came. Alarms are the handler's
-    /// own, and may stay, and so may the wheel's entry of a place that is free.
+    /// own, and may stay, and so may the wheel's entry of a place that is free. The idle connections of a
+    /// pool are something: [`converge`](Sim::converge) lets them end first.
     ///
     /// # Panics
     ///

@@ -316,7 +316,8 @@ impl fmt::Display for Text<'_> {
 }
 
 /// A listener for reactors to dial; see [`Sim::listen`](super::Sim::listen). Dropping it
-/// closes it, and resets the connections that wait there.
+/// closes it, and resets the connections that wait there. Later dials are refused if its machine was made by
+/// [`Sim::host`](super::Sim::host) or is that of the peers; else they get no answer.
 #[derive(Debug)]
 #[must_use = "a listener that is dropped is closed"]
 pub struct PeerListener {

@@ -596,7 +596,10 @@ impl<H: Handler> Turns for Node<H> {
         for id in ids.iter().take(SHOWN) {
             let far = net.borrow().far_peer(self.machine, Token::of_conn(*id));
             let Some(conn) = cx.conn(*id) else {
-                let _ = write!(text, "\n    {id}, which is closed and still has its place");
+                let of_pool =
+                    cx.shared.table.get(*id).is_some_and(|record| record.pooled().is_some());
+                let what = if of_pool { "its pool's" } else { "closed and still has its place" };
+                let _ = write!(text, "\n    {id}, which is {what}");
                 continue;
             };
             let doing = match conn.state() {

@@ -351,8 +351,10 @@ impl Pool {
         if phase == Phase::Ending {
             return false;
         }
+        // One that is not wanted any more when it is judged for the first time would have come.
+        let came = member.came_at < Instant::FAR_FUTURE
+            || (phase == Phase::Returned && is_unwanted(reason));
         // One that its peer ends at once was accepted and not served.
-        let came = !matches!(phase, Phase::Dialling | Phase::Handshake);
         let unserved =
             is_loss(reason) && !member.proven && now.nanos_since(member.stood_at) < UNSERVED_FOR;
         if !came || unserved {
@@ -478,6 +480,11 @@ impl Pool {
         let is_longer = |other: &Place| members[*other as usize].unused_since <= unused_since;
         self.idle.insert(self.idle.partition_point(is_longer), place);
     }
+}
+
+/// Whether an end with this reason says nothing of the connection: it is one too many.
+const fn is_unwanted(reason: CloseReason) -> bool {
+    matches!(reason, CloseReason::PoolSurplus | CloseReason::Shutdown)
 }
 
 /// Whether an end with this reason is the doing of the peer, or of the network between.

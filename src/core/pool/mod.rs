@@ -60,8 +60,9 @@ pub struct PoolStats {
     pub cancelled: u64,
     /// Connections dialled.
     pub dialled: u64,
-    /// Dials and handshakes that failed, and connections that their server ended within a second, before
-    /// an exchange over them had come to its end.
+    /// Dials and handshakes that failed, connections that could not be leased for another reason when
+    /// they were ready, and those that their server ended within a second, before an exchange over them
+    /// had come to its end.
     pub dials_failed: u64,
     /// Connections closed because they were idle for too long.
     pub idle_closed: u64,
@@ -79,7 +80,8 @@ pub struct PoolStats {
     pub owner_gone: u64,
     /// Connections that were pinged.
     pub pinged: u64,
-    /// Requests sent again because the lease ended before a byte of the reply had come.
+    /// Requests to be sent again because the lease ended before a byte of the reply had come. One for
+    /// which no connection was found counts as failed or timed out as well.
     pub replayed: u64,
     /// How the latest dial ended, if it failed and no exchange has come to its end since.
     pub last_dial: Option<CloseReason>,

@@ -29,6 +29,9 @@ with_each_personality! {
     what_is_cleaned_in_time_is_leased_again,
     a_handshake_comes_before_the_first_lease,
     a_handshake_that_does_not_end_is_a_failed_dial,
+    a_connection_that_cannot_be_leased_when_it_is_ready_is_a_failed_dial,
+    the_most_requests_of_a_connection_are_not_for_those_of_a_pool,
+    a_ping_of_the_only_idle_connection_dials_no_other,
     connections_beyond_the_idle_maximum_end_with_a_fin,
     an_idle_connection_ends_in_its_time,
     as_many_as_are_to_be_idle_are_dialled_once,
@@ -612,6 +615,77 @@ fn a_handshake_comes_before_the_first_lease() {
     setup.exchange();
     let stats = setup.stats();
     assert_eq!((stats.dialled, stats.leases, stats.coming), (1, 2, 0));
+}
+
+fn a_connection_that_cannot_be_leased_when_it_is_ready_is_a_failed_dial() {
+    // The server says more than the handshake takes; or the pool was not told of one.
+    for (handshake, fail_fast) in [(true, false), (true, true), (false, false), (false, true)] {
+        let mut sim = world(1);
+        let upstream = sim.listen(UPSTREAM, 64);
+        let handshake = handshake.then(|| secs(1));
+        let config = PoolConfig { handshake, fail_fast, idle_min: 1, ..small(4) };
+        let mut proxy = Proxy::new(config);
+        proxy.greets = true;
+        let proxy = sim.serve(SERVER, quiet(), proxy);
+        let client = sim.connect(SERVER);
+        let mut greeted = Vec::new();
+        let mut pass = |sim: &mut Sim, millis: u64| {
+            for _ in 0..millis / 10 {
+                greeted.extend(upstream.accept());
+                for peer in &greeted {
+                    if peer.take() == b"hello\n" {
+                        let _ = peer.offer(b"hello\nand more");
+                    }
+                }
+                sim.advance(super::millis(10));
+            }
+        };
+        pass(&mut sim, 10_000);
+        let stats = pool_stats(&proxy);
+        assert!((3..30).contains(&stats.dialled), "{stats:?}");
+        assert!(stats.is_down && stats.dials_failed + 1 >= stats.dialled, "{stats:?}");
+        assert_eq!(stats.last_dial, Some(CloseReason::PoolUnclean));
+        client.send(b"line\n");
+        pass(&mut sim, 5_100);
+        client.expect(b"sorry\n");
+        let errors = proxy.with(|proxy, _| proxy.errors.clone());
+        let failure = if fail_fast { AcquireFailure::Unreachable } else { AcquireFailure::Timeout };
+        assert_eq!(errors[0].failure, failure);
+        assert_eq!(errors[0].last_dial, Some(CloseReason::PoolUnclean));
+    }
+}
+
+fn the_most_requests_of_a_connection_are_not_for_those_of_a_pool() {
+    let mut config = quiet();
+    config.limits.requests_max = Some(1);
+    let mut sim = world(1);
+    sim.serve(UPSTREAM, quiet(), Lines::default());
+    let pool = PoolConfig { handshake: Some(secs(1)), ping_after: Some(secs(10)), ..small(1) };
+    let mut proxy = Proxy::new(pool);
+    (proxy.greets, proxy.pings) = (true, true);
+    let proxy = sim.serve(SERVER, config, proxy);
+    for _ in 0..5 {
+        let client = sim.connect(SERVER);
+        sim.settle();
+        client.send(b"line\n");
+        sim.advance(secs(25));
+        assert_eq!(client.take(), b"line\n");
+        assert_eq!(client.closed(), Some(End::Fin));
+        client.close();
+    }
+    let stats = pool_stats(&proxy);
+    assert_eq!((stats.dialled, stats.leases, stats.open), (1, 5, 1), "{stats:?}");
+    assert!(stats.pinged > 5, "{stats:?}");
+}
+
+fn a_ping_of_the_only_idle_connection_dials_no_other() {
+    let config = PoolConfig { idle_min: 1, ping_after: Some(secs(10)), ..small(4) };
+    let mut setup = Setup::with(config, |proxy| proxy.pings = true);
+    setup.sim.set_link(Link { latency: millis(20), ..Link::LOOPBACK });
+    setup.sim.advance(secs(600));
+    let stats = setup.stats();
+    assert!(stats.pinged > 50, "{stats:?}");
+    assert_eq!((stats.dialled, stats.idle + stats.coming), (1, 1), "{stats:?}");
 }
 
 fn a_handshake_that_does_not_end_is_a_failed_dial() {
