@@ -174,11 +174,11 @@ pub trait Handler: Sized {
     /// [released](Conn::release), or why there is none. Called once for each `wait` that was not
     /// cancelled.
     ///
-    /// [`conn.other(lease)`](Conn::other) reaches the leased connection, and no other connection
-    /// does. What is written to it here leaves as soon as this callback has returned, as far as its
-    /// socket takes it. Its session is in the hands of its own callbacks, where [`Conn::owner`] names
-    /// this one. If it ends while it is leased, its [`on_closing`](Handler::on_closing) comes as
-    /// always, and still knows its owner.
+    /// [`conn.other(lease)`](Conn::other) reaches the leased connection, and no other connection does.
+    /// What is written to it here leaves as soon as this callback has returned, as far as its socket
+    /// takes it, and before what is written to this connection. Its session is in the hands of its own
+    /// callbacks, where [`Conn::owner`] names this one. If it ends while it is leased, its
+    /// [`on_closing`](Handler::on_closing) comes as always, and still knows its owner.
     fn on_acquired(
         &mut self,
         conn: &mut Conn<'_>,
@@ -197,10 +197,11 @@ pub trait Handler: Sized {
     /// this one in its place. Or there is none, and the request has failed.
     ///
     /// It comes once for each lease that is lost so, and
-    /// [`PoolStats::replayed`](crate::pool::PoolStats::replayed) counts the requests that were sent
-    /// again. [`PoolStats::replaced`](crate::pool::PoolStats::replaced) counts something else:
-    /// connections that the pool closes for their age, which are not leased then. The callbacks of the lost connection's end have
-    /// come before, without an [owner](Conn::owner).
+    /// [`PoolStats::replayed`](crate::pool::PoolStats::replayed) counts them.
+    /// [`PoolStats::replaced`](crate::pool::PoolStats::replaced) counts something else: connections
+    /// that the pool closes for their age, which are not leased then. The callbacks of the lost
+    /// connection's end have come before, without an [owner](Conn::owner). What is written to the lease
+    /// here leaves as in [`on_acquired`](Handler::on_acquired), behind the request.
     fn on_lease_replaced(
         &mut self,
         conn: &mut Conn<'_>,

@@ -16,7 +16,8 @@ impl<H: Handler + 'static> Handle<H> {
     /// The first signal asks for a [`shutdown`](Handle::shutdown), the second resets what is left, and
     /// the third does what it would do without this call: it ends the process, also where a callback
     /// never returns. A thread of its own waits for them, to the end of the process. Call it once for each
-    /// reactor: with a second call the first signal would count twice.
+    /// reactor: with a second call the first signal would count twice. The handler is `'static`, as the
+    /// thread keeps this handle.
     ///
     /// # Errors
     ///
