@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use wheelhouse::config::Rate;
+use wheelhouse::pool::PoolConfig;
 use wheelhouse::sim::{self, Call, End, Faults, Link, Random, Sim, errno};
 use wheelhouse::{
     Address, CloseReason, Closed, Config, Conn, ConnId, Context, Handler, ListenConfig, PostError,
@@ -716,4 +717,52 @@ fn the_greatest_settings_disturb_no_check() {
     }
     assert_eq!(server.stats().closed(CloseReason::Timeout(Timeout::Response)), 2);
     assert_eq!(server.stats().panics, 1, "as many as are allowed");
+}
+
+/// A wait that a signal interrupts brings nothing, and deadlines that are late are put off for a turn:
+/// the reactor is not to blame that it turns in vain.
+#[test]
+fn a_reactor_whose_waits_are_interrupted_does_not_spin() {
+    let mut sim = Sim::new(1);
+    let server = serve_echo(&mut sim);
+    let peer = sim.connect(&server);
+    peer.send(b"a");
+    sim.settle();
+    peer.expect(b"a");
+    peer.send(b"b");
+    (0..8).for_each(|after| server.fail(Call::Wait, after, errno::EINTR));
+    for _ in 0..4 {
+        sim.step();
+    }
+    sim.jump_clocks(secs(61));
+    sim.settle();
+    assert_eq!(sim.failures_left(), 0);
+    peer.expect(b"b");
+}
+
+#[test]
+#[should_panic = "which is its pool's"]
+fn an_idle_connection_of_a_pool_that_is_left_is_named_as_that() {
+    struct Pooled;
+
+    impl Handler for Pooled {
+        type Session = ();
+
+        fn on_start(&mut self, cx: &mut Context<'_>) {
+            let config = PoolConfig { idle_min: 1, ..PoolConfig::default() };
+            cx.add_pool("10.0.0.2:9", &config).unwrap();
+        }
+
+        fn on_open(&mut self, _: &mut Conn<'_>) -> Option<()> {
+            Some(())
+        }
+
+        fn on_data(&mut self, _: &mut Conn<'_>, (): &mut (), _: &mut BytesMut) {}
+    }
+
+    let mut sim = Sim::new(1);
+    let _upstream = sim.listen("10.0.0.2:9", 1);
+    let _server = sim.serve(SERVER, Config::default(), Pooled);
+    sim.settle();
+    sim.assert_clean();
 }

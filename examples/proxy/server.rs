@@ -38,7 +38,7 @@ pub(crate) struct Settings {
     pub(crate) connect_total: Duration,
     /// Those of the reactor.
     pub(crate) timeouts: Timeouts,
-    /// What the choices that chance makes begin with.
+    /// Of the choices that `random-two` makes.
     pub(crate) seed: u64,
 }
 

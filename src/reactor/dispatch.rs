@@ -100,30 +100,6 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         self.call_with_input(id, name, |conn, session, _| callback(conn, session));
     }
 
-    /// As [`Reactor::call`], for a callback that gets `lease`: what it wrote to that is sent, too.
-    #[inline(always)]
-    pub(super) fn call_leased(
-        &mut self,
-        owner: ConnId,
-        lease: ConnId,
-        name: &'static str,
-        callback: impl FnOnce(&mut Conn<'_>, &mut H::Session),
-    ) {
-        let Self { slots, shared, .. } = self;
-        let Some(session) = slots[owner.index()].session.as_mut() else { return };
-        shared.enter_leased(owner, lease);
-        let mut conn = Conn::new(shared, owner);
-        probe::callback_start(Some(owner), name);
-        let outcome = catch(|| callback(&mut conn, session));
-        probe::callback_end(Some(owner), name);
-        self.refresh_now_if_stale(name, Some(owner));
-        if outcome.is_ok() {
-            // Before what follows finds that all hold too much.
-            self.send_leased(lease);
-        }
-        self.end_callback(owner, outcome.is_err());
-    }
-
     /// Sends what the callback that has just run wrote to `lease`, which it got.
     #[inline(always)]
     fn send_leased(&mut self, lease: ConnId) {
@@ -142,14 +118,36 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         name: &'static str,
         callback: impl FnOnce(&mut Conn<'_>, &mut H::Session, &mut BytesMut),
     ) {
+        self.call_leasing(id, None, name, callback);
+    }
+
+    /// As [`Reactor::call_with_input`], for a callback that may get a lease: what it wrote to that is
+    /// sent first.
+    #[inline(always)]
+    pub(super) fn call_leasing(
+        &mut self,
+        id: ConnId,
+        lease: Option<ConnId>,
+        name: &'static str,
+        callback: impl FnOnce(&mut Conn<'_>, &mut H::Session, &mut BytesMut),
+    ) {
         let Self { slots, shared, .. } = self;
         let Slot { session: Some(session), input, .. } = &mut slots[id.index()] else { return };
-        shared.enter(id);
+        match lease {
+            Some(lease) => shared.enter_leased(id, lease),
+            None => shared.enter(id),
+        }
         let mut conn = Conn::new(shared, id);
         probe::callback_start(Some(id), name);
         let outcome = catch(|| callback(&mut conn, session, input));
         probe::callback_end(Some(id), name);
         self.refresh_now_if_stale(name, Some(id));
+        if let Some(lease) = lease
+            && outcome.is_ok()
+        {
+            // Before what follows finds that all hold too much.
+            self.send_leased(lease);
+        }
         self.end_callback(id, outcome.is_err());
     }
 

@@ -12,7 +12,7 @@ use crate::core::dial::{Blame, blame_for};
 use crate::core::flags::{ColdFlags, Flags};
 use crate::core::health::{Witness, fell_silent};
 use crate::core::pool::{Place, Replay, Stage, Waiter, Work};
-use crate::error::{AcquireError, AcquireFailure};
+use crate::error::AcquireFailure;
 use crate::handler::Handler;
 use crate::id::{ConnId, PoolId};
 use crate::log::{info, warn};
@@ -129,7 +129,7 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         if let Some(replay) = &waiter.replay {
             self.send_again(id, replay);
         }
-        self.answer(handler, waiter, Some(id), || Ok(id));
+        self.answer(handler, waiter, Ok(id));
     }
 
     #[cold]
@@ -143,20 +143,16 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
     #[cold]
     fn refuse(&mut self, handler: &mut H, waiter: Waiter, failure: AcquireFailure) {
         self.shared.pools.unhold(waiter.owner);
-        let error = self.shared.acquire_error(waiter.id.pool(), failure);
-        self.answer(handler, waiter, None, || Err(error));
+        self.answer(handler, waiter, Err(failure));
     }
 
-    /// Calls the handler back, and settles what it has `leased`, if it has. It makes the answer in its
-    /// place, as one that may be an error is large.
+    /// Calls the handler back.
     #[inline(always)]
-    fn answer(
-        &mut self,
-        handler: &mut H,
-        waiter: Waiter,
-        leased: Option<ConnId>,
-        lease: impl FnOnce() -> Result<ConnId, AcquireError>,
-    ) {
+    fn answer(&mut self, handler: &mut H, waiter: Waiter, outcome: Result<ConnId, AcquireFailure>) {
+        let pool = waiter.id.pool();
+        // An error says how the pool is now; it is large, and is made where it is passed.
+        let lease =
+            |shared: &LoopState| outcome.map_err(|failure| shared.acquire_error(pool, failure));
         match waiter.owner {
             Some(owner) => {
                 // One that was dialled in this turn may have asked before its `on_open`. If that refuses
@@ -171,10 +167,11 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
                 }
                 let is_again = waiter.replay.is_some();
                 let name = if is_again { "on_lease_replaced" } else { "on_acquired" };
-                self.call_answered(handler, owner, leased, name, |handler, conn, session| {
+                self.call_answered(handler, owner, outcome.ok(), name, |handler, conn, session| {
+                    let lease = lease(conn.cx().shared);
                     match waiter.replay {
-                        Some(it) => handler.on_lease_replaced(conn, session, it.lost, lease()),
-                        None => handler.on_acquired(conn, session, waiter.id, lease()),
+                        Some(it) => handler.on_lease_replaced(conn, session, it.lost, lease),
+                        None => handler.on_acquired(conn, session, waiter.id, lease),
                     }
                 });
                 if !self.is_settled(owner) {
@@ -183,13 +180,14 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
             }
             None => {
                 self.call_loop("on_loop_acquired", |cx| {
-                    handler.on_loop_acquired(cx, waiter.id, lease());
+                    let lease = lease(cx.shared);
+                    handler.on_loop_acquired(cx, waiter.id, lease);
                 });
             }
         }
     }
 
-    /// Runs a callback that answers, and settles what it has leased.
+    /// Runs a callback that answers, and settles what it has `leased`.
     #[inline(always)]
     fn call_answered(
         &mut self,
@@ -199,24 +197,21 @@ impl<H: Handler, B: Backend> Reactor<H, B> {
         name: &'static str,
         callback: impl FnOnce(&mut H, &mut Conn<'_>, &mut H::Session),
     ) {
-        let Some(lease) = leased else {
-            return self.call(owner, name, |conn, session| callback(handler, conn, session));
-        };
-        self.call_leased(owner, lease, name, |conn, session| callback(handler, conn, session));
-        self.settle_leased(handler, lease);
+        self.call_leasing(owner, leased, name, |conn, session, _| callback(handler, conn, session));
+        if let Some(lease) = leased {
+            self.settle_leased(handler, lease);
+        }
     }
 
     /// [`Reactor::settle`] for a lease, behind the callback that got it. What it has been sent leaves
     /// mostly only deadlines to choose; if anything was asked of it, it is settled in its step of the turn.
     #[inline(always)]
     fn settle_leased(&mut self, handler: &mut H, lease: ConnId) {
-        let requests_max = self.shared.bounds.requests_max;
-        let record = self.shared.table.at(lease.index());
-        if record.flags.has(Flags::DIRTY) {
+        let flags = self.shared.table.at(lease.index()).flags;
+        if flags.has(Flags::DIRTY) {
             return;
         }
-        let asked = Flags::TO_ACT_ON.and(Flags::DIVERTED);
-        if record.flags.has(asked) || record.is_used_up(requests_max) {
+        if flags.has(Flags::TO_ACT_ON.and(Flags::DIVERTED)) {
             self.shared.mark_dirty(lease);
         } else {
             self.arm_and_queue(handler, lease);
